@@ -1,0 +1,1 @@
+"""What the models read and compute: flows, their encoding, the networks and the checkpoint format."""

@@ -1,0 +1,1 @@
+"""The offline side of tapline: datasets, training, evaluation and export of checkpoints."""
