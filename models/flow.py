@@ -1,11 +1,10 @@
-"""The flow record that every source yields and every model reads, and its JSON form; reading packets belongs to the sources."""
+"""The flow record that every source yields and every model reads, and its JSON form. Packets are the sources' business."""
 
 from __future__ import annotations
 
 import ipaddress
 from typing import Annotated, Literal
 
-import communityid
 import msgspec
 
 FLOW_FORMAT_VERSION = 1
@@ -48,14 +47,16 @@ class PacketHead(msgspec.Struct, gc=False):
 class Flow(msgspec.Struct, gc=False):
     """One Zeek connection: what the models read of it and its conn fields.
 
-    Bounded: at most `MAX_PAYLOAD_LENGTHS` lengths, `MAX_CONTENT_BYTES` bytes each way, and the heads of the first packets
-    that fill `HEADS_TOKEN_BUDGET` tokens (each costs `HEAD_TOKEN_COST` and its length; the last is cut to what fits).
+    Bounded: at most `MAX_PAYLOAD_LENGTHS` lengths, `MAX_CONTENT_BYTES` bytes each way, and the heads of the first
+    packets that fill `HEADS_TOKEN_BUDGET` tokens (each costs `HEAD_TOKEN_COST` and its length; the last is cut to what
+    fits).
 
     * `start_us`: first packet, microseconds since the epoch; `duration_us`: first to last packet.
     * `orig_h`, `resp_h`: textual addresses; ICMP ports are type and counterpart type as Zeek gives them.
     * `proto`: `tcp`, `udp`, `icmp` (both versions), otherwise the decimal IP protocol number.
-    * `up`, `down`: all packets with payload from the originator and from the responder, also beyond the kept lengths.
-    * `payload_lengths`: `+n` from the originator, `-n` from the responder, in capture order, packets without payload left out.
+    * `up`, `down`: all packets with payload from the originator and from the responder, beyond the kept lengths too.
+    * `payload_lengths`: `+n` from the originator, `-n` from the responder, in capture order; packets without payload
+      are left out.
     * `orig_bytes`, `resp_bytes`: first content bytes each way; TCP in order up to the first gap, UDP datagrams joined.
     * `orig_pkts`, `resp_pkts`, `orig_ip_bytes`, `resp_ip_bytes`: all packets and their IP lengths, as in conn.log.
     * `link_type`: Tracegram's link-type byte of the heads, 0 without heads.
@@ -87,15 +88,6 @@ class Flow(msgspec.Struct, gc=False):
     sensor: str = ""
     complete: bool = True
 
-    @property
-    def community_id(self) -> str:
-        """Community ID v1 (github.com/corelight/community-id-spec), empty where it is not defined for the protocol."""
-        number = ip_protocol_number(self.proto, self.orig_h)
-        try:
-            return str(communityid.CommunityID().calc(_flow_tuple(self, number)) or "")
-        except (communityid.FlowTupleError, ValueError):
-            return ""
-
 
 def ip_protocol_number(proto: str, address: str) -> int:
     """The IP protocol number of a flow's `proto`; ICMP is 58 between IPv6 addresses."""
@@ -104,13 +96,7 @@ def ip_protocol_number(proto: str, address: str) -> int:
     return _PROTOCOL_NUMBERS.get(proto) or int(proto)
 
 
-def _flow_tuple(flow: Flow, number: int) -> communityid.FlowTuple:
-    if number in (1, 6, 17, 58, 132):
-        return communityid.FlowTuple(number, flow.orig_h, flow.resp_h, flow.orig_p, flow.resp_p)
-    return communityid.FlowTuple(number, flow.orig_h, flow.resp_h)
-
-
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 _Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 _Length = Annotated[int, msgspec.Meta(ge=-65535, le=65535)]
 _Name = Annotated[str, msgspec.Meta(max_length=128)]
@@ -168,11 +154,11 @@ class FlowLine(msgspec.Struct, gc=False, forbid_unknown_fields=True, omit_defaul
 _SAME_IN_JSON = [name for name in Flow.__struct_fields__ if name not in {"orig_bytes", "resp_bytes", "heads"}]
 
 
-def flow_to_line(flow: Flow) -> FlowLine:
+def flow_to_line(flow: Flow, community_id: str = "") -> FlowLine:
     """The JSON form of a flow, without tokens."""
     return FlowLine(
         **{name: getattr(flow, name) for name in _SAME_IN_JSON},
-        community_id=flow.community_id,
+        community_id=community_id,
         orig_bytes=flow.orig_bytes.hex(),
         resp_bytes=flow.resp_bytes.hex(),
         heads=[PacketHeadLine(head.gap_us, head.data.hex()) for head in flow.heads],
