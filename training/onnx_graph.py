@@ -1,12 +1,13 @@
 """The ONNX graph of an MM4flow checkpoint, built node by node from its weights with ONNX Runtime's fused operators.
 
-Written out by hand rather than traced: the graph is small, its operators are then the fused ones on every version of the
-exporter, and every name in it is ours.
+Written out by hand rather than traced: the graph is small, its operators are then the fused ones whatever the version
+of an exporter, and every name in it is ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ class _Graph:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._count = 0
 
-    def add(self, operator: str, *inputs: str, domain: str = "", output: str = "", **attributes: object) -> str:
+    def add(self, operator: str, *inputs: str, domain: str = "", output: str = "", **attributes: Any) -> str:
         """Append a node with one output."""
         self._count += 1
         output = output or f"{operator.lower()}_{self._count}"
