@@ -61,7 +61,7 @@ def test_bad_fields_are_named(changes, message):
 
 
 def test_not_json():
-    with pytest.raises(FlowError, match="malformed|trailing"):
+    with pytest.raises(FlowError, match=r"malformed|trailing"):
         parse_flow(b"{]")
 
 
