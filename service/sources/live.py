@@ -25,6 +25,10 @@ STEADY_STATES = frozenset({ESTABLISHED, PARTIAL})
 INTERACTIVE_TIMEOUT_US = 3_600_000_000
 """How long an interactive TCP flow may be silent."""
 
+DNS_RECHECK_US = 10_000_000
+"""How often a DNS flow over UDP is looked at."""
+
+_DNS_SILENCE_US = 9_000_000
 _MASK = 0xFFFFFFFF
 _HALF_SPACE = 1 << 31
 _MAX_HOLES = 512
@@ -196,6 +200,7 @@ class LiveFlow:
         "number",
         "orig",
         "previous_us",
+        "recheck_us",
         "room",
         "sides",
         "start_us",
@@ -216,6 +221,7 @@ class LiveFlow:
         self.link = row.link
         self.inspect = 0
         self.not_a_tunnel = False
+        self.recheck_us = 0
         self._make_sides()
 
     def _make_sides(self) -> None:
@@ -249,8 +255,15 @@ class LiveFlow:
         self.head_room = room if room > HEAD_TOKEN_COST else 0
 
     def due_us(self, now_us: int) -> int:
-        """When the flow ends if no packet comes."""
-        return self.last_us + self.timeout_us
+        """When the flow ends if no packet comes. DNS over UDP is looked at every ten seconds and ends if silent."""
+        due = self.last_us + self.timeout_us
+        if not self.recheck_us:
+            return due
+        if now_us >= self.recheck_us:
+            if now_us - self.last_us >= _DNS_SILENCE_US:
+                return now_us
+            self.recheck_us = now_us + DNS_RECHECK_US
+        return min(due, self.recheck_us)
 
     def conn_state(self) -> str:
         """Zeek's name for how the flow went."""

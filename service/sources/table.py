@@ -9,7 +9,7 @@ from models.flow import Flow, HeadsKind
 from service.sources import tcp
 from service.sources.inspect import DNS, inspector_of, is_dns_answer, is_dns_message, is_multicast, ntp_contradicts
 from service.sources.ip import MAX_TUNNEL_DEPTH
-from service.sources.live import LiveFlow, TcpFlow
+from service.sources.live import DNS_RECHECK_US, LiveFlow, TcpFlow
 from service.sources.packets import TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, PacketRow, ReadCounters
 from service.sources.ports import is_likely_server
 
@@ -64,15 +64,16 @@ class FlowTable:
         packets pass here, and a call per packet would cost as much as the work itself.
         """
         flows, due, header_only = self._flows, self._due, self._heads == "header"
+        now_us = self._now_us
         for row in rows:
             (
                 time_us, key, side_index, kind, length, total, have, data, offset,
                 frame, head_start, head_end, frame_end, flags, seq, ack, _,
             ) = row  # fmt: skip
-            if time_us > self._now_us:
-                self._now_us = time_us
-                if due[0][0] <= time_us:
-                    self._expire(time_us)
+            if time_us > now_us:
+                now_us = self._now_us = time_us
+            if due[0][0] <= now_us:
+                self._expire(now_us)
             flow = flows.get(key)
             if flow is None or (flags & 2 and self._is_another(flow, row)):
                 flow = self._start(row)
@@ -161,6 +162,8 @@ class FlowTable:
                     if flow.address(1 - row.side) != _BROADCAST:
                         flow.flip()
                 flow.inspect = inspector_of(ports[1 - flow.orig])
+                if flow.inspect == DNS:
+                    flow.recheck_us = first_due_us = row.time_us + DNS_RECHECK_US
         self._flows[row.key] = flow
         heappush(self._due, (first_due_us, self._created, row.key))
         return flow
