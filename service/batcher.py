@@ -123,9 +123,9 @@ class Batcher:
     async def classify(self, flows: Sequence[Flow]) -> list[Verdict | None]:
         """Verdicts in order; waits for room where the queue is full. For bulk work that has no deadline."""
         found: list[Verdict | None] = []
-        for start in range(0, len(flows), self.max_batch_size):
-            part = flows[start : start + min(self.max_batch_size, self.max_queue_size)]
-            found += await (await self._submit_when_room(part))
+        step = min(self.max_batch_size, self.max_queue_size)
+        for start in range(0, len(flows), step):
+            found += await (await self._submit_when_room(flows[start : start + step]))
         return found
 
     async def _submit_when_room(self, flows: Sequence[Flow]) -> asyncio.Future[list[Verdict | None]]:

@@ -41,7 +41,7 @@ def classify_inputs(
             entry.error = str(error)
         problem = input_problem(entry)
         if problem:
-            console.print(problem, style="red" if entry.error else "yellow", markup=False)
+            console.print(problem, style="red" if entry.error else "yellow", markup=False, soft_wrap=True)
     summary = builder.finish(inputs)
     writer.finish(summary)
     return summary

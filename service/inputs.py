@@ -20,9 +20,20 @@ ReaderName = Literal["auto", "zeek", "builtin"]
 class FlowInput(Protocol):
     """Flows of one input, iterated once; the counters grow while it is read."""
 
-    packets: int
-    bytes_read: int
-    bytes_total: int | None
+    @property
+    def packets(self) -> int:
+        """Packets read."""
+        ...
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read, as stored."""
+        ...
+
+    @property
+    def bytes_total(self) -> int | None:
+        """Bytes to read, None where that is not known."""
+        ...
 
     @property
     def skipped(self) -> dict[str, int]:

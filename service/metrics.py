@@ -58,3 +58,44 @@ class Metrics:
         self.lengths_out_of_vocabulary = Counter(
             "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
         )
+        self._add_live(registry)
+
+    def _add_live(self, registry: CollectorRegistry) -> None:
+        self.bus_connected = Gauge("tapline_bus_connected", "1 while a sensor is connected", ["url"], registry=registry)
+        self.bus_connections = Counter(
+            "tapline_bus_connections", "Connections made to a sensor's bus", ["url"], registry=registry
+        )
+        self.bus_flows = Counter(
+            "tapline_bus_flows", "Flows received from a sensor, early and final", ["sensor", "kind"], registry=registry
+        )
+        self.bus_missed = Counter(
+            "tapline_bus_missed_flows", "Flows of a sensor that never came, by its numbering", ["sensor"],
+            registry=registry,
+        )  # fmt: skip
+        self.bus_refused = Counter(
+            "tapline_bus_refused_events", "Events refused: malformed, or of another schema version", ["url", "reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.sensor_counts = Gauge(
+            "tapline_sensor_counts", "A sensor's own counters since its start", ["sensor", "counter"], registry=registry
+        )
+        self.sensor_loss = Gauge(
+            "tapline_sensor_loss_ratio", "Share of traffic that Zeek itself missed", ["sensor"], registry=registry
+        )
+        self.live_queue_flows = Gauge("tapline_live_queue_flows", "Live flows waiting", registry=registry)
+        self.live_flows = Counter(
+            "tapline_live_flows", "Distinct live flows, early and final counted once", registry=registry
+        )
+        self.live_shed = Counter("tapline_live_shed_flows", "Live flows shed because of overload", registry=registry)
+        self.live_reused = Counter(
+            "tapline_live_reused_verdicts", "Final flows whose early verdict holds: nothing computed", registry=registry
+        )
+        self.live_seconds = Histogram(
+            "tapline_live_seconds", "From a flow's arrival to its verdict's delivery", buckets=_FAST, registry=registry
+        )
+        self.verdicts_returned = Counter(
+            "tapline_verdicts_returned", "Verdicts that Zeek acknowledged", ["url"], registry=registry
+        )
+        self.verdicts_lost = Counter(
+            "tapline_verdicts_lost", "Verdicts that could not be returned to Zeek", ["url"], registry=registry
+        )

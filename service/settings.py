@@ -38,7 +38,29 @@ class Settings(BaseSettings):
     parse_memory_mb: int = Field(
         2048, ge=256, description="most memory (address space) of a process that reads captures"
     )
+    zeek: list[str] = Field(
+        [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
+    )
+    zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
+    zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
+    zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
+    shards: list[str] = Field(
+        [], description="shards of the flows to take, as the sensor numbers them; may be repeated"
+    )
+    spool_verdicts: int = Field(
+        100_000, ge=0, le=10_000_000, description="most verdicts kept for a sensor that is away; 0 sends none back"
+    )
+    live_queue_flows: int = Field(20_000, ge=1, le=10_000_000, description="most live flows waiting; more are shed")
+    replay: Path | None = Field(None, description="capture to play through the live path")
+    speed: float = Field(
+        1.0, ge=0, description="speed of the replay: 2 is twice as fast as it was, 0 as fast as it goes"
+    )
     shutdown_seconds: float = Field(10, ge=0, description="longest time to finish work when asked to stop")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether flows come from sensors or a replay."""
+        return bool(self.zeek or self.replay)
 
     @model_validator(mode="after")
     def _stay_local(self) -> Settings:

@@ -11,8 +11,12 @@ from service.api.errors import ApiError
 from service.batcher import Batcher, QueueFullError, VerdictError
 from service.classifier import Classifier, newest_version, shipped_checkpoint
 from service.engines.base import load_engine
+from service.live import LivePipeline
 from service.metrics import Metrics
+from service.replay import Replay
+from service.sensors import Sensors, Watcher
 from service.settings import Settings
+from service.sources.bus.transport import TlsFiles
 
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
@@ -21,9 +25,12 @@ _WARM_UP = Flow("warm-up", 0, 0, "192.0.2.1", 1, "192.0.2.2", 2, "udp", 1, 0, [6
 
 
 class Service:
-    """One checkpoint behind one batcher."""
+    """One checkpoint behind one batcher, and what feeds it: requests, sensors, a replay.
 
-    def __init__(self, settings: Settings) -> None:
+    `watcher` is told of every live verdict.
+    """
+
+    def __init__(self, settings: Settings, watcher: Watcher = lambda flow, verdict: None) -> None:
         directory = newest_version(settings.checkpoint) if settings.checkpoint else shipped_checkpoint()
         self.settings = settings
         self.metrics = Metrics()
@@ -35,6 +42,17 @@ class Service:
             max_queue_delay_ms=settings.max_queue_delay_ms,
             max_queue_size=settings.max_queue_size,
         )
+        self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
+        self.sensors = Sensors(
+            settings.zeek,
+            self.pipeline,
+            self.metrics,
+            tls=TlsFiles(settings.zeek_ca, settings.zeek_cert, settings.zeek_key),
+            shards=settings.shards,
+            spool_verdicts=settings.spool_verdicts,
+            watcher=watcher,
+        )
+        self.replay = Replay(settings.replay, settings.speed, self.pipeline, watcher) if settings.replay else None
         self._uploads = 0
         checkpoint = self.classifier.checkpoint
         self.metrics.model.info({"name": checkpoint.name, "version": checkpoint.version, "engine": settings.engine})
@@ -45,7 +63,14 @@ class Service:
         await asyncio.to_thread(self.classifier.classify, [_WARM_UP])
         self.batcher.start()
         try:
-            yield
+            async with self.sensors.running(self.settings.shutdown_seconds):
+                replay = asyncio.create_task(self.replay.run()) if self.replay else None
+                try:
+                    yield
+                finally:
+                    if replay:
+                        replay.cancel()
+                        await asyncio.gather(replay, return_exceptions=True)
         finally:
             await self.batcher.stop(self.settings.shutdown_seconds)
 
@@ -54,6 +79,8 @@ class Service:
         waiting = self.batcher.waiting_flows
         if waiting > READY_QUEUE_SHARE * self.batcher.max_queue_size:
             return f"{waiting} flows are waiting"
+        if self.pipeline.queue_share > READY_QUEUE_SHARE:
+            return "the queue of live flows is full"
         if self._uploads >= self.settings.max_uploads:
             return f"{self._uploads} captures are being worked on"
         return None

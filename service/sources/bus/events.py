@@ -138,7 +138,7 @@ def _checked(event: BusEvent, types: tuple[type, ...]) -> Sequence[Any]:
     for index, (value, expected) in enumerate(zip(args, types, strict=True)):
         if type(value) is not expected:
             raise EventError(f"{event.name}: field {index} is {type(value).__name__}, not {expected.__name__}")
-        if expected is int and int(value) < 0:
+        if expected is int and value < 0:  # type: ignore[operator]
             raise EventError(f"{event.name}: field {index} is negative")
     return args
 
