@@ -41,8 +41,6 @@ export {
 	global is_serving: function(): bool;
 }
 
-global shard_format = "";
-
 function is_serving(): bool
 	{
 	if ( Supervisor::is_supervisor() )
@@ -65,7 +63,10 @@ function topic_of(c: connection): string
 	{
 	if ( shards == 1 )
 		return flows_topic + "0";
-	return flows_topic + fmt(shard_format, fnv1a32(subject(c$id)) % shards);
+	local shard = cat(fnv1a32(subject(c$id)) % shards);
+	while ( |shard| < |cat(shards - 1)| )
+		shard = "0" + shard;
+	return flows_topic + shard;
 	}
 
 hook deliver(c: connection, f: Flow)
@@ -105,7 +106,6 @@ event zeek_init()
 		Reporter::fatal("Tapline::tls_cert_file and Tapline::tls_key_file go together: set both or neither");
 	if ( tls_client_ca_file != "" && tls_cert_file == "" )
 		Reporter::fatal("Tapline::tls_client_ca_file needs Tapline::tls_cert_file and Tapline::tls_key_file");
-	shard_format = fmt("%%0%dd", |cat(shards - 1)|);
 	if ( sensor_name == "" )
 		sensor_name = gethostname();
 	if ( Cluster::is_enabled() )

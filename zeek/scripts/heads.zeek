@@ -151,7 +151,7 @@ function add_head(c: connection, p: pkt_hdr, payload: count)
 		keep = room;
 	local first = |st$heads| == 0;
 	local gap = first || now_us < st$last_packet_us ? 0 : now_us - st$last_packet_us;
-	st$heads += fmt(first ? "%d:%s" : ";%d:%s", gap, bytestring_to_hexstr(packet$data[0:keep]));
+	st$heads += cat(first ? "" : ";", gap, ":", bytestring_to_hexstr(packet$data[0:keep]));
 	st$heads_left = room - keep;
 	st$last_packet_us = now_us;
 	}

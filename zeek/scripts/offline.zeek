@@ -18,11 +18,8 @@ redef Tapline::early_packets = 0;
 redef Tapline::early_interval = 0sec;
 redef Tapline::early_bytes = 0;
 
-event zeek_init() &priority=-100
+hook Log::log_stream_policy(rec: any, id: Log::ID)
 	{
-	if ( other_logs )
-		return;
-	for ( id in Log::active_streams )
-		if ( starts_with(cat(id), "Tapline::") == F )
-			Log::disable_stream(id);
+	if ( ! other_logs && ! starts_with(cat(id), "Tapline::") )
+		break;
 	}
