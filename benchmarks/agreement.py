@@ -1,0 +1,232 @@
+"""How far the built-in capture reader agrees with Zeek's logs: python benchmarks/agreement.py CAPTURES LOGS [--list].
+
+CAPTURES is a folder of captures; LOGS has, for each of them, a folder of the same name (with or without its ending) that
+holds conn.log, ps.log and raw.log (plain or gzip) as Zeek with the published MM4flow scripts writes them. Flows are
+matched by endpoints, protocol and start within 1 ms. Each disagreement gets a cause by rule; the rules are in `causes`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.flow import MAX_PAYLOAD_LENGTHS, Flow
+from service.sources.capture import CaptureError, CaptureReader, ReadOptions
+
+START_TOLERANCE_US = 1_000
+ENDPOINTS = ("id.orig_h", "id.orig_p", "id.resp_h", "id.resp_p")
+
+
+@dataclass
+class Logged:
+    """One connection of Zeek's logs; `ps` and `raw` are None where the log has no row."""
+
+    conn: dict[str, str]
+    ps: list[int] | None = None
+    up: int = 0
+    down: int = 0
+    raw: tuple[str, str] | None = None
+
+    @property
+    def start_us(self) -> int:
+        seconds, _, fraction = self.conn["ts"].partition(".")
+        return int(seconds) * 1_000_000 + int(fraction.ljust(6, "0"))
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        proto = self.conn["proto"]
+        if proto == "unknown_transport":
+            proto = self.conn.get("ip_proto", proto)
+        return (*(self.conn[name] for name in ENDPOINTS), proto)
+
+
+@dataclass
+class Tally:
+    """Counts over captures: `connections` of conn.log, `compared` of them with payload, `identical` of those."""
+
+    captures: int = 0
+    connections: int = 0
+    found: int = 0
+    extra: int = 0
+    compared: int = 0
+    identical: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        for name in ("captures", "connections", "found", "extra", "compared", "identical"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.causes += other.causes
+
+
+def log_rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
+    for path, opener in ((folder / f"{name}.log", open), (folder / f"{name}.log.gz", gzip.open)):
+        if path.exists():
+            with opener(path, "rt", errors="replace") as lines:  # type: ignore[operator]
+                fields: list[str] = []
+                for line in lines:
+                    columns = line.rstrip("\n").split("\t")
+                    if columns[0] == "#fields":
+                        fields = columns[1:]
+                    elif not line.startswith("#"):
+                        yield dict(zip(fields, columns, strict=True))
+
+
+def read_logs(folder: Path) -> list[Logged]:
+    logged = {row["uid"]: Logged(row) for row in log_rows(folder, "conn")}
+    for row in log_rows(folder, "ps"):
+        if row["uid"] in logged:
+            runs = [run.split(":") for run in row["ps"].split(",")]
+            flow = logged[row["uid"]]
+            flow.ps = [int(value) for value, count in runs for _ in range(int(count))]
+            flow.up, flow.down = int(row["up"]), int(row["down"])
+    for row in log_rows(folder, "raw"):
+        if row["uid"] in logged:
+            fwd, bwd = ("" if row[name] == "(empty)" else row[name] for name in ("fwd_raw", "bwd_raw"))
+            logged[row["uid"]].raw = (fwd, bwd)
+    return list(logged.values())
+
+
+def read_flows(path: Path) -> list[Flow]:
+    try:
+        return list(CaptureReader(path, ReadOptions(heads="none")))
+    except CaptureError as error:
+        print(f"  {path.name}: {error}", file=sys.stderr)
+        return []
+
+
+def pair(logged: list[Logged], flows: list[Flow]) -> tuple[list[tuple[Logged, Flow | None]], list[Flow]]:
+    by_key: dict[tuple[str, ...], list[Flow]] = defaultdict(list)
+    for flow in flows:
+        by_key[(flow.orig_h, str(flow.orig_p), flow.resp_h, str(flow.resp_p), flow.proto)].append(flow)
+    pairs: list[tuple[Logged, Flow | None]] = []
+    for connection in logged:
+        near = [f for f in by_key[connection.key] if abs(f.start_us - connection.start_us) <= START_TOLERANCE_US]
+        match = min(near, key=lambda f: (same_lengths(connection, f), abs(f.start_us - connection.start_us)), default=None)
+        if match is not None:
+            by_key[connection.key].remove(match)
+        pairs.append((connection, match))
+    return pairs, [flow for left in by_key.values() for flow in left]
+
+
+def same_lengths(connection: Logged, flow: Flow) -> bool:
+    """False (which sorts first) where the lengths agree."""
+    return (connection.ps or [])[:MAX_PAYLOAD_LENGTHS] != flow.payload_lengths
+
+
+def causes(connection: Logged, flow: Flow | None, orphans: list[Flow]) -> list[str]:
+    """What differs between a connection and its flow, each with the first rule that explains it."""
+    if flow is None:
+        return [f"missing: {missing_cause(connection, orphans)}"]
+    found = []
+    lengths = (connection.ps or [])[:MAX_PAYLOAD_LENGTHS]
+    if lengths != flow.payload_lengths or (connection.up, connection.down) != (flow.up, flow.down):
+        found.append(f"lengths: {lengths_cause(connection, flow)}")
+    if connection.raw is not None and connection.raw != (flow.orig_bytes.hex(), flow.resp_bytes.hex()):
+        found.append(f"content: {content_cause(connection, flow)}")
+    return found
+
+
+def missing_cause(connection: Logged, orphans: list[Flow]) -> str:
+    orig_h, orig_p, resp_h, resp_p, proto = connection.key
+    for flow in orphans:
+        ends = (flow.orig_h, str(flow.orig_p), flow.resp_h, str(flow.resp_p))
+        if flow.proto == proto and ends == (resp_h, resp_p, orig_h, orig_p):
+            if abs(flow.start_us - connection.start_us) <= START_TOLERANCE_US:
+                return "the other direction"
+        if flow.proto == proto and ends == (orig_h, orig_p, resp_h, resp_p):
+            return "cut in time elsewhere"
+    return "unexplained"
+
+
+def lengths_cause(connection: Logged, flow: Flow) -> str:
+    logged = connection.ps or []
+    if flow.orig_h == flow.resp_h and [abs(n) for n in logged[:MAX_PAYLOAD_LENGTHS]] == [abs(n) for n in flow.payload_lengths]:
+        return "published script: one direction between two ports of one host"
+    if ":" in flow.orig_h and len(logged[:MAX_PAYLOAD_LENGTHS]) >= len(flow.payload_lengths):
+        return "published script: IPv6 extension headers counted as payload"
+    if len(logged) < flow.up + flow.down and is_subsequence(logged[:100], flow.payload_lengths[:200]):
+        return "published script: packets with IP length 0 (offload) left out"
+    if connection.ps is None:
+        return "no lengths logged"
+    return "unexplained"
+
+
+def is_subsequence(short: list[int], long: list[int]) -> bool:
+    rest = iter(long)
+    return all(item in rest for item in short)
+
+
+def content_cause(connection: Logged, flow: Flow) -> str:
+    assert connection.raw is not None
+    fwd, bwd = connection.raw
+    mine = flow.orig_bytes.hex(), flow.resp_bytes.hex()
+    if sorted(mine) == sorted(connection.raw) or fwd + bwd == mine[0] + mine[1]:
+        return "published script: first answer logged before the flow was turned"
+    if fwd.startswith(mine[0]) and bwd.startswith(mine[1]):
+        if int(connection.conn["missed_bytes"]):
+            return "published script: content joined across a gap"
+        return "shorter"
+    return "unexplained"
+
+
+def compare(capture: Path, logs: Path, listing: bool) -> Tally:
+    tally = Tally(captures=1)
+    pairs, orphans = pair(read_logs(logs), read_flows(capture))
+    tally.connections = len(pairs)
+    tally.extra = len(orphans)
+    for connection, flow in pairs:
+        tally.found += flow is not None
+        differences = causes(connection, flow, orphans)
+        if connection.ps is not None:
+            tally.compared += 1
+            tally.identical += not differences
+        for cause in differences:
+            tally.causes[cause] += 1
+            if listing:
+                print(f"  {capture}: {' '.join(connection.key)} {connection.conn['ts']}: {cause}")
+    for flow in orphans:
+        tally.causes["extra flow"] += 1
+        if listing:
+            ends = f"{flow.orig_h} {flow.orig_p} {flow.resp_h} {flow.resp_p} {flow.proto}"
+            print(f"  {capture}: {ends} {flow.start_us / 1e6:.6f}: extra flow")
+    return tally
+
+
+def logs_of(capture: Path, captures: Path, logs: Path) -> Path:
+    relative = capture.relative_to(captures)
+    exact = logs / relative
+    return exact if exact.is_dir() or relative.suffix == "" else logs / relative.with_suffix("")
+
+
+def report(tally: Tally) -> None:
+    print(f"captures {tally.captures}, connections in conn.log {tally.connections}")
+    share = 100 * tally.found / max(1, tally.connections)
+    print(f"  found with the same endpoints, direction, protocol and start: {tally.found} ({share:.2f} %)")
+    print(f"  flows that Zeek does not have: {tally.extra}")
+    share = 100 * tally.identical / max(1, tally.compared)
+    print(f"  with payload {tally.compared}, identical lengths and content: {tally.identical} ({share:.2f} %)")
+    for cause, count in tally.causes.most_common():
+        print(f"  {count:6d}  {cause}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("captures", type=Path)
+    parser.add_argument("logs", type=Path)
+    parser.add_argument("--list", action="store_true", help="name every disagreement")
+    arguments = parser.parse_args()
+    total = Tally()
+    for capture in sorted(path for path in arguments.captures.rglob("*") if path.is_file()):
+        if capture.name.endswith((".gz", ".md", ".csv")):
+            continue
+        total.add(compare(capture, logs_of(capture, arguments.captures, arguments.logs), arguments.list))
+    report(total)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The table of live flows: packets in, finished flows out, with the lifetimes of Zeek 8.0 and a bound on live flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+from models.flow import Flow, HeadsKind
+from service.sources import tcp
+from service.sources.inspect import DNS, inspector_of, is_dns_answer, is_dns_message, is_multicast, ntp_contradicts
+from service.sources.ip import MAX_TUNNEL_DEPTH
+from service.sources.live import DNS_RECHECK_US, LiveFlow, TcpFlow
+from service.sources.packets import TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, PacketRow, ReadCounters
+from service.sources.ports import is_likely_server
+
+MAX_LIVE_FLOWS = 65_536
+"""Beyond it the flow that is nearest to its end is ended early, so that a scan cannot fill the memory."""
+
+DATAGRAM_TIMEOUT_US = 60 * tcp.SECOND_US
+_NEVER_US = 1 << 62
+_CONTROL = tcp.FIN | tcp.SYN | tcp.RST
+_SEQUENCE_MASK = 0xFFFFFFFF
+_BROADCAST = b"\xff\xff\xff\xff"
+
+InnerPackets = Callable[[PacketRow, LiveFlow, int], list[PacketRow]]
+
+
+class FlowTable:
+    """Takes packet rows in file order; finished flows gather in `finished` until they are taken.
+
+    `inner_packets(row, flow, depth)` gives the packets that a tunnel datagram carries.
+    """
+
+    def __init__(self, heads: HeadsKind, counters: ReadCounters, inner_packets: InnerPackets) -> None:
+        self.finished: list[Flow] = []
+        self._heads = heads
+        self._counters = counters
+        self._inner_packets = inner_packets
+        self._flows: dict[bytes, LiveFlow] = {}
+        self._now_us = 0
+        self._created = 0
+        self._depth = 0
+        # (earliest time the flow can end, its number, its key); entries of flows that ended are dropped when met.
+        self._due: list[tuple[int, int, bytes]] = [(_NEVER_US, 0, b"")]
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def take(self) -> list[Flow]:
+        """The flows that ended since the last call, in the order of their ends."""
+        finished, self.finished = self.finished, []
+        return finished
+
+    def finish(self) -> None:
+        """The capture is over: every live flow ends, in the order of their starts."""
+        for flow in sorted(self._flows.values(), key=lambda flow: flow.number):
+            self.finished.append(flow.finish(self._heads))
+        self._flows.clear()
+
+    def process(self, rows: list[PacketRow]) -> None:
+        """Adds packets to their flows.
+
+        One loop with everything that the packets of ordinary flows need, and longer than house style has it: a million
+        packets pass here, and a call per packet would cost as much as the work itself.
+        """
+        flows, due, header_only = self._flows, self._due, self._heads == "header"
+        now_us = self._now_us
+        for row in rows:
+            (
+                time_us, key, side_index, kind, length, total, have, data, offset,
+                frame, head_start, head_end, frame_end, flags, seq, ack, _,
+            ) = row  # fmt: skip
+            if time_us > now_us:
+                now_us = self._now_us = time_us
+            if due[0][0] <= now_us:
+                self._expire(now_us)
+            flow = flows.get(key)
+            if flow is None or (flags & 2 and self._is_another(flow, row)):
+                flow = self._start(row)
+            side = flow.sides[side_index]
+            if flow.head_room:
+                flow.add_head(time_us, frame, head_start, head_end if header_only else frame_end)
+                flow.previous_us = time_us
+            if length:
+                side.payloads += 1
+                if flow.room:
+                    flow.room -= 1
+                    flow.lengths.append(-length if side_index else length)
+            if kind == TCP_BAD_HEADER:
+                continue
+            side.packets += 1
+            side.ip_bytes += total
+            if kind == TCP:
+                if flow.steady and not flags & _CONTROL:  # type: ignore[attr-defined]
+                    peer = flow.sides[1 - side_index]
+                    place = (seq - side.start) & _SEQUENCE_MASK  # type: ignore[attr-defined]
+                    reach = (ack - peer.start) & _SEQUENCE_MASK if flags & 16 else 0  # type: ignore[attr-defined]
+                    if place == side.next and have >= length and reach <= peer.next:  # type: ignore[attr-defined]
+                        flow.last_us = time_us
+                        if length:
+                            side.next = side.last = side.stored = place + length  # type: ignore[attr-defined]
+                            if side.room:
+                                side.content += data[offset : offset + min(length, side.room)]
+                                side.room -= min(length, side.room)
+                        if reach > peer.acked:  # type: ignore[attr-defined]
+                            peer.acked = peer.trim = reach  # type: ignore[attr-defined]
+                        continue
+                self._process_tcp(flow, row)  # type: ignore[arg-type]
+            else:
+                flow.last_us = time_us
+                if kind == UDP or kind == UDP_TUNNEL:
+                    if side.room and have:
+                        side.content += data[offset : offset + min(length, have, side.room)]
+                        side.room = max(0, side.room - min(length, have))
+                    if flow.inspect:
+                        self._inspect(flow, row)
+                    if kind == UDP_TUNNEL:
+                        self._process_inner(flow, PacketRow._make(row))
+
+    def _process_inner(self, flow: LiveFlow, row: PacketRow) -> None:
+        """Processes the packets inside a tunnel datagram, which may be tunnel datagrams again."""
+        if self._depth >= MAX_TUNNEL_DEPTH:
+            return
+        self._depth += 1
+        self.process(self._inner_packets(row, flow, self._depth))
+        self._depth -= 1
+
+    def _process_tcp(self, flow: TcpFlow, row: PacketRow) -> None:
+        tcp.process(flow, PacketRow._make(row))
+        if flow.due_changed:
+            flow.due_changed = False
+            self._push_due(flow)
+
+    def _is_another(self, flow: LiveFlow, row: PacketRow) -> bool:
+        """Whether a SYN ends `flow`, which it meets at its endpoints, to begin the next one."""
+        if not isinstance(flow, TcpFlow) or row[3] == TCP_BAD_HEADER or not tcp.starts_another_flow(flow, PacketRow._make(row)):
+            return False
+        self._end(flow)
+        return True
+
+    def _start(self, row: PacketRow) -> LiveFlow:
+        row = PacketRow._make(row)
+        if len(self._flows) >= MAX_LIVE_FLOWS:
+            self._evict()
+        self._created += 1
+        timeout_us, with_heads = DATAGRAM_TIMEOUT_US, self._heads != "none"
+        flow: LiveFlow
+        if row.kind & 0xFF == TCP:
+            flow = tcp_flow = TcpFlow(row, self._created, timeout_us, with_heads)
+            if _tcp_begins_reversed(flow, row):
+                flow.flip()
+            else:
+                tcp_flow.began_with_syn_ack = row.flags & (_CONTROL | tcp.ACK) == tcp.SYN | tcp.ACK
+            first_due_us = row.time_us + (tcp.ATTEMPT_DELAY_US if row.flags & tcp.SYN else timeout_us)
+        else:
+            flow = LiveFlow(row, self._created, timeout_us, with_heads)
+            first_due_us = row.time_us + timeout_us
+            if row.kind & 0xFF == UDP:
+                ports = flow.ports()
+                source, target = ports[row.side], ports[1 - row.side]
+                if is_likely_server(source, tcp=False) and not is_likely_server(target, tcp=False):
+                    if flow.address(1 - row.side) != _BROADCAST:
+                        flow.flip()
+                flow.inspect = inspector_of(ports[1 - flow.orig])
+                if flow.inspect == DNS:
+                    flow.recheck_us = first_due_us = row.time_us + DNS_RECHECK_US
+        self._flows[row.key] = flow
+        heappush(self._due, (first_due_us, self._created, row.key))
+        return flow
+
+    def _inspect(self, flow: LiveFlow, row: PacketRow) -> None:
+        row = PacketRow._make(row)
+        payload = row.data[row.offset : row.offset + min(row.have, row.length)]
+        from_orig = row.side == flow.orig
+        if flow.inspect == DNS:
+            if is_dns_message(payload, flow.ports()):
+                flow.inspect = 0
+                if from_orig and is_dns_answer(payload) and not is_multicast(flow.address(1 - flow.orig)):
+                    flow.flip()
+        elif ntp_contradicts(payload, from_orig):
+            flow.inspect = 0
+            flow.flip()
+
+    def _expire(self, now_us: int) -> None:
+        due = self._due
+        while due[0][0] <= now_us:
+            _, number, key = heappop(due)
+            flow = self._flows.get(key)
+            if flow is None or flow.number != number:
+                continue
+            due_us = flow.due_us(now_us)
+            if due_us <= now_us and isinstance(flow, TcpFlow) and flow.extends_silence(now_us):
+                due_us = flow.due_us(now_us)
+            if due_us <= now_us:
+                self._end(flow)
+            else:
+                heappush(due, (due_us, number, key))
+
+    def _evict(self) -> None:
+        """Ends the flow that is nearest to its end."""
+        due = self._due
+        while True:
+            due_us, number, key = heappop(due)
+            flow = self._flows.get(key)
+            if flow is None or flow.number != number:
+                continue
+            true_due_us = flow.due_us(self._now_us)
+            if true_due_us <= due_us or due[0][0] >= true_due_us:
+                break
+            heappush(due, (true_due_us, number, key))
+        self._counters.skipped["flows ended early because too many were live"] += 1
+        self._end(flow)
+
+    def _push_due(self, flow: LiveFlow) -> None:
+        heappush(self._due, (flow.due_us(self._now_us), flow.number, flow.key))
+        if len(self._due) > 2 * MAX_LIVE_FLOWS + 4 * len(self._flows):
+            live = [entry for entry in self._due if entry[2] == b"" or self._is_live(entry[2], entry[1])]
+            live.sort()
+            self._due[:] = live
+
+    def _is_live(self, key: bytes, number: int) -> bool:
+        flow = self._flows.get(key)
+        return flow is not None and flow.number == number
+
+    def _end(self, flow: LiveFlow) -> None:
+        del self._flows[flow.key]
+        self.finished.append(flow.finish(self._heads))
+
+
+def _tcp_begins_reversed(flow: LiveFlow, row: PacketRow) -> bool:
+    """Whether the first packet comes from the server: it is no SYN, and its source port is a server's."""
+    if row.flags & tcp.SYN and not row.flags & tcp.ACK:
+        return False
+    ports = flow.ports()
+    source, target = ports[row.side], ports[1 - row.side]
+    if not is_likely_server(source, tcp=True) or flow.address(1 - row.side) == _BROADCAST:
+        return False
+    if is_likely_server(target, tcp=True):
+        return not row.flags & tcp.SYN and source < target
+    return True
