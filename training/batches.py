@@ -30,8 +30,10 @@ class Augmentation:
     """of cutting a flow to its first packets: what an early verdict sees"""
     no_content: float = 0.1
     """of leaving out the content of both directions"""
-    no_lengths_hint: float = 0.0
-    """of replacing every payload length by `[MASK]`"""
+    one_way: float = 0.05
+    """of keeping the packets of one direction only, as a tap on one side of an asymmetric route sees them"""
+    swap: float = 0.05
+    """of exchanging originator and responder, as where a capture starts in the middle of a flow"""
     mask_bytes: float = 0.3
     """largest share of content bytes replaced by `[MASK]`"""
     random_bytes: float = 0.1
@@ -68,7 +70,29 @@ def prefix(flow: Flow, packets: int) -> Flow:
     )
 
 
-def draw_weights(groups: Sequence[tuple[int, str]], class_power: float, capture_power: float) -> NDArray[np.float64]:
+def one_way(flow: Flow, *, forward: bool) -> Flow:
+    """The flow as seen in one direction only; unchanged when nothing was sent that way."""
+    lengths = [length for length in flow.payload_lengths if (length > 0) == forward]
+    if not lengths:
+        return flow
+    if forward:
+        return msgspec.structs.replace(flow, payload_lengths=lengths, down=0, resp_bytes=b"")
+    return msgspec.structs.replace(flow, payload_lengths=lengths, up=0, orig_bytes=b"")
+
+
+def swap(flow: Flow) -> Flow:
+    """The flow with originator and responder exchanged."""
+    return msgspec.structs.replace(
+        flow,
+        payload_lengths=[-length for length in flow.payload_lengths],
+        up=flow.down,
+        down=flow.up,
+        orig_bytes=flow.resp_bytes,
+        resp_bytes=flow.orig_bytes,
+    )
+
+
+def draw_weights(groups: Sequence[tuple[str, str]], class_power: float, capture_power: float) -> NDArray[np.float64]:
     """How often to draw each flow, summing to 1; `groups` names its class and capture.
 
     Within a class a capture of n flows weighs `n ** capture_power`, and a class of c captures `c ** class_power`: 0 draws
@@ -95,6 +119,10 @@ def cut_flows(flows: Sequence[Flow], how: Augmentation, rng: np.random.Generator
         packets = len(flow.payload_lengths)
         if packets > 1 and rng.random() < how.prefix:
             flow = prefix(flow, min(packets - 1, int(2 ** rng.uniform(0, 5))))
+        if rng.random() < how.one_way:
+            flow = one_way(flow, forward=rng.random() < 0.5)
+        if rng.random() < how.swap:
+            flow = swap(flow)
         if rng.random() < how.no_content:
             flow = msgspec.structs.replace(flow, orig_bytes=b"", resp_bytes=b"")
         cut.append(flow)
