@@ -106,7 +106,9 @@ def pair(logged: list[Logged], flows: list[Flow]) -> tuple[list[tuple[Logged, Fl
     pairs: list[tuple[Logged, Flow | None]] = []
     for connection in logged:
         near = [f for f in by_key[connection.key] if abs(f.start_us - connection.start_us) <= START_TOLERANCE_US]
-        match = min(near, key=lambda f: (same_lengths(connection, f), abs(f.start_us - connection.start_us)), default=None)
+        match = min(
+            near, key=lambda f: (same_lengths(connection, f), abs(f.start_us - connection.start_us)), default=None
+        )
         if match is not None:
             by_key[connection.key].remove(match)
         pairs.append((connection, match))
@@ -145,7 +147,9 @@ def missing_cause(connection: Logged, orphans: list[Flow]) -> str:
 
 def lengths_cause(connection: Logged, flow: Flow) -> str:
     logged = connection.ps or []
-    if flow.orig_h == flow.resp_h and [abs(n) for n in logged[:MAX_PAYLOAD_LENGTHS]] == [abs(n) for n in flow.payload_lengths]:
+    if flow.orig_h == flow.resp_h and [abs(n) for n in logged[:MAX_PAYLOAD_LENGTHS]] == [
+        abs(n) for n in flow.payload_lengths
+    ]:
         return "published script: one direction between two ports of one host"
     if ":" in flow.orig_h and len(logged[:MAX_PAYLOAD_LENGTHS]) >= len(flow.payload_lengths):
         return "published script: IPv6 extension headers counted as payload"

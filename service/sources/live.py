@@ -388,9 +388,7 @@ class TcpFlow(LiveFlow):
         states = {orig.state, resp.state}
         if states == {INACTIVE}:
             return True
-        return (orig.closed or resp.closed) and (
-            (orig.closed and resp.closed) or RESET in states or INACTIVE in states
-        )
+        return (orig.closed or resp.closed) and ((orig.closed and resp.closed) or RESET in states or INACTIVE in states)
 
     def conn_state(self) -> str:
         """Zeek's name for how the flow went, from the last states of both ends."""

@@ -20,6 +20,7 @@ UDP_TUNNEL = 0x100 | UDP
 TCP_BAD_HEADER = 0x100 | TCP
 """`PacketRow.kind` of a TCP packet whose header length is wrong: it belongs to a flow and says nothing else."""
 
+
 @dataclass(slots=True)
 class PacketBlock:
     """Captured packets in file order. All arrays have one entry per packet.

@@ -133,7 +133,11 @@ class FlowTable:
 
     def _is_another(self, flow: LiveFlow, row: PacketRow) -> bool:
         """Whether a SYN ends `flow`, which it meets at its endpoints, to begin the next one."""
-        if not isinstance(flow, TcpFlow) or row[3] == TCP_BAD_HEADER or not tcp.starts_another_flow(flow, PacketRow._make(row)):
+        if (
+            not isinstance(flow, TcpFlow)
+            or row[3] == TCP_BAD_HEADER
+            or not tcp.starts_another_flow(flow, PacketRow._make(row))
+        ):
             return False
         self._end(flow)
         return True

@@ -51,10 +51,7 @@ def starts_another_flow(flow: TcpFlow, row: PacketRow) -> bool:
     if row.seq == expected.start & _MASK:
         return False
     reordered_handshake = (
-        not flags & ACK
-        and expected.state == SYN_ACK_SENT
-        and resp.state == INACTIVE
-        and row.seq == resp.start & _MASK
+        not flags & ACK and expected.state == SYN_ACK_SENT and resp.state == INACTIVE and row.seq == resp.start & _MASK
     )
     return not reordered_handshake
 
