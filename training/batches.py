@@ -5,7 +5,7 @@ Flows are cut here and encoded by `models.encode`, so that training reads the bi
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -95,21 +95,18 @@ def swap(flow: Flow) -> Flow:
 def draw_weights(groups: Sequence[tuple[str, str]], class_power: float, capture_power: float) -> NDArray[np.float64]:
     """How often to draw each flow, summing to 1; `groups` names its class and capture.
 
-    Within a class a capture of n flows weighs `n ** capture_power`, and a class of c captures `c ** class_power`: 0 draws
-    every capture of a class, and every class, equally often.
+    Within a class a capture of n flows weighs `n ** capture_power`, and a class of c captures `c ** class_power`: 0
+    draws every capture of a class, and every class, equally often.
     """
     flows = Counter(groups)
     captures = Counter(label for label, _ in flows)
-    total: Counter[int] = Counter()
+    total: defaultdict[str, float] = defaultdict(float)
     for (label, _), count in flows.items():
-        total[label] += count**capture_power  # type: ignore[assignment]
+        total[label] += count**capture_power
     weights = np.array(
-        [
-            flows[group] ** (capture_power - 1) / total[group[0]] * captures[group[0]] ** class_power
-            for group in groups
-        ]
+        [flows[group] ** (capture_power - 1) / total[group[0]] * captures[group[0]] ** class_power for group in groups]
     )
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def cut_flows(flows: Sequence[Flow], how: Augmentation, rng: np.random.Generator) -> list[Flow]:

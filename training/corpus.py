@@ -27,16 +27,22 @@ class ClassCount(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Labelled samples, the labels to learn (their position is the class index) and the rarer ones: *unknown* material."""
+    """Labelled samples, the labels to learn (their place is the class index) and the rarer ones, *unknown* material."""
 
     samples: list[Sample]
     labels: list[str]
     rare: list[str]
 
     @property
+    def all_counts(self) -> list[ClassCount]:
+        """Captures and flows of every label."""
+        return count_labels(self.samples)
+
+    @property
     def counts(self) -> list[ClassCount]:
         """Captures and flows of each label to learn."""
-        return [count for count in count_labels(self.samples) if count.label in set(self.labels)]
+        learned = set(self.labels)
+        return [count for count in self.all_counts if count.label in learned]
 
     def known(self) -> list[Sample]:
         """The samples of the labels to learn."""
@@ -80,7 +86,9 @@ def make_corpus(samples: Iterable[Sample], min_captures: int) -> Corpus:
     return Corpus(labelled, labels, rare)
 
 
-def make_training_set(corpus: Corpus, samples: Sequence[Sample], background: Collection[str], config: TrainingConfig) -> TrainingSet:
+def make_training_set(
+    corpus: Corpus, samples: Sequence[Sample], background: Collection[str], config: TrainingConfig
+) -> TrainingSet:
     """The samples whose label is learned or in `background`, with the share of draws each gets.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From weights to a checkpoint directory: safetensors, ONNX and the card. The format itself belongs to `models.checkpoint`."""
+"""From weights to a checkpoint directory: safetensors, ONNX and the card. The format belongs to `models.checkpoint`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def serving_weights(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDA
     return {name: value for name, value in weights.items() if ".cls." not in name}
 
 
-def export(directory: Path, checkpoint: Checkpoint, weights: Mapping[str, NDArray[np.float32]], card: str) -> Checkpoint:
+def export(
+    directory: Path, checkpoint: Checkpoint, weights: Mapping[str, NDArray[np.float32]], card: str
+) -> Checkpoint:
     """Write a checkpoint directory, whole or not at all; gives the manifest as written.
 
     Both files hold the same float32 numbers, so that every engine gives the same scores.

@@ -1,4 +1,4 @@
-"""From captures or log directories, and a label table, to a feature directory. Reading packets belongs to the sources."""
+"""From captures or log directories, and a label table, to a feature directory. The sources read packets."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def find_origins(roots: list[Path]) -> list[Origin]:
         paths = [root] if root.is_file() or is_log_directory(root) else sorted(_below(root))
         if not paths:
             raise ExtractError(f"{root}: no capture and no conn.log in it")
-        found += [Origin(root.name, path.relative_to(root).as_posix() if path != root else root.name, path) for path in paths]
+        found += [
+            Origin(root.name, path.relative_to(root).as_posix() if path != root else root.name, path) for path in paths
+        ]
     return found
 
 

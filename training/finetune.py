@@ -1,4 +1,7 @@
-"""Training of MM4flow's classifier: the loop, the learning rate, the running mean of the weights. Data come as batches."""
+"""Training of MM4flow's classifier: the loop, the learning rate, the running mean of the weights.
+
+Data come as batches from `training.batches`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -34,7 +38,7 @@ class TrainingError(RuntimeError):
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that decides a training run, beside the data. The one-letter options of the command line set the first.
+    """Everything that decides a training run, beside the data.
 
     `draws` flows make an epoch. `class_power` and `capture_power`: see `training.batches.draw_weights`.
     `background_share`: how often background flows are drawn, in units of an average class.
@@ -123,11 +127,11 @@ def new_model(network: Mm4flowNetwork, seed: int, encoders: Mapping[str, Tensor]
     return model
 
 
-def train_mode(model: nn.Module) -> None:
+def train_mode(model: nn.Module, *, dropout: bool = True) -> None:
     """Dropout on, but not inside attention, where it would rule out the fused kernel and costs a fifth of the time."""
     model.train()
     for module in model.modules():
-        if isinstance(module, SelfAttention):
+        if isinstance(module, SelfAttention) or (isinstance(module, nn.Dropout) and not dropout):
             module.eval()
 
 
@@ -139,10 +143,13 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-class Trainer:
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+class Trainer(Generic[_Model]):
     """Steps of AdamW with clipping, and the running mean of the weights, which is what is evaluated and exported."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, steps: int) -> None:
+    def __init__(self, model: _Model, config: TrainingConfig, steps: int) -> None:
         self.model = model
         self.mean = copy.deepcopy(model)
         self._optimizer = make_optimizer(model, config)
@@ -206,7 +213,7 @@ def fit(
 def predict(model: Mm4flow, flows: Sequence[Flow], features: Mm4flowFeatures) -> NDArray[np.float32]:
     """Logits of every flow in order, float32 [n, classes]."""
     model.eval()
-    logits = np.zeros((len(flows), model.classifier[0].out_features), np.float32)
+    logits = np.zeros((len(flows), len(model.get_parameter("classifier.0.bias"))), np.float32)
     for batch in plain_batches(flows, EVALUATION_BATCH_FLOWS, features):
         logits[batch.rows] = model(batch.ps_tokens, batch.bytes_tokens, batch.bytes_types).logits.numpy()
     return logits

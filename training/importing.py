@@ -78,9 +78,7 @@ def import_mm4flow(
     if classes != len(labels):
         raise ImportRefused(f"{weights}: {classes} classes, but {len(labels)} labels were given")
     try:
-        network = msgspec.convert(
-            {**msgspec.structs.asdict(sizes), "n_class": len(labels)}, Mm4flowNetwork
-        )
+        network = msgspec.convert({**msgspec.structs.asdict(sizes), "n_class": len(labels)}, Mm4flowNetwork)
     except msgspec.ValidationError as error:
         raise ImportRefused(f"{config}: {error}") from None
     checked = _check(weights, found, network)
@@ -144,7 +142,8 @@ def _card(manifest: Checkpoint) -> str:
     network = manifest.network
     size = f"{network.d_model}/{network.n_layer}/{network.n_head}/{network.dim_ff}"
     return (
-        f"# {manifest.name} {manifest.version}\n\nImported MM4flow checkpoint (width/layers/heads/feed-forward {size}).\n"
+        f"# {manifest.name} {manifest.version}\n\nImported MM4flow checkpoint "
+        f"(width/layers/heads/feed-forward {size}).\n"
         "Its confidence is not calibrated and it never says *unknown*, until it is evaluated on traffic of yours.\n\n"
         f"## Labels\n\n{labels}\n"
     )

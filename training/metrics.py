@@ -15,7 +15,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval, 95 %."""
+    """95 % of the draws of a bootstrap."""
 
     low: float
     high: float
@@ -37,7 +37,7 @@ def f1_scores(truth: Ints, predicted: Ints, n_class: int) -> Floats:
     """F1 of each class, float [n_class]; 0 where a class is neither there nor predicted."""
     hit = np.bincount(truth[truth == predicted], minlength=n_class)
     total = np.bincount(truth, minlength=n_class) + np.bincount(predicted, minlength=n_class)
-    return 2 * hit / np.maximum(total, 1)
+    return np.asarray(2 * hit / np.maximum(total, 1), np.float64)
 
 
 def macro_f1(truth: Ints, predicted: Ints, n_class: int, min_flows: int) -> float:
@@ -79,21 +79,21 @@ def calibration_error(confidence: Floats, correct: NDArray[np.bool_], weights: F
 def auroc(known: Floats, unknown: Floats) -> float:
     """Probability that a known flow scores above an unknown one, ties counted half."""
     everything = np.concatenate((known, unknown))
-    values, inverse, counts = np.unique(everything, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(everything, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse][: len(known)]
     return float((ranks.sum() - len(known) * (len(known) + 1) / 2) / (len(known) * len(unknown)))
 
 
-def bootstrap(
-    captures: Sequence[str], measure: Callable[[NDArray[np.int64]], float], rounds: int = 1000, seed: int = 0
-) -> Interval:
-    """95 % interval of `measure(flow indices)` when captures are drawn with replacement."""
+def bootstrap_draws(
+    captures: Sequence[str], measure: Callable[[Ints], float], rounds: int = 500, seed: int = 0
+) -> Floats:
+    """`measure(flow indices)` for captures drawn with replacement, float [rounds]; the same draws for the same seed."""
     names, group = np.unique(np.asarray(captures), return_inverse=True)
     members = [np.flatnonzero(group == index) for index in range(len(names))]
     rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(rounds):
-        drawn = rng.integers(0, len(names), len(names))
-        values.append(measure(np.concatenate([members[index] for index in drawn])))
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high))
+    return np.array(
+        [
+            measure(np.concatenate([members[index] for index in rng.integers(0, len(names), len(names))]))
+            for _ in range(rounds)
+        ]
+    )

@@ -86,7 +86,9 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     except OSError as error:
-        raise SampleError(f"{directory}: no readable {MANIFEST} ({error.strerror}): expected extracted features") from None
+        raise SampleError(
+            f"{directory}: no readable {MANIFEST} ({error.strerror}): expected extracted features"
+        ) from None
     except msgspec.DecodeError as error:
         raise SampleError(f"{directory / MANIFEST}: not a manifest of features: {error}") from None
     if manifest.flow_format_version != FLOW_FORMAT_VERSION:
@@ -110,7 +112,7 @@ def read_samples(directory: Path) -> Iterator[Sample]:
             if file_sha256(path) != shard.sha256:
                 raise SampleError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
             with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-                for text in io.BufferedReader(stream):  # type: ignore[arg-type]
+                for text in io.BufferedReader(stream):
                     line = decoder.decode(text)
                     yield Sample(line.corpus, line.capture, line.label, line_to_flow(line.flow))
         except OSError as error:

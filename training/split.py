@@ -36,11 +36,14 @@ def fold_of_captures(samples: Sequence[Sample], labels: Collection[str], folds: 
     held: defaultdict[str, Counter[str]] = defaultdict(Counter)
     spread: Counter[str] = Counter()
     for sample in samples:
-        held[sample.capture][sample.label if sample.label in labels else ""] += 1
+        label = sample.label or ""
+        held[sample.capture][label if label in labels else ""] += 1
     for counts in held.values():
         spread.update(label for label in counts if label)
     if lone := sorted(label for label in labels if spread[label] < 2):
-        raise SplitError(f"label {lone[0]!r} has {spread[lone[0]]} capture(s): at least 2 are needed to split by capture")
+        raise SplitError(
+            f"label {lone[0]!r} has {spread[lone[0]]} capture(s): at least 2 are needed to split by capture"
+        )
     order = sorted(held)
     rng.shuffle(order)
     order.sort(key=lambda capture: min((spread[label] for label in held[capture] if label), default=len(held) + 1))
