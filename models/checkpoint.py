@@ -58,9 +58,14 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Unknown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a verdict says *unknown*: the calibrated confidence of the best label is below the threshold."""
+    """When a verdict says *unknown*: the calibrated confidence of the best label is below the threshold.
+
+    With `background` the network has one class after the labels, trained on traffic that bears none of them (outlier
+    exposure, Hendrycks et al., ICLR 2019). It is never a verdict: what it takes, the labels' confidence lacks.
+    """
 
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    background: bool = False
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,9 +139,11 @@ def _read_manifest(directory: Path) -> bytes:
 
 
 def _verify(directory: Path, checkpoint: Checkpoint, needs: tuple[str, ...]) -> None:
-    if checkpoint.network.n_class != len(checkpoint.labels):
+    if checkpoint.network.n_class != len(checkpoint.labels) + checkpoint.unknown.background:
+        background = " and a background class" if checkpoint.unknown.background else ""
         raise CheckpointError(
-            f"{directory}: {len(checkpoint.labels)} labels for a network of {checkpoint.network.n_class} classes"
+            f"{directory}: {len(checkpoint.labels)} labels{background} for a network of "
+            f"{checkpoint.network.n_class} classes"
         )
     if len(set(checkpoint.labels)) != len(checkpoint.labels):
         raise CheckpointError(f"{directory}: a label occurs twice")

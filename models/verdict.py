@@ -42,10 +42,14 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
 
 
 def probabilities(logits: NDArray[np.float32], checkpoint: Checkpoint) -> NDArray[np.float64]:
-    """Calibrated class probabilities, float64 [n, classes], of logits float32 [n, classes]."""
+    """Calibrated probabilities of the labels, float64 [n, labels], of logits float32 [n, classes].
+
+    The background class, where there is one, takes its share first: the labels then add up to less than 1.
+    """
     scaled = logits.astype(np.float64) / checkpoint.calibration.temperature
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+    shares = np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+    return shares[:, : len(checkpoint.labels)]
 
 
 def verdicts(logits: NDArray[np.float32], checkpoint: Checkpoint, *, with_scores: bool = False) -> list[Verdict]:
@@ -59,7 +63,7 @@ def verdicts(logits: NDArray[np.float32], checkpoint: Checkpoint, *, with_scores
         best, *others = [
             Alternative(labels[index], confidence) for index, confidence in zip(indices, confidences, strict=True)
         ]
-        scores = dict(zip(labels, logits[row].tolist(), strict=True)) if with_scores else msgspec.UNSET
+        scores = dict(zip(labels, logits[row].tolist(), strict=False)) if with_scores else msgspec.UNSET
         found.append(
             Verdict(
                 label=best.label,
