@@ -140,19 +140,32 @@ def missing_cause(connection: Logged, orphans: list[Flow]) -> str:
                 return "the other direction"
         if flow.proto == proto and ends == (orig_h, orig_p, resp_h, resp_p):
             return "cut in time elsewhere"
+    if flow_is_dns(connection):
+        return "DNS analyzer of Zeek gave up on a malformed message, which lets a flow live longer"
     return "unexplained"
 
 
+def flow_is_dns(connection: Logged) -> bool:
+    return connection.key[4] == "udp" and connection.conn["id.resp_p"] in ("53", "137", "5353", "5355")
+
+
 def lengths_cause(connection: Logged, flow: Flow) -> str:
-    logged = connection.ps or []
-    if flow.orig_h == flow.resp_h and [abs(n) for n in logged[:MAX_PAYLOAD_LENGTHS]] == [abs(n) for n in flow.payload_lengths]:
+    """Rules in order; each but the last names a fault of the published script that the reader does not share."""
+    logged, mine = (connection.ps or [])[:MAX_PAYLOAD_LENGTHS], flow.payload_lengths
+    if flow.orig_h == flow.resp_h and list(map(abs, logged)) == list(map(abs, mine)):
         return "published script: one direction between two ports of one host"
-    if ":" in flow.orig_h and len(logged[:MAX_PAYLOAD_LENGTHS]) >= len(flow.payload_lengths):
+    surplus = {abs(a) - abs(b) for a, b in zip(logged, mine, strict=False)} - {0}
+    same_packets = len(logged) == len(mine) and all(a * b > 0 for a, b in zip(logged, mine, strict=True))
+    if ":" in flow.orig_h and (same_packets or len(logged) > len(mine)) and all(n > 0 and n % 8 == 0 for n in surplus):
         return "published script: IPv6 extension headers counted as payload"
-    if len(logged) < flow.up + flow.down and is_subsequence(logged[:100], flow.payload_lengths[:200]):
+    if same_packets and surplus and all(8 <= n <= 60 for n in surplus):
+        return "published script: header counted as payload (packet cut by the snap length, or ICMP under 28 bytes)"
+    if not mine and logged and flow.proto == "icmp" and all(8 <= abs(n) < 28 for n in logged):
+        return "published script: header counted as payload (packet cut by the snap length, or ICMP under 28 bytes)"
+    if len(logged) < len(mine) and is_subsequence(logged, mine):
         return "published script: packets with IP length 0 (offload) left out"
-    if connection.ps is None:
-        return "no lengths logged"
+    if len(logged) > len(mine) and is_subsequence(mine, logged) and flow.proto == "tcp":
+        return "published script: TCP packets with an impossible header length counted"
     return "unexplained"
 
 
@@ -163,14 +176,12 @@ def is_subsequence(short: list[int], long: list[int]) -> bool:
 
 def content_cause(connection: Logged, flow: Flow) -> str:
     assert connection.raw is not None
-    fwd, bwd = connection.raw
     mine = flow.orig_bytes.hex(), flow.resp_bytes.hex()
-    if sorted(mine) == sorted(connection.raw) or fwd + bwd == mine[0] + mine[1]:
+    history = connection.conn["history"]
+    if flow.proto == "udp" and "^" in history[1:]:
         return "published script: first answer logged before the flow was turned"
-    if fwd.startswith(mine[0]) and bwd.startswith(mine[1]):
-        if int(connection.conn["missed_bytes"]):
-            return "published script: content joined across a gap"
-        return "shorter"
+    if flow.proto == "tcp" and all(theirs.startswith(ours) for theirs, ours in zip(connection.raw, mine, strict=True)):
+        return "published script: content joined across a gap"
     return "unexplained"
 
 

@@ -90,7 +90,7 @@ class CaptureReader:
                             "Linux cooked or raw IP interface"
                         )
                 self._counters.packets += len(block.start)
-                self._table.process(self._blocks.rows(block))
+                self._table.process_block(self._blocks.rows(block), block.time_us)
                 yield from self._table.take()
             self._table.finish()
             yield from self._table.take()

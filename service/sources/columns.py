@@ -99,7 +99,7 @@ class BlockDecoder:
         end = start + captured
         frame = Frame(
             data=block.data, time_us=int(block.time_us[packet]), start=start, end=end,
-            beyond=int(block.wire[packet]) - captured, link=tracegram,
+            wire_end=start + int(block.wire[packet]), link=tracegram,
             outer=block.data, outer_start=start, outer_end=end,
         )  # fmt: skip
         return self._frames.decode(frame, link)

@@ -19,6 +19,9 @@ UDP_TUNNEL = 0x100 | UDP
 """`PacketRow.kind` of a UDP datagram that may carry an inner packet."""
 TCP_BAD_HEADER = 0x100 | TCP
 """`PacketRow.kind` of a TCP packet whose header length is wrong: it belongs to a flow and says nothing else."""
+NO_TCP_HEADER = -1
+"""`PacketRow.have` of a TCP packet whose header claims to be shorter than any: nothing in it counts."""
+
 
 @dataclass(slots=True)
 class PacketBlock:

@@ -107,12 +107,15 @@ class PcapReader:
             captured, wire = wire, captured
         if layout.snap_length:
             captured = np.minimum(captured, layout.snap_length)
+        # libpcap reads the fraction as a signed number; damaged files have it out of range.
+        fraction = words[:, 1].astype(np.int32).astype(np.int64)
+        time_us = words[:, 0] * 1_000_000 + (fraction if layout.fraction_ns == 1_000 else fraction // 1_000)
         return PacketBlock(
             data=data,
             start=records + layout.record_bytes,
             captured=captured,
             wire=wire,
-            time_us=words[:, 0] * 1_000_000 + words[:, 1] * layout.fraction_ns // 1_000,
+            time_us=np.maximum(time_us, 0),
             link=np.full(len(records), layout.link, dtype=np.int64),
         )
 

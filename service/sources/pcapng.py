@@ -23,6 +23,7 @@ _ENHANCED_PACKET = 6
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _MAX_BLOCK_BYTES = 1 << 24
 _MAX_INTERFACES = 4096
+_LATEST_US = 1 << 61
 _OPTION_TSRESOL = 9
 _OPTION_TSOFFSET = 14
 
@@ -144,7 +145,7 @@ class PcapngReader:
             return self._damaged(start, f"packet {self._packets + 1} claims {captured:,} captured bytes")
         interface = self._interfaces[which]
         if units is not None:
-            self._last_time_us = interface.time_us(units)
+            self._last_time_us = min(max(0, interface.time_us(units)), _LATEST_US)
         self._packets += 1
         columns.start.append(start)
         columns.captured.append(min(captured, interface.snap_length) if interface.snap_length else captured)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 
+import numpy as np
+
 from models.flow import Flow, HeadsKind
 from service.sources import tcp
 from service.sources.inspect import DNS, inspector_of, is_dns_answer, is_dns_message, is_multicast, ntp_contradicts
 from service.sources.ip import MAX_TUNNEL_DEPTH
-from service.sources.live import DNS_RECHECK_US, LiveFlow, TcpFlow
-from service.sources.packets import TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, PacketRow, ReadCounters
+from service.sources.live import DNS_RECHECK_US, LiveFlow, Side, TcpFlow
+from service.sources.packets import ICMP, ICMP6, NO_TCP_HEADER, TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, Int64Array, PacketRow, ReadCounters
 from service.sources.ports import is_likely_server
 
 MAX_LIVE_FLOWS = 65_536
@@ -38,6 +40,7 @@ class FlowTable:
         self._inner_packets = inner_packets
         self._flows: dict[bytes, LiveFlow] = {}
         self._now_us = 0
+        self._clock_us: Int64Array = np.zeros(1, dtype=np.int64)
         self._created = 0
         self._depth = 0
         # (earliest time the flow can end, its number, its key); entries of flows that ended are dropped when met.
@@ -56,6 +59,16 @@ class FlowTable:
         for flow in sorted(self._flows.values(), key=lambda flow: flow.number):
             self.finished.append(flow.finish(self._heads))
         self._flows.clear()
+
+    def process_block(self, rows: list[PacketRow], time_us: Int64Array) -> None:
+        """Adds a block's packets to their flows; `time_us` are the times of all its packets, also of those without row.
+
+        Time passes with every packet, and never back.
+        """
+        self._clock_us = np.maximum.accumulate(np.maximum(time_us, self._now_us))
+        self.process(rows)
+        self._now_us = int(self._clock_us[-1])
+        self._expire(self._now_us)
 
     def process(self, rows: list[PacketRow]) -> None:
         """Adds packets to their flows.
@@ -116,6 +129,8 @@ class FlowTable:
                         self._inspect(flow, row)
                     if kind == UDP_TUNNEL:
                         self._process_inner(flow, PacketRow._make(row))
+                elif have < length:
+                    _uncount(side, total, kind)
 
     def _process_inner(self, flow: LiveFlow, row: PacketRow) -> None:
         """Processes the packets inside a tunnel datagram, which may be tunnel datagrams again."""
@@ -133,7 +148,7 @@ class FlowTable:
 
     def _is_another(self, flow: LiveFlow, row: PacketRow) -> bool:
         """Whether a SYN ends `flow`, which it meets at its endpoints, to begin the next one."""
-        if not isinstance(flow, TcpFlow) or row[3] == TCP_BAD_HEADER or not tcp.starts_another_flow(flow, PacketRow._make(row)):
+        if not isinstance(flow, TcpFlow) or row[6] == NO_TCP_HEADER or not tcp.starts_another_flow(flow, PacketRow._make(row)):
             return False
         self._end(flow)
         return True
@@ -184,17 +199,22 @@ class FlowTable:
     def _expire(self, now_us: int) -> None:
         due = self._due
         while due[0][0] <= now_us:
-            _, number, key = heappop(due)
+            due_at_us, number, key = heappop(due)
             flow = self._flows.get(key)
             if flow is None or flow.number != number:
                 continue
-            due_us = flow.due_us(now_us)
+            due_us = flow.due_us(self._seen_us(due_at_us) if flow.recheck_us else now_us)
             if due_us <= now_us and isinstance(flow, TcpFlow) and flow.extends_silence(now_us):
                 due_us = flow.due_us(now_us)
             if due_us <= now_us:
                 self._end(flow)
             else:
                 heappush(due, (due_us, number, key))
+
+    def _seen_us(self, due_us: int) -> int:
+        """The time of the first packet at or after `due_us`: when Zeek would notice."""
+        place = int(np.searchsorted(self._clock_us, due_us))
+        return int(self._clock_us[place]) if place < len(self._clock_us) else self._now_us
 
     def _evict(self) -> None:
         """Ends the flow that is nearest to its end."""
@@ -225,6 +245,13 @@ class FlowTable:
     def _end(self, flow: LiveFlow) -> None:
         del self._flows[flow.key]
         self.finished.append(flow.finish(self._heads))
+
+
+def _uncount(side: Side, total: int, kind: int) -> None:
+    """Zeek does not count an ICMP packet that the snap length cut."""
+    if kind in (ICMP, ICMP6):
+        side.packets -= 1
+        side.ip_bytes -= total
 
 
 def _tcp_begins_reversed(flow: LiveFlow, row: PacketRow) -> bool:
