@@ -9,6 +9,7 @@ _DNS_PORTS = frozenset({53, 137, 5353, 5355})
 _NETBIOS_PORT = 137
 _NTP_PORT = 123
 _DNS_HEADER_BYTES = 12
+_MOST_QUESTIONS = 25
 _NTP_MESSAGE_BYTES = 48
 _NTP_CLIENT = 3
 _NTP_SERVER = 4
@@ -31,6 +32,11 @@ def is_dns_message(payload: bytes, ports: tuple[int, int]) -> bool:
 def is_dns_answer(payload: bytes) -> bool:
     """Whether a DNS message is an answer."""
     return bool(payload[2] & 0x80)
+
+
+def asks_too_much(payload: bytes) -> bool:
+    """Whether a flow's first message has so many questions that Zeek takes the flow for something else than DNS."""
+    return int.from_bytes(payload[4:6]) > _MOST_QUESTIONS
 
 
 def is_multicast(address: bytes) -> bool:

@@ -204,8 +204,8 @@ class IpPackets:
         head_end = frame.head_end if frame.head_end >= 0 else min(body + min(size, available), frame.outer_end)
         return [
             PacketRow(
-                frame.time_us, key, side, kind, payload - size, header.total, have, data,
-                body + size, frame.outer, frame.outer_start, head_end, frame.outer_end, flags, seq, ack, frame.link,
+                frame.time_us, key, side, kind, payload - size, header.total, have, flags, seq, ack,
+                data, body + size, frame.outer, frame.outer_start, head_end, frame.outer_end, frame.link,
             )  # fmt: skip
         ]
 

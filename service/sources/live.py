@@ -16,7 +16,7 @@ from models.flow import (
     HeadsKind,
     PacketHead,
 )
-from service.sources.packets import ICMP, ICMP6, TCP, UDP, PacketRow
+from service.sources.packets import ICMP, ICMP6, TCP, UDP
 
 INACTIVE, SYN_SENT, SYN_ACK_SENT, PARTIAL, ESTABLISHED, CLOSED, RESET = range(7)
 HANDSHAKE_STATES = frozenset({INACTIVE, SYN_SENT, SYN_ACK_SENT})
@@ -29,12 +29,12 @@ DNS_RECHECK_US = 10_000_000
 """How often a DNS flow over UDP is looked at."""
 
 _DNS_SILENCE_US = 9_000_000
+_DEAD_US = 5_000_001
 _MASK = 0xFFFFFFFF
 _HALF_SPACE = 1 << 31
 _MAX_HOLES = 512
 _UNACKED_WINDOW_BYTES = 16_384
-_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_BASE62_PAIRS = [first + second for first in _BASE62 for second in _BASE62]
+_BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
 
 
 class Side:
@@ -104,28 +104,27 @@ class TcpSide(Side):
         given_up = self.nothing_acked() and max(self.last, self.acked) - 1 > _UNACKED_WINDOW_BYTES and not self.holes
         return not given_up
 
-    def take(self, seq: int, row: PacketRow, partial: bool) -> None:
-        """Takes a data segment at `seq`. The first copy of a byte wins; data past a hole waits for it."""
-        length = row.length
-        if row.have < length or self.skipping:
-            return
+    def take(self, seq: int, length: int, data: bytes, offset: int) -> None:
+        """Takes a wholly captured segment at `seq`, `data[offset:offset + length]`. The first copy of a byte wins; data
+        past a hole waits for it."""
         upper = seq + length
-        if upper <= self.acked or upper <= self.trim:
+        if self.skipping or upper <= self.acked or upper <= self.trim:
             return
         begin = max(seq, self.acked, self.trim)
         skip = begin - seq
-        self.stored = max(self.stored, upper)
+        if upper > self.stored:
+            self.stored = upper
         if begin <= self.next:
             if upper > self.next:
                 skip += self.next - begin
                 if self.room:
-                    self._keep(row.data[row.offset + skip : row.offset + min(length, skip + self.room)])
+                    self._keep(data[offset + skip : offset + min(length, skip + self.room)])
                 self.next = upper
                 if self.holes:
                     self._deliver_holes()
-        else:
-            kept = row.data[row.offset + skip : row.offset + min(length, skip + self.room)] if self.room else b""
-            self._insert_hole(begin, upper, kept)
+            return
+        kept = data[offset + skip : offset + min(length, skip + self.room)] if self.room else b""
+        self._insert_hole(begin, upper, kept)
         if self.nothing_acked() and self.holes and self.holes[-1][1] - self.next > _UNACKED_WINDOW_BYTES:
             self.holes.clear()
             self.skipping = True
@@ -208,17 +207,17 @@ class LiveFlow:
     )
     sides: tuple[Side, Side]
 
-    def __init__(self, row: PacketRow, number: int, timeout_us: int, with_heads: bool) -> None:
-        self.key = row.key
+    def __init__(self, key: bytes, side: int, time_us: int, number: int, timeout_us: int, with_heads: bool) -> None:
+        self.key = key
         self.number = number
-        self.start_us = self.last_us = self.previous_us = row.time_us
-        self.orig = row.side
+        self.start_us = self.last_us = self.previous_us = time_us
+        self.orig = side
         self.timeout_us = timeout_us
         self.lengths = array("i")
         self.room = MAX_PAYLOAD_LENGTHS
         self.heads: list[tuple[int, bytes]] = []
         self.head_room = HEADS_TOKEN_BUDGET if with_heads else 0
-        self.link = row.link
+        self.link = 0
         self.inspect = 0
         self.not_a_tunnel = False
         self.recheck_us = 0
@@ -305,13 +304,8 @@ class LiveFlow:
         )
 
     def _uid(self) -> str:
-        digest = blake2b(self.key + self.start_us.to_bytes(8) + self.number.to_bytes(8), digest_size=13).digest()
-        number = int.from_bytes(digest)
-        pairs = []
-        for _ in range(8):
-            number, pair = divmod(number, 3844)
-            pairs.append(_BASE62_PAIRS[pair])
-        return "T" + "".join(pairs) + _BASE62[number % 62]
+        seed = self.key + self.start_us.to_bytes(8) + self.number.to_bytes(8)
+        return "T" + blake2b(seed, digest_size=17).digest().translate(_BASE62).decode()
 
 
 class TcpFlow(LiveFlow):
@@ -336,13 +330,13 @@ class TcpFlow(LiveFlow):
     )
     sides: tuple[TcpSide, TcpSide]
 
-    def __init__(self, row: PacketRow, number: int, timeout_us: int, with_heads: bool) -> None:
-        super().__init__(row, number, timeout_us, with_heads)
+    def __init__(self, key: bytes, side: int, time_us: int, number: int, timeout_us: int, with_heads: bool) -> None:
+        super().__init__(key, side, time_us, number, timeout_us, with_heads)
         self.active = True
         self.steady = self.partial = self.close_deferred = self.due_changed = False
         self.began_with_syn_ack = self.saw_orig = self.saw_resp = False
         self.attempt_due_us = self.delete_due_us = 0
-        self.check_due_us = row.time_us + 11_000_000
+        self.check_due_us = time_us + _DEAD_US
 
     def _make_sides(self) -> None:
         self.sides = (TcpSide(), TcpSide())
@@ -381,7 +375,7 @@ class TcpFlow(LiveFlow):
         if self.attempt_due_us and self.active and orig.state in (SYN_SENT, SYN_ACK_SENT) and resp.state == INACTIVE:
             due = min(due, self.attempt_due_us)
         if self.active and self._looks_dead(orig, resp):
-            due = min(due, max(self.check_due_us, self.last_us + 5_000_001))
+            due = min(due, max(self.check_due_us, self.last_us + _DEAD_US))
         return due
 
     def _looks_dead(self, orig: TcpSide, resp: TcpSide) -> bool:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
 import numpy as np
 
 from models.flow import Flow, HeadsKind
 from service.sources import tcp
-from service.sources.inspect import DNS, inspector_of, is_dns_answer, is_dns_message, is_multicast, ntp_contradicts
+from service.sources.inspect import (
+    DNS,
+    NTP,
+    asks_too_much,
+    inspector_of,
+    is_dns_answer,
+    is_dns_message,
+    is_multicast,
+    ntp_contradicts,
+)
 from service.sources.ip import MAX_TUNNEL_DEPTH
 from service.sources.live import DNS_RECHECK_US, LiveFlow, Side, TcpFlow
 from service.sources.packets import ICMP, ICMP6, NO_TCP_HEADER, TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, Int64Array, PacketRow, ReadCounters
@@ -60,7 +69,7 @@ class FlowTable:
             self.finished.append(flow.finish(self._heads))
         self._flows.clear()
 
-    def process_block(self, rows: list[PacketRow], time_us: Int64Array) -> None:
+    def process_block(self, rows: Iterable[PacketRow], time_us: Int64Array) -> None:
         """Adds a block's packets to their flows; `time_us` are the times of all its packets, also of those without row.
 
         Time passes with every packet, and never back.
@@ -70,7 +79,7 @@ class FlowTable:
         self._now_us = int(self._clock_us[-1])
         self._expire(self._now_us)
 
-    def process(self, rows: list[PacketRow]) -> None:
+    def process(self, rows: Iterable[PacketRow]) -> None:
         """Adds packets to their flows.
 
         One loop with everything that the packets of ordinary flows need, and longer than house style has it: a million
@@ -80,8 +89,8 @@ class FlowTable:
         now_us = self._now_us
         for row in rows:
             (
-                time_us, key, side_index, kind, length, total, have, data, offset,
-                frame, head_start, head_end, frame_end, flags, seq, ack, _,
+                time_us, key, side_index, kind, length, total, have, flags, seq, ack,
+                data, offset, frame, head_start, head_end, frame_end, _,
             ) = row  # fmt: skip
             if time_us > now_us:
                 now_us = self._now_us = time_us
@@ -136,65 +145,85 @@ class FlowTable:
         """Processes the packets inside a tunnel datagram, which may be tunnel datagrams again."""
         if self._depth >= MAX_TUNNEL_DEPTH:
             return
-        self._depth += 1
-        self.process(self._inner_packets(row, flow, self._depth))
-        self._depth -= 1
+        rows = self._inner_packets(row, flow, self._depth + 1)
+        if rows:
+            self._depth += 1
+            self.process(rows)
+            self._depth -= 1
 
     def _process_tcp(self, flow: TcpFlow, row: PacketRow) -> None:
-        tcp.process(flow, PacketRow._make(row))
+        tcp.process(flow, row)
         if flow.due_changed:
             flow.due_changed = False
             self._push_due(flow)
 
     def _is_another(self, flow: LiveFlow, row: PacketRow) -> bool:
         """Whether a SYN ends `flow`, which it meets at its endpoints, to begin the next one."""
-        if not isinstance(flow, TcpFlow) or row[6] == NO_TCP_HEADER or not tcp.starts_another_flow(flow, PacketRow._make(row)):
+        if not isinstance(flow, TcpFlow) or row[6] == NO_TCP_HEADER or not tcp.starts_another_flow(flow, row[7], row[8]):
             return False
         self._end(flow)
         return True
 
     def _start(self, row: PacketRow) -> LiveFlow:
-        row = PacketRow._make(row)
+        time_us, key, side, kind, _, _, _, flags, *_ = row
         if len(self._flows) >= MAX_LIVE_FLOWS:
             self._evict()
         self._created += 1
-        timeout_us, with_heads = DATAGRAM_TIMEOUT_US, self._heads != "none"
+        first_due_us = time_us + DATAGRAM_TIMEOUT_US
         flow: LiveFlow
-        if row.kind & 0xFF == TCP:
-            flow = tcp_flow = TcpFlow(row, self._created, timeout_us, with_heads)
-            if _tcp_begins_reversed(flow, row):
-                flow.flip()
-            else:
-                tcp_flow.began_with_syn_ack = row.flags & (_CONTROL | tcp.ACK) == tcp.SYN | tcp.ACK
-            first_due_us = row.time_us + (tcp.ATTEMPT_DELAY_US if row.flags & tcp.SYN else timeout_us)
+        if kind == TCP or kind == TCP_BAD_HEADER:
+            flow = self._start_tcp(key, side, time_us, flags)
+            if flags & tcp.SYN or kind == TCP_BAD_HEADER:
+                first_due_us = time_us + tcp.ATTEMPT_DELAY_US
         else:
-            flow = LiveFlow(row, self._created, timeout_us, with_heads)
-            first_due_us = row.time_us + timeout_us
-            if row.kind & 0xFF == UDP:
-                ports = flow.ports()
-                source, target = ports[row.side], ports[1 - row.side]
-                if is_likely_server(source, tcp=False) and not is_likely_server(target, tcp=False):
-                    if flow.address(1 - row.side) != _BROADCAST:
-                        flow.flip()
-                flow.inspect = inspector_of(ports[1 - flow.orig])
-                if flow.inspect == DNS:
-                    flow.recheck_us = first_due_us = row.time_us + DNS_RECHECK_US
-        self._flows[row.key] = flow
-        heappush(self._due, (first_due_us, self._created, row.key))
+            flow = LiveFlow(key, side, time_us, self._created, DATAGRAM_TIMEOUT_US, self._heads != "none")
+            if kind == UDP or kind == UDP_TUNNEL:
+                self._orient_udp(flow)
+                if flow.recheck_us:
+                    first_due_us = flow.recheck_us
+        flow.link = row[-1]
+        self._flows[key] = flow
+        heappush(self._due, (first_due_us, self._created, key))
         return flow
+
+    def _start_tcp(self, key: bytes, side: int, time_us: int, flags: int) -> TcpFlow:
+        flow = TcpFlow(key, side, time_us, self._created, DATAGRAM_TIMEOUT_US, self._heads != "none")
+        if flags & (tcp.SYN | tcp.ACK) == tcp.SYN:
+            return flow
+        if _tcp_begins_reversed(flow, flags):
+            flow.flip()
+        else:
+            flow.began_with_syn_ack = flags & (_CONTROL | tcp.ACK) == tcp.SYN | tcp.ACK
+        return flow
+
+    def _orient_udp(self, flow: LiveFlow) -> None:
+        """The first packet may come from the server; and who is asked by DNS or NTP, the messages say."""
+        ports = flow.ports()
+        source, target = ports[flow.orig], ports[1 - flow.orig]
+        if is_likely_server(source, tcp=False) and not is_likely_server(target, tcp=False):
+            if flow.address(1 - flow.orig) != _BROADCAST:
+                flow.flip()
+                target = source
+        flow.inspect = inspector_of(target)
+        if flow.inspect == DNS:
+            flow.recheck_us = flow.start_us + DNS_RECHECK_US
 
     def _inspect(self, flow: LiveFlow, row: PacketRow) -> None:
         row = PacketRow._make(row)
         payload = row.data[row.offset : row.offset + min(row.have, row.length)]
         from_orig = row.side == flow.orig
-        if flow.inspect == DNS:
-            if is_dns_message(payload, flow.ports()):
+        if flow.inspect == NTP:
+            if ntp_contradicts(payload, from_orig):
                 flow.inspect = 0
-                if from_orig and is_dns_answer(payload) and not is_multicast(flow.address(1 - flow.orig)):
-                    flow.flip()
-        elif ntp_contradicts(payload, from_orig):
-            flow.inspect = 0
+                flow.flip()
+            return
+        if not is_dns_message(payload, flow.ports()):
+            return
+        flow.inspect = 0
+        if from_orig and is_dns_answer(payload) and not is_multicast(flow.address(1 - flow.orig)):
             flow.flip()
+        if asks_too_much(payload):
+            flow.recheck_us = 0
 
     def _expire(self, now_us: int) -> None:
         due = self._due
@@ -254,14 +283,12 @@ def _uncount(side: Side, total: int, kind: int) -> None:
         side.ip_bytes -= total
 
 
-def _tcp_begins_reversed(flow: LiveFlow, row: PacketRow) -> bool:
-    """Whether the first packet comes from the server: it is no SYN, and its source port is a server's."""
-    if row.flags & tcp.SYN and not row.flags & tcp.ACK:
-        return False
+def _tcp_begins_reversed(flow: LiveFlow, flags: int) -> bool:
+    """Whether a first packet that is no SYN comes from the server: from a port where servers listen."""
     ports = flow.ports()
-    source, target = ports[row.side], ports[1 - row.side]
-    if not is_likely_server(source, tcp=True) or flow.address(1 - row.side) == _BROADCAST:
+    source, target = ports[flow.orig], ports[1 - flow.orig]
+    if not is_likely_server(source, tcp=True) or flow.address(1 - flow.orig) == _BROADCAST:
         return False
     if is_likely_server(target, tcp=True):
-        return not row.flags & tcp.SYN and source < target
+        return not flags & tcp.SYN and source < target
     return True
