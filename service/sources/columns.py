@@ -169,13 +169,15 @@ class _Columns:
         collector busy for as long as the decoding takes."""
         block = self._block
         chosen: Mask | slice = slice(None) if self.done.all() else self.done
-        ints = {name: column[chosen].tolist() for name, column in self._ints.items()}
+        ints = {name: column[chosen].tolist() for name, column in self._ints.items() if name != "link"}
         data = repeat(block.data)
+        link = self._ints["link"][chosen]
+        links = repeat(int(link[0])) if len(link) and (link == link[0]).all() else link.tolist()
         rows = zip(
             block.time_us[chosen].tolist(), self._keys.view(f"S{_KEY_BYTES}")[:, 0][chosen].tolist(), ints["side"],
             ints["kind"], ints["length"], ints["total"], ints["have"], ints["flags"], ints["seq"], ints["ack"],
             data, ints["offset"], data, block.start[chosen].tolist(), ints["offset"],
-            (block.start + block.captured)[chosen].tolist(), ints["link"],
+            (block.start + block.captured)[chosen].tolist(), links,
         )  # fmt: skip
         return cast("Iterator[PacketRow]", rows)
 

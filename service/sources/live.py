@@ -248,9 +248,12 @@ class LiveFlow:
     def add_head(self, time_us: int, frame: bytes, start: int, end: int) -> None:
         """Keeps a packet's first bytes while they fit."""
         room = self.head_room - HEAD_TOKEN_COST
-        data = frame[start : min(end, start + room)]
-        self.heads.append((max(0, time_us - self.previous_us), data))
-        room -= len(data)
+        if end - start > room:
+            end = start + room
+        gap_us = time_us - self.previous_us
+        self.previous_us = time_us
+        self.heads.append((gap_us if gap_us > 0 else 0, frame[start:end]))
+        room -= end - start
         self.head_room = room if room > HEAD_TOKEN_COST else 0
 
     def due_us(self, now_us: int) -> int:

@@ -65,23 +65,23 @@ class PcapReader:
             if not fresh:
                 self._note_the_end()
                 return
-            data = self._carry + fresh
+            data = b"".join((self._carry, fresh, BLOCK_PADDING))
             starts, end = self._find_records(data)
-            self._carry = data[end:]
+            self._carry = data[end : -len(BLOCK_PADDING)]
             self._position += end
             if starts:
                 self._packets += len(starts)
-                yield self._block(data[:end] + BLOCK_PADDING, np.array(starts, dtype=np.int64))
+                yield self._block(data, np.array(starts, dtype=np.int64))
 
     def _find_records(self, data: bytes) -> tuple[list[int], int]:
         """Where the whole records in `data` start, and where the last of them ends."""
         header = self._layout.record_bytes
         captured_at = 12 if self._layout.swapped_lengths else 8
         captured_of = struct.Struct(self._layout.order + "I").unpack_from
-        position, last = 0, len(data) - header
+        limit = len(data) - len(BLOCK_PADDING)
+        position, last = 0, limit - header
         starts: list[int] = []
         append = starts.append
-        limit = len(data)
         while position <= last:
             (captured,) = captured_of(data, position + captured_at)
             if captured > MAX_CAPTURED_BYTES:

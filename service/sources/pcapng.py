@@ -77,17 +77,17 @@ class PcapngReader:
             if not fresh:
                 self._note_the_end()
                 return
-            data = self._carry + fresh
+            data = b"".join((self._carry, fresh, BLOCK_PADDING))
             columns = _Columns()
             end = self._read_blocks(data, columns)
-            self._carry = data[end:]
+            self._carry = data[end : -len(BLOCK_PADDING)]
             self._position += end
             if columns.start:
-                yield columns.block(data[:end] + BLOCK_PADDING)
+                yield columns.block(data)
 
     def _read_blocks(self, data: bytes, columns: _Columns) -> int:
         """Reads the whole blocks in `data` into `columns` and returns where the last of them ends."""
-        position, limit = 0, len(data)
+        position, limit = 0, len(data) - len(BLOCK_PADDING)
         while position + 12 <= limit:
             kind, length = struct.unpack_from(self._order + "II", data, position)
             if kind == _SECTION:

@@ -102,7 +102,6 @@ class FlowTable:
             side = flow.sides[side_index]
             if flow.head_room:
                 flow.add_head(time_us, frame, head_start, head_end if header_only else frame_end)
-                flow.previous_us = time_us
             if length:
                 side.payloads += 1
                 if flow.room:

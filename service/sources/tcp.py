@@ -61,6 +61,8 @@ def process(flow: TcpFlow, row: PacketRow) -> None:
     time_us, _, side, _, length, _, have, flags, seq, ack, data, offset, *_ = row
     end, peer = flow.sides[side], flow.sides[1 - side]
     from_orig = side == flow.orig
+    if flags & SYN and not length and end.state == INACTIVE and _shake_hands(flow, end, peer, row, from_orig):
+        return
     if not (flow.saw_orig and flow.saw_resp):
         _note_partial(flow, flags, from_orig)
     segment = (0 if flags & RST else length) + (1 if flags & SYN else 0) + (1 if flags & FIN else 0)
@@ -94,6 +96,30 @@ def process(flow: TcpFlow, row: PacketRow) -> None:
     if closing:
         _close(flow, end, peer)
     _set_steady(flow, end, peer)
+
+
+def _shake_hands(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, from_orig: bool) -> bool:
+    """The first two packets of nearly every flow, SYN and the SYN-ACK that answers it, the short way; False if the
+    packet is something else. `process` comes to the same."""
+    time_us, _, _, _, _, _, _, flags, seq, ack, *_ = row
+    control = flags & (_CONTROL | ACK)
+    if control == SYN and from_orig and peer.state == INACTIVE:
+        flow.attempt_due_us = time_us + ATTEMPT_DELAY_US
+        flow.saw_orig = True
+        end.state = SYN_SENT
+    elif control == SYN | ACK and not from_orig and peer.state == SYN_SENT and (ack - peer.start) & _MASK == 1:
+        end.state = peer.state = ESTABLISHED
+        peer.previous = SYN_SENT
+        peer.acked = 1
+        interactive = flow.service_port() in INTERACTIVE_PORTS
+        flow.timeout_us = INTERACTIVE_TIMEOUT_US if interactive else ESTABLISHED_TIMEOUT_US
+        flow.saw_resp = True
+        flow.steady = not (peer.holes or peer.stored > 1)
+    else:
+        return False
+    flow.last_us = time_us
+    end.start, end.last = seq, 1
+    return True
 
 
 def _set_steady(flow: TcpFlow, end: TcpSide, peer: TcpSide) -> None:
