@@ -24,7 +24,7 @@ _GRE_ETHERNET, _GRE_ERSPAN, _GRE_ERSPAN_3, _GRE_PPTP = 0x6558, 0x88BE, 0x22EB, 0
 _PPP_TO_IP = {0x0021: _IP_IN_IP, 0x0057: _IPV6_IN_IP}
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Frame:
     """A captured packet on its way through the layers, `data[start:end]`; on the wire it went on to `wire_end`. Heads are
     cut from `outer`, the packet outside any tunnel, up to the transport header, or up to `head_end`

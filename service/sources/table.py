@@ -94,7 +94,7 @@ class FlowTable:
             ) = row  # fmt: skip
             if time_us > now_us:
                 now_us = self._now_us = time_us
-            if due[0][0] <= now_us:
+            if due[0][0] <= now_us:  # also when time stands still: a flow can be late from its start
                 self._expire(now_us)
             flow = flows.get(key)
             if flow is None or (flags & 2 and self._is_another(flow, row)):
