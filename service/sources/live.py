@@ -7,6 +7,8 @@ from array import array
 from bisect import insort
 from hashlib import blake2b
 
+import msgspec
+
 from models.flow import (
     HEAD_TOKEN_COST,
     HEADS_TOKEN_BUDGET,
@@ -28,8 +30,10 @@ INTERACTIVE_TIMEOUT_US = 3_600_000_000
 DNS_RECHECK_US = 10_000_000
 """How often a DNS flow over UDP is looked at."""
 
+DEAD_US = 5_000_001
+"""A TCP flow that is closed on one side and has nothing on the other ends after more than five seconds."""
+
 _DNS_SILENCE_US = 9_000_000
-_DEAD_US = 5_000_001
 _MASK = 0xFFFFFFFF
 _HALF_SPACE = 1 << 31
 _MAX_HOLES = 512
@@ -37,51 +41,49 @@ _UNACKED_WINDOW_BYTES = 16_384
 _BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
 
 
-class Side:
-    """One end of a flow: what it sent."""
+class Side(msgspec.Struct, gc=False):
+    """One end of a flow: what it sent. `room`: content bytes that still fit.
 
-    __slots__ = ("content", "ip_bytes", "packets", "payloads", "room")
-
-    def __init__(self) -> None:
-        self.packets = 0
-        self.ip_bytes = 0
-        self.payloads = 0
-        self.content = bytearray()
-        self.room = MAX_CONTENT_BYTES
-
-
-class TcpSide(Side):
-    """One end of a TCP flow. Sequence numbers count from the SYN (0), whether it was seen or not.
-
-    `last`: one past the highest sent; `acked`: acknowledged by the peer; `next`: delivered in order up to here, or
-    given up; `trim`: what is below is forgotten; `stored`: end of the highest data taken; `holes`: data beyond a hole.
+    Without garbage collection, as all records of a live flow: they make no cycles, and there are many.
     """
 
-    __slots__ = (
-        "acked",
-        "closed",
-        "ended",
-        "fin_end",
-        "fins",
-        "holes",
-        "last",
-        "next",
-        "previous",
-        "skipping",
-        "start",
-        "state",
-        "stored",
-        "trim",
-    )
+    packets: int = 0
+    ip_bytes: int = 0
+    payloads: int = 0
+    content: bytes = b""
+    room: int = MAX_CONTENT_BYTES
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.state = self.previous = INACTIVE
-        self.start = self.last = self.acked = 0
-        self.next = self.trim = self.stored = 1
-        self.fins = self.fin_end = 0
-        self.closed = self.ended = self.skipping = False
-        self.holes: list[tuple[int, int, bytes]] = []
+
+class Hole(msgspec.Struct, gc=False, order=True):
+    """Data that came before what precedes it: `data` is as much of it as the content may need."""
+
+    start: int
+    end: int
+    data: bytes
+
+
+class TcpSide(Side, gc=False):
+    """One end of a TCP flow. Sequence numbers count from the SYN (0), whether it was seen or not.
+
+    `start`: the 32-bit number of the SYN; `last`: one past the highest sent; `acked`: acknowledged by the peer; `next`:
+    delivered in order up to here, or given up; `trim`: what is below is forgotten; `stored`: end of the highest data
+    taken; `holes`: data beyond a hole; `fin_end`: one past the FIN.
+    """
+
+    state: int = INACTIVE
+    previous: int = INACTIVE
+    start: int = 0
+    last: int = 0
+    acked: int = 0
+    next: int = 1
+    trim: int = 1
+    stored: int = 1
+    fins: int = 0
+    fin_end: int = 0
+    closed: bool = False
+    ended: bool = False
+    skipping: bool = False
+    holes: list[Hole] = msgspec.field(default_factory=list)
 
     def restart(self, start: int, last: int) -> None:
         """Sequence numbers count from `start` (32 bits) from now on."""
@@ -125,7 +127,7 @@ class TcpSide(Side):
             return
         kept = data[offset + skip : offset + min(length, skip + self.room)] if self.room else b""
         self._insert_hole(begin, upper, kept)
-        if self.nothing_acked() and self.holes and self.holes[-1][1] - self.next > _UNACKED_WINDOW_BYTES:
+        if self.nothing_acked() and self.holes and self.holes[-1].end - self.next > _UNACKED_WINDOW_BYTES:
             self.holes.clear()
             self.skipping = True
 
@@ -142,10 +144,10 @@ class TcpSide(Side):
             self._deliver_holes()
 
     def _give_up(self, upto: int) -> None:
-        while self.holes and self.holes[0][0] < upto:
-            if self.holes[0][0] > self.next:
+        while self.holes and self.holes[0].start < upto:
+            if self.holes[0].start > self.next:
                 self._gap()
-                self.next = self.holes[0][0]
+                self.next = self.holes[0].start
             self._deliver_holes()
         if upto > self.next:
             self._gap()
@@ -161,70 +163,55 @@ class TcpSide(Side):
 
     def _deliver_holes(self) -> None:
         holes = self.holes
-        while holes and holes[0][0] <= self.next:
-            seq, upper, data = holes.pop(0)
-            if seq == self.next:
+        while holes and holes[0].start <= self.next:
+            hole = holes.pop(0)
+            if hole.start == self.next:
                 if self.room:
-                    self._keep(data[: self.room])
-                self.next = upper
-            # a block that a gap has passed into is not delivered
+                    self._keep(hole.data[: self.room])
+                self.next = hole.end
+            # data that a gap was passed over is not delivered
 
     def _insert_hole(self, seq: int, upper: int, data: bytes) -> None:
         """Keeps what of a segment past a hole is new."""
         base = seq
-        for start, end, _ in list(self.holes):
-            if end <= seq:
+        for other in list(self.holes):
+            if other.end <= seq:
                 continue
-            if start >= upper:
+            if other.start >= upper:
                 break
-            if seq < start:
-                insort(self.holes, (seq, start, data[seq - base : start - base]))
-            seq = end
+            if seq < other.start:
+                insort(self.holes, Hole(seq, other.start, data[seq - base : other.start - base]))
+            seq = other.end
         if seq < upper and len(self.holes) < _MAX_HOLES:
-            insort(self.holes, (seq, upper, data[seq - base : upper - base]))
+            insort(self.holes, Hole(seq, upper, data[seq - base : upper - base]))
 
 
-class LiveFlow:
-    """A live flow of any protocol. `orig` is the index of the originator in `sides`."""
+class LiveFlow(msgspec.Struct, gc=False):
+    """A live flow of any protocol.
 
-    __slots__ = (
-        "head_room",
-        "heads",
-        "inspect",
-        "key",
-        "last_us",
-        "lengths",
-        "link",
-        "not_a_tunnel",
-        "number",
-        "orig",
-        "previous_us",
-        "recheck_us",
-        "room",
-        "sides",
-        "start_us",
-        "timeout_us",
-    )
+    * `key`: as in `PacketRow`; `sides` are its endpoints, `orig` is the index of the originator.
+    * `number`: flows count from 1 in order of their starts; `previous_us`: the last packet whose head was kept.
+    * `lengths`: signed payload lengths, positive from side 0; `room` and `head_room`: how much more fits.
+    * `inspect`: what its datagrams are looked at as (`inspect`), 0 for nothing; `recheck_us`: for DNS, when its silence
+      is looked at next.
+    """
+
+    key: bytes
+    number: int
+    start_us: int
+    last_us: int
+    previous_us: int
+    orig: int
+    timeout_us: int
+    head_room: int
     sides: tuple[Side, Side]
-
-    def __init__(self, key: bytes, side: int, time_us: int, number: int, timeout_us: int, with_heads: bool) -> None:
-        self.key = key
-        self.number = number
-        self.start_us = self.last_us = self.previous_us = time_us
-        self.orig = side
-        self.timeout_us = timeout_us
-        self.lengths = array("i")
-        self.room = MAX_PAYLOAD_LENGTHS
-        self.heads: list[tuple[int, bytes]] = []
-        self.head_room = HEADS_TOKEN_BUDGET if with_heads else 0
-        self.link = 0
-        self.inspect = 0
-        self.not_a_tunnel = False
-        self.recheck_us = 0
-        self._make_sides()
-
-    def _make_sides(self) -> None:
-        self.sides = (Side(), Side())
+    lengths: array[int]
+    link: int = 0
+    room: int = MAX_PAYLOAD_LENGTHS
+    heads: list[tuple[int, bytes]] = msgspec.field(default_factory=list)
+    inspect: int = 0
+    recheck_us: int = 0
+    not_a_tunnel: bool = False
 
     @property
     def protocol(self) -> int:
@@ -294,8 +281,8 @@ class LiveFlow:
             up=orig.payloads,
             down=resp.payloads,
             payload_lengths=[-n for n in lengths] if orig_side else lengths,
-            orig_bytes=bytes(orig.content),
-            resp_bytes=bytes(resp.content),
+            orig_bytes=orig.content,
+            resp_bytes=resp.content,
             orig_pkts=orig.packets,
             resp_pkts=resp.packets,
             orig_ip_bytes=orig.ip_bytes,
@@ -311,38 +298,25 @@ class LiveFlow:
         return "T" + blake2b(seed, digest_size=17).digest().translate(_BASE62).decode()
 
 
-class TcpFlow(LiveFlow):
+class TcpFlow(LiveFlow, gc=False):
     """A live TCP flow. `steady`: both ends are past the handshake, nothing is missing and nothing closed.
 
     The `..._due_us` are 0 when unset: `delete` ends the flow, `attempt` does if it is still an unanswered SYN, `check`
     does if it is closed on one side and dead on the other.
     """
 
-    __slots__ = (
-        "active",
-        "attempt_due_us",
-        "began_with_syn_ack",
-        "check_due_us",
-        "close_deferred",
-        "delete_due_us",
-        "due_changed",
-        "partial",
-        "saw_orig",
-        "saw_resp",
-        "steady",
-    )
-    sides: tuple[TcpSide, TcpSide]
-
-    def __init__(self, key: bytes, side: int, time_us: int, number: int, timeout_us: int, with_heads: bool) -> None:
-        super().__init__(key, side, time_us, number, timeout_us, with_heads)
-        self.active = True
-        self.steady = self.partial = self.close_deferred = self.due_changed = False
-        self.began_with_syn_ack = self.saw_orig = self.saw_resp = False
-        self.attempt_due_us = self.delete_due_us = 0
-        self.check_due_us = time_us + _DEAD_US
-
-    def _make_sides(self) -> None:
-        self.sides = (TcpSide(), TcpSide())
+    sides: tuple[TcpSide, TcpSide]  # type: ignore[assignment]
+    active: bool = True
+    steady: bool = False
+    partial: bool = False
+    close_deferred: bool = False
+    due_changed: bool = False
+    began_with_syn_ack: bool = False
+    saw_orig: bool = False
+    saw_resp: bool = False
+    attempt_due_us: int = 0
+    delete_due_us: int = 0
+    check_due_us: int = 0
 
     def ends(self) -> tuple[TcpSide, TcpSide]:
         """Originator and responder."""
@@ -350,7 +324,7 @@ class TcpFlow(LiveFlow):
 
     def flip(self) -> None:
         """Exchanges originator and responder."""
-        super().flip()
+        self.orig = 1 - self.orig
         self.saw_orig, self.saw_resp = self.saw_resp, self.saw_orig
         self.partial = False
 
@@ -378,7 +352,7 @@ class TcpFlow(LiveFlow):
         if self.attempt_due_us and self.active and orig.state in (SYN_SENT, SYN_ACK_SENT) and resp.state == INACTIVE:
             due = min(due, self.attempt_due_us)
         if self.active and self._looks_dead(orig, resp):
-            due = min(due, max(self.check_due_us, self.last_us + _DEAD_US))
+            due = min(due, max(self.check_due_us, self.last_us + DEAD_US))
         return due
 
     def _looks_dead(self, orig: TcpSide, resp: TcpSide) -> bool:

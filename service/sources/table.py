@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
 import numpy as np
 
-from models.flow import Flow, HeadsKind
+from models.flow import HEADS_TOKEN_BUDGET, Flow, HeadsKind
 from service.sources import tcp
 from service.sources.inspect import (
     DNS,
@@ -20,7 +21,7 @@ from service.sources.inspect import (
     ntp_contradicts,
 )
 from service.sources.ip import MAX_TUNNEL_DEPTH
-from service.sources.live import DNS_RECHECK_US, LiveFlow, Side, TcpFlow
+from service.sources.live import DEAD_US, DNS_RECHECK_US, LiveFlow, Side, TcpFlow, TcpSide
 from service.sources.packets import ICMP, ICMP6, NO_TCP_HEADER, TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, Int64Array, PacketRow, ReadCounters
 from service.sources.ports import is_likely_server
 
@@ -45,6 +46,7 @@ class FlowTable:
     def __init__(self, heads: HeadsKind, counters: ReadCounters, inner_packets: InnerPackets) -> None:
         self.finished: list[Flow] = []
         self._heads = heads
+        self._head_room = 0 if heads == "none" else HEADS_TOKEN_BUDGET
         self._counters = counters
         self._inner_packets = inner_packets
         self._flows: dict[bytes, LiveFlow] = {}
@@ -171,22 +173,28 @@ class FlowTable:
         first_due_us = time_us + DATAGRAM_TIMEOUT_US
         flow: LiveFlow
         if kind == TCP or kind == TCP_BAD_HEADER:
-            flow = self._start_tcp(key, side, time_us, flags)
+            flow = self._start_tcp(row)
             if flags & tcp.SYN or kind == TCP_BAD_HEADER:
                 first_due_us = time_us + tcp.ATTEMPT_DELAY_US
         else:
-            flow = LiveFlow(key, side, time_us, self._created, DATAGRAM_TIMEOUT_US, self._heads != "none")
+            flow = LiveFlow(
+                key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
+                (Side(), Side()), array("i"), row[-1],
+            )  # fmt: skip
             if kind == UDP or kind == UDP_TUNNEL:
                 self._orient_udp(flow)
                 if flow.recheck_us:
                     first_due_us = flow.recheck_us
-        flow.link = row[-1]
         self._flows[key] = flow
         heappush(self._due, (first_due_us, self._created, key))
         return flow
 
-    def _start_tcp(self, key: bytes, side: int, time_us: int, flags: int) -> TcpFlow:
-        flow = TcpFlow(key, side, time_us, self._created, DATAGRAM_TIMEOUT_US, self._heads != "none")
+    def _start_tcp(self, row: PacketRow) -> TcpFlow:
+        time_us, key, side, _, _, _, _, flags, *_ = row
+        flow = TcpFlow(
+            key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
+            (TcpSide(), TcpSide()), array("i"), row[-1], check_due_us=time_us + DEAD_US,
+        )  # fmt: skip
         if flags & (tcp.SYN | tcp.ACK) == tcp.SYN:
             return flow
         if _tcp_begins_reversed(flow, flags):
