@@ -149,7 +149,7 @@ def _by_link(links: Int64Array) -> Iterator[tuple[int, Int64Array | slice]]:
 def _gather(raw: Bytes, at: Int64Array, layout: np.dtype[np.void]) -> npt.NDArray[np.void]:
     """The records of one layout at the offsets `at`. Shape (len(at),)."""
     windows = np.lib.stride_tricks.sliding_window_view(raw, layout.itemsize)[at]
-    return cast("npt.NDArray[np.void]", windows.view(layout)[:, 0])
+    return windows.view(layout)[:, 0]
 
 
 class _Columns:
@@ -177,7 +177,7 @@ class _Columns:
             block.time_us[chosen].tolist(), self._keys.view(f"S{_KEY_BYTES}")[:, 0][chosen].tolist(), ints["side"],
             ints["kind"], ints["length"], ints["total"], ints["have"], ints["flags"], ints["seq"], ints["ack"],
             data, ints["offset"], data, block.start[chosen].tolist(), ints["offset"],
-            (block.start + block.captured)[chosen].tolist(), links,
+            (block.start + block.captured)[chosen].tolist(), links, strict=False,  # `repeat` has no end
         )  # fmt: skip
         return cast("Iterator[PacketRow]", rows)
 
@@ -278,7 +278,7 @@ class _Columns:
                 prefixes = [_be32(raw, at[six] + place) == _TEREDO_PREFIX for place in (8, 24)]
                 suspect[six] |= prefixes[0] | prefixes[1]
             found[udp] |= suspect
-        return found
+        return cast("Mask", found)
 
     def _fill_keys(
         self,
@@ -344,7 +344,8 @@ def _is_teredo_header(raw: Bytes, at: Int64Array, have: Int64Array, first: Bytes
     origin[authenticated] += 13 + raw[at + 2][authenticated].astype(np.int64) + raw[at + 3][authenticated]
     inside = (first == 0) & (second <= 1) & (have >= origin - at + 48)
     origin[~inside] = 0
-    return inside & (raw[origin] == 0) & (raw[origin + 1] == 0) & (raw[origin + 8] >> 4 == 6)
+    plausible = inside & (raw[origin] == 0) & (raw[origin + 1] == 0) & (raw[origin + 8] >> 4 == 6)
+    return cast("Mask", plausible)
 
 
 def _be32(raw: Bytes, at: Int64Array) -> Int64Array:

@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 from service.sources.fragments import Fragment, Reassembler
 from service.sources.icmp import COUNTERPARTS_V4, COUNTERPARTS_V6, ONE_WAY
 from service.sources.ipv6 import UNFRAGMENTABLE_END, Ipv6Headers, rebuild_ipv6
-from service.sources.packets import ICMP, ICMP6, NO_TCP_HEADER, TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, PacketRow, ReadCounters
+from service.sources.packets import (
+    ICMP,
+    ICMP6,
+    NO_TCP_HEADER,
+    TCP,
+    TCP_BAD_HEADER,
+    UDP,
+    UDP_TUNNEL,
+    PacketRow,
+    ReadCounters,
+)
 
 MAX_TUNNEL_DEPTH = 4
 RAW_IP_LINK = 101
@@ -26,9 +36,11 @@ _PPP_TO_IP = {0x0021: _IP_IN_IP, 0x0057: _IPV6_IN_IP}
 
 @dataclass(slots=True)
 class Frame:
-    """A captured packet on its way through the layers, `data[start:end]`; on the wire it went on to `wire_end`. Heads are
-    cut from `outer`, the packet outside any tunnel, up to the transport header, or up to `head_end`
-    where that is not -1 (after reassembly, when `data` is not `outer`)."""
+    """A captured packet on its way through the layers, `data[start:end]`; on the wire it went on to `wire_end`.
+
+    Heads are cut from `outer`, the packet outside any tunnel, up to the transport header, or up to `head_end` where
+    that is not -1 (after reassembly, when `data` is not `outer`).
+    """
 
     data: bytes
     time_us: int
@@ -185,29 +197,23 @@ class IpPackets:
         # An IP length of 0 (segmentation offload) says nothing; what was captured must do.
         payload = given or (available if header.total == 0 or protocol in (UDP, ICMP, ICMP6) else 0)
         data = frame.data
-        kind, size, flags, seq, ack = protocol, minimum, 0, 0, 0
+        kind, size = UDP_TUNNEL if protocol == UDP else protocol, minimum
+        flags, seq, ack = 0, 0, 0
         have = min(available, payload)
         if protocol == TCP:
             size = (data[body + 12] >> 4) * 4
             flags = data[body + 13]
             seq, ack = int.from_bytes(data[body + 4 : body + 8]), int.from_bytes(data[body + 8 : body + 12])
-            if size < 20 or size > payload or size > available:
-                have = NO_TCP_HEADER if size < 20 else 0
+            if size < minimum or size > have:
+                have = payload if size >= minimum else payload + NO_TCP_HEADER
                 kind, size = TCP_BAD_HEADER, payload
-            else:
-                have -= size
-        else:
-            have -= size
-            if protocol == UDP:
-                kind = UDP_TUNNEL
         key, side = _key(header, data, body)
         head_end = frame.head_end if frame.head_end >= 0 else min(body + min(size, available), frame.outer_end)
-        return [
-            PacketRow(
-                frame.time_us, key, side, kind, payload - size, header.total, have, flags, seq, ack,
-                data, body + size, frame.outer, frame.outer_start, head_end, frame.outer_end, frame.link,
-            )  # fmt: skip
-        ]
+        row = PacketRow(
+            frame.time_us, key, side, kind, payload - size, header.total, have - size, flags, seq, ack,
+            data, body + size, frame.outer, frame.outer_start, head_end, frame.outer_end, frame.link,
+        )  # fmt: skip
+        return [row]
 
 
 def _erspan_bytes(data: bytes, start: int, flags: int, kind: int) -> int:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import socket
 from array import array
-from bisect import insort
 from hashlib import blake2b
 
 import msgspec
 
 from models.flow import (
     HEAD_TOKEN_COST,
-    HEADS_TOKEN_BUDGET,
-    MAX_CONTENT_BYTES,
     MAX_PAYLOAD_LENGTHS,
     Flow,
     HeadsKind,
     PacketHead,
 )
 from service.sources.packets import ICMP, ICMP6, TCP, UDP
-
-INACTIVE, SYN_SENT, SYN_ACK_SENT, PARTIAL, ESTABLISHED, CLOSED, RESET = range(7)
-HANDSHAKE_STATES = frozenset({INACTIVE, SYN_SENT, SYN_ACK_SENT})
-STEADY_STATES = frozenset({ESTABLISHED, PARTIAL})
+from service.sources.sides import (
+    CLOSED,
+    ESTABLISHED,
+    INACTIVE,
+    PARTIAL,
+    RESET,
+    SYN_ACK_SENT,
+    SYN_SENT,
+    Side,
+    TcpSide,
+)
 
 INTERACTIVE_TIMEOUT_US = 3_600_000_000
 """How long an interactive TCP flow may be silent."""
@@ -34,156 +38,7 @@ DEAD_US = 5_000_001
 """A TCP flow that is closed on one side and has nothing on the other ends after more than five seconds."""
 
 _DNS_SILENCE_US = 9_000_000
-_MASK = 0xFFFFFFFF
-_HALF_SPACE = 1 << 31
-_MAX_HOLES = 512
-_UNACKED_WINDOW_BYTES = 16_384
 _BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
-
-
-class Side(msgspec.Struct, gc=False):
-    """One end of a flow: what it sent. `room`: content bytes that still fit.
-
-    Without garbage collection, as all records of a live flow: they make no cycles, and there are many.
-    """
-
-    packets: int = 0
-    ip_bytes: int = 0
-    payloads: int = 0
-    content: bytes = b""
-    room: int = MAX_CONTENT_BYTES
-
-
-class Hole(msgspec.Struct, gc=False, order=True):
-    """Data that came before what precedes it: `data` is as much of it as the content may need."""
-
-    start: int
-    end: int
-    data: bytes
-
-
-class TcpSide(Side, gc=False):
-    """One end of a TCP flow. Sequence numbers count from the SYN (0), whether it was seen or not.
-
-    `start`: the 32-bit number of the SYN; `last`: one past the highest sent; `acked`: acknowledged by the peer; `next`:
-    delivered in order up to here, or given up; `trim`: what is below is forgotten; `stored`: end of the highest data
-    taken; `holes`: data beyond a hole; `fin_end`: one past the FIN.
-    """
-
-    state: int = INACTIVE
-    previous: int = INACTIVE
-    start: int = 0
-    last: int = 0
-    acked: int = 0
-    next: int = 1
-    trim: int = 1
-    stored: int = 1
-    fins: int = 0
-    fin_end: int = 0
-    closed: bool = False
-    ended: bool = False
-    skipping: bool = False
-    holes: list[Hole] = msgspec.field(default_factory=list)
-
-    def restart(self, start: int, last: int) -> None:
-        """Sequence numbers count from `start` (32 bits) from now on."""
-        self.start, self.last, self.acked = start, last, 0
-
-    def relative(self, number: int, near: int) -> int:
-        """A 32-bit sequence number counted from the start; `near` is where the stream stands, for long flows."""
-        if near < _HALF_SPACE - 1:
-            return ((number - self.start + _HALF_SPACE) & _MASK) - _HALF_SPACE
-        return near + ((number - self.start - near + _HALF_SPACE) & _MASK) - _HALF_SPACE
-
-    def nothing_acked(self) -> bool:
-        """Whether none of this end's data was acknowledged yet."""
-        return self.acked <= 1
-
-    def has_unacknowledged_blocks(self) -> bool:
-        """Whether data was taken that is not acknowledged and not given up waiting for."""
-        if self.stored <= self.trim:
-            return False
-        given_up = self.nothing_acked() and max(self.last, self.acked) - 1 > _UNACKED_WINDOW_BYTES and not self.holes
-        return not given_up
-
-    def take(self, seq: int, length: int, data: bytes, offset: int) -> None:
-        """Takes a wholly captured segment at `seq`, `data[offset:offset + length]`. The first copy of a byte wins; data
-        past a hole waits for it."""
-        upper = seq + length
-        if self.skipping or upper <= self.acked or upper <= self.trim:
-            return
-        begin = max(seq, self.acked, self.trim)
-        skip = begin - seq
-        if upper > self.stored:
-            self.stored = upper
-        if begin <= self.next:
-            if upper > self.next:
-                skip += self.next - begin
-                if self.room:
-                    self._keep(data[offset + skip : offset + min(length, skip + self.room)])
-                self.next = upper
-                if self.holes:
-                    self._deliver_holes()
-            return
-        kept = data[offset + skip : offset + min(length, skip + self.room)] if self.room else b""
-        self._insert_hole(begin, upper, kept)
-        if self.nothing_acked() and self.holes and self.holes[-1].end - self.next > _UNACKED_WINDOW_BYTES:
-            self.holes.clear()
-            self.skipping = True
-
-    def acknowledge(self, upto: int, partial: bool) -> None:
-        """The peer has everything below `upto`; what is missing of it will not come and leaves a gap."""
-        if self.fins and upto >= self.fin_end:
-            upto = self.fin_end - 1
-        if upto <= self.trim:
-            return
-        if upto > self.next and not (upto <= 2 and partial):
-            self._give_up(upto)
-        self.trim = upto
-        if self.holes:
-            self._deliver_holes()
-
-    def _give_up(self, upto: int) -> None:
-        while self.holes and self.holes[0].start < upto:
-            if self.holes[0].start > self.next:
-                self._gap()
-                self.next = self.holes[0].start
-            self._deliver_holes()
-        if upto > self.next:
-            self._gap()
-            self.next = upto
-
-    def _gap(self) -> None:
-        if self.content:
-            self.room = 0
-
-    def _keep(self, data: bytes) -> None:
-        self.content += data
-        self.room -= len(data)
-
-    def _deliver_holes(self) -> None:
-        holes = self.holes
-        while holes and holes[0].start <= self.next:
-            hole = holes.pop(0)
-            if hole.start == self.next:
-                if self.room:
-                    self._keep(hole.data[: self.room])
-                self.next = hole.end
-            # data that a gap was passed over is not delivered
-
-    def _insert_hole(self, seq: int, upper: int, data: bytes) -> None:
-        """Keeps what of a segment past a hole is new."""
-        base = seq
-        for other in list(self.holes):
-            if other.end <= seq:
-                continue
-            if other.start >= upper:
-                break
-            if seq < other.start:
-                insort(self.holes, Hole(seq, other.start, data[seq - base : other.start - base]))
-            seq = other.end
-        if seq < upper and len(self.holes) < _MAX_HOLES:
-            insort(self.holes, Hole(seq, upper, data[seq - base : upper - base]))
 
 
 class LiveFlow(msgspec.Struct, gc=False):
@@ -192,7 +47,7 @@ class LiveFlow(msgspec.Struct, gc=False):
     * `key`: as in `PacketRow`; `sides` are its endpoints, `orig` is the index of the originator.
     * `number`: flows count from 1 in order of their starts; `previous_us`: the last packet whose head was kept.
     * `lengths`: signed payload lengths, positive from side 0; `room` and `head_room`: how much more fits.
-    * `inspect`: what its datagrams are looked at as (`inspect`), 0 for nothing; `recheck_us`: for DNS, when its silence
+    * `inspect`: what its datagrams are looked at as (`roles`), 0 for nothing; `recheck_us`: for DNS, when its silence
       is looked at next.
     """
 
@@ -305,7 +160,7 @@ class TcpFlow(LiveFlow, gc=False):
     does if it is closed on one side and dead on the other.
     """
 
-    sides: tuple[TcpSide, TcpSide]  # type: ignore[assignment]
+    sides: tuple[TcpSide, TcpSide]
     active: bool = True
     steady: bool = False
     partial: bool = False
@@ -333,7 +188,7 @@ class TcpFlow(LiveFlow, gc=False):
         return self.ports()[1 - self.orig]
 
     def extends_silence(self, now_us: int) -> bool:
-        """Zeek lets what it recognises as SSH or FTP be silent for an hour; sets that timeout and says whether it did."""
+        """Sets the hour of silence that Zeek gives to what it recognises as SSH or FTP; says whether it did."""
         if self.timeout_us >= INTERACTIVE_TIMEOUT_US or self.last_us + self.timeout_us > now_us:
             return False
         orig, resp = self.ends()
@@ -359,9 +214,7 @@ class TcpFlow(LiveFlow, gc=False):
         states = {orig.state, resp.state}
         if states == {INACTIVE}:
             return True
-        return (orig.closed or resp.closed) and (
-            (orig.closed and resp.closed) or RESET in states or INACTIVE in states
-        )
+        return (orig.closed or resp.closed) and ((orig.closed and resp.closed) or RESET in states or INACTIVE in states)
 
     def conn_state(self) -> str:
         """Zeek's name for how the flow went, from the last states of both ends."""

@@ -42,8 +42,10 @@ class PacketBlock:
 
 
 class PacketRow(NamedTuple):
-    """One packet of one flow, decoded. A block's rows are plain tuples in this order, made by `zip`: the table unpacks a
-    million of them in a few seconds, and attribute access would double that.
+    """One packet of one flow, decoded.
+
+    A block's rows are plain tuples in this order, made by `zip`: the table unpacks a million of them in a few seconds,
+    and attribute access would double that.
 
     * `key`: the two endpoints (address and port, lower first), the IP protocol and the IP version; `side` is 1 where
       the packet comes from the second one. One-way ICMP is not ordered, its `side` is always 0.

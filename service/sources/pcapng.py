@@ -126,7 +126,9 @@ class PcapngReader:
                 return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
             if kind == _SIMPLE_PACKET:
                 (wire,) = struct.unpack_from(self._order + "I", data, start)
-                return self._add(columns, 0, None, min(wire, self._simple_limit(), end - start - 4), wire, start + 4, end)
+                return self._add(
+                    columns, 0, None, min(wire, self._simple_limit(), end - start - 4), wire, start + 4, end
+                )
             if kind == _INTERFACE:
                 self._add_interface(data, start, end)
         except (struct.error, IndexError):

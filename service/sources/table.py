@@ -10,7 +10,22 @@ import numpy as np
 
 from models.flow import HEADS_TOKEN_BUDGET, Flow, HeadsKind
 from service.sources import tcp
-from service.sources.inspect import (
+from service.sources.ip import MAX_TUNNEL_DEPTH
+from service.sources.live import DEAD_US, DNS_RECHECK_US, LiveFlow, TcpFlow
+from service.sources.packets import (
+    ICMP,
+    ICMP6,
+    NO_TCP_HEADER,
+    TCP,
+    TCP_BAD_HEADER,
+    UDP,
+    UDP_TUNNEL,
+    Int64Array,
+    PacketRow,
+    ReadCounters,
+)
+from service.sources.ports import is_likely_server
+from service.sources.roles import (
     DNS,
     NTP,
     asks_too_much,
@@ -20,10 +35,7 @@ from service.sources.inspect import (
     is_multicast,
     ntp_contradicts,
 )
-from service.sources.ip import MAX_TUNNEL_DEPTH
-from service.sources.live import DEAD_US, DNS_RECHECK_US, LiveFlow, Side, TcpFlow, TcpSide
-from service.sources.packets import ICMP, ICMP6, NO_TCP_HEADER, TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, Int64Array, PacketRow, ReadCounters
-from service.sources.ports import is_likely_server
+from service.sources.sides import Side, TcpSide
 
 MAX_LIVE_FLOWS = 65_536
 """Beyond it the flow that is nearest to its end is ended early, so that a scan cannot fill the memory."""
@@ -131,7 +143,7 @@ class FlowTable:
                 self._process_tcp(flow, row)  # type: ignore[arg-type]
             else:
                 flow.last_us = time_us
-                if kind == UDP or kind == UDP_TUNNEL:
+                if kind & 0xFF == UDP:
                     if side.room and have:
                         side.content += data[offset : offset + min(length, have, side.room)]
                         side.room = max(0, side.room - min(length, have))
@@ -160,7 +172,11 @@ class FlowTable:
 
     def _is_another(self, flow: LiveFlow, row: PacketRow) -> bool:
         """Whether a SYN ends `flow`, which it meets at its endpoints, to begin the next one."""
-        if not isinstance(flow, TcpFlow) or row[6] == NO_TCP_HEADER or not tcp.starts_another_flow(flow, row[7], row[8]):
+        if (
+            not isinstance(flow, TcpFlow)
+            or row[6] == NO_TCP_HEADER
+            or not tcp.starts_another_flow(flow, row[7], row[8])
+        ):
             return False
         self._end(flow)
         return True
@@ -172,7 +188,7 @@ class FlowTable:
         self._created += 1
         first_due_us = time_us + DATAGRAM_TIMEOUT_US
         flow: LiveFlow
-        if kind == TCP or kind == TCP_BAD_HEADER:
+        if kind & 0xFF == TCP:
             flow = self._start_tcp(row)
             if flags & tcp.SYN or kind == TCP_BAD_HEADER:
                 first_due_us = time_us + tcp.ATTEMPT_DELAY_US
@@ -181,7 +197,7 @@ class FlowTable:
                 key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
                 (Side(), Side()), array("i"), row[-1],
             )  # fmt: skip
-            if kind == UDP or kind == UDP_TUNNEL:
+            if kind & 0xFF == UDP:
                 self._orient_udp(flow)
                 if flow.recheck_us:
                     first_due_us = flow.recheck_us
@@ -207,10 +223,10 @@ class FlowTable:
         """The first packet may come from the server; and who is asked by DNS or NTP, the messages say."""
         ports = flow.ports()
         source, target = ports[flow.orig], ports[1 - flow.orig]
-        if is_likely_server(source, tcp=False) and not is_likely_server(target, tcp=False):
-            if flow.address(1 - flow.orig) != _BROADCAST:
-                flow.flip()
-                target = source
+        reversed_ports = is_likely_server(source, tcp=False) and not is_likely_server(target, tcp=False)
+        if reversed_ports and flow.address(1 - flow.orig) != _BROADCAST:
+            flow.flip()
+            target = source
         flow.inspect = inspector_of(target)
         if flow.inspect == DNS:
             flow.recheck_us = flow.start_us + DNS_RECHECK_US

@@ -1,25 +1,24 @@
-"""TCP as Zeek tracks it: the states of both ends, when a flow closes, and when a SYN starts another flow. The packets of
-an established flow that arrive in order never come here; the flow table handles them itself.
+"""TCP as Zeek tracks it: the states of both ends, when a flow closes, and when a SYN starts another flow. The flow
+table keeps the packets of an established flow that arrive in order to itself.
 
 Behaviour, not code, follows Zeek 8.0 (src/packet_analysis/protocol/tcp, src/analyzer/protocol/tcp)."""
 
 from __future__ import annotations
 
-from service.sources.live import (
+from service.sources.live import INTERACTIVE_TIMEOUT_US, TcpFlow
+from service.sources.packets import PacketRow
+from service.sources.sides import (
     CLOSED,
     ESTABLISHED,
     HANDSHAKE_STATES,
     INACTIVE,
-    INTERACTIVE_TIMEOUT_US,
     PARTIAL,
     RESET,
     STEADY_STATES,
     SYN_ACK_SENT,
     SYN_SENT,
-    TcpFlow,
     TcpSide,
 )
-from service.sources.packets import PacketRow
 
 FIN = 1
 SYN = 2
@@ -192,9 +191,7 @@ def _advance(end: TcpSide, flags: int, upper: int) -> None:
         end.last = upper
 
 
-def _next_state(
-    flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int, length: int, from_orig: bool
-) -> bool:
+def _next_state(flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int, length: int, from_orig: bool) -> bool:
     """Moves the state of `end` by the packet's flags; True if the packet closes it."""
     state = end.state
     if state == INACTIVE:
@@ -228,9 +225,7 @@ def _leave_steady(flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int) -> boo
     return bool(flags & (FIN | RST))
 
 
-def _leave_inactive(
-    flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int, length: int, from_orig: bool
-) -> bool:
+def _leave_inactive(flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int, length: int, from_orig: bool) -> bool:
     closing = False
     if flags & SYN:
         if from_orig:

@@ -11,6 +11,7 @@ _NTP_PORT = 123
 _DNS_HEADER_BYTES = 12
 _MOST_QUESTIONS = 25
 _NTP_MESSAGE_BYTES = 48
+_NTP_SIGNATURE_BYTES = 24
 _NTP_CLIENT = 3
 _NTP_SERVER = 4
 
@@ -45,8 +46,11 @@ def is_multicast(address: bytes) -> bool:
 
 
 def ntp_contradicts(payload: bytes, from_orig: bool) -> bool:
-    """Whether an NTP message says that its sender is the other end than the flow has it (RFC 5905, 7.3)."""
-    if len(payload) < _NTP_MESSAGE_BYTES:
+    """Whether an NTP message says that its sender is the other end than the flow has it (RFC 5905, 7.3).
+
+    Messages with more behind them than a signature are left alone: Zeek does not read most extensions.
+    """
+    if not 0 <= len(payload) - _NTP_MESSAGE_BYTES <= _NTP_SIGNATURE_BYTES:
         return False
     mode = payload[0] & 7
     return mode == (_NTP_SERVER if from_orig else _NTP_CLIENT)
