@@ -1,7 +1,7 @@
 # `make run` classifies a bundled capture and serves; `make test` checks everything. Both need only Python and make.
 PYTHON ?= python3
 PORT ?= 8000
-CAPTURE ?= tests/data/captures/demo.pcap
+CAPTURE ?= tests/data/captures/android.pcap
 
 .PHONY: run test clean
 

@@ -64,7 +64,7 @@ def open_input(name: str, reader: ReaderName, options: ReadOptions) -> FlowInput
         with path.open("rb") as probe:
             first = probe.read(1)
         if first == b"{":
-            return FlowLines(path.open("rb"), path.stat().st_size)
+            return FlowLines(path)
     except OSError as error:
         raise CaptureError(f"cannot read it: {error.strerror}") from None
     return _open_capture(path, reader, options)

@@ -16,12 +16,15 @@ from service.engines.base import EngineError
 from service.settings import ENV_PREFIX, Settings
 from service.sources.bus.transport import TransportError
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
 def serve(**given: Any) -> None:
     """Serve the REST API and metrics; nothing leaves this machine unless you say so."""
-    from service.api.server import serve as run_server  # imports the web framework, which other commands do without
+    # imports the web framework, which other commands do without
+    from service.api.server import ListenError
+    from service.api.server import serve as run_server
 
     try:
         run_server(Settings(**{name: value for name, value in given.items() if value not in (None, [])}))
@@ -29,9 +32,9 @@ def serve(**given: Any) -> None:
         problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
         typer.echo("\n".join(problems), err=True)
         raise typer.Exit(EXIT_USAGE) from None
-    except (CheckpointError, EngineError, TransportError) as error:
+    except (CheckpointError, EngineError, TransportError, ListenError) as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_USAGE) from None
+        raise typer.Exit(EXIT_FAILED if isinstance(error, ListenError) else EXIT_USAGE) from None
 
 
 def _problem(location: tuple[int | str, ...], message: str) -> str:

@@ -1,1 +1,1 @@
-"""Where flows come from: capture files, NDJSON, Zeek's logs, and the bus."""
+"""Where flows come from: capture files (built in, or through Zeek). Live sources are beside it in `service`."""

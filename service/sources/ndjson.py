@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from models.flow import Flow, FlowError, parse_flow
@@ -14,13 +15,13 @@ MAX_LINE_BYTES = 64 << 10
 class FlowLines:
     """Iterates once over the flows of an NDJSON file; `warning` says what was wrong with the first bad line."""
 
-    def __init__(self, file: BinaryIO, bytes_total: int | None = None) -> None:
+    def __init__(self, source: Path | BinaryIO) -> None:
         self.bytes_read = 0
-        self.bytes_total = bytes_total
+        self.bytes_total = source.stat().st_size if isinstance(source, Path) else None
         self.packets = 0
         self.bad_lines = 0
         self._first_error = ""
-        self._file = file
+        self._source = source
 
     @property
     def warning(self) -> str | None:
@@ -35,12 +36,19 @@ class FlowLines:
         return {"bad_line": self.bad_lines} if self.bad_lines else {}
 
     def __iter__(self) -> Iterator[Flow]:
+        if isinstance(self._source, Path):
+            with self._source.open("rb") as file:
+                yield from self._flows(file)
+        else:
+            yield from self._flows(self._source)
+
+    def _flows(self, file: BinaryIO) -> Iterator[Flow]:
         number = 0
-        while line := self._file.readline(MAX_LINE_BYTES):
+        while line := file.readline(MAX_LINE_BYTES):
             number += 1
             self.bytes_read += len(line)
             if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                self._skip_rest()
+                self._skip_rest(file)
                 self._refuse(number, f"longer than {MAX_LINE_BYTES} bytes")
                 continue
             if not line.strip():
@@ -50,8 +58,8 @@ class FlowLines:
             except FlowError as error:
                 self._refuse(number, str(error))
 
-    def _skip_rest(self) -> None:
-        while (rest := self._file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+    def _skip_rest(self, file: BinaryIO) -> None:
+        while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
             self.bytes_read += len(rest)
 
     def _refuse(self, number: int, reason: str) -> None:

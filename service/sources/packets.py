@@ -23,7 +23,6 @@ NO_TCP_HEADER = -1
 """`PacketRow.have` of a TCP packet whose header claims to be shorter than any: nothing in it counts."""
 
 
-
 @dataclass(slots=True)
 class PacketBlock:
     """Captured packets in file order. All arrays have one entry per packet.
