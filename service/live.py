@@ -89,24 +89,27 @@ class LivePipeline:
         """How full the queue is, 0 to 1."""
         return len(self._queue) / self._queue.size
 
+    def _count(self, outcome: str, flows: int = 1) -> None:
+        setattr(self.counts, outcome, getattr(self.counts, outcome) + flows)
+        self._metrics.live_flows.labels(outcome).inc(flows)
+
     def take(self, flow: Flow, deliver: Callable[[Flow, Verdict], None]) -> None:
         """Take a flow; `deliver` is called with its verdict, later or at once, unless it is shed."""
-        self.counts.received += 1
+        self._count("received")
         if not self._batcher.classifier.accepts(flow):
-            self.counts.skipped += 1
+            self._count("skipped")
             reason = "below_min_packets" if flow.payload_lengths else "without_payload"
             self._metrics.flows_left_out.labels(reason).inc()
             return
         live = LiveFlow(flow, deliver)
         queued = self._queued.get(flow.uid)
         if queued is not None:  # the early form still waits: the final one takes its place
-            self.counts.superseded += 1
+            self._count("superseded")
             queued.flow, queued.deliver = flow, deliver
             return
         early = self._open.get(flow.uid)
         if early is None:
-            self.counts.flows += 1
-            self._metrics.live_flows.inc()
+            self._count("flows")
         elif early.verdict is not None and early.features == self._features(flow):
             self._reuse(live, early.verdict)
             return
@@ -145,13 +148,13 @@ class LivePipeline:
         try:
             found = await self._batcher.classify([live.flow for live in batch])
         except VerdictError:
-            self.counts.failed += len(batch)
+            self._count("failed", len(batch))
             return
         finally:
             self._in_flight -= len(batch)
         for live, verdict in zip(batch, found, strict=True):
             if verdict is None:
-                self.counts.failed += 1
+                self._count("failed")
             else:
                 self._deliver(live, verdict)
 
@@ -161,7 +164,7 @@ class LivePipeline:
             self._open.pop(flow.uid, None)
         else:
             self._remember(flow.uid, _Early(self._features(flow), verdict))
-        self.counts.delivered += 1
+        self._count("delivered")
         seconds = time.perf_counter() - live.arrived_at
         self.latencies_seconds.append(seconds)
         self._metrics.live_seconds.observe(seconds)
@@ -174,8 +177,7 @@ class LivePipeline:
 
     def _reuse(self, live: LiveFlow, verdict: Verdict) -> None:
         """The final form of a flow shows the model nothing new: its early verdict is final."""
-        self.counts.reused += 1
-        self._metrics.live_reused.inc()
+        self._count("reused")
         final = msgspec.structs.replace(verdict, final=live.flow.complete)
         self._metrics.count_verdict(final)
         self._deliver(live, final)
@@ -193,6 +195,5 @@ class LivePipeline:
 
     def _shed(self, subject: str, live: LiveFlow) -> None:
         self._queued.pop(live.flow.uid, None)
-        self.counts.shed += 1
+        self._count("shed")
         self.shed_by_subject.add(subject)
-        self._metrics.live_shed.inc()

@@ -95,12 +95,11 @@ class Metrics:
         )
         self.live_queue_flows = Gauge("tapline_live_queue_flows", "Live flows waiting", registry=registry)
         self.live_flows = Counter(
-            "tapline_live_flows", "Distinct live flows, early and final counted once", registry=registry
-        )
-        self.live_shed = Counter("tapline_live_shed_flows", "Live flows shed because of overload", registry=registry)
-        self.live_reused = Counter(
-            "tapline_live_reused_verdicts", "Final flows whose early verdict holds: nothing computed", registry=registry
-        )
+            "tapline_live_flows",
+            "Live flows by what became of them: received = delivered + superseded + shed + skipped + failed + waiting; "
+            "`flows` counts each uid once, `reused` the deliveries that needed no computing",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
         self.live_seconds = Histogram(
             "tapline_live_seconds", "From a flow's arrival to its verdict's delivery", buckets=_FAST, registry=registry
         )

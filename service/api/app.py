@@ -17,6 +17,7 @@ from service import __version__
 from service.api import errors, schemas
 from service.api.errors import ApiError, ErrorBody, error_response, overload_as_api_error
 from service.api.limits import CAPTURE_ROUTE, BodyLimit, Measured, check_key
+from service.api.live import live
 from service.api.uploads import NDJSON, classify_upload
 from service.report import InputSummary, SummaryBuilder, classified
 from service.runtime import Service
@@ -114,6 +115,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
         checkpoint = service.classifier.checkpoint
         fields = {name: getattr(checkpoint, name) for name in schemas.Model.model_fields}
         return {"models": [fields]}
+
+    @app.get("/v1/live", tags=["live"], response_model=schemas.Live)
+    async def live_account() -> schemas.Live:
+        """The live path: counts, what was shed and of whom, and the state of every sensor."""
+        return live(service)
 
     @app.get("/healthz", tags=["state"], response_model=schemas.Health)
     async def healthz() -> dict[str, str]:

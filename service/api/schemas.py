@@ -162,6 +162,46 @@ class Models(Body):
     models: list[Model]
 
 
+class Sensor(Body):
+    """The account of one sensor on a bus; counters are the service's own but for those under `zeek`."""
+
+    name: str
+    flows: int
+    early: int
+    missed: Annotated[int, Field(description="flows that never came, by the sensor's numbering")]
+    restarts: int
+    zeek: Annotated[dict[str, float] | None, Field(description="Zeek's own counters, as it last sent them")]
+
+
+class Bus(Body):
+    """A connection to a sensor's bus."""
+
+    url: str
+    connected: bool
+    peer_version: str
+    reason: Annotated[str, Field(description="why it is not connected")]
+    connections: int
+    refused: int
+    pending_verdicts: Annotated[int, Field(description="verdicts that Zeek has not acknowledged yet")]
+    sensors: list[Sensor]
+
+
+class Subject(Body):
+    """A subject that overload shed, with how many of its flows."""
+
+    subject: str
+    flows: int
+
+
+class Live(Body):
+    """The live path: what came, what became of it, and where it comes from."""
+
+    counts: dict[str, int]
+    waiting: int
+    shed_by_subject: list[Subject]
+    buses: list[Bus]
+
+
 class Health(Body):
     """`ok`, or why not."""
 
