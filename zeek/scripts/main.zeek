@@ -109,6 +109,9 @@ export {
 		gaps: count &default=0;
 	};
 
+	## The counters of this Zeek process.
+	global counters = Counters();
+
 	## State of one connection, bounded whatever its length. Directions are kept relative to the sender of its first
 	## packet, since Zeek may decide later that this was the responder.
 	type State: record {
@@ -152,9 +155,8 @@ global transport_bytes: function(c: connection, p: pkt_hdr): count;
 global make_early_due: function(c: connection);
 global sent_by_orig: function(c: connection): bool;
 
-# The name in use, and the counters: one of each per Zeek process.
+# The name in use; `sensor` is what the site asked for.
 global sensor_name = sensor;
-global counters = Counters();
 
 event zeek_init() &priority=10
 	{

@@ -57,6 +57,8 @@ class Client:
         self.options = options
         self.record = record
         self.batch = 0
+        self.unacknowledged = 0
+        self.end: list[Any] | None = None
 
     def send(self, frame: str) -> None:
         self.note("client", frame)
@@ -67,7 +69,7 @@ class Client:
             self.record.write(json.dumps({"from": side, "frame": frame}) + "\n")
 
     def send_verdicts(self, flow: list[Any]) -> None:
-        """A batch of one verdict; each batch goes out twice, as after a lost acknowledgement."""
+        """A batch of one verdict; the first two go out twice, as after a lost acknowledgement."""
         self.batch += 1
         arguments = [
             tagged("count", VERSION),
@@ -76,16 +78,20 @@ class Client:
             tagged("vector", [verdict_of(flow)]),
         ]
         frame = event_frame("tapline/verdicts", "Tapline::verdicts", arguments)
-        self.send(frame)
-        if self.batch <= 2:
+        for _ in range(2 if self.batch <= 2 else 1):
+            self.unacknowledged += 1
             self.send(frame)
 
     def handle(self, name: str, arguments: list[Any]) -> None:
         if name == "Tapline::flow" and self.options.verdicts:
             self.send_verdicts(arguments)
+        elif name == "Tapline::verdicts_ack":
+            self.unacknowledged -= 1
         elif name == "Tapline::finished":
-            answer = [tagged("count", VERSION), tagged("string", arguments[1])]
-            self.send(event_frame("tapline/control", "Tapline::finished_ack", answer))
+            self.end = [tagged("count", VERSION), tagged("string", arguments[1])]
+        if self.end is not None and self.unacknowledged == 0:
+            self.send(event_frame("tapline/control", "Tapline::finished_ack", self.end))
+            self.end = None
 
     def run(self) -> None:
         """Read until Zeek closes the connection or the time is over."""
