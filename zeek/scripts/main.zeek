@@ -148,7 +148,9 @@ redef record connection += {
 	tapline: Tapline::State &optional;
 };
 
-# Declared here because the files that share them load each other's neighbours only.
+# Declared here for the files that use them before the one that owns them is read.
+
+# The flow is due for its early publication: raised once the current packet's content is in, or by the deadline.
 global early_due: event(c: connection);
 global extension_bytes: function(ip6: ip6_hdr): count;
 global transport_bytes: function(c: connection, p: pkt_hdr): count;

@@ -33,7 +33,7 @@ def verdict_of(flow: list[Any]) -> dict[str, Any]:
     """A verdict on a flow event's arguments: what a service would send, with a label by its responder's port."""
     values = [
         tagged("string", flow[4]),
-        tagged("string", "1:" + flow[4]),
+        tagged("string", f"1:{flow[7]}-{flow[9]}"),
         tagged("address", flow[7]),
         tagged("count", flow[8]),
         tagged("address", flow[9]),
