@@ -109,6 +109,9 @@ export {
 		gaps: count &default=0;
 	};
 
+	## The counters of this Zeek process.
+	global counters = Counters();
+
 	## State of one connection, bounded whatever its length. Directions are kept relative to the sender of its first
 	## packet, since Zeek may decide later that this was the responder.
 	type State: record {
@@ -145,16 +148,17 @@ redef record connection += {
 	tapline: Tapline::State &optional;
 };
 
-# Declared here because the files that share them load each other's neighbours only.
+# Declared here for the files that use them before the one that owns them is read.
+
+# The flow is due for its early publication: raised once the current packet's content is in, or by the deadline.
 global early_due: event(c: connection);
 global extension_bytes: function(ip6: ip6_hdr): count;
 global transport_bytes: function(c: connection, p: pkt_hdr): count;
 global make_early_due: function(c: connection);
 global sent_by_orig: function(c: connection): bool;
 
-# The name in use, and the counters: one of each per Zeek process.
+# The name in use; `sensor` is what the site asked for.
 global sensor_name = sensor;
-global counters = Counters();
 
 event zeek_init() &priority=10
 	{

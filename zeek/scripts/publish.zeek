@@ -65,7 +65,16 @@ function mark(st: State): count
 	return st$ahead + st$back + |st$orig_bytes| + |st$resp_bytes| + |st$heads|;
 	}
 
-# The flow is due for its early publication, once the current packet's content has been seen.
+# Both sides of a TCP connection are done: Zeek removes it within seconds.
+function is_over(c: connection): bool
+	{
+	if ( get_port_transport_proto(c$id$resp_p) != tcp )
+		return F;
+	if ( c$orig$state == TCP_RESET || c$resp$state == TCP_RESET )
+		return T;
+	return c$orig$state == TCP_CLOSED && c$resp$state == TCP_CLOSED;
+	}
+
 event early_due(c: connection)
 	{
 	local st = c$tapline;
@@ -74,6 +83,9 @@ event early_due(c: connection)
 	# Brings the packet counts of the record up to date.
 	if ( connection_exists(c$id) )
 		lookup_connection(c$id);
+	# The deadline alone is no reason to publish what is published as final in a moment.
+	if ( ! st$early_due && is_over(c) )
+		return;
 	st$early_due = T;
 	st$early = T;
 	st$early_mark = mark(st);

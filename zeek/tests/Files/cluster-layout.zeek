@@ -7,4 +7,3 @@ redef Cluster::manager_is_logger = T;
 redef Cluster::retry_interval = 1sec;
 redef Broker::default_listen_retry = 1sec;
 redef Broker::default_connect_retry = 1sec;
-redef Log::default_rotation_interval = 0sec;

@@ -37,7 +37,7 @@ def verdict_of(flow: list[Any]) -> dict[str, Any]:
     """A verdict on a flow event's arguments: what a service would send, with a label by its responder's port."""
     values = [
         tagged("string", flow[4]),
-        tagged("string", "1:" + flow[4]),
+        tagged("string", f"1:{flow[7]}-{flow[9]}"),
         tagged("address", flow[7]),
         tagged("count", flow[8]),
         tagged("address", flow[9]),
@@ -61,6 +61,8 @@ class Client:
         self.options = options
         self.record = record
         self.batch = 0
+        self.unacknowledged = 0
+        self.end: list[Any] | None = None
 
     def send(self, frame: str) -> None:
         self.note("client", frame)
@@ -71,7 +73,7 @@ class Client:
             self.record.write(json.dumps({"from": side, "frame": frame}) + "\n")
 
     def send_verdicts(self, flow: list[Any]) -> None:
-        """A batch of one verdict; each batch goes out twice, as after a lost acknowledgement."""
+        """A batch of one verdict; the first two go out twice, as after a lost acknowledgement."""
         self.batch += 1
         arguments = [
             tagged("count", VERSION),
@@ -80,16 +82,20 @@ class Client:
             tagged("vector", [verdict_of(flow)]),
         ]
         frame = event_frame("tapline/verdicts", "Tapline::verdicts", arguments)
-        self.send(frame)
-        if self.batch <= 2:
+        for _ in range(2 if self.batch <= 2 else 1):
+            self.unacknowledged += 1
             self.send(frame)
 
     def handle(self, name: str, arguments: list[Any]) -> None:
         if name == "Tapline::flow" and self.options.verdicts:
             self.send_verdicts(arguments)
+        elif name == "Tapline::verdicts_ack":
+            self.unacknowledged -= 1
         elif name == "Tapline::finished":
-            answer = [tagged("count", VERSION), tagged("string", arguments[1])]
-            self.send(event_frame("tapline/control", "Tapline::finished_ack", answer))
+            self.end = [tagged("count", VERSION), tagged("string", arguments[1])]
+        if self.end is not None and self.unacknowledged == 0:
+            self.send(event_frame("tapline/control", "Tapline::finished_ack", self.end))
+            self.end = None
 
     def run(self) -> None:
         """Read until Zeek closes the connection or the time is over."""
