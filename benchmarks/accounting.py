@@ -82,7 +82,7 @@ def main() -> None:
             wait_until_ready(api)
             started = time.perf_counter()
             zeek = ["zeek", "-r", str(options.capture.resolve()), str(ROOT / "zeek/scripts/replay.zeek")]
-            zeek += ["-C", "-e", f"redef Tapline::listen_port = {bus}/tcp; redef Tapline::replay_timeout = 30min;"]
+            zeek += ["-C", f"Tapline::listen_port={bus}/tcp"]
             subprocess.run(zeek, cwd=folder, check=True, stderr=subprocess.DEVNULL, timeout=3600)
             seconds = time.perf_counter() - started
             account = get(api, "/v1/live")
@@ -103,10 +103,8 @@ def report(capture: Path, seconds: float, account: Any, connections: set[str], v
     print(f"machine   {describe()}")
     bus = account["buses"][0]
     print(f"input     {capture.name}: {zeek['packets']} packets, {len(connections)} connections, {seconds:.0f} s")
-    print(
-        f"Zeek      {zeek['finals']} final + {zeek['unchanged']} unchanged + {zeek['without_payload']} without payload"
-    )
-    print(f"          + {zeek['filtered']} filtered = {ended}; {zeek['early']} early")
+    print(f"Zeek      {zeek['finals']} final + {zeek['unchanged']} unchanged + {zeek['filtered']} filtered")
+    print(f"          + {zeek['without_payload']} without payload = {ended}; {zeek['early']} early before")
     print(f"service   {counts['received']} events received, {sensor['missed']} missed, {bus['refused']} refused")
     print(f"          {counts['delivered']} delivered + {counts['superseded']} superseded + {counts['shed']} shed")
     print(f"          + {counts['skipped']} skipped + {counts['failed']} failed = {outcome}")
