@@ -1,8 +1,8 @@
 """How far the built-in capture reader agrees with Zeek's logs: python benchmarks/agreement.py CAPTURES LOGS [--list].
 
 CAPTURES is a folder of captures; LOGS has, for each of them, a folder of the same name (with or without its ending)
-that holds conn.log, ps.log and raw.log (plain or gzip) as Zeek with the published MM4flow scripts writes them, checksums
-ignored. Flows are matched by endpoints, protocol and start within 1 ms. Each disagreement gets a cause by rule (see
+that holds conn.log, ps.log and raw.log (plain or gzip) as Zeek with the published MM4flow scripts writes them,
+checksums ignored. Flows are matched by endpoints, protocol and start within 1 ms. Each disagreement gets a cause by rule (see
 `causes`); the published scripts have known faults, and what differs for them alone is counted apart.
 """
 

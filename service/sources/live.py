@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from array import array
 from hashlib import blake2b
 
@@ -37,6 +38,7 @@ DNS_RECHECK_US = 10_000_000
 DEAD_US = 5_000_001
 """A TCP flow that is closed on one side and has nothing on the other ends after more than five seconds."""
 
+_HEAD = struct.Struct("<QH")
 _DNS_SILENCE_US = 9_000_000
 _BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
 
@@ -46,6 +48,7 @@ class LiveFlow(msgspec.Struct, gc=False):
 
     * `key`: as in `PacketRow`; `sides` are its endpoints, `orig` is the index of the originator.
     * `number`: flows count from 1 in order of their starts; `previous_us`: the last packet whose head was kept.
+    * `heads`: the packet heads one behind the other, each after its gap and size, to save memory.
     * `lengths`: signed payload lengths, positive from side 0; `room` and `head_room`: how much more fits.
     * `inspect`: what its datagrams are looked at as (`roles`), 0 for nothing; `recheck_us`: for DNS, when its silence
       is looked at next.
@@ -63,7 +66,7 @@ class LiveFlow(msgspec.Struct, gc=False):
     lengths: array[int]
     link: int = 0
     room: int = MAX_PAYLOAD_LENGTHS
-    heads: list[tuple[int, bytes]] = msgspec.field(default_factory=list)
+    heads: bytes = b""
     inspect: int = 0
     recheck_us: int = 0
     not_a_tunnel: bool = False
@@ -94,8 +97,9 @@ class LiveFlow(msgspec.Struct, gc=False):
             end = start + room
         gap_us = time_us - self.previous_us
         self.previous_us = time_us
-        self.heads.append((gap_us if gap_us > 0 else 0, frame[start:end]))
-        room -= end - start
+        size = end - start
+        self.heads += _HEAD.pack(gap_us if gap_us > 0 else 0, size) + frame[start:end]
+        room -= size
         self.head_room = room if room > HEAD_TOKEN_COST else 0
 
     def due_us(self, now_us: int) -> int:
@@ -144,9 +148,19 @@ class LiveFlow(msgspec.Struct, gc=False):
             resp_ip_bytes=resp.ip_bytes,
             link_type=self.link if self.heads else 0,
             heads_kind=heads_kind,
-            heads=[PacketHead(gap, data) for gap, data in self.heads],
+            heads=self._packet_heads() if self.heads else [],
             conn_state=self.conn_state(),
         )
+
+    def _packet_heads(self) -> list[PacketHead]:
+        packed, position = self.heads, 0
+        heads = []
+        while position < len(packed):
+            gap_us, size = _HEAD.unpack_from(packed, position)
+            position += _HEAD.size
+            heads.append(PacketHead(gap_us, packed[position : position + size]))
+            position += size
+        return heads
 
     def _uid(self) -> str:
         seed = self.key + self.start_us.to_bytes(8) + self.number.to_bytes(8)

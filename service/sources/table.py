@@ -37,7 +37,7 @@ from service.sources.roles import (
 )
 from service.sources.sides import Side, TcpSide
 
-MAX_LIVE_FLOWS = 65_536
+MAX_LIVE_FLOWS = 49_152
 """Beyond it the flow that is nearest to its end is ended early, so that a scan cannot fill the memory."""
 
 DATAGRAM_TIMEOUT_US = 60 * tcp.SECOND_US
