@@ -131,6 +131,7 @@ class TcpSide(Side, gc=False):
             self.next = upto
 
     def _gap(self) -> None:
+        """Content ends at a gap; one before any content only means that it starts later."""
         if self.content:
             self.room = 0
 
