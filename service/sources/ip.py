@@ -199,18 +199,18 @@ class IpPackets:
         data = frame.data
         kind, size = UDP_TUNNEL if protocol == UDP else protocol, minimum
         flags, seq, ack = 0, 0, 0
-        have = min(available, payload)
+        have = min(available, payload) - size
         if protocol == TCP:
             size = (data[body + 12] >> 4) * 4
             flags = data[body + 13]
             seq, ack = int.from_bytes(data[body + 4 : body + 8]), int.from_bytes(data[body + 8 : body + 12])
-            if size < minimum or size > have:
-                have = payload if size >= minimum else payload + NO_TCP_HEADER
-                kind, size = TCP_BAD_HEADER, payload
+            have = min(available, payload) - size
+            if size < minimum or have < 0:
+                kind, have = TCP_BAD_HEADER, 0 if size >= minimum else NO_TCP_HEADER
         key, side = _key(header, data, body)
         head_end = frame.head_end if frame.head_end >= 0 else min(body + min(size, available), frame.outer_end)
         row = PacketRow(
-            frame.time_us, key, side, kind, payload - size, header.total, have - size, flags, seq, ack,
+            frame.time_us, key, side, kind, max(0, payload - size), header.total, have, flags, seq, ack,
             data, body + size, frame.outer, frame.outer_start, head_end, frame.outer_end, frame.link,
         )  # fmt: skip
         return [row]

@@ -100,7 +100,7 @@ class LiveFlow(msgspec.Struct, gc=False):
         size = end - start
         self.heads += _HEAD.pack(gap_us if gap_us > 0 else 0, size) + frame[start:end]
         room -= size
-        self.head_room = room if room > HEAD_TOKEN_COST else 0
+        self.head_room = room if room >= HEAD_TOKEN_COST else 0
 
     def due_us(self, now_us: int) -> int:
         """When the flow ends if no packet comes. DNS over UDP is looked at every ten seconds and ends if silent."""

@@ -93,17 +93,19 @@ class TcpSide(Side, gc=False):
         skip = begin - seq
         if upper > self.stored:
             self.stored = upper
-        if begin <= self.next:
-            if upper > self.next:
-                skip += self.next - begin
-                if self.room:
-                    self._keep(data[offset + skip : offset + min(length, skip + self.room)])
-                self.next = upper
-                if self.holes:
-                    self._deliver_holes()
+        if upper <= self.next:
             return
+        if begin < self.next:
+            skip += self.next - begin
+            begin = self.next
         kept = data[offset + skip : offset + min(length, skip + self.room)] if self.room else b""
+        if begin == self.next and not self.holes:
+            if self.room:
+                self._keep(kept)
+            self.next = upper
+            return
         self._insert_hole(begin, upper, kept)
+        self._deliver_holes()
         if self.nothing_acked() and self.holes and self.holes[-1].end - self.next > _UNACKED_WINDOW_BYTES:
             self.holes.clear()
             self.skipping = True
@@ -131,6 +133,7 @@ class TcpSide(Side, gc=False):
             self.next = upto
 
     def _gap(self) -> None:
+        """Content ends at a gap; one before any content only means that it starts later."""
         if self.content:
             self.room = 0
 
@@ -159,5 +162,5 @@ class TcpSide(Side, gc=False):
             if seq < other.start:
                 insort(self.holes, Hole(seq, other.start, data[seq - base : other.start - base]))
             seq = other.end
-        if seq < upper and len(self.holes) < _MAX_HOLES:
+        if seq < upper and (len(self.holes) < _MAX_HOLES or seq == self.next):
             insort(self.holes, Hole(seq, upper, data[seq - base : upper - base]))
