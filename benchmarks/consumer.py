@@ -3,7 +3,7 @@
     python benchmarks/consumer.py [--flows 30000] [--bytes 2900]
 
 A sender process repeats the flow events of a recorded session with a real Zeek, made as long as `--bytes` by their
-heads, over a WebSocket on loopback; this process receives, decodes and encodes them through the service's own code. Only
+heads, over a WebSocket on loopback; this process receives, decodes and encodes them by the service's own code. Only
 its own CPU time counts.
 """
 

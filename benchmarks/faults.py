@@ -27,35 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from hardware import describe
+from namespaces import SENSOR, SENSOR_DEVICE, namespaces, replay_command, run
 
 ROOT = Path(__file__).resolve().parent.parent
-SENDER, SENSOR = "tapline-send", "tapline-tap"
 BUS, PROXY, API = 27759, 27760, 8000
 FAULT_AFTER_SECONDS = 6
 TAPLINE = [sys.executable, "-c", "from service.cli import main; main()"]
-
-
-def run(*command: str) -> None:
-    """Run a set-up command."""
-    subprocess.run(command, check=True, capture_output=True)
-
-
-def make_namespaces() -> None:
-    """Two namespaces with one wire between them, silent but for what is replayed."""
-    remove_namespaces()
-    for name in (SENDER, SENSOR):
-        run("ip", "netns", "add", name)
-        run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
-    run("ip", "link", "add", "tx0", "netns", SENDER, "type", "veth", "peer", "name", "tap0", "netns", SENSOR)
-    for name, device in ((SENDER, "tx0"), (SENSOR, "tap0")):
-        run("ip", "-n", name, "link", "set", device, "mtu", "65535", "up")
-    run("ip", "-n", SENSOR, "link", "set", "lo", "up")
-
-
-def remove_namespaces() -> None:
-    """Take them away, whatever is in them."""
-    for name in (SENDER, SENSOR):
-        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
 class Proxy:
@@ -116,7 +93,7 @@ class Stage:
 
     def start_zeek(self) -> None:
         """Zeek on the tap."""
-        command = ["zeek", "-C", "-i", "tap0", str(ROOT / "zeek/scripts"), "Tapline::stats_interval=1sec"]
+        command = ["zeek", "-C", "-i", SENSOR_DEVICE, str(ROOT / "zeek/scripts"), "Tapline::stats_interval=1sec"]
         self.zeek = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def start_service(self) -> None:
@@ -259,9 +236,10 @@ async def play(name: str, options: argparse.Namespace, capture: Path, proxy: Pro
             stage.start_service()
             await until_connected(stage)
             sender = subprocess.Popen(
-                ["ip", "netns", "exec", SENDER, "tcpreplay", "-q", "-i", "tx0", "-p", str(options.pps), str(capture)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                replay_command(str(capture), f"--pps={options.pps}"),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             await asyncio.sleep(FAULT_AFTER_SECONDS)
             fault_at = time.perf_counter()
             connections = await SCENARIOS[name](stage)
@@ -333,18 +311,14 @@ def main() -> None:
         return
     print(f"machine {describe()}; {options.capture.name}, {options.pps} packets/s")
     sys.stdout.flush()
-    make_namespaces()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder) / "part.pcap"
-            run("tcpdump", "-r", str(options.capture), "-c", str(options.packets), "-w", str(part))
-            command = ["ip", "netns", "exec", SENSOR, sys.executable, __file__, str(part), *options.scenarios]
-            command += ["--pps", str(options.pps)]
-            if options.checkpoint:
-                command += ["--checkpoint", str(options.checkpoint.resolve())]
-            subprocess.run(command, check=True, env={**os.environ, "TAPLINE_FAULTS_INSIDE": "1"}, timeout=1200)
-    finally:
-        remove_namespaces()
+    with namespaces(), tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part.pcap"
+        run("tcpdump", "-r", str(options.capture), "-c", str(options.packets), "-w", str(part))
+        command = ["ip", "netns", "exec", SENSOR, sys.executable, __file__, str(part), *options.scenarios]
+        command += ["--pps", str(options.pps)]
+        if options.checkpoint:
+            command += ["--checkpoint", str(options.checkpoint.resolve())]
+        subprocess.run(command, check=True, env={**os.environ, "TAPLINE_FAULTS_INSIDE": "1"}, timeout=1200)
 
 
 if __name__ == "__main__":
