@@ -39,8 +39,8 @@ def _head(manifest: Checkpoint, config: TrainingConfig, hardware: str, seconds: 
         f"# {manifest.name} {manifest.version}\n\n"
         f"MM4flow, width/layers/heads/feed-forward "
         f"{network.d_model}/{network.n_layer}/{network.n_head}/{network.dim_ff}, {classes}. It reads "
-        f"the first {features.payload_lengths} payload lengths and {features.content_bytes} content bytes each way of a "
-        f"flow, from {manifest.min_packets} payload packet up. Addresses and ports are not read.\n\n"
+        f"the first {features.payload_lengths} payload lengths and {features.content_bytes} content bytes each way of "
+        f"a flow, from {manifest.min_packets} payload packet up. Addresses and ports are not read.\n\n"
         f"Fine-tuned in {seconds / 60:.1f} minutes on {hardware}: {config.epochs} epochs of {config.draws} flows drawn "
         f"by class and capture, half of them cut to what an early verdict sees, seed {config.seed}."
     )
@@ -58,9 +58,9 @@ def _evaluation(record: EvaluationRecord) -> str:
         "## How good it is",
         "",
         f"Cross-validated: {settings.folds} folds of whole captures, no capture on both sides, labels spread as evenly "
-        f"as possible. Macro-F1 is over the classes with {MIN_FLOWS} flows or more in the fold; intervals are 95 % of a "
-        f"bootstrap over captures.{remark} The tree ensemble (300 balanced extremely randomised trees on the first 16 "
-        "lengths and 48 bytes each way) learns from the same captures.",
+        f"as possible. Macro-F1 is over the classes with {MIN_FLOWS} flows or more in the fold; intervals are 95 % of "
+        f"a bootstrap over captures.{remark} The tree ensemble (300 balanced extremely randomised trees on the first "
+        "16 lengths and 48 bytes each way) learns from the same captures.",
         "",
         "| | this model | tree ensemble |",
         "|---|---|---|",

@@ -17,7 +17,7 @@ from training.evaluate import EvaluationSettings
 from training.evaluate import Progress as EvaluationProgress
 from training.extract import ExtractError, extract, find_origins
 from training.finetune import TrainingConfig, TrainingError
-from training.importing import ImportRefused, import_mm4flow, read_labels_file
+from training.importing import ImportRefusedError, import_mm4flow, read_labels_file
 from training.labels import LabelError, read_labels
 from training.runs import evaluate_run, export_run, finetune_run, pretrain_run, read_run
 from training.samples import SampleError, read_samples
@@ -32,7 +32,7 @@ app = typer.Typer(
 importing = typer.Typer(help="Import published checkpoints.", no_args_is_help=True)
 app.add_typer(importing, name="import")
 
-_ERRORS = (CheckpointError, ExtractError, ImportRefused, LabelError, SampleError, SplitError, TrainingError)
+_ERRORS = (CheckpointError, ExtractError, ImportRefusedError, LabelError, SampleError, SplitError, TrainingError)
 _console = Console(stderr=True)
 
 Features = Annotated[Path, typer.Option("--features", help="Directory written by `extract`.")]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from training.calibrate import Calibrated, Floats, capture_weights, fit_temperature, rejection_threshold, softmax
 from training.evaluate import EvaluationSettings, FoldOutcome, Logits
+from training.finetune import TrainingError
 from training.metrics import (
     ClassScore,
     Interval,
@@ -96,14 +97,24 @@ class _Judged:
 
 
 def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: EvaluationSettings) -> Evaluation:
-    """All figures of a cross-validation."""
+    """All figures of a cross-validation.
+
+    Raises:
+        TrainingError: no fold beside those in `tuned` holds a class with `MIN_FLOWS` flows.
+    """
     judged = [_judge(outcome, [o for o in outcomes if o is not outcome], len(labels)) for outcome in outcomes]
     final = calibrate(outcomes, len(labels))
-    counted = [fold for fold in judged if fold.outcome.fold not in settings.tuned] or judged
+    counted = [
+        fold for fold in judged if _counts(fold.outcome, len(labels)) and fold.outcome.fold not in settings.tuned
+    ]
+    if not counted:
+        raise TrainingError(
+            f"no fold to report holds a class with {MIN_FLOWS} flows: take fewer folds (--folds) or label more captures"
+        )
     threshold = final.threshold
 
     def mean(measure: Callable[[_Judged], float]) -> float:
-        return float(np.nanmean([measure(fold) for fold in counted]))
+        return float(np.mean([measure(fold) for fold in counted]))
 
     def f1(fold: _Judged) -> float:
         return macro_f1(fold.outcome.truth, fold.predicted, len(labels), MIN_FLOWS)
@@ -145,6 +156,10 @@ def calibrate(outcomes: Sequence[FoldOutcome], n_label: int) -> Calibrated:
     return Calibrated(temperature, rejection_threshold(confidence, weights, FALSE_REJECTION))
 
 
+def _counts(outcome: FoldOutcome, n_label: int) -> bool:
+    return bool((np.bincount(outcome.truth, minlength=n_label) >= MIN_FLOWS).any())
+
+
 def _judge(outcome: FoldOutcome, others: Sequence[FoldOutcome], n_label: int) -> _Judged:
     temperature = calibrate(others, n_label).temperature if others else 1.0
     shares = softmax(outcome.logits, temperature)[:, :n_label]
@@ -181,10 +196,10 @@ def _draws(folds: Sequence[_Judged], n_label: int, *, trees: bool, rounds: int =
         def measure(rows: NDArray[np.int64], t: NDArray[np.int64] = truth, p: NDArray[np.int64] = predicted,
                     counted: NDArray[np.bool_] = counted) -> float:  # fmt: skip
             there = counted & (np.bincount(t[rows], minlength=n_label) > 0)
-            return float(f1_scores(t[rows], p[rows], n_label)[there].mean())
+            return float(f1_scores(t[rows], p[rows], n_label)[there].mean()) if there.any() else float("nan")
 
         per_fold.append(bootstrap_draws(fold.outcome.captures, measure, rounds))
-    return np.asarray(np.mean(per_fold, axis=0))
+    return np.asarray(np.nanmean(per_fold, axis=0))
 
 
 def _interval(draws: Floats) -> Interval:

@@ -38,16 +38,18 @@ _PACKAGES = ("numpy", "scikit-learn", "torch")
 
 
 class RunLog:
-    """Appends JSON lines to a run's metrics."""
+    """Appends JSON lines to a run's metrics; the first says what starts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, stage: str, config: TrainingConfig) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / LOSSES
+        self._stage = stage
+        self.write(config=config)
 
-    def __call__(self, **fields: Any) -> None:
+    def write(self, **fields: Any) -> None:
         """Write one line."""
         with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(fields) + b"\n")
+            file.write(msgspec.json.encode({"stage": self._stage, **fields}) + b"\n")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -64,10 +66,10 @@ def pretrain_run(
     torch.set_num_threads(config.threads)
     started = time.monotonic()
     samples = [sample for path in features for sample in read_samples(path)]
-    log = RunLog(directory)
+    log = RunLog(directory, "pretrain", config)
 
     def epoch(done: EpochReport) -> None:
-        log(stage="pretrain", **vars(done))
+        log.write(**vars(done))
         report(done)
 
     model = pretrain(samples, config, epoch)
@@ -97,10 +99,10 @@ def finetune_run(
     data = make_training_set(corpus, corpus.samples, corpus.rare, config)
     network = network_of(corpus, config, background=bool(corpus.rare))
     model = new_model(network, config.seed, read_encoders(encoders))
-    log = RunLog(directory)
+    log = RunLog(directory, "finetune", config)
 
     def epoch(done: EpochReport) -> None:
-        log(stage="finetune", **vars(done))
+        log.write(**vars(done))
         report(done)
 
     trained = fit(model, data, config, epoch)
