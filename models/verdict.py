@@ -12,6 +12,10 @@ ALTERNATIVES = 3
 """Labels beside the first that a verdict names."""
 
 
+UNKNOWN = "unknown"
+"""The word under which verdicts that are unknown are counted and shown."""
+
+
 class Alternative(msgspec.Struct, frozen=True, gc=False):
     """A label that was considered, with its calibrated confidence."""
 

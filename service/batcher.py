@@ -16,7 +16,6 @@ from models.flow import Flow
 from models.verdict import Verdict
 from service.classifier import Classifier
 from service.metrics import Metrics
-from service.report import UNKNOWN
 
 log = structlog.get_logger()
 
@@ -181,7 +180,7 @@ class Batcher:
             return
         self._observe(len(batch))
         for item, verdict in zip(batch, found, strict=True):
-            self._metrics.verdicts.labels(UNKNOWN if verdict.unknown else verdict.label).inc()
+            self._metrics.count_verdict(verdict)
             item.group.answer(item.index, verdict)
 
     def _observe(self, flows: int) -> None:

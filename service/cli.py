@@ -23,7 +23,11 @@ from service.inputs import ReaderName, open_input
 from service.output import Format, writer
 from service.report import feature_lines
 from service.serve_command import serve
+from service.settings import Settings
+from service.sources.bus.transport import TransportError
 from service.sources.capture import CaptureError, ReadOptions
+from service.watch import watch
+from service.zeek_process import ZeekError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -128,6 +132,29 @@ def features(
 
 
 app.command("serve")(serve)
+
+
+@app.command("watch")
+def watch_command(
+    interface: Annotated[str | None, typer.Option(help="start Zeek on this network interface")] = None,
+    zeek: Annotated[
+        list[str] | None, typer.Option(help="attach to a running sensor: ws://host:port; repeatable")
+    ] = None,
+    replay: Annotated[Path | None, typer.Option(help="play a capture instead, without Zeek")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: nowhere]")
+    ] = None,
+) -> None:
+    """Show verdicts on live traffic, until Ctrl-C."""
+    if not (interface or zeek or replay):
+        _fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
+    try:
+        settings = Settings(zeek=zeek or [], replay=replay, speed=speed, checkpoint=checkpoint)
+        raise typer.Exit(watch(settings, interface, log_dir))
+    except (CheckpointError, EngineError, TransportError, ZeekError) as error:
+        _fail(str(error), EXIT_FAILED)
 
 
 @contextlib.contextmanager

@@ -176,7 +176,9 @@ class LivePipeline:
         """The final form of a flow shows the model nothing new: its early verdict is final."""
         self.counts.reused += 1
         self._metrics.live_reused.inc()
-        self._deliver(live, msgspec.structs.replace(verdict, final=live.flow.complete))
+        final = msgspec.structs.replace(verdict, final=live.flow.complete)
+        self._metrics.count_verdict(final)
+        self._deliver(live, final)
 
     def _features(self, flow: Flow) -> int:
         """A hash of what the model reads of a flow."""

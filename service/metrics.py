@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from models.verdict import UNKNOWN, Verdict
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _POWERS = tuple(float(2**n) for n in range(0, 17, 2))
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -32,8 +37,9 @@ class Metrics:
             "tapline_packets_skipped", "Packets left out while reading, by reason", ["reason"], registry=registry
         )
         self.verdicts = Counter(
-            "tapline_verdicts", "Flow verdicts by label (`unknown` for unknown ones)", ["label"], registry=registry
-        )
+            "tapline_verdicts", "Flow verdicts by label (`unknown` for unknown ones), early and final apart",
+            ["label", "stage"], registry=registry,
+        )  # fmt: skip
         self.flows_left_out = Counter(
             "tapline_flows_left_out", "Flows that were not classified, by reason", ["reason"], registry=registry
         )
@@ -59,6 +65,11 @@ class Metrics:
             "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
         )
         self._add_live(registry)
+
+    def count_verdict(self, verdict: Verdict) -> None:
+        """Count a verdict; a flow counts once in each stage."""
+        label = UNKNOWN if verdict.unknown else verdict.label
+        self.verdicts.labels(label, "final" if verdict.final else "early").inc()
 
     def _add_live(self, registry: CollectorRegistry) -> None:
         self.bus_connected = Gauge("tapline_bus_connected", "1 while a sensor is connected", ["url"], registry=registry)

@@ -10,7 +10,7 @@ import msgspec
 from models.checkpoint import Checkpoint
 from models.encode import Mm4flowFeatures, encode
 from models.flow import Flow, FlowLine, flow_to_line
-from models.verdict import Verdict
+from models.verdict import UNKNOWN, Verdict
 from service.community import community_id
 
 
@@ -54,10 +54,6 @@ class Summary(msgspec.Struct):
     failed: int = 0
     labels: list[LabelSummary] = []
     inputs: list[InputSummary] = []
-
-
-UNKNOWN = "unknown"
-"""The label under which verdicts that are unknown are summed up and shown."""
 
 
 class SummaryBuilder:

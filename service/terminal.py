@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from models.flow import Flow
-from models.verdict import Verdict
+from models.verdict import UNKNOWN, Verdict
 from service.inputs import FlowInput
-from service.report import UNKNOWN, InputSummary, Summary
+from service.report import InputSummary, Summary
 
 PROGRESS_MIN_BYTES = 4 << 20
 """Inputs below this are read without a progress bar."""

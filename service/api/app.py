@@ -15,11 +15,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from models.flow import Flow, FlowError, FlowLine, line_to_flow
 from service import __version__
 from service.api import errors, schemas
-from service.api.errors import ApiError, ErrorBody, error_response
+from service.api.errors import ApiError, ErrorBody, error_response, overload_as_api_error
 from service.api.limits import CAPTURE_ROUTE, BodyLimit, Measured, check_key
-from service.api.service import Service, overload_as_api_error
 from service.api.uploads import NDJSON, classify_upload
 from service.report import InputSummary, SummaryBuilder, classified
+from service.runtime import Service
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _CAPTURE_BODY: dict[str, Any] = {

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+
+from service.batcher import QueueFullError, VerdictError
+from service.runtime import BusyError
 
 log = structlog.get_logger()
 
@@ -41,6 +47,19 @@ def error_response(status: int, code: str, message: str, headers: dict[str, str]
     """The one place that builds an error."""
     body = ErrorBody(error=ErrorDetail(code=code, message=message))
     return JSONResponse(body.model_dump(), status, headers)
+
+
+@contextlib.contextmanager
+def overload_as_api_error() -> Iterator[None]:
+    """Turn a full queue into 429, and a busy or stopping service into 503, all with Retry-After."""
+    try:
+        yield
+    except QueueFullError as error:
+        raise ApiError(429, "overloaded", str(error), retry=True) from None
+    except BusyError as error:
+        raise ApiError(503, "busy", str(error), retry=True) from None
+    except VerdictError as error:
+        raise ApiError(503, "stopping", str(error), retry=True) from None
 
 
 def install(app: FastAPI) -> None:

@@ -12,7 +12,7 @@ import structlog
 import uvicorn
 
 from service.api.app import create_app
-from service.api.service import Service
+from service.runtime import Service
 from service.settings import Settings
 
 log = structlog.get_logger()

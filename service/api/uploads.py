@@ -16,13 +16,13 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from models.flow import Flow
-from service.api.errors import ApiError
-from service.api.service import Service
+from service.api.errors import ApiError, overload_as_api_error
 from service.batcher import VerdictError
 from service.capture_worker import WorkerOptions
 from service.captures import CaptureStream
 from service.output import JsonWriter, NdjsonWriter
 from service.report import InputSummary, SummaryBuilder
+from service.runtime import Service
 
 NDJSON = "application/x-ndjson"
 FILE_PART = "file"
@@ -36,7 +36,8 @@ async def classify_upload(request: Request, service: Service) -> StreamingRespon
         ApiError: 400 no file, 413 too large, 422 not a capture, 503 too many at a time.
     """
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(service.upload_slot())
+        with overload_as_api_error():
+            stack.enter_context(service.upload_slot())
         file, name = await _receive(request, stack)
         size_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)

@@ -42,16 +42,16 @@ class CaptureReader:
     Formats: pcap (all byte orders and time resolutions) and pcapng, plain, gzip or zstd, told by their first bytes;
     `source` is a path or a binary stream, which need not be seekable and is not closed.
 
-    While it runs and after: `packets` read, `bytes_read` of `bytes_total` (None where unknown) as stored, for a progress
-    bar; `skipped`, packets without a flow by reason; `warning`, a sentence where the capture is cut or damaged (what
-    came before is read).
+    While it runs and after: `packets` read; `bytes_read` of `bytes_total` (None where unknown) as stored, for a
+    progress bar; `skipped`, packets without a flow by reason; `warning`, a sentence where the capture is cut or
+    damaged (what came before is read).
 
     Raises:
         CaptureError: the source cannot be opened, is no capture, or has link types that cannot be decoded.
         CaptureTooLargeError: it exceeds `ReadOptions.max_bytes`.
     """
 
-    def __init__(self, source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> None:  # noqa: B008 - frozen
+    def __init__(self, source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> None:
         self.warning: str | None = None
         self._counters = ReadCounters()
         self._frames = FrameDecoder(self._counters)
@@ -90,7 +90,7 @@ class CaptureReader:
                             "Linux cooked or raw IP interface"
                         )
                 self._counters.packets += len(block.start)
-                self._table.process(self._blocks.rows(block))
+                self._table.process_block(self._blocks.rows(block), block.time_us)
                 yield from self._table.take()
             self._table.finish()
             yield from self._table.take()
@@ -128,6 +128,6 @@ class CaptureReader:
         return self._frames.inner(row, row.offset + inner.start, inner.link, depth)
 
 
-def read_capture(source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> Iterator[Flow]:  # noqa: B008 - frozen
+def read_capture(source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> Iterator[Flow]:
     """The flows of a capture; see `CaptureReader`, which also has counters."""
     return iter(CaptureReader(source, options))

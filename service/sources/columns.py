@@ -4,7 +4,8 @@ so both must decide alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice, repeat
 from typing import cast
 
 import numpy as np
@@ -61,7 +62,7 @@ class BlockDecoder:
         self._frames = frames
         self._counters = counters
 
-    def rows(self, block: PacketBlock) -> list[PacketRow]:
+    def rows(self, block: PacketBlock) -> Iterable[PacketRow]:
         """The packets of flows in a block."""
         raw = np.frombuffer(block.data, dtype=np.uint8)
         ip_start, is_arp = _ip_starts(raw, block)
@@ -73,22 +74,21 @@ class BlockDecoder:
             chosen = np.flatnonzero(version == wanted)
             if len(chosen):
                 decode(chosen, ip_start[chosen])
-        rows = columns.rows()
         left = np.flatnonzero(~columns.done & ~is_arp)
         if not len(left):
-            return rows
-        return self._merge(block, rows, np.cumsum(columns.done)[left].tolist(), left.tolist())
+            return columns.rows()
+        return chain.from_iterable(self._merge(block, columns, left))
 
-    def _merge(self, block: PacketBlock, rows: list[PacketRow], before: list[int], left: list[int]) -> list[PacketRow]:
-        """Decodes the packets `left` one by one and puts their rows in place, after the `before` first of `rows`."""
-        merged: list[PacketRow] = []
+    def _merge(self, block: PacketBlock, columns: _Columns, left: Int64Array) -> Iterator[Iterable[PacketRow]]:
+        """The rows of the columns with those of the packets `left`, decoded one by one, in their places."""
+        rows = columns.rows()
         done = 0
-        for count, packet in zip(before, left, strict=True):
-            merged += rows[done:count]
-            done = count
-            merged += self._one(block, packet)
-        merged += rows[done:]
-        return merged
+        for before, packet in zip(np.cumsum(columns.done)[left].tolist(), left.tolist(), strict=True):
+            if before > done:
+                yield islice(rows, before - done)
+                done = before
+            yield self._one(block, packet)
+        yield rows
 
     def _one(self, block: PacketBlock, packet: int) -> list[PacketRow]:
         link = int(block.link[packet])
@@ -99,7 +99,7 @@ class BlockDecoder:
         end = start + captured
         frame = Frame(
             data=block.data, time_us=int(block.time_us[packet]), start=start, end=end,
-            beyond=int(block.wire[packet]) - captured, link=tracegram,
+            wire_end=start + int(block.wire[packet]), link=tracegram,
             outer=block.data, outer_start=start, outer_end=end,
         )  # fmt: skip
         return self._frames.decode(frame, link)
@@ -149,7 +149,7 @@ def _by_link(links: Int64Array) -> Iterator[tuple[int, Int64Array | slice]]:
 def _gather(raw: Bytes, at: Int64Array, layout: np.dtype[np.void]) -> npt.NDArray[np.void]:
     """The records of one layout at the offsets `at`. Shape (len(at),)."""
     windows = np.lib.stride_tricks.sliding_window_view(raw, layout.itemsize)[at]
-    return cast("npt.NDArray[np.void]", windows.view(layout)[:, 0])
+    return windows.view(layout)[:, 0]
 
 
 class _Columns:
@@ -161,22 +161,25 @@ class _Columns:
         self._raw = raw
         self.done: Mask = np.zeros(count, dtype=np.bool_)
         self._keys = np.zeros((count, _KEY_BYTES), dtype=np.uint8)
-        names = ("side", "kind", "length", "total", "have", "offset", "head_end", "flags", "seq", "ack", "link")
+        names = ("side", "kind", "length", "total", "have", "offset", "flags", "seq", "ack", "link")
         self._ints = {name: np.zeros(count, dtype=np.int64) for name in names}
 
-    def rows(self) -> list[PacketRow]:
-        """The rows of the packets that are done, in order."""
-        block, done = self._block, self.done
-        ints = {name: column[done].tolist() for name, column in self._ints.items()}
-        data = [block.data] * int(done.sum())
-        end = (block.start + block.captured)[done].tolist()
+    def rows(self) -> Iterator[PacketRow]:
+        """The rows of the packets that are done, in order. An iterator: a list of tuples would keep the garbage
+        collector busy for as long as the decoding takes."""
+        block = self._block
+        chosen: Mask | slice = slice(None) if self.done.all() else self.done
+        ints = {name: column[chosen].tolist() for name, column in self._ints.items() if name != "link"}
+        data = repeat(block.data)
+        link = self._ints["link"][chosen]
+        links = repeat(int(link[0])) if len(link) and (link == link[0]).all() else link.tolist()
         rows = zip(
-            block.time_us[done].tolist(), self._keys.view(f"S{_KEY_BYTES}")[:, 0][done].tolist(), ints["side"],
-            ints["kind"], ints["length"], ints["total"], ints["have"], data, ints["offset"], data,
-            block.start[done].tolist(), ints["head_end"], end, ints["flags"], ints["seq"], ints["ack"], ints["link"],
-            strict=True,
+            block.time_us[chosen].tolist(), self._keys.view(f"S{_KEY_BYTES}")[:, 0][chosen].tolist(), ints["side"],
+            ints["kind"], ints["length"], ints["total"], ints["have"], ints["flags"], ints["seq"], ints["ack"],
+            data, ints["offset"], data, block.start[chosen].tolist(), ints["offset"],
+            (block.start + block.captured)[chosen].tolist(), links, strict=False,  # `repeat` has no end
         )  # fmt: skip
-        return cast("list[PacketRow]", list(rows))
+        return cast("Iterator[PacketRow]", rows)
 
     def take_ipv4(self, chosen: Int64Array, start: Int64Array) -> None:
         """Fills the columns of the IPv4 packets `chosen`, whose IP headers are at `start`, where they are ordinary."""
@@ -238,7 +241,9 @@ class _Columns:
         offset = body + size
         have = np.minimum(available, payload) - size
         raw_link = TRACEGRAM_RAW_IPV4 if version == 4 else TRACEGRAM_RAW_IPV6
-        links = [TRACEGRAM_LINKS.get(link, raw_link) for link in block.link[chosen].tolist()]
+        links = np.full(len(chosen), raw_link)
+        for link, byte in TRACEGRAM_LINKS.items():
+            links[block.link[chosen] == link] = byte
         filled = {
             "side": side,
             "kind": np.where(self._maybe_tunnel(protocol, transport, offset, have), UDP_TUNNEL, protocol),
@@ -246,7 +251,6 @@ class _Columns:
             "total": total[keep],
             "have": have,
             "offset": offset,
-            "head_end": offset,
             "flags": np.where(is_tcp, transport["flags"], 0),
             "seq": np.where(is_tcp, transport["seq"], 0),
             "ack": np.where(is_tcp, transport["ack"], 0),
@@ -268,13 +272,13 @@ class _Columns:
             first, second = raw[at], raw[at + 1]
             suspect = (second == 0x52) & (raw[at + 2] == 0x11)
             long = have[udp] >= 40
-            suspect |= long & (first == 0) & (second <= 1)
+            suspect |= _is_teredo_header(raw, at, have[udp], first, second)
             six = np.flatnonzero(long & (first >> 4 == 6))
             if len(six):
                 prefixes = [_be32(raw, at[six] + place) == _TEREDO_PREFIX for place in (8, 24)]
                 suspect[six] |= prefixes[0] | prefixes[1]
             found[udp] |= suspect
-        return found
+        return cast("Mask", found)
 
     def _fill_keys(
         self,
@@ -331,6 +335,17 @@ class _Columns:
         keys[:, -2] = protocol
         keys[:, -1] = version
         self._keys[chosen, : keys.shape[1]] = keys
+
+
+def _is_teredo_header(raw: Bytes, at: Int64Array, have: Int64Array, first: Bytes, second: Bytes) -> Mask:
+    """Which payloads begin with Teredo's authentication or origin header and then IPv6."""
+    origin = at.copy()
+    authenticated = (first == 0) & (second == 1)
+    origin[authenticated] += 13 + raw[at + 2][authenticated].astype(np.int64) + raw[at + 3][authenticated]
+    inside = (first == 0) & (second <= 1) & (have >= origin - at + 48)
+    origin[~inside] = 0
+    plausible = inside & (raw[origin] == 0) & (raw[origin + 1] == 0) & (raw[origin + 8] >> 4 == 6)
+    return cast("Mask", plausible)
 
 
 def _be32(raw: Bytes, at: Int64Array) -> Int64Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 TIMEOUT_US = 300_000_000
 MAX_DATAGRAMS = 2_048
 MAX_BYTES = 16 << 20
-_MAX_PARTS = 8_192
+_PART_BYTES = 128
 
 
 @dataclass(slots=True)
@@ -41,6 +41,12 @@ class Datagram:
             self.next_header = fragment.next_header
         if not fragment.more or (self.size and upper > self.size):
             self.size = max(self.size, upper)
+        if not fragment.payload:
+            return
+        if not self.parts or fragment.offset >= self.parts[-1][0] + len(self.parts[-1][1]):
+            self.parts.append((fragment.offset, fragment.payload))
+            self.stored += len(fragment.payload)
+            return
         position, payload, base = fragment.offset, fragment.payload, fragment.offset
         new: list[tuple[int, bytes]] = []
         for start, data in self.parts:
@@ -56,6 +62,10 @@ class Datagram:
         for part in new:
             insort(self.parts, part)
             self.stored += len(part[1])
+
+    def cost(self) -> int:
+        """About how many bytes of memory this takes."""
+        return self.stored + _PART_BYTES * len(self.parts)
 
     def joined(self) -> bytes | None:
         """The payload from its start, once the end is known and reached without a hole."""
@@ -79,7 +89,7 @@ class Reassembler:
     def __init__(self) -> None:
         self.dropped = 0
         self._datagrams: dict[tuple[bytes, bytes, int], Datagram] = {}
-        self._stored = 0
+        self._cost = 0
 
     def add(self, fragment: Fragment, now_us: int) -> Datagram | None:
         """Takes a fragment and returns its datagram if it is whole now; call its `joined` for the payload."""
@@ -87,19 +97,19 @@ class Reassembler:
         datagram = self._datagrams.get(fragment.key)
         if datagram is None:
             datagram = self._datagrams[fragment.key] = Datagram(fragment.header, now_us, fragment.next_header)
-        before = datagram.stored
+        before = datagram.cost()
         datagram.add(fragment)
-        self._stored += datagram.stored - before
-        if datagram.joined() is not None or len(datagram.parts) > _MAX_PARTS:
+        self._cost += datagram.cost() - before
+        if 0 < datagram.size <= datagram.stored and datagram.joined() is not None:
             self._remove(fragment.key)
-            return datagram if datagram.joined() is not None else None
-        while len(self._datagrams) > MAX_DATAGRAMS or self._stored > MAX_BYTES:
+            return datagram
+        while len(self._datagrams) > MAX_DATAGRAMS or self._cost > MAX_BYTES:
             self._remove(next(iter(self._datagrams)))
             self.dropped += 1
         return None
 
     def _remove(self, key: tuple[bytes, bytes, int]) -> None:
-        self._stored -= self._datagrams.pop(key).stored
+        self._cost -= self._datagrams.pop(key).cost()
 
     def _expire(self, now_us: int) -> None:
         while self._datagrams:

@@ -65,7 +65,7 @@ class FrameDecoder:
         """The packets inside a tunnel datagram `row`, whose inner packet starts at `start` of the row's data."""
         end = row.offset + min(row.have, row.length)
         frame = Frame(
-            data=row.data, time_us=row.time_us, start=start, end=end, beyond=max(0, row.length - row.have),
+            data=row.data, time_us=row.time_us, start=start, end=end, wire_end=row.offset + row.length,
             link=row.link, outer=row.frame, outer_start=row.head_start, outer_end=row.frame_end,
             head_end=-1 if row.data is row.frame else row.head_end, depth=depth,
         )  # fmt: skip

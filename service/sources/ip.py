@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 from service.sources.fragments import Fragment, Reassembler
 from service.sources.icmp import COUNTERPARTS_V4, COUNTERPARTS_V6, ONE_WAY
 from service.sources.ipv6 import UNFRAGMENTABLE_END, Ipv6Headers, rebuild_ipv6
-from service.sources.packets import ICMP, ICMP6, TCP, TCP_BAD_HEADER, UDP, UDP_TUNNEL, PacketRow, ReadCounters
+from service.sources.packets import (
+    ICMP,
+    ICMP6,
+    NO_TCP_HEADER,
+    TCP,
+    TCP_BAD_HEADER,
+    UDP,
+    UDP_TUNNEL,
+    PacketRow,
+    ReadCounters,
+)
 
 MAX_TUNNEL_DEPTH = 4
 RAW_IP_LINK = 101
@@ -24,17 +34,19 @@ _GRE_ETHERNET, _GRE_ERSPAN, _GRE_ERSPAN_3, _GRE_PPTP = 0x6558, 0x88BE, 0x22EB, 0
 _PPP_TO_IP = {0x0021: _IP_IN_IP, 0x0057: _IPV6_IN_IP}
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Frame:
-    """A captured packet on its way through the layers, `data[start:end]`. `beyond`: bytes that were on the wire but not
-    captured. Heads are cut from `outer`, the packet outside any tunnel, up to the transport header, or up to `head_end`
-    where that is not -1 (after reassembly, when `data` is not `outer`)."""
+    """A captured packet on its way through the layers, `data[start:end]`; on the wire it went on to `wire_end`.
+
+    Heads are cut from `outer`, the packet outside any tunnel, up to the transport header, or up to `head_end` where
+    that is not -1 (after reassembly, when `data` is not `outer`).
+    """
 
     data: bytes
     time_us: int
     start: int
     end: int
-    beyond: int
+    wire_end: int
     link: int
     outer: bytes
     outer_start: int
@@ -78,7 +90,7 @@ class IpPackets:
             return self._skip("IP header cut or of another version")
         available = end - start
         total = header.total or available
-        if total > available + frame.beyond:
+        if start + total > frame.wire_end:
             return self._skip("IP packet longer than its frame")
         minimum = 20 if header.version == 4 else 40
         if not minimum <= header.length <= min(total, available):
@@ -119,7 +131,7 @@ class IpPackets:
         else:
             packet = rebuild_ipv6(datagram.header, datagram.next_header, payload)
         head_end = frame.head_end if frame.head_end >= 0 else body
-        whole = replace(frame, data=packet, start=0, end=len(packet), beyond=0, head_end=head_end)
+        whole = replace(frame, data=packet, start=0, end=len(packet), wire_end=len(packet), head_end=head_end)
         rebuilt = _parse(packet, 0, len(packet))
         if rebuilt is None or rebuilt.is_fragment or not 20 <= rebuilt.length <= rebuilt.total <= len(packet):
             return self._skip("bad IP header")
@@ -148,7 +160,7 @@ class IpPackets:
     def _deeper(self, frame: Frame, start: int, end: int, link: int) -> list[PacketRow]:
         if frame.depth >= MAX_TUNNEL_DEPTH:
             return self._skip("tunnels nested too deep")
-        return self._link(replace(frame, start=start, end=end, beyond=0, depth=frame.depth + 1), start, end, link)
+        return self._link(replace(frame, start=start, end=end, wire_end=end, depth=frame.depth + 1), start, end, link)
 
     def gre(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
         """Generic routing encapsulation (RFC 2784, 2890, PPTP of RFC 2637, ERSPAN, Aruba)."""
@@ -183,40 +195,25 @@ class IpPackets:
         if (given and given < minimum) or available < minimum:
             return self._skip("transport header cut")
         # An IP length of 0 (segmentation offload) says nothing; what was captured must do.
-        payload = given or (available if not (protocol == TCP and header.total) else 0)
+        payload = given or (available if header.total == 0 or protocol in (UDP, ICMP, ICMP6) else 0)
         data = frame.data
-        kind, size, flags, seq, ack = protocol, minimum, 0, 0, 0
+        kind, size = UDP_TUNNEL if protocol == UDP else protocol, minimum
+        flags, seq, ack = 0, 0, 0
+        have = min(available, payload)
         if protocol == TCP:
             size = (data[body + 12] >> 4) * 4
             flags = data[body + 13]
             seq, ack = int.from_bytes(data[body + 4 : body + 8]), int.from_bytes(data[body + 8 : body + 12])
-            if size < 20 or size > payload or size > available:
+            if size < minimum or size > have:
+                have = payload if size >= minimum else payload + NO_TCP_HEADER
                 kind, size = TCP_BAD_HEADER, payload
-        elif protocol == UDP:
-            kind = UDP_TUNNEL
         key, side = _key(header, data, body)
         head_end = frame.head_end if frame.head_end >= 0 else min(body + min(size, available), frame.outer_end)
-        return [
-            PacketRow(
-                frame.time_us,
-                key,
-                side,
-                kind,
-                payload - size,
-                header.total,
-                min(available, payload) - size,
-                data,
-                body + size,
-                frame.outer,
-                frame.outer_start,
-                head_end,
-                frame.outer_end,
-                flags,
-                seq,
-                ack,
-                frame.link,
-            )  # fmt: skip
-        ]
+        row = PacketRow(
+            frame.time_us, key, side, kind, payload - size, header.total, have - size, flags, seq, ack,
+            data, body + size, frame.outer, frame.outer_start, head_end, frame.outer_end, frame.link,
+        )  # fmt: skip
+        return [row]
 
 
 def _erspan_bytes(data: bytes, start: int, flags: int, kind: int) -> int:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import socket
 from array import array
-from bisect import insort
 from hashlib import blake2b
+
+import msgspec
 
 from models.flow import (
     HEAD_TOKEN_COST,
-    HEADS_TOKEN_BUDGET,
-    MAX_CONTENT_BYTES,
     MAX_PAYLOAD_LENGTHS,
     Flow,
     HeadsKind,
     PacketHead,
 )
-from service.sources.packets import ICMP, ICMP6, TCP, UDP, PacketRow
-
-INACTIVE, SYN_SENT, SYN_ACK_SENT, PARTIAL, ESTABLISHED, CLOSED, RESET = range(7)
-HANDSHAKE_STATES = frozenset({INACTIVE, SYN_SENT, SYN_ACK_SENT})
-STEADY_STATES = frozenset({ESTABLISHED, PARTIAL})
+from service.sources.packets import ICMP, ICMP6, TCP, UDP
+from service.sources.sides import (
+    CLOSED,
+    ESTABLISHED,
+    INACTIVE,
+    PARTIAL,
+    RESET,
+    SYN_ACK_SENT,
+    SYN_SENT,
+    Side,
+    TcpSide,
+)
 
 INTERACTIVE_TIMEOUT_US = 3_600_000_000
 """How long an interactive TCP flow may be silent."""
@@ -28,204 +34,39 @@ INTERACTIVE_TIMEOUT_US = 3_600_000_000
 DNS_RECHECK_US = 10_000_000
 """How often a DNS flow over UDP is looked at."""
 
+DEAD_US = 5_000_001
+"""A TCP flow that is closed on one side and has nothing on the other ends after more than five seconds."""
+
 _DNS_SILENCE_US = 9_000_000
-_MASK = 0xFFFFFFFF
-_HALF_SPACE = 1 << 31
-_MAX_HOLES = 512
-_UNACKED_WINDOW_BYTES = 16_384
-_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_BASE62_PAIRS = [first + second for first in _BASE62 for second in _BASE62]
+_BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
 
 
-class Side:
-    """One end of a flow: what it sent."""
+class LiveFlow(msgspec.Struct, gc=False):
+    """A live flow of any protocol.
 
-    __slots__ = ("content", "ip_bytes", "packets", "payloads", "room")
-
-    def __init__(self) -> None:
-        self.packets = 0
-        self.ip_bytes = 0
-        self.payloads = 0
-        self.content = bytearray()
-        self.room = MAX_CONTENT_BYTES
-
-
-class TcpSide(Side):
-    """One end of a TCP flow. Sequence numbers count from the SYN (0), whether it was seen or not.
-
-    `last`: one past the highest sent; `acked`: acknowledged by the peer; `next`: delivered in order up to here, or
-    given up; `trim`: what is below is forgotten; `stored`: end of the highest data taken; `holes`: data beyond a hole.
+    * `key`: as in `PacketRow`; `sides` are its endpoints, `orig` is the index of the originator.
+    * `number`: flows count from 1 in order of their starts; `previous_us`: the last packet whose head was kept.
+    * `lengths`: signed payload lengths, positive from side 0; `room` and `head_room`: how much more fits.
+    * `inspect`: what its datagrams are looked at as (`roles`), 0 for nothing; `recheck_us`: for DNS, when its silence
+      is looked at next.
     """
 
-    __slots__ = (
-        "acked",
-        "closed",
-        "ended",
-        "fin_end",
-        "fins",
-        "holes",
-        "last",
-        "next",
-        "previous",
-        "skipping",
-        "start",
-        "state",
-        "stored",
-        "trim",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.state = self.previous = INACTIVE
-        self.start = self.last = self.acked = 0
-        self.next = self.trim = self.stored = 1
-        self.fins = self.fin_end = 0
-        self.closed = self.ended = self.skipping = False
-        self.holes: list[tuple[int, int, bytes]] = []
-
-    def restart(self, start: int, last: int) -> None:
-        """Sequence numbers count from `start` (32 bits) from now on."""
-        self.start, self.last, self.acked = start, last, 0
-
-    def relative(self, number: int, near: int) -> int:
-        """A 32-bit sequence number counted from the start; `near` is where the stream stands, for long flows."""
-        if near < _HALF_SPACE - 1:
-            return ((number - self.start + _HALF_SPACE) & _MASK) - _HALF_SPACE
-        return near + ((number - self.start - near + _HALF_SPACE) & _MASK) - _HALF_SPACE
-
-    def nothing_acked(self) -> bool:
-        """Whether none of this end's data was acknowledged yet."""
-        return self.acked <= 1
-
-    def has_unacknowledged_blocks(self) -> bool:
-        """Whether data was taken that is not acknowledged and not given up waiting for."""
-        if self.stored <= self.trim:
-            return False
-        given_up = self.nothing_acked() and max(self.last, self.acked) - 1 > _UNACKED_WINDOW_BYTES and not self.holes
-        return not given_up
-
-    def take(self, seq: int, row: PacketRow, partial: bool) -> None:
-        """Takes a data segment at `seq`. The first copy of a byte wins; data past a hole waits for it."""
-        length = row.length
-        if row.have < length or self.skipping:
-            return
-        upper = seq + length
-        if upper <= self.acked or upper <= self.trim:
-            return
-        begin = max(seq, self.acked, self.trim)
-        skip = begin - seq
-        self.stored = max(self.stored, upper)
-        if begin <= self.next:
-            if upper > self.next:
-                skip += self.next - begin
-                if self.room:
-                    self._keep(row.data[row.offset + skip : row.offset + min(length, skip + self.room)])
-                self.next = upper
-                if self.holes:
-                    self._deliver_holes()
-        else:
-            kept = row.data[row.offset + skip : row.offset + min(length, skip + self.room)] if self.room else b""
-            self._insert_hole(begin, upper, kept)
-        if self.nothing_acked() and self.holes and self.holes[-1][1] - self.next > _UNACKED_WINDOW_BYTES:
-            self.holes.clear()
-            self.skipping = True
-
-    def acknowledge(self, upto: int, partial: bool) -> None:
-        """The peer has everything below `upto`; what is missing of it will not come and leaves a gap."""
-        if self.fins and upto >= self.fin_end:
-            upto = self.fin_end - 1
-        if upto <= self.trim:
-            return
-        if upto > self.next and not (upto <= 2 and partial):
-            self._give_up(upto)
-        self.trim = upto
-        if self.holes:
-            self._deliver_holes()
-
-    def _give_up(self, upto: int) -> None:
-        while self.holes and self.holes[0][0] < upto:
-            if self.holes[0][0] > self.next:
-                self._gap()
-                self.next = self.holes[0][0]
-            self._deliver_holes()
-        if upto > self.next:
-            self._gap()
-            self.next = upto
-
-    def _gap(self) -> None:
-        if self.content:
-            self.room = 0
-
-    def _keep(self, data: bytes) -> None:
-        self.content += data
-        self.room -= len(data)
-
-    def _deliver_holes(self) -> None:
-        holes = self.holes
-        while holes and holes[0][0] <= self.next:
-            seq, upper, data = holes.pop(0)
-            if seq == self.next:
-                if self.room:
-                    self._keep(data[: self.room])
-                self.next = upper
-            # a block that a gap has passed into is not delivered
-
-    def _insert_hole(self, seq: int, upper: int, data: bytes) -> None:
-        """Keeps what of a segment past a hole is new."""
-        base = seq
-        for start, end, _ in list(self.holes):
-            if end <= seq:
-                continue
-            if start >= upper:
-                break
-            if seq < start:
-                insort(self.holes, (seq, start, data[seq - base : start - base]))
-            seq = end
-        if seq < upper and len(self.holes) < _MAX_HOLES:
-            insort(self.holes, (seq, upper, data[seq - base : upper - base]))
-
-
-class LiveFlow:
-    """A live flow of any protocol. `orig` is the index of the originator in `sides`."""
-
-    __slots__ = (
-        "head_room",
-        "heads",
-        "inspect",
-        "key",
-        "last_us",
-        "lengths",
-        "link",
-        "not_a_tunnel",
-        "number",
-        "orig",
-        "previous_us",
-        "recheck_us",
-        "room",
-        "sides",
-        "start_us",
-        "timeout_us",
-    )
+    key: bytes
+    number: int
+    start_us: int
+    last_us: int
+    previous_us: int
+    orig: int
+    timeout_us: int
+    head_room: int
     sides: tuple[Side, Side]
-
-    def __init__(self, row: PacketRow, number: int, timeout_us: int, with_heads: bool) -> None:
-        self.key = row.key
-        self.number = number
-        self.start_us = self.last_us = self.previous_us = row.time_us
-        self.orig = row.side
-        self.timeout_us = timeout_us
-        self.lengths = array("i")
-        self.room = MAX_PAYLOAD_LENGTHS
-        self.heads: list[tuple[int, bytes]] = []
-        self.head_room = HEADS_TOKEN_BUDGET if with_heads else 0
-        self.link = row.link
-        self.inspect = 0
-        self.not_a_tunnel = False
-        self.recheck_us = 0
-        self._make_sides()
-
-    def _make_sides(self) -> None:
-        self.sides = (Side(), Side())
+    lengths: array[int]
+    link: int = 0
+    room: int = MAX_PAYLOAD_LENGTHS
+    heads: list[tuple[int, bytes]] = msgspec.field(default_factory=list)
+    inspect: int = 0
+    recheck_us: int = 0
+    not_a_tunnel: bool = False
 
     @property
     def protocol(self) -> int:
@@ -249,9 +90,12 @@ class LiveFlow:
     def add_head(self, time_us: int, frame: bytes, start: int, end: int) -> None:
         """Keeps a packet's first bytes while they fit."""
         room = self.head_room - HEAD_TOKEN_COST
-        data = frame[start : min(end, start + room)]
-        self.heads.append((max(0, time_us - self.previous_us), data))
-        room -= len(data)
+        if end - start > room:
+            end = start + room
+        gap_us = time_us - self.previous_us
+        self.previous_us = time_us
+        self.heads.append((gap_us if gap_us > 0 else 0, frame[start:end]))
+        room -= end - start
         self.head_room = room if room > HEAD_TOKEN_COST else 0
 
     def due_us(self, now_us: int) -> int:
@@ -292,8 +136,8 @@ class LiveFlow:
             up=orig.payloads,
             down=resp.payloads,
             payload_lengths=[-n for n in lengths] if orig_side else lengths,
-            orig_bytes=bytes(orig.content),
-            resp_bytes=bytes(resp.content),
+            orig_bytes=orig.content,
+            resp_bytes=resp.content,
             orig_pkts=orig.packets,
             resp_pkts=resp.packets,
             orig_ip_bytes=orig.ip_bytes,
@@ -305,47 +149,29 @@ class LiveFlow:
         )
 
     def _uid(self) -> str:
-        digest = blake2b(self.key + self.start_us.to_bytes(8) + self.number.to_bytes(8), digest_size=13).digest()
-        number = int.from_bytes(digest)
-        pairs = []
-        for _ in range(8):
-            number, pair = divmod(number, 3844)
-            pairs.append(_BASE62_PAIRS[pair])
-        return "T" + "".join(pairs) + _BASE62[number % 62]
+        seed = self.key + self.start_us.to_bytes(8) + self.number.to_bytes(8)
+        return "T" + blake2b(seed, digest_size=17).digest().translate(_BASE62).decode()
 
 
-class TcpFlow(LiveFlow):
+class TcpFlow(LiveFlow, gc=False):
     """A live TCP flow. `steady`: both ends are past the handshake, nothing is missing and nothing closed.
 
     The `..._due_us` are 0 when unset: `delete` ends the flow, `attempt` does if it is still an unanswered SYN, `check`
     does if it is closed on one side and dead on the other.
     """
 
-    __slots__ = (
-        "active",
-        "attempt_due_us",
-        "began_with_syn_ack",
-        "check_due_us",
-        "close_deferred",
-        "delete_due_us",
-        "due_changed",
-        "partial",
-        "saw_orig",
-        "saw_resp",
-        "steady",
-    )
     sides: tuple[TcpSide, TcpSide]
-
-    def __init__(self, row: PacketRow, number: int, timeout_us: int, with_heads: bool) -> None:
-        super().__init__(row, number, timeout_us, with_heads)
-        self.active = True
-        self.steady = self.partial = self.close_deferred = self.due_changed = False
-        self.began_with_syn_ack = self.saw_orig = self.saw_resp = False
-        self.attempt_due_us = self.delete_due_us = 0
-        self.check_due_us = row.time_us + 11_000_000
-
-    def _make_sides(self) -> None:
-        self.sides = (TcpSide(), TcpSide())
+    active: bool = True
+    steady: bool = False
+    partial: bool = False
+    close_deferred: bool = False
+    due_changed: bool = False
+    began_with_syn_ack: bool = False
+    saw_orig: bool = False
+    saw_resp: bool = False
+    attempt_due_us: int = 0
+    delete_due_us: int = 0
+    check_due_us: int = 0
 
     def ends(self) -> tuple[TcpSide, TcpSide]:
         """Originator and responder."""
@@ -353,7 +179,7 @@ class TcpFlow(LiveFlow):
 
     def flip(self) -> None:
         """Exchanges originator and responder."""
-        super().flip()
+        self.orig = 1 - self.orig
         self.saw_orig, self.saw_resp = self.saw_resp, self.saw_orig
         self.partial = False
 
@@ -362,7 +188,7 @@ class TcpFlow(LiveFlow):
         return self.ports()[1 - self.orig]
 
     def extends_silence(self, now_us: int) -> bool:
-        """Zeek lets what it recognises as SSH or FTP be silent for an hour; sets that timeout and says whether it did."""
+        """Sets the hour of silence that Zeek gives to what it recognises as SSH or FTP; says whether it did."""
         if self.timeout_us >= INTERACTIVE_TIMEOUT_US or self.last_us + self.timeout_us > now_us:
             return False
         orig, resp = self.ends()
@@ -381,7 +207,7 @@ class TcpFlow(LiveFlow):
         if self.attempt_due_us and self.active and orig.state in (SYN_SENT, SYN_ACK_SENT) and resp.state == INACTIVE:
             due = min(due, self.attempt_due_us)
         if self.active and self._looks_dead(orig, resp):
-            due = min(due, max(self.check_due_us, self.last_us + 5_000_001))
+            due = min(due, max(self.check_due_us, self.last_us + DEAD_US))
         return due
 
     def _looks_dead(self, orig: TcpSide, resp: TcpSide) -> bool:

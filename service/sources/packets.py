@@ -19,6 +19,9 @@ UDP_TUNNEL = 0x100 | UDP
 """`PacketRow.kind` of a UDP datagram that may carry an inner packet."""
 TCP_BAD_HEADER = 0x100 | TCP
 """`PacketRow.kind` of a TCP packet whose header length is wrong: it belongs to a flow and says nothing else."""
+NO_TCP_HEADER = -1
+"""`PacketRow.have` of a TCP packet whose header claims to be shorter than any: nothing in it counts."""
+
 
 
 @dataclass(slots=True)
@@ -40,16 +43,19 @@ class PacketBlock:
 
 
 class PacketRow(NamedTuple):
-    """One packet of one flow, decoded. A block's rows are plain tuples in this order, built by `zip`: the tracker
-    unpacks a million of them in a few seconds, which attribute access would double.
+    """One packet of one flow, decoded.
+
+    A block's rows are plain tuples in this order, made by `zip`: the table unpacks a million of them in a few seconds,
+    and attribute access would double that.
 
     * `key`: the two endpoints (address and port, lower first), the IP protocol and the IP version; `side` is 1 where
       the packet comes from the second one. One-way ICMP is not ordered, its `side` is always 0.
     * `kind`: the IP protocol number, or `UDP_TUNNEL`, or `TCP_BAD_HEADER`.
     * `length`: transport payload by the IP header; `total`: IP length; `have`: captured payload bytes.
+    * `flags`, `seq`, `ack`: of TCP, else 0.
     * `data`, `offset`: where the payload is (not in `frame` after reassembly).
-    * `frame`, `head_start`, `head_end`, `frame_end`: the captured packet, its headers, its end.
-    * `flags`, `seq`, `ack`: of TCP, else 0. `link`: Tracegram's link-type byte, 0 for link layers it has none for.
+    * `frame`, `head_start`, `head_end`, `frame_end`: the captured packet, the end of its headers, its end.
+    * `link`: Tracegram's link-type byte, 0 for link layers it has none for.
     """
 
     time_us: int
@@ -59,15 +65,15 @@ class PacketRow(NamedTuple):
     length: int
     total: int
     have: int
+    flags: int
+    seq: int
+    ack: int
     data: bytes
     offset: int
     frame: bytes
     head_start: int
     head_end: int
     frame_end: int
-    flags: int
-    seq: int
-    ack: int
     link: int
 
 

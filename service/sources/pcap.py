@@ -69,23 +69,23 @@ class PcapReader:
             if not fresh:
                 self._note_the_end()
                 return
-            data = self._carry + fresh
+            data = b"".join((self._carry, fresh, BLOCK_PADDING))
             starts, end = self._find_records(data)
-            self._carry = data[end:]
+            self._carry = data[end : -len(BLOCK_PADDING)]
             self._position += end
             if starts:
                 self._packets += len(starts)
-                yield self._block(data[:end] + BLOCK_PADDING, np.array(starts, dtype=np.int64))
+                yield self._block(data, np.array(starts, dtype=np.int64))
 
     def _find_records(self, data: bytes) -> tuple[list[int], int]:
         """Where the whole records in `data` start, and where the last of them ends."""
         header = self._layout.record_bytes
         captured_at = 12 if self._layout.swapped_lengths else 8
         captured_of = struct.Struct(self._layout.order + "I").unpack_from
-        position, last = 0, len(data) - header
+        limit = len(data) - len(BLOCK_PADDING)
+        position, last = 0, limit - header
         starts: list[int] = []
         append = starts.append
-        limit = len(data)
         while position <= last:
             (captured,) = captured_of(data, position + captured_at)
             if captured > MAX_CAPTURED_BYTES:
@@ -111,12 +111,15 @@ class PcapReader:
             captured, wire = wire, captured
         if layout.snap_length:
             captured = np.minimum(captured, layout.snap_length)
+        # libpcap reads the fraction as a signed number; damaged files have it out of range.
+        fraction = words[:, 1].astype(np.int32).astype(np.int64)
+        time_us = words[:, 0] * 1_000_000 + (fraction if layout.fraction_ns == 1_000 else fraction // 1_000)
         return PacketBlock(
             data=data,
             start=records + layout.record_bytes,
             captured=captured,
             wire=wire,
-            time_us=words[:, 0] * 1_000_000 + words[:, 1] * layout.fraction_ns // 1_000,
+            time_us=np.maximum(time_us, 0),
             link=np.full(len(records), layout.link, dtype=np.int64),
         )
 

@@ -23,6 +23,7 @@ _ENHANCED_PACKET = 6
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _MAX_BLOCK_BYTES = 1 << 24
 _MAX_INTERFACES = 4096
+_LATEST_US = 1 << 61
 _OPTION_TSRESOL = 9
 _OPTION_TSOFFSET = 14
 
@@ -76,17 +77,17 @@ class PcapngReader:
             if not fresh:
                 self._note_the_end()
                 return
-            data = self._carry + fresh
+            data = b"".join((self._carry, fresh, BLOCK_PADDING))
             columns = _Columns()
             end = self._read_blocks(data, columns)
-            self._carry = data[end:]
+            self._carry = data[end : -len(BLOCK_PADDING)]
             self._position += end
             if columns.start:
-                yield columns.block(data[:end] + BLOCK_PADDING)
+                yield columns.block(data)
 
     def _read_blocks(self, data: bytes, columns: _Columns) -> int:
         """Reads the whole blocks in `data` into `columns` and returns where the last of them ends."""
-        position, limit = 0, len(data)
+        position, limit = 0, len(data) - len(BLOCK_PADDING)
         while position + 12 <= limit:
             kind, length = struct.unpack_from(self._order + "II", data, position)
             if kind == _SECTION:
@@ -146,7 +147,7 @@ class PcapngReader:
             return self._damaged(start, f"packet {self._packets + 1} claims {captured:,} captured bytes")
         interface = self._interfaces[which]
         if units is not None:
-            self._last_time_us = interface.time_us(units)
+            self._last_time_us = min(max(0, interface.time_us(units)), _LATEST_US)
         self._packets += 1
         columns.start.append(start)
         columns.captured.append(min(captured, interface.snap_length) if interface.snap_length else captured)

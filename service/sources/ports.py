@@ -1,18 +1,18 @@
 """Port numbers that Zeek 8.0 takes for servers when a capture does not show who began (its `likely_server_ports`, as
-the base scripts of its protocols fill it), and those of tunnels."""
+the base scripts fill it, without the protocols that only a Zeek with Spicy knows), and those of tunnels."""
 
 from __future__ import annotations
 
 _SERVERS_TCP = frozenset(
     {
         *(21, 2811, 22, 25, 587, 53, 79, 80, 81, 631, 1080, 3128, 8000, 8080, 8888, 88, 135, 139, 445, 143),
-        *(389, 3268, 443, 563, 585, 614, 636, 989, 990, 992, 993, 995, 5223, 502, 1883, 3389, 5222, 5269, 5432),
-        *(6379, 6666, 6667, 6668, 6669, 20000),
+        *(443, 563, 585, 614, 636, 989, 990, 992, 993, 995, 5223, 502, 1883, 3389, 5222, 5269),
+        *(6666, 6667, 6668, 6669, 20000),
     }
 )
 _SERVERS_UDP = frozenset(
     {
-        *(53, 137, 5353, 5355, 67, 88, 123, 161, 162, 389, 443, 514, 1812, 3389, 5060, 20000),
+        *(53, 137, 5353, 5355, 67, 88, 123, 161, 162, 443, 514, 1812, 3389, 5060, 20000),
         *(2123, 2152, 3544, 4789, 5072, 6081),
     }
 )

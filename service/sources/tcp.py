@@ -1,30 +1,30 @@
-"""TCP as Zeek tracks it: the states of both ends, when a flow closes, and when a SYN starts another flow. The packets of
-an established flow that arrive in order never come here; the flow table handles them itself.
+"""TCP as Zeek tracks it: the states of both ends, when a flow closes, and when a SYN starts another flow. The flow
+table keeps the packets of an established flow that arrive in order to itself.
 
 Behaviour, not code, follows Zeek 8.0 (src/packet_analysis/protocol/tcp, src/analyzer/protocol/tcp)."""
 
 from __future__ import annotations
 
-from service.sources.live import (
+from service.sources.live import INTERACTIVE_TIMEOUT_US, TcpFlow
+from service.sources.packets import PacketRow
+from service.sources.sides import (
     CLOSED,
     ESTABLISHED,
     HANDSHAKE_STATES,
     INACTIVE,
-    INTERACTIVE_TIMEOUT_US,
     PARTIAL,
     RESET,
     STEADY_STATES,
     SYN_ACK_SENT,
     SYN_SENT,
-    TcpFlow,
     TcpSide,
 )
-from service.sources.packets import PacketRow
 
 FIN = 1
 SYN = 2
 RST = 4
 ACK = 16
+_CONTROL = FIN | SYN | RST
 
 SECOND_US = 1_000_000
 CLOSE_DELAY_US = 5 * SECOND_US
@@ -37,9 +37,8 @@ _MASK = 0xFFFFFFFF
 _OUTLANDISH_JUMP = 1 << 20
 
 
-def starts_another_flow(flow: TcpFlow, row: PacketRow) -> bool:
+def starts_another_flow(flow: TcpFlow, flags: int, seq: int) -> bool:
     """Whether a SYN on the endpoints of `flow` begins a new flow instead of belonging to it."""
-    flags = row.flags
     orig, resp = flow.ends()
     expected = orig
     if flags & ACK:
@@ -48,47 +47,78 @@ def starts_another_flow(flow: TcpFlow, row: PacketRow) -> bool:
         expected = resp
     if orig.closed or resp.closed:
         return True
-    if row.seq == expected.start & _MASK:
+    if seq == expected.start & _MASK:
         return False
     reordered_handshake = (
-        not flags & ACK and expected.state == SYN_ACK_SENT and resp.state == INACTIVE and row.seq == resp.start & _MASK
+        not flags & ACK and expected.state == SYN_ACK_SENT and resp.state == INACTIVE and seq == resp.start & _MASK
     )
     return not reordered_handshake
 
 
 def process(flow: TcpFlow, row: PacketRow) -> None:
     """Takes one packet of `flow`: sequence numbers, state, acknowledged and new data, closing."""
-    flags, length = row.flags, row.length
-    end = flow.sides[row.side]
-    peer = flow.sides[1 - row.side] if flow.sides[0] is not flow.sides[1] else end
-    from_orig = row.side == flow.orig
-    _note_partial(flow, flags, from_orig)
+    time_us, _, side, _, length, _, have, flags, seq, ack, data, offset, *_ = row
+    end, peer = flow.sides[side], flow.sides[1 - side]
+    from_orig = side == flow.orig
+    if flags & SYN and not length and end.state == INACTIVE and _shake_hands(flow, end, peer, row, from_orig):
+        return
+    if not (flow.saw_orig and flow.saw_resp):
+        _note_partial(flow, flags, from_orig)
     segment = (0 if flags & RST else length) + (1 if flags & SYN else 0) + (1 if flags & FIN else 0)
-    _start_sequence(end, flags, row.seq, segment)
-    position = end.relative(row.seq, end.last)
+    if flags & SYN or end.state == INACTIVE:
+        _start_sequence(end, flags, seq, segment)
+    position = end.relative(seq, end.last)
     if flow.began_with_syn_ack:
         _maybe_flip(flow, flags, length, position)
     if not (end.closed and peer.closed):
-        flow.last_us = row.time_us
+        flow.last_us = time_us
     if flags & FIN:
         end.fins += 1
         end.fin_end = position + segment
-    acknowledged = _take_ack(end, peer, flags, row.ack) if flags & ACK else 0
-    _advance(end, flags, position + segment, length)
-    closing = _next_state(flow, end, peer, row, from_orig)
-    if flags & ACK:
+    acknowledged = _take_ack(peer, flags, ack) if flags & ACK else 0
+    _advance(end, flags, position + segment)
+    closing = False
+    if flags & _CONTROL or end.state == INACTIVE:
+        closing = _next_state(flow, end, peer, flags, length, from_orig)
+    if acknowledged > peer.trim:
         peer.acknowledge(acknowledged, flow.partial)
+    if peer.fins or peer.state == RESET:
         _check_end_of_data(flow, peer, end)
     if from_orig:
         flow.saw_orig = True
     else:
         flow.saw_resp = True
-    if length and not flags & RST and position >= 0:
-        end.take(position + (1 if flags & SYN else 0), row, flow.partial)
-    _check_end_of_data(flow, end, peer)
+    if length and have >= length and not flags & RST and position >= 0:
+        end.take(position + (1 if flags & SYN else 0), length, data, offset)
+    if end.fins or end.state == RESET:
+        _check_end_of_data(flow, end, peer)
     if closing:
         _close(flow, end, peer)
     _set_steady(flow, end, peer)
+
+
+def _shake_hands(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, from_orig: bool) -> bool:
+    """The first two packets of nearly every flow, SYN and the SYN-ACK that answers it, the short way; False if the
+    packet is something else. `process` comes to the same."""
+    time_us, _, _, _, _, _, _, flags, seq, ack, *_ = row
+    control = flags & (_CONTROL | ACK)
+    if control == SYN and from_orig and peer.state == INACTIVE:
+        flow.attempt_due_us = time_us + ATTEMPT_DELAY_US
+        flow.saw_orig = True
+        end.state = SYN_SENT
+    elif control == SYN | ACK and not from_orig and peer.state == SYN_SENT and (ack - peer.start) & _MASK == 1:
+        end.state = peer.state = ESTABLISHED
+        peer.previous = SYN_SENT
+        peer.acked = 1
+        interactive = flow.service_port() in INTERACTIVE_PORTS
+        flow.timeout_us = INTERACTIVE_TIMEOUT_US if interactive else ESTABLISHED_TIMEOUT_US
+        flow.saw_resp = True
+        flow.steady = not (peer.holes or peer.stored > 1)
+    else:
+        return False
+    flow.last_us = time_us
+    end.start, end.last = seq, 1
+    return True
 
 
 def _set_steady(flow: TcpFlow, end: TcpSide, peer: TcpSide) -> None:
@@ -137,7 +167,7 @@ def _maybe_flip(flow: TcpFlow, flags: int, length: int, position: int) -> None:
         flow.began_with_syn_ack = False
 
 
-def _take_ack(end: TcpSide, peer: TcpSide, flags: int, ack: int) -> int:
+def _take_ack(peer: TcpSide, flags: int, ack: int) -> int:
     """What of `peer`'s data the packet acknowledges, relative to its start; 0 if that makes no sense."""
     if peer.state == INACTIVE:
         peer.restart((ack - 1) & _MASK, 0)
@@ -152,7 +182,7 @@ def _take_ack(end: TcpSide, peer: TcpSide, flags: int, ack: int) -> int:
     return position
 
 
-def _advance(end: TcpSide, flags: int, upper: int, length: int) -> None:
+def _advance(end: TcpSide, flags: int, upper: int) -> None:
     """Moves the highest sequence number seen."""
     delta = upper - end.last
     if flags & (SYN | RST) and abs(delta) > _OUTLANDISH_JUMP:
@@ -161,12 +191,11 @@ def _advance(end: TcpSide, flags: int, upper: int, length: int) -> None:
         end.last = upper
 
 
-def _next_state(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, from_orig: bool) -> bool:
+def _next_state(flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int, length: int, from_orig: bool) -> bool:
     """Moves the state of `end` by the packet's flags; True if the packet closes it."""
     state = end.state
     if state == INACTIVE:
-        return _leave_inactive(flow, end, peer, row, from_orig)
-    flags = row.flags
+        return _leave_inactive(flow, end, peer, flags, length, from_orig)
     if state in (SYN_SENT, SYN_ACK_SENT):
         if flags & FIN:
             _set_state(flow, end, peer, CLOSED)
@@ -196,15 +225,14 @@ def _leave_steady(flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int) -> boo
     return bool(flags & (FIN | RST))
 
 
-def _leave_inactive(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, from_orig: bool) -> bool:
-    flags = row.flags
+def _leave_inactive(flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int, length: int, from_orig: bool) -> bool:
     closing = False
     if flags & SYN:
         if from_orig:
             _set_state(flow, end, peer, SYN_ACK_SENT if flags & ACK else SYN_SENT)
-            flow.attempt_due_us = row.time_us + ATTEMPT_DELAY_US
+            flow.attempt_due_us = flow.last_us + ATTEMPT_DELAY_US
         else:
-            _answer_syn(flow, end, peer, row)
+            _answer_syn(flow, end, peer, flags)
     if flags & FIN:
         _set_state(flow, end, peer, CLOSED)
         closing = True
@@ -213,7 +241,7 @@ def _leave_inactive(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, 
         closing = True
     if end.state == INACTIVE:
         orig = flow.sides[flow.orig]
-        if not from_orig and row.length == 0 and orig.state == SYN_SENT:
+        if not from_orig and length == 0 and orig.state == SYN_SENT:
             pass  # some hosts acknowledge a SYN before they answer it
         elif flags & ACK and peer.state == ESTABLISHED:
             _set_state(flow, end, peer, ESTABLISHED)
@@ -227,9 +255,9 @@ def _leave_inactive(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, 
     return closing
 
 
-def _answer_syn(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow) -> None:
+def _answer_syn(flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int) -> None:
     """A first SYN, with or without ACK, from the responder."""
-    if not row.flags & ACK and peer.state == SYN_ACK_SENT and row.seq == end.start:
+    if not flags & ACK and peer.state == SYN_ACK_SENT:
         # The SYN was captured after the SYN-ACK that answers it.
         flow.partial = False
         flow.flip()
@@ -262,7 +290,8 @@ def _data_pending(end: TcpSide, peer: TcpSide) -> bool:
 
 
 def _check_end_of_data(flow: TcpFlow, end: TcpSide, peer: TcpSide) -> None:
-    if end.ended or not (end.fins or end.state in (CLOSED, RESET)) or _data_pending(end, peer):
+    """For an end that has closed: notes that all its data has come, and closes the flow if that waited for it."""
+    if end.ended or _data_pending(end, peer):
         return
     end.ended = True
     if flow.close_deferred:

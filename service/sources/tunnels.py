@@ -12,7 +12,7 @@ from service.sources.ports import AYIYA_PORT, GENEVE_PORT, GRE_PORT, GTP_PORTS, 
 
 ETHERNET_LINK, RAW_IP_LINK = 1, 101
 
-_GENEVE_LINKS = {0x6558: ETHERNET_LINK, 0x0800: RAW_IP_LINK, 0x08DD: RAW_IP_LINK}
+_GENEVE_LINKS = {0x6558: ETHERNET_LINK, 0x0800: RAW_IP_LINK, 0x86DD: RAW_IP_LINK}
 _TEREDO_PREFIX = b"\x20\x01\0\0"
 _GTP_PACKET = 255
 
@@ -129,7 +129,7 @@ def _gtp(payload: bytes) -> Inner | None:
 def _ayiya(payload: bytes) -> Inner | None:
     if len(payload) < 8:
         raise NotThisTunnelError
-    start = 8 + (1 << (payload[0] >> 4)) % 256 + (payload[1] >> 4) * 4
+    start = 8 + (1 << (payload[0] >> 4)) + (payload[1] >> 4) * 4
     if start > len(payload):
         raise NotThisTunnelError
     if payload[2] & 0x0F != 1 or payload[3] not in (4, 41) or start == len(payload):

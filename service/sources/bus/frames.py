@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -98,17 +99,17 @@ def _vector(items: list[dict[str, Any]]) -> dict[str, Any]:
 def _value(value: Any) -> dict[str, Any]:
     if isinstance(value, list):
         return _vector([_value(item) for item in value])
-    for kind, python_type in _KINDS:
+    for kind, python_type, plain in _KINDS:
         if isinstance(value, python_type):
-            return _cell(kind, value)
+            return _cell(kind, plain(value))
     raise TypeError(f"no type of the bus for {type(value).__name__}")
 
 
-_KINDS: tuple[tuple[str, type], ...] = (
-    ("boolean", bool),
-    ("count", Count),
-    ("integer", int),
-    ("real", float),
-    ("address", Address),
-    ("string", str),
+_KINDS: tuple[tuple[str, type, Callable[[Any], Any]], ...] = (
+    ("boolean", bool, bool),
+    ("count", Count, int),
+    ("integer", int, int),
+    ("real", float, float),
+    ("address", Address, str),
+    ("string", str, str),
 )

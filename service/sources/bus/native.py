@@ -8,26 +8,26 @@ from __future__ import annotations
 import asyncio
 import importlib
 import ipaddress
-import random
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from service.sources.bus.events import Address, BusEvent, Count, EventError
 from service.sources.bus.transport import (
-    LONGEST_PAUSE_SECONDS,
     Connected,
     Disconnected,
     Receive,
     TlsFiles,
     TransportError,
+    pause_seconds,
 )
 
 DEFAULT_PORT = 9999
+NO_RETRY = 0.0
 
 
 class NativeTransport:
-    """A peering with `broker://host:port`; Broker itself makes it again when it is lost."""
+    """A peering with `broker://host:port`, made again here when it is lost: Broker 1.4 does not do so by itself."""
 
     def __init__(self, url: str, topics: list[str], tls: TlsFiles | None = None) -> None:
         parts = urlsplit(url)
@@ -39,28 +39,38 @@ class NativeTransport:
         self._topics = topics
         self._tls = tls or TlsFiles()
         self._endpoint: Any = None
-        self._connected = False
+        self._connected = self._was_connected = False
+        self._lost = asyncio.Event()
 
     async def run(self, receive: Receive) -> None:
-        """Peer, receive and let Broker peer again until cancelled."""
+        """Peer, receive and peer again until cancelled."""
         endpoint = self._broker.Endpoint(self._configuration())
         statuses = endpoint.make_status_subscriber(True)
-        messages = endpoint.make_subscriber(self._topics[0])
-        for topic in self._topics[1:]:
-            messages.add_topic(topic, True)
+        # One subscriber per topic: in Broker 1.4 a topic added to a subscriber silences the first one.
+        subscribers = [endpoint.make_subscriber(topic) for topic in self._topics]
         loop = asyncio.get_running_loop()
         loop.add_reader(statuses.fd(), self._take_statuses, statuses, receive)
-        loop.add_reader(messages.fd(), self._take_messages, messages, receive)
+        for messages in subscribers:
+            loop.add_reader(messages.fd(), self._take_messages, messages, receive)
         self._endpoint = endpoint
         try:
-            pause = random.uniform(1.0, LONGEST_PAUSE_SECONDS / 5)  # Broker's own pause is fixed: jitter it per process
-            endpoint.peer_nosync(self._host, self._port, pause)
-            await loop.create_future()
+            await self._keep_peering(endpoint)
         finally:
             self._endpoint, self._connected = None, False
             loop.remove_reader(statuses.fd())
-            loop.remove_reader(messages.fd())
-            await asyncio.to_thread(endpoint.shutdown)
+            for messages in subscribers:
+                loop.remove_reader(messages.fd())
+            endpoint.shutdown()
+
+    async def _keep_peering(self, endpoint: Any) -> None:
+        failures = 0
+        while True:
+            self._lost.clear()
+            endpoint.peer_nosync(self._host, self._port, NO_RETRY)
+            await self._lost.wait()
+            failures = 0 if self._was_connected else failures + 1
+            self._was_connected = False
+            await asyncio.sleep(pause_seconds(failures))
 
     async def publish(self, event: BusEvent) -> bool:
         """Send an event; False where there is no peer."""
@@ -87,13 +97,17 @@ class NativeTransport:
         for status in statuses.poll():
             code = status.code()
             if code == self._broker.SC.PeerAdded:
-                self._connected = True
+                self._connected = self._was_connected = True
                 receive(Connected())
             elif code in (self._broker.SC.PeerLost, self._broker.SC.PeerRemoved):
-                self._connected = False
-                receive(Disconnected("the peering was lost"))
+                self._gone("the peering was lost", receive)
             elif isinstance(status, self._broker.Error):
-                receive(Disconnected("no peer there"))
+                self._gone("no peer there", receive)
+
+    def _gone(self, reason: str, receive: Receive) -> None:
+        self._connected = False
+        self._lost.set()
+        receive(Disconnected(reason))
 
     def _take_messages(self, messages: Any, receive: Receive) -> None:
         for topic, data in messages.poll():

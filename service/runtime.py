@@ -1,4 +1,4 @@
-"""What the routes work with: settings, classifier, batcher and metrics of one running service."""
+"""One running service: its checkpoint, batcher and metrics, and what feeds them; command line and API run it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 from models.flow import Flow
-from service.api.errors import ApiError
-from service.batcher import Batcher, QueueFullError, VerdictError
+from service.batcher import Batcher
 from service.classifier import Classifier, newest_version, shipped_checkpoint
 from service.engines.base import load_engine
 from service.live import LivePipeline
@@ -22,6 +21,10 @@ READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
 
 _WARM_UP = Flow("warm-up", 0, 0, "192.0.2.1", 1, "192.0.2.2", 2, "udp", 1, 0, [64], bytes(64))
+
+
+class BusyError(RuntimeError):
+    """As many captures as are allowed are being worked on."""
 
 
 class Service:
@@ -90,11 +93,11 @@ class Service:
         """Hold one of the places for captures.
 
         Raises:
-            ApiError: 503 with Retry-After when all are taken.
+            BusyError: all are taken.
         """
         if self._uploads >= self.settings.max_uploads:
             self.metrics.failures.labels("REJECTED").inc()
-            raise ApiError(503, "busy", f"{self._uploads} captures are being worked on: come again", retry=True)
+            raise BusyError(f"{self._uploads} captures are being worked on: come again")
         self._uploads += 1
         self.metrics.uploads_active.set(self._uploads)
         try:
@@ -102,14 +105,3 @@ class Service:
         finally:
             self._uploads -= 1
             self.metrics.uploads_active.set(self._uploads)
-
-
-@contextlib.contextmanager
-def overload_as_api_error() -> Iterator[None]:
-    """Turn a full queue into 429 and a stopping service into 503, both with Retry-After."""
-    try:
-        yield
-    except QueueFullError as error:
-        raise ApiError(429, "overloaded", str(error), retry=True) from None
-    except VerdictError as error:
-        raise ApiError(503, "stopping", str(error), retry=True) from None
