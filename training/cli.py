@@ -94,7 +94,7 @@ def pretrain_command(
     l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
     f: FeedForward = DEFAULTS.dim_ff,
     b: BatchFlows = 64,
-    ep: Epochs = 20,
+    ep: Epochs = 30,
     lr: Rate = 2e-3,
     draws: Draws = 8192,
     seed: Seed = 0,
