@@ -104,13 +104,7 @@ def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: E
     """
     judged = [_judge(outcome, [o for o in outcomes if o is not outcome], len(labels)) for outcome in outcomes]
     final = calibrate(outcomes, len(labels))
-    counted = [
-        fold for fold in judged if _counts(fold.outcome, len(labels)) and fold.outcome.fold not in settings.tuned
-    ]
-    if not counted:
-        raise TrainingError(
-            f"no fold to report holds a class with {MIN_FLOWS} flows: take fewer folds (--folds) or label more captures"
-        )
+    counted = _reported(judged, len(labels), settings)
     threshold = final.threshold
 
     def mean(measure: Callable[[_Judged], float]) -> float:
@@ -156,8 +150,19 @@ def calibrate(outcomes: Sequence[FoldOutcome], n_label: int) -> Calibrated:
     return Calibrated(temperature, rejection_threshold(confidence, weights, FALSE_REJECTION))
 
 
-def _counts(outcome: FoldOutcome, n_label: int) -> bool:
-    return bool((np.bincount(outcome.truth, minlength=n_label) >= MIN_FLOWS).any())
+def _reported(judged: list[_Judged], n_label: int, settings: EvaluationSettings) -> list[_Judged]:
+    """The folds that make the headline: not tuned on, and with a class to measure."""
+    counted = [
+        fold
+        for fold in judged
+        if fold.outcome.fold not in settings.tuned
+        and (np.bincount(fold.outcome.truth, minlength=n_label) >= MIN_FLOWS).any()
+    ]
+    if not counted:
+        raise TrainingError(
+            f"no fold to report holds a class with {MIN_FLOWS} flows: take fewer folds (--folds) or label more captures"
+        )
+    return counted
 
 
 def _judge(outcome: FoldOutcome, others: Sequence[FoldOutcome], n_label: int) -> _Judged:
