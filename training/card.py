@@ -66,8 +66,8 @@ def _method(record: EvaluationRecord) -> str:
     settings = record.settings
     text = (
         f"Cross-validated: {settings.folds} folds of whole captures, no capture on both sides, labels spread as evenly "
-        f"as possible. Macro-F1 is over the classes with {MIN_FLOWS} flows or more in the fold; intervals are 95 % of a "
-        "bootstrap over captures. The tree ensemble (300 balanced extremely randomised trees on the first 16 lengths "
+        f"as possible. Macro-F1 is over the classes with {MIN_FLOWS} flows or more in the fold; intervals are 95 % of "
+        "a bootstrap over captures. The tree ensemble (300 balanced extremely randomised trees on the first 16 lengths "
         "and 48 bytes each way) learns from the same captures."
     )
     if settings.tuned:
@@ -84,15 +84,25 @@ def _headline(figures: Evaluation) -> str:
         "| | this model | tree ensemble |\n|---|---|---|\n"
         f"| macro-F1 | {figures.macro_f1:.3f} ({_range(figures.macro_f1_interval)}) | "
         f"{figures.macro_f1_trees:.3f} ({_range(figures.macro_f1_trees_interval)}) |\n"
-        f"| *unknown* protocols, AUROC of the confidence | {figures.unknown_auroc:.3f} | "
-        f"{figures.unknown_auroc_trees:.3f} |\n\n"
+        f"| *unknown* protocols, AUROC of the confidence | {_figure(figures.unknown_auroc)} | "
+        f"{_figure(figures.unknown_auroc_trees)} |\n\n"
         f"Gain in macro-F1, 95 %: {_range(figures.gain_interval)}. Accuracy over flows {figures.accuracy:.3f}. "
-        f"Expected calibration error {figures.calibration_error:.3f} (15 bins; each fold with the temperature of the other "
-        f"folds; the checkpoint's is {figures.temperature:.2f}).\n\n"
+        f"Expected calibration error {figures.calibration_error:.3f} (15 bins; each fold with the temperature of the "
+        f"other folds; the checkpoint's is {figures.temperature:.2f}).\n\n"
+        f"{_unknown(figures)}"
+    )
+
+
+def _unknown(figures: Evaluation) -> str:
+    text = (
         f"*Unknown*: the threshold {figures.threshold:.3f} is set to reject {FALSE_REJECTION:.0%} of known flows "
-        f"(captures weighed by the root of their flows); it rejects {figures.known_rejected:.1%} of the known and "
-        f"{figures.unknown_rejected:.1%} of the flows of protocols that the fold's model never saw. Half of the rare "
-        "protocols, another half in each fold, is background to train on; the other half is what is measured."
+        f"(captures weighed by the root of their flows); it rejects {figures.known_rejected:.1%} of the known"
+    )
+    if figures.unknown_rejected is None:
+        return f"{text}. There was no rarer protocol to measure on."
+    return (
+        f"{text} and {figures.unknown_rejected:.1%} of the flows of protocols that the fold's model never saw. Half of "
+        "the rare protocols, another half in each fold, is background to train on; the other half is what is measured."
     )
 
 
@@ -123,9 +133,9 @@ def _folds(figures: Evaluation) -> str:
     for fold in figures.folds:
         name = f"{fold.fold} (settings chosen here)" if fold.tuned else str(fold.fold)
         lines.append(
-            f"| {name} | {fold.captures} | {fold.flows} | {fold.classes} | {fold.macro_f1:.3f} | "
-            f"{fold.macro_f1_trees:.3f} | {fold.accuracy:.3f} | {fold.accuracy_trees:.3f} | "
-            f"{fold.calibration_error:.3f} | {fold.unknown_auroc:.3f} | {fold.unknown_auroc_trees:.3f} |"
+            f"| {name} | {fold.captures} | {fold.flows} | {fold.classes} | {_figure(fold.macro_f1)} | "
+            f"{_figure(fold.macro_f1_trees)} | {fold.accuracy:.3f} | {fold.accuracy_trees:.3f} | "
+            f"{fold.calibration_error:.3f} | {_figure(fold.unknown_auroc)} | {_figure(fold.unknown_auroc_trees)} |"
         )
     return "\n".join(lines)
 
@@ -138,6 +148,10 @@ def _classes_learned(labels: Sequence[ClassCount], background: Sequence[ClassCou
         flows = sum(count.flows for count in background)
         lines += ["", f"Background, {flows} flows of {len(background)} protocols that are too rare to learn: {names}."]
     return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _range(interval: Interval) -> str:
