@@ -14,7 +14,6 @@ from models.checkpoint import CheckpointError
 from models.encode import Mm4flowFeatures
 from training.corpus import count_labels
 from training.evaluate import EvaluationSettings
-from training.evaluate import Progress as EvaluationProgress
 from training.extract import ExtractError, extract, find_origins
 from training.finetune import TrainingConfig, TrainingError
 from training.importing import ImportRefusedError, import_mm4flow, read_labels_file
@@ -153,8 +152,7 @@ def evaluate_command(
     epochs = read_run(run).config.epochs
     with _progress() as progress:
         task = progress.add_task("epochs of all folds", total=folds * epochs)
-        hooks = EvaluationProgress(epoch=lambda _: progress.advance(task))
-        figures = evaluate_run(features, run, settings, encoders, hooks)
+        figures = evaluate_run(features, run, settings, encoders, lambda _: progress.advance(task))
     interval = figures.macro_f1_interval
     typer.echo(
         f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}), "

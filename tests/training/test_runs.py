@@ -113,6 +113,14 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     assert "0 (settings chosen here)" in card
 
 
+def test_evaluation_refuses_other_data_than_the_run_learned_from(run, features):
+    arguments = ["evaluate", "--features", str(features), "--run", str(run / "run"), "--folds", "2"]
+    result = CliRunner().invoke(app, arguments)
+    assert "made from other features or encoders" in str(result.exception)
+    result = CliRunner().invoke(app, [*arguments, "--encoders", str(features)])
+    assert "expected a run of pretrain" in str(result.exception)
+
+
 def test_the_same_seed_gives_the_same_weights(features):
     corpus = make_corpus(read_samples(features), 3)
     config = TrainingConfig(32, 2, 1, 64, epochs=1, draws=64)
