@@ -35,7 +35,7 @@ _ERRORS = (CheckpointError, ExtractError, ImportRefusedError, LabelError, Sample
 _console = Console(stderr=True)
 
 Features = Annotated[Path, typer.Option("--features", help="Directory written by `extract`.")]
-Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+Out = Annotated[Path, typer.Option("--out", file_okay=False, help="Directory to write.")]
 Width = Annotated[int, typer.Option("-d", help="Width of the network.")]
 Heads = Annotated[int, typer.Option("-nh", help="Attention heads.")]
 Layers = Annotated[int, typer.Option("-l", help="Layers of each encoder.")]
@@ -204,6 +204,9 @@ def main() -> None:
         app()
     except _ERRORS as error:
         _console.print(f"tapline-train: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        _console.print(f"tapline-train: {error.filename}: {error.strerror}", markup=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoint import read_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint
 from models.encode import encode
 from models.flow import Flow
 from service.engines.base import load_engine
@@ -116,6 +116,14 @@ def test_a_configuration_that_cannot_be(published, text, message):
     (published / "hyperparameters.json").write_text(text)
     with pytest.raises(ImportRefusedError, match=message):
         run(published)
+
+
+def test_a_folder_that_holds_no_checkpoint_is_left_alone(published):
+    (published / "out").mkdir()
+    (published / "out" / "letter.txt").write_text("dear")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        run(published)
+    assert (published / "out" / "letter.txt").read_text() == "dear"
 
 
 def test_missing_files_are_named(published):

@@ -204,6 +204,14 @@ def test_nothing_to_extract_leaves_nothing(tmp_path):
         find_origins([tmp_path / "absent"])
 
 
+def test_other_peoples_folders_are_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(ExtractError, match="holds no features"):
+        extract(find_origins([PROTOCOLS / "pcap"]), tmp_path / "mine", None, 1)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
 def test_the_command_ends_with_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["tapline-train", "labels", "--features", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
