@@ -179,7 +179,12 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, write_files: Calla
 
     Returns:
         The manifest as written, with the files' sizes and hashes.
+
+    Raises:
+        CheckpointError: `directory` holds something else than a checkpoint, which is left alone.
     """
+    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        raise CheckpointError(f"{directory}: exists and holds no checkpoint: give another directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:

@@ -30,13 +30,13 @@ class Augmentation:
     """of cutting a flow to its first packets: what an early verdict sees"""
     no_content: float = 0.1
     """of leaving out the content of both directions"""
-    one_way: float = 0.05
+    one_way: float = 0.1
     """of keeping the packets of one direction only, as a tap on one side of an asymmetric route sees them"""
-    swap: float = 0.05
+    swap: float = 0.1
     """of exchanging originator and responder, as where a capture starts in the middle of a flow"""
-    mask_bytes: float = 0.3
+    mask_bytes: float = 0.5
     """largest share of content bytes replaced by `[MASK]`"""
-    random_bytes: float = 0.1
+    random_bytes: float = 0.2
     """largest share of content bytes replaced by random ones"""
     mask_lengths: float = 0.2
     """largest share of lengths replaced by `[MASK]`"""

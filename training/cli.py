@@ -14,10 +14,9 @@ from models.checkpoint import CheckpointError
 from models.encode import Mm4flowFeatures
 from training.corpus import count_labels
 from training.evaluate import EvaluationSettings
-from training.evaluate import Progress as EvaluationProgress
 from training.extract import ExtractError, extract, find_origins
 from training.finetune import TrainingConfig, TrainingError
-from training.importing import ImportRefused, import_mm4flow, read_labels_file
+from training.importing import ImportRefusedError, import_mm4flow, read_labels_file
 from training.labels import LabelError, read_labels
 from training.runs import evaluate_run, export_run, finetune_run, pretrain_run, read_run
 from training.samples import SampleError, read_samples
@@ -32,11 +31,11 @@ app = typer.Typer(
 importing = typer.Typer(help="Import published checkpoints.", no_args_is_help=True)
 app.add_typer(importing, name="import")
 
-_ERRORS = (CheckpointError, ExtractError, ImportRefused, LabelError, SampleError, SplitError, TrainingError)
+_ERRORS = (CheckpointError, ExtractError, ImportRefusedError, LabelError, SampleError, SplitError, TrainingError)
 _console = Console(stderr=True)
 
 Features = Annotated[Path, typer.Option("--features", help="Directory written by `extract`.")]
-Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+Out = Annotated[Path, typer.Option("--out", file_okay=False, help="Directory to write.")]
 Width = Annotated[int, typer.Option("-d", help="Width of the network.")]
 Heads = Annotated[int, typer.Option("-nh", help="Attention heads.")]
 Layers = Annotated[int, typer.Option("-l", help="Layers of each encoder.")]
@@ -94,7 +93,7 @@ def pretrain_command(
     l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
     f: FeedForward = DEFAULTS.dim_ff,
     b: BatchFlows = 64,
-    ep: Epochs = 20,
+    ep: Epochs = 30,
     lr: Rate = 2e-3,
     draws: Draws = 8192,
     seed: Seed = 0,
@@ -153,8 +152,7 @@ def evaluate_command(
     epochs = read_run(run).config.epochs
     with _progress() as progress:
         task = progress.add_task("epochs of all folds", total=folds * epochs)
-        hooks = EvaluationProgress(epoch=lambda _: progress.advance(task))
-        figures = evaluate_run(features, run, settings, encoders, hooks)
+        figures = evaluate_run(features, run, settings, encoders, lambda _: progress.advance(task))
     interval = figures.macro_f1_interval
     typer.echo(
         f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}), "
@@ -206,6 +204,9 @@ def main() -> None:
         app()
     except _ERRORS as error:
         _console.print(f"tapline-train: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        _console.print(f"tapline-train: {error.filename}: {error.strerror}", markup=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -54,14 +54,6 @@ class FoldOutcome:
     trees_unknown_confidence: Floats
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Called as work goes on."""
-
-    fold: Callable[[int], None] = lambda _: None
-    epoch: Callable[[EpochReport], None] = lambda _: None
-
-
 def network_of(corpus: Corpus, config: TrainingConfig, *, background: bool) -> Mm4flowNetwork:
     """The sizes of the network for these labels."""
     return Mm4flowNetwork(
@@ -78,7 +70,7 @@ def cross_validate(
     config: TrainingConfig,
     settings: EvaluationSettings,
     encoders: Mapping[str, Tensor] | None = None,
-    progress: Progress = Progress(),
+    report: Callable[[EpochReport], None] = lambda _: None,
 ) -> list[FoldOutcome]:
     """Train and measure on every fold. Half of the rare protocols, another half each time, is background to train on.
 
@@ -90,8 +82,7 @@ def cross_validate(
     fold_of = fold_of_captures(known, corpus.labels, settings.folds, settings.seed)
     outcomes = []
     for fold in range(settings.folds):
-        progress.fold(fold)
-        outcomes.append(_measure(corpus, config, fold_of, fold, encoders, progress))
+        outcomes.append(_measure(corpus, config, fold_of, fold, encoders, report))
     return outcomes
 
 
@@ -101,7 +92,7 @@ def _measure(
     fold_of: Mapping[str, int],
     fold: int,
     encoders: Mapping[str, Tensor] | None,
-    progress: Progress,
+    report: Callable[[EpochReport], None],
 ) -> FoldOutcome:
     background, unseen = halve_labels(corpus.rare, fold)
     learned = set(corpus.labels)
@@ -110,7 +101,7 @@ def _measure(
     strange = [sample for sample in corpus.samples if sample.label in unseen]
     data = make_training_set(corpus, train, background, config)
     model = new_model(network_of(corpus, config, background=bool(background)), config.seed, encoders)
-    model = fit(model, data, config, progress.epoch)
+    model = fit(model, data, config, report)
     flows, strangers = _flows(held), _flows(strange)
     seen = data.truth < len(corpus.labels)
     trees = fit_trees(

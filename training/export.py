@@ -32,5 +32,7 @@ def export(
         save_file(kept, staging / WEIGHTS)
         onnx.save_model(mm4flow_graph(kept, checkpoint.network), staging / ONNX)
         (staging / CARD).write_text(card, encoding="utf-8")
+        for path in staging.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
 
     return write_checkpoint(directory, checkpoint, write_files)

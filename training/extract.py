@@ -16,7 +16,7 @@ from models.flow import Flow
 from service.sources.capture import CaptureError, CaptureReader, ReadOptions
 from service.sources.logs import LogError, is_log_directory, read_log_directory
 from training.labels import LabelTable
-from training.samples import Manifest, Sample, write_manifest, write_shard
+from training.samples import MANIFEST, Manifest, Sample, write_manifest, write_shard
 
 SHARD_SAMPLES = 20_000
 
@@ -107,8 +107,10 @@ def extract(
     A flow that the label table does not name is kept without a label: pre-training reads it.
 
     Raises:
-        ExtractError: no origin has a flow with payload.
+        ExtractError: no origin has a flow with payload, or `directory` holds something else than features.
     """
+    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        raise ExtractError(f"{directory}: exists and holds no features: give another directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     manifest = Manifest([], len(origins), 0, 0, {}, {}, {})

@@ -50,12 +50,12 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dim_ff: int = 256
     batch_flows: int = 32
     epochs: int = 20
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     seed: int = 0
     draws: int = 2048
     weight_decay: float = 0.05
     label_smoothing: float = 0.05
-    class_power: float = 0.3
+    class_power: float = 0.6
     capture_power: float = 0.5
     background_share: float = 3.0
     threads: int = 1

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 _CLASSIFIER = "classifier.0.weight"
 
 
-class ImportRefused(ValueError):  # noqa: N818
+class ImportRefusedError(ValueError):
     """A published checkpoint cannot be imported; the message says which file, what was expected and what came."""
 
 
@@ -40,7 +40,7 @@ def read_labels_file(path: Path) -> list[str]:
     """Labels in the order of their class index, from a published `info.json` with `label2idx`.
 
     Raises:
-        ImportRefused: unreadable, without `label2idx`, or the indices are not 0 to n-1.
+        ImportRefusedError: unreadable, without `label2idx`, or the indices are not 0 to n-1.
     """
 
     class Info(msgspec.Struct):
@@ -49,7 +49,7 @@ def read_labels_file(path: Path) -> list[str]:
     index = _decode(path, Info).label2idx
     labels = sorted(index, key=index.__getitem__)
     if [index[label] for label in labels] != list(range(len(labels))):
-        raise ImportRefused(f"{path}: expected label2idx to number the labels from 0 to {len(labels) - 1}")
+        raise ImportRefusedError(f"{path}: expected label2idx to number the labels from 0 to {len(labels) - 1}")
     return labels
 
 
@@ -67,20 +67,20 @@ def import_mm4flow(
         version: of the checkpoint.
 
     Raises:
-        ImportRefused: a file is unreadable or unsafe, a weight is missing, unknown, not finite or of another shape than
-            the configuration and the labels say.
+        ImportRefusedError: a file is unreadable or unsafe, a weight is missing, unknown, not finite or of another shape
+            than the configuration and the labels say.
     """
     if len(set(labels)) != len(labels) or not all(labels):
-        raise ImportRefused("labels: expected distinct, non-empty names")
+        raise ImportRefusedError("labels: expected distinct, non-empty names")
     sizes = _decode(config, PublishedConfig)
     found = _load(weights)
     classes = found[_CLASSIFIER].shape[0] if _CLASSIFIER in found else len(labels)
     if classes != len(labels):
-        raise ImportRefused(f"{weights}: {classes} classes, but {len(labels)} labels were given")
+        raise ImportRefusedError(f"{weights}: {classes} classes, but {len(labels)} labels were given")
     try:
         network = msgspec.convert({**msgspec.structs.asdict(sizes), "n_class": len(labels)}, Mm4flowNetwork)
     except msgspec.ValidationError as error:
-        raise ImportRefused(f"{config}: {error}") from None
+        raise ImportRefusedError(f"{config}: {error}") from None
     checked = _check(weights, found, network)
     manifest = Checkpoint(
         kind="mm4flow",
@@ -97,9 +97,9 @@ def _decode(path: Path, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
-        raise ImportRefused(f"{path}: unreadable ({error.strerror})") from None
+        raise ImportRefusedError(f"{path}: unreadable ({error.strerror})") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ImportRefused(f"{path}: {error}") from None
+        raise ImportRefusedError(f"{path}: {error}") from None
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -108,13 +108,15 @@ def _load(path: Path) -> dict[str, Tensor]:
             zipped = file.read(4) == b"PK\x03\x04"
         found: Any = torch.load(path, map_location="cpu", weights_only=True) if zipped else load_file(path)
     except OSError as error:
-        raise ImportRefused(f"{path}: unreadable ({error.strerror})") from None
+        raise ImportRefusedError(f"{path}: unreadable ({error.strerror})") from None
     except pickle.UnpicklingError:
-        raise ImportRefused(f"{path}: refused: it holds more than tensors, which could run code when loaded") from None
+        raise ImportRefusedError(
+            f"{path}: refused: it holds more than tensors, which could run code when loaded"
+        ) from None
     except (SafetensorError, RuntimeError, ValueError, EOFError):
-        raise ImportRefused(f"{path}: neither safetensors nor the zip form of pytorch_model.bin") from None
+        raise ImportRefusedError(f"{path}: neither safetensors nor the zip form of pytorch_model.bin") from None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ImportRefused(f"{path}: expected tensors by name")
+        raise ImportRefusedError(f"{path}: expected tensors by name")
     return {name: value for name, value in found.items() if not name.endswith(".position_ids")}
 
 
@@ -124,16 +126,16 @@ def _check(path: Path, found: dict[str, Tensor], network: Mm4flowNetwork) -> dic
         expected = Mm4flow(network).state_dict()
     needed = [name for name in expected if ".cls." not in name]
     if missing := [name for name in needed if name not in found]:
-        raise ImportRefused(f"{path}: {len(missing)} weights missing, the first {missing[0]}: not a whole MM4flow")
+        raise ImportRefusedError(f"{path}: {len(missing)} weights missing, the first {missing[0]}: not a whole MM4flow")
     if extra := [name for name in found if name not in expected]:
-        raise ImportRefused(f"{path}: {len(extra)} weights too many for this configuration, the first {extra[0]}")
+        raise ImportRefusedError(f"{path}: {len(extra)} weights too many for this configuration, the first {extra[0]}")
     for name in needed:
         if found[name].shape != expected[name].shape:
-            raise ImportRefused(
+            raise ImportRefusedError(
                 f"{path}: {name} has shape {list(found[name].shape)}, expected {list(expected[name].shape)}"
             )
         if not torch.isfinite(found[name]).all():
-            raise ImportRefused(f"{path}: {name} holds values that are not finite")
+            raise ImportRefusedError(f"{path}: {name} holds values that are not finite")
     return {name: found[name].float().numpy() for name in needed}
 
 

@@ -77,7 +77,9 @@ def calibration_error(confidence: Floats, correct: NDArray[np.bool_], weights: F
 
 
 def auroc(known: Floats, unknown: Floats) -> float:
-    """Probability that a known flow scores above an unknown one, ties counted half."""
+    """Probability that a known flow scores above an unknown one, ties counted half; NaN without either."""
+    if not len(known) or not len(unknown):
+        return float("nan")
     everything = np.concatenate((known, unknown))
     _, inverse, counts = np.unique(everything, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse][: len(known)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from training.calibrate import Calibrated, Floats, capture_weights, fit_temperature, rejection_threshold, softmax
 from training.evaluate import EvaluationSettings, FoldOutcome, Logits
+from training.finetune import TrainingError
 from training.metrics import (
     ClassScore,
     Interval,
@@ -42,20 +44,23 @@ class Confusion(msgspec.Struct, frozen=True):
 
 
 class FoldFigures(msgspec.Struct, frozen=True):
-    """One fold: sizes, the model, the trees. `tuned` folds served to choose settings."""
+    """One fold: sizes, the model, the trees. `tuned` folds served to choose settings.
+
+    Macro-F1 is None in a fold without a class of `MIN_FLOWS` flows, AUROC where there is no unknown flow.
+    """
 
     fold: int
     tuned: bool
     captures: int
     flows: int
     classes: int
-    macro_f1: float
-    macro_f1_trees: float
+    macro_f1: float | None
+    macro_f1_trees: float | None
     accuracy: float
     accuracy_trees: float
     calibration_error: float
-    unknown_auroc: float
-    unknown_auroc_trees: float
+    unknown_auroc: float | None
+    unknown_auroc_trees: float | None
 
 
 class Evaluation(msgspec.Struct, frozen=True):
@@ -74,9 +79,9 @@ class Evaluation(msgspec.Struct, frozen=True):
     gain_interval: Interval
     accuracy: float
     calibration_error: float
-    unknown_auroc: float
-    unknown_auroc_trees: float
-    unknown_rejected: float
+    unknown_auroc: float | None
+    unknown_auroc_trees: float | None
+    unknown_rejected: float | None
     known_rejected: float
     macro_f1_by_packets: dict[str, float]
     classes: list[ClassScore]
@@ -96,14 +101,20 @@ class _Judged:
 
 
 def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: EvaluationSettings) -> Evaluation:
-    """All figures of a cross-validation."""
+    """All figures of a cross-validation.
+
+    Raises:
+        TrainingError: no fold beside those in `tuned` holds a class with `MIN_FLOWS` flows.
+    """
     judged = [_judge(outcome, [o for o in outcomes if o is not outcome], len(labels)) for outcome in outcomes]
     final = calibrate(outcomes, len(labels))
-    counted = [fold for fold in judged if fold.outcome.fold not in settings.tuned] or judged
+    counted = _reported(judged, len(labels), settings)
     threshold = final.threshold
+    folds = [_fold_figures(fold, len(labels), settings) for fold in judged]
+    reported = {fold.outcome.fold for fold in counted}
 
     def mean(measure: Callable[[_Judged], float]) -> float:
-        return float(np.nanmean([measure(fold) for fold in counted]))
+        return float(np.mean([measure(fold) for fold in counted]))
 
     def f1(fold: _Judged) -> float:
         return macro_f1(fold.outcome.truth, fold.predicted, len(labels), MIN_FLOWS)
@@ -113,7 +124,7 @@ def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: E
 
     model_draws, trees_draws = (_draws(counted, len(labels), trees=trees) for trees in (False, True))
     return Evaluation(
-        folds=[_fold_figures(fold, len(labels), settings) for fold in judged],
+        folds=folds,
         macro_f1=mean(f1),
         macro_f1_interval=_interval(model_draws),
         macro_f1_trees=mean(f1_trees),
@@ -121,11 +132,9 @@ def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: E
         gain_interval=_interval(model_draws - trees_draws),
         accuracy=mean(lambda fold: float((fold.predicted == fold.outcome.truth).mean())),
         calibration_error=_pooled_calibration(counted),
-        unknown_auroc=mean(lambda fold: auroc(fold.confidence, fold.unknown_confidence)),
-        unknown_auroc_trees=mean(
-            lambda fold: auroc(fold.outcome.trees_confidence, fold.outcome.trees_unknown_confidence)
-        ),
-        unknown_rejected=mean(lambda fold: float((fold.unknown_confidence < threshold).mean())),
+        unknown_auroc=_mean_of_those([fold.unknown_auroc for fold in folds if fold.fold in reported]),
+        unknown_auroc_trees=_mean_of_those([fold.unknown_auroc_trees for fold in folds if fold.fold in reported]),
+        unknown_rejected=_mean_of_those([_share_below(fold.unknown_confidence, threshold) for fold in counted]),
         known_rejected=mean(lambda fold: float((fold.confidence < threshold).mean())),
         macro_f1_by_packets={**_by_packets(counted, len(labels)), "all": mean(f1)},
         classes=_classes(counted, labels),
@@ -145,6 +154,21 @@ def calibrate(outcomes: Sequence[FoldOutcome], n_label: int) -> Calibrated:
     return Calibrated(temperature, rejection_threshold(confidence, weights, FALSE_REJECTION))
 
 
+def _reported(judged: list[_Judged], n_label: int, settings: EvaluationSettings) -> list[_Judged]:
+    """The folds that make the headline: not tuned on, and with a class to measure."""
+    counted = [
+        fold
+        for fold in judged
+        if fold.outcome.fold not in settings.tuned
+        and (np.bincount(fold.outcome.truth, minlength=n_label) >= MIN_FLOWS).any()
+    ]
+    if not counted:
+        raise TrainingError(
+            f"no fold to report holds a class with {MIN_FLOWS} flows: take fewer folds (--folds) or label more captures"
+        )
+    return counted
+
+
 def _judge(outcome: FoldOutcome, others: Sequence[FoldOutcome], n_label: int) -> _Judged:
     temperature = calibrate(others, n_label).temperature if others else 1.0
     shares = softmax(outcome.logits, temperature)[:, :n_label]
@@ -161,14 +185,27 @@ def _fold_figures(fold: _Judged, n_label: int, settings: EvaluationSettings) -> 
         captures=len(set(outcome.captures)),
         flows=len(outcome.truth),
         classes=int((np.bincount(outcome.truth, minlength=n_label) >= MIN_FLOWS).sum()),
-        macro_f1=macro_f1(outcome.truth, fold.predicted, n_label, MIN_FLOWS),
-        macro_f1_trees=macro_f1(outcome.truth, outcome.trees, n_label, MIN_FLOWS),
+        macro_f1=_or_none(macro_f1(outcome.truth, fold.predicted, n_label, MIN_FLOWS)),
+        macro_f1_trees=_or_none(macro_f1(outcome.truth, outcome.trees, n_label, MIN_FLOWS)),
         accuracy=float(correct.mean()),
         accuracy_trees=float((outcome.trees == outcome.truth).mean()),
         calibration_error=calibration_error(fold.confidence, correct),
-        unknown_auroc=auroc(fold.confidence, fold.unknown_confidence),
-        unknown_auroc_trees=auroc(outcome.trees_confidence, outcome.trees_unknown_confidence),
+        unknown_auroc=_or_none(auroc(fold.confidence, fold.unknown_confidence)),
+        unknown_auroc_trees=_or_none(auroc(outcome.trees_confidence, outcome.trees_unknown_confidence)),
     )
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _mean_of_those(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def _share_below(confidence: Floats, threshold: float) -> float | None:
+    return float((confidence < threshold).mean()) if len(confidence) else None
 
 
 def _draws(folds: Sequence[_Judged], n_label: int, *, trees: bool, rounds: int = 500) -> Floats:
@@ -181,10 +218,10 @@ def _draws(folds: Sequence[_Judged], n_label: int, *, trees: bool, rounds: int =
         def measure(rows: NDArray[np.int64], t: NDArray[np.int64] = truth, p: NDArray[np.int64] = predicted,
                     counted: NDArray[np.bool_] = counted) -> float:  # fmt: skip
             there = counted & (np.bincount(t[rows], minlength=n_label) > 0)
-            return float(f1_scores(t[rows], p[rows], n_label)[there].mean())
+            return float(f1_scores(t[rows], p[rows], n_label)[there].mean()) if there.any() else float("nan")
 
         per_fold.append(bootstrap_draws(fold.outcome.captures, measure, rounds))
-    return np.asarray(np.mean(per_fold, axis=0))
+    return np.asarray(np.nanmean(per_fold, axis=0))
 
 
 def _interval(draws: Floats) -> Interval:

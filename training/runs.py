@@ -20,13 +20,13 @@ from models.checkpoint import Calibration as CalibrationRecord
 from models.checkpoint import Checkpoint, Mm4flowNetwork, Unknown, file_sha256
 from training.card import render_card
 from training.corpus import Corpus, make_corpus, make_training_set
-from training.evaluate import EvaluationSettings, Progress, cross_validate, network_of
+from training.evaluate import EvaluationSettings, cross_validate, network_of
 from training.export import export, serving_weights
 from training.finetune import EpochReport, TrainingConfig, TrainingError, fit, new_model
 from training.pretrain import pretrain
 from training.records import EvaluationRecord, Run
 from training.report import Evaluation, evaluate
-from training.samples import MANIFEST, read_samples
+from training.samples import MANIFEST, read_manifest, read_samples
 
 RUN = "run.json"
 LOSSES = "metrics.jsonl"
@@ -38,16 +38,18 @@ _PACKAGES = ("numpy", "scikit-learn", "torch")
 
 
 class RunLog:
-    """Appends JSON lines to a run's metrics."""
+    """Appends JSON lines to a run's metrics; the first says what starts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, stage: str, config: TrainingConfig) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / LOSSES
+        self._stage = stage
+        self.write(config=config)
 
-    def __call__(self, **fields: Any) -> None:
+    def write(self, **fields: Any) -> None:
         """Write one line."""
         with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(fields) + b"\n")
+            file.write(msgspec.json.encode({"stage": self._stage, **fields}) + b"\n")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -64,10 +66,10 @@ def pretrain_run(
     torch.set_num_threads(config.threads)
     started = time.monotonic()
     samples = [sample for path in features for sample in read_samples(path)]
-    log = RunLog(directory)
+    log = RunLog(directory, "pretrain", config)
 
     def epoch(done: EpochReport) -> None:
-        log(stage="pretrain", **vars(done))
+        log.write(**vars(done))
         report(done)
 
     model = pretrain(samples, config, epoch)
@@ -97,27 +99,41 @@ def finetune_run(
     data = make_training_set(corpus, corpus.samples, corpus.rare, config)
     network = network_of(corpus, config, background=bool(corpus.rare))
     model = new_model(network, config.seed, read_encoders(encoders))
-    log = RunLog(directory)
+    log = RunLog(directory, "finetune", config)
 
     def epoch(done: EpochReport) -> None:
-        log(stage="finetune", **vars(done))
+        log.write(**vars(done))
         report(done)
 
     trained = fit(model, data, config, epoch)
     _save_weights(trained.state_dict(), directory / MODEL)
-    name = file_sha256(encoders / ENCODERS) if encoders else ""
-    write_json(directory / RUN, _run("finetune", config, min_captures, features, name, network, corpus, started))
+    (directory / EVALUATION).unlink(missing_ok=True)  # it measured the run before
+    made = _run("finetune", config, min_captures, features, _encoders_of(encoders), network, corpus, started)
+    write_json(directory / RUN, made)
 
 
 def evaluate_run(
-    features: list[Path], directory: Path, settings: EvaluationSettings, encoders: Path | None, progress: Progress
+    features: list[Path],
+    directory: Path,
+    settings: EvaluationSettings,
+    encoders: Path | None,
+    report: Callable[[EpochReport], None],
 ) -> Evaluation:
-    """Cross-validate the settings of a fine-tuning run and write the figures beside it."""
+    """Cross-validate the settings of a fine-tuning run and write the figures beside it.
+
+    Raises:
+        TrainingError: the features or encoders are not those of the run, or training fails.
+        SplitError: a label has too few captures.
+    """
     run = read_run(directory)
+    if _features_of(features) != run.features or _encoders_of(encoders) != run.encoders:
+        raise TrainingError(
+            f"{directory}: made from other features or encoders: give --features and --encoders of the run"
+        )
     torch.set_num_threads(run.config.threads)
     started = time.monotonic()
     corpus = _read_corpus(features, run.min_captures)
-    outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), progress)
+    outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report)
     figures = evaluate(outcomes, corpus.labels, settings)
     write_json(directory / EVALUATION, EvaluationRecord(settings, figures, time.monotonic() - started))
     return figures
@@ -177,6 +193,23 @@ def _read_corpus(features: Iterable[Path], min_captures: int) -> Corpus:
     return make_corpus((sample for path in features for sample in read_samples(path)), min_captures)
 
 
+def _features_of(features: Iterable[Path]) -> dict[str, str]:
+    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards."""
+    hashes = {}
+    for path in features:
+        read_manifest(path)
+        hashes[path.name] = file_sha256(path / MANIFEST)
+    return hashes
+
+
+def _encoders_of(directory: Path | None) -> str:
+    if directory is None:
+        return ""
+    if not (directory / ENCODERS).is_file():
+        raise TrainingError(f"{directory}: no {ENCODERS}: expected a run of pretrain")
+    return file_sha256(directory / ENCODERS)
+
+
 def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """The decoder of a masked-token head shares its matrix with the embeddings: each name gets a copy of its own."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
@@ -206,7 +239,7 @@ def _run(
         command=command,
         config=config,
         min_captures=min_captures,
-        features={path.name: file_sha256(path / MANIFEST) for path in features},
+        features=_features_of(features),
         encoders=encoders,
         network=network,
         labels=corpus.counts if corpus else [],
