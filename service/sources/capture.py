@@ -98,6 +98,10 @@ class CaptureReader:
         finally:
             self._source.close()
 
+    def close(self) -> None:
+        """Closes the file that a path named; reading to the end does it too."""
+        self._source.close()
+
     def _open_format(self) -> PcapReader | PcapngReader:
         head = b""
         while len(head) < 4:
