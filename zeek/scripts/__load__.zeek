@@ -1,0 +1,7 @@
+##! The package as a sensor runs it: features onto the bus, verdicts back from it.
+
+@load ./core
+@load ./bus
+@load ./stats
+@load ./verdicts
+@load ./notices

@@ -1,0 +1,115 @@
+##! Publishing flows on the bus, and the WebSocket server through which services reach it.
+
+@load base/frameworks/cluster
+@load base/utils/site
+@load ./main
+
+# From 8.1 on a single Zeek has no cluster backend of its own, and drops what is published.
+@if ( Version::number >= 80100 && ! Cluster::is_enabled() )
+@load frameworks/cluster/backend/broker
+@endif
+
+module Tapline;
+
+export {
+	## Topics of flows begin with this; the shard's number follows.
+	const flows_topic = "tapline/flows/" &redef;
+
+	## Number of shards: several services share the load by subscribing to some each. Shard numbers are padded with
+	## zeros to one width, because a subscription takes every topic that begins with it.
+	const shards = 1 &redef;
+
+	## Whose flows stay together in one shard: "orig", "resp", or "local" (the endpoint in Site::local_nets, the
+	## originator where both or neither are).
+	const shard_by = "orig" &redef;
+
+	## Address and port of the WebSocket server. 0/tcp: no server, for sites that open one themselves.
+	const listen_addr = 127.0.0.1 &redef;
+	const listen_port = 27759/tcp &redef;
+
+	## Certificate and key in PEM; both set: the server speaks TLS.
+	const tls_cert_file = "" &redef;
+	const tls_key_file = "" &redef;
+
+	## CA in PEM; set: clients must show a certificate that it signed.
+	const tls_client_ca_file = "" &redef;
+
+	## The cluster node that serves the bus and takes verdicts. Empty: the manager.
+	const serving_node = "" &redef;
+
+	## Whether this process is the one that serves the bus and takes verdicts.
+	global is_serving: function(): bool;
+}
+
+function is_serving(): bool
+	{
+	if ( Supervisor::is_supervisor() )
+		return F;
+	if ( ! Cluster::is_enabled() )
+		return T;
+	return serving_node == "" ? Cluster::local_node_type() == Cluster::MANAGER : Cluster::node == serving_node;
+	}
+
+function subject(id: conn_id): addr
+	{
+	if ( shard_by == "orig" )
+		return id$orig_h;
+	if ( shard_by == "resp" )
+		return id$resp_h;
+	return Site::is_local_addr(id$resp_h) && ! Site::is_local_addr(id$orig_h) ? id$resp_h : id$orig_h;
+	}
+
+function topic_of(c: connection): string
+	{
+	if ( shards == 1 )
+		return flows_topic + "0";
+	local shard = cat(fnv1a32(subject(c$id)) % shards);
+	while ( |shard| < |cat(shards - 1)| )
+		shard = "0" + shard;
+	return flows_topic + shard;
+	}
+
+hook deliver(c: connection, f: Flow)
+	{
+	Cluster::publish(topic_of(c), Tapline::flow, f$version, f$sensor, f$seq, f$final, f$uid, f$start_us,
+	    f$duration_us, f$orig_h, f$orig_p, f$resp_h, f$resp_p, f$proto, f$service, f$conn_state, f$orig_pkts,
+	    f$resp_pkts, f$orig_ip_bytes, f$resp_ip_bytes, f$up, f$down, f$payload_lengths, f$orig_bytes,
+	    f$resp_bytes, f$link_type, f$heads_kind, f$heads);
+	}
+
+function open_server()
+	{
+	local tls = Cluster::WebSocketTLSOptions();
+	if ( tls_cert_file != "" || tls_key_file != "" )
+		{
+		tls$cert_file = tls_cert_file;
+		tls$key_file = tls_key_file;
+		}
+	if ( tls_client_ca_file != "" )
+		{
+		tls$enable_peer_verification = T;
+		tls$ca_file = tls_client_ca_file;
+		}
+	local options = Cluster::WebSocketServerOptions($listen_addr=listen_addr, $listen_port=listen_port,
+	    $tls_options=tls);
+	if ( ! Cluster::listen_websocket(options) )
+		Reporter::fatal(fmt("Tapline cannot listen on %s port %s", listen_addr, listen_port));
+	}
+
+event zeek_init()
+	{
+	if ( shards == 0 )
+		Reporter::fatal("Tapline::shards must be at least 1, not 0");
+	if ( shard_by != "orig" && shard_by != "resp" && shard_by != "local" )
+		Reporter::fatal(fmt("Tapline::shard_by must be \"orig\", \"resp\" or \"local\", not \"%s\"", shard_by));
+	if ( (tls_cert_file == "") != (tls_key_file == "") )
+		Reporter::fatal("Tapline::tls_cert_file and Tapline::tls_key_file go together: set both or neither");
+	if ( tls_client_ca_file != "" && tls_cert_file == "" )
+		Reporter::fatal("Tapline::tls_client_ca_file needs Tapline::tls_cert_file and Tapline::tls_key_file");
+	if ( sensor_name == "" )
+		sensor_name = gethostname();
+	if ( Cluster::is_enabled() )
+		sensor_name = fmt("%s/%s", sensor_name, Cluster::node);
+	if ( is_serving() && listen_port != 0/tcp )
+		open_server();
+	}

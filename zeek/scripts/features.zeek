@@ -1,0 +1,140 @@
+##! Signed payload lengths of a connection, and where its other features start. Does the least it can per packet:
+##! a connection that has all it needs is only counted.
+
+@load ./main
+@load ./heads
+
+module Tapline;
+
+# Bytes of an IPv6 packet's extension headers.
+function extension_bytes(ip6: ip6_hdr): count
+	{
+	local total = 0;
+	for ( _, ext in ip6$exts )
+		{
+		# RFC 8200: 8-octet units without the first 8 octets; RFC 4302: 4-octet units, less 2.
+		if ( ext?$hopopts )
+			total += 8 * (ext$hopopts$len + 1);
+		else if ( ext?$dstopts )
+			total += 8 * (ext$dstopts$len + 1);
+		else if ( ext?$routing )
+			total += 8 * (ext$routing$len + 1);
+		else if ( ext?$fragment )
+			total += 8;
+		else if ( ext?$ah )
+			total += 4 * (ext$ah$len + 2);
+		}
+	return total;
+	}
+
+# Bytes of the transport header. Zeek may leave the header out of the event when the snap length cut the packet.
+function transport_bytes(c: connection, p: pkt_hdr): count
+	{
+	if ( p?$tcp )
+		return p$tcp$hl;
+	if ( c$id$proto == 6 )
+		return captured_tcp_bytes(c, p);
+	if ( c$id$proto == 17 || c$id$proto == 1 || c$id$proto == 58 )
+		return 8;
+	return 0;
+	}
+
+# Payload bytes by the IP header, whatever was captured.
+function payload_bytes(c: connection, p: pkt_hdr): count
+	{
+	local ip_bytes: count;
+	if ( p?$ip )
+		# Segmentation offload can leave the IP length 0: then only the frame tells.
+		ip_bytes = p$ip$len > 0 ? p$ip$len : frame_ip_bytes(c, p);
+	else
+		ip_bytes = 40 + p$ip6$len;
+	local headers = transport_bytes(c, p);
+	headers += p?$ip ? p$ip$hl : 40 + extension_bytes(p$ip6);
+	return ip_bytes > headers ? ip_bytes - headers : 0;
+	}
+
+function source_port(p: pkt_hdr): count
+	{
+	if ( p?$tcp )
+		return port_to_count(p$tcp$sport);
+	if ( p?$udp )
+		return port_to_count(p$udp$sport);
+	return p?$icmp ? p$icmp$icmp_type : 0;
+	}
+
+function is_excluded(c: connection): bool
+	{
+	local id = c$id;
+	if ( |exclude_networks| > 0 && (id$orig_h in exclude_networks || id$resp_h in exclude_networks) )
+		return T;
+	if ( |exclude_ports| > 0 && (id$orig_p in exclude_ports || id$resp_p in exclude_ports) )
+		return T;
+	return ! hook observe(c);
+	}
+
+function begin(c: connection, p: pkt_hdr)
+	{
+	local src = p?$ip ? p$ip$src : p$ip6$src;
+	c$tapline = State($first_h=src, $first_p=source_port(p), $same_host=(c$id$orig_h == c$id$resp_h));
+	if ( is_excluded(c) )
+		c$tapline$observed = F;
+	else if ( heads != "none" )
+		c$tapline$heads_left = heads_token_budget;
+	}
+
+# Whether the first packet's sender is what Zeek now takes for the originator.
+function sent_by_orig(c: connection): bool
+	{
+	local st = c$tapline;
+	return st$first_h == c$id$orig_h && (! st$same_host || st$first_p == port_to_count(c$id$orig_p));
+	}
+
+# Publishes after the events of the current packet, so that its content is in.
+function make_early_due(c: connection)
+	{
+	c$tapline$early_due = T;
+	event early_due(c);
+	}
+
+function consider_early(c: connection)
+	{
+	local st = c$tapline;
+	local seen = st$ahead + st$back;
+	if ( early_packets > 0 && seen >= early_packets )
+		make_early_due(c);
+	else if ( seen == 1 && early_interval > 0sec )
+		schedule early_interval { early_due(c) };
+	}
+
+event new_packet(c: connection, p: pkt_hdr)
+	{
+	if ( ! c?$tapline )
+		begin(c, p);
+	local st = c$tapline;
+	if ( ! st$observed )
+		return;
+
+	local n = 0;
+	if ( p?$tcp && (p$tcp$dl > 0 || ! p?$ip || p$ip$len > 0) )
+		n = p$tcp$dl;
+	else
+		n = payload_bytes(c, p);
+	if ( st$heads_left > 0 )
+		add_head(c, p, n);
+	if ( n == 0 )
+		return;
+
+	local forward = (p?$ip ? p$ip$src : p$ip6$src) == st$first_h;
+	if ( st$same_host )
+		forward = source_port(p) == st$first_p;
+	if ( forward )
+		++st$ahead;
+	else
+		++st$back;
+	if ( |st$lengths| < max_payload_lengths )
+		{
+		st$lengths += forward ? +n : -n;
+		if ( ! st$early_due )
+			consider_early(c);
+		}
+	}

@@ -1,0 +1,118 @@
+##! When a flow is published, early or final, and the record that is published. Where it goes is up to the hook's bodies.
+
+@load base/protocols/conn
+@load ./main
+@load ./heads
+
+module Tapline;
+
+function microseconds(seconds: double): count
+	{
+	return seconds > 0.0 ? double_to_count(seconds * 1000000.0) : 0;
+	}
+
+function proto_name(c: connection): string
+	{
+	local transport = get_port_transport_proto(c$id$resp_p);
+	if ( transport == tcp )
+		return "tcp";
+	if ( transport == udp )
+		return "udp";
+	if ( transport == icmp )
+		return "icmp";
+	return cat(c$id$proto);
+	}
+
+# Lengths as text, positive from the originator.
+function lengths_text(c: connection): string
+	{
+	local st = c$tapline;
+	local lengths = st$lengths;
+	if ( ! sent_by_orig(c) )
+		{
+		lengths = vector();
+		for ( _, n in st$lengths )
+			lengths += -n;
+		}
+	# "[517, -1448]": cheaper than joining in a loop.
+	local text = cat(lengths);
+	return subst_string(text[1:-1], ", ", ",");
+	}
+
+function build_flow(c: connection, final: bool): Flow
+	{
+	local st = c$tapline;
+	local id = c$id;
+	local straight = sent_by_orig(c);
+	return Flow($version=format_version, $sensor=sensor_name, $seq=++counters$seq, $final=final, $uid=c$uid,
+	    $start_us=microseconds(time_to_double(c$start_time)),
+	    $duration_us=microseconds(interval_to_double(c$duration)),
+	    $orig_h=id$orig_h, $orig_p=port_to_count(id$orig_p), $resp_h=id$resp_h, $resp_p=port_to_count(id$resp_p),
+	    $proto=proto_name(c), $service=to_lower(join_string_set(c$service, ",")),
+	    $conn_state=final && c?$conn && c$conn?$conn_state ? c$conn$conn_state : "",
+	    $orig_pkts=c$orig?$num_pkts ? c$orig$num_pkts : 0, $resp_pkts=c$resp?$num_pkts ? c$resp$num_pkts : 0,
+	    $orig_ip_bytes=c$orig?$num_bytes_ip ? c$orig$num_bytes_ip : 0,
+	    $resp_ip_bytes=c$resp?$num_bytes_ip ? c$resp$num_bytes_ip : 0,
+	    $up=straight ? st$ahead : st$back, $down=straight ? st$back : st$ahead,
+	    $payload_lengths=lengths_text(c), $orig_bytes=bytestring_to_hexstr(st$orig_bytes),
+	    $resp_bytes=bytestring_to_hexstr(st$resp_bytes), $link_type=heads == "none" ? 0 : link_type_byte(c),
+	    $heads_kind=heads, $heads=st$heads);
+	}
+
+# Grows with everything that a verdict may depend on.
+function mark(st: State): count
+	{
+	return st$ahead + st$back + |st$orig_bytes| + |st$resp_bytes| + |st$heads|;
+	}
+
+# Both sides of a TCP connection are done: Zeek removes it within seconds.
+function is_over(c: connection): bool
+	{
+	if ( get_port_transport_proto(c$id$resp_p) != tcp )
+		return F;
+	if ( c$orig$state == TCP_RESET || c$resp$state == TCP_RESET )
+		return T;
+	return c$orig$state == TCP_CLOSED && c$resp$state == TCP_CLOSED;
+	}
+
+event early_due(c: connection)
+	{
+	local st = c$tapline;
+	if ( st$early || st$closed || zeek_is_terminating() )
+		return;
+	# Brings the packet counts of the record up to date.
+	if ( connection_exists(c$id) )
+		lookup_connection(c$id);
+	# The deadline alone is no reason to publish what is published as final in a moment.
+	if ( ! st$early_due && is_over(c) )
+		return;
+	st$early_due = T;
+	st$early = T;
+	st$early_mark = mark(st);
+	++counters$early;
+	hook deliver(c, build_flow(c, F));
+	}
+
+event connection_state_remove(c: connection)
+	{
+	if ( ! c?$tapline )
+		{
+		++counters$without_payload;
+		return;
+		}
+	local st = c$tapline;
+	st$closed = T;
+	if ( ! st$observed )
+		++counters$filtered;
+	else if ( st$ahead + st$back == 0 && ! publish_without_payload )
+		++counters$without_payload;
+	else if ( st$early && mark(st) == st$early_mark )
+		++counters$unchanged;
+	else
+		{
+		++counters$finals;
+		hook deliver(c, build_flow(c, T));
+		}
+	if ( st$ahead + st$back > max_payload_lengths )
+		++counters$cut;
+	}

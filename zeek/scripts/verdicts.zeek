@@ -1,0 +1,174 @@
+##! Verdicts coming back from services: acknowledged batch by batch, logged once in tapline.log, offered to site policy.
+
+@load ./main
+@load ./bus
+
+module Tapline;
+
+export {
+	redef enum Log::ID += { LOG };
+
+	global log_policy: Log::PolicyHook;
+
+	## Topics of verdicts, and of the acknowledgements that answer them.
+	const verdicts_topic = "tapline/verdicts" &redef;
+	const acks_topic = "tapline/acks" &redef;
+
+	## One verdict. The order of the fields is the contract: the bus sends records by position.
+	type Verdict: record {
+		uid: string;
+		community_id: string;
+		orig_h: addr;
+		orig_p: count;
+		resp_h: addr;
+		resp_p: count;
+		proto: string;
+		label: string;
+		confidence: double;
+		unknown: bool;
+		final: bool;
+		model: string;
+		model_version: string;
+	};
+	type Verdicts: vector of Verdict;
+
+	## The columns of tapline.log.
+	type Info: record {
+		## When the verdict arrived.
+		ts: time &log;
+		uid: string &log;
+		id: conn_id &log;
+		proto: string &log;
+		community_id: string &log;
+		label: string &log;
+		confidence: double &log;
+		## The model says that this is nothing it was trained on.
+		unknown: bool &log;
+		## F: an early verdict, on a flow that was still alive.
+		final: bool &log;
+		model: string &log;
+		model_version: string &log;
+		## The service that gave the verdict.
+		service: string &log;
+	};
+
+	## A batch of verdicts. `service` names one run of a service: batches count up within it, and a batch sent again
+	## carries its old number.
+	global verdicts: event(version: count, batch: count, service: string, verdicts: Verdicts);
+
+	## Answers every batch, also one seen before: `logged` is the number of its verdicts that are in the log.
+	global verdicts_ack: event(version: count, service: string, batch: count, logged: count);
+
+	## Site policy on each verdict before it is logged and noticed: a body may change the record, or break to drop it.
+	global verdict_policy: hook(rec: Info);
+
+	## Runs for each verdict that was logged.
+	global verdict_logged: hook(rec: Info);
+
+	## Batches remembered per service run, and service runs remembered, to tell batches that are sent again.
+	const batches_remembered = 1024 &redef;
+	const services_remembered = 64 &redef;
+}
+
+# The batches seen of one service run, by number, with what each had logged.
+type Seen: record {
+	logged: table[count] of count &default=table();
+	highest: count &default=0;
+};
+
+global seen_services: table[string] of Seen &ordered;
+
+function transport_of(proto: string): transport_proto
+	{
+	switch ( proto )
+		{
+		case "tcp": return tcp;
+		case "udp": return udp;
+		case "icmp": return icmp;
+		default: return unknown_transport;
+		}
+	}
+
+function to_info(v: Verdict, service: string): Info
+	{
+	local transport = transport_of(v$proto);
+	local id = conn_id($orig_h=v$orig_h, $orig_p=count_to_port(v$orig_p, transport), $resp_h=v$resp_h,
+	    $resp_p=count_to_port(v$resp_p, transport));
+	return Info($ts=network_time(), $uid=v$uid, $id=id, $proto=v$proto, $community_id=v$community_id,
+	    $label=v$label, $confidence=v$confidence, $unknown=v$unknown, $final=v$final, $model=v$model,
+	    $model_version=v$model_version, $service=service);
+	}
+
+function log_verdicts(service: string, given: Verdicts): count
+	{
+	local logged = 0;
+	for ( _, v in given )
+		{
+		local rec = to_info(v, service);
+		if ( ! hook verdict_policy(rec) )
+			next;
+		Log::write(LOG, rec);
+		++logged;
+		hook verdict_logged(rec);
+		}
+	return logged;
+	}
+
+function seen_of(service: string): Seen
+	{
+	if ( service !in seen_services )
+		{
+		if ( |seen_services| >= services_remembered )
+			for ( oldest in seen_services )
+				{
+				delete seen_services[oldest];
+				break;
+				}
+		seen_services[service] = Seen();
+		}
+	return seen_services[service];
+	}
+
+# Forget the batches that are too far behind the highest one.
+function remember(seen: Seen, batch: count, logged: count)
+	{
+	seen$logged[batch] = logged;
+	if ( batch > seen$highest )
+		seen$highest = batch;
+	if ( |seen$logged| <= batches_remembered )
+		return;
+	local too_old: vector of count = vector();
+	for ( b in seen$logged )
+		if ( b + batches_remembered <= seen$highest )
+			too_old += b;
+	for ( _, b in too_old )
+		delete seen$logged[b];
+	}
+
+event verdicts(version: count, batch: count, service: string, verdicts: Verdicts) &is_used
+	{
+	if ( version != format_version )
+		{
+		Reporter::warning(fmt("Tapline verdicts of version %d refused: this sensor reads version %d", version,
+		    format_version));
+		return;
+		}
+	local seen = seen_of(service);
+	local logged = 0;
+	if ( batch in seen$logged )
+		logged = seen$logged[batch];
+	else if ( batch + batches_remembered > seen$highest )
+		{
+		logged = log_verdicts(service, verdicts);
+		remember(seen, batch, logged);
+		}
+	Cluster::publish(acks_topic, Tapline::verdicts_ack, format_version, service, batch, logged);
+	}
+
+event zeek_init() &priority=5
+	{
+	if ( ! is_serving() )
+		return;
+	Log::create_stream(LOG, [$columns=Info, $path="tapline", $policy=log_policy]);
+	Cluster::subscribe(verdicts_topic);
+	}

@@ -1,0 +1,148 @@
+"""A small bus client for the tests: prints each event it gets as one line of JSON, answers the end marker, sends verdicts.
+
+usage: bus_client.py PORT TOPIC... [--verdicts] [--record FILE] [--drain] [--seconds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any, TextIO
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+VERSION = 1
+SERVICE = "test-1"
+
+
+def tagged(kind: str, value: Any) -> dict[str, Any]:
+    """A value as Zeek's JSON has it."""
+    return {"@data-type": kind, "data": value}
+
+
+def event_frame(topic: str, name: str, arguments: list[dict[str, Any]]) -> str:
+    """An event as a client sends it."""
+    body = [
+        tagged("count", 1),
+        tagged("count", 1),
+        tagged("vector", [tagged("string", name), tagged("vector", arguments)]),
+    ]
+    return json.dumps({"type": "data-message", "topic": topic, "@data-type": "vector", "data": body})
+
+
+def verdict_of(flow: list[Any]) -> dict[str, Any]:
+    """A verdict on a flow event's arguments: what a service would send, with a label by its responder's port."""
+    values = [
+        tagged("string", flow[4]),
+        tagged("string", f"1:{flow[7]}-{flow[9]}"),
+        tagged("address", flow[7]),
+        tagged("count", flow[8]),
+        tagged("address", flow[9]),
+        tagged("count", flow[10]),
+        tagged("string", flow[11]),
+        tagged("string", f"port-{flow[10]}"),
+        tagged("real", 0.75),
+        tagged("boolean", flow[10] == 53),
+        tagged("boolean", flow[3]),
+        tagged("string", "test-model"),
+        tagged("string", "3"),
+    ]
+    return tagged("vector", values)
+
+
+class Client:
+    """One connection to Zeek, and what to do with what it sends."""
+
+    def __init__(self, connection: ClientConnection, options: argparse.Namespace, record: TextIO | None) -> None:
+        self.connection = connection
+        self.options = options
+        self.record = record
+        self.batch = 0
+        self.unacknowledged = 0
+        self.end: list[Any] | None = None
+
+    def send(self, frame: str) -> None:
+        self.note("client", frame)
+        self.connection.send(frame)
+
+    def note(self, side: str, frame: str) -> None:
+        if self.record is not None:
+            self.record.write(json.dumps({"from": side, "frame": frame}) + "\n")
+
+    def send_verdicts(self, flow: list[Any]) -> None:
+        """A batch of one verdict; the first two go out twice, as after a lost acknowledgement."""
+        self.batch += 1
+        arguments = [
+            tagged("count", VERSION),
+            tagged("count", self.batch),
+            tagged("string", SERVICE),
+            tagged("vector", [verdict_of(flow)]),
+        ]
+        frame = event_frame("tapline/verdicts", "Tapline::verdicts", arguments)
+        for _ in range(2 if self.batch <= 2 else 1):
+            self.unacknowledged += 1
+            self.send(frame)
+
+    def handle(self, name: str, arguments: list[Any]) -> None:
+        if name == "Tapline::flow" and self.options.verdicts:
+            self.send_verdicts(arguments)
+        elif name == "Tapline::verdicts_ack":
+            self.unacknowledged -= 1
+        elif name == "Tapline::finished":
+            self.end = [tagged("count", VERSION), tagged("string", arguments[1])]
+        if self.end is not None and self.unacknowledged == 0:
+            self.send(event_frame("tapline/control", "Tapline::finished_ack", self.end))
+            self.end = None
+
+    def run(self) -> None:
+        """Read until Zeek closes the connection or the time is over."""
+        self.send(json.dumps(self.options.topics))
+        deadline = time.monotonic() + self.options.seconds
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                frame = self.connection.recv(timeout=left)
+                if self.options.drain and '"Tapline::finished"' not in frame:
+                    continue
+                self.note("zeek", frame)
+                message = json.loads(frame)
+                if message["type"] != "data-message":
+                    continue
+                name, arguments = (part["data"] for part in message["data"][2]["data"][:2])
+                values = [argument["data"] for argument in arguments]
+                if not self.options.drain:
+                    print(json.dumps([message["topic"], name, *values]), flush=True)
+                self.handle(name, values)
+        except (ConnectionClosed, TimeoutError):
+            pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=lambda text: int(text.split("/")[0]))
+    parser.add_argument("topics", nargs="+")
+    parser.add_argument("--verdicts", action="store_true")
+    parser.add_argument("--drain", action="store_true")
+    parser.add_argument("--record", type=argparse.FileType("w"))
+    parser.add_argument("--seconds", type=float, default=30.0)
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    while True:
+        try:
+            with connect(
+                f"ws://127.0.0.1:{options.port}/v1/messages/json",
+                additional_headers={"X-Application-Name": "tapline-test"},
+                max_size=None,
+            ) as connection:
+                Client(connection, options, options.record).run()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                sys.exit("no Zeek listens there")
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()
