@@ -2,8 +2,8 @@
 
 CAPTURES is a folder of captures; LOGS has, for each of them, a folder of the same name (with or without its ending)
 that holds conn.log, ps.log and raw.log (plain or gzip) as Zeek with the published MM4flow scripts writes them,
-checksums ignored. Flows are matched by endpoints, protocol and start within 1 ms. Each disagreement gets a cause by rule (see
-`causes`); the published scripts have known faults, and what differs for them alone is counted apart.
+checksums ignored. Flows are matched by endpoints, protocol and start within 1 ms. Each disagreement gets a cause by
+rule (see `causes`); the published scripts have known faults, and what differs for them alone is counted apart.
 """
 
 from __future__ import annotations

@@ -12,12 +12,10 @@ from models.flow import Flow, HeadsKind
 from service.sources.columns import BlockDecoder
 from service.sources.container import ByteSource
 from service.sources.errors import CaptureError, CaptureTooLargeError
+from service.sources.formats import open_blocks
 from service.sources.frames import FrameDecoder
 from service.sources.live import LiveFlow
 from service.sources.packets import PacketRow, ReadCounters
-from service.sources.pcap import PcapReader, is_pcap
-from service.sources.pcapng import MAGIC as PCAPNG_MAGIC
-from service.sources.pcapng import PcapngReader
 from service.sources.table import FlowTable
 from service.sources.tunnels import NotThisTunnelError, find_inner
 
@@ -81,7 +79,7 @@ class CaptureReader:
 
     def __iter__(self) -> Iterator[Flow]:
         try:
-            blocks = self._open_format()
+            blocks = open_blocks(self._source)
             for block in blocks:
                 for link in blocks.link_types:
                     if not self._frames.knows(link):
@@ -98,20 +96,9 @@ class CaptureReader:
         finally:
             self._source.close()
 
-    def _open_format(self) -> PcapReader | PcapngReader:
-        head = b""
-        while len(head) < 4:
-            data = self._source.read_some(4 - len(head))
-            if not data:
-                break
-            head += data
-        if is_pcap(head):
-            return PcapReader(self._source, head)
-        if head == PCAPNG_MAGIC:
-            return PcapngReader(self._source, head)
-        if self._source.damage:
-            raise CaptureError(f"expected a pcap or pcapng file: {self._source.damage}")
-        raise CaptureError("expected a pcap or pcapng file, plain or compressed with gzip or zstd; this is neither")
+    def close(self) -> None:
+        """Closes the file that a path named; reading to the end does it too."""
+        self._source.close()
 
     def _inner_packets(self, row: PacketRow, flow: LiveFlow, depth: int) -> list[PacketRow]:
         """The packets inside a UDP datagram, if it is a tunnel's."""

@@ -21,6 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 _KEY_BYTES = 38
+_SHORTEST_IP_BYTES = 20
 _IPV4 = np.dtype(
     {
         "names": ["length", "total", "fragment", "protocol", "source", "target", "source_bytes", "target_bytes"],
@@ -66,18 +67,23 @@ class BlockDecoder:
         """The packets of flows in a block."""
         raw = np.frombuffer(block.data, dtype=np.uint8)
         ip_start, is_arp = _ip_starts(raw, block)
-        if is_arp.any():
-            self._counters.skipped["not IP"] += int(is_arp.sum())
+        is_short = block.captured < _SHORTEST_IP_BYTES
+        self._skip("not IP", is_arp)
+        self._skip("link layer cut", is_short)
         columns = _Columns(block, raw)
         version = np.where(ip_start >= 0, raw[np.maximum(ip_start, 0)] >> 4, 0)
         for wanted, decode in ((4, columns.take_ipv4), (6, columns.take_ipv6)):
             chosen = np.flatnonzero(version == wanted)
             if len(chosen):
                 decode(chosen, ip_start[chosen])
-        left = np.flatnonzero(~columns.done & ~is_arp)
+        left = np.flatnonzero(~(columns.done | is_arp | is_short))
         if not len(left):
             return columns.rows()
         return chain.from_iterable(self._merge(block, columns, left))
+
+    def _skip(self, reason: str, packets: Mask) -> None:
+        if packets.any():
+            self._counters.skipped[reason] += int(packets.sum())
 
     def _merge(self, block: PacketBlock, columns: _Columns, left: Int64Array) -> Iterator[Iterable[PacketRow]]:
         """The rows of the columns with those of the packets `left`, decoded one by one, in their places."""
@@ -133,7 +139,7 @@ def _ip_starts(raw: Bytes, block: PacketBlock) -> tuple[Int64Array, Mask]:
             continue
         is_ip = usable & ((ethertype == 0x0800) | (ethertype == 0x86DD))
         ip_start[chosen] = np.where(is_ip, at, -1)
-        is_arp[chosen] = usable & ((ethertype == 0x0806) | (ethertype == 0x8035))
+        is_arp[chosen] = usable & (captured >= _SHORTEST_IP_BYTES) & ((ethertype == 0x0806) | (ethertype == 0x8035))
     return ip_start, is_arp
 
 

@@ -17,6 +17,8 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_WBITS = 31
 _ZSTD_WINDOW_LIMIT_BYTES = 1 << 26
 _STORED_CHUNK_BYTES = 1 << 16
+_SALVAGE_STEP_BYTES = 64
+_ZSTD_STEP_BYTES = 1 << 16
 
 
 class _Decoder(Protocol):
@@ -121,23 +123,27 @@ class _Gzip:
         self._source = source
         self._inflate = zlib.decompressobj(_GZIP_WBITS)
         self._pending = b""
+        self._damaged = False
 
     def decode(self, limit: int) -> bytes:
-        while True:
+        while not self._damaged:
             if self._inflate.eof and not self._next_member():
                 return b""
             if not self._pending:
                 self._pending = self._source.stored(_STORED_CHUNK_BYTES)
             ended = not self._pending
+            before = self._inflate.copy()
             try:
                 data = self._inflate.decompress(self._pending, limit)
             except zlib.error:
-                raise _DamagedError("the gzip data is damaged; what came before the damage was read") from None
+                self._damaged = True
+                data = _salvage(before, self._pending, limit)
             self._pending = self._inflate.unconsumed_tail
             if data:
                 return data
             if ended and not self._inflate.eof:
                 raise _DamagedError("the gzip data ends early; what came before was read")
+        raise _DamagedError("the gzip data is damaged; what came before the damage was read")
 
     def _next_member(self) -> bool:
         rest = self._inflate.unused_data
@@ -151,6 +157,19 @@ class _Gzip:
         self._inflate = zlib.decompressobj(_GZIP_WBITS)
         self._pending = rest
         return True
+
+
+def _salvage(inflate: zlib._Decompress, stored: bytes, limit: int) -> bytes:
+    """What decompresses before the damage: zlib gives nothing for a call in which it meets it."""
+    data = bytearray()
+    for start in range(0, len(stored), _SALVAGE_STEP_BYTES):
+        try:
+            data += inflate.decompress(stored[start : start + _SALVAGE_STEP_BYTES], limit)
+        except zlib.error:
+            break
+        if len(data) >= limit:
+            break
+    return bytes(data)
 
 
 class _StoredReader:
@@ -167,13 +186,28 @@ class _Zstd:
     def __init__(self, source: ByteSource) -> None:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_LIMIT_BYTES)
         stored = _StoredReader(source)
+        self._given = self._damaged = False
         self._reader = decompressor.stream_reader(stored, read_across_frames=True)  # type: ignore[arg-type]
 
     def decode(self, limit: int) -> bytes:
-        try:
-            return self._reader.read(limit)
-        except zstandard.ZstdError:
-            raise _DamagedError("the zstd data is damaged; what came before the damage was read") from None
+        parts: list[bytes] = []
+        size = 0
+        while size < limit and not self._damaged:
+            try:
+                part = self._reader.read(min(limit - size, _ZSTD_STEP_BYTES))
+            except zstandard.ZstdError:
+                self._damaged = True
+                break
+            if not part:
+                break
+            parts.append(part)
+            size += len(part)
+        if not parts and self._damaged:
+            raise _DamagedError("the zstd data is damaged; what came before the damage was read")
+        if not parts and not self._given:
+            raise _DamagedError("the zstd data ends early")
+        self._given = True
+        return b"".join(parts)
 
 
 def _open(path: Path) -> BinaryIO:

@@ -240,7 +240,8 @@ class TcpFlow(LiveFlow, gc=False):
             return "RSTRH" if quiet_orig else "RSTR"
         if orig.state == RESET:
             if quiet_resp:
-                return "RSTOS0" if orig.previous == SYN_SENT else "OTH"
+                only_syn = orig.previous == SYN_SENT and orig.packets <= 2 + orig.payloads
+                return "RSTOS0" if only_syn else "OTH"
             return "RSTO"
         if orig.state == CLOSED:
             return "SF" if resp.state == CLOSED else "SH" if quiet_resp else "S2"

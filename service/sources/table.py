@@ -238,13 +238,13 @@ class FlowTable:
         if flow.inspect == NTP:
             if ntp_contradicts(payload, from_orig):
                 flow.inspect = 0
-                flow.flip()
+                _turn(flow, row)
             return
         if not is_dns_message(payload, flow.ports()):
             return
         flow.inspect = 0
         if from_orig and is_dns_answer(payload) and not is_multicast(flow.address(1 - flow.orig)):
-            flow.flip()
+            _turn(flow, row)
         if asks_too_much(payload):
             flow.recheck_us = 0
 
@@ -297,6 +297,16 @@ class FlowTable:
     def _end(self, flow: LiveFlow) -> None:
         del self._flows[flow.key]
         self.finished.append(flow.finish(self._heads))
+
+
+def _turn(flow: LiveFlow, row: PacketRow) -> None:
+    """Turns a flow for what a datagram says; as in conn.log, that datagram counts for the end that did not send it."""
+    flow.flip()
+    sender, other = flow.sides[row.side], flow.sides[1 - row.side]
+    sender.packets -= 1
+    sender.ip_bytes -= row.total
+    other.packets += 1
+    other.ip_bytes += row.total
 
 
 def _uncount(side: Side, total: int, kind: int) -> None:

@@ -20,7 +20,13 @@ def ipv4(protocol, body, source=CLIENT, target=SERVER, fragment=0, identifier=7,
     header = 20 + len(options)
     total = header + len(body) if total is None else total
     first = 0x40 | header // 4
-    return struct.pack(">BBHHHBBH", first, 0, total, identifier, fragment, 64, protocol, 0) + source + target + options + body
+    return (
+        struct.pack(">BBHHHBBH", first, 0, total, identifier, fragment, 64, protocol, 0)
+        + source
+        + target
+        + options
+        + body
+    )
 
 
 def ipv6(protocol, body, source=CLIENT6, target=SERVER6, length=None):

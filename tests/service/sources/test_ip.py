@@ -1,6 +1,7 @@
 """IP: extension headers, fragments, offload, cut headers, and tunnels with their inner and outer flows."""
 
 import struct
+from itertools import pairwise
 
 import pytest
 
@@ -55,8 +56,15 @@ def test_ipv6_without_readable_transport_is_no_flow(protocol):
 def fragments(payload, *cuts, identifier=9):
     edges = [0, *cuts, len(payload)]
     return [
-        b.ethernet(b.ipv4(17, payload[start:end], fragment=(0x2000 if end < len(payload) else 0) | start // 8, identifier=identifier))
-        for start, end in zip(edges, edges[1:], strict=False)
+        b.ethernet(
+            b.ipv4(
+                17,
+                payload[start:end],
+                fragment=(0x2000 if end < len(payload) else 0) | start // 8,
+                identifier=identifier,
+            )
+        )
+        for start, end in pairwise(edges)
     ]
 
 
@@ -186,7 +194,9 @@ def test_tunnels_deeper_than_four_are_given_up():
         assert len(b.flows_of([b.ethernet(packet)])) == (1 if depth <= 4 else 0)
 
 
-@pytest.mark.parametrize("body", [gre(0x0800, INNER, 2), gre(0x0800, INNER, 0x4000), gre(0x0801, INNER, 1), b"\0\0\x08"])
+@pytest.mark.parametrize(
+    "body", [gre(0x0800, INNER, 2), gre(0x0800, INNER, 0x4000), gre(0x0801, INNER, 1), b"\0\0\x08"]
+)
 def test_damaged_gre_is_no_flow(body):
     assert b.flows_of([b.ethernet(b.ipv4(47, body))]) == []
 
@@ -220,7 +230,9 @@ def test_tunnels_in_udp_have_the_outer_flow_too(name):
     assert inner.heads[0].data == frame[:-7]
 
 
-@pytest.mark.parametrize(("port", "payload"), [(4789, bytes(40)), (3544, b"\x60" + bytes(50)), (6081, b"\x3f" + bytes(9))])
+@pytest.mark.parametrize(
+    ("port", "payload"), [(4789, bytes(40)), (3544, b"\x60" + bytes(50)), (6081, b"\x3f" + bytes(9))]
+)
 def test_flow_that_contradicts_its_tunnel_is_not_one(port, payload):
     tunnel = IN_UDP[{4789: "vxlan", 3544: "teredo", 6081: "geneve"}[port]][1]
     frames = [b.ethernet(b.ipv4(17, b.udp(40000, port, data))) for data in (payload, tunnel)]

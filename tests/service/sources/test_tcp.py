@@ -55,7 +55,14 @@ def test_gap_before_any_content_only_delays_it():
 
 
 def test_acknowledged_gap_is_not_waited_for():
-    talk = Talk().opened().up(ACK, 1001, 5001, b"a").down(ACK, 5001, 1005).up(ACK, 1002, 5001, b"bcd").up(ACK, 1005, 5001, b"e")
+    talk = (
+        Talk()
+        .opened()
+        .up(ACK, 1001, 5001, b"a")
+        .down(ACK, 5001, 1005)
+        .up(ACK, 1002, 5001, b"bcd")
+        .up(ACK, 1005, 5001, b"e")
+    )
     assert only(talk).orig_bytes == b"a"
 
 
@@ -159,14 +166,22 @@ def test_conversation_that_begins_in_the_middle_starts_with_its_first_sender():
     assert flow.orig_bytes == b"hello"
 
 
-@pytest.mark.parametrize(("client_port", "server_port", "turned"), [(4000, 80, True), (80, 443, False), (443, 80, True)])
+@pytest.mark.parametrize(
+    ("client_port", "server_port", "turned"), [(4000, 80, True), (80, 443, False), (443, 80, True)]
+)
 def test_server_port_tells_who_is_asked_when_the_start_is_missing(client_port, server_port, turned):
     flow = only(Talk(client_port, server_port).down(ACK, 5001, 1001, b"x"))
     assert flow.resp_p == (server_port if turned else client_port)
 
 
 def test_syn_ack_first_is_turned_by_the_next_ordinary_packet():
-    talk = Talk().down(SYN | ACK, 5000, 1001).up(ACK, 1001, 5001).up(ACK, 1001, 5001, b"ask").down(ACK, 5001, 1004, b"tell")
+    talk = (
+        Talk()
+        .down(SYN | ACK, 5000, 1001)
+        .up(ACK, 1001, 5001)
+        .up(ACK, 1001, 5001, b"ask")
+        .down(ACK, 5001, 1004, b"tell")
+    )
     flow = only(talk)
     assert b.ends(flow) == ("10.0.0.1", 4000, "10.0.0.2", 8999, "tcp")
     assert flow.payload_lengths == [3, -4]
