@@ -100,8 +100,9 @@ def compare(name: str, reference: Tokens, other: Tokens) -> None:
     same = sum((reference & other).values())
     print(f"  {name:<28} {sum(other.values()):>5} flows, {same:>5} the same")
     for title, missing, present in (("missing", reference - other, other), ("extra", other - reference, reference)):
-        for why, count in Counter(cause(entry, present) for entry in missing.elements()).items():
-            print(f"      {title} {count}: {why}")
+        for entry in missing.elements():
+            proto, orig_h, orig_p, resp_h, resp_p = json.loads(entry)[0]
+            print(f"      {title}: {proto} {orig_h} {orig_p} > {resp_h} {resp_p}: {cause(entry, present)}")
 
 
 def main() -> None:
