@@ -37,7 +37,7 @@ from service.sources.roles import (
 )
 from service.sources.sides import Side, TcpSide
 
-MAX_LIVE_FLOWS = 36_864
+MAX_LIVE_FLOWS = 32_768
 """Beyond it the flow that is nearest to its end is ended early, so that a scan cannot fill the memory."""
 
 MAX_HOLES = 32_768
