@@ -2,10 +2,10 @@
 
     sudo python benchmarks/routes.py CAPTURE...
 
-tcpreplay sends each capture, in its own time, over a veth pair to Zeek with the package; its flows come over the bus.
-Needs root, iproute2, tcpreplay and `zeek` on PATH. Flows are matched by endpoints and compared by MM4flow's tokens; every
-difference is listed with its cause. Zeek's time-out for silent TCP connections is one minute here, not five, on the live
-route, so that the last flows end before one's patience does.
+tcpreplay sends each capture, in its own time, over a veth pair to Zeek with the package; flows come over the bus.
+Needs root, iproute2, tcpreplay and `zeek` on PATH. Flows are matched by endpoints and compared by MM4flow's tokens;
+every difference is listed with its cause. Zeek's time-out for silent TCP connections is one minute here, not five, on
+the live route, so that the last flows end before one's patience does.
 """
 
 from __future__ import annotations
