@@ -32,7 +32,20 @@ from namespaces import SENSOR, SENSOR_DEVICE, namespaces, replay_command, run
 ROOT = Path(__file__).resolve().parent.parent
 BUS, PROXY, API = 27759, 27760, 8000
 FAULT_AFTER_SECONDS = 6
-TAPLINE = [sys.executable, "-c", "from service.cli import main; main()"]
+STALL_SECONDS = 30
+LIVE_QUEUE_FLOWS = 1000
+SERVICE = """
+import pathlib, time
+from service import classifier, cli
+classify = classifier.Classifier.classify
+def held(self, flows):
+    while pathlib.Path(%r).exists():
+        time.sleep(0.05)
+    return classify(self, flows)
+classifier.Classifier.classify = held
+cli.main()
+"""
+"""The service, with an engine that stands still while a file exists."""
 
 
 class Proxy:
@@ -91,6 +104,11 @@ class Stage:
     peak_zeek_mb: float = 0.0
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def stall_file(self) -> Path:
+        """The engine stands still while it exists."""
+        return self.folder / "stall"
+
     def start_zeek(self) -> None:
         """Zeek on the tap."""
         command = ["zeek", "-C", "-i", SENSOR_DEVICE, str(ROOT / "zeek/scripts"), "Tapline::stats_interval=1sec"]
@@ -98,7 +116,8 @@ class Stage:
 
     def start_service(self) -> None:
         """The service on the proxy."""
-        command = [*TAPLINE, "serve", "--port", str(API), "--zeek", f"ws://127.0.0.1:{PROXY}", *self.checkpoint]
+        command = [sys.executable, "-c", SERVICE % str(self.stall_file), "serve", "--port", str(API)]
+        command += ["--zeek", f"ws://127.0.0.1:{PROXY}", "--live-queue-flows", str(LIVE_QUEUE_FLOWS), *self.checkpoint]
         self.service = subprocess.Popen(command, cwd=ROOT, stderr=(self.folder / "service.log").open("a"))
 
     def end(self) -> None:
@@ -208,21 +227,45 @@ async def silent_up(stage: Stage) -> int:
     return 2
 
 
-async def pause(stage: Stage) -> int:
-    """The service stands still for 30 s (SIGSTOP), then goes on."""
-    assert stage.service is not None
+async def stalled_engine(stage: Stage) -> int:
+    """The engine stands still for 30 s while the service goes on draining the bus."""
     before = stage.zeek_mb()
-    stage.service.send_signal(signal.SIGSTOP)
-    for _ in range(300):
-        await asyncio.sleep(0.1)
-        stage.peak_zeek_mb = max(stage.peak_zeek_mb, stage.zeek_mb())
-    stage.service.send_signal(signal.SIGCONT)
-    stage.notes.append(f"Zeek's memory {before:.0f} MB before, at most {stage.peak_zeek_mb:.0f} MB")
+    stage.stall_file.touch()
+    await watch_memory(stage, before)
+    stage.stall_file.unlink()
     return 1
 
 
+async def stopped_service(stage: Stage) -> int:
+    """The whole service stands still for 30 s (SIGSTOP): Zeek cuts it off, and it comes back."""
+    assert stage.service is not None
+    before = stage.zeek_mb()
+    stage.service.send_signal(signal.SIGSTOP)
+    await watch_memory(stage, before)
+    stage.service.send_signal(signal.SIGCONT)
+    return 1
+
+
+async def watch_memory(stage: Stage, before: float) -> None:
+    """Wait, with an eye on Zeek's memory."""
+    for _ in range(10 * STALL_SECONDS):
+        await asyncio.sleep(0.1)
+        stage.peak_zeek_mb = max(stage.peak_zeek_mb, stage.zeek_mb())
+    stage.notes.append(f"Zeek's memory {before:.0f} MB before, at most {stage.peak_zeek_mb:.0f} MB")
+
+
 SCENARIOS: dict[str, Callable[[Stage], Awaitable[int]]] = {
-    function.__name__: function for function in (kill_zeek, kill_service, cut, half_open, silent_down, silent_up, pause)
+    function.__name__: function
+    for function in (
+        kill_zeek,
+        kill_service,
+        cut,
+        half_open,
+        silent_down,
+        silent_up,
+        stalled_engine,
+        stopped_service,
+    )
 }
 
 

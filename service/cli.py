@@ -136,7 +136,9 @@ app.command("serve")(serve)
 
 @app.command("watch")
 def watch_command(
-    interface: Annotated[str | None, typer.Option(help="start Zeek on this network interface")] = None,
+    interface: Annotated[
+        list[str] | None, typer.Option(help="start Zeek on this network interface; repeatable")
+    ] = None,
     zeek: Annotated[
         list[str] | None, typer.Option(help="attach to a running sensor: ws://host:port; repeatable")
     ] = None,
@@ -151,8 +153,10 @@ def watch_command(
     if not (interface or zeek or replay):
         _fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
     try:
-        settings = Settings(zeek=zeek or [], replay=replay, speed=speed, checkpoint=checkpoint)
-        raise typer.Exit(watch(settings, interface, log_dir))
+        settings = Settings(
+            zeek=zeek or [], interface=interface or [], replay=replay, speed=speed, checkpoint=checkpoint
+        )
+        raise typer.Exit(watch(settings, log_dir))
     except (CheckpointError, EngineError, TransportError, ZeekError) as error:
         _fail(str(error), EXIT_FAILED)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 from models.flow import Flow
 from service.batcher import Batcher
@@ -16,6 +17,7 @@ from service.replay import Replay
 from service.sensors import Sensors, Watcher
 from service.settings import Settings
 from service.sources.bus.transport import TlsFiles
+from service.zeek_process import ZeekOnInterface
 
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
@@ -30,10 +32,12 @@ class BusyError(RuntimeError):
 class Service:
     """One checkpoint behind one batcher, and what feeds it: requests, sensors, a replay.
 
-    `watcher` is told of every live verdict.
+    `watcher` is told of every live verdict; `log_dir` is where Zeeks of our own keep their logs.
     """
 
-    def __init__(self, settings: Settings, watcher: Watcher = lambda flow, verdict: None) -> None:
+    def __init__(
+        self, settings: Settings, watcher: Watcher = lambda flow, verdict: None, log_dir: Path | None = None
+    ) -> None:
         directory = newest_version(settings.checkpoint) if settings.checkpoint else shipped_checkpoint()
         self.settings = settings
         self.metrics = Metrics()
@@ -46,8 +50,9 @@ class Service:
             max_queue_size=settings.max_queue_size,
         )
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
+        self.zeeks = [ZeekOnInterface(name, log_dir) for name in settings.interface]
         self.sensors = Sensors(
-            settings.zeek,
+            [*settings.zeek, *(zeek.url for zeek in self.zeeks)],
             self.pipeline,
             self.metrics,
             tls=TlsFiles(settings.zeek_ca, settings.zeek_cert, settings.zeek_key),
@@ -67,13 +72,13 @@ class Service:
         self.batcher.start()
         try:
             async with self.sensors.running(self.settings.shutdown_seconds):
-                replay = asyncio.create_task(self.replay.run()) if self.replay else None
+                feeding = [asyncio.create_task(part.run()) for part in (*self.zeeks, self.replay) if part]
                 try:
                     yield
                 finally:
-                    if replay:
-                        replay.cancel()
-                        await asyncio.gather(replay, return_exceptions=True)
+                    for task in feeding:
+                        task.cancel()
+                    await asyncio.gather(*feeding, return_exceptions=True)
         finally:
             await self.batcher.stop(self.settings.shutdown_seconds)
 

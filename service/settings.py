@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     zeek: list[str] = Field(
         [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
     )
+    interface: list[str] = Field([], description="network interface to start Zeek on; may be repeated")
     zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
     zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
     zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
@@ -60,7 +61,7 @@ class Settings(BaseSettings):
     @property
     def is_live(self) -> bool:
         """Whether flows come from sensors or a replay."""
-        return bool(self.zeek or self.replay)
+        return bool(self.zeek or self.interface or self.replay)
 
     @model_validator(mode="after")
     def _stay_local(self) -> Settings:

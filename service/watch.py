@@ -21,7 +21,7 @@ from service.live import OPEN_FLOWS
 from service.runtime import Service
 from service.settings import Settings
 from service.terminal import endpoint_text, label_text, size_text
-from service.zeek_process import ZeekError, ZeekOnInterface
+from service.zeek_process import ZeekError
 
 RECENT_VERDICTS = 12
 TOP_LABELS = 10
@@ -102,38 +102,33 @@ class View:
         return table
 
 
-def watch(settings: Settings, interface: str | None, log_dir: Path | None) -> int:
-    """Watch until Ctrl-C or SIGTERM, or until Zeek on the interface ends; returns the exit status.
+def watch(settings: Settings, log_dir: Path | None) -> int:
+    """Watch until Ctrl-C or SIGTERM, or until Zeek on an interface ends; returns the exit status.
 
     Raises:
-        ZeekError, CheckpointError, EngineError, TransportError: it cannot start.
+        ZeekError, CheckpointError, EngineError, TransportError: it cannot start, or Zeek ended by itself.
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
-    zeek = ZeekOnInterface(interface, log_dir) if interface else None
-    if zeek:
-        settings = settings.model_copy(update={"zeek": [*settings.zeek, zeek.url]})
     view = View()
-    service = Service(settings, view.watch)
-    return asyncio.run(_watch(service, view, zeek, Console()))
+    service = Service(settings, view.watch, log_dir)
+    return asyncio.run(_watch(service, view, Console()))
 
 
-async def _watch(service: Service, view: View, zeek: ZeekOnInterface | None, console: Console) -> int:
+async def _watch(service: Service, view: View, console: Console) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with contextlib.AsyncExitStack() as stack:
-        ended = await stack.enter_async_context(zeek.running()) if zeek else None
-        await stack.enter_async_context(service.running())
+    failure = None
+    async with service.running():
         with Live(view.draw(service), console=console, auto_refresh=False, transient=False) as live:
-            while not stop.is_set() and not (ended and ended.done()):
+            while not stop.is_set() and not failure:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), REFRESH_SECONDS)
                 live.update(view.draw(service), refresh=True)
+                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), None)
     counts = service.pipeline.counts
     console.print(f"{counts.flows} flows, {counts.delivered} verdicts, {counts.shed} shed, {counts.failed} failed.")
-    if ended and not stop.is_set():
-        raise ZeekError(
-            f"Zeek ended by itself with status {ended.result()}: may it capture there (root or CAP_NET_RAW)?"
-        )
+    if failure:
+        raise ZeekError(failure)
     return 0

@@ -8,15 +8,20 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+import time
 from pathlib import Path
+from typing import TextIO
 
 import structlog
+
+from service.sources.bus.transport import pause_seconds
 
 log = structlog.get_logger()
 
 STOP_SECONDS = 10
-START_SECONDS = 30
+STEADY_SECONDS = 60
+"""A Zeek that ran this long was healthy: the next pause is short again."""
+
 SCRIPTS = ("zeek/scripts", "service/zeek_scripts")
 """Where the Zeek package lies below the folder of this one: in a checkout, and in an installed wheel."""
 
@@ -56,14 +61,19 @@ def package_scripts() -> Path:
 
 
 class ZeekOnInterface:
-    """Zeek on a network interface, publishing to this process only; its logs go to `log_dir`, or away at the end."""
+    """Zeek on a network interface, publishing to this process only; its logs go to `log_dir`, or away at the end.
 
-    def __init__(self, interface: str, log_dir: Path | None) -> None:
+    `failure` says why Zeek last ended by itself; it is then started again after a pause.
+    """
+
+    def __init__(self, interface: str, log_dir: Path | None = None) -> None:
         """Find what is needed; nothing runs yet.
 
         Raises:
             ZeekError: no Zeek, no package, or no such interface.
         """
+        self.interface = interface
+        self.failure: str | None = None
         self._command = [zeek_executable(), "-i", interface, str(package_scripts())]
         self._log_dir = log_dir
         names = [name for _, name in socket.if_nameindex()]
@@ -71,34 +81,46 @@ class ZeekOnInterface:
             raise ZeekError(f"no interface {interface}; there are: {', '.join(names)}")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.url = f"ws://127.0.0.1:{self._port}"
+            port = probe.getsockname()[1]
+        self._command.append(f"Tapline::listen_port={port}/tcp")
+        self.url = f"ws://127.0.0.1:{port}"
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[asyncio.Task[int]]:
-        """Zeek runs while the block does; the task ends when Zeek does."""
-        with contextlib.ExitStack() as stack:
-            folder = self._log_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tapline-zeek-")))
-            folder.mkdir(parents=True, exist_ok=True)
-            stderr = stack.enter_context((folder / "zeek-stderr.log").open("w+"))
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                f"Tapline::listen_port={self._port}/tcp",
-                cwd=folder,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=stderr,
-                start_new_session=True,  # Ctrl-C reaches us alone: Zeek is stopped in order
-            )
-            ended = asyncio.create_task(process.wait())
-            try:
-                yield ended
-            finally:
-                await _stop(process, ended)
-                stderr.seek(0)
-                lines = [line for line in stderr.read().splitlines() if "error" in line.lower()]
-                for line in lines[:3]:
-                    log.error("zeek", said=line)
+    async def run(self) -> None:
+        """Keep Zeek running until cancelled, then stop it in order."""
+        failures = 0
+        while True:
+            started = time.monotonic()
+            with contextlib.ExitStack() as stack:
+                folder = self._log_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tapline-zeek-")))
+                folder.mkdir(parents=True, exist_ok=True)
+                stderr = stack.enter_context((folder / "zeek-stderr.log").open("w+"))
+                status = await self._run_once(folder, stderr)
+                self.failure = f"Zeek on {self.interface} ended with status {status}: {_reason(stderr)}"
+            log.error("zeek ended, starting it again", interface=self.interface, reason=self.failure)
+            failures = failures + 1 if time.monotonic() - started < STEADY_SECONDS else 0
+            await asyncio.sleep(pause_seconds(failures))
+
+    async def _run_once(self, folder: Path, stderr: TextIO) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            cwd=folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,  # Ctrl-C reaches us alone: Zeek is stopped in order
+        )
+        ended = asyncio.create_task(process.wait())
+        try:
+            return await asyncio.shield(ended)
+        finally:
+            await _stop(process, ended)
+
+
+def _reason(stderr: TextIO) -> str:
+    """Zeek's own word for why it ended."""
+    stderr.seek(0)
+    lines = [line.strip() for line in stderr.read(1 << 16).splitlines() if "error" in line.lower()]
+    return lines[0][:200] if lines else "may it capture there (root, or CAP_NET_RAW)?"
 
 
 async def _stop(process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
