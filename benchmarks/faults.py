@@ -77,7 +77,8 @@ class Proxy:
             asyncio.create_task(self._pump(zeek_reader, writer, lambda: self.swallow_down)),
         ]
         self._tasks.update(pumps)
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        with contextlib.suppress(asyncio.CancelledError):  # the end of the measurement
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for end in (writer, zeek_writer):
             end.transport.abort()
             self._writers.discard(end)
