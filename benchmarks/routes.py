@@ -2,10 +2,10 @@
 
     sudo python benchmarks/routes.py CAPTURE...
 
-tcpreplay sends each capture, in its own time, over a veth pair to Zeek with the package; its flows come over the bus.
-Needs root, iproute2, tcpreplay and `zeek` on PATH. Flows are matched by endpoints and compared by MM4flow's tokens; every
-difference is listed with its cause. Zeek's time-out for silent TCP connections is one minute here, not five, on the live
-route, so that the last flows end before one's patience does.
+tcpreplay sends each capture, in its own time, over a veth pair to Zeek with the package; flows come over the bus.
+Needs root, iproute2, tcpreplay and `zeek` on PATH. Flows are matched by endpoints and compared by MM4flow's tokens;
+every difference is listed with its cause. Zeek's time-out for silent TCP connections is one minute here, not five, on
+the live route, so that the last flows end before one's patience does.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ def compare(name: str, reference: Tokens, other: Tokens) -> None:
     same = sum((reference & other).values())
     print(f"  {name:<28} {sum(other.values()):>5} flows, {same:>5} the same")
     for title, missing, present in (("missing", reference - other, other), ("extra", other - reference, reference)):
-        for why, count in Counter(cause(entry, present) for entry in missing.elements()).items():
-            print(f"      {title} {count}: {why}")
+        for entry in missing.elements():
+            proto, orig_h, orig_p, resp_h, resp_p = json.loads(entry)[0]
+            print(f"      {title}: {proto} {orig_h} {orig_p} > {resp_h} {resp_p}: {cause(entry, present)}")
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ Captures = Annotated[
     list[str],
     typer.Argument(metavar="CAPTURE...", help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, or -"),
 ]
-Reader = Annotated[ReaderName, typer.Option(help="auto: Zeek where it is installed, otherwise the built-in reader")]
+Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: run Zeek on the capture")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
 

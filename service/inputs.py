@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from service.sources.ndjson import FlowLines
 from service.sources.zeek import ZeekReader
 
 ReaderName = Literal["auto", "zeek", "builtin"]
+"""`auto` is the built-in reader: it gives the flows that Zeek gives, faster, and as they end."""
 
 
 class FlowInput(Protocol):
@@ -71,6 +71,4 @@ def open_input(name: str, reader: ReaderName, options: ReadOptions) -> FlowInput
 
 
 def _open_capture(source: Path | BinaryIO, reader: ReaderName, options: ReadOptions) -> FlowInput:
-    if reader == "zeek" or (reader == "auto" and shutil.which("zeek")):
-        return ZeekReader(source, options)
-    return CaptureReader(source, options)
+    return ZeekReader(source, options) if reader == "zeek" else CaptureReader(source, options)

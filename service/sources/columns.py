@@ -228,6 +228,7 @@ class _Columns:
         header: npt.NDArray[np.void],
         version: int,
     ) -> None:
+        """Fills the columns from the transport headers on; a list of columns, longer than house style has functions."""
         block = self._block
         body = start + header_bytes
         payload = total - header_bytes

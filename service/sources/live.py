@@ -197,6 +197,16 @@ class TcpFlow(LiveFlow, gc=False):
         self.saw_orig, self.saw_resp = self.saw_resp, self.saw_orig
         self.partial = False
 
+    def forget_holes(self) -> int:
+        """Does without the data that waits for what precedes it, and without any later; how many parts that was."""
+        count = 0
+        for side in self.sides:
+            if side.holes:
+                count += len(side.holes)
+                side.holes.clear()
+                side.skipping = True
+        return count
+
     def service_port(self) -> int:
         """The responder's port."""
         return self.ports()[1 - self.orig]

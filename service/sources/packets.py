@@ -27,7 +27,7 @@ NO_TCP_HEADER = -1
 class PacketBlock:
     """Captured packets in file order. All arrays have one entry per packet.
 
-    * `data`: the bytes that hold the packets, followed by at least 128 zero bytes.
+    * `data`: the bytes that hold the packets, followed by at least 128 more bytes.
     * `start`: where in `data` a packet's link layer begins; `captured` and `wire`: its captured and original length.
     * `time_us`: microseconds since the epoch, rounded down.
     * `link`: link type (the LINKTYPE_ registry of tcpdump.org).

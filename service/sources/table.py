@@ -37,8 +37,11 @@ from service.sources.roles import (
 )
 from service.sources.sides import Side, TcpSide
 
-MAX_LIVE_FLOWS = 49_152
+MAX_LIVE_FLOWS = 32_768
 """Beyond it the flow that is nearest to its end is ended early, so that a scan cannot fill the memory."""
+
+MAX_HOLES = 32_768
+"""TCP segments that wait for what precedes them, in all flows together; beyond it a flow does without them."""
 
 DATAGRAM_TIMEOUT_US = 60 * tcp.SECOND_US
 _NEVER_US = 1 << 62
@@ -66,6 +69,7 @@ class FlowTable:
         self._clock_us: Int64Array = np.zeros(1, dtype=np.int64)
         self._created = 0
         self._depth = 0
+        self._holes = 0
         # (earliest time the flow can end, its number, its key); entries of flows that ended are dropped when met.
         self._due: list[tuple[int, int, bytes]] = [(_NEVER_US, 0, b"")]
 
@@ -165,7 +169,15 @@ class FlowTable:
             self._depth -= 1
 
     def _process_tcp(self, flow: TcpFlow, row: PacketRow) -> None:
+        first, second = flow.sides
+        before = len(first.holes) + len(second.holes)
         tcp.process(flow, row)
+        after = len(first.holes) + len(second.holes)
+        if after != before:
+            self._holes += after - before
+            if self._holes > MAX_HOLES:
+                self._holes -= flow.forget_holes()
+                self._counters.skipped["segments out of order given up for lack of room"] += after
         if flow.due_changed:
             flow.due_changed = False
             self._push_due(flow)
@@ -296,6 +308,8 @@ class FlowTable:
 
     def _end(self, flow: LiveFlow) -> None:
         del self._flows[flow.key]
+        if isinstance(flow, TcpFlow):
+            self._holes -= flow.forget_holes()
         self.finished.append(flow.finish(self._heads))
 
 

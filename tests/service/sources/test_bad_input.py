@@ -220,6 +220,19 @@ def test_segments_beyond_a_hole_take_bounded_memory():
     assert flow.orig_bytes == b"x" + bytes(8) + b"y"
 
 
+def test_segments_beyond_holes_of_many_flows_take_bounded_memory(monkeypatch):
+    monkeypatch.setattr(table, "MAX_HOLES", 100)
+    packets = []
+    for port in range(30):
+        talk = b.Talk(client_port=4000 + port).opened()
+        for n in range(10):
+            talk.up(b.ACK, 1010 + 2 * n, 5001, b"y")
+        packets += talk.packets
+    flows, reader = run(b.pcap(packets))
+    assert [flow.up for flow in flows] == [10] * 30
+    assert reader.skipped == {"segments out of order given up for lack of room": 20}
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(SEEDS), st.data())
 def test_mutated_captures_raise_nothing_else(seed, data):

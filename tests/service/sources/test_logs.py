@@ -11,7 +11,7 @@ from service.sources.capture import CaptureReader, ReadOptions
 from service.sources.logs import LogError, is_log_directory, read_log_directory
 
 DATA = Path(__file__).parents[2] / "data"
-LOGS = DATA / "zeek-logs" / "tk.pcap"
+LOGS = DATA / "protocols" / "logs" / "tk.pcap"
 FEATURES = ("start_us", "orig_h", "orig_p", "resp_h", "resp_p", "proto", "up", "down", "payload_lengths",
             "orig_bytes", "resp_bytes", "orig_pkts", "resp_pkts", "orig_ip_bytes", "resp_ip_bytes")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A small bus client for the tests: prints each event it gets as one line of JSON, answers the end marker, sends verdicts.
+"""A small bus client for the tests: prints each event as a line of JSON, answers the end marker, sends verdicts.
 
 usage: bus_client.py PORT TOPIC... [--verdicts] [--record FILE] [--drain] [--seconds N]
 """

@@ -1,4 +1,4 @@
-"""Writes a capture of one UDP flow to standard output: udp_flow.py COUNT, datagrams of 1, 2, 3 ... bytes, every third one back."""
+"""Writes a capture of one UDP flow: udp_flow.py COUNT, datagrams of 1, 2, 3 ... bytes, every third one back."""
 
 import struct
 import sys
