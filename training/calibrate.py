@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 Floats = NDArray[np.float64]
+
+MOST_FLOWS = 20
+"""Flows of a class that one capture may count for: the hundreds of alike flows of a scan are one observation."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +31,27 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> Floats:
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
-def capture_weights(captures: list[str], power: float = 0.5) -> Floats:
-    """A weight for each flow, so that a capture of n flows weighs `n ** power`."""
-    _, group, counts = np.unique(np.asarray(captures), return_inverse=True, return_counts=True)
-    return np.asarray(counts[group].astype(np.float64) ** (power - 1))
+def capped_weights(captures: Sequence[str], truth: NDArray[np.int64]) -> Floats:
+    """A weight for each flow, so that the flows of a class in one capture weigh no more than `MOST_FLOWS` together."""
+    groups = list(zip(captures, truth.tolist(), strict=True))
+    flows = Counter(groups)
+    return np.array([min(1.0, MOST_FLOWS / flows[group]) for group in groups])
 
 
-def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64], weights: Floats) -> float:
-    """The temperature of least weighted log-loss (Guo et al., ICML 2017)."""
-    rows = np.arange(len(truth))
+def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64], weights: Floats, n_label: int) -> float:
+    """The temperature with which the mean confidence is the accuracy, both weighted.
 
-    def loss(log_temperature: float) -> float:
-        shares = softmax(logits, float(np.exp(log_temperature)))
-        return float(-(weights * np.log(shares[rows, truth] + 1e-12)).sum())
+    The usual fit, least log-loss (Guo et al., ICML 2017), is led by the few flows that are wrong with certainty, those
+    of a capture unlike all others, and leaves everything else too modest.
+    """
+    right = logits[:, :n_label].argmax(axis=1) == truth
+    accuracy = np.average(right, weights=weights)
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded").x))
+    def gap(log_temperature: float) -> float:
+        confidence = softmax(logits, float(np.exp(log_temperature)))[:, :n_label].max(axis=1)
+        return float((np.average(confidence, weights=weights) - accuracy) ** 2)
+
+    return float(np.exp(minimize_scalar(gap, bounds=(-2.0, 2.0), method="bounded").x))
 
 
 def rejection_threshold(confidence: Floats, weights: Floats, false_rejection: float) -> float:

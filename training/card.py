@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from models.checkpoint import Checkpoint
+from training.calibrate import MOST_FLOWS
 from training.corpus import ClassCount
 from training.finetune import TrainingConfig
 from training.metrics import Interval
@@ -89,6 +90,9 @@ def _headline(figures: Evaluation) -> str:
         f"Gain in macro-F1, 95 %: {_range(figures.gain_interval)}. Accuracy over flows {figures.accuracy:.3f}. "
         f"Expected calibration error {figures.calibration_error:.3f} (15 bins; each fold with the temperature of the "
         f"other folds; the checkpoint's is {figures.temperature:.2f}).\n\n"
+        f"Where the flows of a class in one capture weigh no more than {MOST_FLOWS} together: macro-F1 "
+        f"{figures.macro_f1_capped:.3f}, tree ensemble {figures.macro_f1_capped_trees:.3f}, calibration error "
+        f"{figures.calibration_error_capped:.3f}.\n\n"
         f"{_unknown(figures)}"
     )
 
@@ -96,7 +100,8 @@ def _headline(figures: Evaluation) -> str:
 def _unknown(figures: Evaluation) -> str:
     text = (
         f"*Unknown*: the threshold {figures.threshold:.3f} is set to reject {FALSE_REJECTION:.0%} of known flows "
-        f"(captures weighed by the root of their flows); it rejects {figures.known_rejected:.1%} of the known"
+        f"(a capture weighs no more than {MOST_FLOWS} flows of a class); it rejects {figures.known_rejected:.1%} of "
+        "the known"
     )
     if figures.unknown_rejected is None:
         return f"{text}. There was no rarer protocol to measure on."

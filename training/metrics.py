@@ -33,17 +33,18 @@ class ClassScore:
     f1: float
 
 
-def f1_scores(truth: Ints, predicted: Ints, n_class: int) -> Floats:
+def f1_scores(truth: Ints, predicted: Ints, n_class: int, weights: Floats | None = None) -> Floats:
     """F1 of each class, float [n_class]; 0 where a class is neither there nor predicted."""
-    hit = np.bincount(truth[truth == predicted], minlength=n_class)
-    total = np.bincount(truth, minlength=n_class) + np.bincount(predicted, minlength=n_class)
-    return np.asarray(2 * hit / np.maximum(total, 1), np.float64)
+    weights = np.ones(len(truth)) if weights is None else weights
+    hit = np.bincount(truth, weights * (truth == predicted), minlength=n_class)
+    total = np.bincount(truth, weights, minlength=n_class) + np.bincount(predicted, weights, minlength=n_class)
+    return np.asarray(2 * hit / np.where(total > 0, total, 1.0))
 
 
-def macro_f1(truth: Ints, predicted: Ints, n_class: int, min_flows: int) -> float:
+def macro_f1(truth: Ints, predicted: Ints, n_class: int, min_flows: int, weights: Floats | None = None) -> float:
     """Mean F1 over the classes with at least `min_flows` flows in `truth`; NaN when there is none."""
     counted = np.bincount(truth, minlength=n_class) >= min_flows
-    return float(f1_scores(truth, predicted, n_class)[counted].mean()) if counted.any() else float("nan")
+    return float(f1_scores(truth, predicted, n_class, weights)[counted].mean()) if counted.any() else float("nan")
 
 
 def class_scores(truth: Ints, predicted: Ints, labels: Sequence[str], captures: Sequence[str]) -> list[ClassScore]:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import Calibrated, Floats, capture_weights, fit_temperature, rejection_threshold, softmax
+from training.calibrate import Calibrated, Floats, capped_weights, fit_temperature, rejection_threshold, softmax
 from training.evaluate import EvaluationSettings, FoldOutcome, Logits
 from training.finetune import TrainingError
 from training.metrics import (
@@ -68,7 +68,8 @@ class Evaluation(msgspec.Struct, frozen=True):
 
     `macro_f1` is the mean over folds, its interval a bootstrap over the captures of each fold. `macro_f1_by_packets`:
     after so many payload packets, and `all`. Each fold is calibrated with the temperature fitted on the other folds;
-    `temperature` and `threshold` are those of all folds together, for the checkpoint.
+    `temperature` and `threshold` are those of all folds together, for the checkpoint. `capped`: where the flows of a
+    class in one capture weigh no more than `training.calibrate.MOST_FLOWS` together.
     """
 
     folds: list[FoldFigures]
@@ -77,6 +78,9 @@ class Evaluation(msgspec.Struct, frozen=True):
     macro_f1_trees: float
     macro_f1_trees_interval: Interval
     gain_interval: Interval
+    macro_f1_capped: float
+    macro_f1_capped_trees: float
+    calibration_error_capped: float
     accuracy: float
     calibration_error: float
     unknown_auroc: float | None
@@ -130,6 +134,9 @@ def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: E
         macro_f1_trees=mean(f1_trees),
         macro_f1_trees_interval=_interval(trees_draws),
         gain_interval=_interval(model_draws - trees_draws),
+        macro_f1_capped=mean(lambda fold: _capped_f1(fold.outcome, fold.predicted, len(labels))),
+        macro_f1_capped_trees=mean(lambda fold: _capped_f1(fold.outcome, fold.outcome.trees, len(labels))),
+        calibration_error_capped=_pooled_calibration(counted, capped=True),
         accuracy=mean(lambda fold: float((fold.predicted == fold.outcome.truth).mean())),
         calibration_error=_pooled_calibration(counted),
         unknown_auroc=_mean_of_those([fold.unknown_auroc for fold in folds if fold.fold in reported]),
@@ -148,8 +155,8 @@ def calibrate(outcomes: Sequence[FoldOutcome], n_label: int) -> Calibrated:
     """Temperature and threshold from flows that the models of these folds were not trained on."""
     logits = np.concatenate([outcome.logits for outcome in outcomes])
     truth = np.concatenate([outcome.truth for outcome in outcomes])
-    weights = capture_weights([capture for outcome in outcomes for capture in outcome.captures])
-    temperature = fit_temperature(logits, truth, weights)
+    weights = capped_weights([capture for outcome in outcomes for capture in outcome.captures], truth)
+    temperature = fit_temperature(logits, truth, weights, n_label)
     confidence = softmax(logits, temperature)[:, :n_label].max(axis=1)
     return Calibrated(temperature, rejection_threshold(confidence, weights, FALSE_REJECTION))
 
@@ -229,10 +236,16 @@ def _interval(draws: Floats) -> Interval:
     return Interval(float(low), float(high))
 
 
-def _pooled_calibration(folds: Sequence[_Judged]) -> float:
+def _capped_f1(outcome: FoldOutcome, predicted: NDArray[np.int64], n_label: int) -> float:
+    weights = capped_weights(outcome.captures, outcome.truth)
+    return macro_f1(outcome.truth, predicted, n_label, MIN_FLOWS, weights)
+
+
+def _pooled_calibration(folds: Sequence[_Judged], *, capped: bool = False) -> float:
     confidence = np.concatenate([fold.confidence for fold in folds])
     correct = np.concatenate([fold.predicted == fold.outcome.truth for fold in folds])
-    return calibration_error(confidence, correct)
+    weights = [capped_weights(fold.outcome.captures, fold.outcome.truth) for fold in folds]
+    return calibration_error(confidence, correct, np.concatenate(weights) if capped else None)
 
 
 def _by_packets(folds: Sequence[_Judged], n_label: int) -> dict[str, float]:

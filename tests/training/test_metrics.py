@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from training.calibrate import capture_weights, fit_temperature, rejection_threshold, softmax
-from training.metrics import auroc, bootstrap_draws, calibration_error, class_scores, macro_f1
+from training.calibrate import MOST_FLOWS, capped_weights, fit_temperature, rejection_threshold, softmax
+from training.metrics import auroc, bootstrap_draws, calibration_error, class_scores, f1_scores, macro_f1
 
 
 def test_macro_f1_counts_classes_with_enough_flows(rng):
@@ -40,10 +40,10 @@ def test_bootstrap_draws_whole_captures():
     assert set(draws.tolist()) == {0.0, 0.9, 1.0}
 
 
-def test_temperature_undoes_a_scale(rng):
+def test_temperature_makes_confidence_match_accuracy(rng):
     logits = rng.normal(0, 2, (4000, 4)).astype(np.float32)
     truth = np.array([rng.choice(4, p=row) for row in softmax(logits)])
-    assert fit_temperature(logits * 3, truth, np.ones(4000)) == pytest.approx(3, rel=0.1)
+    assert fit_temperature(logits * 3, truth, np.ones(4000), 4) == pytest.approx(3, rel=0.15)
 
 
 def test_threshold_rejects_the_share_asked_for():
@@ -51,7 +51,12 @@ def test_threshold_rejects_the_share_asked_for():
     assert (confidence < rejection_threshold(confidence, np.ones(101), 0.05)).mean() == pytest.approx(0.05, abs=0.01)
 
 
-def test_a_capture_weighs_the_root_of_its_flows():
-    weights = capture_weights(["a", "a", "a", "a", "b"])
-    assert weights[:4].sum() == pytest.approx(2)
-    assert weights[4] == 1
+def test_a_capture_counts_for_so_many_flows_of_a_class():
+    weights = capped_weights(["a"] * 100 + ["b"], np.array([0] * 80 + [1] * 20 + [0]))
+    assert weights[:80].sum() == pytest.approx(MOST_FLOWS)
+    assert weights[80:].tolist() == [1] * 21
+
+
+def test_weights_count_in_f1():
+    truth, predicted = np.array([0, 0, 1]), np.array([0, 1, 1])
+    assert f1_scores(truth, predicted, 2, np.array([1, 0.5, 1])) == pytest.approx([2 / 2.5, 2 / 2.5])
