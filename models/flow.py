@@ -1,4 +1,4 @@
-"""The flow record that every source yields and every model reads, and its JSON form. Packets are the sources' business."""
+"""The flow record that every source yields and every model reads, and its JSON form. Packets belong to the sources."""
 
 from __future__ import annotations
 

@@ -26,7 +26,11 @@ def tagged(kind: str, value: Any) -> dict[str, Any]:
 
 def event_frame(topic: str, name: str, arguments: list[dict[str, Any]]) -> str:
     """An event as a client sends it."""
-    body = [tagged("count", 1), tagged("count", 1), tagged("vector", [tagged("string", name), tagged("vector", arguments)])]
+    body = [
+        tagged("count", 1),
+        tagged("count", 1),
+        tagged("vector", [tagged("string", name), tagged("vector", arguments)]),
+    ]
     return json.dumps({"type": "data-message", "topic": topic, "@data-type": "vector", "data": body})
 
 

@@ -1,0 +1,29 @@
+# `make run` classifies a bundled capture and serves; `make test` checks everything. Both need only Python and make.
+PYTHON ?= python3
+PORT ?= 8000
+CAPTURE ?= tests/data/captures/android.pcap
+
+.PHONY: run test clean
+
+run: .venv/installed
+	.venv/bin/tapline classify $(CAPTURE)
+	.venv/bin/tapline serve --port $(PORT)
+
+test: .venv-dev/installed
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/mypy models service training
+	.venv-dev/bin/pytest
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv-dev/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-dev
+	.venv-dev/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-dev

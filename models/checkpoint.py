@@ -1,0 +1,213 @@
+"""The checkpoint directory: its manifest, reading it with every check, and writing it whole or not at all.
+
+`<repository>/<name>/<version>/` holds `checkpoint.json`, `model.safetensors`, `model.onnx` and `README.md`. Nothing in
+it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from models.encode import BYTES_MAX_TOKENS, FEATURE_VERSION, PS_MAX_TOKENS, Mm4flowFeatures
+
+FORMAT_VERSION = 1
+MANIFEST = "checkpoint.json"
+WEIGHTS = "model.safetensors"
+ONNX = "model.onnx"
+CARD = "README.md"
+MAX_MANIFEST_BYTES = 4 << 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be served; the message says which, why and what to do."""
+
+
+_Size = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+_Label = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+
+
+class Mm4flowNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes of an MM4flow network; the names of the first four are the published ones."""
+
+    d_model: _Size
+    n_layer: _Size
+    n_head: _Size
+    dim_ff: _Size
+    n_class: _Size
+    ps_max_tokens: _Size = PS_MAX_TOKENS
+    bytes_max_tokens: _Size = BYTES_MAX_TOKENS
+    fusion_heads: _Size = 4
+
+    def __post_init__(self) -> None:
+        for heads in (self.n_head, self.fusion_heads):
+            if self.d_model % heads:
+                raise ValueError(f"d_model {self.d_model} is not a multiple of {heads} heads")
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How logits become confidence: softmax of logits over the temperature (Guo et al., ICML 2017)."""
+
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
+class Unknown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a verdict says *unknown*: the calibrated confidence of the best label is below the threshold.
+
+    With `background` the network has one class after the labels, trained on traffic that bears none of them (outlier
+    exposure, Hendrycks et al., ICLR 2019). It is never a verdict: what it takes, the labels' confidence lacks.
+    """
+
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    background: bool = False
+
+
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size and SHA-256 of a file of the checkpoint."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The manifest. `metrics` states the data each figure was measured on; `provenance` how the weights came about."""
+
+    kind: Literal["mm4flow"]
+    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+    version: Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$")]
+    network: Mm4flowNetwork
+    labels: list[_Label]
+    features: Mm4flowFeatures = Mm4flowFeatures()
+    calibration: Calibration = Calibration()
+    unknown: Unknown = Unknown()
+    min_packets: Annotated[int, msgspec.Meta(ge=1)] = 1
+    metrics: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    files: dict[str, FileRecord] = {}
+    format_version: int = FORMAT_VERSION
+    feature_version: int = FEATURE_VERSION
+
+
+class _Versions(msgspec.Struct):
+    """What is read of a manifest before anything else is believed."""
+
+    format_version: int
+    feature_version: int
+
+
+def read_checkpoint(directory: Path, needs: tuple[str, ...] = (ONNX,)) -> Checkpoint:
+    """Read and verify a checkpoint directory; `needs` names the files that must be there.
+
+    Raises:
+        CheckpointError: it is missing, of another version, inconsistent, or a file is not the one that was written.
+    """
+    text = _read_manifest(directory)
+    try:
+        versions = msgspec.json.decode(text, type=_Versions)
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"{directory / MANIFEST}: not a checkpoint manifest: {error}") from None
+    for what, got, expected in (
+        ("format", versions.format_version, FORMAT_VERSION),
+        ("feature", versions.feature_version, FEATURE_VERSION),
+    ):
+        if got != expected:
+            raise CheckpointError(
+                f"{directory}: {what} version {got}, this tapline reads {expected}: export the checkpoint again"
+            )
+    try:
+        checkpoint = msgspec.json.decode(text, type=Checkpoint)
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"{directory / MANIFEST}: {error}") from None
+    _verify(directory, checkpoint, needs)
+    return checkpoint
+
+
+def _read_manifest(directory: Path) -> bytes:
+    path = directory / MANIFEST
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, not a checkpoint manifest")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{directory}: no readable {MANIFEST} ({error.strerror}): not a checkpoint") from None
+
+
+def _verify(directory: Path, checkpoint: Checkpoint, needs: tuple[str, ...]) -> None:
+    if checkpoint.network.n_class != len(checkpoint.labels) + checkpoint.unknown.background:
+        background = " and a background class" if checkpoint.unknown.background else ""
+        raise CheckpointError(
+            f"{directory}: {len(checkpoint.labels)} labels{background} for a network of "
+            f"{checkpoint.network.n_class} classes"
+        )
+    if len(set(checkpoint.labels)) != len(checkpoint.labels):
+        raise CheckpointError(f"{directory}: a label occurs twice")
+    for name in needs:
+        if name not in checkpoint.files:
+            raise CheckpointError(f"{directory}: {name} is not part of this checkpoint")
+    for name, record in checkpoint.files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{directory}: a file name with a path in the manifest")
+        if name not in needs:
+            continue
+        try:
+            size_bytes = (directory / name).stat().st_size
+            digest = file_sha256(directory / name) if size_bytes == record.size_bytes else ""
+        except OSError as error:
+            raise CheckpointError(f"{directory / name}: {error.strerror}") from None
+        if size_bytes != record.size_bytes:
+            raise CheckpointError(f"{directory / name}: {size_bytes} bytes, the manifest says {record.size_bytes}")
+        if digest != record.sha256:
+            raise CheckpointError(f"{directory / name}: damaged: its SHA-256 is not the one in the manifest")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checkpoint(directory: Path, checkpoint: Checkpoint, write_files: Callable[[Path], None]) -> Checkpoint:
+    """Write a checkpoint beside `directory` and move it there when it is whole.
+
+    `write_files` puts every other file into the folder it is given. An existing checkpoint is replaced only at the end.
+
+    Returns:
+        The manifest as written, with the files' sizes and hashes.
+
+    Raises:
+        CheckpointError: `directory` holds something else than a checkpoint, which is left alone.
+    """
+    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        raise CheckpointError(f"{directory}: exists and holds no checkpoint: give another directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        write_files(staging)
+        files = {
+            path.name: FileRecord(path.stat().st_size, file_sha256(path))
+            for path in sorted(staging.iterdir())
+            if path.name != CARD
+        }
+        written = msgspec.structs.replace(checkpoint, files=files)
+        (staging / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(written), indent=2) + b"\n")
+        staging.chmod(0o755)
+        _replace(directory, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return written
+
+
+def _replace(directory: Path, staging: Path) -> None:
+    if not directory.exists():
+        staging.replace(directory)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+    directory.replace(old / "was")
+    staging.replace(directory)
+    shutil.rmtree(old)

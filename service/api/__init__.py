@@ -1,0 +1,1 @@
+"""The REST API: routes, bodies, errors, and the life of the server."""

@@ -1,0 +1,87 @@
+"""Every error that a client sees: one shape, `{"error": {"code", "message"}}`, built in one function."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from service.batcher import QueueFullError, VerdictError
+from service.runtime import BusyError
+
+log = structlog.get_logger()
+
+RETRY_AFTER_SECONDS = 2
+MAX_MESSAGES = 5
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: a word for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(HTTPException):
+    """An error with its status and code; `retry` adds Retry-After."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry: bool = False) -> None:
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None
+        super().__init__(status, message, headers)
+        self.code = code
+
+
+def error_response(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The one place that builds an error."""
+    body = ErrorBody(error=ErrorDetail(code=code, message=message))
+    return JSONResponse(body.model_dump(), status, headers)
+
+
+@contextlib.contextmanager
+def overload_as_api_error() -> Iterator[None]:
+    """Turn a full queue into 429, and a busy or stopping service into 503, all with Retry-After."""
+    try:
+        yield
+    except QueueFullError as error:
+        raise ApiError(429, "overloaded", str(error), retry=True) from None
+    except BusyError as error:
+        raise ApiError(503, "busy", str(error), retry=True) from None
+    except VerdictError as error:
+        raise ApiError(503, "stopping", str(error), retry=True) from None
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application come out in the one shape."""
+
+    async def http_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = error.code if isinstance(error, ApiError) else str(error.detail).lower().replace(" ", "_")
+        return error_response(error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        found = [
+            f"{'.'.join(str(part) for part in item['loc'][1:]) or 'body'}: {item['msg']}"
+            for item in error.errors()[:MAX_MESSAGES]
+        ]
+        return error_response(422, "invalid", "; ".join(found))
+
+    async def unknown(request: Request, error: Exception) -> JSONResponse:
+        log.error("request failed", route=request.url.path, error=type(error).__name__, exc_info=error)
+        return error_response(500, "internal", "something went wrong here; it has been logged")
+
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unknown)

@@ -1,0 +1,56 @@
+"""`GET /v1/live`: the account of the live path, for people and dashboards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+
+from service.api import schemas
+from service.runtime import Service
+from service.sensors import Sensor
+from service.sources.bus.source import SensorState
+
+TOP_SUBJECTS = 20
+
+
+def live(service: Service) -> schemas.Live:
+    """Everything that came in live and what became of it."""
+    pipeline = service.pipeline
+    return schemas.Live(
+        counts=dataclasses.asdict(pipeline.counts),
+        waiting=pipeline.waiting_flows,
+        shed_by_subject=[
+            schemas.Subject(subject=subject, flows=flows)
+            for subject, flows in pipeline.shed_by_subject.top(TOP_SUBJECTS)
+        ],
+        buses=[_bus(sensor) for sensor in service.sensors.sensors],
+    )
+
+
+def _bus(sensor: Sensor) -> schemas.Bus:
+    state = sensor.source.state
+    return schemas.Bus(
+        url=state.url,
+        connected=state.connected,
+        peer_version=state.peer_version,
+        reason=state.reason,
+        connections=state.connections,
+        refused=state.malformed,
+        pending_verdicts=sensor.sink.pending_verdicts if sensor.sink else 0,
+        sensors=[_sensor(name, account) for name, account in state.sensors.items()],
+    )
+
+
+def _sensor(name: str, account: SensorState) -> schemas.Sensor:
+    zeek = None
+    if account.stats is not None:
+        zeek = {key: float(value) for key, value in msgspec.structs.asdict(account.stats).items() if key != "sensor"}
+    return schemas.Sensor(
+        name=name,
+        flows=account.flows,
+        early=account.early,
+        missed=account.missed,
+        restarts=account.restarts,
+        zeek=zeek,
+    )

@@ -1,0 +1,208 @@
+"""The bodies of the REST API. Flows have the fields of `models.flow.FlowLine`, which remains the authority on them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.flow import MAX_CONTENT_BYTES, MAX_PACKET_HEADS, MAX_PAYLOAD_LENGTHS
+
+MAX_FLOWS = 10_000
+"""Most flows in one request."""
+
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Name = Annotated[str, Field(max_length=128)]
+ContentHex = Annotated[str, Field(max_length=2 * MAX_CONTENT_BYTES, pattern="^([0-9a-fA-F]{2})*$")]
+
+
+class Body(BaseModel):
+    """A body refuses fields that it does not know, and types that are not the ones it names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class PacketHead(Body):
+    """The first bytes of a packet."""
+
+    gap_us: Count
+    data: Annotated[str, Field(max_length=1020, pattern="^([0-9a-fA-F]{2})*$", description="hex, link layer on")]
+
+
+class FlowFields(Body):
+    """A flow, as `tapline features` writes it."""
+
+    uid: Annotated[str, Field(min_length=1, max_length=128)]
+    start_us: Annotated[Count, Field(description="first packet, microseconds since the epoch")]
+    orig_h: Name
+    orig_p: Port
+    resp_h: Name
+    resp_p: Port
+    proto: Annotated[str, Field(pattern="^(tcp|udp|icmp|[0-9]{1,3})$")]
+    duration_us: Count = 0
+    community_id: Annotated[Name, Field(description="ignored when sent: it follows from the flow")] = ""
+    up: Annotated[Count, Field(description="packets with payload from the originator")] = 0
+    down: Count = 0
+    payload_lengths: Annotated[
+        list[Annotated[int, Field(ge=-65535, le=65535)]],
+        Field(max_length=MAX_PAYLOAD_LENGTHS, description="+n from the originator, -n from the responder, in order"),
+    ] = []
+    orig_bytes: Annotated[ContentHex, Field(description="first content bytes of the originator, hex")] = ""
+    resp_bytes: ContentHex = ""
+    orig_pkts: Count = 0
+    resp_pkts: Count = 0
+    orig_ip_bytes: Count = 0
+    resp_ip_bytes: Count = 0
+    link_type: Annotated[int, Field(ge=0, le=255)] = 0
+    heads_kind: Literal["none", "header", "full"] = "none"
+    heads: Annotated[list[PacketHead], Field(max_length=MAX_PACKET_HEADS)] = []
+    service: Name = ""
+    conn_state: Name = ""
+    sensor: Name = ""
+    complete: bool = True
+
+
+class FlowIn(FlowFields):
+    """A flow to classify; tokens are accepted, since `tapline features --tokens` writes them, and not read."""
+
+    ps_tokens: list[int] | None = None
+    bytes_tokens: list[int] | None = None
+    bytes_types: list[int] | None = None
+
+
+class FlowsRequest(Body):
+    """Flows to classify."""
+
+    flows: Annotated[list[FlowIn], Field(max_length=MAX_FLOWS)]
+
+
+class Alternative(Body):
+    """Another label that was considered."""
+
+    label: str
+    confidence: float
+
+
+class Verdict(Body):
+    """What the model says; with `unknown` the label is merely the nearest one that it knows."""
+
+    label: str
+    confidence: Annotated[float, Field(ge=0, le=1, description="calibrated")]
+    unknown: bool
+    alternatives: list[Alternative]
+    model: str
+    version: str
+    final: bool = True
+
+
+class ClassifiedFlow(FlowFields):
+    """A flow with its verdict, null where the engine failed on it; `input` is the name of the file it came from."""
+
+    verdict: Verdict | None
+    input: str = ""
+
+
+class LabelSummary(Body):
+    """What one label got."""
+
+    label: str
+    flows: int
+    ip_bytes: int
+    mean_confidence: float
+
+
+class InputSummary(Body):
+    """What came of one input; `warning` where it was read only in part."""
+
+    name: str
+    flows: int
+    packets: int
+    skipped: dict[str, int]
+    warning: str | None
+    error: str | None
+
+
+class Summary(Body):
+    """The whole, every flow accounted for."""
+
+    model: str
+    version: str
+    flows: int
+    classified: int
+    unknown: int
+    without_payload: int
+    below_min_packets: int
+    failed: int
+    labels: list[LabelSummary]
+    inputs: list[InputSummary]
+
+
+class Classified(Body):
+    """The answer to a capture or to flows."""
+
+    flows: list[ClassifiedFlow]
+    summary: Summary
+
+
+class Model(Body):
+    """A checkpoint that serves."""
+
+    name: str
+    version: str
+    kind: str
+    labels: list[str]
+    min_packets: int
+    metrics: dict[str, object]
+
+
+class Models(Body):
+    """The checkpoints that serve."""
+
+    models: list[Model]
+
+
+class Sensor(Body):
+    """The account of one sensor on a bus; counters are the service's own but for those under `zeek`."""
+
+    name: str
+    flows: int
+    early: int
+    missed: Annotated[int, Field(description="flows that never came, by the sensor's numbering")]
+    restarts: int
+    zeek: Annotated[dict[str, float] | None, Field(description="Zeek's own counters, as it last sent them")]
+
+
+class Bus(Body):
+    """A connection to a sensor's bus."""
+
+    url: str
+    connected: bool
+    peer_version: str
+    reason: Annotated[str, Field(description="why it is not connected")]
+    connections: int
+    refused: int
+    pending_verdicts: Annotated[int, Field(description="verdicts that Zeek has not acknowledged yet")]
+    sensors: list[Sensor]
+
+
+class Subject(Body):
+    """A subject that overload shed, with how many of its flows."""
+
+    subject: str
+    flows: int
+
+
+class Live(Body):
+    """The live path: what came, what became of it, and where it comes from."""
+
+    counts: dict[str, int]
+    waiting: int
+    shed_by_subject: list[Subject]
+    buses: list[Bus]
+
+
+class Health(Body):
+    """`ok`, or why not."""
+
+    status: str

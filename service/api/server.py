@@ -1,0 +1,92 @@
+"""The life of the server: start, serve until asked to stop, drain within a limit, exit 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+
+from service.api.app import create_app
+from service.runtime import Service
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+
+class ListenError(RuntimeError):
+    """The address cannot be listened on; the message says why."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        stop_signals = (signal.SIGTERM, signal.SIGINT)
+        for number in stop_signals:
+            loop.add_signal_handler(number, self._stop, number.name)
+        try:
+            yield
+        finally:
+            for number in stop_signals:
+                loop.remove_signal_handler(number)
+
+    def _stop(self, name: str) -> None:
+        log.info("stopping", signal=name)
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        CheckpointError, EngineError, TransportError: nothing can be served.
+        ListenError: the address cannot be listened on.
+    """
+    _configure_log()
+    with _listening(settings) as listener:
+        service = Service(settings)
+        checkpoint = service.classifier.checkpoint
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
+        log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}")
+        config = uvicorn.Config(
+            create_app(service),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+            h11_max_incomplete_event_size=64 << 10,
+        )
+        _Server(config).run(sockets=[listener])
+    log.info("stopped")
+
+
+def _configure_log() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
+def _listening(settings: Settings) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address, family=family)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ListenError(f"cannot listen on {settings.host} port {settings.port}: {reason}") from None

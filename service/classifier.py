@@ -1,0 +1,87 @@
+"""Flows to verdicts through one engine: the single path that the command line, REST and the live service share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from models.encode import encode
+from models.flow import Flow
+from models.verdict import Verdict, verdicts
+from service.engines.base import Engine, EngineError
+
+ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
+DEFAULT_CHECKPOINT = "flow-protocols"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one batch cost, for the histograms."""
+
+    encode_seconds: float
+    compute_seconds: float
+    tokens: int
+    lengths_out_of_vocabulary: int
+
+
+class Classifier:
+    """Classifies batches of flows with a checkpoint; one call at a time per instance."""
+
+    def __init__(self, engine: Engine, *, min_packets: int | None = None, with_scores: bool = False) -> None:
+        self.checkpoint = engine.checkpoint
+        self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
+        self.last_timing = Timing(0.0, 0.0, 0, 0)
+        self._engine = engine
+        self._with_scores = with_scores
+
+    def accepts(self, flow: Flow) -> bool:
+        """Whether the flow has enough payload packets to be asked about."""
+        return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
+
+    def classify(self, flows: Sequence[Flow]) -> list[Verdict]:
+        """One verdict for each flow, in order.
+
+        Raises:
+            EngineError: the engine gave another number of scores than it got flows.
+        """
+        if not flows:
+            return []
+        start = time.perf_counter()
+        batch = encode(flows, self.checkpoint.features)
+        encoded = time.perf_counter()
+        scores = self._engine.run(batch)
+        if len(scores.logits) != len(flows):
+            raise EngineError(f"the engine scored {len(scores.logits)} flows of {len(flows)}")
+        found = verdicts(scores.logits, self.checkpoint, with_scores=self._with_scores)
+        self.last_timing = Timing(
+            encoded - start,
+            time.perf_counter() - encoded,
+            len(batch.ps_tokens) + len(batch.bytes_tokens),
+            batch.lengths_out_of_vocabulary,
+        )
+        return [
+            verdict if flow.complete else msgspec.structs.replace(verdict, final=False)
+            for flow, verdict in zip(flows, found, strict=True)
+        ]
+
+
+def shipped_checkpoint(name: str = DEFAULT_CHECKPOINT) -> Path:
+    """The newest version of a checkpoint that ships with tapline."""
+    return newest_version(ZOO / name)
+
+
+def newest_version(directory: Path) -> Path:
+    """The newest version below `<repository>/<name>`, or the directory itself where it holds no versions.
+
+    Versions order by their numbers, so that 10 comes after 9.
+    """
+    versions = [path for path in directory.glob("*") if path.is_dir() and not path.name.startswith(".")]
+    return max(versions, key=_version_key, default=directory)
+
+
+def _version_key(path: Path) -> tuple[list[int], str]:
+    return [int(part) for part in path.name.split(".") if part.isdigit()], path.name

@@ -1,0 +1,175 @@
+"""The command line `tapline`: parses options and hands over; the work is in the modules it calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn, TextIO
+
+import msgspec
+import typer
+from rich.console import Console
+
+from models.checkpoint import CheckpointError
+from models.flow import HeadsKind
+from service import __version__
+from service.classifier import Classifier, newest_version, shipped_checkpoint
+from service.classify import classify_inputs
+from service.engines.base import EngineError, EngineName, load_engine
+from service.inputs import ReaderName, open_input
+from service.output import Format, writer
+from service.report import feature_lines
+from service.serve_command import serve
+from service.settings import Settings
+from service.sources.bus.transport import TransportError
+from service.sources.capture import CaptureError, ReadOptions
+from service.watch import watch
+from service.zeek_process import ZeekError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Deep models on live network traffic.",
+)
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+Captures = Annotated[
+    list[str],
+    typer.Argument(metavar="CAPTURE...", help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, or -"),
+]
+Reader = Annotated[ReaderName, typer.Option(help="auto: Zeek where it is installed, otherwise the built-in reader")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
+
+
+def main() -> None:
+    """Run the command line; a closed pipe ends it quietly."""
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tapline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options that come before any command."""
+
+
+@app.command()
+def classify(
+    captures: Captures,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="how to write the result")] = "table",
+    output: Output = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="checkpoint directory [default: the flow-protocols that ships]")
+    ] = None,
+    min_packets: Annotated[
+        int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
+    ] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="most rows of the table, 0 for all")] = 50,
+    reader: Reader = "auto",
+    engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
+) -> None:
+    """Say what each flow of a capture is."""
+    errors = Console(stderr=True)
+    try:
+        directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint()
+        classifier = Classifier(load_engine(engine, directory), min_packets=min_packets, with_scores=scores)
+    except (CheckpointError, EngineError) as error:
+        _fail(str(error), EXIT_USAGE)
+    with _opened(output) as file:
+        summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit), errors)
+    if any(entry.error or entry.warning for entry in summary.inputs):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def features(
+    captures: Captures,
+    output: Output = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="add MM4flow's tokens")] = False,
+    heads: Annotated[
+        HeadsKind, typer.Option(help="packet heads: headers alone, headers and payload, or none")
+    ] = "header",
+    everything: Annotated[bool, typer.Option("--all", help="flows without payload, too")] = False,
+    reader: Reader = "auto",
+) -> None:
+    """Write the features of each flow, one JSON line per flow, as the API takes them back."""
+    failed = False
+    with _opened(output) as file:
+        for name in captures:
+            try:
+                source = open_input(name, reader, ReadOptions(heads=heads))
+                flows = (flow for flow in source if everything or flow.payload_lengths)
+                for line in feature_lines(flows, tokens=tokens):
+                    file.write(msgspec.json.encode(line).decode() + "\n")
+                problem = source.warning
+            except CaptureError as error:
+                problem = str(error)
+            if problem:
+                failed = True
+                typer.echo(f"{name}: {problem}", err=True)
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+app.command("serve")(serve)
+
+
+@app.command("watch")
+def watch_command(
+    interface: Annotated[str | None, typer.Option(help="start Zeek on this network interface")] = None,
+    zeek: Annotated[
+        list[str] | None, typer.Option(help="attach to a running sensor: ws://host:port; repeatable")
+    ] = None,
+    replay: Annotated[Path | None, typer.Option(help="play a capture instead, without Zeek")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: nowhere]")
+    ] = None,
+) -> None:
+    """Show verdicts on live traffic, until Ctrl-C."""
+    if not (interface or zeek or replay):
+        _fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
+    try:
+        settings = Settings(zeek=zeek or [], replay=replay, speed=speed, checkpoint=checkpoint)
+        raise typer.Exit(watch(settings, interface, log_dir))
+    except (CheckpointError, EngineError, TransportError, ZeekError) as error:
+        _fail(str(error), EXIT_FAILED)
+
+
+@contextlib.contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    if output is None:
+        yield sys.stdout
+        return
+    try:
+        file = output.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        _fail(f"{output}: cannot write it: {error.strerror}", EXIT_USAGE)
+    with file:
+        yield file
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(status)

@@ -1,0 +1,94 @@
+"""The protocol that every engine fulfils, and how a batch is cut into pieces of similar length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import Checkpoint
+from models.encode import TokenBatch
+
+MAX_PADDING = 0.25
+"""Largest share of a computed piece that may be padding."""
+
+MAX_PIECE_TOKENS = 8192
+MAX_PIECE_FLOWS = 64
+
+EngineName = Literal["onnx", "torch"]
+
+
+class EngineError(RuntimeError):
+    """An engine cannot be had or cannot run a checkpoint; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an engine computes for n flows: logits float32 [n, classes] and embeddings float32 [n, 2 width]."""
+
+    logits: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Runs one checkpoint. A flow's scores do not depend on the flows beside it, to rounding."""
+
+    checkpoint: Checkpoint
+
+    def run(self, batch: TokenBatch) -> Scores:
+        """Scores of every flow of the batch, in its order."""
+        ...
+
+
+def load_engine(name: EngineName, directory: Path, threads: int = 0) -> Engine:
+    """Load a checkpoint directory into an engine; `threads` 0 means one per physical core.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another version.
+        EngineError: the engine is not installed or refuses the model.
+    """
+    if name == "torch":
+        try:
+            from service.engines.torch_engine import TorchEngine
+        except ModuleNotFoundError as error:
+            raise EngineError(
+                f"the torch engine needs {error.name}: install tapline[gpu], or use --engine onnx"
+            ) from None
+        return TorchEngine(directory, threads)
+    from service.engines.onnx_engine import OnnxEngine
+
+    return OnnxEngine(directory, threads)
+
+
+def pieces(batch: TokenBatch) -> list[NDArray[np.int64]]:
+    """Cut a batch into pieces of flows of similar length; each is int64 indices of its flows.
+
+    A piece is padded to its longest sequences; no piece spends more than `MAX_PADDING` of its tokens on padding, nor
+    holds more than `MAX_PIECE_TOKENS` tokens or `MAX_PIECE_FLOWS` flows (a single flow always fits).
+    """
+    ps, content = batch.ps_counts, batch.bytes_counts
+    order = np.lexsort((ps, content, _octave(ps))).astype(np.int64)
+    found: list[NDArray[np.int64]] = []
+    start = longest_ps = longest_content = real = 0
+    rows = zip(ps[order].tolist(), content[order].tolist(), strict=True)
+    for end, (n_ps, n_content) in enumerate(rows):
+        flows = end - start + 1
+        computed = flows * (max(longest_ps, n_ps) + max(longest_content, n_content))
+        wasteful = computed - (real + n_ps + n_content) > MAX_PADDING * computed
+        if flows > 1 and (wasteful or computed > MAX_PIECE_TOKENS or flows > MAX_PIECE_FLOWS):
+            found.append(order[start:end])
+            start, longest_ps, longest_content, real = end, 0, 0, 0
+        longest_ps = max(longest_ps, n_ps)
+        longest_content = max(longest_content, n_content)
+        real += n_ps + n_content
+    if len(order):
+        found.append(order[start:])
+    return found
+
+
+def _octave(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Powers of two up to each count: flows of one octave are sorted together."""
+    return np.log2(np.maximum(counts, 8)).astype(np.int64)

@@ -1,0 +1,46 @@
+"""The ONNX Runtime engine on CPU: the default, needs no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from models.checkpoint import ONNX, CheckpointError, read_checkpoint
+from models.encode import TokenBatch, pad
+from service.engines.base import Scores, pieces
+
+_ERRORS_ONLY = 3
+
+
+class OnnxEngine:
+    """Runs `model.onnx` of a checkpoint; threads share one session."""
+
+    def __init__(self, directory: Path, threads: int = 0) -> None:
+        self.checkpoint = read_checkpoint(directory, needs=(ONNX,))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(directory / ONNX), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime has no public base class for its errors
+            raise CheckpointError(f"{directory / ONNX}: ONNX Runtime refuses it: {type(error).__name__}") from error
+        self._width = 2 * self.checkpoint.network.d_model
+
+    def run(self, batch: TokenBatch) -> Scores:
+        """Scores of every flow of the batch, in its order."""
+        logits = np.empty((len(batch), self.checkpoint.network.n_class), np.float32)
+        embeddings = np.empty((len(batch), self._width), np.float32)
+        for rows in pieces(batch):
+            inputs = {
+                "ps_tokens": pad(batch.ps_tokens, batch.ps_offsets, rows),
+                "bytes_tokens": pad(batch.bytes_tokens, batch.bytes_offsets, rows),
+                "bytes_types": pad(batch.bytes_types, batch.bytes_offsets, rows),
+            }
+            logits[rows], embeddings[rows] = self._session.run(["logits", "embedding"], inputs)
+        return Scores(logits, embeddings)

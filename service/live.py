@@ -1,0 +1,199 @@
+"""The live path: flows from any source through the fair queue and the batcher to the sinks, each flow counted once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from models.flow import Flow
+from models.verdict import Verdict
+from service.batcher import Batcher, VerdictError
+from service.fair_queue import FairQueue, HeavyHitters
+from service.metrics import Metrics
+
+log = structlog.get_logger()
+
+OPEN_FLOWS = 65_536
+"""Early verdicts remembered until the flow's end; the oldest are forgotten first."""
+
+BATCHES_AT_ONCE = 2
+"""Batches between this queue and the engine: one computed, one ready. More would undo the queue's fairness."""
+
+RECENT_LATENCIES = 4096
+
+
+@dataclass(slots=True, eq=False)
+class LiveFlow:
+    """A flow on its way, and who is told of its verdict."""
+
+    flow: Flow
+    deliver: Callable[[Flow, Verdict], None]
+    arrived_at: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(slots=True, frozen=True)
+class _Early:
+    """An early flow that was seen: its verdict and what that was given on, where it was not shed."""
+
+    features: int = 0
+    verdict: Verdict | None = None
+
+
+@dataclass
+class LiveCounts:
+    """What became of the flows.
+
+    `received` = `delivered` + `superseded` + `shed` + `skipped` + `failed` + those still waiting. `flows` counts each
+    uid once, `reused` the deliveries that needed no computing, `superseded` the early forms replaced while they waited.
+    """
+
+    received: int = 0
+    flows: int = 0
+    delivered: int = 0
+    reused: int = 0
+    superseded: int = 0
+    shed: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+class LivePipeline:
+    """Takes flows without ever waiting, and delivers a verdict for each that is not shed."""
+
+    def __init__(self, batcher: Batcher, metrics: Metrics, *, queue_flows: int) -> None:
+        self.counts = LiveCounts()
+        self.shed_by_subject = HeavyHitters()
+        self.latencies_seconds: deque[float] = deque(maxlen=RECENT_LATENCIES)
+        self._batcher = batcher
+        self._metrics = metrics
+        self._queue: FairQueue[LiveFlow] = FairQueue(queue_flows, self._shed)
+        self._queued: dict[str, LiveFlow] = {}
+        self._open: OrderedDict[str, _Early] = OrderedDict()
+        self._arrived = asyncio.Event()
+        self._in_flight = 0
+
+    @property
+    def waiting_flows(self) -> int:
+        """Flows without a verdict yet."""
+        return len(self._queue) + self._in_flight
+
+    @property
+    def queue_share(self) -> float:
+        """How full the queue is, 0 to 1."""
+        return len(self._queue) / self._queue.size
+
+    def _count(self, outcome: str, flows: int = 1) -> None:
+        setattr(self.counts, outcome, getattr(self.counts, outcome) + flows)
+        self._metrics.live_flows.labels(outcome).inc(flows)
+
+    def take(self, flow: Flow, deliver: Callable[[Flow, Verdict], None]) -> None:
+        """Take a flow; `deliver` is called with its verdict, later or at once, unless it is shed."""
+        self._count("received")
+        if not self._batcher.classifier.accepts(flow):
+            self._count("skipped")
+            reason = "below_min_packets" if flow.payload_lengths else "without_payload"
+            self._metrics.flows_left_out.labels(reason).inc()
+            return
+        live = LiveFlow(flow, deliver)
+        queued = self._queued.get(flow.uid)
+        if queued is not None:  # the early form still waits: the final one takes its place
+            self._count("superseded")
+            queued.flow, queued.deliver = flow, deliver
+            return
+        early = self._open.get(flow.uid)
+        if early is None:
+            self._count("flows")
+        elif early.verdict is not None and early.features == self._features(flow):
+            self._reuse(live, early.verdict)
+            return
+        if not flow.complete:
+            self._remember(flow.uid, early or _Early())
+        self._queued[flow.uid] = live
+        self._queue.put(flow.orig_h, live)
+        self._metrics.live_queue_flows.set(len(self._queue))
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Feed the batcher until cancelled."""
+        slots = asyncio.Semaphore(BATCHES_AT_ONCE)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await slots.acquire()
+                while not len(self._queue):
+                    self._arrived.clear()
+                    await self._arrived.wait()
+                batch = self._queue.take(self._batcher.max_batch_size)
+                self._metrics.live_queue_flows.set(len(self._queue))
+                for live in batch:
+                    self._queued.pop(live.flow.uid, None)
+                self._in_flight += len(batch)
+                task = tasks.create_task(self._classify(batch))
+                task.add_done_callback(lambda _: slots.release())
+
+    async def drain(self, limit_seconds: float) -> None:
+        """Wait until no flow waits for a verdict, at most so long; `run` must be running."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                while self.waiting_flows:
+                    await asyncio.sleep(0.01)
+
+    async def _classify(self, batch: list[LiveFlow]) -> None:
+        try:
+            found = await self._batcher.classify([live.flow for live in batch])
+        except VerdictError:
+            self._count("failed", len(batch))
+            return
+        finally:
+            self._in_flight -= len(batch)
+        for live, verdict in zip(batch, found, strict=True):
+            if verdict is None:
+                self._count("failed")
+            else:
+                self._deliver(live, verdict)
+
+    def _deliver(self, live: LiveFlow, verdict: Verdict) -> None:
+        flow = live.flow
+        if flow.complete:
+            self._open.pop(flow.uid, None)
+        else:
+            self._remember(flow.uid, _Early(self._features(flow), verdict))
+        self._count("delivered")
+        seconds = time.perf_counter() - live.arrived_at
+        self.latencies_seconds.append(seconds)
+        self._metrics.live_seconds.observe(seconds)
+        live.deliver(flow, verdict)
+
+    def _remember(self, uid: str, early: _Early) -> None:
+        self._open[uid] = early
+        if len(self._open) > OPEN_FLOWS:
+            self._open.popitem(last=False)
+
+    def _reuse(self, live: LiveFlow, verdict: Verdict) -> None:
+        """The final form of a flow shows the model nothing new: its early verdict is final."""
+        self._count("reused")
+        final = msgspec.structs.replace(verdict, final=live.flow.complete)
+        self._metrics.count_verdict(final)
+        self._deliver(live, final)
+
+    def _features(self, flow: Flow) -> int:
+        """A hash of what the model reads of a flow."""
+        read = self._batcher.classifier.checkpoint.features
+        return hash(
+            (
+                tuple(flow.payload_lengths[: read.payload_lengths]),
+                flow.orig_bytes[: read.content_bytes],
+                flow.resp_bytes[: read.content_bytes],
+            )
+        )
+
+    def _shed(self, subject: str, live: LiveFlow) -> None:
+        self._queued.pop(live.flow.uid, None)
+        self._count("shed")
+        self.shed_by_subject.add(subject)

@@ -1,0 +1,111 @@
+"""Every Prometheus metric of the service, in base units; the parts count through this, `/metrics` exposes it."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from models.verdict import UNKNOWN, Verdict
+
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_POWERS = tuple(float(2**n) for n in range(0, 17, 2))
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """One set of metrics with a registry of its own, so that several services can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.model = Info("tapline_model", "The checkpoint that serves", registry=registry)
+        self.requests = Counter(
+            "tapline_requests", "HTTP requests by route and status", ["route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "tapline_request_seconds", "Time to answer a request", ["route"], buckets=_SLOW, registry=registry
+        )
+        self.upload_bytes = Counter("tapline_upload_bytes", "Bytes of captures received", registry=registry)
+        self.uploads_active = Gauge("tapline_uploads_active", "Captures being worked on", registry=registry)
+        self.packets = Counter("tapline_packets", "Packets read from captures", registry=registry)
+        self.packets_skipped = Counter(
+            "tapline_packets_skipped", "Packets left out while reading, by reason", ["reason"], registry=registry
+        )
+        self.verdicts = Counter(
+            "tapline_verdicts", "Flow verdicts by label (`unknown` for unknown ones), early and final apart",
+            ["label", "stage"], registry=registry,
+        )  # fmt: skip
+        self.flows_left_out = Counter(
+            "tapline_flows_left_out", "Flows that were not classified, by reason", ["reason"], registry=registry
+        )
+        self.failures = Counter(
+            "tapline_failures", "Flows that got no verdict: REJECTED, CANCELED, BACKEND, OTHER", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.queue_flows = Gauge("tapline_queue_flows", "Flows waiting for the engine", registry=registry)
+        self.queue_seconds = Histogram(
+            "tapline_queue_seconds", "Time a flow waits for its batch", buckets=_FAST, registry=registry
+        )
+        self.encode_seconds = Histogram(
+            "tapline_encode_seconds", "Time to encode a batch", buckets=_FAST, registry=registry
+        )
+        self.compute_seconds = Histogram(
+            "tapline_compute_seconds", "Time of the engine for a batch", buckets=_SLOW, registry=registry
+        )
+        self.batch_flows = Histogram("tapline_batch_flows", "Flows in a batch", buckets=_POWERS, registry=registry)
+        self.batch_tokens = Histogram(
+            "tapline_batch_tokens", "Tokens in a batch, without padding", buckets=(*_POWERS, 2.0**18), registry=registry
+        )
+        self.lengths_out_of_vocabulary = Counter(
+            "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
+        )
+        self._add_live(registry)
+
+    def count_verdict(self, verdict: Verdict) -> None:
+        """Count a verdict; a flow counts once in each stage."""
+        label = UNKNOWN if verdict.unknown else verdict.label
+        self.verdicts.labels(label, "final" if verdict.final else "early").inc()
+
+    def _add_live(self, registry: CollectorRegistry) -> None:
+        self.bus_connected = Gauge("tapline_bus_connected", "1 while a sensor is connected", ["url"], registry=registry)
+        self.bus_connections = Counter(
+            "tapline_bus_connections", "Connections made to a sensor's bus", ["url"], registry=registry
+        )
+        self.bus_flows = Counter(
+            "tapline_bus_flows", "Flows received from a sensor, early and final", ["sensor", "kind"], registry=registry
+        )
+        self.bus_missed = Counter(
+            "tapline_bus_missed_flows", "Flows of a sensor that never came, by its numbering", ["sensor"],
+            registry=registry,
+        )  # fmt: skip
+        self.bus_refused = Counter(
+            "tapline_bus_refused_events", "Events refused: malformed, or of another schema version", ["url", "reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.sensor_counts = Gauge(
+            "tapline_sensor_counts", "A sensor's own counters since its start", ["sensor", "counter"], registry=registry
+        )
+        self.sensor_loss = Gauge(
+            "tapline_sensor_loss_ratio", "Share of traffic that Zeek itself missed", ["sensor"], registry=registry
+        )
+        self.live_queue_flows = Gauge("tapline_live_queue_flows", "Live flows waiting", registry=registry)
+        self.live_flows = Counter(
+            "tapline_live_flows",
+            "Live flows by what became of them: received = delivered + superseded + shed + skipped + failed + waiting; "
+            "`flows` counts each uid once, `reused` the deliveries that needed no computing",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.live_seconds = Histogram(
+            "tapline_live_seconds", "From a flow's arrival to its verdict's delivery", buckets=_FAST, registry=registry
+        )
+        self.verdicts_returned = Counter(
+            "tapline_verdicts_returned", "Verdicts that Zeek acknowledged", ["url"], registry=registry
+        )
+        self.verdicts_lost = Counter(
+            "tapline_verdicts_lost", "Verdicts that could not be returned to Zeek", ["url"], registry=registry
+        )

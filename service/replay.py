@@ -1,0 +1,69 @@
+"""Plays a capture through the live path with the built-in reader: to try the service out without a sensor."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from models.flow import Flow
+from models.verdict import Verdict
+from service.capture_worker import WorkerOptions
+from service.captures import CaptureStream
+from service.live import LivePipeline
+from service.sensors import Watcher
+
+log = structlog.get_logger()
+
+FULL_QUEUE_SHARE = 0.8
+"""Replay waits while the queue is fuller than this: it must not shed what a tap would have spread over time."""
+
+READ_SECONDS = 24 * 3600.0
+_MEMORY_BYTES = 4 << 30
+_MAX_CAPTURE_BYTES = 1 << 50
+
+
+class Replay:
+    """Delivers the flows of a capture when they ended, `speed` times as fast as they came; 0: as fast as it goes."""
+
+    def __init__(self, capture: Path, speed: float, pipeline: LivePipeline, watcher: Watcher) -> None:
+        self.capture = capture
+        self.finished = asyncio.Event()
+        self._speed = speed
+        self._pipeline = pipeline
+        self._watcher = watcher
+
+    async def run(self) -> None:
+        """Play once."""
+        options = WorkerOptions(_MAX_CAPTURE_BYTES, _MEMORY_BYTES)
+        try:
+            with self.capture.open("rb") as file:
+                async with CaptureStream(file, options, READ_SECONDS) as stream:
+                    await self._play(stream)
+            problem = stream.end.error or stream.end.warning
+        except OSError as error:
+            problem = f"cannot read it: {error.strerror}"
+        if problem:
+            log.warning("replay", capture=str(self.capture), problem=problem)
+        log.info("replay finished", capture=str(self.capture), flows=self._pipeline.counts.received)
+        self.finished.set()
+
+    async def _play(self, stream: CaptureStream) -> None:
+        clock = asyncio.get_running_loop().time
+        started, first_us = clock(), 0
+        async for flows in stream.batches():
+            for flow in flows:
+                end_us = flow.start_us + flow.duration_us
+                first_us = first_us or end_us
+                if self._speed:
+                    await asyncio.sleep(started + (end_us - first_us) / 1e6 / self._speed - clock())
+                await self._take(flow)
+
+    async def _take(self, flow: Flow) -> None:
+        while self._pipeline.queue_share > FULL_QUEUE_SHARE:
+            await asyncio.sleep(0.005)
+        self._pipeline.take(flow, self._deliver)
+
+    def _deliver(self, flow: Flow, verdict: Verdict) -> None:
+        self._watcher(flow, verdict)

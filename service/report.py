@@ -1,0 +1,115 @@
+"""The result of classifying inputs: its JSON records, and the summary that grows while flows pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from models.checkpoint import Checkpoint
+from models.encode import Mm4flowFeatures, encode
+from models.flow import Flow, FlowLine, flow_to_line
+from models.verdict import UNKNOWN, Verdict
+from service.community import community_id
+
+
+class ClassifiedFlow(FlowLine, kw_only=True):
+    """A flow's JSON form with its verdict, None where the engine failed on it; `input` names the file it came from."""
+
+    verdict: Verdict | None
+    input: str = ""
+
+
+class LabelSummary(msgspec.Struct):
+    """What one label got: flows, IP bytes both ways, and the mean of their confidence."""
+
+    label: str
+    flows: int = 0
+    ip_bytes: int = 0
+    mean_confidence: float = 0.0
+
+
+class InputSummary(msgspec.Struct):
+    """What came of one input. `warning`: read only in part; `error`: not read at all."""
+
+    name: str
+    flows: int = 0
+    packets: int = 0
+    skipped: dict[str, int] = {}
+    warning: str | None = None
+    error: str | None = None
+
+
+class Summary(msgspec.Struct):
+    """The whole: flows seen, those classified, and why the others were not."""
+
+    model: str
+    version: str
+    flows: int = 0
+    classified: int = 0
+    unknown: int = 0
+    without_payload: int = 0
+    below_min_packets: int = 0
+    failed: int = 0
+    labels: list[LabelSummary] = []
+    inputs: list[InputSummary] = []
+
+
+class SummaryBuilder:
+    """Counts flows and verdicts as they pass."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.summary = Summary(checkpoint.name, checkpoint.version)
+        self._labels: dict[str, LabelSummary] = {}
+
+    def leave_out(self, flow: Flow) -> None:
+        """Count a flow that is not classified."""
+        self.summary.flows += 1
+        if flow.payload_lengths:
+            self.summary.below_min_packets += 1
+        else:
+            self.summary.without_payload += 1
+
+    def add(self, flow: Flow, verdict: Verdict | None) -> None:
+        """Count a flow that the engine was asked about."""
+        self.summary.flows += 1
+        if verdict is None:
+            self.summary.failed += 1
+            return
+        self.summary.classified += 1
+        self.summary.unknown += verdict.unknown
+        label = UNKNOWN if verdict.unknown else verdict.label
+        entry = self._labels.setdefault(label, LabelSummary(label))
+        entry.flows += 1
+        entry.ip_bytes += flow.orig_ip_bytes + flow.resp_ip_bytes
+        entry.mean_confidence += (verdict.confidence - entry.mean_confidence) / entry.flows
+
+    def finish(self, inputs: Sequence[InputSummary]) -> Summary:
+        """The summary, labels with most flows first."""
+        self.summary.inputs = list(inputs)
+        self.summary.labels = sorted(self._labels.values(), key=lambda entry: (-entry.flows, entry.label))
+        for entry in self.summary.labels:
+            entry.mean_confidence = round(entry.mean_confidence, 4)
+        return self.summary
+
+
+def classified(flow: Flow, verdict: Verdict | None, name: str) -> ClassifiedFlow:
+    """The JSON record of a classified flow."""
+    return ClassifiedFlow(**_fields(flow), verdict=verdict, input=name)
+
+
+def feature_lines(flows: Iterable[Flow], *, tokens: bool) -> Iterator[FlowLine]:
+    """The JSON form of flows, with Community ID and, on request, MM4flow's tokens."""
+    for flow in flows:
+        line = flow_to_line(flow, community_id(flow))
+        if tokens:
+            batch = encode([flow], Mm4flowFeatures())
+            line.ps_tokens = batch.ps_tokens.tolist()
+            line.bytes_tokens = batch.bytes_tokens.tolist()
+            line.bytes_types = batch.bytes_types.tolist()
+        yield line
+
+
+def _fields(flow: Flow) -> dict[str, Any]:
+    return msgspec.structs.asdict(flow_to_line(flow, community_id(flow)))

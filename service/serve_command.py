@@ -1,0 +1,66 @@
+"""The command `tapline serve`: its options are the table of settings, so that neither can drift from the other."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from models.checkpoint import CheckpointError
+from service.engines.base import EngineError
+from service.settings import ENV_PREFIX, Settings
+from service.sources.bus.transport import TransportError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def serve(**given: Any) -> None:
+    """Serve the REST API and metrics; nothing leaves this machine unless you say so."""
+    # imports the web framework, which other commands do without
+    from service.api.server import ListenError
+    from service.api.server import serve as run_server
+
+    try:
+        run_server(Settings(**{name: value for name, value in given.items() if value not in (None, [])}))
+    except ValidationError as error:
+        problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
+        typer.echo("\n".join(problems), err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+    except (CheckpointError, EngineError, TransportError, ListenError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_FAILED if isinstance(error, ListenError) else EXIT_USAGE) from None
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    flag = f"--{str(location[0]).replace('_', '-')}: " if location else ""
+    return flag + message.removeprefix("Value error, ")
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    default = "" if field.default in (None, False, []) else f"default: {field.default}; "
+    help_text = f"{field.description} [{default}env {ENV_PREFIX}{name.upper()}]"
+    option = typer.Option(f"--{name.replace('_', '-')}", help=help_text, show_default=False)
+    annotation = Annotated.__class_getitem__((_option_type(field.annotation) | None, option))  # type: ignore[attr-defined]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _option_type(annotation: Any) -> Any:
+    """The type of the option of a setting: secrets are typed as text, None means *not given*."""
+    if get_origin(annotation) is list:
+        return annotation
+    kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType]
+    if kinds[0] in (bool, int, float, str, Path):
+        return kinds[0]
+    return str if kinds[0] is SecretStr else annotation
+
+
+serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [_parameter(name, field) for name, field in Settings.model_fields.items()]
+)
+serve.__annotations__ = {}

@@ -1,0 +1,80 @@
+"""The one table of settings of `tapline serve`: flags, environment variables (`TAPLINE_...`) and docs follow it."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.engines.base import EngineName
+
+ENV_PREFIX = "TAPLINE_"
+
+
+class Settings(BaseSettings):
+    """Read once at the start, then fixed. Units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    api_key: SecretStr | None = Field(
+        None, description="key that requests must carry (Authorization: Bearer KEY, or X-API-Key)"
+    )
+    allow_remote: bool = Field(False, description="listen on other than loopback addresses without an API key")
+    checkpoint: Path | None = Field(None, description="checkpoint directory; the one that ships where not given")
+    engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
+    threads: int = Field(0, ge=0, le=1024, description="threads of the engine, 0 for one per core")
+    max_batch_size: int = Field(256, ge=1, le=65536, description="most flows in a batch")
+    max_queue_delay_ms: float = Field(5.0, ge=0, le=10_000, description="longest wait for a batch to fill")
+    max_queue_size: int = Field(16_384, ge=1, le=10_000_000, description="most flows waiting for the engine")
+    max_upload_mb: int = Field(1024, ge=1, le=1_000_000, description="largest capture to accept, in MiB")
+    max_capture_mb: int = Field(4096, ge=1, le=10_000_000, description="largest capture after decompression, in MiB")
+    max_uploads: int = Field(4, ge=1, le=1024, description="captures worked on at a time; more are told to come again")
+    max_body_mb: int = Field(32, ge=1, le=1024, description="largest JSON body, in MiB")
+    parse_timeout_seconds: float = Field(600, gt=0, description="longest time that one capture may be read")
+    parse_memory_mb: int = Field(
+        2048, ge=256, description="most memory (address space) of a process that reads captures"
+    )
+    zeek: list[str] = Field(
+        [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
+    )
+    zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
+    zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
+    zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
+    shards: list[str] = Field(
+        [], description="shards of the flows to take, as the sensor numbers them; may be repeated"
+    )
+    spool_verdicts: int = Field(
+        100_000, ge=0, le=10_000_000, description="most verdicts kept for a sensor that is away; 0 sends none back"
+    )
+    live_queue_flows: int = Field(20_000, ge=1, le=10_000_000, description="most live flows waiting; more are shed")
+    replay: Path | None = Field(None, description="capture to play through the live path")
+    speed: float = Field(
+        1.0, ge=0, description="speed of the replay: 2 is twice as fast as it was, 0 as fast as it goes"
+    )
+    shutdown_seconds: float = Field(10, ge=0, description="longest time to finish work when asked to stop")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether flows come from sensors or a replay."""
+        return bool(self.zeek or self.replay)
+
+    @model_validator(mode="after")
+    def _stay_local(self) -> Settings:
+        if not self.allow_remote and self.api_key is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"listening on {self.host} would let others in: give an API key (--api-key), or --allow-remote"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""Where flows come from: capture files (built in, or through Zeek). Live sources are beside it in `service`."""

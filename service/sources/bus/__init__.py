@@ -1,0 +1,1 @@
+"""Flows as sensors publish them on Zeek's bus, over WebSocket or the native bindings."""

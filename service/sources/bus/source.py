@@ -1,0 +1,209 @@
+"""A sensor's flows from its bus, with an account of what arrived, what is missing and what was refused."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import structlog
+
+from models.flow import Flow
+from service.metrics import Metrics
+from service.sources.bus.events import (
+    ACKS_TOPIC,
+    FLOWS_TOPIC,
+    STATS_TOPIC,
+    BusEvent,
+    EventError,
+    Finished,
+    FlowEvent,
+    SchemaVersionError,
+    Stats,
+    VerdictsAck,
+    finished_ack_event,
+    parse_event,
+)
+from service.sources.bus.native import NativeTransport
+from service.sources.bus.transport import Connected, Disconnected, Incoming, TlsFiles, Transport, TransportError
+from service.sources.bus.websocket import WebSocketTransport
+
+log = structlog.get_logger()
+
+MAX_SENSORS = 256
+"""Sensors told apart on one connection (the workers of a cluster); more are counted together."""
+
+OTHER_SENSORS = "other"
+LOG_SECONDS = 10
+"""At most one line of a kind in so many seconds."""
+
+
+@dataclass
+class SensorState:
+    """The account of one sensor."""
+
+    flows: int = 0
+    early: int = 0
+    missed: int = 0
+    restarts: int = 0
+    stats: Stats | None = None
+    last_seq: dict[str, int] = field(default_factory=dict)
+
+    def place(self, topic: str, seq: int) -> int:
+        """Take the number of an event of a topic; returns how many before it never came."""
+        last = self.last_seq.get(topic)
+        self.last_seq[topic] = seq
+        if last is None:
+            return 0
+        if seq <= last:
+            self.restarts += 1
+            return 0
+        self.missed += seq - last - 1
+        return seq - last - 1
+
+
+@dataclass
+class BusState:
+    """What an operator wants to know of a connection."""
+
+    url: str
+    connected: bool = False
+    peer_version: str = ""
+    reason: str = "not yet connected"
+    connections: int = 0
+    malformed: int = 0
+    finished: set[str] = field(default_factory=set)
+    sensors: dict[str, SensorState] = field(default_factory=dict)
+
+
+class BusSource:
+    """Receives from one transport and hands flows on without ever waiting."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        metrics: Metrics,
+        take_flow: Callable[[Flow], None],
+        take_ack: Callable[[VerdictsAck], None] = lambda ack: None,
+        on_connected: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.transport = transport
+        self.state = BusState(transport.url)
+        self._metrics = metrics
+        self._take_flow = take_flow
+        self._take_ack = take_ack
+        self._on_connected = on_connected
+        self._closed = False
+        self._logged: dict[str, float] = {}
+        self._finished: list[Finished] = []
+        self.end_marker = asyncio.Event()
+
+    async def run(self) -> None:
+        """Receive until cancelled."""
+        self._metrics.bus_connected.labels(self.state.url).set(0)
+        await self.transport.run(self._receive)
+
+    async def confirm_finished(self) -> None:
+        """Answer the end markers that came: all flows before them have their verdicts."""
+        while self._finished:
+            await self.transport.publish(finished_ack_event(self._finished.pop().sensor))
+
+    def close(self) -> None:
+        """Take no more flows; the connection stays for the acknowledgements of verdicts."""
+        self._closed = True
+
+    def _receive(self, incoming: Incoming) -> None:
+        if isinstance(incoming, BusEvent):
+            try:
+                self._handle(incoming)
+            except EventError as error:
+                self._refuse(error)
+        elif isinstance(incoming, EventError):
+            self._refuse(incoming)
+        elif isinstance(incoming, Connected):
+            self._connected(incoming)
+        else:
+            self._disconnected(incoming)
+
+    def _handle(self, event: BusEvent) -> None:
+        parsed = parse_event(event)
+        if isinstance(parsed, FlowEvent):
+            if not self._closed:
+                self._flow(parsed)
+        elif isinstance(parsed, Stats):
+            self._stats(parsed)
+        elif isinstance(parsed, VerdictsAck):
+            self._take_ack(parsed)
+        elif isinstance(parsed, Finished):
+            self.state.finished.add(self._name(parsed.sensor))
+            self._finished.append(parsed)
+            self.end_marker.set()
+
+    def _flow(self, event: FlowEvent) -> None:
+        flow = event.flow
+        name = self._name(flow.sensor)
+        sensor = self.state.sensors.setdefault(name, SensorState())
+        missed = sensor.place(event.topic, event.seq)
+        if missed:
+            self._metrics.bus_missed.labels(name).inc(missed)
+            self._log("gap", "flows of a sensor are missing", sensor=name, missed=missed)
+        sensor.flows += 1
+        sensor.early += not flow.complete
+        self._metrics.bus_flows.labels(name, "final" if flow.complete else "early").inc()
+        self._take_flow(flow)
+
+    def _stats(self, stats: Stats) -> None:
+        name = self._name(stats.sensor)
+        self.state.sensors.setdefault(name, SensorState()).stats = stats
+        for field_name in ("packets", "dropped", "without_payload", "filtered", "gaps", "cut", "unchanged"):
+            self._metrics.sensor_counts.labels(name, field_name).set(getattr(stats, field_name))
+        if stats.loss_percent >= 0:
+            self._metrics.sensor_loss.labels(name).set(stats.loss_percent / 100)
+
+    def _name(self, sensor: str) -> str:
+        known = self.state.sensors
+        return sensor if sensor in known or len(known) < MAX_SENSORS else OTHER_SENSORS
+
+    def _refuse(self, error: EventError) -> None:
+        self.state.malformed += 1
+        kind = "version" if isinstance(error, SchemaVersionError) else "malformed"
+        self._metrics.bus_refused.labels(self.state.url, kind).inc()
+        self._log(kind, "event refused", reason=str(error))
+
+    def _connected(self, connected: Connected) -> None:
+        self.state.connected, self.state.reason = True, ""
+        self.state.peer_version = connected.peer_version
+        self.state.connections += 1
+        self._metrics.bus_connected.labels(self.state.url).set(1)
+        self._metrics.bus_connections.labels(self.state.url).inc()
+        self._on_connected()
+        log.info("sensor connected", url=self.state.url, zeek=connected.peer_version)
+
+    def _disconnected(self, disconnected: Disconnected) -> None:
+        self.state.connected, self.state.reason = False, disconnected.reason
+        self._metrics.bus_connected.labels(self.state.url).set(0)
+        self._log("connection", "sensor not connected, trying again", reason=disconnected.reason)
+
+    def _log(self, kind: str, event: str, **fields: object) -> None:
+        now = time.monotonic()
+        if now - self._logged.get(kind, -LOG_SECONDS) >= LOG_SECONDS:
+            self._logged[kind] = now
+            log.warning(event, url=self.state.url, **fields)
+
+
+def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None) -> Transport:
+    """The transport of a URL: `ws://` and `wss://` or `broker://`; `shards` narrows it to some shards' topics.
+
+    Raises:
+        TransportError: another scheme, missing bindings or unusable TLS files.
+    """
+    flows = [f"{FLOWS_TOPIC}{shard}" for shard in shards] if shards else [FLOWS_TOPIC]
+    topics = [*flows, STATS_TOPIC, ACKS_TOPIC]
+    scheme = urlsplit(url).scheme
+    if scheme in ("ws", "wss"):
+        return WebSocketTransport(url, topics, tls)
+    if scheme == "broker":
+        return NativeTransport(url, topics, tls)
+    raise TransportError(f"{url}: expected ws://host:port, wss://host:port or broker://host:port")

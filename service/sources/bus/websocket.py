@@ -1,0 +1,124 @@
+"""The WebSocket transport: Zeek's public API for outside programs, 8.0 LTS and later."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketException
+
+from service.sources.bus.events import BusEvent, EventError
+from service.sources.bus.frames import HANDSHAKE_PATH, event_frame, event_of, parse_frame, subscription_frame
+from service.sources.bus.transport import (
+    Connected,
+    Disconnected,
+    Receive,
+    TlsFiles,
+    TransportError,
+    pause_seconds,
+)
+
+APPLICATION_NAME = "tapline"
+MAX_FRAME_BYTES = 1 << 20
+CONNECT_SECONDS = 10
+PING_SECONDS = 5
+"""A peer that answers no ping for this long is taken for gone: half-open connections do not hang."""
+
+SEND_SECONDS = 10
+
+
+class WebSocketTransport:
+    """A connection to `ws://host:port` or `wss://host:port`; never more than one at a time."""
+
+    def __init__(self, url: str, topics: list[str], tls: TlsFiles | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise TransportError(f"{url}: expected ws://host:port or wss://host:port")
+        self.url = url
+        self._address = url if parts.path not in ("", "/") else f"{url.rstrip('/')}{HANDSHAKE_PATH}"
+        self._topics = topics
+        self._ssl = _ssl_context(tls or TlsFiles()) if parts.scheme == "wss" else None
+        self._connection: ClientConnection | None = None
+
+    async def run(self, receive: Receive) -> None:
+        """Connect, receive and reconnect until cancelled."""
+        failures = 0
+        while True:
+            try:
+                async with connect(
+                    self._address,
+                    ssl=self._ssl,
+                    additional_headers={"X-Application-Name": APPLICATION_NAME},
+                    max_size=MAX_FRAME_BYTES,
+                    open_timeout=CONNECT_SECONDS,
+                    ping_interval=PING_SECONDS,
+                    ping_timeout=PING_SECONDS,
+                    close_timeout=1,
+                    compression=None,
+                    proxy=None,
+                ) as connection:
+                    await self._subscribe(connection, receive)
+                    failures = 0
+                    await self._drain(connection, receive)
+            except (OSError, TimeoutError, EventError, WebSocketException) as error:
+                receive(Disconnected(_reason(error)))
+            finally:
+                self._connection = None
+            await asyncio.sleep(pause_seconds(failures))
+            failures += 1
+
+    async def _subscribe(self, connection: ClientConnection, receive: Receive) -> None:
+        await connection.send(subscription_frame(self._topics), text=True)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            frame = parse_frame(await connection.recv(decode=False))
+        if frame.type != "ack":
+            raise EventError(f"Zeek refused the subscription: {frame.code or frame.type}")
+        self._connection = connection
+        receive(Connected(frame.version))
+
+    async def _drain(self, connection: ClientConnection, receive: Receive) -> None:
+        """Take every frame at once: Zeek queues without a limit for a client that does not."""
+        while True:
+            text = await connection.recv(decode=False)
+            try:
+                frame = parse_frame(text)
+                if frame.type == "error":
+                    receive(EventError(f"Zeek did not take an event of ours: {frame.code}"))
+                elif frame.type == "data-message":
+                    receive(event_of(frame))
+            except EventError as error:
+                receive(error)
+
+    async def publish(self, event: BusEvent) -> bool:
+        """Send an event; False where there is no connection, or it breaks meanwhile."""
+        connection = self._connection
+        if connection is None:
+            return False
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await connection.send(event_frame(event), text=True)
+        except (ConnectionClosed, TimeoutError):
+            return False
+        return True
+
+
+def _ssl_context(tls: TlsFiles) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.certificate:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise TransportError(f"the TLS files for Zeek cannot be used: {error}") from None
+    return context
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ConnectionClosed):
+        return "the connection was closed" if error.rcvd else "the connection broke or went silent"
+    if isinstance(error, InvalidHandshake):
+        return "whatever listens there is not Zeek's WebSocket API"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__

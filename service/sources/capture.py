@@ -1,0 +1,120 @@
+"""The built-in capture reader: a capture file or stream in, the flows that Zeek would see in it out. It puts the parts
+together (container, file format, decoding, flow table) and owns what a caller sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from models.flow import Flow, HeadsKind
+from service.sources.columns import BlockDecoder
+from service.sources.container import ByteSource
+from service.sources.errors import CaptureError, CaptureTooLargeError
+from service.sources.formats import open_blocks
+from service.sources.frames import FrameDecoder
+from service.sources.live import LiveFlow
+from service.sources.packets import PacketRow, ReadCounters
+from service.sources.table import FlowTable
+from service.sources.tunnels import NotThisTunnelError, find_inner
+
+__all__ = ["CaptureError", "CaptureReader", "CaptureTooLargeError", "ReadOptions", "read_capture"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a capture.
+
+    * `heads`: what to keep of the first packets of a flow (`models.flow.Flow`).
+    * `max_bytes`: refuse captures with more bytes than this after decompression.
+    """
+
+    heads: HeadsKind = "header"
+    max_bytes: int | None = None
+
+
+class CaptureReader:
+    """Iterates once over the flows of a capture, each when it ends on the capture's own clock, in bounded memory.
+
+    Formats: pcap (all byte orders and time resolutions) and pcapng, plain, gzip or zstd, told by their first bytes;
+    `source` is a path or a binary stream, which need not be seekable and is not closed.
+
+    While it runs and after: `packets` read; `bytes_read` of `bytes_total` (None where unknown) as stored, for a
+    progress bar; `skipped`, packets without a flow by reason; `warning`, a sentence where the capture is cut or
+    damaged (what came before is read).
+
+    Raises:
+        CaptureError: the source cannot be opened, is no capture, or has link types that cannot be decoded.
+        CaptureTooLargeError: it exceeds `ReadOptions.max_bytes`.
+    """
+
+    def __init__(self, source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> None:
+        self.warning: str | None = None
+        self._counters = ReadCounters()
+        self._frames = FrameDecoder(self._counters)
+        self._blocks = BlockDecoder(self._frames, self._counters)
+        self._table = FlowTable(options.heads, self._counters, self._inner_packets)
+        self._source = ByteSource(source, options.max_bytes)
+
+    @property
+    def packets(self) -> int:
+        """Packets read so far."""
+        return self._counters.packets
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes consumed so far, as stored."""
+        return self._source.stored_bytes
+
+    @property
+    def bytes_total(self) -> int | None:
+        """The stored size, where it is known."""
+        return self._source.total_bytes
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Packets that belong to no flow, by reason."""
+        return dict(self._counters.skipped)
+
+    def __iter__(self) -> Iterator[Flow]:
+        try:
+            blocks = open_blocks(self._source)
+            for block in blocks:
+                for link in blocks.link_types:
+                    if not self._frames.knows(link):
+                        raise CaptureError(
+                            f"link type {link} is not supported; capture on an Ethernet, Wi-Fi, PPP, loopback, "
+                            "Linux cooked or raw IP interface"
+                        )
+                self._counters.packets += len(block.start)
+                self._table.process_block(self._blocks.rows(block), block.time_us)
+                yield from self._table.take()
+            self._table.finish()
+            yield from self._table.take()
+            self.warning = blocks.warning
+        finally:
+            self._source.close()
+
+    def close(self) -> None:
+        """Closes the file that a path named; reading to the end does it too."""
+        self._source.close()
+
+    def _inner_packets(self, row: PacketRow, flow: LiveFlow, depth: int) -> list[PacketRow]:
+        """The packets inside a UDP datagram, if it is a tunnel's."""
+        if flow.not_a_tunnel:
+            return []
+        payload = row.data[row.offset : row.offset + min(row.have, row.length)]
+        try:
+            inner = find_inner(payload, flow.ports()[1 - flow.orig])
+        except NotThisTunnelError:
+            flow.not_a_tunnel = True
+            return []
+        if inner is None:
+            return []
+        return self._frames.inner(row, row.offset + inner.start, inner.link, depth)
+
+
+def read_capture(source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> Iterator[Flow]:
+    """The flows of a capture; see `CaptureReader`, which also has counters."""
+    return iter(CaptureReader(source, options))

@@ -1,0 +1,194 @@
+"""The pcapng file format (draft-ietf-opsawg-pcapng): sections, interfaces and packet blocks of both byte orders."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.sources.container import ByteSource
+from service.sources.errors import CaptureError
+from service.sources.packets import PacketBlock
+from service.sources.pcap import BLOCK_BYTES, BLOCK_PADDING, MAX_CAPTURED_BYTES
+
+MAGIC = b"\x0a\x0d\x0d\x0a"
+
+_SECTION = 0x0A0D0D0A
+_INTERFACE = 1
+_OBSOLETE_PACKET = 2
+_SIMPLE_PACKET = 3
+_ENHANCED_PACKET = 6
+_BYTE_ORDER_MAGIC = 0x1A2B3C4D
+_MAX_BLOCK_BYTES = 1 << 24
+_MAX_INTERFACES = 4096
+_LATEST_US = 1 << 61
+_OPTION_TSRESOL = 9
+_OPTION_TSOFFSET = 14
+
+
+@dataclass(slots=True)
+class _Interface:
+    link: int
+    snap_length: int
+    units_per_second: int = 1_000_000
+    offset_us: int = 0
+
+    def time_us(self, units: int) -> int:
+        if self.units_per_second == 1_000_000:
+            return units + self.offset_us
+        return units * 1_000_000 // self.units_per_second + self.offset_us
+
+
+@dataclass(slots=True)
+class _Columns:
+    """The packets of one block, as lists that become a `PacketBlock`."""
+
+    start: list[int] = field(default_factory=list)
+    captured: list[int] = field(default_factory=list)
+    wire: list[int] = field(default_factory=list)
+    time_us: list[int] = field(default_factory=list)
+    link: list[int] = field(default_factory=list)
+
+    def block(self, data: bytes) -> PacketBlock:
+        columns = [np.array(c, dtype=np.int64) for c in (self.start, self.captured, self.wire, self.time_us, self.link)]
+        return PacketBlock(data, *columns)
+
+
+class PcapngReader:
+    """Iterates over the packet blocks of one pcapng file. `warning` says where the file was cut or damaged."""
+
+    def __init__(self, source: ByteSource, head: bytes) -> None:
+        self.warning: str | None = None
+        self.link_types: set[int] = set()
+        self._source = source
+        self._carry = head
+        self._position = 0
+        self._order = "<"
+        self._interfaces: list[_Interface] = []
+        self._packets = 0
+        self._last_time_us = 0
+        self._seen_section = False
+
+    def __iter__(self) -> Iterator[PacketBlock]:
+        while self.warning is None:
+            fresh = self._source.read_some(BLOCK_BYTES)
+            if not fresh:
+                self._note_the_end()
+                return
+            data = b"".join((self._carry, fresh, BLOCK_PADDING))
+            columns = _Columns()
+            end = self._read_blocks(data, columns)
+            self._carry = data[end : -len(BLOCK_PADDING)]
+            self._position += end
+            if columns.start:
+                yield columns.block(data)
+
+    def _read_blocks(self, data: bytes, columns: _Columns) -> int:
+        """Reads the whole blocks in `data` into `columns` and returns where the last of them ends."""
+        position, limit = 0, len(data) - len(BLOCK_PADDING)
+        while position + 12 <= limit:
+            kind, length = struct.unpack_from(self._order + "II", data, position)
+            if kind == _SECTION:
+                length = self._start_section(data, position)
+            elif not self._seen_section:
+                raise CaptureError("expected a pcapng section header at the start of the capture; it is damaged")
+            if length < 12 or length % 4 or length > _MAX_BLOCK_BYTES:
+                self._damaged(position, f"a block claims {length:,} bytes")
+                break
+            if position + length > limit:
+                break
+            if not self._read_block(kind, data, position + 8, position + length - 4, columns):
+                break
+            position += length
+        return position
+
+    def _start_section(self, data: bytes, position: int) -> int:
+        for order in "<>":
+            if struct.unpack_from(order + "I", data, position + 8)[0] == _BYTE_ORDER_MAGIC:
+                self._order = order
+                self._interfaces = []
+                self._seen_section = True
+                return int(struct.unpack_from(order + "I", data, position + 4)[0])
+        if not self._seen_section:
+            raise CaptureError("the capture's pcapng section header has no byte-order mark; it is damaged")
+        return 0
+
+    def _read_block(self, kind: int, data: bytes, start: int, end: int, columns: _Columns) -> bool:
+        """Takes one block whose body is `data[start:end]`; False if it is damaged beyond reading on."""
+        try:
+            if kind == _ENHANCED_PACKET:
+                which, high, low, captured, wire = struct.unpack_from(self._order + "5I", data, start)
+                return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
+            if kind == _OBSOLETE_PACKET:
+                which, _, high, low, captured, wire = struct.unpack_from(self._order + "HH4I", data, start)
+                return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
+            if kind == _SIMPLE_PACKET:
+                (wire,) = struct.unpack_from(self._order + "I", data, start)
+                return self._add(
+                    columns, 0, None, min(wire, self._simple_limit(), end - start - 4), wire, start + 4, end
+                )
+            if kind == _INTERFACE:
+                self._add_interface(data, start, end)
+        except (struct.error, IndexError):
+            return self._damaged(start - 8, "a block is shorter than its kind allows")
+        return self.warning is None
+
+    def _simple_limit(self) -> int:
+        return self._interfaces[0].snap_length or MAX_CAPTURED_BYTES
+
+    def _add(
+        self, columns: _Columns, which: int, units: int | None, captured: int, wire: int, start: int, end: int
+    ) -> bool:
+        if which >= len(self._interfaces):
+            return self._damaged(start, f"packet {self._packets + 1} names an interface that is not described")
+        if captured > end - start or captured > MAX_CAPTURED_BYTES:
+            return self._damaged(start, f"packet {self._packets + 1} claims {captured:,} captured bytes")
+        interface = self._interfaces[which]
+        if units is not None:
+            self._last_time_us = min(max(0, interface.time_us(units)), _LATEST_US)
+        self._packets += 1
+        columns.start.append(start)
+        columns.captured.append(min(captured, interface.snap_length) if interface.snap_length else captured)
+        columns.wire.append(wire)
+        columns.time_us.append(self._last_time_us)
+        columns.link.append(interface.link)
+        return True
+
+    def _add_interface(self, data: bytes, start: int, end: int) -> None:
+        if len(self._interfaces) >= _MAX_INTERFACES:
+            self._damaged(start, f"more than {_MAX_INTERFACES:,} interfaces")
+            return
+        link, _, snap_length = struct.unpack_from(self._order + "HHI", data, start)
+        interface = _Interface(link, snap_length if snap_length <= MAX_CAPTURED_BYTES else 0)
+        position = start + 8
+        while position + 4 <= end:
+            code, length = struct.unpack_from(self._order + "HH", data, position)
+            value = data[position + 4 : min(position + 4 + length, end)]
+            if code == 0:
+                break
+            if code == _OPTION_TSRESOL and len(value) >= 1:
+                interface.units_per_second = (2 if value[0] & 0x80 else 10) ** (value[0] & 0x7F)
+            elif code == _OPTION_TSOFFSET and len(value) >= 8:
+                interface.offset_us = struct.unpack(self._order + "q", value[:8])[0] * 1_000_000
+            position += 4 + (length + 3 & ~3)
+        self._interfaces.append(interface)
+        self.link_types.add(link)
+
+    def _damaged(self, position: int, what: str) -> bool:
+        self.warning = (
+            f"{what} at byte {self._position + position}: the capture is damaged there, what came before was read"
+        )
+        return False
+
+    def _note_the_end(self) -> None:
+        if self._source.damage:
+            self.warning = self._source.damage
+        elif not self._seen_section:
+            raise CaptureError("the capture ends inside its section header; no packet can be read")
+        elif self._carry:
+            self.warning = (
+                f"the capture ends in the middle of packet {self._packets + 1} at byte "
+                f"{self._position + len(self._carry)}; what came before was read"
+            )

@@ -1,0 +1,139 @@
+"""`tapline watch`: sensors in, a live table out, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections import Counter, OrderedDict, deque
+from pathlib import Path
+
+import structlog
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from models.flow import Flow
+from models.verdict import UNKNOWN, Verdict
+from service.live import OPEN_FLOWS
+from service.runtime import Service
+from service.settings import Settings
+from service.terminal import endpoint_text, label_text, size_text
+from service.zeek_process import ZeekError, ZeekOnInterface
+
+RECENT_VERDICTS = 12
+TOP_LABELS = 10
+REFRESH_SECONDS = 0.5
+
+
+class View:
+    """What the live table shows; told of every verdict."""
+
+    def __init__(self) -> None:
+        self.labels: Counter[str] = Counter()
+        self.recent: deque[tuple[Flow, Verdict]] = deque(maxlen=RECENT_VERDICTS)
+        self._early: OrderedDict[str, str] = OrderedDict()
+        self._last = (time.monotonic(), 0)
+
+    def watch(self, flow: Flow, verdict: Verdict) -> None:
+        """Take a verdict; a final one replaces the early one of its flow."""
+        label = UNKNOWN if verdict.unknown else verdict.label
+        replaced = self._early.pop(flow.uid, None)
+        if replaced is not None:
+            self.labels[replaced] -= 1
+        if not verdict.final:
+            self._early[flow.uid] = label
+            if len(self._early) > OPEN_FLOWS:
+                self._early.popitem(last=False)
+        self.labels[label] += 1
+        self.recent.append((flow, verdict))
+
+    def draw(self, service: Service) -> Group:
+        """The table as it stands."""
+        return Group(self._counts(service), self._sensors(service), self._verdicts(), Text("Ctrl-C ends", style="dim"))
+
+    def _counts(self, service: Service) -> Text:
+        counts, pipeline = service.pipeline.counts, service.pipeline
+        now = time.monotonic()
+        then, before = self._last
+        self._last = (now, counts.received)
+        rate = (counts.received - before) / max(now - then, 1e-3)
+        latencies = sorted(pipeline.latencies_seconds)
+        spread = "-"
+        if latencies:
+            middle, late = (latencies[int(share * (len(latencies) - 1))] * 1000 for share in (0.5, 0.99))
+            spread = f"median {middle:.0f} ms, p99 {late:.0f} ms"
+        labels = ", ".join(f"{label} {count}" for label, count in self.labels.most_common(TOP_LABELS))
+        return Text(
+            f"flows {counts.flows}   {rate:.0f}/s   verdicts {counts.delivered}   waiting {pipeline.waiting_flows}   "
+            f"shed {counts.shed}   failed {counts.failed}   latency {spread}\n{labels}"
+        )
+
+    def _sensors(self, service: Service) -> Table:
+        table = Table("sensor", "state", "flows", "missed", "refused", "Zeek dropped", "loss", box=None, pad_edge=False)
+        for sensor in service.sensors.sensors:
+            bus = sensor.source.state
+            state = Text(
+                f"Zeek {bus.peer_version}" if bus.connected else bus.reason, style="" if bus.connected else "red"
+            )
+            for name, account in bus.sensors.items() or [(bus.url, None)]:
+                stats = account.stats if account else None
+                dropped = "-" if stats is None else str(stats.dropped)
+                loss = "-" if stats is None or stats.loss_percent < 0 else f"{stats.loss_percent:.2f} %"
+                flows, missed = (str(account.flows), str(account.missed)) if account else ("0", "0")
+                table.add_row(Text(name), state, flows, missed, str(bus.malformed), dropped, loss)
+        return table
+
+    def _verdicts(self) -> Table:
+        table = Table("label", "confidence", "", "proto", "originator", "responder", "packets", "bytes", box=None)
+        for flow, verdict in reversed(self.recent):
+            table.add_row(
+                label_text(verdict),
+                f"{verdict.confidence:.2f}",
+                "" if verdict.final else "early",
+                flow.proto,
+                Text(endpoint_text(flow.orig_h, flow.orig_p, flow.proto)),
+                Text(endpoint_text(flow.resp_h, flow.resp_p, flow.proto)),
+                f"{flow.up}/{flow.down}",
+                size_text(flow.orig_ip_bytes + flow.resp_ip_bytes),
+            )
+        return table
+
+
+def watch(settings: Settings, interface: str | None, log_dir: Path | None) -> int:
+    """Watch until Ctrl-C or SIGTERM, or until Zeek on the interface ends; returns the exit status.
+
+    Raises:
+        ZeekError, CheckpointError, EngineError, TransportError: it cannot start.
+    """
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
+    zeek = ZeekOnInterface(interface, log_dir) if interface else None
+    if zeek:
+        settings = settings.model_copy(update={"zeek": [*settings.zeek, zeek.url]})
+    view = View()
+    service = Service(settings, view.watch)
+    return asyncio.run(_watch(service, view, zeek, Console()))
+
+
+async def _watch(service: Service, view: View, zeek: ZeekOnInterface | None, console: Console) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        ended = await stack.enter_async_context(zeek.running()) if zeek else None
+        await stack.enter_async_context(service.running())
+        with Live(view.draw(service), console=console, auto_refresh=False, transient=False) as live:
+            while not stop.is_set() and not (ended and ended.done()):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), REFRESH_SECONDS)
+                live.update(view.draw(service), refresh=True)
+    counts = service.pipeline.counts
+    console.print(f"{counts.flows} flows, {counts.delivered} verdicts, {counts.shed} shed, {counts.failed} failed.")
+    if ended and not stop.is_set():
+        raise ZeekError(
+            f"Zeek ended by itself with status {ended.result()}: may it capture there (root or CAP_NET_RAW)?"
+        )
+    return 0

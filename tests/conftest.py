@@ -1,0 +1,69 @@
+"""Shared by all tests: small checkpoints with random weights, and flows of many lengths."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.checkpoint import ONNX, WEIGHTS, Calibration, Checkpoint, Mm4flowNetwork, Unknown, write_checkpoint
+from models.flow import Flow
+from models.mm4flow import Mm4flow
+from training.onnx_graph import mm4flow_graph
+
+LABELS = ["dns", "http", "tls"]
+
+
+def make_checkpoint(directory: Path, **changes) -> Path:
+    """A checkpoint with random weights that spread the logits."""
+    torch.manual_seed(3)
+    network = Mm4flowNetwork(d_model=32, n_layer=2, n_head=2, dim_ff=64, n_class=len(LABELS))
+    model = Mm4flow(network).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items() if ".cls." not in name}
+
+    def write_files(folder: Path) -> None:
+        save_file(weights, folder / WEIGHTS)
+        onnx.save(mm4flow_graph({name: value.numpy() for name, value in weights.items()}, network), folder / ONNX)
+
+    fields = {
+        "kind": "mm4flow", "name": "random", "version": "1", "network": network, "labels": LABELS,
+        "calibration": Calibration(2.0), "unknown": Unknown(0.4), **changes,
+    }  # fmt: skip
+    write_checkpoint(directory, Checkpoint(**fields), write_files)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory):
+    """`<repository>/random/1` with random weights."""
+    return make_checkpoint(tmp_path_factory.mktemp("repository") / "random" / "1")
+
+
+def make_flows(count: int, seed: int = 5) -> list[Flow]:
+    """Flows as different in length as real ones."""
+    generator = random.Random(seed)
+    flows = []
+    for index in range(count):
+        packets = min(254, 1 + int(generator.expovariate(0.08)))
+        lengths = [generator.choice((1, -1)) * generator.randint(1, 1600) for _ in range(packets)]
+        sides = [generator.randbytes(generator.choice((0, 12, 60, 256))) for _ in range(2)]
+        up = sum(length > 0 for length in lengths)
+        flows.append(
+            Flow(
+                f"F{index}", 1_000_000 * index, 5, f"10.0.0.{index % 250 + 1}", 1024 + index, "192.0.2.1", 53, "udp",
+                up, packets - up, lengths, *sides, orig_pkts=up, resp_pkts=packets - up, orig_ip_bytes=100,
+            )
+        )  # fmt: skip
+    return flows
+
+
+@pytest.fixture
+def rng():
+    """A seeded numpy generator."""
+    return np.random.default_rng(11)

@@ -1,0 +1,78 @@
+"""The flow record's JSON form: a round trip, and one clear sentence for everything else."""
+
+import msgspec
+import pytest
+
+from models.flow import Flow, FlowError, PacketHead, flow_to_line, ip_protocol_number, parse_flow
+from service.community import community_id
+
+FLOW = Flow(
+    uid="CHhAvVGS1DHFjwGM9",
+    start_us=1_500_000_000_000_001,
+    duration_us=12,
+    orig_h="10.0.0.1",
+    orig_p=1234,
+    resp_h="10.0.0.2",
+    resp_p=80,
+    proto="tcp",
+    up=1,
+    down=1,
+    payload_lengths=[5, -1448],
+    orig_bytes=b"GET /",
+    resp_bytes=b"\x00\xff",
+    link_type=3,
+    heads_kind="header",
+    heads=[PacketHead(0, b"\x01\x02"), PacketHead(7, b"")],
+)
+
+
+def line(**changes):
+    fields = msgspec.to_builtins(flow_to_line(FLOW, "1:x"))
+    return msgspec.json.encode({**fields, **changes})
+
+
+def test_json_round_trip():
+    assert parse_flow(line()) == FLOW
+
+
+def test_bytes_are_lower_case_hex():
+    assert flow_to_line(FLOW).resp_bytes == "00ff"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"uid": 1}, "Expected `str`, got `int` - at `$.uid`"),
+        ({"colour": "red"}, "Object contains unknown field `colour`"),
+        ({"orig_h": "example.org"}, "expected an IPv4 or IPv6 address - at `$.orig_h`"),
+        ({"payload_lengths": [1, 0]}, "expected lengths of packets with payload, got 0 - at `$.payload_lengths`"),
+        ({"payload_lengths": [70000]}, "Expected `int` <= 65535 - at `$.payload_lengths[0]`"),
+        ({"payload_lengths": [1] * 255}, "Expected `array` of length <= 254 - at `$.payload_lengths`"),
+        ({"orig_bytes": "0"}, "Expected `str` matching regex '^([0-9a-fA-F]{2})*$' - at `$.orig_bytes`"),
+        ({"orig_p": 65536}, "Expected `int` <= 65535 - at `$.orig_p`"),
+        ({"proto": "300"}, "expected `tcp`, `udp`, `icmp` or an IP protocol number up to 255 - at `$.proto`"),
+        ({"start_us": -1}, "Expected `int` >= 0 - at `$.start_us`"),
+    ],
+)
+def test_bad_fields_are_named(changes, message):
+    with pytest.raises(FlowError) as error:
+        parse_flow(line(**changes))
+    assert str(error.value) == message
+
+
+def test_not_json():
+    with pytest.raises(FlowError, match=r"malformed|trailing"):
+        parse_flow(b"{]")
+
+
+def test_protocol_numbers():
+    assert [ip_protocol_number("icmp", address) for address in ("10.0.0.1", "fe80::1")] == [1, 58]
+    assert [ip_protocol_number(proto, "10.0.0.1") for proto in ("tcp", "udp", "89")] == [6, 17, 89]
+
+
+def test_community_id_of_the_specification():
+    # github.com/corelight/community-id-spec, baseline: TCP 128.232.110.120:34855 -> 66.35.250.204:80
+    flow = Flow("x", 0, 0, "128.232.110.120", 34855, "66.35.250.204", 80, "tcp")
+    assert community_id(flow) == "1:LQU9qZlK+B5F3KDmev6m5PMibrg="
+    back = Flow("x", 0, 0, "66.35.250.204", 80, "128.232.110.120", 34855, "tcp")
+    assert community_id(back) == community_id(flow)

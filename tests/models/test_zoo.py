@@ -1,0 +1,96 @@
+"""The checkpoints that ship: sound, small, the same by both engines, and as their cards say."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import models
+from models.checkpoint import CARD, ONNX, WEIGHTS, read_checkpoint
+from models.encode import encode
+from models.flow import Flow
+from models.verdict import probabilities, verdicts
+from service.engines.base import load_engine
+from service.sources.capture import CaptureReader, ReadOptions
+from training.batches import prefix
+from training.labels import read_labels
+from training.metrics import macro_f1
+from training.records import EvaluationRecord
+
+ZOO = Path(models.__file__).parent / "zoo"
+PROTOCOLS = Path(__file__).parents[1] / "data" / "protocols"
+SHIPPED = sorted(path.parent for path in ZOO.glob("*/*/checkpoint.json"))
+MAX_ZOO_BYTES = 10_000_000
+
+
+def test_the_zoo_is_small_and_named_as_it_lies():
+    assert "flow-protocols" in {path.parent.name for path in SHIPPED}
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) < MAX_ZOO_BYTES
+    for path in SHIPPED:
+        checkpoint = read_checkpoint(path, needs=(ONNX, WEIGHTS))
+        assert (checkpoint.name, checkpoint.version) == (path.parent.name, path.name)
+
+
+@pytest.fixture(scope="module", params=SHIPPED, ids=lambda path: f"{path.parent.name}-{path.name}")
+def shipped(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def labelled() -> list[tuple[Flow, str]]:
+    """Flows of the bundled captures with their labels. The shipped model was trained on them."""
+    table = read_labels(PROTOCOLS / "flows.csv", confidence="DPI")
+    found = []
+    for path in sorted((PROTOCOLS / "pcap").iterdir()):
+        for flow in CaptureReader(path, ReadOptions(heads="none")):
+            label = table.label_of(path.name, flow)
+            if label and flow.payload_lengths:
+                found.append((flow, label))
+    return found
+
+
+def test_both_engines_agree_on_real_flows(shipped, labelled):
+    checkpoint = read_checkpoint(shipped)
+    tokens = encode([flow for flow, _ in labelled], checkpoint.features)
+    onnx, reference = (load_engine(name, shipped).run(tokens) for name in ("onnx", "torch"))
+    np.testing.assert_allclose(onnx.logits, reference.logits, atol=1e-4)
+    np.testing.assert_allclose(onnx.embeddings, reference.embeddings, atol=1e-4)
+
+
+def test_it_knows_the_bundled_captures_that_it_was_trained_on(shipped, labelled):
+    engine = load_engine("onnx", shipped)
+    checkpoint = engine.checkpoint
+    known = [(flow, label) for flow, label in labelled if label in checkpoint.labels]
+    found = verdicts(engine.run(encode([flow for flow, _ in known], checkpoint.features)).logits, checkpoint)
+    truth, predicted = (
+        np.array([checkpoint.labels.index(name) for name in names])
+        for names in ([label for _, label in known], [verdict.label for verdict in found])
+    )
+    assert macro_f1(truth, predicted, len(checkpoint.labels), 3) > 0.9
+    assert np.mean([verdict.unknown for verdict in found]) < 0.2
+
+
+def test_a_single_packet_is_enough_for_a_verdict(shipped, labelled):
+    engine = load_engine("onnx", shipped)
+    first = [prefix(flow, 1) for flow, _ in labelled]
+    shares = probabilities(engine.run(encode(first, engine.checkpoint.features)).logits, engine.checkpoint)
+    assert engine.checkpoint.min_packets == 1
+    assert np.isfinite(shares).all()
+    named = [
+        (row, label) for row, (_, label) in zip(shares, labelled, strict=True) if label in engine.checkpoint.labels
+    ]
+    right = [engine.checkpoint.labels[int(row.argmax())] == label for row, label in named]
+    assert np.mean(right) > 0.7
+
+
+def test_the_card_states_what_was_measured(shipped):
+    checkpoint = read_checkpoint(shipped)
+    figures = msgspec.convert(checkpoint.metrics["cross_validation"], EvaluationRecord).figures
+    card = (shipped / CARD).read_text()
+    for number in (figures.macro_f1, figures.macro_f1_trees, figures.unknown_auroc, figures.calibration_error):
+        assert f"{number:.3f}" in card
+    assert all(f"| {label} |" in card for label in checkpoint.labels)
+    assert figures.macro_f1 > figures.macro_f1_trees
+    assert checkpoint.calibration.temperature == pytest.approx(figures.temperature, abs=1e-3)
+    assert checkpoint.unknown.threshold == pytest.approx(figures.threshold, abs=1e-3)

@@ -1,0 +1,203 @@
+"""The REST API as a client sees it: real captures, real worker processes, bad input, limits, one error shape."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+from fastapi.testclient import TestClient
+
+from models.flow import FlowLine
+from service.api import schemas
+from service.api.app import create_app
+from service.runtime import Service
+from service.settings import Settings
+from tests.service.cli_runner import tapline
+
+CAPTURE = Path(__file__).resolve().parent.parent / "data" / "captures" / "android.pcap"
+NDJSON = {"accept": "application/x-ndjson"}
+
+
+@pytest.fixture(scope="module")
+def client(checkpoint_dir):
+    settings = Settings(checkpoint=checkpoint_dir, max_upload_mb=1, max_body_mb=1, max_capture_mb=2, max_uploads=2)
+    with TestClient(create_app(Service(settings)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def upload(client, content, **headers):
+    return client.post("/v1/classify/pcap", content=content, headers=headers)
+
+
+def message(response, status):
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message"}
+    return body["error"]["message"]
+
+
+def test_multipart_and_raw_body_give_what_the_command_line_gives(client, checkpoint_dir):
+    form = client.post("/v1/classify/pcap", files={"file": ("android.pcap", CAPTURE.read_bytes())}).json()
+    raw = upload(client, CAPTURE.read_bytes()).json()
+    result = tapline("classify", CAPTURE, "--checkpoint", checkpoint_dir, "--format", "json", "--reader", "builtin")
+    commanded = json.loads(result.stdout)
+    assert len(form["flows"]) > 50
+    for flows in (form["flows"], raw["flows"], commanded["flows"]):
+        for flow in flows:
+            flow.pop("input")
+            flow["verdict"]["confidence"] = pytest.approx(flow["verdict"]["confidence"], abs=1e-4)
+            for other in flow["verdict"]["alternatives"]:
+                other["confidence"] = pytest.approx(other["confidence"], abs=1e-4)
+    assert form["flows"] == raw["flows"] == commanded["flows"]
+    schemas.Classified.model_validate({"flows": [], "summary": form["summary"]})
+    assert form["summary"]["classified"] == len(form["flows"])
+    assert form["summary"]["inputs"][0]["name"] == "android.pcap"
+
+
+def test_answers_have_the_documented_form(client):
+    for flow in upload(client, CAPTURE.read_bytes()).json()["flows"]:
+        schemas.ClassifiedFlow.model_validate(flow)
+
+
+def test_ndjson_is_one_flow_a_line_and_a_summary_at_the_end(client):
+    lines = [json.loads(line) for line in upload(client, CAPTURE.read_bytes(), **NDJSON).text.splitlines()]
+    *flows, last = lines
+    assert all("verdict" in flow for flow in flows)
+    assert last["summary"]["classified"] == len(flows)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_compressed_captures(client, compress):
+    plain = upload(client, CAPTURE.read_bytes()).json()
+    packed = upload(client, compress(CAPTURE.read_bytes())).json()
+    assert [flow["uid"] for flow in packed["flows"]] == [flow["uid"] for flow in plain["flows"]]
+
+
+def test_a_capture_cut_in_a_packet_says_where(client):
+    body = upload(client, CAPTURE.read_bytes()[:20_000]).json()
+    assert body["summary"]["classified"] > 5
+    assert "ends in the middle of packet" in body["summary"]["inputs"][0]["warning"]
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is no capture", b"\x1f\x8b\x08\x00broken", bytes(200)])
+def test_not_a_capture(client, content):
+    text = message(upload(client, content), 422)
+    assert text in ("the capture is empty",) or text.startswith("expected a pcap or pcapng file")
+
+
+def test_a_gzip_bomb_stops_at_the_limit(client):
+    bomb = gzip.compress(CAPTURE.read_bytes()[:24] + bytes(8 << 20))
+    assert len(bomb) < 100_000
+    response = upload(client, bomb)
+    text = response.text
+    assert response.status_code in (200, 422)
+    assert "bytes" in text
+
+
+def test_an_upload_over_the_limit_is_refused_while_it_comes(client):
+    assert message(upload(client, bytes(1 << 21)), 413) == "the body is larger than the limit of 1 MiB"
+
+    def chunks():
+        for _ in range(40):
+            yield bytes(1 << 16)
+
+    assert "larger than the limit" in message(upload(client, chunks()), 413)
+    form = client.post("/v1/classify/pcap", files={"file": ("big.pcap", bytes(1 << 21))})
+    assert "larger than the limit" in message(form, 413)
+
+
+def test_multipart_without_a_file(client):
+    assert "`file`" in message(client.post("/v1/classify/pcap", files={"other": b"x"}), 400)
+    assert message(upload(client, b"x", **{"content-type": "multipart/form-data"}), 400)
+
+
+def features():
+    result = tapline("features", CAPTURE, "--reader", "builtin", "--tokens")
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_flows_as_features_writes_them(client):
+    flows = features()
+    body = client.post("/v1/classify/flows", json={"flows": flows}).json()
+    by_capture = upload(client, CAPTURE.read_bytes()).json()
+    assert [flow["uid"] for flow in body["flows"]] == [flow["uid"] for flow in by_capture["flows"]]
+    for one, other in zip(body["flows"], by_capture["flows"], strict=True):
+        assert one["verdict"]["label"] == other["verdict"]["label"]
+        assert one["verdict"]["confidence"] == pytest.approx(other["verdict"]["confidence"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"colour": 1}, "flows.0.colour: Extra inputs are not permitted"),
+        ({"orig_p": "80"}, "flows.0.orig_p: Input should be a valid integer"),
+        ({"payload_lengths": [1, 0]}, "flows.0: expected lengths of packets with payload, got 0"),
+        ({"orig_h": "nowhere"}, "flows.0: expected an IPv4 or IPv6 address - at `$.orig_h`"),
+        ({"orig_bytes": "xyz"}, "flows.0.orig_bytes: String should match pattern"),
+    ],
+)
+def test_bad_flows_are_named(client, change, text):
+    (flow, *_) = features()
+    assert text in message(client.post("/v1/classify/flows", json={"flows": [{**flow, **change}]}), 422)
+
+
+def test_broken_json_and_too_much_of_it(client):
+    headers = {"content-type": "application/json"}
+    assert message(client.post("/v1/classify/flows", content=b"{", headers=headers), 422)
+    assert "larger than" in message(client.post("/v1/classify/flows", content=bytes(1 << 21), headers=headers), 413)
+
+
+def test_too_many_captures_at_a_time(client):
+    service = client.app.state.service
+    with service.upload_slot(), service.upload_slot():
+        response = upload(client, CAPTURE.read_bytes())
+        assert "captures are being worked on" in message(response, 503)
+        assert response.headers["retry-after"] == "2"
+        assert message(client.get("/readyz"), 503) == "2 captures are being worked on"
+        assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_a_full_queue_is_429_with_retry_after(client, monkeypatch):
+    monkeypatch.setattr(client.app.state.service.batcher, "max_queue_size", 3)
+    response = client.post("/v1/classify/flows", json={"flows": features()[:8]})
+    assert "the limit is 3" in message(response, 429)
+    assert response.headers["retry-after"] == "2"
+
+
+def test_models_metrics_docs_and_unknown_routes(client):
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["name"], model["labels"]) == ("random", ["dns", "http", "tls"])
+    upload(client, CAPTURE.read_bytes())
+    text = client.get("/metrics").text
+    assert 'tapline_requests_total{route="/v1/classify/pcap",status="200"}' in text
+    assert 'tapline_model_info{engine="onnx",name="random",version="1"} 1.0' in text
+    assert "/static-offline-docs/" in client.get("/docs").text
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/classify/pcap", "/v1/classify/flows", "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(paths)
+    message(client.get("/nowhere"), 404)
+    message(client.get("/v1/classify/pcap"), 405)
+
+
+def test_the_flow_of_the_api_is_the_flow_of_the_command_line():
+    assert set(schemas.FlowIn.model_fields) == set(FlowLine.__struct_fields__)
+
+
+def test_an_api_key_guards_all_but_the_probes(checkpoint_dir):
+    settings = Settings(checkpoint=checkpoint_dir, api_key="s3cret", host="0.0.0.0")
+    with TestClient(create_app(Service(settings))) as client:
+        assert "API key" in message(client.get("/v1/models"), 401)
+        assert message(client.get("/metrics", headers={"x-api-key": "wrong"}), 401)
+        assert client.get("/v1/models", headers={"x-api-key": "s3cret"}).status_code == 200
+        assert client.get("/v1/models", headers={"authorization": "Bearer s3cret"}).status_code == 200
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+
+
+def test_a_killed_reader_costs_one_answer(client, monkeypatch):
+    monkeypatch.setattr("service.captures.MAX_MESSAGE_BYTES", 10)
+    body = upload(client, CAPTURE.read_bytes()).json()
+    assert "process that reads this capture died" in body["summary"]["inputs"][0]["warning"]
+    monkeypatch.undo()
+    assert upload(client, CAPTURE.read_bytes()).json()["summary"]["inputs"][0]["warning"] is None

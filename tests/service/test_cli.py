@@ -1,0 +1,212 @@
+"""The command line on real captures and bad input: status 0, 1 or 2, never a traceback."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from service.settings import ENV_PREFIX, Settings
+from tests.service.cli_runner import CODE, ROOT, tapline
+
+CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
+BUILTIN = ("--reader", "builtin")
+
+
+@pytest.fixture
+def classify(checkpoint_dir):
+    def run(*arguments, **options):
+        result = tapline("classify", *arguments, *BUILTIN, "--checkpoint", checkpoint_dir, **options)
+        assert "Traceback" not in result.stderr
+        return result
+
+    return run
+
+
+def test_table(classify):
+    result = classify(CAPTURE, "--limit", "3")
+    assert result.returncode == 0
+    assert "By label" in result.stdout
+    assert "more flows: --limit 0 shows all" in result.stdout
+    assert "flows classified by random 1" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_formats_say_the_same(classify):
+    flows = json.loads(classify(CAPTURE, "-f", "json").stdout)["flows"]
+    lines = [json.loads(line) for line in classify(CAPTURE, "-f", "ndjson").stdout.splitlines()]
+    rows = list(csv.DictReader(io.StringIO(classify(CAPTURE, "-f", "csv").stdout)))
+    assert flows == lines
+    assert [(row["uid"], row["label"]) for row in rows] == [(flow["uid"], flow["verdict"]["label"]) for flow in flows]
+    assert set(flows[0]["verdict"]) == {
+        "label", "confidence", "unknown", "alternatives", "model", "version", "final",
+    }  # fmt: skip
+
+
+def test_scores_min_packets_and_output(classify, tmp_path):
+    target = tmp_path / "out.json"
+    assert classify(CAPTURE, "-f", "json", "--scores", "--min-packets", "5", "-o", target).stdout == ""
+    body = json.loads(target.read_text())
+    assert set(body["flows"][0]["verdict"]["scores"]) == {"dns", "http", "tls"}
+    assert all(flow["up"] + flow["down"] >= 5 for flow in body["flows"])
+    summary = body["summary"]
+    assert summary["flows"] == summary["classified"] + summary["below_min_packets"] + summary["without_payload"]
+    assert summary["below_min_packets"] > 0
+
+
+def test_features_come_back_as_input(classify, tmp_path):
+    features = tapline("features", CAPTURE, *BUILTIN)
+    assert features.returncode == 0
+    saved = tmp_path / "flows.ndjson"
+    saved.write_text(features.stdout)
+    direct = json.loads(classify(CAPTURE, "-f", "json").stdout)["flows"]
+    for result in (classify(saved, "-f", "json"), classify("-", "-f", "json", stdin=features.stdout.encode())):
+        again = json.loads(result.stdout)["flows"]
+        assert [flow["uid"] for flow in again] == [flow["uid"] for flow in direct]
+        for one, other in zip(again, direct, strict=True):
+            assert one["verdict"]["confidence"] == pytest.approx(other["verdict"]["confidence"], abs=1e-4)
+
+
+def test_features_with_tokens_and_heads():
+    flows = [json.loads(line) for line in tapline("features", CAPTURE, *BUILTIN, "--tokens").stdout.splitlines()]
+    flow = max(flows, key=lambda found: found["up"])
+    assert flow["ps_tokens"][0] == flow["bytes_tokens"][0] == 2
+    assert flow["ps_tokens"][-1] == flow["bytes_tokens"][-1] == 3
+    assert len(flow["ps_tokens"]) == len(flow["payload_lengths"]) + 2
+    assert len(flow["bytes_types"]) == len(flow["bytes_tokens"])
+    assert flow["heads_kind"] == "header"
+    assert flow["heads"][0]["gap_us"] == 0
+    assert flow["community_id"].startswith("1:")
+
+
+def test_standard_input_and_several_files(classify):
+    result = classify("-", CAPTURE, "-f", "json", stdin=CAPTURE.read_bytes())
+    names = [entry["name"] for entry in json.loads(result.stdout)["summary"]["inputs"]]
+    assert (result.returncode, names) == (0, ["-", str(CAPTURE)])
+
+
+def test_a_bad_input_costs_itself_alone(classify, tmp_path):
+    empty = tmp_path / "empty.pcap"
+    empty.touch()
+    cut = tmp_path / "cut.pcap"
+    cut.write_bytes(CAPTURE.read_bytes()[:20_000])
+    result = classify(tmp_path / "missing.pcap", empty, ROOT / "pyproject.toml", cut, CAPTURE, "-f", "json")
+    assert result.returncode == 1
+    inputs = json.loads(result.stdout)["summary"]["inputs"]
+    assert [bool(entry["error"]) for entry in inputs] == [True, True, True, False, False]
+    assert "No such file" in inputs[0]["error"]
+    assert "empty" in inputs[1]["error"]
+    assert "ends in the middle of packet" in inputs[3]["warning"]
+    assert inputs[3]["flows"] > 5
+    assert inputs[4]["warning"] is None
+    assert len(result.stderr.splitlines()) == 4
+
+
+def test_bad_lines_cost_themselves_alone(classify, tmp_path):
+    good = tapline("features", CAPTURE, *BUILTIN).stdout.splitlines()[:3]
+    path = tmp_path / "flows.ndjson"
+    path.write_text("\n".join([good[0], '{"uid": 5}', good[1], "{" + "x" * 70_000, good[2]]))
+    result = classify(path, "-f", "json")
+    assert len(json.loads(result.stdout)["flows"]) == 3
+    assert "2 of its lines are not flows; the first: line 2: Expected `str`, got `int` - at `$.uid`" in result.stderr
+
+
+@pytest.mark.parametrize("directory", ["nowhere", "tests"])
+def test_a_missing_checkpoint(directory):
+    result = tapline("classify", CAPTURE, *BUILTIN, "--checkpoint", ROOT / directory)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "not a checkpoint" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("classify",), ("classify", "--format", "xml", "x"), ("nothing",), ("watch",)])
+def test_usage(arguments):
+    result = tapline(*arguments)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_zeek_missing_is_explained(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for arguments in (("watch", "--interface", "lo"), ("features", CAPTURE, "--reader", "zeek")):
+        result = tapline(*arguments)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        assert "zeek" in result.stderr.lower()
+
+
+def test_every_setting_is_a_documented_flag():
+    text = " ".join(tapline("serve", "--help").stdout.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"{ENV_PREFIX}{name.upper()}" in text
+        assert field.description
+
+
+def test_only_loopback_without_a_key(monkeypatch):
+    monkeypatch.setenv("TAPLINE_HOST", "0.0.0.0")
+    result = tapline("serve")
+    assert result.returncode == 2
+    assert result.stderr.strip() == (
+        "listening on 0.0.0.0 would let others in: give an API key (--api-key), or --allow-remote"
+    )
+    assert tapline("serve", "--host", "127.0.0.1", "--port", "99999").returncode == 2
+
+
+def test_serve_replays_and_ends_with_status_0_on_sigterm(checkpoint_dir):
+    command = [
+        sys.executable, "-c", CODE, "serve", "--port", "0", "--checkpoint", str(checkpoint_dir),
+        "--replay", str(CAPTURE), "--speed", "0",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        seen = ""
+        while "replay finished" not in seen:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 0, rest
+    assert "event=stopped" in rest
+    assert "flows=" in seen
+
+
+def test_a_port_in_use(checkpoint_dir):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = tapline("serve", "--port", port, "--checkpoint", checkpoint_dir)
+    assert result.returncode == 1
+    assert "address already in use" in result.stderr
+
+
+def test_curl_gets_an_answer_from_a_running_server(checkpoint_dir):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, "serve", "--port", "18931", "--checkpoint", str(checkpoint_dir)],
+        cwd=ROOT, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen("http://127.0.0.1:18931/readyz", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        url = "http://127.0.0.1:18931/v1/classify/pcap"
+        command = ["curl", "-sS", "--max-time", "30", "-F", f"file=@{CAPTURE}", url]
+        answer = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=40).stdout)
+        assert answer["summary"]["classified"] == len(answer["flows"]) > 50
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0

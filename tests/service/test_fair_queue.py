@@ -1,0 +1,68 @@
+"""The fair queue: turns by subject, bounded, sheds the heaviest; and counts in bounded space."""
+
+from collections import Counter, deque
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.fair_queue import FairQueue, HeavyHitters
+
+
+def test_subjects_take_turns():
+    queue = FairQueue(10, lambda subject, item: None)
+    for item in ("a1", "a2", "a3", "b1", "c1", "b2"):
+        queue.put(item[0], item)
+    assert queue.take(4) == ["a1", "b1", "c1", "a2"]
+    assert queue.take(10) == ["b2", "a3"]
+    assert queue.take(1) == []
+
+
+def test_the_heaviest_subject_loses_its_newest():
+    shed = []
+    queue = FairQueue(4, lambda subject, item: shed.append((subject, item)))
+    for number in range(100):
+        queue.put("flood", number)
+    queue.put("quiet", "q1")
+    queue.put("other", "o1")
+    assert len(queue) == 4
+    assert shed[:2] == [("flood", 4), ("flood", 5)]
+    assert shed[-2:] == [("flood", 3), ("flood", 2)]
+    assert sorted(map(str, queue.take(9))) == ["0", "1", "o1", "q1"]
+
+
+OPERATIONS = st.lists(st.one_of(st.sampled_from("abcd"), st.integers(1, 4)), max_size=80)
+
+
+@given(OPERATIONS, st.integers(1, 6))
+def test_every_item_leaves_once_and_the_shed_one_is_of_a_heaviest_subject(operations, size):
+    held = Counter()
+    gone = deque()
+
+    def on_shed(subject, item):
+        assert held[subject] == max(held.values())
+        held[subject] -= 1
+        gone.append(item)
+
+    queue = FairQueue(size, on_shed)
+    put = 0
+    for operation in operations:
+        if isinstance(operation, str):
+            held[operation] += 1
+            queue.put(operation, (operation, put))
+            put += 1
+        else:
+            for subject, number in queue.take(operation):
+                held[subject] -= 1
+                gone.append((subject, number))
+        assert len(queue) == sum(held.values()) <= size
+    gone.extend(queue.take(put))
+    assert sorted(item[1] if isinstance(item, tuple) else item for item in gone) == list(range(put))
+
+
+def test_heavy_hitters_keep_the_heavy_in_bounded_space():
+    hitters = HeavyHitters(size=10)
+    for number in range(1000):
+        hitters.add("flood" if number % 2 else f"once-{number}")
+    (key, count), *others = hitters.top(10)
+    assert (key, len(others)) == ("flood", 9)
+    assert count >= 500

@@ -1,0 +1,157 @@
+"""Live, `zeek -r` and the built-in reader show the models the same bits: same flows, same tokens."""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.encode import encode
+from service.batcher import Batcher
+from service.classifier import Classifier
+from service.engines.base import load_engine
+from service.live import LivePipeline
+from service.metrics import Metrics
+from service.sensors import Sensors
+from service.sources.bus.events import FlowEvent, VerdictsAck, parse_event
+from service.sources.bus.frames import event_of, parse_frame
+from service.sources.bus.transport import TlsFiles
+from service.sources.capture import CaptureReader, ReadOptions
+from service.sources.zeek import ZeekReader
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+SCRIPTS = DATA.parent.parent / "zeek" / "scripts"
+SESSION = DATA / "bus" / "session.jsonl"
+RECORDED = DATA / "captures" / "telegram_videocall.pcapng"
+CAPTURE = DATA / "captures" / "android.pcap"
+
+
+def key(flow):
+    return flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p, flow.proto, flow.start_us
+
+
+def tokens(flows):
+    """Tokens by endpoints and start, of the flows with payload."""
+    flows = [flow for flow in flows if flow.payload_lengths]
+    batch = encode(flows)
+    found = {}
+    for index, flow in enumerate(flows):
+        ps, content = (slice(*offsets[index : index + 2]) for offsets in (batch.ps_offsets, batch.bytes_offsets))
+        found[key(flow)] = (
+            batch.ps_tokens[ps].tolist(),
+            batch.bytes_tokens[content].tolist(),
+            batch.bytes_types[content].tolist(),
+        )
+    assert len(found) == len(flows)
+    return found
+
+
+def builtin(path):
+    return list(CaptureReader(path, ReadOptions(heads="header")))
+
+
+def recorded_events():
+    for line in SESSION.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["from"] == "zeek":
+            frame = parse_frame(entry["frame"])
+            if frame.type == "data-message":
+                yield parse_event(event_of(frame))
+
+
+def last_forms(flows):
+    """The last form of each flow that a sensor published."""
+    return list({flow.uid: flow for flow in flows}.values())
+
+
+def test_a_recorded_session_gives_the_tokens_of_the_builtin_reader():
+    events = list(recorded_events())
+    assert None not in events
+    flows = [event.flow for event in events if isinstance(event, FlowEvent)]
+    assert {flow.complete for flow in flows} == {True, False}
+    ours, zeeks = tokens(builtin(RECORDED)), tokens(last_forms(flows))
+    assert set(zeeks) == set(ours)
+    assert zeeks == ours
+
+
+def test_a_recorded_session_is_numbered_without_a_hole_and_acknowledged():
+    events = list(recorded_events())
+    assert [event.seq for event in events if isinstance(event, FlowEvent)] == list(range(1, 58))
+    acks = [event for event in events if isinstance(event, VerdictsAck)]
+    assert all(ack.logged == 1 for ack in acks)
+    assert len(acks) - len({ack.batch for ack in acks}) == 2  # two batches came twice: logged once, acknowledged twice
+
+
+needs_zeek = [
+    pytest.mark.zeek,
+    pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH"),
+]
+
+
+class TestWithZeek:
+    """With a live Zeek."""
+
+    pytestmark = needs_zeek
+
+    @pytest.mark.parametrize("capture", [CAPTURE, RECORDED], ids=lambda path: path.name)
+    def test_zeek_and_the_builtin_reader_agree(self, capture):
+        zeeks = [flow for flow in ZeekReader(capture, ReadOptions(heads="header")) if flow.payload_lengths]
+        ours = {key(flow): flow for flow in builtin(capture) if flow.payload_lengths}
+        assert tokens(zeeks) == tokens(ours.values())
+        for flow in zeeks:
+            other = ours[key(flow)]
+            assert (flow.up, flow.down, flow.heads_kind) == (other.up, other.down, other.heads_kind)
+            assert (flow.orig_pkts, flow.resp_ip_bytes) == (other.orig_pkts, other.resp_ip_bytes)
+            assert flow.heads == other.heads
+
+    def test_every_flow_over_the_bus_has_its_verdict_back_in_zeek(self, tmp_path, checkpoint_dir):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        flows, counts = asyncio.run(self.over_the_bus(port, tmp_path, checkpoint_dir))
+        ours = tokens(builtin(CAPTURE))
+        assert tokens(last_forms(flows)) == ours
+        assert counts.flows == len(ours)
+        assert counts.received == counts.delivered + counts.superseded
+        assert uids(tmp_path / "tapline.log") == {flow.uid for flow in flows}
+        assert uids(tmp_path / "tapline.log") <= uids(tmp_path / "conn.log")
+
+    async def over_the_bus(self, port, folder, checkpoint_dir):
+        flows = []
+        metrics = Metrics()
+        batcher = Batcher(Classifier(load_engine("onnx", checkpoint_dir)), metrics)
+        pipeline = LivePipeline(batcher, metrics, queue_flows=10_000)
+        taken = pipeline.take
+
+        def take(flow, deliver):
+            flows.append(flow)
+            taken(flow, deliver)
+
+        pipeline.take = take
+        url = f"ws://127.0.0.1:{port}"
+        sensors = Sensors([url], pipeline, metrics, tls=TlsFiles(), spool_verdicts=10_000)
+        batcher.start()
+        async with asyncio.timeout(60), sensors.running(5):
+            process = await asyncio.create_subprocess_exec(
+                "zeek", "-C", "-r", str(CAPTURE), str(SCRIPTS / "replay.zeek"), f"Tapline::listen_port={port}/tcp",
+                cwd=folder, env={**os.environ}, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            assert await process.wait() == 0
+        await batcher.stop(5)
+        return flows, pipeline.counts
+
+
+def uids(log):
+    lines = [line.split("\t") for line in log.read_text().splitlines()]
+    (names,) = (line[1:] for line in lines if line[0] == "#fields")
+    return {line[names.index("uid")] for line in lines if not line[0].startswith("#")}
+
+
+def test_flows_of_different_capture_readers_are_compared_at_all():
+    assert len(tokens(builtin(CAPTURE))) > 50
+    assert np.mean([len(ps) for ps, _, _ in tokens(builtin(CAPTURE)).values()]) > 3

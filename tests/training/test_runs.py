@@ -1,0 +1,232 @@
+"""From captures to a served checkpoint, on a few real captures; and runs that must fail cleanly."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from models.checkpoint import Mm4flowNetwork, read_checkpoint
+from models.encode import encode
+from models.mm4flow import Mm4flow
+from models.verdict import verdicts
+from service.engines.base import load_engine
+from training import finetune
+from training.cli import app, main
+from training.corpus import make_corpus, make_training_set
+from training.evaluate import network_of
+from training.extract import ExtractError, extract, find_origins
+from training.finetune import Trainer, TrainingConfig, TrainingError, fit, new_model, order_lengths
+from training.labels import read_labels
+from training.pretrain import mask_tokens
+from training.runs import read_run
+from training.samples import MANIFEST, SampleError, read_manifest, read_samples
+
+DATA = Path(__file__).parents[1] / "data"
+PROTOCOLS = DATA / "protocols"
+SMALL = ["-d", "32", "-nh", "2", "-l", "1", "-f", "64", "--packets", "8", "--content-bytes", "24", "--draws", "256"]
+
+
+def tapline_train(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "protocols"
+    table = PROTOCOLS / "flows.csv"
+    tapline_train("extract", PROTOCOLS / "pcap", "--labels", table, "--confidence", "DPI", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(features, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tapline_train("pretrain", "--features", features, "--out", folder / "encoders", *SMALL, "-ep", 2)
+    encoders = ["--encoders", folder / "encoders"]
+    tapline_train(
+        "finetune", "--features", features, "--out", folder / "run", *SMALL, *encoders, "-ep", 12, "-lr", "5e-3"
+    )
+    return folder
+
+
+def test_extract_says_what_was_kept_and_left_out(features):
+    manifest = read_manifest(features)
+    assert (manifest.captures, manifest.warnings) == (24, {})
+    samples = list(read_samples(features))
+    assert len(samples) == manifest.samples
+    assert sum(sample.label is not None for sample in samples) == manifest.labelled > 30
+    assert {sample.label for sample in samples} >= {"DNS", "HTTP", "NTP", "TLS"}
+    assert all(sample.flow.payload_lengths for sample in samples)
+
+
+def test_extract_reads_logs_as_captures(tmp_path):
+    flows = [
+        [sample.flow.payload_lengths for sample in read_samples(out)]
+        for root, out in ((DATA / "zeek-logs", tmp_path / "a"), (PROTOCOLS / "pcap" / "tk.pcap", tmp_path / "b"))
+        if extract(find_origins([root]), out, None, 1)
+    ]
+    assert flows[0] == flows[1] == [[30, -46], [30, -89], [30, -89]]
+
+
+def test_learns_the_protocols_it_was_shown(run, features):
+    log = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert log[0]["config"]["epochs"] == 12
+    assert [line["epoch"] for line in log[1:]] == list(range(12))
+    assert log[-1]["loss"] < 0.7 * log[1]["loss"]
+    tapline_train("export", "--run", run / "run", "--out", run / "zoo", "--name", "small", "--version", "1")
+    folder = run / "zoo" / "small" / "1"
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.labels == ["DNS", "HTTP", "NTP", "TLS"]
+    assert checkpoint.unknown.background
+    samples = [sample for sample in read_samples(features) if sample.label in checkpoint.labels]
+    tokens = encode([sample.flow for sample in samples], checkpoint.features)
+    onnx, reference = (load_engine(name, folder).run(tokens).logits for name in ("onnx", "torch"))
+    np.testing.assert_allclose(onnx, reference, atol=1e-4)
+    right = [v.label == s.label for v, s in zip(verdicts(onnx, checkpoint), samples, strict=True)]
+    assert np.mean(right) > 0.8
+    assert "Not evaluated" in (folder / "README.md").read_text()
+
+
+def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
+    quick = tmp_path / "run"
+    tapline_train("finetune", "--features", features, "--out", quick, *SMALL, "-ep", 1)
+    output = tapline_train("evaluate", "--features", features, "--run", quick, "--folds", 2, "--tuned", 0)
+    assert "trees" in output
+    record = json.loads((quick / "evaluation.json").read_text())
+    assert [fold["tuned"] for fold in record["figures"]["folds"]] == [True, False]
+    assert set(record["figures"]["macro_f1_by_packets"]) == {"1", "2", "4", "8", "all"}
+    notes = tmp_path / "notes.md"
+    notes.write_text("## Data\n\nSome captures.\n")
+    tapline_train("export", "--run", quick, "--out", tmp_path, "--name", "q", "--version", "1", "--notes", notes)
+    checkpoint = read_checkpoint(tmp_path / "q" / "1")
+    assert checkpoint.calibration.temperature == pytest.approx(record["figures"]["temperature"], abs=1e-4)
+    assert checkpoint.unknown.threshold == pytest.approx(record["figures"]["threshold"], abs=1e-4)
+    card = (tmp_path / "q" / "1" / "README.md").read_text()
+    assert f"| macro-F1 | {record['figures']['macro_f1']:.3f} (" in card
+    assert "## Data\n\nSome captures." in card
+    assert "0 (settings chosen here)" in card
+
+
+def test_evaluation_refuses_other_data_than_the_run_learned_from(run, features):
+    arguments = ["evaluate", "--features", str(features), "--run", str(run / "run"), "--folds", "2"]
+    result = CliRunner().invoke(app, arguments)
+    assert "made from other features or encoders" in str(result.exception)
+    result = CliRunner().invoke(app, [*arguments, "--encoders", str(features)])
+    assert "expected a run of pretrain" in str(result.exception)
+
+
+def test_the_same_seed_gives_the_same_weights(features):
+    corpus = make_corpus(read_samples(features), 3)
+    config = TrainingConfig(32, 2, 1, 64, epochs=1, draws=64)
+    data = make_training_set(corpus, corpus.samples, corpus.rare, config)
+    network = network_of(corpus, config, background=True)
+    first, second = (fit(new_model(network, 5), data, config).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_lengths_in_order_lie_near_their_neighbours():
+    torch.manual_seed(0)
+    model = Mm4flow(Mm4flowNetwork(32, 1, 2, 32, 2))
+    order_lengths(model, 0)
+    table = model.ps_encoder.bert.embeddings.word_embeddings.weight.detach()
+    near, far = ((table[7 + 2 * 900] - table[7 + 2 * other]).norm() for other in (902, 60))
+    assert near < far
+
+
+def test_masking_hides_real_tokens_only():
+    tokens = torch.tensor([[2, 50, 60, 70, 3, 0]] * 500)
+    masked = mask_tokens(tokens, 263, 0.2, torch.Generator().manual_seed(1))
+    assert not masked.selected[:, [0, 4, 5]].any()
+    assert masked.selected[:, 1:4].float().mean() == pytest.approx(0.2, abs=0.04)
+    assert torch.equal(masked.tokens[~masked.selected], tokens[~masked.selected])
+    assert (masked.tokens[masked.selected] == 4).float().mean() == pytest.approx(0.8, abs=0.1)
+
+
+def test_a_loss_that_is_not_finite_stops_training():
+    model = torch.nn.Linear(2, 1)
+    trainer = Trainer(model, TrainingConfig(), 10)
+    with pytest.raises(TrainingError, match="loss is nan in step 0: lower the learning rate"):
+        trainer.step(model(torch.full((1, 2), torch.nan)).sum())
+
+
+def test_a_failing_run_leaves_what_was_there(features, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    tapline_train("finetune", "--features", features, "--out", out, *SMALL, "-ep", 1)
+    before = {name: (out / name).read_bytes() for name in ("model.safetensors", "run.json")}
+
+    def bad(*_arguments, **_options):
+        raise TrainingError("the loss is nan in step 3: lower the learning rate (-lr)")
+
+    monkeypatch.setattr(finetune.Trainer, "step", bad)
+    result = CliRunner().invoke(app, ["finetune", "--features", str(features), "--out", str(out), *SMALL, "-ep", "1"])
+    assert isinstance(result.exception, TrainingError)
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
+def test_labels_in_too_few_captures_cannot_be_learned(features):
+    with pytest.raises(TrainingError, match="lower --min-captures"):
+        make_corpus(read_samples(features), 9)
+
+
+def test_a_label_without_flows_is_named(features):
+    corpus = make_corpus(read_samples(features), 3)
+    some = [sample for sample in corpus.samples if sample.label != "NTP"]
+    with pytest.raises(TrainingError, match="label 'NTP' has no flow"):
+        make_training_set(corpus, some, [], TrainingConfig())
+
+
+def test_damaged_features_are_refused(features, tmp_path):
+    shard = read_manifest(features).shards[0]
+    for path in features.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / shard.name).write_bytes(b"no shard")
+    with pytest.raises(SampleError, match="damaged"):
+        list(read_samples(tmp_path))
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "flow_format_version": 99}))
+    with pytest.raises(SampleError, match="flow format 99"):
+        list(read_samples(tmp_path))
+
+
+def test_nothing_to_extract_leaves_nothing(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.pcap").write_bytes(b"not a capture, whatever its name says")
+    with pytest.raises(ExtractError, match="hold no flow with payload"):
+        extract(find_origins([tmp_path / "in"]), tmp_path / "out", None, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    with pytest.raises(ExtractError, match="no such file"):
+        find_origins([tmp_path / "absent"])
+
+
+def test_other_peoples_folders_are_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(ExtractError, match="holds no features"):
+        extract(find_origins([PROTOCOLS / "pcap"]), tmp_path / "mine", None, 1)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_the_command_ends_with_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tapline-train", "labels", "--features", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "expected extracted features" in capsys.readouterr().err
+
+
+def test_a_run_is_read_back(run):
+    record = read_run(run / "run")
+    assert (record.config.d_model, record.config.features.content_bytes) == (32, 24)
+    assert msgspec.json.decode(msgspec.json.encode(record), type=type(record)) == record
+    with pytest.raises(TrainingError, match="a run of pretrain"):
+        read_run(run / "encoders")
+
+
+def test_labels_of_the_bundled_captures_are_found():
+    assert len(read_labels(PROTOCOLS / "flows.csv", confidence="DPI").captures) == 24

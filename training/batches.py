@@ -1,0 +1,210 @@
+"""Batches of real flows for training: weighted draws, augmentation of flows and tokens, batches of like length.
+
+Flows are cut here and encoded by `models.encode`, so that training reads the bits that serving reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.encode import BYTES_VOCABULARY, FIRST_TOKEN, MASK, MAX_LENGTH, Mm4flowFeatures, TokenBatch, encode, pad
+from models.flow import Flow
+
+POOL_BATCHES = 16
+"""Batches are formed by length within a pool of this many, so that their order stays random."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training flows differ from the recorded ones; each is a probability, or a share drawn up to that bound."""
+
+    prefix: float = 0.5
+    """of cutting a flow to its first packets: what an early verdict sees"""
+    no_content: float = 0.1
+    """of leaving out the content of both directions"""
+    one_way: float = 0.1
+    """of keeping the packets of one direction only, as a tap on one side of an asymmetric route sees them"""
+    swap: float = 0.1
+    """of exchanging originator and responder, as where a capture starts in the middle of a flow"""
+    mask_bytes: float = 0.5
+    """largest share of content bytes replaced by `[MASK]`"""
+    random_bytes: float = 0.2
+    """largest share of content bytes replaced by random ones"""
+    mask_lengths: float = 0.2
+    """largest share of lengths replaced by `[MASK]`"""
+    jitter_lengths: float = 0.1
+    """standard deviation of the change of a length, relative to it"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded tokens of B flows, int64 [B, P] and [B, S] (twice), and the index of each flow in its data set [B]."""
+
+    ps_tokens: Tensor
+    bytes_tokens: Tensor
+    bytes_types: Tensor
+    rows: NDArray[np.int64]
+
+
+def prefix(flow: Flow, packets: int) -> Flow:
+    """What was known of a flow after its first `packets` packets with payload; content is cut to what they carried."""
+    lengths = flow.payload_lengths[:packets]
+    up = sum(length for length in lengths if length > 0)
+    down = -sum(length for length in lengths if length < 0)
+    return msgspec.structs.replace(
+        flow,
+        payload_lengths=lengths,
+        up=sum(length > 0 for length in lengths),
+        down=sum(length < 0 for length in lengths),
+        orig_bytes=flow.orig_bytes[:up],
+        resp_bytes=flow.resp_bytes[:down],
+        complete=False,
+    )
+
+
+def one_way(flow: Flow, *, forward: bool) -> Flow:
+    """The flow as seen in one direction only; unchanged when nothing was sent that way."""
+    lengths = [length for length in flow.payload_lengths if (length > 0) == forward]
+    if not lengths:
+        return flow
+    if forward:
+        return msgspec.structs.replace(flow, payload_lengths=lengths, down=0, resp_bytes=b"")
+    return msgspec.structs.replace(flow, payload_lengths=lengths, up=0, orig_bytes=b"")
+
+
+def swap(flow: Flow) -> Flow:
+    """The flow with originator and responder exchanged."""
+    return msgspec.structs.replace(
+        flow,
+        payload_lengths=[-length for length in flow.payload_lengths],
+        up=flow.down,
+        down=flow.up,
+        orig_bytes=flow.resp_bytes,
+        resp_bytes=flow.orig_bytes,
+    )
+
+
+def draw_weights(groups: Sequence[tuple[str, str]], class_power: float, capture_power: float) -> NDArray[np.float64]:
+    """How often to draw each flow, summing to 1; `groups` names its class and capture.
+
+    Within a class a capture of n flows weighs `n ** capture_power`, and a class of c captures `c ** class_power`: 0
+    draws every capture of a class, and every class, equally often.
+    """
+    flows = Counter(groups)
+    captures = Counter(label for label, _ in flows)
+    total: defaultdict[str, float] = defaultdict(float)
+    for (label, _), count in flows.items():
+        total[label] += count**capture_power
+    weights = np.array(
+        [flows[group] ** (capture_power - 1) / total[group[0]] * captures[group[0]] ** class_power for group in groups]
+    )
+    return np.asarray(weights / weights.sum())
+
+
+def cut_flows(flows: Sequence[Flow], how: Augmentation, rng: np.random.Generator) -> list[Flow]:
+    """Randomly shortened copies of the flows."""
+    cut = []
+    for flow in flows:
+        packets = len(flow.payload_lengths)
+        if packets > 1 and rng.random() < how.prefix:
+            flow = prefix(flow, min(packets - 1, int(2 ** rng.uniform(0, 5))))
+        if rng.random() < how.one_way:
+            flow = one_way(flow, forward=rng.random() < 0.5)
+        if rng.random() < how.swap:
+            flow = swap(flow)
+        if rng.random() < how.no_content:
+            flow = msgspec.structs.replace(flow, orig_bytes=b"", resp_bytes=b"")
+        cut.append(flow)
+    return cut
+
+
+def disturb_tokens(tokens: TokenBatch, how: Augmentation, rng: np.random.Generator) -> TokenBatch:
+    """Mask and change tokens; the special ones stay."""
+    return TokenBatch(
+        _disturb_lengths(tokens, how, rng),
+        tokens.ps_offsets,
+        _disturb_bytes(tokens, how, rng),
+        tokens.bytes_types,
+        tokens.bytes_offsets,
+    )
+
+
+def _shares(largest: float, counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """One share per flow up to `largest`, repeated for each of its tokens."""
+    return np.repeat(rng.uniform(0, largest, len(counts)), counts)
+
+
+def _disturb_lengths(tokens: TokenBatch, how: Augmentation, rng: np.random.Generator) -> NDArray[np.int32]:
+    ps = tokens.ps_tokens.copy()
+    real = ps >= FIRST_TOKEN
+    signs, lengths = (ps - FIRST_TOKEN) % 2, (ps - FIRST_TOKEN) // 2 + 1
+    factors = np.repeat(np.exp(rng.normal(0, how.jitter_lengths, len(tokens))), tokens.ps_counts)
+    factors[np.repeat(rng.random(len(tokens)) < 0.5, tokens.ps_counts)] = 1
+    moved = np.clip(np.rint(lengths * factors), 1, MAX_LENGTH).astype(np.int32)
+    ps[real] = (FIRST_TOKEN + 2 * (moved - 1) + signs)[real]
+    ps[real & (rng.random(len(ps)) < _shares(how.mask_lengths, tokens.ps_counts, rng))] = MASK
+    return ps
+
+
+def _disturb_bytes(tokens: TokenBatch, how: Augmentation, rng: np.random.Generator) -> NDArray[np.int32]:
+    content = tokens.bytes_tokens.copy()
+    real = content >= FIRST_TOKEN
+    swap = real & (rng.random(len(content)) < _shares(how.random_bytes, tokens.bytes_counts, rng))
+    content[swap] = rng.integers(FIRST_TOKEN, BYTES_VOCABULARY, int(swap.sum()))
+    content[real & (rng.random(len(content)) < _shares(how.mask_bytes, tokens.bytes_counts, rng))] = MASK
+    return content
+
+
+def to_batch(tokens: TokenBatch, members: NDArray[np.int64], rows: NDArray[np.int64]) -> Batch:
+    """The flows `members` of encoded tokens as one padded batch."""
+    ps, content, types = (
+        torch.from_numpy(pad(values, offsets, members))
+        for values, offsets in (
+            (tokens.ps_tokens, tokens.ps_offsets),
+            (tokens.bytes_tokens, tokens.bytes_offsets),
+            (tokens.bytes_types, tokens.bytes_offsets),
+        )
+    )
+    return Batch(ps, content, types, rows)
+
+
+def training_batches(
+    flows: Sequence[Flow],
+    weights: NDArray[np.float64],
+    draws: int,
+    batch_flows: int,
+    features: Mm4flowFeatures,
+    how: Augmentation,
+    rng: np.random.Generator,
+) -> Iterator[Batch]:
+    """One epoch: `draws` flows by weight with replacement, augmented, in batches of like length."""
+    drawn = rng.choice(len(flows), draws, p=weights)
+    pool = POOL_BATCHES * batch_flows
+    for start in range(0, draws, pool):
+        rows = drawn[start : start + pool]
+        tokens = encode(cut_flows([flows[row] for row in rows], how, rng), features)
+        tokens = disturb_tokens(tokens, how, rng)
+        groups = by_length(tokens, batch_flows)
+        for index in rng.permutation(len(groups)):
+            yield to_batch(tokens, groups[index], rows[groups[index]])
+
+
+def plain_batches(flows: Sequence[Flow], batch_flows: int, features: Mm4flowFeatures) -> Iterator[Batch]:
+    """Every flow once, as it is, in batches of like length."""
+    tokens = encode(flows, features)
+    for members in by_length(tokens, batch_flows):
+        yield to_batch(tokens, members, members)
+
+
+def by_length(tokens: TokenBatch, batch_flows: int) -> list[NDArray[np.int64]]:
+    """Flow indices in groups of at most `batch_flows`, sorted by content and then by packets."""
+    order = np.lexsort((tokens.ps_counts, tokens.bytes_counts))
+    return [order[start : start + batch_flows] for start in range(0, len(order), batch_flows)]

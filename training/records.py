@@ -1,0 +1,35 @@
+"""The records that run directories hold and cards are written from."""
+
+from __future__ import annotations
+
+import msgspec
+
+from models.checkpoint import Mm4flowNetwork
+from training.corpus import ClassCount
+from training.evaluate import EvaluationSettings
+from training.finetune import TrainingConfig
+from training.report import Evaluation
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What a run was: settings, data by the hash of their manifest, what was learned, on what and how long."""
+
+    command: str
+    config: TrainingConfig
+    min_captures: int
+    features: dict[str, str]
+    encoders: str
+    network: Mm4flowNetwork
+    labels: list[ClassCount]
+    background: list[ClassCount]
+    versions: dict[str, str]
+    hardware: str
+    seconds: float
+
+
+class EvaluationRecord(msgspec.Struct, frozen=True):
+    """An evaluation with its settings and cost."""
+
+    settings: EvaluationSettings
+    figures: Evaluation
+    seconds: float
