@@ -1,6 +1,7 @@
 ##! First content bytes of a connection, each way: TCP in order up to the first gap, UDP datagrams joined. Other
 ##! protocols have none.
 
+@load base/frameworks/cluster
 @load ./main
 
 module Tapline;
@@ -97,6 +98,9 @@ event zeek_init()
 		disable_event_group("tapline-content");
 		return;
 		}
+	# Only workers of a cluster see connections.
+	if ( Cluster::is_enabled() && Cluster::local_node_type() != Cluster::WORKER )
+		return;
 	# An analyzer attaches by port, so to see every connection's stream it takes every port.
 	local p = 0;
 	while ( p < 65536 )

@@ -65,21 +65,22 @@ function source_port(p: pkt_hdr): count
 function is_excluded(c: connection): bool
 	{
 	local id = c$id;
-	if ( |exclude_networks| > 0 && (id$orig_h in exclude_networks || id$resp_h in exclude_networks) )
-		return T;
-	if ( |exclude_ports| > 0 && (id$orig_p in exclude_ports || id$resp_p in exclude_ports) )
-		return T;
-	return ! hook observe(c);
+	return id$orig_h in exclude_networks || id$resp_h in exclude_networks || id$orig_p in exclude_ports ||
+	    id$resp_p in exclude_ports;
 	}
 
 function begin(c: connection, p: pkt_hdr)
 	{
-	local src = p?$ip ? p$ip$src : p$ip6$src;
-	c$tapline = State($first_h=src, $first_p=source_port(p), $same_host=(c$id$orig_h == c$id$resp_h));
-	if ( is_excluded(c) )
-		c$tapline$observed = F;
+	if ( source_link < 0 )
+		learn_link();
+	c$tapline = State($first_h=p?$ip ? p$ip$src : p$ip6$src, $first_p=source_port(p));
+	local st = c$tapline;
+	if ( c$id$orig_h == c$id$resp_h )
+		st$same_host = T;
+	if ( (|exclude_networks| + |exclude_ports| > 0 && is_excluded(c)) || ! hook observe(c) )
+		st$observed = F;
 	else if ( heads != "none" )
-		c$tapline$heads_left = heads_token_budget;
+		st$heads_left = heads_token_budget;
 	}
 
 # Whether the first packet's sender is what Zeek now takes for the originator.
@@ -98,8 +99,7 @@ function make_early_due(c: connection)
 
 function consider_early(c: connection)
 	{
-	local st = c$tapline;
-	local seen = st$ahead + st$back;
+	local seen = c$tapline$ahead + c$tapline$back;
 	if ( early_packets > 0 && seen >= early_packets )
 		make_early_due(c);
 	else if ( seen == 1 && early_interval > 0sec )
@@ -117,6 +117,8 @@ event new_packet(c: connection, p: pkt_hdr)
 	local n = 0;
 	if ( p?$tcp && (p$tcp$dl > 0 || ! p?$ip || p$ip$len > 0) )
 		n = p$tcp$dl;
+	else if ( p?$udp && p?$ip && p$ip$len > 0 )
+		n = p$ip$len - p$ip$hl - 8;
 	else
 		n = payload_bytes(c, p);
 	if ( st$heads_left > 0 )
@@ -124,9 +126,8 @@ event new_packet(c: connection, p: pkt_hdr)
 	if ( n == 0 )
 		return;
 
-	local forward = (p?$ip ? p$ip$src : p$ip6$src) == st$first_h;
-	if ( st$same_host )
-		forward = source_port(p) == st$first_p;
+	local forward = st$same_host ? source_port(p) == st$first_p
+	                             : (p?$ip ? p$ip$src : p$ip6$src) == st$first_h;
 	if ( forward )
 		++st$ahead;
 	else

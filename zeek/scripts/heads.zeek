@@ -16,23 +16,24 @@ const link_header_bytes: table[int] of count = {
 	[0] = 4, [108] = 4, [113] = 16, [276] = 20, [12] = 0, [14] = 0, [101] = 0, [228] = 0, [229] = 0,
 };
 
-# The packet source's link type, asked once.
+# The packet source's link type, asked at the first packet; and whether it is Ethernet.
 global source_link: int = -1;
+global ethernet = F;
 
-function link_of_source(): int
+function learn_link()
 	{
-	if ( source_link < 0 )
-		source_link = packet_source()$link_type;
-	return source_link;
+	source_link = packet_source()$link_type;
+	ethernet = source_link == 1;
 	}
 
 # Tracegram's link-type byte for a connection's heads; 0 where its table has none.
 function link_type_byte(c: connection): count
 	{
-	local link = link_of_source();
-	if ( link in raw_ip_links )
+	if ( heads == "none" )
+		return 0;
+	if ( source_link in raw_ip_links )
 		return is_v6_addr(c$id$orig_h) ? 6 : 21;
-	return link_type_bytes[link];
+	return link_type_bytes[source_link];
 	}
 
 function address_hex(a: addr): string
@@ -68,26 +69,23 @@ function searched_ip_offset(data: string, p: pkt_hdr, tunneled: bool): int
 # Offset of the packet's IP header in the frame, or -1.
 function ip_offset(c: connection, data: string, p: pkt_hdr): int
 	{
-	local tunneled = c?$tunnel && |c$tunnel| > 0;
-	if ( ! tunneled )
+	if ( c?$tunnel )
+		return searched_ip_offset(data, p, T);
+	if ( source_link in link_header_bytes )
+		return link_header_bytes[source_link];
+	if ( ethernet )
 		{
-		local link = link_of_source();
-		if ( link in link_header_bytes )
-			return link_header_bytes[link];
-		if ( link == 1 )
+		local ether_type = data[12:14];
+		if ( ether_type == "\x08\x00" || ether_type == "\x86\xdd" )
+			return 14;
+		if ( ether_type == "\x81\x00" )
 			{
-			local ether_type = data[12:14];
+			ether_type = data[16:18];
 			if ( ether_type == "\x08\x00" || ether_type == "\x86\xdd" )
-				return 14;
-			if ( ether_type == "\x81\x00" )
-				{
-				ether_type = data[16:18];
-				if ( ether_type == "\x08\x00" || ether_type == "\x86\xdd" )
-					return 18;
-				}
+				return 18;
 			}
 		}
-	return searched_ip_offset(data, p, tunneled);
+	return searched_ip_offset(data, p, F);
 	}
 
 # IP length of a packet whose own header says 0.
@@ -112,23 +110,32 @@ function captured_tcp_bytes(c: connection, p: pkt_hdr): count
 	return header < 20 ? 20 : header;
 	}
 
+# IP length as the frame itself has it, which differs from the event's when the datagram came in fragments.
+function frame_ip_field(data: string, p: pkt_hdr, start: count): count
+	{
+	return p?$ip ? bytestring_to_count(data[start+2:start+4]) : 40 + bytestring_to_count(data[start+4:start+6]);
+	}
+
 # Bytes of the frame up to the end of the transport header, given the payload's length.
 function header_bytes(c: connection, data: string, p: pkt_hdr, payload: count): count
 	{
-	local offset = ip_offset(c, data, p);
-	if ( offset < 0 )
-		return |data|;
-	local start = int_to_count(offset);
+	local start: count;
+	if ( ethernet && ! c?$tunnel && data[12:14] == (p?$ip ? "\x08\x00" : "\x86\xdd") )
+		start = 14;
+	else
+		{
+		local offset = ip_offset(c, data, p);
+		if ( offset < 0 )
+			return |data|;
+		start = int_to_count(offset);
+		}
 	local ip_bytes = p?$ip ? p$ip$len : 40 + p$ip6$len;
-	local at = p?$ip ? start + 2 : start + 4;
-	local in_frame = at + 2 <= |data| ? bytestring_to_count(data[at:at+2]) : ip_bytes;
-	if ( p?$ip6 )
-		in_frame += 40;
-	# The frame that completed a fragmented datagram holds no transport header: 8 bytes are IPv6's fragment header.
-	if ( in_frame != ip_bytes )
-		return p?$ip ? start + p$ip$hl : start + 48;
 	if ( ip_bytes == 0 )
 		return start + p$ip$hl + transport_bytes(c, p);
+	# Most frames end where their packet does. Others may have completed a fragmented datagram, as any padded one may:
+	# such a frame holds no transport header; IPv6 has a fragment header of 8 bytes in its place.
+	if ( (start + ip_bytes != |data| || |data| <= 64) && frame_ip_field(data, p, start) != ip_bytes )
+		return p?$ip ? start + p$ip$hl : start + 48;
 	return start + ip_bytes - payload;
 	}
 
@@ -136,23 +143,22 @@ function header_bytes(c: connection, data: string, p: pkt_hdr, payload: count): 
 function add_head(c: connection, p: pkt_hdr, payload: count)
 	{
 	local st = c$tapline;
-	if ( st$heads_left < head_token_cost )
-		{
-		st$heads_left = 0;
-		return;
-		}
 	link_of_source();  # now: at the end of a capture the source is gone before the last connections are
 	local packet = get_current_packet();
-	local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
-	local keep = heads == "full" ? |packet$data| : header_bytes(c, packet$data, p, payload);
-	if ( keep > |packet$data| )
-		keep = |packet$data|;
+	local data = packet$data;
+	local keep = heads == "full" ? |data| : header_bytes(c, data, p, payload);
+	if ( keep > |data| )
+		keep = |data|;
 	local room = st$heads_left - head_token_cost;
 	if ( keep > room )
 		keep = room;
-	local first = |st$heads| == 0;
-	local gap = first || now_us < st$last_packet_us ? 0 : now_us - st$last_packet_us;
-	st$heads += cat(first ? "" : ";", gap, ":", bytestring_to_hexstr(packet$data[0:keep]));
-	st$heads_left = room - keep;
+	room -= keep;
+	st$heads_left = room < head_token_cost ? 0 : room;
+	local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
+	local hex = bytestring_to_hexstr(data[0:keep]);
+	if ( st$heads == "" )
+		st$heads = "0:" + hex;
+	else
+		st$heads += cat(";", now_us > st$last_packet_us ? now_us - st$last_packet_us : 0, ":", hex);
 	st$last_packet_us = now_us;
 	}

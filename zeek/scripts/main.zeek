@@ -119,7 +119,7 @@ export {
 		first_h: addr;
 		first_p: count;
 		## Both endpoints are one host, so that only the ports tell the direction.
-		same_host: bool;
+		same_host: bool &default=F;
 		## F: left out by a filter.
 		observed: bool &default=T;
 		## Payload packets from the first packet's sender, and back.

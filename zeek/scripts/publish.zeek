@@ -6,29 +6,22 @@
 
 module Tapline;
 
-function microseconds(seconds: double): count
-	{
-	return seconds > 0.0 ? double_to_count(seconds * 1000000.0) : 0;
-	}
-
 function proto_name(c: connection): string
 	{
-	local transport = get_port_transport_proto(c$id$resp_p);
-	if ( transport == tcp )
-		return "tcp";
-	if ( transport == udp )
-		return "udp";
-	if ( transport == icmp )
-		return "icmp";
-	return cat(c$id$proto);
+	switch ( c$id$proto )
+		{
+		case 6: return "tcp";
+		case 17: return "udp";
+		case 1, 58: return "icmp";
+		default: return cat(c$id$proto);
+		}
 	}
 
 # Lengths as text, positive from the originator.
-function lengths_text(c: connection): string
+function lengths_text(st: State, straight: bool): string
 	{
-	local st = c$tapline;
 	local lengths = st$lengths;
-	if ( ! sent_by_orig(c) )
+	if ( ! straight )
 		{
 		lengths = vector();
 		for ( _, n in st$lengths )
@@ -45,17 +38,17 @@ function build_flow(c: connection, final: bool): Flow
 	local id = c$id;
 	local straight = sent_by_orig(c);
 	return Flow($version=format_version, $sensor=sensor_name, $seq=++counters$seq, $final=final, $uid=c$uid,
-	    $start_us=microseconds(time_to_double(c$start_time)),
-	    $duration_us=microseconds(interval_to_double(c$duration)),
+	    $start_us=double_to_count(time_to_double(c$start_time) * 1000000.0),
+	    $duration_us=c$duration > 0sec ? double_to_count(interval_to_double(c$duration) * 1000000.0) : 0,
 	    $orig_h=id$orig_h, $orig_p=port_to_count(id$orig_p), $resp_h=id$resp_h, $resp_p=port_to_count(id$resp_p),
-	    $proto=proto_name(c), $service=to_lower(join_string_set(c$service, ",")),
+	    $proto=proto_name(c), $service=|c$service| > 0 ? to_lower(join_string_set(c$service, ",")) : "",
 	    $conn_state=final && c?$conn && c$conn?$conn_state ? c$conn$conn_state : "",
 	    $orig_pkts=c$orig?$num_pkts ? c$orig$num_pkts : 0, $resp_pkts=c$resp?$num_pkts ? c$resp$num_pkts : 0,
 	    $orig_ip_bytes=c$orig?$num_bytes_ip ? c$orig$num_bytes_ip : 0,
 	    $resp_ip_bytes=c$resp?$num_bytes_ip ? c$resp$num_bytes_ip : 0,
 	    $up=straight ? st$ahead : st$back, $down=straight ? st$back : st$ahead,
-	    $payload_lengths=lengths_text(c), $orig_bytes=bytestring_to_hexstr(st$orig_bytes),
-	    $resp_bytes=bytestring_to_hexstr(st$resp_bytes), $link_type=heads == "none" ? 0 : link_type_byte(c),
+	    $payload_lengths=lengths_text(st, straight), $orig_bytes=bytestring_to_hexstr(st$orig_bytes),
+	    $resp_bytes=bytestring_to_hexstr(st$resp_bytes), $link_type=link_type_byte(c),
 	    $heads_kind=heads, $heads=st$heads);
 	}
 

@@ -37,7 +37,7 @@ function publish_stats()
 	local n = get_net_stats();
 	local k = counters;
 	Cluster::publish(stats_topic, Tapline::stats, format_version, sensor_name,
-	    microseconds(time_to_double(network_time())), k$seq, k$early, k$finals, k$unchanged, k$without_payload,
+	    double_to_count(time_to_double(network_time()) * 1000000.0), k$seq, k$early, k$finals, k$unchanged, k$without_payload,
 	    k$filtered, k$gaps, k$cut, n$pkts_recvd, n$pkts_dropped, n$pkts_link, n$bytes_recvd, loss_percent());
 	}
 

@@ -99,11 +99,14 @@ function to_info(v: Verdict, service: string): Info
 	    $model_version=v$model_version, $service=service);
 	}
 
+# Logs a batch. What cannot be a flow's port is left out, and policy may leave out more.
 function log_verdicts(service: string, given: Verdicts): count
 	{
 	local logged = 0;
 	for ( _, v in given )
 		{
+		if ( v$orig_p > 65535 || v$resp_p > 65535 )
+			next;
 		local rec = to_info(v, service);
 		if ( ! hook verdict_policy(rec) )
 			next;

@@ -1,12 +1,13 @@
 """A small bus client for the tests: prints each event as a line of JSON, answers the end marker, sends verdicts.
 
-usage: bus_client.py PORT TOPIC... [--verdicts] [--record FILE] [--drain] [--seconds N]
+usage: bus_client.py PORT TOPIC... [--verdicts] [--record FILE] [--drain] [--seconds N] [--ca FILE] [--certificate FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import ssl
 import sys
 import time
 from typing import Any, TextIO
@@ -127,12 +128,20 @@ def main() -> None:
     parser.add_argument("--drain", action="store_true")
     parser.add_argument("--record", type=argparse.FileType("w"))
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--ca", help="speak TLS and trust this CA")
+    parser.add_argument("--certificate", help="certificate and key of the client")
     options = parser.parse_args()
+    context = None
+    if options.ca:
+        context = ssl.create_default_context(cafile=options.ca)
+        if options.certificate:
+            context.load_cert_chain(options.certificate)
     deadline = time.monotonic() + options.seconds
     while True:
         try:
             with connect(
-                f"ws://127.0.0.1:{options.port}/v1/messages/json",
+                f"{'wss' if context else 'ws'}://127.0.0.1:{options.port}/v1/messages/json",
+                ssl=context,
                 additional_headers={"X-Application-Name": "tapline-test"},
                 max_size=None,
             ) as connection:
