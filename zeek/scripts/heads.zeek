@@ -143,7 +143,6 @@ function header_bytes(c: connection, data: string, p: pkt_hdr, payload: count): 
 function add_head(c: connection, p: pkt_hdr, payload: count)
 	{
 	local st = c$tapline;
-	link_of_source();  # now: at the end of a capture the source is gone before the last connections are
 	local packet = get_current_packet();
 	local data = packet$data;
 	local keep = heads == "full" ? |data| : header_bytes(c, data, p, payload);
