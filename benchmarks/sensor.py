@@ -1,0 +1,109 @@
+"""What the Zeek package costs: plain Zeek, the package writing logs, and the package publishing to a client.
+
+    python benchmarks/sensor.py CAPTURE [PUBLISHED_SCRIPT...] [--repeats 1]
+
+All in one run on the same capture; needs `zeek` on PATH. The client drains the bus and drops what it gets. With the published
+MM4flow scripts given, they are measured too. Times are CPU seconds of the Zeek process, and wall seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from hardware import describe
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from service.metrics import Metrics
+from service.sources.bus.source import BusSource, make_transport
+from service.sources.bus.transport import TlsFiles
+
+SCRIPTS = ROOT / "zeek" / "scripts"
+
+
+def run_zeek(arguments: list[str]) -> tuple[float, float]:
+    """CPU and wall seconds of one Zeek in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            ["zeek", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"zeek {' '.join(arguments)} ended with status {process.returncode}")
+        return usage.ru_utime + usage.ru_stime, time.perf_counter() - started
+
+
+def drain(port: int, stop: threading.Event) -> threading.Thread:
+    """A client in a thread that takes everything, and confirms the end."""
+
+    async def client() -> None:
+        source = BusSource(make_transport(f"ws://127.0.0.1:{port}", TlsFiles()), Metrics(), take_flow=lambda flow: None)
+        task = asyncio.create_task(source.run())
+        while not stop.is_set():
+            await asyncio.sleep(0.05)
+            if source.end_marker.is_set():
+                await source.confirm_finished()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(client()))
+    thread.start()
+    return thread
+
+
+def publishing(capture: str) -> tuple[float, float]:
+    """The package over the bus, every flow delivered."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stop = threading.Event()
+    thread = drain(port, stop)
+    try:
+        return run_zeek(["-C", "-r", capture, str(SCRIPTS / "replay.zeek"), f"Tapline::listen_port={port}/tcp"])
+    finally:
+        stop.set()
+        thread.join()
+
+
+def main() -> None:
+    """Measure each in turn and print the ratios to plain Zeek."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("capture", type=Path)
+    parser.add_argument("published", nargs="*", type=Path)
+    parser.add_argument("--repeats", type=int, default=1)
+    options = parser.parse_args()
+    capture = str(options.capture.resolve())
+    ways = {
+        "plain Zeek": lambda: run_zeek(["-C", "-r", capture]),
+        "package, logs": lambda: run_zeek(["-C", "-r", capture, str(SCRIPTS / "offline.zeek")]),
+        "package, publishing": lambda: publishing(capture),
+    }
+    if options.published:
+        scripts = [str(path.resolve()) for path in options.published]
+        ways["published scripts"] = lambda: run_zeek(["-C", "-r", capture, *scripts])
+    print(f"machine  {describe()}")
+    print(f"input    {options.capture.name}, {options.capture.stat().st_size / 1e6:.0f} MB; best of {options.repeats}")
+    plain = None
+    for name, way in ways.items():
+        cpu, wall = min(way() for _ in range(options.repeats))
+        plain = plain or (cpu, wall)
+        print(
+            f"{name:<20} {cpu:6.1f} s CPU ({cpu / plain[0]:.2f} times plain), {wall:6.1f} s wall ({wall / plain[1]:.2f})"
+        )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
