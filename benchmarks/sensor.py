@@ -2,8 +2,8 @@
 
     python benchmarks/sensor.py CAPTURE [PUBLISHED_SCRIPT...] [--repeats 1]
 
-All in one run on the same capture; needs `zeek` on PATH. The client drains the bus and drops what it gets. With the published
-MM4flow scripts given, they are measured too. Times are CPU seconds of the Zeek process, and wall seconds.
+All in one run on the same capture; needs `zeek` on PATH. The client drains the bus and drops what it gets. With the
+published MM4flow scripts given, they are measured too. Times are CPU seconds of the Zeek process, and wall seconds.
 """
 
 from __future__ import annotations
@@ -99,9 +99,8 @@ def main() -> None:
     for name, way in ways.items():
         cpu, wall = min(way() for _ in range(options.repeats))
         plain = plain or (cpu, wall)
-        print(
-            f"{name:<20} {cpu:6.1f} s CPU ({cpu / plain[0]:.2f} times plain), {wall:6.1f} s wall ({wall / plain[1]:.2f})"
-        )
+        ratios = f"{cpu / plain[0]:.2f} and {wall / plain[1]:.2f} times plain"
+        print(f"{name:<20} {cpu:6.1f} s CPU, {wall:6.1f} s wall: {ratios}")
         sys.stdout.flush()
 
 
