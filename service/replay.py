@@ -53,11 +53,10 @@ class Replay:
         clock = asyncio.get_running_loop().time
         started, first_us = clock(), 0
         async for flows in stream.batches():
-            for flow in flows:
-                end_us = flow.start_us + flow.duration_us
-                first_us = first_us or end_us
+            for flow in sorted(flows, key=_end_us):  # the reader gives a flow when its time-out is over, which is later
+                first_us = first_us or _end_us(flow)
                 if self._speed:
-                    await asyncio.sleep(started + (end_us - first_us) / 1e6 / self._speed - clock())
+                    await asyncio.sleep(started + (_end_us(flow) - first_us) / 1e6 / self._speed - clock())
                 await self._take(flow)
 
     async def _take(self, flow: Flow) -> None:
@@ -67,3 +66,7 @@ class Replay:
 
     def _deliver(self, flow: Flow, verdict: Verdict) -> None:
         self._watcher(flow, verdict)
+
+
+def _end_us(flow: Flow) -> int:
+    return flow.start_us + flow.duration_us
