@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from models.flow import MAX_PAYLOAD_LENGTHS, Flow
 from service.sources.capture import CaptureError, CaptureReader, ReadOptions
 

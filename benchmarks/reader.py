@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from service.sources.capture import CaptureReader, ReadOptions
 
 READ = "import sys; from benchmarks.reader import read; read(sys.argv[1], sys.argv[2])"
