@@ -1,7 +1,6 @@
 ##! First content bytes of a connection, each way: TCP in order up to the first gap, UDP datagrams joined. Other
 ##! protocols have none.
 
-@load base/frameworks/cluster
 @load ./main
 
 module Tapline;
@@ -32,38 +31,28 @@ function add_content(c: connection, is_orig: bool, data: string)
 		make_early_due(c);
 	}
 
-# Zeek delivers the stream of a connection until told to stop.
-function stop_delivery(c: connection)
-	{
-	disable_analyzer(c$id, current_analyzer(), F);
-	}
-
-event stream_deliver(c: connection, is_orig: bool, data: string) &group="tapline-content"
+# The stream-event analyzer could be stopped once a flow is full, but Zeek does not attach it where a connection's analyzer
+# was scheduled, as for FTP data.
+event tcp_contents(c: connection, is_orig: bool, seq: count, contents: string) &group="tapline-content"
 	{
 	if ( ! c?$tapline )
 		return;
 	local st = c$tapline;
-	if ( ! st$observed )
-		stop_delivery(c);
-	else if ( ! (is_orig ? st$orig_done : st$resp_done) )
+	if ( (is_orig ? st$orig_done : st$resp_done) || ! st$observed )
+		return;
+	# What comes after a gap is left out; a stream whose beginning was not seen starts with what was.
+	local next_seq = is_orig ? st$orig_next : st$resp_next;
+	if ( next_seq > 0 && seq != next_seq )
 		{
-		add_content(c, is_orig, data);
-		if ( st$orig_done && st$resp_done )
-			stop_delivery(c);
+		++counters$gaps;
+		end_content(c, is_orig);
+		return;
 		}
-	}
-
-event stream_undelivered(c: connection, is_orig: bool, seq: count, len: count) &group="tapline-content"
-	{
-	if ( ! c?$tapline || ! c$tapline$observed || (is_orig ? c$tapline$orig_done : c$tapline$resp_done) )
-		return;
-	# A gap before any content only means that it starts later.
-	if ( (is_orig ? |c$tapline$orig_bytes| : |c$tapline$resp_bytes|) == 0 )
-		return;
-	++counters$gaps;
-	end_content(c, is_orig);
-	if ( c$tapline$orig_done && c$tapline$resp_done )
-		stop_delivery(c);
+	if ( is_orig )
+		st$orig_next = seq + |contents|;
+	else
+		st$resp_next = seq + |contents|;
+	add_content(c, is_orig, contents);
 	}
 
 event udp_contents(u: connection, is_orig: bool, contents: string) &group="tapline-content"
@@ -81,31 +70,23 @@ event connection_flipped(c: connection) &group="tapline-content"
 		return;
 	local st = c$tapline;
 	local orig_bytes = st$orig_bytes;
+	local orig_next = st$orig_next;
 	local orig_done = st$orig_done;
 	st$orig_bytes = st$resp_bytes;
+	st$orig_next = st$resp_next;
 	st$orig_done = st$resp_done;
 	st$resp_bytes = orig_bytes;
+	st$resp_next = orig_next;
 	st$resp_done = orig_done;
 	}
 
+redef tcp_content_deliver_all_orig = T;
+redef tcp_content_deliver_all_resp = T;
 redef udp_content_deliver_all_orig = T;
 redef udp_content_deliver_all_resp = T;
 
 event zeek_init()
 	{
 	if ( content_bytes == 0 )
-		{
 		disable_event_group("tapline-content");
-		return;
-		}
-	# Only workers of a cluster see connections.
-	if ( Cluster::is_enabled() && Cluster::local_node_type() != Cluster::WORKER )
-		return;
-	# An analyzer attaches by port, so to see every connection's stream it takes every port.
-	local p = 0;
-	while ( p < 65536 )
-		{
-		Analyzer::register_for_port(Analyzer::ANALYZER_STREAM_EVENT, count_to_port(p, tcp));
-		++p;
-		}
 	}

@@ -130,6 +130,9 @@ export {
 		## First content bytes; these two follow Zeek's own idea of the originator.
 		orig_bytes: string &default="";
 		resp_bytes: string &default="";
+		## Where their TCP streams go on, 0 before they start; and whether there will be no more bytes.
+		orig_next: count &default=0;
+		resp_next: count &default=0;
 		orig_done: bool &default=F;
 		resp_done: bool &default=F;
 		## Packet heads as they are sent, and the tokens left for more.
