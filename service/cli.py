@@ -49,12 +49,21 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to th
 
 
 def main() -> None:
-    """Run the command line; a closed pipe ends it quietly."""
+    """Run the command line; a closed pipe ends it quietly, a full disk with a sentence."""
     try:
         app()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         sys.exit(EXIT_FAILED)
+    except OSError as error:
+        _forget_output()
+        typer.echo(f"cannot write the result: {error.strerror}", err=True)
+        sys.exit(EXIT_FAILED)
+
+
+def _forget_output() -> None:
+    """Keep Python from flushing what cannot be written when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,7 +104,7 @@ def classify(
         classifier = Classifier(load_engine(engine, directory), min_packets=min_packets, with_scores=scores)
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)
-    with _opened(output) as file:
+    with _opened(output, captures) as file:
         summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit), errors)
     if any(entry.error or entry.warning for entry in summary.inputs):
         raise typer.Exit(EXIT_FAILED)
@@ -114,7 +123,7 @@ def features(
 ) -> None:
     """Write the features of each flow, one JSON line per flow, as the API takes them back."""
     failed = False
-    with _opened(output) as file:
+    with _opened(output, captures) as file:
         for name in captures:
             try:
                 source = open_input(name, reader, ReadOptions(heads=heads))
@@ -157,21 +166,34 @@ def watch_command(
             zeek=zeek or [], interface=interface or [], replay=replay, speed=speed, checkpoint=checkpoint
         )
         raise typer.Exit(watch(settings, log_dir))
-    except (CheckpointError, EngineError, TransportError, ZeekError) as error:
+    except (CheckpointError, EngineError, TransportError) as error:
+        _fail(str(error), EXIT_USAGE)
+    except (ZeekError, CaptureError) as error:
         _fail(str(error), EXIT_FAILED)
 
 
 @contextlib.contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
+def _opened(output: Path | None, inputs: list[str]) -> Iterator[TextIO]:
+    """Standard output, or a file that takes its name only when it is whole; an input is never written over."""
     if output is None:
         yield sys.stdout
         return
+    if any(Path(name).exists() and output.exists() and output.samefile(name) for name in inputs):
+        _fail(f"{output}: is an input, too: write the result elsewhere", EXIT_USAGE)
+    whole = not output.exists() or output.is_file()  # a device or a pipe is written as it is
+    target = output.with_name(f".{output.name}.{os.getpid()}") if whole else output
     try:
-        file = output.open("w", encoding="utf-8", newline="")
+        file = target.open("w", encoding="utf-8", newline="")
     except OSError as error:
         _fail(f"{output}: cannot write it: {error.strerror}", EXIT_USAGE)
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+        if whole:
+            target.replace(output)
+    finally:
+        if whole:
+            target.unlink(missing_ok=True)
 
 
 def _fail(message: str, status: int) -> NoReturn:

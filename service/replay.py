@@ -30,23 +30,23 @@ class Replay:
     def __init__(self, capture: Path, speed: float, pipeline: LivePipeline, watcher: Watcher) -> None:
         self.capture = capture
         self.finished = asyncio.Event()
+        self.problem: str | None = None
         self._speed = speed
         self._pipeline = pipeline
         self._watcher = watcher
 
     async def run(self) -> None:
-        """Play once."""
+        """Play once; `problem` then says what was wrong with the capture."""
         options = WorkerOptions(_MAX_CAPTURE_BYTES, _MEMORY_BYTES)
         try:
             with self.capture.open("rb") as file:
                 async with CaptureStream(file, options, READ_SECONDS) as stream:
                     await self._play(stream)
-            problem = stream.end.error or stream.end.warning
+            self.problem = stream.end.error or stream.end.warning
         except OSError as error:
-            problem = f"cannot read it: {error.strerror}"
-        if problem:
-            log.warning("replay", capture=str(self.capture), problem=problem)
-        log.info("replay finished", capture=str(self.capture), flows=self._pipeline.counts.received)
+            self.problem = f"cannot read it: {error.strerror}"
+        report = log.warning if self.problem else log.info
+        report("replay finished", capture=str(self.capture), flows=self._pipeline.counts.received, problem=self.problem)
         self.finished.set()
 
     async def _play(self, stream: CaptureStream) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.engines.base import EngineName
 
 ENV_PREFIX = "TAPLINE_"
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+TextList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+"""Several texts; in an environment variable, with commas between them."""
 
 
 class Settings(BaseSettings):
@@ -38,16 +47,14 @@ class Settings(BaseSettings):
     parse_memory_mb: int = Field(
         2048, ge=256, description="most memory (address space) of a process that reads captures"
     )
-    zeek: list[str] = Field(
+    zeek: TextList = Field(
         [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
     )
-    interface: list[str] = Field([], description="network interface to start Zeek on; may be repeated")
+    interface: TextList = Field([], description="network interface to start Zeek on; may be repeated")
     zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
     zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
     zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
-    shards: list[str] = Field(
-        [], description="shards of the flows to take, as the sensor numbers them; may be repeated"
-    )
+    shards: TextList = Field([], description="shards of the flows to take, as the sensor numbers them; may be repeated")
     spool_verdicts: int = Field(
         100_000, ge=0, le=10_000_000, description="most verdicts kept for a sensor that is away; 0 sends none back"
     )

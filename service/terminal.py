@@ -70,7 +70,7 @@ class FlowTable:
         table.add_column("proto")
         table.add_column("originator", overflow="fold")
         table.add_column("responder", overflow="fold")
-        table.add_column("packets", justify="right")
+        table.add_column("payload packets", justify="right")
         table.add_column("bytes", justify="right", no_wrap=True)
         for flow, verdict in sorted(self._rows, key=lambda row: row[0].start_us):
             table.add_row(

@@ -52,7 +52,10 @@ class View:
 
     def draw(self, service: Service) -> Group:
         """The table as it stands."""
-        return Group(self._counts(service), self._sensors(service), self._verdicts(), Text("Ctrl-C ends", style="dim"))
+        parts: list[Text | Table] = [self._counts(service)]
+        if service.sensors.sensors:
+            parts.append(self._sensors(service))
+        return Group(*parts, self._verdicts(), Text(_footer(service), style="dim"))
 
     def _counts(self, service: Service) -> Text:
         counts, pipeline = service.pipeline.counts, service.pipeline
@@ -87,7 +90,9 @@ class View:
         return table
 
     def _verdicts(self) -> Table:
-        table = Table("label", "confidence", "", "proto", "originator", "responder", "packets", "bytes", box=None)
+        table = Table(
+            "label", "confidence", "", "proto", "originator", "responder", "payload packets", "bytes", box=None
+        )
         for flow, verdict in reversed(self.recent):
             table.add_row(
                 label_text(verdict),
@@ -100,6 +105,21 @@ class View:
                 size_text(flow.orig_ip_bytes + flow.resp_ip_bytes),
             )
         return table
+
+
+def _footer(service: Service) -> str:
+    replay = service.replay
+    if replay is None or not replay.finished.is_set():
+        return "Ctrl-C ends"
+    return f"{replay.capture}: {replay.problem or 'all of it was played'}. Ctrl-C ends"
+
+
+def _unread(service: Service) -> str | None:
+    """Why the replay's capture gave nothing at all, or None."""
+    replay = service.replay
+    if replay is None or not replay.problem or service.pipeline.counts.received:
+        return None
+    return f"{replay.capture}: {replay.problem}"
 
 
 def watch(settings: Settings, log_dir: Path | None) -> int:
@@ -126,7 +146,7 @@ async def _watch(service: Service, view: View, console: Console) -> int:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), REFRESH_SECONDS)
                 live.update(view.draw(service), refresh=True)
-                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), None)
+                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), None) or _unread(service)
     counts = service.pipeline.counts
     console.print(f"{counts.flows} flows, {counts.delivered} verdicts, {counts.shed} shed, {counts.failed} failed.")
     if failure:

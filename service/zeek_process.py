@@ -74,7 +74,8 @@ class ZeekOnInterface:
         """
         self.interface = interface
         self.failure: str | None = None
-        self._command = [zeek_executable(), "-i", interface, str(package_scripts())]
+        # -C: a network card fills in the checksums of what this host sends after Zeek has seen it
+        self._command = [zeek_executable(), "-C", "-i", interface, str(package_scripts())]
         self._log_dir = log_dir
         names = [name for _, name in socket.if_nameindex()]
         if interface not in names:

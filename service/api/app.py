@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -120,6 +120,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def live_account() -> schemas.Live:
         """The live path: counts, what was shed and of whom, and the state of every sensor."""
         return live(service)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        """To the documentation, the only page there is."""
+        return RedirectResponse("/docs")
 
     @app.get("/healthz", tags=["state"], response_model=schemas.Health)
     async def healthz() -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -62,20 +64,23 @@ def overload_as_api_error() -> Iterator[None]:
         raise ApiError(503, "stopping", str(error), retry=True) from None
 
 
+def _place(item: dict[str, Any]) -> str:
+    """Where in the body a fault is; broken JSON has no place but the body."""
+    inside = [] if item["type"] == "json_invalid" else item["loc"][1:]
+    return ".".join(str(part) for part in inside) or "body"
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the application come out in the one shape."""
 
     async def http_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = error.code if isinstance(error, ApiError) else str(error.detail).lower().replace(" ", "_")
+        code = error.code if isinstance(error, ApiError) else HTTPStatus(error.status_code).name.lower()
         return error_response(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        found = [
-            f"{'.'.join(str(part) for part in item['loc'][1:]) or 'body'}: {item['msg']}"
-            for item in error.errors()[:MAX_MESSAGES]
-        ]
+        found = [f"{_place(item)}: {item['msg']}" for item in error.errors()[:MAX_MESSAGES]]
         return error_response(422, "invalid", "; ".join(found))
 
     async def unknown(request: Request, error: Exception) -> JSONResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -71,6 +72,7 @@ def serve(settings: Settings) -> None:
 
 
 def _configure_log() -> None:
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken upload is answered, not logged
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

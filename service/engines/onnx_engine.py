@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from models.checkpoint import ONNX, CheckpointError, read_checkpoint
 from models.encode import TokenBatch, pad
 from service.engines.base import Scores, pieces
+
+os.environ.setdefault(
+    "ORT_DISABLE_TELEMETRY", "1"
+)  # read when onnxruntime is loaded; it would look up its maker's host
+import onnxruntime
 
 _ERRORS_ONLY = 3
 

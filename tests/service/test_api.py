@@ -178,6 +178,8 @@ def test_models_metrics_docs_and_unknown_routes(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/classify/pcap", "/v1/classify/flows", "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(paths)
     message(client.get("/nowhere"), 404)
+    assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+    assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
     message(client.get("/v1/classify/pcap"), 405)
 
 

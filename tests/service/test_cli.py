@@ -179,6 +179,40 @@ def test_serve_replays_and_ends_with_status_0_on_sigterm(checkpoint_dir):
     assert "flows=" in seen
 
 
+def test_an_input_is_never_written_over(classify, tmp_path):
+    copy = tmp_path / "copy.pcap"
+    copy.write_bytes(CAPTURE.read_bytes())
+    result = classify(copy, "-o", copy)
+    assert (result.returncode, copy.read_bytes()) == (2, CAPTURE.read_bytes())
+    assert "is an input, too" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["copy.pcap"]
+
+
+@pytest.mark.parametrize("command", ["classify", "features"])
+def test_a_full_disk_is_one_sentence(command):
+    result = tapline(command, CAPTURE, *BUILTIN, "-o", "/dev/full")
+    assert (result.returncode, result.stderr.strip()) == (1, "cannot write the result: No space left on device")
+
+
+def test_nothing_is_looked_up_outside():
+    code = "import service.engines.onnx_engine, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "1"
+
+
+def test_lists_in_the_environment_have_commas(monkeypatch):
+    monkeypatch.setenv("TAPLINE_ZEEK", "ws://127.0.0.1:1, ws://127.0.0.1:2")
+    monkeypatch.setenv("TAPLINE_SHARDS", "1")
+    settings = Settings()
+    assert (settings.zeek, settings.shards) == (["ws://127.0.0.1:1", "ws://127.0.0.1:2"], ["1"])
+
+
+def test_a_replay_of_nothing_ends_with_a_sentence(tmp_path):
+    result = tapline("watch", "--replay", tmp_path / "missing.pcap")
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith("missing.pcap: cannot read it: No such file or directory")
+
+
 def test_a_port_in_use(checkpoint_dir):
     import socket
 

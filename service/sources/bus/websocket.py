@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from urllib.parse import urlsplit
 
@@ -119,6 +120,6 @@ def _reason(error: Exception) -> str:
         return "the connection was closed" if error.rcvd else "the connection broke or went silent"
     if isinstance(error, InvalidHandshake):
         return "whatever listens there is not Zeek's WebSocket API"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+    if isinstance(error, OSError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno).lower()
     return str(error) or type(error).__name__
