@@ -11,9 +11,8 @@ from models.checkpoint import ONNX, CheckpointError, read_checkpoint
 from models.encode import TokenBatch, pad
 from service.engines.base import Scores, pieces
 
-os.environ.setdefault(
-    "ORT_DISABLE_TELEMETRY", "1"
-)  # read when onnxruntime is loaded; it would look up its maker's host
+# Read when onnxruntime is loaded, which would otherwise look up its maker's host.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 _ERRORS_ONLY = 3
