@@ -38,6 +38,17 @@ def endpoint_text(address: str, port: int, proto: str) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+def flow_cells(flow: Flow) -> tuple[str | Text, ...]:
+    """Protocol, originator, responder, payload packets each way, and IP bytes, as cells of a table."""
+    return (
+        flow.proto,
+        Text(endpoint_text(flow.orig_h, flow.orig_p, flow.proto)),
+        Text(endpoint_text(flow.resp_h, flow.resp_p, flow.proto)),
+        f"{flow.up}/{flow.down}",
+        size_text(flow.orig_ip_bytes + flow.resp_ip_bytes),
+    )
+
+
 class FlowTable:
     """Collects the rows to show, at most `limit` (0: all), and draws them with the summary."""
 
@@ -76,11 +87,7 @@ class FlowTable:
             table.add_row(
                 label_text(verdict),
                 f"{verdict.confidence:.2f}",
-                flow.proto,
-                Text(endpoint_text(flow.orig_h, flow.orig_p, flow.proto)),
-                Text(endpoint_text(flow.resp_h, flow.resp_p, flow.proto)),
-                f"{flow.up}/{flow.down}",
-                size_text(flow.orig_ip_bytes + flow.resp_ip_bytes),
+                *flow_cells(flow),
             )
         return table
 

@@ -20,7 +20,7 @@ from models.verdict import UNKNOWN, Verdict
 from service.live import OPEN_FLOWS
 from service.runtime import Service
 from service.settings import Settings
-from service.terminal import endpoint_text, label_text, size_text
+from service.terminal import flow_cells, label_text
 from service.zeek_process import ZeekError
 
 RECENT_VERDICTS = 12
@@ -98,11 +98,7 @@ class View:
                 label_text(verdict),
                 f"{verdict.confidence:.2f}",
                 "" if verdict.final else "early",
-                flow.proto,
-                Text(endpoint_text(flow.orig_h, flow.orig_p, flow.proto)),
-                Text(endpoint_text(flow.resp_h, flow.resp_p, flow.proto)),
-                f"{flow.up}/{flow.down}",
-                size_text(flow.orig_ip_bytes + flow.resp_ip_bytes),
+                *flow_cells(flow),
             )
         return table
 

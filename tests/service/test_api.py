@@ -57,8 +57,8 @@ def test_multipart_and_raw_body_give_what_the_command_line_gives(client, checkpo
 
 
 def test_answers_have_the_documented_form(client):
-    for flow in upload(client, CAPTURE.read_bytes()).json()["flows"]:
-        schemas.ClassifiedFlow.model_validate(flow)
+    flows = upload(client, CAPTURE.read_bytes()).json()["flows"]
+    assert [schemas.ClassifiedFlow.model_validate(flow).uid for flow in flows] == [flow["uid"] for flow in flows]
 
 
 def test_ndjson_is_one_flow_a_line_and_a_summary_at_the_end(client):

@@ -119,7 +119,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ConnectionClosed):
         return "the connection was closed" if error.rcvd else "the connection broke or went silent"
     if isinstance(error, InvalidHandshake):
-        return "whatever listens there is not Zeek's WebSocket API"
+        return "refused: that is not Zeek's WebSocket API, or it wants a client certificate"
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno).lower()
     return str(error) or type(error).__name__
