@@ -97,15 +97,6 @@ function make_early_due(c: connection)
 	event early_due(c);
 	}
 
-function consider_early(c: connection)
-	{
-	local seen = c$tapline$ahead + c$tapline$back;
-	if ( early_packets > 0 && seen >= early_packets )
-		make_early_due(c);
-	else if ( seen == 1 && early_interval > 0sec )
-		schedule early_interval { early_due(c) };
-	}
-
 event new_packet(c: connection, p: pkt_hdr)
 	{
 	if ( ! c?$tapline )
@@ -114,7 +105,7 @@ event new_packet(c: connection, p: pkt_hdr)
 	if ( ! st$observed )
 		return;
 
-	local n = 0;
+	local n: count;
 	if ( p?$tcp && (p$tcp$dl > 0 || ! p?$ip || p$ip$len > 0) )
 		n = p$tcp$dl;
 	else if ( p?$udp && p?$ip && p$ip$len > 0 )
@@ -132,10 +123,13 @@ event new_packet(c: connection, p: pkt_hdr)
 		++st$ahead;
 	else
 		++st$back;
-	if ( |st$lengths| < max_payload_lengths )
-		{
-		st$lengths += forward ? +n : -n;
-		if ( ! st$early_due )
-			consider_early(c);
-		}
+	if ( |st$lengths| == max_payload_lengths )
+		return;
+	st$lengths += forward ? +n : -n;
+	if ( st$early_due )
+		return;
+	if ( |st$lengths| == early_packets )
+		make_early_due(c);
+	else if ( |st$lengths| == 1 && early_interval > 0sec )
+		schedule early_interval { early_due(c) };
 	}

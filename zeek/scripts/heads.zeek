@@ -20,8 +20,12 @@ const link_header_bytes: table[int] of count = {
 global source_link: int = -1;
 global ethernet = F;
 
+# Whether heads end with the transport header.
+global header_only = F;
+
 function learn_link()
 	{
+	header_only = heads == "header";
 	source_link = packet_source()$link_type;
 	ethernet = source_link == 1;
 	}
@@ -116,25 +120,18 @@ function frame_ip_field(data: string, p: pkt_hdr, start: count): count
 	return p?$ip ? bytestring_to_count(data[start+2:start+4]) : 40 + bytestring_to_count(data[start+4:start+6]);
 	}
 
-# Bytes of the frame up to the end of the transport header, given the payload's length.
-function header_bytes(c: connection, data: string, p: pkt_hdr, payload: count): count
+# Bytes of the frame up to the end of the transport header, given the packet's IP length and its payload's.
+function header_bytes(c: connection, data: string, p: pkt_hdr, ip_bytes: count, payload: count): count
 	{
-	local start: count;
-	if ( ethernet && ! c?$tunnel && data[12:14] == (p?$ip ? "\x08\x00" : "\x86\xdd") )
-		start = 14;
-	else
-		{
-		local offset = ip_offset(c, data, p);
-		if ( offset < 0 )
-			return |data|;
-		start = int_to_count(offset);
-		}
-	local ip_bytes = p?$ip ? p$ip$len : 40 + p$ip6$len;
+	local offset = ip_offset(c, data, p);
+	if ( offset < 0 )
+		return |data|;
+	local start = int_to_count(offset);
 	if ( ip_bytes == 0 )
 		return start + p$ip$hl + transport_bytes(c, p);
-	# Most frames end where their packet does. Others may have completed a fragmented datagram, as any padded one may:
-	# such a frame holds no transport header; IPv6 has a fragment header of 8 bytes in its place.
-	if ( (start + ip_bytes != |data| || |data| <= 64) && frame_ip_field(data, p, start) != ip_bytes )
+	# The frame may have completed a fragmented datagram: then it holds no transport header, and IPv6 has a fragment
+	# header of 8 bytes in its place.
+	if ( frame_ip_field(data, p, start) != ip_bytes )
 		return p?$ip ? start + p$ip$hl : start + 48;
 	return start + ip_bytes - payload;
 	}
@@ -144,18 +141,26 @@ function add_head(c: connection, p: pkt_hdr, payload: count)
 	{
 	local st = c$tapline;
 	local packet = get_current_packet();
-	local data = packet$data;
-	local keep = heads == "full" ? |data| : header_bytes(c, data, p, payload);
-	if ( keep > |data| )
-		keep = |data|;
-	local room = st$heads_left - head_token_cost;
-	if ( keep > room )
-		keep = room;
-	room -= keep;
-	st$heads_left = room < head_token_cost ? 0 : room;
+	local keep = packet$caplen;
+	if ( header_only )
+		{
+		local ip_bytes = p?$ip ? p$ip$len : 40 + p$ip6$len;
+		# Most frames are an Ethernet header and the packet. Those of 60 or 64 bytes may be padded, so they are looked into.
+		if ( ethernet && keep == 14 + ip_bytes && keep != 60 && keep != 64 && ! c?$tunnel )
+			keep -= payload;
+		else
+			keep = header_bytes(c, packet$data, p, ip_bytes, payload);
+		}
+	if ( keep > packet$caplen )
+		keep = packet$caplen;
+	if ( keep + head_token_cost > st$heads_left )
+		keep = st$heads_left - head_token_cost;
+	st$heads_left -= keep + head_token_cost;
+	if ( st$heads_left < head_token_cost )
+		st$heads_left = 0;
 	local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
-	local hex = bytestring_to_hexstr(data[0:keep]);
-	if ( st$heads == "" )
+	local hex = bytestring_to_hexstr(keep < packet$caplen ? packet$data[0:keep] : packet$data);
+	if ( st$last_packet_us == 0 )
 		st$heads = "0:" + hex;
 	else
 		st$heads += cat(";", now_us > st$last_packet_us ? now_us - st$last_packet_us : 0, ":", hex);

@@ -17,7 +17,7 @@ export {
 	## Packet heads kept for trace models: "none", "header" (no transport payload) or "full" (as captured).
 	const heads = "header" &redef;
 
-	## Payload packets after which a living flow is published early; 0: never by this rule.
+	## Payload packets, up to 254, after which a living flow is published early; 0: never by this rule.
 	option early_packets: count = 8;
 
 	## Time from a flow's first payload packet after which it is published early; 0sec: never by this rule.
