@@ -20,12 +20,13 @@ from service.classifier import Classifier, newest_version, shipped_checkpoint
 from service.classify import classify_inputs
 from service.engines.base import EngineError, EngineName, load_engine
 from service.inputs import ReaderName, open_input
-from service.output import Format, writer
+from service.output import Format, Show, writer
 from service.report import feature_lines
 from service.serve_command import serve
 from service.settings import Settings
 from service.sources.bus.transport import TransportError
 from service.sources.capture import CaptureError, ReadOptions
+from service.traces.loading import load_traces
 from service.watch import watch
 from service.zeek_process import ZeekError
 
@@ -93,19 +94,28 @@ def classify(
         int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="most rows of the table, 0 for all")] = 50,
+    trace_checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]"),
+    ] = None,
+    show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
+    limit: Annotated[int, typer.Option(min=0, help="most rows of a table, 0 for all")] = 50,
     reader: Reader = "auto",
     engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
 ) -> None:
-    """Say what each flow of a capture is."""
+    """Say what each flow and each trace of a capture is."""
     errors = Console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint()
-        classifier = Classifier(load_engine(engine, directory), min_packets=min_packets, with_scores=scores)
+        flow_engine = load_engine(engine, directory)
+        trace_engine = None if show == "flows" else load_traces(trace_checkpoint, flow_engine.checkpoint, engine)
+        classifier = Classifier(flow_engine, trace_engine=trace_engine, min_packets=min_packets, with_scores=scores)
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)
+    if show == "traces" and trace_engine is None:
+        _fail("no trace checkpoint, so there are no traces to show: give --trace-checkpoint DIR", EXIT_USAGE)
     with _opened(output, captures) as file:
-        summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit), errors)
+        summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
     if any(entry.error or entry.warning for entry in summary.inputs):
         raise typer.Exit(EXIT_FAILED)
 
