@@ -5,21 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models.encode import encode
-from models.flow import Flow, HeadsKind
+from models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
+from models.packets import encode_packets
 from models.trace import is_instance
 from models.verdict import Verdict, verdicts
 from service.engines.base import Engine, EngineError
-from service.traces.contract import TraceEngine, encode_packets
+from service.traces.contract import TraceEngine
 
-ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 DEFAULT_CHECKPOINT = "flow-protocols"
+
+SPECIAL_TOKENS = 5
+"""Tokens of a flow beside its lengths and bytes: two around the lengths, three around the content."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Timing:
     encode_seconds: float
     compute_seconds: float
     tokens: int
+    padding_tokens: int
     lengths_out_of_vocabulary: int
 
 
@@ -62,7 +65,7 @@ class Classifier:
         self.checkpoint = engine.checkpoint
         self.trace_engine = trace_engine
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
-        self.last_timing = Timing(0.0, 0.0, 0, 0)
+        self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
         self._engine = engine
         self._with_scores = with_scores
         self._encodes_packets = trace_engine is not None and trace_engine.checkpoint.network.encoder == "tracegram"
@@ -98,6 +101,13 @@ class Classifier:
     def _is_judged(self, flow: Flow) -> bool:
         return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
 
+    def tokens(self, flow: Flow) -> int:
+        """The tokens that the models read of a flow: what computing it costs."""
+        features = self.checkpoint.features
+        content = min(len(flow.orig_bytes), features.content_bytes) + min(len(flow.resp_bytes), features.content_bytes)
+        heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._encodes_packets else 0
+        return min(len(flow.payload_lengths), features.payload_lengths) + content + SPECIAL_TOKENS + heads
+
     def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome]:
         """One outcome for each flow, in order.
 
@@ -118,6 +128,7 @@ class Classifier:
             encoded - start,
             time.perf_counter() - encoded,
             len(batch.ps_tokens) + len(batch.bytes_tokens),
+            scores.padding_tokens,
             batch.lengths_out_of_vocabulary,
         )
         return [
@@ -146,21 +157,3 @@ class Classifier:
         for row, embedding in zip(rows, own, strict=True):
             found[row] = embedding
         return found
-
-
-def shipped_checkpoint(name: str = DEFAULT_CHECKPOINT) -> Path:
-    """The newest version of a checkpoint that ships with tapline."""
-    return newest_version(ZOO / name)
-
-
-def newest_version(directory: Path) -> Path:
-    """The newest version below `<repository>/<name>`, or the directory itself where it holds no versions.
-
-    Versions order by their numbers, so that 10 comes after 9.
-    """
-    versions = [path for path in directory.glob("*") if path.is_dir() and not path.name.startswith(".")]
-    return max(versions, key=_version_key, default=directory)
-
-
-def _version_key(path: Path) -> tuple[list[int], str]:
-    return [int(part) for part in path.name.split(".") if part.isdigit()], path.name

@@ -11,42 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoint import Calibration, CheckpointError, Unknown
-from models.flow import Flow
+from models.checkpoint import Calibration, CheckpointError, TracegramNetwork, Unknown
+from models.packets import PacketTokens, TracegramFeatures
 from models.trace import TraceSettings
-
-
-class TracegramFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What of the heads is read."""
-
-    payload: bool = False
-    max_tokens: int = 512
-    zero_checksums: bool = True
-    mask_addresses: bool = True
-
-
-@dataclass(frozen=True)
-class PacketTokens:
-    """Packed tokens: int32 [sum], offsets int64 [n + 1]."""
-
-    tokens: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-
-
-def encode_packets(flows: Sequence[Flow], features: TracegramFeatures) -> PacketTokens:
-    """Tokens of flows."""
-    rows = [np.frombuffer(b"".join(head.data for head in flow.heads), np.uint8).astype(np.int32) for flow in flows]
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return PacketTokens(np.concatenate(rows) if rows else np.zeros(0, np.int32), offsets)
-
-
-class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes."""
-
-    encoder: Literal["tracegram", "mm4flow"]
-    feature_size: int
-    n_class: int
 
 
 class Early(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.checkpoint import Checkpoint, CheckpointError
-from service.classifier import ZOO, newest_version
 from service.engines.base import EngineName
+from service.repository import ZOO, newest_version
 from service.traces.contract import TraceEngine, TracegramCheckpoint, load_trace_engine
 
 DEFAULT_TRACE_CHECKPOINT = "iot-devices"
