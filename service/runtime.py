@@ -36,12 +36,19 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, watcher: Watcher = lambda flow, verdict: None, log_dir: Path | None = None
+        self,
+        settings: Settings,
+        watcher: Watcher = lambda flow, verdict: None,
+        log_dir: Path | None = None,
+        trace_watcher: TraceWatcher = lambda trace: None,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self._trace_engines = TraceEngines(settings.trace_checkpoint, settings.engine, settings.threads)
         repository, default = find_models(settings)
         self.models = ServedModels(repository, default, self._load_engines, self._make_batcher, self.metrics)
+        self.trace_scorer = self._trace_engines.scorer
+        self.traces = live_traces(settings, self.trace_scorer, self.metrics, trace_watcher)
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
         self.zeeks = [ZeekOnInterface(name, log_dir) for name in settings.interface]
         self.sensors = Sensors(
@@ -52,8 +59,12 @@ class Service:
             shards=settings.shards,
             spool_verdicts=settings.spool_verdicts,
             watcher=watcher,
+            traces=self.traces,
         )
-        self.replay = Replay(settings.replay, settings.speed, self.pipeline, watcher) if settings.replay else None
+        self.replay = None
+        if settings.replay:
+            heads = self.classifier.heads
+            self.replay = Replay(settings.replay, settings.speed, self.pipeline, watcher, self.traces, heads)
         self._uploads = 0
 
     @property

@@ -21,7 +21,7 @@ IMPORTANCE_NOTE = (
 """Said wherever importance is shown."""
 
 
-class TraceFlow(msgspec.Struct, gc=False):
+class TraceFlow(msgspec.Struct, gc=False, array_like=True):
     """A flow of an open trace: its place, its embedding, and what a verdict shows of it. Its packets are forgotten.
 
     `embedding` is float32 [width] as bytes; `early` says that the flow was still alive. Without garbage collection:

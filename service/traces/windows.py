@@ -8,8 +8,8 @@ it does so with `max_flows` reached, too. Scoring is others' work: windows leave
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
@@ -66,13 +66,6 @@ class WindowCounts:
     below_min_flows: int = 0
     shed: int = 0
 
-    def take(self) -> dict[str, int]:
-        """What was counted since the last call, by name; what is 0 is left out."""
-        found = {each.name: getattr(self, each.name) for each in fields(self) if getattr(self, each.name)}
-        for name in found:
-            setattr(self, name, 0)
-        return found
-
 
 @dataclass(slots=True)
 class SourceClock:
@@ -126,6 +119,10 @@ class TraceWindows:
     def clocks(self) -> dict[str, SourceClock]:
         """The clock of each source."""
         return {name: source.clock for name, source in self._sources.items()}
+
+    def is_capture(self, source: str) -> bool:
+        """Whether a source is a capture."""
+        return source in self._captures
 
     def add(self, source: str, flow: Flow, outcome: FlowOutcome, wall: float) -> None:
         """Take a flow, or the newer form of one; `wall` is the time here, in seconds since the epoch.
@@ -181,17 +178,18 @@ class TraceWindows:
         window.early_label = label
         return True
 
-    def restore(self, source: str, clock: SourceClock, subjects: Iterator[tuple[str, SubjectWindows]]) -> None:
-        """Put back what a former run had open."""
-        self._sources[source] = _Source(clock, source in self._captures)
-        for name, subject in subjects:
-            key = SubjectKey(source, name)
-            self.subjects[key] = subject
-            for index, window in subject.windows.items():
-                self._index(key, subject, index)
-                self.open_windows += 1
-                self.open_flows += len(window.flows)
-                self._early_flows.update({(source, flow.uid): key for flow in window.flows.values() if flow.early})
+    def restore_source(self, name: str, clock: SourceClock) -> None:
+        """Put back the clock of a source of a former run; comes before its subjects."""
+        self._sources[name] = _Source(clock, name in self._captures)
+
+    def restore_subject(self, key: SubjectKey, subject: SubjectWindows) -> None:
+        """Put back what a former run had open of a subject."""
+        self.subjects[key] = subject
+        for index, window in subject.windows.items():
+            self.open_windows += 1
+            self.open_flows += len(window.flows)
+            self._index(key, subject, index)
+            self._early_flows.update({(key.source, flow.uid): key for flow in window.flows.values() if flow.early})
 
     def _advance(self, source: str, start_us: int, wall: float) -> None:
         start_us = min(start_us, round(wall * 1e6))
