@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from models.flow import Flow
-from models.verdict import Verdict
-from service.classifier import Classifier
+from service.classifier import Classifier, FlowOutcome
 from service.metrics import Metrics
 
 log = structlog.get_logger()
@@ -30,18 +29,18 @@ class VerdictError(RuntimeError):
 
 @dataclass(eq=False)
 class _Group:
-    """Flows submitted together; answered when the last has its verdict."""
+    """Flows submitted together; answered when the last has its outcome."""
 
-    done: asyncio.Future[list[Verdict | None]]
-    verdicts: list[Verdict | None]
+    done: asyncio.Future[list[FlowOutcome | None]]
+    outcomes: list[FlowOutcome | None]
     missing: int
 
-    def answer(self, index: int, verdict: Verdict | None) -> None:
-        """Take the verdict of one flow; None if the engine failed on it."""
-        self.verdicts[index] = verdict
+    def answer(self, index: int, outcome: FlowOutcome | None) -> None:
+        """Take the outcome of one flow; None if the engine failed on it."""
+        self.outcomes[index] = outcome
         self.missing -= 1
         if not self.missing and not self.done.done():
-            self.done.set_result(self.verdicts)
+            self.done.set_result(self.outcomes)
 
 
 @dataclass(slots=True, eq=False)
@@ -98,8 +97,8 @@ class Batcher:
         self._cancel_queued()
         self._thread.shutdown(wait=False)
 
-    def submit(self, flows: Sequence[Flow]) -> asyncio.Future[list[Verdict | None]]:
-        """Queue flows; the future gives their verdicts in order, None where the engine failed on a flow.
+    def submit(self, flows: Sequence[Flow]) -> asyncio.Future[list[FlowOutcome | None]]:
+        """Queue flows; the future gives their outcomes in order, None where the engine failed on a flow.
 
         Raises:
             QueueFullError: there is no room for all of them; none is queued.
@@ -119,15 +118,15 @@ class Batcher:
         self._arrived.set()
         return group.done
 
-    async def classify(self, flows: Sequence[Flow]) -> list[Verdict | None]:
-        """Verdicts in order; waits for room where the queue is full. For bulk work that has no deadline."""
-        found: list[Verdict | None] = []
+    async def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome | None]:
+        """Outcomes in order; waits for room where the queue is full. For bulk work that has no deadline."""
+        found: list[FlowOutcome | None] = []
         step = min(self.max_batch_size, self.max_queue_size)
         for start in range(0, len(flows), step):
             found += await (await self._submit_when_room(flows[start : start + step]))
         return found
 
-    async def _submit_when_room(self, flows: Sequence[Flow]) -> asyncio.Future[list[Verdict | None]]:
+    async def _submit_when_room(self, flows: Sequence[Flow]) -> asyncio.Future[list[FlowOutcome | None]]:
         async with self._room:
             await self._room.wait_for(
                 lambda: self._stopping or len(self._queue) + len(flows) <= self.max_queue_size,
@@ -179,9 +178,10 @@ class Batcher:
             batch[0].group.answer(batch[0].index, None)
             return
         self._observe(len(batch))
-        for item, verdict in zip(batch, found, strict=True):
-            self._metrics.count_verdict(verdict)
-            item.group.answer(item.index, verdict)
+        for item, outcome in zip(batch, found, strict=True):
+            if outcome.verdict is not None:
+                self._metrics.count_verdict(outcome.verdict)
+            item.group.answer(item.index, outcome)
 
     def _observe(self, flows: int) -> None:
         timing = self.classifier.last_timing

@@ -1,4 +1,4 @@
-"""Flows to verdicts through one engine: the single path that the command line, REST and the live service share."""
+"""Flows to outcomes through one engine: the single path that the command line, REST and the live service share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from models.encode import encode
 from models.flow import Flow
@@ -28,6 +30,18 @@ class Timing:
     lengths_out_of_vocabulary: int
 
 
+@dataclass(frozen=True, slots=True)
+class FlowOutcome:
+    """What one pass over a flow gave: its verdict, and where traces are asked for its embedding, float32 [width].
+
+    `verdict` is None for a flow of too few packets, which only its trace asked about. The embedding is a row of its
+    batch's matrix: who keeps it copies it.
+    """
+
+    verdict: Verdict | None
+    embedding: NDArray[np.float32] | None = None
+
+
 class Classifier:
     """Classifies batches of flows with a checkpoint; one call at a time per instance."""
 
@@ -42,8 +56,8 @@ class Classifier:
         """Whether the flow has enough payload packets to be asked about."""
         return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
 
-    def classify(self, flows: Sequence[Flow]) -> list[Verdict]:
-        """One verdict for each flow, in order.
+    def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome]:
+        """One outcome for each flow, in order.
 
         Raises:
             EngineError: the engine gave another number of scores than it got flows.
@@ -64,7 +78,7 @@ class Classifier:
             batch.lengths_out_of_vocabulary,
         )
         return [
-            verdict if flow.complete else msgspec.structs.replace(verdict, final=False)
+            FlowOutcome(verdict if flow.complete else msgspec.structs.replace(verdict, final=False))
             for flow, verdict in zip(flows, found, strict=True)
         ]
 

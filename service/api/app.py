@@ -93,7 +93,11 @@ def _add_classify(app: FastAPI, service: Service) -> None:
         with overload_as_api_error():
             found = await service.batcher.submit(accepted)
         records = []
-        for flow, verdict in zip(accepted, found, strict=True):
+        for flow, outcome in zip(accepted, found, strict=True):
+            if outcome is not None and outcome.verdict is None:
+                builder.leave_out(flow)
+                continue
+            verdict = outcome.verdict if outcome else None
             builder.add(flow, verdict)
             records.append(classified(flow, verdict, ""))
         summary = builder.finish([InputSummary("flows", len(flows))])

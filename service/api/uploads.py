@@ -115,13 +115,19 @@ class _Answer:
         self._entry.flows += len(flows)
         for flow in flows:
             if not classifier.accepts(flow):
-                self._builder.leave_out(flow)
-                self._service.metrics.flows_left_out.labels(
-                    "below_min_packets" if flow.payload_lengths else "without_payload"
-                ).inc()
-        for flow, verdict in zip(accepted, await self._service.batcher.classify(accepted), strict=True):
+                self._leave_out(flow)
+        for flow, outcome in zip(accepted, await self._service.batcher.classify(accepted), strict=True):
+            if outcome is not None and outcome.verdict is None:
+                self._leave_out(flow)
+                continue
+            verdict = outcome.verdict if outcome else None
             self._builder.add(flow, verdict)
             self._writer.add(flow, verdict, self._entry.name)
+
+    def _leave_out(self, flow: Flow) -> None:
+        self._builder.leave_out(flow)
+        reason = "below_min_packets" if flow.payload_lengths else "without_payload"
+        self._service.metrics.flows_left_out.labels(reason).inc()
 
     def _end(self) -> str:
         end, metrics = self._stream.end, self._service.metrics

@@ -38,7 +38,7 @@ def test_callers_share_a_batch(engine):
     found = run(engine, body, max_queue_delay_ms=200, max_batch_size=12)
     assert [len(group) for group in found] == [3, 3, 3, 3]
     assert engine.batches == [12]
-    assert found[0][0].label == "dns"
+    assert found[0][0].verdict.label == "dns"
 
 
 def test_a_full_queue_refuses_all_of_a_group(engine):
@@ -73,7 +73,7 @@ def test_one_bad_flow_costs_one_verdict(engine):
         return found, metric(batcher, "tapline_failures_total", reason="BACKEND")
 
     found, failures = run(engine, body)
-    assert [verdict is None for verdict in found] == [False, False, False, True, False, False]
+    assert [outcome is None for outcome in found] == [False, False, False, True, False, False]
     assert failures == 1
 
 

@@ -16,8 +16,8 @@ from tests.conftest import make_flows
 class Delivered(list):
     """Collects what is delivered."""
 
-    def take(self, flow, verdict):
-        self.append((flow.uid, verdict.final))
+    def take(self, flow, outcome):
+        self.append((flow.uid, outcome.verdict.final))
 
 
 @pytest.fixture
