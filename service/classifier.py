@@ -16,7 +16,7 @@ from models.packets import encode_packets
 from models.trace import is_instance
 from models.verdict import Verdict, verdicts
 from service.engines.base import Engine, EngineError
-from service.traces.contract import TraceEngine
+from service.engines.traces import TraceEngine
 
 DEFAULT_CHECKPOINT = "flow-protocols"
 

@@ -28,7 +28,8 @@ from service.serve_command import serve
 from service.settings import Settings
 from service.sources.bus.transport import TransportError
 from service.sources.capture import CaptureError, ReadOptions
-from service.traces.loading import load_traces
+from service.traces.loading import fitting, load_traces
+from service.traces.state import StateError
 from service.watch import watch
 from service.zeek_process import ZeekError
 
@@ -48,6 +49,9 @@ Captures = Annotated[
     typer.Argument(metavar="CAPTURE...", help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, or -"),
 ]
 Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: run Zeek on the capture")]
+TraceCheckpoint = Annotated[
+    Path | None, typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
 
@@ -96,10 +100,7 @@ def classify(
         int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
-    trace_checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]"),
-    ] = None,
+    trace_checkpoint: TraceCheckpoint = None,
     show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
     limit: Annotated[int, typer.Option(min=0, help="most rows of a table, 0 for all")] = 50,
     reader: Reader = "auto",
@@ -110,7 +111,8 @@ def classify(
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
         flow_engine = load_engine(engine, directory)
-        trace_engine = None if show == "flows" else load_traces(trace_checkpoint, flow_engine.checkpoint, engine)
+        trace_engine = None if show == "flows" else load_traces(trace_checkpoint, engine)
+        trace_engine = fitting(trace_engine, flow_engine.checkpoint, required=trace_checkpoint is not None)
         classifier = Classifier(flow_engine, trace_engine=trace_engine, min_packets=min_packets, with_scores=scores)
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)
@@ -167,6 +169,7 @@ def watch_command(
     replay: Annotated[Path | None, typer.Option(help="play a capture instead, without Zeek")] = None,
     speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
+    trace_checkpoint: TraceCheckpoint = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: nowhere]")
     ] = None,
@@ -176,10 +179,15 @@ def watch_command(
         _fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
     try:
         settings = Settings(
-            zeek=zeek or [], interface=interface or [], replay=replay, speed=speed, checkpoint=checkpoint
+            zeek=zeek or [],
+            interface=interface or [],
+            replay=replay,
+            speed=speed,
+            checkpoint=checkpoint,
+            trace_checkpoint=trace_checkpoint,
         )
         raise typer.Exit(watch(settings, log_dir))
-    except (CheckpointError, EngineError, TransportError) as error:
+    except (CheckpointError, EngineError, StateError, TransportError) as error:
         _fail(str(error), EXIT_USAGE)
     except (ZeekError, CaptureError) as error:
         _fail(str(error), EXIT_FAILED)

@@ -7,13 +7,12 @@ from typing import Any
 
 import msgspec
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, TracegramCheckpoint
 from models.encode import Mm4flowFeatures, encode
 from models.flow import Flow, FlowLine, flow_to_line
 from models.trace import SubjectKind
 from models.verdict import UNKNOWN, Verdict
 from service.community import community_id
-from service.traces.contract import TracegramCheckpoint
 from service.traces.records import TraceVerdict
 from service.traces.windows import WindowCounts
 

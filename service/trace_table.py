@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from rich import box
@@ -60,6 +61,22 @@ def _traces(rows: list[TraceVerdict]) -> Table:
             window_text(trace),
             flows_text(trace),
             Text("\n").join(shown),
+        )
+    return table
+
+
+def recent_traces(rows: Iterable[TraceVerdict]) -> Table:
+    """Traces of the live path, each on one line, with the flow that it looked at most."""
+    table = Table("label", "confidence", "", "subject", "window (UTC)", "flows", "looked at most", box=None)
+    for trace in rows:
+        table.add_row(
+            label_text(trace.verdict),
+            f"{trace.verdict.confidence:.2f}",
+            "" if trace.verdict.final else "early",
+            Text(trace.subject),
+            window_text(trace),
+            flows_text(trace),
+            _flow_text(trace.top_flows[0]),
         )
     return table
 

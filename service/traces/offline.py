@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from models.checkpoint import TracegramCheckpoint
 from models.flow import Flow
 from service.classifier import FlowOutcome
 from service.traces.records import TraceVerdict
@@ -25,6 +26,11 @@ class CaptureTraces:
         self._scorer = scorer
         self._source = source
         self._windows = TraceWindows(scorer.checkpoint.trace, _BOUNDS, captures=[source])
+
+    @property
+    def checkpoint(self) -> TracegramCheckpoint:
+        """What says what the traces are, and classifies them."""
+        return self._scorer.checkpoint
 
     @property
     def counts(self) -> WindowCounts:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.verdict import verdicts
 from service.community import community_id
 from service.engines.base import EngineError
-from service.traces.contract import TraceEngine, TraceInput
+from service.engines.traces import TraceEngine, TraceInput
 from service.traces.records import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
 
 SHARE_DIGITS = 6

@@ -16,8 +16,8 @@ from typing import BinaryIO
 import msgspec
 import structlog
 
+from models.checkpoint import TracegramCheckpoint
 from models.trace import TraceSettings
-from service.traces.contract import TracegramCheckpoint
 from service.traces.records import TraceFlow, WindowKey
 from service.traces.window import SubjectKey, SubjectWindows, Window
 from service.traces.windows import SourceClock, TraceWindows

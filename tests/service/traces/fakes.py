@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from models.checkpoint import EarlyVerdict, TracegramCheckpoint, TracegramNetwork
 from models.flow import Flow, PacketHead
-from service.traces.contract import Early, TracegramCheckpoint, TracegramNetwork, TraceScores
+from service.engines.traces import TraceScores
 
 LABELS = ["camera", "plug", "scale"]
 WIDTH = 8
@@ -14,7 +15,7 @@ def trace_checkpoint(encoder="tracegram", **changes) -> TracegramCheckpoint:
     fields = {
         "kind": "tracegram", "name": "devices", "version": "2", "labels": LABELS,
         "network": TracegramNetwork(encoder=encoder, feature_size=WIDTH, n_class=len(LABELS)),
-        "early": Early(confidence=0.5, min_flows=2), **changes,
+        "early": EarlyVerdict(confidence=0.5, min_flows=2), **changes,
     }  # fmt: skip
     return TracegramCheckpoint(**fields)
 
