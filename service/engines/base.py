@@ -99,6 +99,23 @@ def padding(batch: TokenBatch, rows: NDArray[np.int64]) -> int:
     return int(len(rows) * (ps.max() + content.max()) - ps.sum() - content.sum())
 
 
+def pieces_by_length(counts: NDArray[np.int64], max_items: int, max_rows: int) -> list[NDArray[np.int64]]:
+    """Cut rows of `counts` items each into pieces of similar length, as `pieces` does with two lengths a row."""
+    order = np.argsort(counts, kind="stable").astype(np.int64)
+    found: list[NDArray[np.int64]] = []
+    start = real = 0
+    for end, count in enumerate(counts[order].tolist()):  # ascending, so each is the longest so far
+        rows = end - start + 1
+        wasteful = rows * count - (real + count) > MAX_PADDING * rows * count
+        if rows > 1 and (wasteful or rows * count > max_items or rows > max_rows):
+            found.append(order[start:end])
+            start, real = end, 0
+        real += count
+    if len(order):
+        found.append(order[start:])
+    return found
+
+
 def _octave(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Powers of two up to each count: flows of one octave are sorted together."""
     return np.log2(np.maximum(counts, 8)).astype(np.int64)
