@@ -27,10 +27,14 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class Scores:
-    """What an engine computes for n flows: logits float32 [n, classes] and embeddings float32 [n, 2 width]."""
+    """What an engine computes for n flows: logits float32 [n, classes] and embeddings float32 [n, 2 width].
+
+    `padding_tokens` were computed beside the real ones.
+    """
 
     logits: NDArray[np.float32]
     embeddings: NDArray[np.float32]
+    padding_tokens: int = 0
 
 
 class Engine(Protocol):
@@ -104,6 +108,12 @@ def pieces_by_length(counts: NDArray[np.int64], max_items: int, max_rows: int) -
     if len(order):
         found.append(order[start:])
     return found
+
+
+def padding(batch: TokenBatch, rows: NDArray[np.int64]) -> int:
+    """Padding tokens of the piece `rows`."""
+    ps, content = batch.ps_counts[rows], batch.bytes_counts[rows]
+    return int(len(rows) * (ps.max() + content.max()) - ps.sum() - content.sum())
 
 
 def _octave(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.checkpoint import ONNX, read_checkpoint
 from models.encode import TokenBatch, pad
-from service.engines.base import Scores, pieces
+from service.engines.base import Scores, padding, pieces
 from service.engines.onnx_session import open_session
 
 
@@ -24,11 +24,13 @@ class OnnxEngine:
         """Scores of every flow of the batch, in its order."""
         logits = np.empty((len(batch), self.checkpoint.network.n_class), np.float32)
         embeddings = np.empty((len(batch), self._width), np.float32)
+        padding_tokens = 0
         for rows in pieces(batch):
+            padding_tokens += padding(batch, rows)
             inputs = {
                 "ps_tokens": pad(batch.ps_tokens, batch.ps_offsets, rows),
                 "bytes_tokens": pad(batch.bytes_tokens, batch.bytes_offsets, rows),
                 "bytes_types": pad(batch.bytes_types, batch.bytes_offsets, rows),
             }
             logits[rows], embeddings[rows] = self._session.run(["logits", "embedding"], inputs)
-        return Scores(logits, embeddings)
+        return Scores(logits, embeddings, padding_tokens)

@@ -10,7 +10,7 @@ import torch
 from models.checkpoint import WEIGHTS, read_checkpoint
 from models.encode import TokenBatch, pad
 from models.mm4flow import Mm4flow
-from service.engines.base import Scores, pieces
+from service.engines.base import Scores, padding, pieces
 from service.engines.torch_weights import load_weights
 
 
@@ -32,7 +32,9 @@ class TorchEngine:
         network = self.checkpoint.network
         logits = np.empty((len(batch), network.n_class), np.float32)
         embeddings = np.empty((len(batch), 2 * network.d_model), np.float32)
+        padding_tokens = 0
         for rows in pieces(batch):
+            padding_tokens += padding(batch, rows)
             inputs = (
                 torch.from_numpy(pad(tokens, offsets, rows)).to(self._device)
                 for tokens, offsets in (
@@ -44,4 +46,4 @@ class TorchEngine:
             output = self._model(*inputs)
             logits[rows] = output.logits.float().cpu().numpy()
             embeddings[rows] = output.embedding.float().cpu().numpy()
-        return Scores(logits, embeddings)
+        return Scores(logits, embeddings, padding_tokens)
