@@ -21,6 +21,7 @@ from training.labels import LabelError, read_labels
 from training.runs import evaluate_run, export_run, finetune_run, pretrain_run, read_run
 from training.samples import SampleError, read_samples
 from training.split import SplitError
+from training.trace_import_command import import_tracegram_command
 
 app = typer.Typer(
     help="Train, evaluate and export the checkpoints that tapline serves.",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 importing = typer.Typer(help="Import published checkpoints.", no_args_is_help=True)
 app.add_typer(importing, name="import")
+importing.command("tracegram")(import_tracegram_command)
 
 _ERRORS = (CheckpointError, ExtractError, ImportRefusedError, LabelError, SampleError, SplitError, TrainingError)
 _console = Console(stderr=True)
