@@ -38,7 +38,7 @@ class _Graph:
         """Append a node with one output."""
         self._count += 1
         output = output or f"{operator.lower()}_{self._count}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
         return output
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
