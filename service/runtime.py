@@ -11,6 +11,7 @@ from models.checkpoint import CheckpointError, read_checkpoint
 from service.batcher import Batcher
 from service.classifier import Classifier
 from service.engines.base import load_engine
+from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
 from service.replay import Replay
@@ -51,6 +52,8 @@ class Service:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        if settings.engine == "torch" and (gpus := gpu_collector()):
+            self.metrics.registry.register(gpus)
         self._trace_engine = load_traces(settings.trace_checkpoint, settings.engine, settings.threads)
         repository, self.default_model = find_models(settings)
         self.models = ServedModels(repository, self.default_model, self._load_engines, self._make_batcher, self.metrics)

@@ -93,12 +93,6 @@ def pieces(batch: TokenBatch) -> list[NDArray[np.int64]]:
     return found
 
 
-def padding(batch: TokenBatch, rows: NDArray[np.int64]) -> int:
-    """Padding tokens of the piece `rows`."""
-    ps, content = batch.ps_counts[rows], batch.bytes_counts[rows]
-    return int(len(rows) * (ps.max() + content.max()) - ps.sum() - content.sum())
-
-
 def pieces_by_length(counts: NDArray[np.int64], max_items: int, max_rows: int) -> list[NDArray[np.int64]]:
     """Cut rows of `counts` items each into pieces of similar length, as `pieces` does with two lengths a row."""
     order = np.argsort(counts, kind="stable").astype(np.int64)
@@ -114,6 +108,12 @@ def pieces_by_length(counts: NDArray[np.int64], max_items: int, max_rows: int) -
     if len(order):
         found.append(order[start:])
     return found
+
+
+def padding(batch: TokenBatch, rows: NDArray[np.int64]) -> int:
+    """Padding tokens of the piece `rows`."""
+    ps, content = batch.ps_counts[rows], batch.bytes_counts[rows]
+    return int(len(rows) * (ps.max() + content.max()) - ps.sum() - content.sum())
 
 
 def _octave(counts: NDArray[np.int64]) -> NDArray[np.int64]:
