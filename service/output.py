@@ -53,7 +53,7 @@ class Writer(Protocol):
 def writer(format_: Format, file: TextIO, limit: int, show: Show = "all") -> Writer:
     """The writer for a format; `limit` bounds the rows of the tables (0: all)."""
     if format_ == "table":
-        return _Shown(TableWriter(file, limit), show)
+        return _Shown(TableWriter(file, limit, show), show)
     if format_ == "json":
         return _Shown(JsonWriter(file), show)
     if format_ == "ndjson":
@@ -86,7 +86,8 @@ class _Shown:
 class TableWriter:
     """Readable tables; colours only where `file` is a terminal."""
 
-    def __init__(self, file: TextIO, limit: int) -> None:
+    def __init__(self, file: TextIO, limit: int, show: Show) -> None:
+        self._show = show
         self._console = Console(file=file, highlight=False, width=None if file.isatty() else 160)
         self._flows = FlowTable(limit)
         self._traces = TraceTable(limit)
@@ -102,8 +103,10 @@ class TableWriter:
 
     def finish(self, summary: Summary) -> None:
         """Draw."""
-        self._flows.draw(self._console, summary)
-        self._traces.draw(self._console, summary)
+        if self._show != "traces":
+            self._flows.draw(self._console, summary)
+        if self._show != "flows":
+            self._traces.draw(self._console, summary)
 
 
 class JsonWriter:

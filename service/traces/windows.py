@@ -166,17 +166,26 @@ class TraceWindows:
                 self._close_next(name, ending, "end")
 
     def take_jobs(self, limit: int) -> list[ScoreJob]:
-        """The next windows to be scored, the oldest first."""
-        return [self.jobs.popleft() for _ in range(min(limit, len(self.jobs)))]
+        """The next windows to be scored, the oldest first; an early one that was closed meanwhile is not worth it."""
+        found: list[ScoreJob] = []
+        while self.jobs and len(found) < limit:
+            job = self.jobs.popleft()
+            if job.final or self._window(job.key) is not None:
+                found.append(job)
+        return found
 
     def note_early(self, key: WindowKey, label: str) -> bool:
         """Remember the early verdict of a window; False if it was the same before, or the window is closed."""
-        subject = self.subjects.get(SubjectKey(key.source, key.subject))
-        window = subject.window_at(key.start_us) if subject else None
+        window = self._window(key)
         if window is None or window.early_label == label:
             return False
         window.early_label = label
         return True
+
+    def _window(self, key: WindowKey) -> Window | None:
+        """The open window of that name."""
+        subject = self.subjects.get(SubjectKey(key.source, key.subject))
+        return subject.window_at(key.start_us) if subject else None
 
     def restore_source(self, name: str, clock: SourceClock) -> None:
         """Put back the clock of a source of a former run; comes before its subjects."""
