@@ -118,21 +118,14 @@ class LiveTraces:
                 await self._score_batch(jobs)
 
     async def _score_batch(self, jobs: list[ScoreJob]) -> None:
-        loop = asyncio.get_running_loop()
         started = time.perf_counter()
-        try:
-            found = await loop.run_in_executor(self._thread, self._scorer.score, jobs)
-        except Exception as error:  # whatever the engine raised, the other traces must not suffer
-            if len(jobs) > 1:
-                for job in jobs:
-                    await self._score_batch([job])
-                return
-            log.error("trace engine failed", error=type(error).__name__, flows=len(jobs[0].flows))
-            self._metrics.trace_failures.inc()
-            return
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, self._scorer.score_each, jobs)
         self._metrics.trace_score_seconds.observe(time.perf_counter() - started)
         for job, trace in zip(jobs, found, strict=True):
-            self._emit(job, trace)
+            if trace is None:
+                self._metrics.trace_failures.inc()
+            else:
+                self._emit(job, trace)
 
     def _emit(self, job: ScoreJob, trace: TraceVerdict) -> None:
         if not job.final and not self._is_sure(job, trace.verdict):

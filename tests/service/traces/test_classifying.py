@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from models.checkpoint import CheckpointError, EarlyVerdict, FlowCheckpoint
+from models.checkpoint import CheckpointError, FlowCheckpoint
 from models.encode import encode
 from models.flow import PacketHead
 from models.packets import encode_packets
@@ -97,9 +97,6 @@ def test_a_trace_checkpoint_of_other_embeddings_is_refused(flow_engine, tmp_path
     with pytest.raises(CheckpointError, match="reads the embeddings of elsewhere 7"):
         fitting(engine, flow_engine.checkpoint, required=True)
     assert fitting(engine, flow_engine.checkpoint, required=False) is None
-    assert load_traces(None, "onnx") is None or fitting(
-        load_traces(None, "onnx"), flow_engine.checkpoint, required=True
-    )
 
 
 def job(subject, embeddings, final=True):
@@ -135,6 +132,21 @@ def test_scores_of_other_traces_are_an_error(scores, rng):
     engine.score = lambda traces: scores
     with pytest.raises(EngineError, match="do not fit the 2 traces"):
         TraceScorer(engine).score([job("a", rng.normal(size=(1, WIDTH))), job("b", rng.normal(size=(1, WIDTH)))])
+
+
+def test_a_trace_on_which_the_engine_fails_fails_alone(rng):
+    engine = NumpyTraceEngine()
+    score = engine.score
+
+    def picky(traces):
+        if any(len(trace.features) == 5 for trace in traces):
+            raise RuntimeError("engine fault")
+        return score(traces)
+
+    engine.score = picky
+    jobs = [job(f"s{k}", rng.normal(size=(k, WIDTH))) for k in (1, 5, 3, 4)]
+    found = TraceScorer(engine).score_each(jobs)
+    assert [trace and trace.subject for trace in found] == ["s1", None, "s3", "s4"]
 
 
 def test_errors_of_trace_checkpoints_are_sentences(checkpoint_dir, tmp_path):
@@ -184,9 +196,3 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
 def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
     with TestClient(create_app(Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none")))) as client:
         assert client.get("/v1/traces").json() == {"traces": [], "next": None, "open_windows": 0, "open_flows": 0}
-
-
-def test_early_verdicts_follow_the_checkpoint(checkpoint_dir, mac_traces_dir):
-    settings = Settings(checkpoint=checkpoint_dir, trace_checkpoint=mac_traces_dir, replay=CAPTURE)
-    service = Service(settings)
-    assert service.trace_scorer.checkpoint.early == EarlyVerdict(0.0, 2)
