@@ -9,6 +9,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from models.verdict import UNKNOWN, Verdict
 from service.classifier import Timing
+from service.gpu import GpuCollector
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -137,6 +138,9 @@ def reference_table() -> str:
         suffix = {"counter": "_total", "info": "_info"}.get(described.type, "")
         labels = ", ".join(f"`{label}`" for label in collector._labelnames)
         rows.append(f"| `{described.name}{suffix}` | {described.type} | {labels} | {described.documentation} |")
+    for family in GpuCollector(None).describe():
+        labels = ", ".join(f"`{label}`" for label in family._labelnames)
+        rows.append(f"| `{family.name}` | {family.type} | {labels} | {family.documentation} |")
     return "\n".join(rows) + "\n"
 
 

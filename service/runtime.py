@@ -11,6 +11,7 @@ from models.checkpoint import CheckpointError, read_checkpoint
 from service.batcher import Batcher
 from service.classifier import Classifier
 from service.engines.base import load_engine
+from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
 from service.replay import Replay
@@ -40,6 +41,8 @@ class Service:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        if settings.engine == "torch" and (gpus := gpu_collector()):
+            self.metrics.registry.register(gpus)
         repository, default = find_models(settings)
         self.models = ServedModels(repository, default, self._load_engines, self._make_batcher, self.metrics)
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)

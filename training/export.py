@@ -1,10 +1,11 @@
-"""From weights to a checkpoint directory: safetensors, ONNX and the card. The format belongs to `models.checkpoint`."""
+"""From weights to a checkpoint directory: safetensors, ONNX, int8 ONNX, card. The format is `models.checkpoint`'s."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from models.checkpoint import (
 )
 from models.tracegram import is_for_training
 from training.onnx_graph import mm4flow_graph
+from training.quantise import INT8, compare_int8, quantise
+from training.store import StoredSamples
 from training.tracegram_onnx import encoder_graph, trace_graph
 
 
@@ -31,19 +34,29 @@ def serving_weights(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDA
 
 
 def export(
-    directory: Path, checkpoint: Checkpoint, weights: Mapping[str, NDArray[np.float32]], card: str
+    directory: Path,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, NDArray[np.float32]],
+    card: Callable[[Checkpoint], str],
+    int8_samples: StoredSamples | None = None,
 ) -> Checkpoint:
     """Write a checkpoint directory, whole or not at all; gives the manifest as written.
 
-    Both files hold the same float32 numbers, so that every engine gives the same scores.
+    Both float32 files hold the same numbers, so that every engine gives the same scores. With `int8_samples`, labelled
+    flows, a quantised model is written too and the manifest's metrics say what it costs on them.
     """
+    metrics = dict(checkpoint.metrics)
 
     def write_files(staging: Path) -> None:
         kept = _write_weights(staging, weights)
         onnx.save_model(mm4flow_graph(kept, checkpoint.network), staging / ONNX)
-        _finish(staging, card)
+        if int8_samples is not None:
+            quantise(staging / ONNX, staging / INT8)
+            metrics["int8"] = msgspec.to_builtins(compare_int8(staging, int8_samples, checkpoint))
+        _finish(staging, card(msgspec.structs.replace(checkpoint, metrics=metrics)))
 
-    return write_checkpoint(directory, checkpoint, write_files)
+    # the comparison is in the manifest because `metrics` is filled before the manifest is encoded
+    return write_checkpoint(directory, msgspec.structs.replace(checkpoint, metrics=metrics), write_files)
 
 
 def export_traces(

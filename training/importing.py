@@ -90,7 +90,7 @@ def import_mm4flow(
         labels=labels,
         provenance={"imported": {weights.name: file_sha256(weights), config.name: file_sha256(config)}},
     )
-    return export(directory, manifest, checked, _card(manifest))
+    return export(directory, manifest, checked, _card)
 
 
 def decode_json(path: Path, kind: type[_T]) -> _T:

@@ -39,14 +39,16 @@ class Graph:
         """Append a node; gives its first output, which is named anew unless `output` names it."""
         self._count += 1
         output = output or f"{operator.lower()}_{self._count}"
-        self.nodes.append(helper.make_node(operator, inputs, [output, *more_outputs], domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(operator, inputs, [output, *more_outputs], name=output, domain=domain, **attributes)
+        )
         return output
 
     def split(self, tensor: str, parts: int, axis: int) -> list[str]:
         """Equal parts of a tensor along an axis."""
         self._count += 1
         outputs = [f"split_{self._count}_{part}" for part in range(parts)]
-        self.nodes.append(helper.make_node("Split", [tensor], outputs, axis=axis))
+        self.nodes.append(helper.make_node("Split", [tensor], outputs, name=outputs[0], axis=axis))
         return outputs
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
