@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -92,8 +93,14 @@ def make_partition(
     return Partition(by, validation, test, seed, features, part_of=_spread(held, wanted, seed))
 
 
-def _spread(held: dict[str, Counter[str]], shares: dict[str, float], seed: int) -> dict[str, str]:
-    """A part for every group: rarest label first, each to the part that lacks most of what it holds."""
+def _spread(held: Mapping[str, Counter[str]], shares: dict[str, float], seed: int) -> dict[str, str]:
+    """A part for every group: rarest label first, each to the part that lacks most of what it holds.
+
+    Labels in fewer groups than there are parts count as one, so that what is too rare to learn is in every part.
+    """
+    spread = Counter(label for labels in held.values() for label in labels)
+    rare = {label for label in spread if spread[label] < len(shares)}
+    held = {group: Counter({"" if label in rare else label for label in labels}) for group, labels in held.items()}
     spread = Counter(label for labels in held.values() for label in labels)
     got: dict[str, Counter[str]] = {part: Counter() for part in shares}
     order = sorted(held)
