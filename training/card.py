@@ -125,8 +125,8 @@ def _headline(figures: Evaluation) -> str:
 def _unknown(figures: Evaluation) -> str:
     text = (
         f"*Unknown*: the threshold {figures.threshold:.3f} is set to reject {figures.false_rejection:.0%} of known "
-        f"flows (a capture weighs no more than {MOST_FLOWS} flows of a class); it rejects {figures.known_rejected:.1%} of "
-        "the known"
+        f"flows (a capture weighs no more than {MOST_FLOWS} flows of a class); it rejects "
+        f"{figures.known_rejected:.1%} of the known"
     )
     if figures.unknown_rejected is None:
         return f"{text}. There was no rarer protocol to measure on."
