@@ -55,9 +55,12 @@ def _classify_batch(
     for flow in batch:
         if not classifier.accepts(flow):
             builder.leave_out(flow)
-    for flow, verdict in zip(accepted, classifier.classify(accepted), strict=True):
-        builder.add(flow, verdict)
-        writer.add(flow, verdict, entry.name)
+    for flow, outcome in zip(accepted, classifier.classify(accepted), strict=True):
+        if outcome.verdict is None:
+            builder.leave_out(flow)
+            continue
+        builder.add(flow, outcome.verdict)
+        writer.add(flow, outcome.verdict, entry.name)
 
 
 def _account(entry: InputSummary, source: FlowInput) -> None:

@@ -13,8 +13,8 @@ import msgspec
 import structlog
 
 from models.flow import Flow
-from models.verdict import Verdict
 from service.batcher import Batcher, VerdictError
+from service.classifier import FlowOutcome
 from service.fair_queue import FairQueue, HeavyHitters
 from service.metrics import Metrics
 
@@ -31,19 +31,19 @@ RECENT_LATENCIES = 4096
 
 @dataclass(slots=True, eq=False)
 class LiveFlow:
-    """A flow on its way, and who is told of its verdict."""
+    """A flow on its way, and who is told what came of it."""
 
     flow: Flow
-    deliver: Callable[[Flow, Verdict], None]
+    deliver: Callable[[Flow, FlowOutcome], None]
     arrived_at: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(slots=True, frozen=True)
 class _Early:
-    """An early flow that was seen: its verdict and what that was given on, where it was not shed."""
+    """An early flow that was seen: its outcome and what that was given on, where it was not shed."""
 
     features: int = 0
-    verdict: Verdict | None = None
+    outcome: FlowOutcome | None = None
 
 
 @dataclass
@@ -93,13 +93,11 @@ class LivePipeline:
         setattr(self.counts, outcome, getattr(self.counts, outcome) + flows)
         self._metrics.live_flows.labels(outcome).inc(flows)
 
-    def take(self, flow: Flow, deliver: Callable[[Flow, Verdict], None]) -> None:
-        """Take a flow; `deliver` is called with its verdict, later or at once, unless it is shed."""
+    def take(self, flow: Flow, deliver: Callable[[Flow, FlowOutcome], None]) -> None:
+        """Take a flow; `deliver` is called with its outcome, later or at once, unless it is shed."""
         self._count("received")
         if not self._batcher.classifier.accepts(flow):
-            self._count("skipped")
-            reason = "below_min_packets" if flow.payload_lengths else "without_payload"
-            self._metrics.flows_left_out.labels(reason).inc()
+            self._skip(flow)
             return
         live = LiveFlow(flow, deliver)
         queued = self._queued.get(flow.uid)
@@ -110,13 +108,13 @@ class LivePipeline:
         early = self._open.get(flow.uid)
         if early is None:
             self._count("flows")
-        elif early.verdict is not None and early.features == self._features(flow):
-            self._reuse(live, early.verdict)
+        elif early.outcome is not None and early.features == self._features(flow):
+            self._reuse(live, early.outcome)
             return
         if not flow.complete:
             self._remember(flow.uid, early or _Early())
         self._queued[flow.uid] = live
-        self._queue.put(flow.orig_h, live)
+        self._queue.put(flow.orig_h, live, urgent=not flow.complete)
         self._metrics.live_queue_flows.set(len(self._queue))
         self._arrived.set()
 
@@ -146,41 +144,52 @@ class LivePipeline:
 
     async def _classify(self, batch: list[LiveFlow]) -> None:
         try:
-            found = await self._batcher.classify([live.flow for live in batch])
+            found = await self._batcher.classify([live.flow for live in batch], caller="live", urgent=True)
         except VerdictError:
             self._count("failed", len(batch))
             return
         finally:
             self._in_flight -= len(batch)
-        for live, verdict in zip(batch, found, strict=True):
-            if verdict is None:
+        for live, outcome in zip(batch, found, strict=True):
+            if outcome is None:
                 self._count("failed")
             else:
-                self._deliver(live, verdict)
+                self._deliver(live, outcome)
 
-    def _deliver(self, live: LiveFlow, verdict: Verdict) -> None:
+    def _skip(self, flow: Flow) -> None:
+        self._count("skipped")
+        reason = "below_min_packets" if flow.payload_lengths else "without_payload"
+        self._metrics.flows_left_out.labels(reason).inc()
+
+    def _deliver(self, live: LiveFlow, outcome: FlowOutcome) -> None:
         flow = live.flow
         if flow.complete:
             self._open.pop(flow.uid, None)
         else:
-            self._remember(flow.uid, _Early(self._features(flow), verdict))
-        self._count("delivered")
-        seconds = time.perf_counter() - live.arrived_at
-        self.latencies_seconds.append(seconds)
-        self._metrics.live_seconds.observe(seconds)
-        live.deliver(flow, verdict)
+            self._remember(flow.uid, _Early(self._features(flow), FlowOutcome(outcome.verdict)))
+        if outcome.verdict is None:
+            self._skip(flow)
+        else:
+            self._count("delivered")
+            seconds = time.perf_counter() - live.arrived_at
+            self.latencies_seconds.append(seconds)
+            self._metrics.live_seconds.observe(seconds)
+        live.deliver(flow, outcome)
 
     def _remember(self, uid: str, early: _Early) -> None:
         self._open[uid] = early
         if len(self._open) > OPEN_FLOWS:
             self._open.popitem(last=False)
 
-    def _reuse(self, live: LiveFlow, verdict: Verdict) -> None:
-        """The final form of a flow shows the model nothing new: its early verdict is final."""
+    def _reuse(self, live: LiveFlow, early: FlowOutcome) -> None:
+        """The final form of a flow shows the model nothing new: its early verdict is final, without an embedding."""
+        if early.verdict is None:
+            self._deliver(live, early)
+            return
         self._count("reused")
-        final = msgspec.structs.replace(verdict, final=live.flow.complete)
+        final = msgspec.structs.replace(early.verdict, final=live.flow.complete)
         self._metrics.count_verdict(final)
-        self._deliver(live, final)
+        self._deliver(live, FlowOutcome(final))
 
     def _features(self, flow: Flow) -> int:
         """A hash of what the model reads of a flow."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import structlog
 
 from models.flow import Flow
-from models.verdict import Verdict
 from service.capture_worker import WorkerOptions
 from service.captures import CaptureStream
+from service.classifier import FlowOutcome
 from service.live import LivePipeline
 from service.sensors import Watcher
 
@@ -64,8 +64,9 @@ class Replay:
             await asyncio.sleep(0.005)
         self._pipeline.take(flow, self._deliver)
 
-    def _deliver(self, flow: Flow, verdict: Verdict) -> None:
-        self._watcher(flow, verdict)
+    def _deliver(self, flow: Flow, outcome: FlowOutcome) -> None:
+        if outcome.verdict is not None:
+            self._watcher(flow, outcome.verdict)
 
 
 def _end_us(flow: Flow) -> int:

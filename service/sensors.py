@@ -11,6 +11,7 @@ import structlog
 
 from models.flow import Flow
 from models.verdict import Verdict
+from service.classifier import FlowOutcome
 from service.live import LivePipeline
 from service.metrics import Metrics
 from service.sinks.zeek import ZeekSink
@@ -63,10 +64,12 @@ class Sensors:
         transport = make_transport(url, tls, list(shards))
         sink = ZeekSink(transport, metrics, spool_verdicts) if spool_verdicts else None
 
-        def deliver(flow: Flow, verdict: Verdict) -> None:
-            watcher(flow, verdict)
+        def deliver(flow: Flow, outcome: FlowOutcome) -> None:
+            if outcome.verdict is None:
+                return
+            watcher(flow, outcome.verdict)
             if sink is not None:
-                sink.put(flow, verdict)
+                sink.put(flow, outcome.verdict)
 
         source = BusSource(
             transport,

@@ -19,6 +19,7 @@ from training.origins import ExtractError
 from training.parallel import is_first
 from training.samples import SampleError
 from training.split import SplitError
+from training.trace_import_command import import_tracegram_command
 
 app = typer.Typer(
     help="Train, evaluate and export the checkpoints that tapline serves.",
@@ -30,6 +31,7 @@ importing = typer.Typer(help="Import published checkpoints.", no_args_is_help=Tr
 data_commands.register(app)
 flow_commands.register(app)
 app.add_typer(importing, name="import")
+importing.command("tracegram")(import_tracegram_command)
 
 _ERRORS = (CheckpointError, ExtractError, ImportRefusedError, LabelError, SampleError, SplitError, TrainingError)
 

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from safetensors.numpy import save_file
 
-from models.checkpoint import CARD, ONNX, WEIGHTS, Checkpoint, write_checkpoint
-from models.encode import Mm4flowFeatures
-from training.batches import plain_batches
-from training.metrics import macro_f1
+from models.checkpoint import (
+    CARD,
+    ENCODER_ONNX,
+    ONNX,
+    TRACE_ONNX,
+    WEIGHTS,
+    Checkpoint,
+    TracegramCheckpoint,
+    write_checkpoint,
+)
+from models.tracegram import is_for_training
 from training.onnx_graph import mm4flow_graph
+from training.quantise import INT8, compare_int8, quantise
 from training.store import StoredSamples
-
-INT8 = "model.int8.onnx"
-
-
-class Int8Comparison(msgspec.Struct, frozen=True):
-    """The quantised model beside the whole one on the same labelled flows; `agreement`: share with the same label."""
-
-    flows: int
-    macro_f1: float
-    macro_f1_int8: float
-    agreement: float
-    largest_logit_difference: float
-    size_bytes: int
-    size_bytes_int8: int
+from training.tracegram_onnx import encoder_graph, trace_graph
 
 
 def serving_weights(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
@@ -56,71 +48,46 @@ def export(
     metrics = dict(checkpoint.metrics)
 
     def write_files(staging: Path) -> None:
-        kept = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
-        save_file(kept, staging / WEIGHTS)
+        kept = _write_weights(staging, weights)
         onnx.save_model(mm4flow_graph(kept, checkpoint.network), staging / ONNX)
         if int8_samples is not None:
             quantise(staging / ONNX, staging / INT8)
             metrics["int8"] = msgspec.to_builtins(compare_int8(staging, int8_samples, checkpoint))
-        (staging / CARD).write_text(card(msgspec.structs.replace(checkpoint, metrics=metrics)), encoding="utf-8")
-        for path in staging.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
+        _finish(staging, card(msgspec.structs.replace(checkpoint, metrics=metrics)))
 
     # the comparison is in the manifest because `metrics` is filled before the manifest is encoded
     return write_checkpoint(directory, msgspec.structs.replace(checkpoint, metrics=metrics), write_files)
 
 
-def quantise(whole: Path, quantised: Path) -> None:
-    """Weights of matrix products as int8, activations quantised as they come (ONNX Runtime's dynamic quantisation)."""
-    logging.getLogger().disabled, before = True, logging.getLogger().disabled  # it advises on the root logger
-    try:
-        quantize_dynamic(
-            whole,
-            quantised,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Attention"],
-            nodes_to_exclude=_stacked_products(whole),
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # behind fused operators no type is inferred
-        )
-    finally:
-        logging.getLogger().disabled = before
+def export_traces(
+    directory: Path, checkpoint: TracegramCheckpoint, weights: Mapping[str, NDArray[np.float32]], card: str
+) -> TracegramCheckpoint:
+    """Write the directory of a trace checkpoint, whole or not at all; gives the manifest as written.
+
+    `weights` are those of `models.tracegram.Tracegram`; what only training reads is left out.
+
+    Raises:
+        ValueError: the encoder's graph cannot read as many tokens as the checkpoint's features have.
+    """
+
+    def write_files(staging: Path) -> None:
+        kept = _write_weights(staging, {name: each for name, each in weights.items() if not is_for_training(name)})
+        if checkpoint.network.encoder == "tracegram":
+            graph = encoder_graph(kept, checkpoint.network, checkpoint.features.max_tokens)
+            onnx.save_model(graph, staging / ENCODER_ONNX)
+        onnx.save_model(trace_graph(kept, checkpoint.network), staging / TRACE_ONNX)
+        _finish(staging, card)
+
+    return write_checkpoint(directory, checkpoint, write_files)
 
 
-def _stacked_products(path: Path) -> list[str]:
-    """Matrix products with a stack of matrices, one for each head: ONNX Runtime has no int8 form of them by channel."""
-    graph = onnx.load_model(path).graph
-    flat = {tensor.name for tensor in graph.initializer if len(tensor.dims) <= 2}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and not flat & set(node.input)]
+def _write_weights(staging: Path, weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    kept = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+    save_file(kept, staging / WEIGHTS)
+    return kept
 
 
-def compare_int8(directory: Path, samples: StoredSamples, checkpoint: Checkpoint) -> Int8Comparison:
-    """Run both ONNX files of a checkpoint directory over labelled flows."""
-    index = {label: number for number, label in enumerate(checkpoint.labels)}
-    truth = np.array([index.get(name, -1) for name in samples.label_names], np.int64)[samples.labels]
-    whole, small = (
-        onnx_logits(directory / name, samples, checkpoint.features)[:, : len(index)] for name in (ONNX, INT8)
-    )
-    said, said_small = whole.argmax(1), small.argmax(1)
-    return Int8Comparison(
-        flows=len(truth),
-        macro_f1=macro_f1(truth, said, len(index), 1),
-        macro_f1_int8=macro_f1(truth, said_small, len(index), 1),
-        agreement=float((said == said_small).mean()),
-        largest_logit_difference=float(np.abs(whole - small).max()),
-        size_bytes=(directory / ONNX).stat().st_size,
-        size_bytes_int8=(directory / INT8).stat().st_size,
-    )
-
-
-def onnx_logits(model: Path, samples: StoredSamples, features: Mm4flowFeatures) -> NDArray[np.float32]:
-    """Logits of every sample in order by one ONNX file, float32 [n, classes]."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    rows: list[NDArray[np.int64]] = []
-    logits: list[NDArray[np.float32]] = []
-    for batch in plain_batches(samples.flows, 64, features):
-        inputs = {name: getattr(batch, name).numpy() for name in ("ps_tokens", "bytes_tokens", "bytes_types")}
-        rows.append(batch.rows)
-        logits.append(session.run(["logits"], inputs)[0])
-    order = np.argsort(np.concatenate(rows))
-    return np.asarray(np.concatenate(logits)[order])
+def _finish(staging: Path, card: str) -> None:
+    (staging / CARD).write_text(card, encoding="utf-8")
+    for path in staging.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone

@@ -16,8 +16,8 @@ from tests.conftest import make_flows
 class Delivered(list):
     """Collects what is delivered."""
 
-    def take(self, flow, verdict):
-        self.append((flow.uid, verdict.final))
+    def take(self, flow, outcome):
+        self.append((flow.uid, outcome.verdict.final))
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def delivered():
 
 def play(engine, body, *, queue_flows=100):
     async def main():
-        batcher = Batcher(Classifier(engine), Metrics(), max_queue_delay_ms=0)
+        batcher = Batcher([Classifier(engine)], Metrics(), max_queue_delay_ms=0)
         pipeline = LivePipeline(batcher, Metrics(), queue_flows=queue_flows)
         batcher.start()
         task = asyncio.create_task(pipeline.run())
