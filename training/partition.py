@@ -54,6 +54,19 @@ class Partition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SplitError(f"{self.by} {error.args[0]!r} is not in the split: split these features again") from None
         return place[of]
 
+    def held_out(self, samples: StoredSamples) -> NDArray[np.bool_]:
+        """Which samples are for validation or the test, bool [n]; those of other features are not.
+
+        Raises:
+            SplitError: the split is by flow, which says nothing of other features.
+        """
+        if self.by == "flow":
+            raise SplitError("a split by flow cannot keep flows out of pre-training: split by capture, host or time")
+        if self.by == "time":
+            return self.parts(samples) > 0
+        names, of = _groups(samples, self.by)
+        return np.array([self.part_of.get(name, PARTS[0]) != PARTS[0] for name in names], np.bool_)[of]
+
 
 def _bounds(validation: float, test: float) -> NDArray[np.float64]:
     return np.array([1 - validation - test, 1 - test])

@@ -80,6 +80,16 @@ def test_splits_that_cannot_be_made_or_used(tmp_path):
         read_partition(tmp_path / "bad.json")
 
 
+def test_what_is_held_out_is_known_in_other_features_too(tmp_path):
+    partition = make_partition(samples(tmp_path, captures=10), "capture", 0.2, 0.2, 0, {})
+    more = samples(tmp_path, captures=14)
+    held = partition.held_out(more)
+    assert set(more.take(held).captures_of()) == {n for n, part in partition.part_of.items() if part != "train"}
+    assert len(set(more.take(~held).captures_of())) == 10
+    with pytest.raises(SplitError, match="by flow"):
+        make_partition(more, "flow", 0.2, 0.2, 0, {}).held_out(more)
+
+
 def test_leaks_are_told_from_likeness(tmp_path):
     text = bytes(range(60))
     changed = bytes([255, *text[1:]])
