@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from hardware import describe
+from hardware import describe, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -187,6 +187,11 @@ def main() -> None:
             f"{outcome.shed / outcome.offered:8.1%} {1000 * outcome.percentile(0.5):11.1f} "
             f"{1000 * outcome.percentile(0.99):8.1f}"
         )
+    half = outcomes[0.5]
+    report(
+        f"latency at half of the saturated rate ({saturated:.0f} flows/s), {classifier.checkpoint.name}",
+        f"median {1000 * half.percentile(0.5):.0f} ms, 99 % under {1000 * half.percentile(0.99):.0f} ms",
+    )
     if options.plot:
         plot(outcomes, saturated, options.plot)
 

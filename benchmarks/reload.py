@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import structlog
-from hardware import describe
+from hardware import describe, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -84,9 +84,10 @@ async def measure(service: Service, flows: list[Flow], reloads: int) -> None:
     print(f"gap        {gap * 1000:.0f} ms at most between answers while swapping, {quiet_gap * 1000:.0f} ms without")
     tenth = memory[min(10, len(memory) - 1)]
     print(f"memory     {memory[0]:.0f} MiB before, {tenth:.0f} after 10 reloads, {memory[-1]:.0f} after {reloads}")
-    print(
-        f"result | {reloads} reloads under traffic | {lost} flows lost, {memory[0]:.0f} MiB before and "
-        f"{memory[-1]:.0f} MiB after"
+    report(
+        f"{reloads} reloads under traffic",
+        f"**{lost} of {traffic.sent} flows lost**, {memory[0]:.0f} MiB before, {memory[-1]:.0f} MiB after; "
+        f"{gap * 1000:.0f} ms at most between answers ({quiet_gap * 1000:.0f} ms without)",
     )
 
 
