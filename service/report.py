@@ -45,8 +45,8 @@ class InputSummary(msgspec.Struct):
 
 
 class TraceSummary(msgspec.Struct):
-    """The traces: how many got a verdict, how many had too few flows for one or `failed`, and the flows that no verdict
-    could count: `cut` where a trace has more than it keeps, `late` where their window had to be closed before they came."""
+    """The traces: how many got a verdict, how many had too few flows for one or `failed`, and flows without a part in
+    one: `cut` where a trace has more than it keeps, `late` where their window had to be closed before they came."""
 
     model: str
     version: str

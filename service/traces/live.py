@@ -87,8 +87,8 @@ class LiveTraces:
             self.windows.close_due(time.time())
             await self._score()
             self._count()
-            if self._state is not None and time.monotonic() - self._saved_at >= SAVE_SECONDS:
-                await self._save(self._state)
+            if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+                await self.save()
 
     async def finish(self, source: str) -> None:
         """A source has ended: close its windows and deliver their verdicts."""
@@ -106,8 +106,8 @@ class LiveTraces:
             self.windows.close_all()
         await self._score()
         self._count()
+        await self.save()
         if self._state is not None:
-            await self._save(self._state)
             self._state.close()
         self._thread.shutdown(wait=False)
 
@@ -146,10 +146,13 @@ class LiveTraces:
             return False
         return self.windows.note_early(job.key, verdict.label)
 
-    async def _save(self, state: TraceState) -> None:
+    async def save(self) -> None:
+        """Write what is open to the state directory, where there is one; the task does it every `SAVE_SECONDS`."""
         self._saved_at = time.monotonic()
+        if self._state is None:
+            return
         try:
-            await state.save(self.windows)
+            await self._state.save(self.windows)
         except OSError as error:
             self._metrics.trace_state_failures.inc()
             log.warning("open traces were not saved", reason=error.strerror)
