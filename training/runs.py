@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import nn
 
@@ -156,7 +157,9 @@ def _validation(
 
 
 def _files(job: Job, *parts: object) -> RunFiles:
-    return RunFiles(job.directory, fingerprint(job.config, *parts))
+    """Where a run keeps its state: to be taken up with as many threads, on whatever device, as there are by then."""
+    what = msgspec.structs.replace(job.config, threads=1, device="auto", saves=1, evaluations=1)
+    return RunFiles(job.directory, fingerprint(what, *parts))
 
 
 def _scratch(job: Job) -> Path:
