@@ -109,8 +109,8 @@ def finetune_run(
     torch.set_num_threads(job.config.threads)
     started = time.monotonic()
     partition = read_partition(split) if split else None
-    data_of = (features_of(job.features), encoders_of(encoders), min_captures, partition)
-    files = _files(job, "finetune", data_of)
+    starting = encoders_of(encoders)
+    files = _files(job, "finetune", features_of(job.features), starting, min_captures, partition)
     with join_group(job.config.device) as group:
         corpus = make_corpus(open_samples(job.features, _scratch(job)), min_captures)
         parts = partition.parts(corpus.samples) if partition else None
@@ -129,9 +129,7 @@ def finetune_run(
             save_weights(trained.state_dict(), job.directory / MODEL)
             for measured in (EVALUATION, OUTCOMES):  # of the run before
                 (job.directory / measured).unlink(missing_ok=True)
-            record = _record(
-                job, "finetune", network, group, started, corpus, min_captures, encoders_of(encoders), split
-            )
+            record = _record(job, "finetune", network, group, started, corpus, min_captures, starting, split)
             write_json(job.directory / RUN, record)
             drop_state(job.directory)
     return plan
