@@ -74,11 +74,11 @@ class Evaluation(msgspec.Struct, frozen=True):
     """Everything measured on captures kept from training. The headline is over the folds that chose no setting.
 
     `macro_f1` is the mean over folds, its interval a bootstrap over the captures of each fold. `..._by_packets`: after
-    so many payload packets, and `all`; `..._by_content_bytes`: with so many content bytes each way; `early_packets`: see
-    there. The trees read lengths and bytes, the forest flow statistics; `majority` names the most frequent class whatever comes. Each fold is
-    calibrated with the temperature fitted on the other folds; `temperature` and `threshold` are those of all folds
-    together, for the checkpoint. `capped`: where the flows of a class in one capture weigh no more than
-    `training.calibrate.MOST_FLOWS` together.
+    so many payload packets, and `all`; `..._by_content_bytes`: with so many content bytes each way; `early_packets`:
+    see the function. The trees read lengths and bytes, the forest flow statistics; `majority` names the most frequent
+    class whatever comes. Each fold is calibrated with the temperature fitted on the other folds; `temperature` and
+    `threshold` are those of all folds together, for the checkpoint. `capped`: where the flows of a class in one capture
+    weigh no more than `training.calibrate.MOST_FLOWS` together.
     """
 
     folds: list[FoldFigures]

@@ -45,7 +45,7 @@ def test_figures_of_a_cross_validation():
     assert figures.calibration_error < 0.15
     strict = evaluate(outcomes, ["a", "b", "c"], EvaluationSettings(3, tuned=(1,)), 0.5)
     assert strict.threshold > figures.threshold
-    assert strict.known_rejected == pytest.approx(0.5, abs=0.1)
+    assert strict.known_rejected == pytest.approx(0.5, abs=0.2)
 
 
 def test_outcomes_are_read_back(tmp_path):
