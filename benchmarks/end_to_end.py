@@ -93,7 +93,7 @@ def main() -> None:
     cpu_ratio = (zeek.cpu_seconds + loop.cpu_seconds) / ours.cpu_seconds
     print(f"ratio      {ratio:.2f} wall, {cpu_ratio:.2f} CPU")
     report(
-        f"from a capture to verdicts, {options.capture.name}, {len(flows)} flows, beside `zeek -r` and the published loop",
+        f"capture to verdicts, {options.capture.name}, {len(flows)} flows, beside `zeek -r` and the published loop",
         f"{ours.wall_seconds:.1f} s beside {zeek.wall_seconds:.1f} + {loop.wall_seconds:.1f}: **{ratio:.1f} times**",
     )
 

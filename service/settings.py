@@ -39,6 +39,22 @@ class Settings(BaseSettings):
     model: str = Field("flow-protocols", description="model of the repository that serves by default")
     load_models: TextList = Field([], description="further models of the repository to load; may be repeated")
     checkpoint: Path | None = Field(None, description="checkpoint directory that serves by default instead")
+    trace_checkpoint: Path | None = Field(
+        None, description="trace checkpoint directory, or none for no traces; the one that ships where not given"
+    )
+    trace_lateness_seconds: float = Field(
+        60, ge=0, le=86_400, description="how far behind the newest flow a flow may start and still count in its window"
+    )
+    trace_subjects: int = Field(
+        10_000, ge=1, le=10_000_000, description="most subjects with open windows; the longest silent is closed beyond"
+    )
+    trace_open_flows: int = Field(
+        200_000, ge=1, le=100_000_000, description="most flows in open windows; the first to end are closed beyond"
+    )
+    trace_history: int = Field(1000, ge=1, le=1_000_000, description="newest trace verdicts kept for /v1/traces")
+    state_dir: Path | None = Field(
+        None, description="directory that keeps open trace windows over a restart; not kept where not given"
+    )
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
     threads: int = Field(0, ge=0, le=1024, description="threads of the engine, 0 for one per core")
     max_batch_size: int = Field(256, ge=1, le=65536, description="most flows in a batch")

@@ -58,14 +58,14 @@ def checkpoint_dir(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("repository") / "random" / "1")
 
 
-def make_trace_checkpoint(directory: Path, encoder: str = "tracegram", **changes) -> Path:
-    """A trace checkpoint with random weights that spread the logits; features 32 wide."""
+def make_trace_checkpoint(directory: Path, encoder: str = "tracegram", width: int = 32, **changes) -> Path:
+    """A trace checkpoint with random weights that spread the logits."""
     torch.manual_seed(4)
     network = TracegramNetwork(
         n_class=len(LABELS),
         encoder=encoder,
-        feature_size=32,
-        emb_dim=32,
+        feature_size=width,
+        emb_dim=width,
         dim=48,
         dim_head=16,
         queries=20,

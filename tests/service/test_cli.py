@@ -15,7 +15,7 @@ from service.settings import ENV_PREFIX, Settings
 from tests.service.cli_runner import CODE, ROOT, tapline
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
-BUILTIN = ("--reader", "builtin")
+BUILTIN = ("--reader", "builtin", "--trace-checkpoint", "none")
 
 
 @pytest.fixture
