@@ -33,6 +33,7 @@ from training.files import (
 from training.flow_report import write_flow_report
 from training.loop import StepReport
 from training.outcomes import read_outcomes, write_outcomes
+from training.parallel import join_group
 from training.partition import Partition, read_partition
 from training.records import EvaluationRecord, Run
 from training.report import FALSE_REJECTION, Evaluation, evaluate
@@ -73,7 +74,8 @@ def evaluate_run(
         outcomes = _measure_parts(corpus, run, load_model(directory, run), read_partition(split))
         settings = SPLIT_SETTINGS
     else:
-        outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report)
+        with join_group(run.config.device) as group:
+            outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report, group)
     figures = evaluate(outcomes, corpus.labels, settings)
     write_outcomes(directory, outcomes)
     record = EvaluationRecord(settings, figures, time.monotonic() - started, run.split)

@@ -132,7 +132,10 @@ def _unknown(measured: Measured, figures: Figures) -> str:
         f"Measured on {len(measured.unknown_confidence):,} {figures.unit}s of classes that the model never saw. Below "
         f"a confidence of {figures.threshold:.3f} a verdict is <em>unknown</em>."
     )
-    return _card("Does it know what it does not know?", plots.unknown_roc(measured, figures), text)
+    return _two(
+        _card("Does it know what it does not know?", plots.unknown_roc(measured, figures), text),
+        _card("How sure it is of either", plots.confidences(measured, figures), "Dashed: the threshold of unknown."),
+    )
 
 
 def _curves(measured: Measured) -> str:
@@ -176,9 +179,15 @@ def _two(*cards: str) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, raw: bool = False) -> str:
-    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = ["".join(f"<td>{cell if raw else escape(cell)}</td>" for cell in row) for row in rows]
+    words = {"class", "beside", "is", "was called"}
+    heads = "".join(f"<th{' class=left' if name in words else ''}>{escape(name)}</th>" for name in head)
+    lines = ["".join(_cell(cell if raw else escape(cell)) for cell in row) for row in rows]
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{x}</tr>' for x in lines)}</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    """A cell; numbers stand to the right, words to the left."""
+    return f"<td>{text}</td>" if text[:1] in "+-0123456789" else f'<td class="left">{text}</td>'
 
 
 def _range(model: Model) -> str:
