@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_FILES = {
     "models/mm4flow.py",
+    "models/mm4flow_packed.py",
     "models/linear_transformer.py",
     "models/tracegram.py",
     "service/engines/torch_engine.py",

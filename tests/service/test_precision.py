@@ -18,6 +18,8 @@ from service.sources.capture import read_capture
 from tests.conftest import make_flows, make_trace_checkpoint
 from training.quantise import quantise
 
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # what CPUs fall back to
+
 CAPTURES = Path(__file__).parents[1] / "data" / "captures"
 NAMES = ("android.pcap", "ndpi/hls.pcapng", "ndpi/mysql.pcapng", "ndpi/steam.pcapng")
 
@@ -27,8 +29,7 @@ def flows():
     """Flows with payload of real captures."""
     paths = [CAPTURES / name for name in NAMES] + sorted(CAPTURES.glob("iot-sentinel/*/*.pcap"))
     found = [flow for path in paths for flow in read_capture(path) if flow.payload_lengths]
-    assert len(found) > 80
-    return found
+    return found[:: len(found) // 30]
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +74,15 @@ def test_engines_and_precisions_agree(with_int8, flows, name, precision, packed,
 
 
 def test_packed_sequences_do_not_depend_on_their_batch(checkpoint_dir, monkeypatch):
-    flows = make_flows(60)
+    flows = make_flows(24)
     engine = TorchEngine(checkpoint_dir, packed=True)
     together = engine.run(encode(flows))
     monkeypatch.setattr("service.engines.torch_engine.MAX_PACKED_TOKENS", 900)  # several passes
     in_parts = engine.run(encode(flows))
-    alone = np.concatenate([engine.run(encode([flow])).logits for flow in flows])
+    alone = np.concatenate([engine.run(encode([flow])).logits for flow in flows[:6]])
     reference = load_engine("onnx", checkpoint_dir).run(encode(flows))
     for found in (together.logits, in_parts.logits, alone):
-        np.testing.assert_allclose(found, reference.logits, atol=1e-4)
+        np.testing.assert_allclose(found, reference.logits[: len(found)], atol=1e-4)
     np.testing.assert_allclose(in_parts.embeddings, reference.embeddings, atol=1e-4)
     assert engine.run(encode([])).logits.shape == (0, 3)
 
