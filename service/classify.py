@@ -88,7 +88,7 @@ class _InputWork:
         if self.traces is not None:
             self.traces.finish()
             self._write_traces()
-            self.builder.account_traces(self.traces.counts)
+            self.builder.account_traces(self.traces.counts, self.traces.failed)
 
     def _write_traces(self) -> None:
         while self.traces is not None and (found := self.traces.ready()):

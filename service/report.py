@@ -45,8 +45,8 @@ class InputSummary(msgspec.Struct):
 
 
 class TraceSummary(msgspec.Struct):
-    """The traces: how many got a verdict, how many had too few flows for one, and flows that no verdict could count:
-    `cut` where a trace has more than it keeps, `late` where their window had to be closed before they came."""
+    """The traces: how many got a verdict, how many had too few flows for one or `failed`, and flows without a part in
+    one: `cut` where a trace has more than it keeps, `late` where their window had to be closed before they came."""
 
     model: str
     version: str
@@ -55,6 +55,7 @@ class TraceSummary(msgspec.Struct):
     traces: int = 0
     unknown: int = 0
     below_min_flows: int = 0
+    failed: int = 0
     flows: int = 0
     cut: int = 0
     late: int = 0
@@ -114,9 +115,10 @@ class SummaryBuilder:
         self.summary.traces.traces += 1
         self.summary.traces.unknown += trace.verdict.unknown
 
-    def account_traces(self, counts: WindowCounts) -> None:
+    def account_traces(self, counts: WindowCounts, failed: int) -> None:
         """Count what became of the flows of an input's traces, once the last is out."""
         assert self.summary.traces is not None
+        self.summary.traces.failed += failed
         self.summary.traces.below_min_flows += counts.below_min_flows
         self.summary.traces.flows += counts.flows
         self.summary.traces.cut += counts.cut

@@ -109,6 +109,7 @@ def traces_text(summary: TraceSummary) -> str:
         f"{count} {why}"
         for count, why in (
             (summary.below_min_flows, "with too few flows for a verdict"),
+            (summary.failed, "on which the engine failed"),
             (summary.cut, "older flows cut"),
             (summary.late, "flows after their window was closed"),
         )

@@ -14,7 +14,7 @@ TORCH_FILES = {
     "models/tracegram.py",
     "service/engines/torch_engine.py",
     "service/engines/torch_trace_engine.py",
-    "service/engines/torch_weights.py",
+    "service/engines/torch_common.py",
 }
 FORBIDDEN = {"models": {"service", "training"}, "service": {"training"}}
 MODELS_MAY_IMPORT = {"numpy", "msgspec", "models"}

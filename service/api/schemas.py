@@ -159,6 +159,7 @@ class TraceSummary(Body):
     traces: int
     unknown: int
     below_min_flows: Annotated[int, Field(description="traces of too few flows for a verdict")]
+    failed: Annotated[int, Field(description="traces on which the engine failed")]
     flows: int
     cut: Annotated[int, Field(description="flows left out of traces that had too many")]
     late: Annotated[int, Field(description="flows that came after their window had to be closed")]

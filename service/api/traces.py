@@ -57,5 +57,5 @@ def all_traces(traces: CaptureTraces | None, builder: SummaryBuilder) -> list[Tr
         found += batch
     for trace in found:
         builder.add_trace(trace)
-    builder.account_traces(traces.counts)
+    builder.account_traces(traces.counts, traces.failed)
     return found

@@ -116,7 +116,7 @@ class _Answer:
             if self._traces is not None:
                 self._traces.finish()
                 await self._add_traces(self._traces)
-                self._builder.account_traces(self._traces.counts)
+                self._builder.account_traces(self._traces.counts, self._traces.failed)
             for piece in self._ending():
                 yield piece
 

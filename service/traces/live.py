@@ -87,8 +87,8 @@ class LiveTraces:
             self.windows.close_due(time.time())
             await self._score()
             self._count()
-            if self._state is not None and time.monotonic() - self._saved_at >= SAVE_SECONDS:
-                await self._save(self._state)
+            if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+                await self.save()
 
     async def finish(self, source: str) -> None:
         """A source has ended: close its windows and deliver their verdicts."""
@@ -106,8 +106,8 @@ class LiveTraces:
             self.windows.close_all()
         await self._score()
         self._count()
+        await self.save()
         if self._state is not None:
-            await self._save(self._state)
             self._state.close()
         self._thread.shutdown(wait=False)
 
@@ -118,21 +118,14 @@ class LiveTraces:
                 await self._score_batch(jobs)
 
     async def _score_batch(self, jobs: list[ScoreJob]) -> None:
-        loop = asyncio.get_running_loop()
         started = time.perf_counter()
-        try:
-            found = await loop.run_in_executor(self._thread, self._scorer.score, jobs)
-        except Exception as error:  # whatever the engine raised, the other traces must not suffer
-            if len(jobs) > 1:
-                for job in jobs:
-                    await self._score_batch([job])
-                return
-            log.error("trace engine failed", error=type(error).__name__, flows=len(jobs[0].flows))
-            self._metrics.trace_failures.inc()
-            return
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, self._scorer.score_each, jobs)
         self._metrics.trace_score_seconds.observe(time.perf_counter() - started)
         for job, trace in zip(jobs, found, strict=True):
-            self._emit(job, trace)
+            if trace is None:
+                self._metrics.trace_failures.inc()
+            else:
+                self._emit(job, trace)
 
     def _emit(self, job: ScoreJob, trace: TraceVerdict) -> None:
         if not job.final and not self._is_sure(job, trace.verdict):
@@ -153,10 +146,13 @@ class LiveTraces:
             return False
         return self.windows.note_early(job.key, verdict.label)
 
-    async def _save(self, state: TraceState) -> None:
+    async def save(self) -> None:
+        """Write what is open to the state directory, where there is one; the task does it every `SAVE_SECONDS`."""
         self._saved_at = time.monotonic()
+        if self._state is None:
+            return
         try:
-            await state.save(self.windows)
+            await self._state.save(self.windows)
         except OSError as error:
             self._metrics.trace_state_failures.inc()
             log.warning("open traces were not saved", reason=error.strerror)

@@ -23,6 +23,7 @@ class CaptureTraces:
     the rest after `finish`. Memory is bounded, whatever the size of the capture."""
 
     def __init__(self, scorer: TraceScorer, source: str) -> None:
+        self.failed = 0
         self._scorer = scorer
         self._source = source
         self._windows = TraceWindows(scorer.checkpoint.trace, _BOUNDS, captures=[source])
@@ -48,9 +49,14 @@ class CaptureTraces:
         self._windows.close_all()
 
     def ready(self) -> list[TraceVerdict]:
-        """Verdicts on the next windows that are over, at most `BATCH_TRACES`; empty when none is left.
+        """Verdicts on the next windows that are over, about `BATCH_TRACES`; empty when none is left.
 
-        Raises:
-            EngineError: the engine's scores do not fit.
+        A window on which the engine failed is counted in `failed` and has none.
         """
-        return self._scorer.score(self._windows.take_jobs(BATCH_TRACES))
+        while jobs := self._windows.take_jobs(BATCH_TRACES):
+            scored = self._scorer.score_each(jobs)
+            found = [trace for trace in scored if trace is not None]
+            self.failed += len(scored) - len(found)
+            if found:
+                return found
+        return []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from models.verdict import verdicts
@@ -14,6 +15,8 @@ from service.community import community_id
 from service.engines.base import EngineError
 from service.engines.traces import TraceEngine, TraceInput
 from service.traces.records import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
+
+log = structlog.get_logger()
 
 SHARE_DIGITS = 6
 
@@ -25,6 +28,17 @@ class TraceScorer:
         self.checkpoint = engine.checkpoint
         self._engine = engine
         self._lock = threading.Lock()
+
+    def score_each(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict | None]:
+        """As `score`, but whatever the engine raises costs one trace its verdict, and none of the others theirs."""
+        try:
+            return list(self.score(jobs))
+        except Exception as error:
+            if len(jobs) > 1:
+                middle = len(jobs) // 2
+                return self.score_each(jobs[:middle]) + self.score_each(jobs[middle:])
+            log.error("trace engine failed", error=type(error).__name__, flows=len(jobs[0].flows))
+            return [None]
 
     def score(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict]:
         """One verdict for each window, in order.

@@ -14,7 +14,9 @@ SECOND = 1_000_000
 def trace_checkpoint(encoder="tracegram", **changes) -> TracegramCheckpoint:
     fields = {
         "kind": "tracegram", "name": "devices", "version": "2", "labels": LABELS,
-        "network": TracegramNetwork(encoder=encoder, feature_size=WIDTH, n_class=len(LABELS)),
+        "network": TracegramNetwork(
+            encoder=encoder, feature_size=WIDTH, emb_dim=WIDTH, n_class=len(LABELS)
+        ),
         "early": EarlyVerdict(confidence=0.5, min_flows=2), **changes,
     }  # fmt: skip
     return TracegramCheckpoint(**fields)
