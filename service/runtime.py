@@ -10,7 +10,7 @@ from pathlib import Path
 from models.checkpoint import CheckpointError, read_checkpoint
 from service.batcher import Batcher
 from service.classifier import Classifier
-from service.engines.base import load_engine
+from service.engines.base import load_engines
 from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
@@ -88,10 +88,12 @@ class Service:
         return self.batcher.classifier
 
     def _load_engines(self, directory: Path) -> list[Classifier]:
-        engine = load_engine(self.settings.engine, directory, self.settings.threads)
-        is_default = engine.checkpoint.name == self.default_model
-        required = is_default and self.settings.trace_checkpoint is not None
-        return [Classifier(engine, trace_engine=fitting(self._trace_engine, engine.checkpoint, required=required))]
+        settings = self.settings
+        engines = load_engines(settings.engine, directory, settings.threads, settings.precision)
+        checkpoint = engines[0].checkpoint
+        required = checkpoint.name == self.default_model and settings.trace_checkpoint is not None
+        traces = fitting(self._trace_engine, checkpoint, required=required)
+        return [Classifier(engine, trace_engine=traces) for engine in engines]
 
     def _make_batcher(self, classifiers: list[Classifier]) -> Batcher:
         return Batcher(

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.engines.base import EngineName
+from service.engines.base import EngineName, Precision
 
 ENV_PREFIX = "TAPLINE_"
 
@@ -56,6 +56,7 @@ class Settings(BaseSettings):
         None, description="directory that keeps open trace windows over a restart; not kept where not given"
     )
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
+    precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
     threads: int = Field(0, ge=0, le=1024, description="threads of the engine, 0 for one per core")
     max_batch_size: int = Field(256, ge=1, le=65536, description="most flows in a batch")
     max_batch_tokens: int = Field(65_536, ge=1, le=1 << 26, description="most tokens in a batch; one flow always fits")
