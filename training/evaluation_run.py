@@ -14,7 +14,7 @@ from models.checkpoint import Calibration as CalibrationRecord
 from models.checkpoint import Checkpoint, Unknown
 from models.mm4flow import Mm4flow
 from training.card import render_card
-from training.config import TrainingConfig, TrainingError
+from training.config import TrainingError
 from training.corpus import Corpus, make_corpus, make_training_set
 from training.evaluate import EvaluationSettings, FoldOutcome, cross_validate, measure
 from training.export import export, serving_weights
@@ -181,6 +181,3 @@ def export_run(
 
 def _metrics(record: EvaluationRecord | None) -> dict[str, Any]:
     return {} if record is None else {"cross_validation" if not record.split else "split": msgspec.to_builtins(record)}
-
-
-__all__ = ["TrainingConfig", "calibrate_run", "card_of", "evaluate_run", "export_run", "manifest_of"]

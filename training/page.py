@@ -27,7 +27,7 @@ table{border-collapse:collapse;width:100%;font-size:13.5px}th{color:var(--muted)
 th,td{padding:4px 10px 4px 0;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}
 th:first-child,td:first-child,.left{text-align:left!important}tr:last-child td{border:0}
 .bar{display:inline-block;height:9px;border-radius:3px;background:var(--own);vertical-align:middle}
-.track{display:inline-block;width:120px;text-align:left;background:#eef1f5;border-radius:3px;line-height:9px;
+td{white-space:nowrap}.track{display:inline-block;width:84px;text-align:left;background:#eef1f5;border-radius:3px;line-height:9px;
 vertical-align:middle;margin-left:8px}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:8px 0 0}
 dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}@media(max-width:500px){.two{grid-template-columns:1fr}}
 @media print{body{background:#fff}.card{break-inside:avoid}}

@@ -17,7 +17,7 @@ from torch import nn
 
 from models.checkpoint import Mm4flowNetwork
 from models.mm4flow import Mm4flow
-from training.config import TrainingConfig, TrainingError
+from training.config import TrainingConfig
 from training.corpus import Corpus, make_corpus, make_training_set
 from training.evaluate import network_of
 from training.files import (
@@ -225,6 +225,3 @@ def _record(
 def file_name(path: Path | None) -> str:
     """The name of a file, "" for none."""
     return os.fspath(path.name) if path else ""
-
-
-__all__ = ["Job", "Plan", "TrainingError", "finetune_run", "pretrain_run"]

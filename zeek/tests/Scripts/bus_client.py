@@ -1,7 +1,7 @@
 """A small bus client for the tests: prints each event as a line of JSON, answers the end marker, sends verdicts.
 
-usage: bus_client.py PORT TOPIC... [--verdicts] [--traces] [--record FILE] [--drain] [--seconds N] [--ca FILE]
-                     [--certificate FILE]
+usage: bus_client.py PORT TOPIC... [--verdicts] [--traces] [--record FILE] [--drain] [--seconds N]
+                     [--ca FILE] [--certificate FILE]
 """
 
 from __future__ import annotations
