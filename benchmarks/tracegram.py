@@ -1,6 +1,6 @@
 """Tracegram's flow features on CPU: the ONNX Runtime engine in batches beside one flow at a time as published.
 
-    pip install linear-attention-transformer==0.19.1 local-attention==1.11.2   # the other side
+    pip install -e '.[benchmarks]'   # the other side
     python benchmarks/tracegram.py CAPTURE... [--flows 256] [--size 64/96/2/4/32/2] [--threads 1] [--payload] [--int8]
 
 Published way: `LinearAttentionTransformerLM` of that package as configured there (12,032 positions), one flow a call,
