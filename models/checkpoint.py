@@ -51,6 +51,45 @@ class Mm4flowNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"d_model {self.d_model} is not a multiple of {heads} heads")
 
 
+class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes of a Tracegram network, those of the flow encoder by their published names.
+
+    `encoder` says what turns a flow into `feature_size` numbers: Tracegram's own encoder, whose feature is `emb_dim`
+    wide, or the embedding of an MM4flow checkpoint, twice its width; then the sizes of the encoder mean nothing.
+    `decoder_heads` and `decoder_ff` are of the layer whose single query reads a flow; `time_encoding` adds the gap to
+    the previous flow and the flow's duration to its feature.
+    """
+
+    n_class: _Size
+    encoder: Literal["tracegram", "mm4flow"] = "tracegram"
+    feature_size: _Size = 64
+    queries: _Size = 100
+    time_encoding: bool = True
+    emb_dim: _Size = 64
+    dim: _Size = 96
+    depth: _Size = 2
+    heads: _Size = 4
+    dim_head: _Size = 32
+    n_local_attn_heads: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 2
+    local_attn_window_size: _Size = 256
+    blindspot_size: _Size = 64
+    max_seq_len: _Size = 512
+    decoder_heads: _Size = 4
+    decoder_ff: _Size = 256
+
+    def __post_init__(self) -> None:
+        if self.encoder != "tracegram":
+            return
+        if self.feature_size != self.emb_dim:
+            raise ValueError(f"feature_size {self.feature_size} is not the encoder's emb_dim {self.emb_dim}")
+        if self.n_local_attn_heads > self.heads:
+            raise ValueError(f"{self.n_local_attn_heads} local heads of {self.heads}")
+        if self.max_seq_len % self.local_attn_window_size:
+            raise ValueError(f"max_seq_len {self.max_seq_len} is not a multiple of the window")
+        if self.emb_dim % self.decoder_heads or self.dim % 2 or self.dim_head % 2:
+            raise ValueError("emb_dim must be a multiple of decoder_heads, dim and dim_head even")
+
+
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How logits become confidence: softmax of logits over the temperature (Guo et al., ICML 2017)."""
 

@@ -1,0 +1,153 @@
+"""The Tracegram networks in torch, with the published weight names: flow encoder (M1), aggregation (M2) and head (M3).
+
+Source: Qu et al., "Tracegram: Framing Trace-Level Traffic Analysis with Temporally-Aware Multiple Instance Learning",
+USENIX Security 2026. The transformer inside the flow encoder is `linear_transformer`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from models.checkpoint import TracegramNetwork
+from models.linear_transformer import LanguageModel, Net
+from models.mm4flow import RowAttention
+from models.packets import PADDING
+
+DROPOUT = 0.1
+HEAD_WIDTHS = (100, 50)
+"""Widths of the head's hidden layers, as published."""
+
+
+class QueryDecoder(nn.Module):
+    """torch's `TransformerDecoderLayer` (post-norm, ReLU) for a single learned query, with its weight names.
+
+    A lone query attends to itself wholly, and is the same for every flow, so self-attention is one constant vector.
+    """
+
+    def __init__(self, network: TracegramNetwork, dropout: float) -> None:
+        super().__init__()
+        width = network.emb_dim
+        self.self_attn = RowAttention(width, network.decoder_heads, batch_first=True)
+        self.multihead_attn = RowAttention(width, network.decoder_heads, batch_first=True)
+        self.linear1 = nn.Linear(width, network.decoder_ff)
+        self.linear2 = nn.Linear(network.decoder_ff, width)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query: Tensor, states: Tensor, padding: Tensor) -> Tensor:
+        """`query` [1, E], `states` [B, S, E], `padding` bool [B, S], True where not to attend; gives [B, E]."""
+        alone = self.self_attn.mix(query.unsqueeze(1).expand(-1, self.self_attn.num_heads, -1))
+        query = self.norm1(query + self.dropout(alone))  # [1, E]
+        scorers = self.multihead_attn.query_states(query)[0]  # [H, E]
+        scores = (states @ scorers.t()).transpose(1, 2).masked_fill(padding.unsqueeze(1), float("-inf"))  # [B, H, S]
+        mixed = self.multihead_attn.mix(scores.softmax(dim=-1) @ states)
+        hidden = self.norm2(query + self.dropout(mixed))
+        wide = self.dropout(functional.relu(self.linear1(hidden)))
+        return self.norm3(hidden + self.dropout(self.linear2(wide)))  # type: ignore[no-any-return]
+
+
+class FlowOutput(NamedTuple):
+    """`features` float [B, E]; `logits` of the flow classes [B, C], None without; `states` [B, S, E] behind them."""
+
+    features: Tensor
+    logits: Tensor | None
+    states: Tensor
+
+
+class FlowEncoder(nn.Module):
+    """M1: a flow's tokens to its feature. `flow_classes` adds the head of supervised tuning, for training only."""
+
+    def __init__(self, network: TracegramNetwork, flow_classes: int = 0, dropout: float = DROPOUT) -> None:
+        super().__init__()
+        self.net = Net(LanguageModel(network, dropout))
+        self.cls_embedding = nn.Embedding(1, network.emb_dim)
+        self.decoder_layer = QueryDecoder(network, dropout)
+        self.out = nn.Linear(network.emb_dim, flow_classes) if flow_classes else None
+
+    def forward(self, tokens: Tensor) -> FlowOutput:
+        """`tokens` int64 [B, S], padded with `PADDING` behind, which changes nothing."""
+        states = self.net(tokens)
+        features = self.decoder_layer(self.cls_embedding.weight, states, tokens == PADDING)
+        logits = self.out(functional.leaky_relu(features)) if self.out is not None else None
+        return FlowOutput(features, logits, states)
+
+    def next_token_losses(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """Cross-entropy of every token after the first given those before it, 1-D, padding left out.
+
+        `states` [B, S, E] are those of `tokens`. Only real positions meet the vocabulary.
+        """
+        wanted = tokens[:, 1:]
+        is_real = wanted != PADDING
+        logits = self.net.net.out(states[:, :-1][is_real])
+        return functional.cross_entropy(logits, wanted[is_real], reduction="none")
+
+
+class TraceOutput(NamedTuple):
+    """`logits` float [T, C]; `attention` [T, queries, K], rows sum to 1; `matrix` [T, queries, F]."""
+
+    logits: Tensor
+    attention: Tensor
+    matrix: Tensor
+
+    @property
+    def importance(self) -> Tensor:
+        """The attention that each flow receives, averaged over the queries, [T, K]; sums to 1 over a trace."""
+        return self.attention.mean(dim=1)
+
+
+class TraceNetwork(nn.Module):
+    """M2 and M3: the features of a trace's flows, in order, to class logits and the attention on each flow."""
+
+    def __init__(self, network: TracegramNetwork) -> None:
+        super().__init__()
+        width, queries, (hidden, last) = network.feature_size, network.queries, HEAD_WIDTHS
+        self.time_linear = nn.Linear(2, width) if network.time_encoding else None
+        self.t_lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
+        self.emb2 = nn.Embedding(queries, width)
+        self.ss_wk_linear1, self.ss_wv_linear1 = nn.Linear(width, width), nn.Linear(width, width)
+        self.c_bn1, self.c_bn2 = nn.BatchNorm1d(queries), nn.BatchNorm1d(queries)
+        self.c_conv1, self.c_conv2 = nn.Conv1d(queries, queries, 1), nn.Conv1d(queries, 1, 1)
+        self.c_linear1, self.c_bn3 = nn.Linear(width, hidden), nn.BatchNorm1d(hidden)
+        self.c_linear2, self.c_bn4 = nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden)
+        self.c_linear3, self.c_linear4 = nn.Linear(hidden, last), nn.Linear(last, network.n_class)
+
+    def forward(self, features: Tensor, times: Tensor, counts: Tensor) -> TraceOutput:
+        """Score T traces of up to K flows each.
+
+        `features` float [T, K, F], flows in order, padding behind; `times` float [T, K, 2], of each flow log(1 +
+        seconds since the start of the previous one) and log(1 + duration in seconds), read with time encoding only;
+        `counts` int64 [T], flows per trace, on the CPU.
+        """
+        if self.time_linear is not None:
+            features = features + self.time_linear(times)
+        packed = pack_padded_sequence(features, counts, batch_first=True, enforce_sorted=False)
+        mixed, _ = pad_packed_sequence(self.t_lstm(packed)[0], batch_first=True, total_length=features.shape[1])
+        flows = mixed.view(*features.shape, 2).sum(-1)  # [T, K, F]: neighbouring pairs of both directions' outputs
+        padding = torch.arange(features.shape[1], device=features.device) >= counts.to(features.device)[:, None]
+        scores = self.emb2.weight @ self.ss_wk_linear1(flows).transpose(1, 2) / math.sqrt(flows.shape[-1])
+        attention = scores.masked_fill(padding[:, None], float("-inf")).softmax(dim=-1)  # [T, Q, K]
+        matrix = functional.leaky_relu(attention @ self.ss_wv_linear1(flows))  # [T, Q, F]
+        return TraceOutput(self.classify(matrix), attention, matrix)
+
+    def classify(self, matrix: Tensor) -> Tensor:
+        """M3: [T, Q, F] to logits [T, C]."""
+        hidden = functional.leaky_relu(self.c_conv1(self.c_bn1(matrix)))
+        hidden = functional.leaky_relu(self.c_conv2(self.c_bn2(hidden))).squeeze(1)  # [T, F]
+        hidden = functional.leaky_relu(self.c_bn3(self.c_linear1(hidden)))
+        hidden = functional.leaky_relu(self.c_bn4(self.c_linear2(hidden)))
+        return self.c_linear4(functional.leaky_relu(self.c_linear3(hidden)))  # type: ignore[no-any-return]
+
+
+class Tracegram(nn.Module):
+    """Both networks, under the names of the checkpoint: `encoder` (absent with MM4flow's embedding) and `trace`."""
+
+    def __init__(self, network: TracegramNetwork, flow_classes: int = 0, dropout: float = DROPOUT) -> None:
+        super().__init__()
+        self.encoder = FlowEncoder(network, flow_classes, dropout) if network.encoder == "tracegram" else None
+        self.trace = TraceNetwork(network)

@@ -1,0 +1,98 @@
+"""Tracegram's networks against what the published modules compute, and what padding and batches must not change."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.checkpoint import TracegramNetwork
+from models.packets import CLASS, END, PADDING
+from models.tracegram import Tracegram
+
+DATA = Path(__file__).resolve().parent.parent / "data" / "tracegram"
+TOLERANCE = 1e-4
+
+
+def close(got, expected, tolerance=TOLERANCE):
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
+
+
+def padded(rows, length=None):
+    length = length or max(map(len, rows))
+    return torch.tensor([row + [PADDING] * (length - len(row)) for row in rows])
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The published model, its token sequences and what they must give."""
+    reference = json.loads((DATA / "tracegram_flows.json").read_text())
+    config, trace = reference["encoder_config"], reference["trace_config"]
+    network = TracegramNetwork(
+        n_class=trace["num_classes"],
+        feature_size=trace["feature_size"],
+        queries=trace["queries"],
+        time_encoding=False,
+        decoder_ff=2048,
+        **{name: value for name, value in config.items() if name in TracegramNetwork.__struct_fields__},
+    )
+    model = Tracegram(network, reference["flow_classes"]).eval()
+    weights = load_file(DATA / "tracegram_weights.safetensors")
+    model.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    )  # strict: every published name, no other
+    return model, reference["flows"], load_file(DATA / "tracegram_expected.safetensors")
+
+
+@torch.inference_mode()
+def test_flow_features_and_losses_are_the_published_ones(published):
+    model, rows, expected = published
+    tokens = padded(rows)  # two of them are half padding, which the published code was never given
+    output = model.encoder(tokens)
+    close(output.features, expected["flow_features"])
+    close(output.logits, expected["flow_class_logits"])
+    for index in range(len(rows)):
+        losses = model.encoder.next_token_losses(tokens[index : index + 1], output.states[index : index + 1])
+        assert len(losses) == len(rows[index]) - 1
+        close(losses.mean(), expected["next_token_loss"][index, 0])
+
+
+@torch.inference_mode()
+def test_traces_are_the_published_ones(published):
+    model, rows, expected = published
+    features = model.encoder(padded(rows)).features
+    output = model.trace(features[None], torch.zeros(1, len(rows), 2), torch.tensor([len(rows)]))
+    close(output.logits, expected["trace_logits"])
+    close(output.matrix, expected["trace_matrix"])
+    close(output.attention[0], expected["attention"])
+    close(output.importance.sum(1), torch.ones(1))
+    assert expected["attention"].std(dim=1).max() > 0.01
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [2, 63, 64, 65, 129, 255, 256, 257, 511, 512])
+def test_a_feature_does_not_depend_on_padding_or_batch(published, length):
+    model, rows, _ = published
+    flow = [CLASS, *rows[0][1 : length - 1], END]
+    alone = model.encoder(torch.tensor([flow])).features[0]
+    for longest in (length, length + 1, 512, 700):
+        others = padded([flow, rows[1], rows[2]], max(longest, 512))
+        close(model.encoder(others).features[0], alone, 1e-5)
+
+
+@torch.inference_mode()
+def test_a_trace_does_not_depend_on_the_traces_beside_it(published):
+    model, rows, _ = published
+    features = model.encoder(padded(rows)).features
+    counts = torch.tensor([7, 1, 4])
+    together = torch.zeros(3, 9, features.shape[1])
+    for index, count in enumerate(counts):
+        together[index, :count] = features[:count]
+    together[1, 1:] = 1e3  # padding may be anything
+    output = model.trace(together, torch.zeros(3, 9, 2), counts)
+    for index, count in enumerate(counts):
+        alone = model.trace(features[None, :count], torch.zeros(1, count, 2), counts[index : index + 1])
+        close(output.logits[index], alone.logits[0], 1e-5)
+        close(output.importance[index, :count], alone.importance[0], 1e-5)
+        assert not output.importance[index, count:].any()
