@@ -98,8 +98,8 @@ def disturb_trace(trace: TraceFeatures, how: TraceAugmentation, rng: np.random.G
         length = int(rng.integers(1, count))
         start = int(rng.integers(0, count - length + 1))
         keep = keep[start : start + length]
-    chosen = keep[rng.random(len(keep)) >= rng.uniform(0, how.drop_flows)]
-    keep = chosen if len(chosen) else keep[rng.integers(0, len(keep), 1)]
+    wanted = max(1, round(len(keep) * (1 - rng.uniform(0, how.drop_flows))))
+    keep = np.sort(rng.choice(keep, min(wanted, how.most_flows), replace=False))
     views = trace.views[rng.integers(0, len(trace.views), len(keep)), keep][None]
     return TraceFeatures(views, trace.start_us[keep], trace.duration_us[keep])
 
@@ -119,7 +119,7 @@ def trace_stage(
     network: TraceNetwork, traces: Sequence[TraceFeatures], truth: NDArray[np.int64], config: TraceTrainingConfig
 ) -> Stage:
     """Phase 1: every class is drawn equally often, and every capture of a class."""
-    weights = draw_weights([(str(label), str(row)) for row, label in enumerate(truth.tolist())], 0.0, 0.0)
+    weights = draw_weights(truth, np.arange(len(truth)), 0.0, 0.0)
     labels = torch.from_numpy(truth)
 
     def share(batch: TraceBatch, rows: NDArray[np.int64], mine: NDArray[np.int64]) -> Tensor:
@@ -160,7 +160,7 @@ def settle_norms(
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
-    weights = draw_weights([(str(label), str(row)) for row, label in enumerate(truth.tolist())], 0.0, 0.0)
+    weights = draw_weights(truth, np.arange(len(truth)), 0.0, 0.0)
     network.train()
     done = 0
     for epoch in range(config.traces.epochs, config.traces.epochs + SETTLE_BATCHES):

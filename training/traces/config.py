@@ -30,6 +30,8 @@ class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     drop_flows: _Share = 0.5
     """largest share of flows left out"""
+    most_flows: int = 40
+    """most flows kept: longer traces cost time and teach no more"""
     part: _Share = 0.3
     """probability of keeping one stretch of the trace only"""
     jitter_times: float = 0.3
