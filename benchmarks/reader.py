@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.hardware import describe, report
 from service.sources.capture import CaptureReader, ReadOptions
 
 READ = "import sys; from benchmarks.reader import read; read(sys.argv[1], sys.argv[2])"
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--heads", choices=["none", "header", "full"], default="header")
     arguments = parser.parse_args()
     capture = arguments.capture.resolve()
-    print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
+    print(describe())
     print(f"{capture.name}: {capture.stat().st_size / 1e6:.0f} MB, heads {arguments.heads}, best of {arguments.repeat}")
     with tempfile.TemporaryDirectory() as folder:
         ours = fastest([sys.executable, "-c", READ, str(capture), arguments.heads], arguments.repeat, folder)
@@ -78,6 +78,10 @@ def main() -> None:
         print(f"zeek -r           {theirs.wall_seconds:7.2f} s   {theirs.cpu_seconds:7.2f} s of CPU")
     ratio, cpu_ratio = theirs.wall_seconds / ours.wall_seconds, theirs.cpu_seconds / ours.cpu_seconds
     print(f"ratio             {ratio:7.2f}     {cpu_ratio:7.2f}")
+    report(
+        f"built-in reader beside plain `zeek -r`, {capture.name}, heads `{arguments.heads}`",
+        f"{ours.cpu_seconds:.1f} s of CPU beside {theirs.cpu_seconds:.1f}: **{cpu_ratio:.1f} times**; {ours.said}",
+    )
 
 
 if __name__ == "__main__":

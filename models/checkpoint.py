@@ -1,6 +1,7 @@
 """The checkpoint directory: its manifest, reading it with every check, and writing it whole or not at all.
 
-`<repository>/<name>/<version>/` holds `checkpoint.json`, `model.safetensors`, `model.onnx` and `README.md`. Nothing in
+`<repository>/<name>/<version>/` holds `checkpoint.json`, `model.safetensors` and `README.md`; of MM4flow (flows)
+`model.onnx`, of Tracegram (traces) `trace.onnx` and, where it has a flow encoder of its own, `encoder.onnx`. Nothing in
 it is ever unpickled.
 """
 
@@ -11,16 +12,20 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from models.encode import BYTES_MAX_TOKENS, FEATURE_VERSION, PS_MAX_TOKENS, Mm4flowFeatures
+from models.packets import PACKET_FEATURE_VERSION, TracegramFeatures
+from models.trace import TraceSettings
 
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
 WEIGHTS = "model.safetensors"
 ONNX = "model.onnx"
+ENCODER_ONNX = "encoder.onnx"
+TRACE_ONNX = "trace.onnx"
 CARD = "README.md"
 MAX_MANIFEST_BYTES = 4 << 20
 
@@ -114,12 +119,16 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
+_Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
+_Version = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$")]
+
+
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The manifest. `metrics` states the data each figure was measured on; `provenance` how the weights came about."""
 
     kind: Literal["mm4flow"]
-    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
-    version: Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$")]
+    name: _Name
+    version: _Version
     network: Mm4flowNetwork
     labels: list[_Label]
     features: Mm4flowFeatures = Mm4flowFeatures()
@@ -133,37 +142,128 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feature_version: int = FEATURE_VERSION
 
 
+class FlowCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The MM4flow checkpoint whose embeddings a trace checkpoint was trained on; no other serves it."""
+
+    name: _Name
+    version: _Version
+    weights_sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class EarlyVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a window that is still open gets a verdict: from this confidence on, with at least so many flows."""
+
+    confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.95
+    min_flows: Annotated[int, msgspec.Meta(ge=1)] = 3
+
+
+class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The manifest of a trace checkpoint. `trace` says what a trace is, `features` what is read of a flow's heads.
+
+    `flow_checkpoint` is there exactly where the network's encoder is `mm4flow`; then `features` are not used.
+    """
+
+    kind: Literal["tracegram"]
+    name: _Name
+    version: _Version
+    network: TracegramNetwork
+    labels: list[_Label]
+    features: TracegramFeatures = TracegramFeatures()
+    trace: TraceSettings = TraceSettings()
+    flow_checkpoint: FlowCheckpoint | None = None
+    calibration: Calibration = Calibration()
+    unknown: Unknown = Unknown()
+    early: EarlyVerdict = EarlyVerdict()
+    metrics: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    files: dict[str, FileRecord] = {}
+    format_version: int = FORMAT_VERSION
+    feature_version: int = PACKET_FEATURE_VERSION
+
+
+AnyCheckpoint = Checkpoint | TracegramCheckpoint
+_C = TypeVar("_C", Checkpoint, TracegramCheckpoint)
+
+
 class _Versions(msgspec.Struct):
     """What is read of a manifest before anything else is believed."""
 
+    kind: Literal["mm4flow", "tracegram"]
     format_version: int
     feature_version: int
 
 
+_FEATURE_VERSIONS = {"mm4flow": FEATURE_VERSION, "tracegram": PACKET_FEATURE_VERSION}
+_WHAT = {"mm4flow": "a flow checkpoint (mm4flow)", "tracegram": "a trace checkpoint (tracegram)"}
+
+
 def read_checkpoint(directory: Path, needs: tuple[str, ...] = (ONNX,)) -> Checkpoint:
-    """Read and verify a checkpoint directory; `needs` names the files that must be there.
+    """Read and verify the directory of a flow checkpoint; `needs` names the files that must be there.
 
     Raises:
-        CheckpointError: it is missing, of another version, inconsistent, or a file is not the one that was written.
+        CheckpointError: it is missing, of another kind or version, inconsistent, or a file is not the one that was
+            written.
+    """
+    return _read(directory, Checkpoint, "mm4flow", lambda checkpoint: needs)
+
+
+def read_trace_checkpoint(directory: Path, needs: tuple[str, ...] | None = None) -> TracegramCheckpoint:
+    """Read and verify the directory of a trace checkpoint, as `read_checkpoint` does for flows.
+
+    `needs` names the files that must be there; None: the graphs that serve it.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    return _read(directory, TracegramCheckpoint, "tracegram", lambda checkpoint: needs or _graphs(checkpoint))
+
+
+def read_any_checkpoint(directory: Path) -> AnyCheckpoint:
+    """Read and verify a checkpoint of either kind, with every file that its manifest names.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
     """
     text = _read_manifest(directory)
+    if _read_versions(directory, text).kind == "mm4flow":
+        return _verified(directory, text, Checkpoint, lambda checkpoint: tuple(checkpoint.files))
+    return _verified(directory, text, TracegramCheckpoint, lambda checkpoint: tuple(checkpoint.files))
+
+
+def _graphs(checkpoint: TracegramCheckpoint) -> tuple[str, ...]:
+    return (TRACE_ONNX, ENCODER_ONNX) if checkpoint.network.encoder == "tracegram" else (TRACE_ONNX,)
+
+
+def _read(directory: Path, manifest: type[_C], kind: str, needs: Callable[[_C], tuple[str, ...]]) -> _C:
+    text = _read_manifest(directory)
+    found = _read_versions(directory, text).kind
+    if found != kind:
+        raise CheckpointError(f"{directory}: {_WHAT[found]}, expected {_WHAT[kind]}: give another directory")
+    return _verified(directory, text, manifest, needs)
+
+
+def _read_versions(directory: Path, text: bytes) -> _Versions:
     try:
         versions = msgspec.json.decode(text, type=_Versions)
     except msgspec.DecodeError as error:
         raise CheckpointError(f"{directory / MANIFEST}: not a checkpoint manifest: {error}") from None
     for what, got, expected in (
         ("format", versions.format_version, FORMAT_VERSION),
-        ("feature", versions.feature_version, FEATURE_VERSION),
+        ("feature", versions.feature_version, _FEATURE_VERSIONS[versions.kind]),
     ):
         if got != expected:
             raise CheckpointError(
                 f"{directory}: {what} version {got}, this tapline reads {expected}: export the checkpoint again"
             )
+    return versions
+
+
+def _verified(directory: Path, text: bytes, manifest: type[_C], needs: Callable[[_C], tuple[str, ...]]) -> _C:
     try:
-        checkpoint = msgspec.json.decode(text, type=Checkpoint)
+        checkpoint = msgspec.json.decode(text, type=manifest)
     except msgspec.DecodeError as error:
         raise CheckpointError(f"{directory / MANIFEST}: {error}") from None
-    _verify(directory, checkpoint, needs)
+    _verify(directory, checkpoint, needs(checkpoint))
     return checkpoint
 
 
@@ -177,7 +277,7 @@ def _read_manifest(directory: Path) -> bytes:
         raise CheckpointError(f"{directory}: no readable {MANIFEST} ({error.strerror}): not a checkpoint") from None
 
 
-def _verify(directory: Path, checkpoint: Checkpoint, needs: tuple[str, ...]) -> None:
+def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) -> None:
     if checkpoint.network.n_class != len(checkpoint.labels) + checkpoint.unknown.background:
         background = " and a background class" if checkpoint.unknown.background else ""
         raise CheckpointError(
@@ -186,23 +286,40 @@ def _verify(directory: Path, checkpoint: Checkpoint, needs: tuple[str, ...]) -> 
         )
     if len(set(checkpoint.labels)) != len(checkpoint.labels):
         raise CheckpointError(f"{directory}: a label occurs twice")
+    if isinstance(checkpoint, TracegramCheckpoint):
+        _verify_encoder(directory, checkpoint)
     for name in needs:
         if name not in checkpoint.files:
             raise CheckpointError(f"{directory}: {name} is not part of this checkpoint")
     for name, record in checkpoint.files.items():
         if Path(name).name != name:
             raise CheckpointError(f"{directory}: a file name with a path in the manifest")
-        if name not in needs:
-            continue
-        try:
-            size_bytes = (directory / name).stat().st_size
-            digest = file_sha256(directory / name) if size_bytes == record.size_bytes else ""
-        except OSError as error:
-            raise CheckpointError(f"{directory / name}: {error.strerror}") from None
-        if size_bytes != record.size_bytes:
-            raise CheckpointError(f"{directory / name}: {size_bytes} bytes, the manifest says {record.size_bytes}")
-        if digest != record.sha256:
-            raise CheckpointError(f"{directory / name}: damaged: its SHA-256 is not the one in the manifest")
+        if name in needs:
+            _verify_file(directory / name, record)
+
+
+def _verify_encoder(directory: Path, checkpoint: TracegramCheckpoint) -> None:
+    network = checkpoint.network
+    if (network.encoder == "mm4flow") != (checkpoint.flow_checkpoint is not None):
+        wants = "names no flow checkpoint" if checkpoint.flow_checkpoint is None else "names a flow checkpoint"
+        raise CheckpointError(f"{directory}: its encoder is {network.encoder}, but it {wants}: export it again")
+    if network.encoder == "tracegram" and checkpoint.features.max_tokens > network.max_seq_len:
+        raise CheckpointError(
+            f"{directory}: features of {checkpoint.features.max_tokens} tokens for an encoder of at most "
+            f"{network.max_seq_len}"
+        )
+
+
+def _verify_file(path: Path, record: FileRecord) -> None:
+    try:
+        size_bytes = path.stat().st_size
+        digest = file_sha256(path) if size_bytes == record.size_bytes else ""
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    if size_bytes != record.size_bytes:
+        raise CheckpointError(f"{path}: {size_bytes} bytes, the manifest says {record.size_bytes}")
+    if digest != record.sha256:
+        raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
 
 
 def file_sha256(path: Path) -> str:
@@ -211,7 +328,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_checkpoint(directory: Path, checkpoint: Checkpoint, write_files: Callable[[Path], None]) -> Checkpoint:
+def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Path], None]) -> _C:
     """Write a checkpoint beside `directory` and move it there when it is whole.
 
     `write_files` puts every other file into the folder it is given. An existing checkpoint is replaced only at the end.

@@ -1,9 +1,9 @@
 """The causal transformer inside Tracegram's flow encoder, with local and linear attention heads, in torch.
 
-Source: `LinearAttentionTransformerLM` of the package `linear-attention-transformer` 0.19.1 with `local-attention` 1.11.2
-computes the same from the same weights, which keep its names; this is written anew for short sequences and for training
-on a CPU. Ideas: Shen et al., "Efficient Attention", WACV 2021 (linear heads); Gomez et al., "The Reversible Residual
-Network", NeurIPS 2017 (two streams, here computed plainly).
+Source: `LinearAttentionTransformerLM` of the package `linear-attention-transformer` 0.19.1, with `local-attention`
+1.11.2, computes the same from the same weights, which keep its names; this is written anew for short sequences and for
+training on a CPU. Ideas: Shen et al., "Efficient Attention", WACV 2021 (linear heads); Gomez et al., "The Reversible
+Residual Network", NeurIPS 2017 (two streams, here computed plainly).
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ def _ip_pattern(text: str) -> re.Pattern[bytes] | None:
             spellings.append(rb"(?<![0-9])" + re.escape(text.replace(".", separator).encode()) + rb"(?![0-9])")
         spellings.append(rb"(?<![0-9])" + re.escape(".".join(labels).encode()) + rb"(?=\.in-addr)")
     else:
-        spellings += [_any_case(address.compressed), _any_case(address.exploded), _any_case(".".join(labels))]
+        whole = rb"(?<![0-9a-fA-F:])%s(?![0-9a-fA-F:])"
+        spellings += [whole % _any_case(address.compressed), whole % _any_case(address.exploded)]
+        spellings.append(_any_case(".".join(labels)))
     return re.compile(b"|".join(spellings), re.DOTALL)
 
 

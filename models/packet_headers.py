@@ -30,6 +30,7 @@ _EXTENSIONS = (_HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION)
 _MAX_EXTENSIONS = 8
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
 _CHECKSUM_AT = {_TCP: 16, _UDP: 6, _ICMP: 2, _ICMPV6: 2}
+_ETHERNET_BYTES, _GRE_BYTES = 14, 4
 _VXLAN_BYTES = 16  # with its UDP header
 
 
@@ -112,13 +113,13 @@ def clear_hosts(heads: HeadBytes, headers: IpHeaders, zero_checksums: bool) -> N
 
 
 def clear_inner_link(heads: HeadBytes, outer: IpHeaders, inner: IpHeaders) -> None:
-    """Zero the Ethernet addresses in front of inner headers that come in a UDP tunnel."""
-    tunnel = np.full(len(heads.starts), -1, np.int64)
-    is_udp = outer.protocol == _UDP
-    tunnel[outer.head[is_udp]] = outer.transport[is_udp]
-    link = inner.ip - 14
-    framed = (tunnel[inner.head] >= 0) & (link >= tunnel[inner.head] + _VXLAN_BYTES)
-    framed &= np.isin(_be16(heads.raw, inner.ip - 2), (0x0800, 0x86DD))
+    """Zero the addresses of an Ethernet header right in front of an inner IP header: in tunnels and link layers that
+    carry whole frames.
+    """
+    least = heads.starts + _ETHERNET_BYTES
+    least[outer.head] = outer.transport + np.where(outer.protocol == _UDP, _VXLAN_BYTES, _GRE_BYTES)
+    link = inner.ip - _ETHERNET_BYTES
+    framed = (link >= least[inner.head]) & np.isin(_be16(heads.raw, inner.ip - 2), (0x0800, 0x86DD))
     _clear(heads, inner.head[framed], link[framed], 12)
 
 
@@ -222,10 +223,14 @@ def _bears_addresses(heads: HeadBytes, headers: IpHeaders, flows: Sequence[Flow]
 
 
 def _search(heads: HeadBytes, head: int, flows: Sequence[Flow]) -> int:
-    """Where the innermost IP header with the flow's addresses begins in a head, -1 where there is none."""
+    """Where the first IP header with the flow's addresses begins in a head, -1 where there is none.
+
+    The first: a frame may aggregate several packets of a flow, and a later one lies in the payload of the first.
+    """
     start, flow = int(heads.starts[head]), flows[heads.flow[head]]
     data = heads.raw[start : heads.ends[head]].tobytes()
     orig, resp = _packed(flow.orig_h), _packed(flow.resp_h)
     before = 12 if len(orig) == 4 else 8
-    at = max(data.rfind(orig + resp), data.rfind(resp + orig)) - before
+    found = [at - before for pair in (orig + resp, resp + orig) if (at := data.find(pair)) >= before]
+    at = min(found, default=-1)
     return start + at if at >= 0 and data[at] >> 4 == (4 if before == 12 else 6) else -1

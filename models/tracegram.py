@@ -151,3 +151,8 @@ class Tracegram(nn.Module):
         super().__init__()
         self.encoder = FlowEncoder(network, flow_classes, dropout) if network.encoder == "tracegram" else None
         self.trace = TraceNetwork(network)
+
+
+def is_for_training(name: str) -> bool:
+    """Whether a weight is for training only: the next-token head, the flow classes, the counters of normalisation."""
+    return name.startswith(("encoder.out.", "encoder.net.net.out.")) or name.endswith(".num_batches_tracked")

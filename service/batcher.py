@@ -1,19 +1,24 @@
-"""Collects flows from many callers into batches for one engine; bounded, fair by arrival, answers every flow once."""
+"""Collects flows from many callers into batches for one model: bounded, fair, urgent work first, each answered once.
+
+Every engine of the model has a lane: a task that takes the next batch and a thread that computes it. Lanes share the
+queue, so that a model can be replaced by another while flows keep coming.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 
 import structlog
 
 from models.flow import Flow
 from service.classifier import Classifier, FlowOutcome
+from service.fair_queue import FairQueue
 from service.metrics import Metrics
 
 log = structlog.get_logger()
@@ -51,29 +56,51 @@ class _Item:
     queued_at: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(eq=False)
+class _Lane:
+    """One engine at work. A retired lane takes no further batch."""
+
+    classifier: Classifier
+    thread: ThreadPoolExecutor
+    retired: bool = False
+    task: asyncio.Task[None] | None = None
+
+
 class Batcher:
-    """Blocks for the first flow, then waits at most `max_queue_delay_ms` for the batch to fill."""
+    """Blocks for the first flow, then waits at most `max_queue_delay_ms` for the batch to fill.
+
+    A batch is full with `max_batch_size` flows or `max_batch_tokens` tokens. Callers take turns, flow by flow.
+    """
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifiers: Sequence[Classifier],
         metrics: Metrics,
         *,
         max_batch_size: int = 256,
+        max_batch_tokens: int = 65_536,
         max_queue_delay_ms: float = 5.0,
         max_queue_size: int = 16_384,
     ) -> None:
-        self.classifier = classifier
         self.max_batch_size = max_batch_size
         self.max_queue_size = max_queue_size
+        self.failing = False
+        self._max_batch_tokens = max_batch_tokens
         self._delay_seconds = max_queue_delay_ms / 1000
         self._metrics = metrics
-        self._queue: deque[_Item] = deque()
+        self._lanes = [_lane(classifier) for classifier in classifiers]
+        self._queue: FairQueue[_Item] = FairQueue(max_queue_size, lambda subject, item: None)
+        self._waiting_since = 0.0
         self._arrived = asyncio.Event()
+        self._forming = asyncio.Lock()
         self._room = asyncio.Condition()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._task: asyncio.Task[None] | None = None
+        self._callers = count()
         self._stopping = False
+
+    @property
+    def classifier(self) -> Classifier:
+        """What classifies now; after `replace` another."""
+        return self._lanes[0].classifier
 
     @property
     def waiting_flows(self) -> int:
@@ -81,24 +108,38 @@ class Batcher:
         return len(self._queue)
 
     def start(self) -> None:
-        """Start the loop; call once, in the event loop that will submit."""
-        self._task = asyncio.create_task(self._loop(), name="batcher")
+        """Start the lanes; call once, in the event loop that will submit."""
+        for lane in self._lanes:
+            lane.task = asyncio.create_task(self._work(lane), name="batcher")
+
+    async def replace(self, classifiers: Sequence[Classifier]) -> None:
+        """Classify with others from the next batch on; returns when the old ones have finished theirs."""
+        old, self._lanes = self._lanes, [_lane(classifier) for classifier in classifiers]
+        self.start()
+        for lane in old:
+            lane.retired = True
+        self._arrived.set()
+        await asyncio.wait([lane.task for lane in old if lane.task])
 
     async def stop(self, drain_seconds: float) -> None:
         """Take no more, finish what is queued within the limit, answer the rest with `VerdictError`."""
         self._stopping = True
         self._arrived.set()
-        if self._task is not None:
-            done, _ = await asyncio.wait({self._task}, timeout=drain_seconds)
-            if not done:
-                self._task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._task
+        tasks = [lane.task for lane in self._lanes if lane.task]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=drain_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         self._cancel_queued()
-        self._thread.shutdown(wait=False)
 
-    def submit(self, flows: Sequence[Flow]) -> asyncio.Future[list[FlowOutcome | None]]:
+    def submit(
+        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = True
+    ) -> asyncio.Future[list[FlowOutcome | None]]:
         """Queue flows; the future gives their outcomes in order, None where the engine failed on a flow.
+
+        Callers of one name share a turn; without a name, every call is a caller of its own. Cancel the future and what
+        is not yet computed never is.
 
         Raises:
             QueueFullError: there is no room for all of them; none is queued.
@@ -113,49 +154,56 @@ class Batcher:
         if not flows:
             group.done.set_result([])
             return group.done
-        self._queue.extend(_Item(flow, group, index) for index, flow in enumerate(flows))
+        if not self._queue:
+            self._waiting_since = time.perf_counter()
+        name, tokens = caller or f"call {next(self._callers)}", self.classifier.tokens
+        for index, flow in enumerate(flows):
+            self._queue.put(name, _Item(flow, group, index), tokens=tokens(flow), urgent=urgent)
         self._metrics.queue_flows.set(len(self._queue))
         self._arrived.set()
         return group.done
 
-    async def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome | None]:
+    async def classify(
+        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = False
+    ) -> list[FlowOutcome | None]:
         """Outcomes in order; waits for room where the queue is full. For bulk work that has no deadline."""
         found: list[FlowOutcome | None] = []
         step = min(self.max_batch_size, self.max_queue_size)
         for start in range(0, len(flows), step):
-            found += await (await self._submit_when_room(flows[start : start + step]))
+            found += await (await self._submit_when_room(flows[start : start + step], caller, urgent=urgent))
         return found
 
-    async def _submit_when_room(self, flows: Sequence[Flow]) -> asyncio.Future[list[FlowOutcome | None]]:
+    async def _submit_when_room(
+        self, flows: Sequence[Flow], caller: str, *, urgent: bool
+    ) -> asyncio.Future[list[FlowOutcome | None]]:
         async with self._room:
-            await self._room.wait_for(
-                lambda: self._stopping or len(self._queue) + len(flows) <= self.max_queue_size,
-            )
-            return self.submit(flows)
+            await self._room.wait_for(lambda: self._stopping or len(self._queue) + len(flows) <= self.max_queue_size)
+            return self.submit(flows, caller=caller, urgent=urgent)
 
-    async def _loop(self) -> None:
-        while self._queue or not self._stopping:
-            if not self._queue:
+    async def _work(self, lane: _Lane) -> None:
+        """Batch after batch, until the lane is retired, or the service stops and nothing is left."""
+        try:
+            while not lane.retired and (self._queue or not self._stopping):
+                batch = await self._next_batch(lane)
+                if batch:
+                    await self._compute(lane, batch)
+                async with self._room:
+                    self._room.notify_all()
+        finally:
+            lane.thread.shutdown(wait=False)
+
+    async def _next_batch(self, lane: _Lane) -> list[_Item]:
+        """What is next, without those nobody waits for any more; empty when there is nothing more for this lane."""
+        async with self._forming:
+            while not self._queue:
+                if lane.retired or self._stopping:
+                    return []
                 self._arrived.clear()
                 await self._arrived.wait()
-                continue
-            batch = await self._next_batch()
-            if batch:
-                await self._run(batch)
-            async with self._room:
-                self._room.notify_all()
-
-    async def _next_batch(self) -> list[_Item]:
-        """The oldest flows, without those nobody waits for any more."""
-        deadline = self._queue[0].queued_at + self._delay_seconds
-        while len(self._queue) < self.max_batch_size and not self._stopping:
-            left = deadline - time.perf_counter()
-            if left <= 0:
-                break
-            self._arrived.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left)
-        items = [self._queue.popleft() for _ in range(min(self.max_batch_size, len(self._queue)))]
+            if lane.retired:
+                return []
+            await self._fill()
+            items = self._queue.take(self.max_batch_size, self._max_batch_tokens)
         self._metrics.queue_flows.set(len(self._queue))
         batch = [item for item in items if not item.group.done.done()]
         self._metrics.failures.labels("CANCELED").inc(len(items) - len(batch))
@@ -164,36 +212,45 @@ class Batcher:
             self._metrics.queue_seconds.observe(now - item.queued_at)
         return batch
 
-    async def _run(self, batch: list[_Item]) -> None:
+    async def _fill(self) -> None:
+        """Wait until the queue holds a full batch, or its first flow has waited long enough."""
+        while len(self._queue) < self.max_batch_size and self._queue.tokens < self._max_batch_tokens:
+            left = self._waiting_since + self._delay_seconds - time.perf_counter()
+            if left <= 0 or self._stopping:
+                return
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+
+    async def _compute(self, lane: _Lane, batch: list[_Item]) -> None:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._thread, self.classifier.classify, [item.flow for item in batch])
+            found = await loop.run_in_executor(lane.thread, lane.classifier.classify, [item.flow for item in batch])
         except Exception as error:  # whatever the engine raised, every waiter must hear of it
-            if len(batch) > 1:  # one bad flow must not cost the others their verdicts
-                for item in batch:
-                    await self._run([item])
+            if len(batch) > 1:  # one bad flow must not cost the others their verdicts: halve until it stands alone
+                middle = len(batch) // 2
+                await self._compute(lane, batch[:middle])
+                await self._compute(lane, batch[middle:])
                 return
+            self.failing = True
             log.error("engine failed", error=type(error).__name__, uid=batch[0].flow.uid)
             self._metrics.failures.labels("BACKEND").inc()
             batch[0].group.answer(batch[0].index, None)
             return
-        self._observe(len(batch))
+        self.failing = False
+        self._metrics.observe_batch(lane.classifier.last_timing, len(batch))
         for item, outcome in zip(batch, found, strict=True):
             if outcome.verdict is not None:
                 self._metrics.count_verdict(outcome.verdict)
             item.group.answer(item.index, outcome)
 
-    def _observe(self, flows: int) -> None:
-        timing = self.classifier.last_timing
-        self._metrics.batch_flows.observe(flows)
-        self._metrics.batch_tokens.observe(timing.tokens)
-        self._metrics.encode_seconds.observe(timing.encode_seconds)
-        self._metrics.compute_seconds.observe(timing.compute_seconds)
-        self._metrics.lengths_out_of_vocabulary.inc(timing.lengths_out_of_vocabulary)
-
     def _cancel_queued(self) -> None:
         self._metrics.failures.labels("CANCELED").inc(len(self._queue))
-        for item in self._queue:
+        for item in self._queue.take(len(self._queue)):
             if not item.group.done.done():
                 item.group.done.set_exception(VerdictError("the service is stopping"))
-        self._queue.clear()
+
+
+def _lane(classifier: Classifier) -> _Lane:
+    return _Lane(classifier, ThreadPoolExecutor(1, thread_name_prefix="engine"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -16,8 +15,10 @@ from models.flow import Flow
 from models.verdict import Verdict, verdicts
 from service.engines.base import Engine, EngineError
 
-ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 DEFAULT_CHECKPOINT = "flow-protocols"
+
+SPECIAL_TOKENS = 5
+"""Tokens of a flow beside its lengths and bytes: two around the lengths, three around the content."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Timing:
     encode_seconds: float
     compute_seconds: float
     tokens: int
+    padding_tokens: int
     lengths_out_of_vocabulary: int
 
 
@@ -48,13 +50,19 @@ class Classifier:
     def __init__(self, engine: Engine, *, min_packets: int | None = None, with_scores: bool = False) -> None:
         self.checkpoint = engine.checkpoint
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
-        self.last_timing = Timing(0.0, 0.0, 0, 0)
+        self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
         self._engine = engine
         self._with_scores = with_scores
 
     def accepts(self, flow: Flow) -> bool:
         """Whether the flow has enough payload packets to be asked about."""
         return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
+
+    def tokens(self, flow: Flow) -> int:
+        """The tokens that the model reads of a flow: what computing it costs."""
+        features = self.checkpoint.features
+        content = min(len(flow.orig_bytes), features.content_bytes) + min(len(flow.resp_bytes), features.content_bytes)
+        return min(len(flow.payload_lengths), features.payload_lengths) + content + SPECIAL_TOKENS
 
     def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome]:
         """One outcome for each flow, in order.
@@ -75,27 +83,10 @@ class Classifier:
             encoded - start,
             time.perf_counter() - encoded,
             len(batch.ps_tokens) + len(batch.bytes_tokens),
+            scores.padding_tokens,
             batch.lengths_out_of_vocabulary,
         )
         return [
             FlowOutcome(verdict if flow.complete else msgspec.structs.replace(verdict, final=False))
             for flow, verdict in zip(flows, found, strict=True)
         ]
-
-
-def shipped_checkpoint(name: str = DEFAULT_CHECKPOINT) -> Path:
-    """The newest version of a checkpoint that ships with tapline."""
-    return newest_version(ZOO / name)
-
-
-def newest_version(directory: Path) -> Path:
-    """The newest version below `<repository>/<name>`, or the directory itself where it holds no versions.
-
-    Versions order by their numbers, so that 10 comes after 9.
-    """
-    versions = [path for path in directory.glob("*") if path.is_dir() and not path.name.startswith(".")]
-    return max(versions, key=_version_key, default=directory)
-
-
-def _version_key(path: Path) -> tuple[list[int], str]:
-    return [int(part) for part in path.name.split(".") if part.isdigit()], path.name

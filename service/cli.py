@@ -16,12 +16,14 @@ from rich.console import Console
 from models.checkpoint import CheckpointError
 from models.flow import HeadsKind
 from service import __version__
-from service.classifier import Classifier, newest_version, shipped_checkpoint
+from service.classifier import DEFAULT_CHECKPOINT, Classifier
 from service.classify import classify_inputs
 from service.engines.base import EngineError, EngineName, load_engine
 from service.inputs import ReaderName, open_input
+from service.models_command import app as models_app
 from service.output import Format, writer
 from service.report import feature_lines
+from service.repository import newest_version, shipped_checkpoint
 from service.serve_command import serve
 from service.settings import Settings
 from service.sources.bus.transport import TransportError
@@ -100,7 +102,7 @@ def classify(
     """Say what each flow of a capture is."""
     errors = Console(stderr=True)
     try:
-        directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint()
+        directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
         classifier = Classifier(load_engine(engine, directory), min_packets=min_packets, with_scores=scores)
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)
@@ -141,6 +143,7 @@ def features(
 
 
 app.command("serve")(serve)
+app.add_typer(models_app, name="models")
 
 
 @app.command("watch")

@@ -114,7 +114,7 @@ class LivePipeline:
         if not flow.complete:
             self._remember(flow.uid, early or _Early())
         self._queued[flow.uid] = live
-        self._queue.put(flow.orig_h, live)
+        self._queue.put(flow.orig_h, live, urgent=not flow.complete)
         self._metrics.live_queue_flows.set(len(self._queue))
         self._arrived.set()
 
@@ -144,7 +144,7 @@ class LivePipeline:
 
     async def _classify(self, batch: list[LiveFlow]) -> None:
         try:
-            found = await self._batcher.classify([live.flow for live in batch])
+            found = await self._batcher.classify([live.flow for live in batch], caller="live", urgent=True)
         except VerdictError:
             self._count("failed", len(batch))
             return

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from models.verdict import UNKNOWN, Verdict
+from service.classifier import Timing
+from service.gpu import GpuCollector
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -23,7 +26,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.model = Info("tapline_model", "The checkpoint that serves", registry=registry)
+        self.model = Info("tapline_model", "A model that serves", ["name"], registry=registry)
         self.requests = Counter(
             "tapline_requests", "HTTP requests by route and status", ["route", "status"], registry=registry
         )
@@ -61,6 +64,10 @@ class Metrics:
         self.batch_tokens = Histogram(
             "tapline_batch_tokens", "Tokens in a batch, without padding", buckets=(*_POWERS, 2.0**18), registry=registry
         )
+        self.computed_tokens = Counter(
+            "tapline_computed_tokens", "Tokens that the engine computed: real ones, and padding", ["kind"],
+            registry=registry,
+        )  # fmt: skip
         self.lengths_out_of_vocabulary = Counter(
             "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
         )
@@ -70,6 +77,16 @@ class Metrics:
         """Count a verdict; a flow counts once in each stage."""
         label = UNKNOWN if verdict.unknown else verdict.label
         self.verdicts.labels(label, "final" if verdict.final else "early").inc()
+
+    def observe_batch(self, timing: Timing, flows: int) -> None:
+        """Count a batch of the engine and what it cost."""
+        self.batch_flows.observe(flows)
+        self.batch_tokens.observe(timing.tokens)
+        self.encode_seconds.observe(timing.encode_seconds)
+        self.compute_seconds.observe(timing.compute_seconds)
+        self.computed_tokens.labels("real").inc(timing.tokens)
+        self.computed_tokens.labels("padding").inc(timing.padding_tokens)
+        self.lengths_out_of_vocabulary.inc(timing.lengths_out_of_vocabulary)
 
     def _add_live(self, registry: CollectorRegistry) -> None:
         self.bus_connected = Gauge("tapline_bus_connected", "1 while a sensor is connected", ["url"], registry=registry)
@@ -109,3 +126,30 @@ class Metrics:
         self.verdicts_lost = Counter(
             "tapline_verdicts_lost", "Verdicts that could not be returned to Zeek", ["url"], registry=registry
         )
+
+
+def reference_table() -> str:
+    """The metrics as a Markdown table, in the order of their names; `docs/metrics.md` holds it."""
+    rows = ["| metric | type | labels | what |", "|---|---|---|---|"]
+    metrics = Metrics()
+    own = [collector for collector in vars(metrics).values() if isinstance(collector, MetricWrapperBase)]
+    for collector in sorted(own, key=lambda found: next(iter(found.describe())).name):
+        described = next(iter(collector.describe()))
+        suffix = {"counter": "_total", "info": "_info"}.get(described.type, "")
+        labels = ", ".join(f"`{label}`" for label in collector._labelnames)
+        rows.append(f"| `{described.name}{suffix}` | {described.type} | {labels} | {described.documentation} |")
+    for family in GpuCollector(None).describe():
+        labels = ", ".join(f"`{label}`" for label in family._labelnames)
+        rows.append(f"| `{family.name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(rows) + "\n"
+
+
+_PAGE = """# Metrics
+
+What `/metrics` exposes, in Prometheus' base units, beside the usual ones of the process and of Python. Histograms have
+`_bucket`, `_sum` and `_count`. This page is made by `python -m service.metrics > docs/metrics.md`.
+
+"""
+
+if __name__ == "__main__":
+    print(_PAGE + reference_table(), end="")

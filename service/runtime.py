@@ -1,4 +1,4 @@
-"""One running service: its checkpoint, batcher and metrics, and what feeds them; command line and API run it."""
+"""One running service: its models and metrics, and what feeds them; command line and API run it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from models.flow import Flow
+from models.checkpoint import CheckpointError, read_checkpoint
 from service.batcher import Batcher
-from service.classifier import Classifier, newest_version, shipped_checkpoint
+from service.classifier import Classifier
 from service.engines.base import load_engine
+from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
 from service.replay import Replay
+from service.repository import ZOO, Repository, UnknownModelError, newest_version
 from service.sensors import Sensors, Watcher
+from service.served import ServedModels
 from service.settings import Settings
 from service.sources.bus.transport import TlsFiles
 from service.zeek_process import ZeekOnInterface
@@ -22,15 +25,13 @@ from service.zeek_process import ZeekOnInterface
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
 
-_WARM_UP = Flow("warm-up", 0, 0, "192.0.2.1", 1, "192.0.2.2", 2, "udp", 1, 0, [64], bytes(64))
-
 
 class BusyError(RuntimeError):
     """As many captures as are allowed are being worked on."""
 
 
 class Service:
-    """One checkpoint behind one batcher, and what feeds it: requests, sensors, a replay.
+    """The models that serve, and what feeds them: requests, sensors, a replay.
 
     `watcher` is told of every live verdict; `log_dir` is where Zeeks of our own keep their logs.
     """
@@ -38,17 +39,12 @@ class Service:
     def __init__(
         self, settings: Settings, watcher: Watcher = lambda flow, verdict: None, log_dir: Path | None = None
     ) -> None:
-        directory = newest_version(settings.checkpoint) if settings.checkpoint else shipped_checkpoint()
         self.settings = settings
         self.metrics = Metrics()
-        self.classifier = Classifier(load_engine(settings.engine, directory, settings.threads))
-        self.batcher = Batcher(
-            self.classifier,
-            self.metrics,
-            max_batch_size=settings.max_batch_size,
-            max_queue_delay_ms=settings.max_queue_delay_ms,
-            max_queue_size=settings.max_queue_size,
-        )
+        if settings.engine == "torch" and (gpus := gpu_collector()):
+            self.metrics.registry.register(gpus)
+        repository, default = find_models(settings)
+        self.models = ServedModels(repository, default, self._load_engines, self._make_batcher, self.metrics)
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
         self.zeeks = [ZeekOnInterface(name, log_dir) for name in settings.interface]
         self.sensors = Sensors(
@@ -62,15 +58,37 @@ class Service:
         )
         self.replay = Replay(settings.replay, settings.speed, self.pipeline, watcher) if settings.replay else None
         self._uploads = 0
-        checkpoint = self.classifier.checkpoint
-        self.metrics.model.info({"name": checkpoint.name, "version": checkpoint.version, "engine": settings.engine})
+
+    @property
+    def batcher(self) -> Batcher:
+        """The batcher of the default model."""
+        return self.models.batcher()
+
+    @property
+    def classifier(self) -> Classifier:
+        """What the default model classifies with now."""
+        return self.batcher.classifier
+
+    def _load_engines(self, directory: Path) -> list[Classifier]:
+        return [Classifier(load_engine(self.settings.engine, directory, self.settings.threads))]
+
+    def _make_batcher(self, classifiers: list[Classifier]) -> Batcher:
+        return Batcher(
+            classifiers,
+            self.metrics,
+            max_batch_size=self.settings.max_batch_size,
+            max_batch_tokens=self.settings.max_batch_tokens,
+            max_queue_delay_ms=self.settings.max_queue_delay_ms,
+            max_queue_size=self.settings.max_queue_size,
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Warm up, serve, then drain within the limit."""
-        await asyncio.to_thread(self.classifier.classify, [_WARM_UP])
-        self.batcher.start()
+        await self.models.start()
         try:
+            for name in self.settings.load_models:
+                await self.models.load(name)
             async with self.sensors.running(self.settings.shutdown_seconds):
                 feeding = [asyncio.create_task(part.run()) for part in (*self.zeeks, self.replay) if part]
                 try:
@@ -80,13 +98,15 @@ class Service:
                         task.cancel()
                     await asyncio.gather(*feeding, return_exceptions=True)
         finally:
-            await self.batcher.stop(self.settings.shutdown_seconds)
+            await self.models.stop(self.settings.shutdown_seconds)
 
     def not_ready(self) -> str | None:
         """Why no work should be sent here now, or None."""
         waiting = self.batcher.waiting_flows
         if waiting > READY_QUEUE_SHARE * self.batcher.max_queue_size:
             return f"{waiting} flows are waiting"
+        if self.batcher.failing:
+            return "the engine fails on every flow"
         if self.pipeline.queue_share > READY_QUEUE_SHARE:
             return "the queue of live flows is full"
         if self._uploads >= self.settings.max_uploads:
@@ -110,3 +130,21 @@ class Service:
         finally:
             self._uploads -= 1
             self.metrics.uploads_active.set(self._uploads)
+
+
+def find_models(settings: Settings) -> tuple[Repository, str]:
+    """The repository of the settings, and the name of the model that serves by default.
+
+    Raises:
+        CheckpointError: the default model is not there, or not a checkpoint.
+    """
+    root = settings.repository or ZOO
+    if settings.checkpoint is not None:
+        name = read_checkpoint(newest_version(settings.checkpoint), needs=()).name
+        return Repository(root, {name: settings.checkpoint}), name
+    repository = Repository(root)
+    try:
+        repository.find(settings.model)
+    except UnknownModelError as error:
+        raise CheckpointError(f"{root}: {error}") from None
+    return repository, settings.model

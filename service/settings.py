@@ -33,15 +33,24 @@ class Settings(BaseSettings):
         None, description="key that requests must carry (Authorization: Bearer KEY, or X-API-Key)"
     )
     allow_remote: bool = Field(False, description="listen on other than loopback addresses without an API key")
-    checkpoint: Path | None = Field(None, description="checkpoint directory; the one that ships where not given")
+    repository: Path | None = Field(
+        None, description="model repository, NAME/VERSION/ below it; the models that ship where not given"
+    )
+    model: str = Field("flow-protocols", description="model of the repository that serves by default")
+    load_models: TextList = Field([], description="further models of the repository to load; may be repeated")
+    checkpoint: Path | None = Field(None, description="checkpoint directory that serves by default instead")
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
     threads: int = Field(0, ge=0, le=1024, description="threads of the engine, 0 for one per core")
     max_batch_size: int = Field(256, ge=1, le=65536, description="most flows in a batch")
+    max_batch_tokens: int = Field(65_536, ge=1, le=1 << 26, description="most tokens in a batch; one flow always fits")
     max_queue_delay_ms: float = Field(5.0, ge=0, le=10_000, description="longest wait for a batch to fill")
     max_queue_size: int = Field(16_384, ge=1, le=10_000_000, description="most flows waiting for the engine")
     max_upload_mb: int = Field(1024, ge=1, le=1_000_000, description="largest capture to accept, in MiB")
     max_capture_mb: int = Field(4096, ge=1, le=10_000_000, description="largest capture after decompression, in MiB")
     max_uploads: int = Field(4, ge=1, le=1024, description="captures worked on at a time; more are told to come again")
+    request_timeout_seconds: float = Field(
+        30, gt=0, le=3600, description="longest time that a request with flows waits; what is late is not computed"
+    )
     max_body_mb: int = Field(32, ge=1, le=1024, description="largest JSON body, in MiB")
     parse_timeout_seconds: float = Field(600, gt=0, description="longest time that one capture may be read")
     parse_memory_mb: int = Field(

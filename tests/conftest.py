@@ -9,9 +9,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.checkpoint import ONNX, WEIGHTS, Calibration, Checkpoint, Mm4flowNetwork, Unknown, write_checkpoint
+from models.checkpoint import (
+    ONNX,
+    WEIGHTS,
+    Calibration,
+    Checkpoint,
+    FlowCheckpoint,
+    Mm4flowNetwork,
+    TracegramCheckpoint,
+    TracegramNetwork,
+    Unknown,
+    write_checkpoint,
+)
 from models.flow import Flow
 from models.mm4flow import Mm4flow
+from models.tracegram import Tracegram
+from training.export import export_traces
 from training.onnx_graph import mm4flow_graph
 
 LABELS = ["dns", "http", "tls"]
@@ -43,6 +56,42 @@ def make_checkpoint(directory: Path, **changes) -> Path:
 def checkpoint_dir(tmp_path_factory):
     """`<repository>/random/1` with random weights."""
     return make_checkpoint(tmp_path_factory.mktemp("repository") / "random" / "1")
+
+
+def make_trace_checkpoint(directory: Path, encoder: str = "tracegram", **changes) -> Path:
+    """A trace checkpoint with random weights that spread the logits; features 32 wide."""
+    torch.manual_seed(4)
+    network = TracegramNetwork(
+        n_class=len(LABELS),
+        encoder=encoder,
+        feature_size=32,
+        emb_dim=32,
+        dim=48,
+        dim_head=16,
+        queries=20,
+        decoder_ff=64,
+    )
+    model = Tracegram(network, flow_classes=2).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and ".pos_emb." not in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.uniform_(module.running_var, 0.2, 2)
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+    fields = {
+        "kind": "tracegram", "name": f"random-{encoder}", "version": "1", "network": network, "labels": LABELS,
+        "flow_checkpoint": FlowCheckpoint("random", "1", "0" * 64) if encoder == "mm4flow" else None, **changes,
+    }  # fmt: skip
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    export_traces(directory, TracegramCheckpoint(**fields), weights, "# random\n")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def trace_checkpoint_dir(tmp_path_factory):
+    """`<repository>/random-tracegram/1` with random weights."""
+    return make_trace_checkpoint(tmp_path_factory.mktemp("repository") / "random-tracegram" / "1")
 
 
 def make_flows(count: int, seed: int = 5) -> list[Flow]:

@@ -5,9 +5,9 @@ Flows are cut here and encoded by `models.encode`, so that training reads the bi
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,31 +17,16 @@ from torch import Tensor
 
 from models.encode import BYTES_VOCABULARY, FIRST_TOKEN, MASK, MAX_LENGTH, Mm4flowFeatures, TokenBatch, encode, pad
 from models.flow import Flow
+from training.config import Augmentation
+from training.store import chunks
+
+__all__ = ["Augmentation", "Batch", "draw_weights", "plain_batches", "prefix", "training_batches"]
 
 POOL_BATCHES = 16
 """Batches are formed by length within a pool of this many, so that their order stays random."""
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training flows differ from the recorded ones; each is a probability, or a share drawn up to that bound."""
-
-    prefix: float = 0.5
-    """of cutting a flow to its first packets: what an early verdict sees"""
-    no_content: float = 0.1
-    """of leaving out the content of both directions"""
-    one_way: float = 0.1
-    """of keeping the packets of one direction only, as a tap on one side of an asymmetric route sees them"""
-    swap: float = 0.1
-    """of exchanging originator and responder, as where a capture starts in the middle of a flow"""
-    mask_bytes: float = 0.5
-    """largest share of content bytes replaced by `[MASK]`"""
-    random_bytes: float = 0.2
-    """largest share of content bytes replaced by random ones"""
-    mask_lengths: float = 0.2
-    """largest share of lengths replaced by `[MASK]`"""
-    jitter_lengths: float = 0.1
-    """standard deviation of the change of a length, relative to it"""
+PLAIN_FLOWS = 16_384
+"""Flows that are encoded at once where each is read once."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +37,18 @@ class Batch:
     bytes_tokens: Tensor
     bytes_types: Tensor
     rows: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return int((self.ps_tokens > 0).sum() + (self.bytes_tokens > 0).sum())
+
+    def part(self, places: NDArray[np.int64]) -> Batch:
+        """The flows at these places of the batch, with no more padding than they need."""
+        index = torch.from_numpy(places)
+        ps, content = self.ps_tokens[index], self.bytes_tokens[index]
+        packets, length = (int((tokens > 0).sum(1).max()) for tokens in (ps, content))
+        return Batch(ps[:, :packets], content[:, :length], self.bytes_types[index][:, :length], self.rows[places])
 
 
 def prefix(flow: Flow, packets: int) -> Flow:
@@ -67,6 +64,13 @@ def prefix(flow: Flow, packets: int) -> Flow:
         orig_bytes=flow.orig_bytes[:up],
         resp_bytes=flow.resp_bytes[:down],
         complete=False,
+    )
+
+
+def first_content(flow: Flow, content_bytes: int) -> Flow:
+    """The flow with so many content bytes each way."""
+    return msgspec.structs.replace(
+        flow, orig_bytes=flow.orig_bytes[:content_bytes], resp_bytes=flow.resp_bytes[:content_bytes]
     )
 
 
@@ -92,20 +96,22 @@ def swap(flow: Flow) -> Flow:
     )
 
 
-def draw_weights(groups: Sequence[tuple[str, str]], class_power: float, capture_power: float) -> NDArray[np.float64]:
-    """How often to draw each flow, summing to 1; `groups` names its class and capture.
+def draw_weights(
+    classes: NDArray[np.integer[Any]], captures: NDArray[np.integer[Any]], class_power: float, capture_power: float
+) -> NDArray[np.float64]:
+    """How often to draw each flow, float64 [n] summing to 1, by the numbers of its class and capture, [n] each.
 
     Within a class a capture of n flows weighs `n ** capture_power`, and a class of c captures `c ** class_power`: 0
     draws every capture of a class, and every class, equally often.
     """
-    flows = Counter(groups)
-    captures = Counter(label for label, _ in flows)
-    total: defaultdict[str, float] = defaultdict(float)
-    for (label, _), count in flows.items():
-        total[label] += count**capture_power
-    weights = np.array(
-        [flows[group] ** (capture_power - 1) / total[group[0]] * captures[group[0]] ** class_power for group in groups]
+    pairs, group, flows = np.unique(
+        np.stack((classes, captures), axis=1), axis=0, return_inverse=True, return_counts=True
     )
+    _, class_of, captures_in = np.unique(pairs[:, 0], return_inverse=True, return_counts=True)
+    flows_in = flows.astype(np.float64)
+    total = np.bincount(class_of, flows_in**capture_power)
+    share = flows_in ** (capture_power - 1) / total[class_of] * captures_in[class_of].astype(np.float64) ** class_power
+    weights = share[group.ravel()]
     return np.asarray(weights / weights.sum())
 
 
@@ -198,10 +204,13 @@ def training_batches(
 
 
 def plain_batches(flows: Sequence[Flow], batch_flows: int, features: Mm4flowFeatures) -> Iterator[Batch]:
-    """Every flow once, as it is, in batches of like length."""
-    tokens = encode(flows, features)
-    for members in by_length(tokens, batch_flows):
-        yield to_batch(tokens, members, members)
+    """Every flow once, as it is, in batches of like length; `PLAIN_FLOWS` are in memory at a time."""
+    start = 0
+    for chunk in chunks(flows, PLAIN_FLOWS):
+        tokens = encode(chunk, features)
+        for members in by_length(tokens, batch_flows):
+            yield to_batch(tokens, members, members + start)
+        start += len(chunk)
 
 
 def by_length(tokens: TokenBatch, batch_flows: int) -> list[NDArray[np.int64]]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.flow import Flow
 from training.batches import draw_weights
-from training.finetune import TrainingConfig, TrainingError, TrainingSet
-from training.samples import Sample
+from training.config import TrainingConfig, TrainingError
+from training.finetune import TrainingSet
 from training.split import known_labels
+from training.store import StoredSamples
 
 
 class ClassCount(msgspec.Struct, frozen=True):
@@ -29,7 +28,7 @@ class ClassCount(msgspec.Struct, frozen=True):
 class Corpus:
     """Labelled samples, the labels to learn (their place is the class index) and the rarer ones, *unknown* material."""
 
-    samples: list[Sample]
+    samples: StoredSamples
     labels: list[str]
     rare: list[str]
 
@@ -44,67 +43,63 @@ class Corpus:
         learned = set(self.labels)
         return [count for count in self.all_counts if count.label in learned]
 
-    def known(self) -> list[Sample]:
+    def known(self) -> StoredSamples:
         """The samples of the labels to learn."""
-        learned = set(self.labels)
-        return [sample for sample in self.samples if sample.label in learned]
+        return self.samples.take(self.samples.with_label(self.labels))
 
-    def truth(self, samples: Sequence[Sample]) -> NDArray[np.int64]:
+    def truth(self, samples: StoredSamples) -> NDArray[np.int64]:
         """Class index of each sample, int64 [n]; one more than the last for a label that is not learned."""
         index = {label: number for number, label in enumerate(self.labels)}
-        return np.array([index.get(sample.label or "", len(self.labels)) for sample in samples], np.int64)
+        class_of = [index.get(name, len(self.labels)) for name in samples.label_names]
+        return np.array([*class_of, len(self.labels)], np.int64)[samples.labels]
 
 
-def count_labels(samples: Iterable[Sample]) -> list[ClassCount]:
+def count_labels(samples: StoredSamples) -> list[ClassCount]:
     """Captures and flows of every label, most captures first."""
-    captures: defaultdict[str, set[str]] = defaultdict(set)
-    flows: Counter[str] = Counter()
-    for sample in samples:
-        if sample.label is not None:
-            captures[sample.label].add(sample.capture)
-            flows[sample.label] += 1
+    found: dict[str, list[int]] = {}
+    for counts in samples.held().values():
+        for label, flows in counts.items():
+            if label is not None:
+                found.setdefault(label, []).append(flows)
     return sorted(
-        (ClassCount(label, len(names), flows[label]) for label, names in captures.items()),
+        (ClassCount(label, len(flows), sum(flows)) for label, flows in found.items()),
         key=lambda count: (-count.captures, -count.flows, count.label),
     )
 
 
-def make_corpus(samples: Iterable[Sample], min_captures: int) -> Corpus:
+def make_corpus(samples: StoredSamples, min_captures: int) -> Corpus:
     """Keep what has a label; labels in at least `min_captures` captures are learned.
 
     Raises:
         TrainingError: fewer than two labels occur in that many captures.
     """
-    labelled = [sample for sample in samples if sample.label is not None]
-    labels = known_labels(labelled, min_captures)
+    labels = known_labels(samples.held(), min_captures)
     if len(labels) < 2:
         raise TrainingError(
             f"{len(labels)} label(s) in at least {min_captures} captures: expected 2 or more; label more captures, "
             "or lower --min-captures"
         )
-    rare = sorted({sample.label for sample in labelled if sample.label} - set(labels))
+    labelled = samples.take(samples.labels >= 0)
+    rare = sorted({labelled.label_names[index] for index in np.unique(labelled.labels).tolist()} - set(labels))
     return Corpus(labelled, labels, rare)
 
 
 def make_training_set(
-    corpus: Corpus, samples: Sequence[Sample], background: Collection[str], config: TrainingConfig
+    corpus: Corpus, samples: StoredSamples, background: Collection[str], config: TrainingConfig
 ) -> TrainingSet:
     """The samples whose label is learned or in `background`, with the share of draws each gets.
 
     Raises:
         TrainingError: a label to learn has no sample among `samples`.
     """
-    learned = set(corpus.labels)
-    kept = [sample for sample in samples if sample.label in learned or sample.label in background]
+    kept = samples.take(samples.with_label({*corpus.labels, *background}))
     truth = corpus.truth(kept)
-    if missing := sorted(learned - {sample.label for sample in kept if sample.label}):
-        raise TrainingError(f"label {missing[0]!r} has no flow to train on")
-    weights = draw_weights(
-        [(sample.label or "", sample.capture) for sample in kept], config.class_power, config.capture_power
-    )
+    there = np.bincount(truth, minlength=len(corpus.labels))[: len(corpus.labels)]
+    if (there == 0).any():
+        raise TrainingError(f"label {corpus.labels[int(np.argmin(there))]!r} has no flow to train on")
+    weights = draw_weights(kept.labels, kept.captures, config.class_power, config.capture_power)
     strange = truth == len(corpus.labels)
     if strange.any():
         known_share = weights[~strange].sum()
         weights[strange] *= config.background_share / len(corpus.labels) * known_share / weights[strange].sum()
-    flows: list[Flow] = [sample.flow for sample in kept]
-    return TrainingSet(flows, truth, weights / weights.sum())
+    return TrainingSet(kept.flows, truth, weights / weights.sum())

@@ -1,4 +1,4 @@
-"""Cross-validation by capture, beside the tree ensemble on the same folds. Trains; the figures belong to `report`."""
+"""Cross-validation by capture, beside simpler models on the same folds. Trains; the figures belong to `report`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import Mm4flowNetwork
-from models.flow import Flow
-from training.baseline import columns, fit_trees
-from training.batches import prefix
+from models.mm4flow import Mm4flow
+from training.baseline import columns, fit_forest, fit_trees, statistics
+from training.batches import first_content, prefix
 from training.calibrate import Floats
+from training.config import TrainingConfig
 from training.corpus import Corpus, make_training_set
-from training.finetune import EpochReport, TrainingConfig, fit, new_model, predict
-from training.samples import Sample
-from training.split import fold_of_captures, halve_labels
+from training.finetune import TrainingSet, fit, new_model, predict
+from training.loop import StepReport
+from training.split import halve_labels, spread_captures
+from training.store import StoredFlows, StoredSamples
 
-PREFIXES = (1, 2, 4, 8)
+PREFIXES = (1, 2, 4, 8, 16, 32)
 """Payload packets after which an early verdict is measured."""
+CONTENTS = (0, 4, 8, 16, 32, 64)
+"""Content bytes each way that a verdict is measured with."""
 
 Logits = NDArray[np.float32]
 
@@ -38,8 +42,9 @@ class EvaluationSettings(msgspec.Struct, frozen=True):
 class FoldOutcome:
     """What one fold yields: n known flows of captures, and m flows of protocols, that were kept from training.
 
-    `logits` float32 [n, classes], `prefixes` the same after so many packets, `unknown_logits` float32 [m, classes];
-    of the trees the predicted class, the confidence in it, and the confidence on the unknown flows.
+    `logits` float32 [n, classes], `prefixes` and `contents` the same after so many packets and with so many content
+    bytes, `unknown_logits` float32 [m, classes]; of the trees the predicted class, the confidence in it, and the
+    confidence on the unknown flows; of the forest the predicted class; `majority` is the most frequent class.
     """
 
     fold: int
@@ -47,11 +52,14 @@ class FoldOutcome:
     truth: NDArray[np.int64]
     logits: Logits
     prefixes: dict[int, Logits]
+    contents: dict[int, Logits]
     unknown_captures: list[str]
     unknown_logits: Logits
     trees: NDArray[np.int64]
     trees_confidence: Floats
     trees_unknown_confidence: Floats
+    forest: NDArray[np.int64]
+    majority: int
 
 
 def network_of(corpus: Corpus, config: TrainingConfig, *, background: bool) -> Mm4flowNetwork:
@@ -70,7 +78,7 @@ def cross_validate(
     config: TrainingConfig,
     settings: EvaluationSettings,
     encoders: Mapping[str, Tensor] | None = None,
-    report: Callable[[EpochReport], None] = lambda _: None,
+    report: Callable[[StepReport], None] = lambda _: None,
 ) -> list[FoldOutcome]:
     """Train and measure on every fold. Half of the rare protocols, another half each time, is background to train on.
 
@@ -79,49 +87,52 @@ def cross_validate(
         TrainingError: a label has no flow to train on in some fold, or the loss is not finite.
     """
     known = corpus.known()
-    fold_of = fold_of_captures(known, corpus.labels, settings.folds, settings.seed)
+    fold_of = spread_captures(known.held(), corpus.labels, settings.folds, settings.seed)
     outcomes = []
     for fold in range(settings.folds):
-        outcomes.append(_measure(corpus, config, fold_of, fold, encoders, report))
+        background, unseen = halve_labels(corpus.rare, fold)
+        samples = corpus.samples
+        aside = samples.in_captures(capture for capture, of in fold_of.items() if of == fold)
+        data = make_training_set(corpus, samples.take(~aside), background, config)
+        model = new_model(network_of(corpus, config, background=bool(background)), config.seed, encoders)
+        model = fit(model, data, config, report)
+        held = samples.take(aside & samples.with_label(corpus.labels))
+        strange = samples.take(samples.with_label(unseen))
+        outcomes.append(measure(fold, corpus, config, model, data, held, strange))
     return outcomes
 
 
-def _measure(
+def measure(
+    fold: int,
     corpus: Corpus,
     config: TrainingConfig,
-    fold_of: Mapping[str, int],
-    fold: int,
-    encoders: Mapping[str, Tensor] | None,
-    report: Callable[[EpochReport], None],
+    model: Mm4flow,
+    data: TrainingSet,
+    held: StoredSamples,
+    strange: StoredSamples,
 ) -> FoldOutcome:
-    background, unseen = halve_labels(corpus.rare, fold)
-    learned = set(corpus.labels)
-    train = [sample for sample in corpus.samples if fold_of.get(sample.capture) != fold]
-    held = [sample for sample in corpus.samples if fold_of.get(sample.capture) == fold and sample.label in learned]
-    strange = [sample for sample in corpus.samples if sample.label in unseen]
-    data = make_training_set(corpus, train, background, config)
-    model = new_model(network_of(corpus, config, background=bool(background)), config.seed, encoders)
-    model = fit(model, data, config, report)
-    flows, strangers = _flows(held), _flows(strange)
+    """Measure a model trained on `data`, and simpler ones, on known samples `held` and on `strange` ones."""
     seen = data.truth < len(corpus.labels)
-    trees = fit_trees(
-        [flow for flow, known in zip(data.flows, seen, strict=True) if known], data.truth[seen], config.seed
-    )
-    shares = trees.predict_proba(columns(flows))
-    unknown_shares = trees.predict_proba(columns(strangers)) if strangers else np.zeros((0, 1))
+    flows, truth = data.flows, data.truth[seen]
+    assert isinstance(flows, StoredFlows)
+    known = flows.take(seen)
+    trees = fit_trees(known, truth, config.seed, config.threads)
+    forest = fit_forest(known, truth, config.seed, config.threads)
+    shares = trees.predict_proba(columns(held.flows))
+    unknown_shares = trees.predict_proba(columns(strange.flows)) if len(strange) else np.zeros((0, 1))
+    features = config.features
     return FoldOutcome(
         fold=fold,
-        captures=[sample.capture for sample in held],
+        captures=held.captures_of(),
         truth=corpus.truth(held),
-        logits=predict(model, flows, config.features),
-        prefixes={n: predict(model, [prefix(flow, n) for flow in flows], config.features) for n in PREFIXES},
-        unknown_captures=[sample.capture for sample in strange],
-        unknown_logits=predict(model, strangers, config.features),
+        logits=predict(model, held.flows, features),
+        prefixes={n: predict(model, [prefix(flow, n) for flow in held.flows], features) for n in PREFIXES},
+        contents={n: predict(model, [first_content(flow, n) for flow in held.flows], features) for n in CONTENTS},
+        unknown_captures=strange.captures_of(),
+        unknown_logits=predict(model, strange.flows, features),
         trees=trees.classes_[shares.argmax(axis=1)],
         trees_confidence=shares.max(axis=1),
         trees_unknown_confidence=unknown_shares.max(axis=1),
+        forest=forest.predict(statistics(held.flows)),
+        majority=int(np.bincount(truth).argmax()),
     )
-
-
-def _flows(samples: list[Sample]) -> list[Flow]:
-    return [sample.flow for sample in samples]

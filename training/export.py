@@ -1,17 +1,31 @@
-"""From weights to a checkpoint directory: safetensors, ONNX and the card. The format belongs to `models.checkpoint`."""
+"""From weights to a checkpoint directory: safetensors, ONNX, int8 ONNX, card. The format is `models.checkpoint`'s."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from models.checkpoint import CARD, ONNX, WEIGHTS, Checkpoint, write_checkpoint
+from models.checkpoint import (
+    CARD,
+    ENCODER_ONNX,
+    ONNX,
+    TRACE_ONNX,
+    WEIGHTS,
+    Checkpoint,
+    TracegramCheckpoint,
+    write_checkpoint,
+)
+from models.tracegram import is_for_training
 from training.onnx_graph import mm4flow_graph
+from training.quantise import INT8, compare_int8, quantise
+from training.store import StoredSamples
+from training.tracegram_onnx import encoder_graph, trace_graph
 
 
 def serving_weights(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
@@ -20,19 +34,60 @@ def serving_weights(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDA
 
 
 def export(
-    directory: Path, checkpoint: Checkpoint, weights: Mapping[str, NDArray[np.float32]], card: str
+    directory: Path,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, NDArray[np.float32]],
+    card: Callable[[Checkpoint], str],
+    int8_samples: StoredSamples | None = None,
 ) -> Checkpoint:
     """Write a checkpoint directory, whole or not at all; gives the manifest as written.
 
-    Both files hold the same float32 numbers, so that every engine gives the same scores.
+    Both float32 files hold the same numbers, so that every engine gives the same scores. With `int8_samples`, labelled
+    flows, a quantised model is written too and the manifest's metrics say what it costs on them.
+    """
+    metrics = dict(checkpoint.metrics)
+
+    def write_files(staging: Path) -> None:
+        kept = _write_weights(staging, weights)
+        onnx.save_model(mm4flow_graph(kept, checkpoint.network), staging / ONNX)
+        if int8_samples is not None:
+            quantise(staging / ONNX, staging / INT8)
+            metrics["int8"] = msgspec.to_builtins(compare_int8(staging, int8_samples, checkpoint))
+        _finish(staging, card(msgspec.structs.replace(checkpoint, metrics=metrics)))
+
+    # the comparison is in the manifest because `metrics` is filled before the manifest is encoded
+    return write_checkpoint(directory, msgspec.structs.replace(checkpoint, metrics=metrics), write_files)
+
+
+def export_traces(
+    directory: Path, checkpoint: TracegramCheckpoint, weights: Mapping[str, NDArray[np.float32]], card: str
+) -> TracegramCheckpoint:
+    """Write the directory of a trace checkpoint, whole or not at all; gives the manifest as written.
+
+    `weights` are those of `models.tracegram.Tracegram`; what only training reads is left out.
+
+    Raises:
+        ValueError: the encoder's graph cannot read as many tokens as the checkpoint's features have.
     """
 
     def write_files(staging: Path) -> None:
-        kept = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
-        save_file(kept, staging / WEIGHTS)
-        onnx.save_model(mm4flow_graph(kept, checkpoint.network), staging / ONNX)
-        (staging / CARD).write_text(card, encoding="utf-8")
-        for path in staging.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
+        kept = _write_weights(staging, {name: each for name, each in weights.items() if not is_for_training(name)})
+        if checkpoint.network.encoder == "tracegram":
+            graph = encoder_graph(kept, checkpoint.network, checkpoint.features.max_tokens)
+            onnx.save_model(graph, staging / ENCODER_ONNX)
+        onnx.save_model(trace_graph(kept, checkpoint.network), staging / TRACE_ONNX)
+        _finish(staging, card)
 
     return write_checkpoint(directory, checkpoint, write_files)
+
+
+def _write_weights(staging: Path, weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    kept = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+    save_file(kept, staging / WEIGHTS)
+    return kept
+
+
+def _finish(staging: Path, card: str) -> None:
+    (staging / CARD).write_text(card, encoding="utf-8")
+    for path in staging.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone

@@ -1,158 +1,225 @@
-"""From captures or log directories, and a label table, to a feature directory. The sources read packets."""
+"""From origins and labels to a feature directory: many processes, each writing whole shards; resumable."""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from models.flow import Flow
-from service.sources.capture import CaptureError, CaptureReader, ReadOptions
-from service.sources.logs import LogError, is_log_directory, read_log_directory
-from training.labels import LabelTable
-from training.samples import MANIFEST, Manifest, Sample, write_manifest, write_shard
+import msgspec
 
-SHARD_SAMPLES = 20_000
+from models.checkpoint import file_sha256
+from models.flow import FLOW_FORMAT_VERSION, HeadsKind
+from training.labels import Labels
+from training.origins import ExtractError, Origin, OriginReader, find_origins
+from training.parquet import Sample, write_table
+from training.samples import MANIFEST, Manifest, Shard, write_manifest
 
+__all__ = ["ExtractError", "ExtractSettings", "extract", "find_origins"]
 
-class ExtractError(ValueError):
-    """Nothing could be extracted; the message says from what."""
+SHARD_ORIGINS = 64
+SHARD_BYTES = 64 << 20
+"""A shard takes consecutive origins until it has so many, or so many bytes of them."""
+_PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
-class Origin:
-    """One capture file or log directory. The corpus is the name of the folder it was found under."""
+class ExtractSettings:
+    """How to extract: where labels come from, which packet heads are kept, how many processes read."""
 
-    corpus: str
-    capture: str
-    path: Path
-
-
-@dataclass
-class Extracted:
-    """The flows with payload of one origin, and what was left out."""
-
-    origin: Origin
-    flows: list[Flow] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    warning: str = ""
+    labels: Labels = field(default_factory=Labels)
+    heads: HeadsKind = "none"
+    processes: int = 2
 
 
-def find_origins(roots: list[Path]) -> list[Origin]:
-    """Every capture file and log directory under `roots` (or a root itself), in order of path.
+class ShardReport(msgspec.Struct):
+    """A finished shard, what was left out of it by reason, and its captures with a warning."""
 
-    Raises:
-        ExtractError: a root does not exist or holds nothing.
-    """
-    found: list[Origin] = []
-    for root in roots:
-        if not root.exists():
-            raise ExtractError(f"{root}: no such file or directory")
-        paths = [root] if root.is_file() or is_log_directory(root) else sorted(_below(root))
-        if not paths:
-            raise ExtractError(f"{root}: no capture and no conn.log in it")
-        found += [
-            Origin(root.name, path.relative_to(root).as_posix() if path != root else root.name, path) for path in paths
-        ]
-    return found
-
-
-def _below(root: Path) -> Iterator[Path]:
-    """Log directories, and files beside none."""
-    logs = [path for path in root.rglob("*") if path.is_dir() and is_log_directory(path)]
-    yield from logs
-    if not logs:
-        yield from (path for path in root.rglob("*") if path.is_file() and path.suffix not in {".csv", ".md", ".txt"})
-
-
-def read_origin(origin: Origin) -> Extracted:
-    """Read one origin; an unreadable one yields what came before the fault and a warning."""
-    result = Extracted(origin)
-    try:
-        if origin.path.is_dir():
-            _take(result, read_log_directory(origin.path))
-        else:
-            reader = CaptureReader(origin.path, ReadOptions(heads="none"))
-            _take(result, reader)
-            result.warning = reader.warning or ""
-    except (CaptureError, LogError) as error:
-        result.left_out["capture unreadable"] += 1
-        result.warning = str(error)
-    return result
-
-
-def _take(result: Extracted, flows: Iterator[Flow] | CaptureReader) -> None:
-    for flow in flows:
-        if flow.payload_lengths:
-            result.flows.append(flow)
-        else:
-            result.left_out["flow without payload"] += 1
+    shard: Shard
+    labelled: int
+    left_out: dict[str, int]
+    warnings: dict[str, str]
+    corrected: list[str]
 
 
 def extract(
-    origins: list[Origin],
+    origins: Sequence[Origin],
     directory: Path,
-    labels: LabelTable | None,
-    processes: int,
-    progress: Callable[[], None] = lambda: None,
+    settings: ExtractSettings | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Manifest:
     """Write the flows with payload of all origins to a feature directory, whole or not at all.
 
-    A flow that the label table does not name is kept without a label: pre-training reads it.
+    A flow without a label is kept: pre-training reads it. Finished shards wait in a hidden folder beside `directory`;
+    the same call after an interruption continues there. `progress` is told how many origins were read.
 
     Raises:
-        ExtractError: no origin has a flow with payload, or `directory` holds something else than features.
+        ExtractError: no origin has a flow with payload, `directory` holds something else than features, or a reading
+            process was killed.
     """
+    settings = settings or ExtractSettings()
     if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
         raise ExtractError(f"{directory}: exists and holds no features: give another directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    manifest = Manifest([], len(origins), 0, 0, {}, {}, {})
-    left_out: Counter[str] = Counter()
-    try:
-        with ProcessPoolExecutor(processes) as pool:
-            results = pool.map(read_origin, origins, chunksize=4)
-            samples = _samples(results, labels, manifest, left_out, progress)
-            for number in itertools.count():
-                head = list(itertools.islice(samples, SHARD_SAMPLES))
-                if not head:
-                    break
-                manifest.shards.append(write_shard(staging / f"samples-{number:05d}.ndjson.zst", head))
-        if not manifest.samples:
-            raise ExtractError(f"{len(origins)} captures hold no flow with payload: {dict(left_out)}")
-        manifest.left_out = dict(left_out)
-        write_manifest(staging, manifest)
-        staging.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        staging.replace(directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    staging = directory.parent / f".{directory.name}.partial"
+    groups = list(_group(origins))
+    _prepare(staging, _fingerprint(origins, settings))
+    reports = _read_groups(groups, staging, settings, progress)
+    manifest = _manifest(origins, reports, settings)
+    if not manifest.samples:
+        shutil.rmtree(staging)
+        raise ExtractError(f"{len(origins)} captures hold no flow with payload: {manifest.left_out}")
+    for path in staging.glob("*.json"):
+        path.unlink()
+    write_manifest(staging, manifest)
+    if directory.exists():
+        shutil.rmtree(directory)
+    staging.replace(directory)
     return manifest
 
 
-def _samples(
-    results: Iterator[Extracted],
-    labels: LabelTable | None,
-    manifest: Manifest,
-    left_out: Counter[str],
-    progress: Callable[[], None],
-) -> Iterator[Sample]:
-    for result in results:
-        origin = result.origin
-        left_out.update(result.left_out)
-        if result.warning:
-            manifest.warnings[f"{origin.corpus}/{origin.capture}"] = result.warning
-        find = partial(labels.label_of, Path(origin.capture).name) if labels else lambda _: None
-        for flow in result.flows:
-            label = find(flow)
-            manifest.samples += 1
-            manifest.labelled += label is not None
+def _group(origins: Sequence[Origin]) -> Iterator[list[Origin]]:
+    group: list[Origin] = []
+    size_bytes = 0
+    for origin in origins:
+        group.append(origin)
+        size_bytes += sum(path.stat().st_size for path in _files(origin))
+        if len(group) == SHARD_ORIGINS or size_bytes >= SHARD_BYTES:
+            yield group
+            group, size_bytes = [], 0
+    if group:
+        yield group
+
+
+def _files(origin: Origin) -> list[Path]:
+    return sorted(origin.path.glob("*.log*")) if origin.path.is_dir() else [origin.path]
+
+
+def _fingerprint(origins: Sequence[Origin], settings: ExtractSettings) -> str:
+    """What the shards depend on: inputs by name, size and time, and the settings."""
+    digest = hashlib.sha256(f"{FLOW_FORMAT_VERSION} {settings.heads} {settings.labels.fingerprint()}".encode())
+    for origin in origins:
+        digest.update(f"\n{origin.corpus}\0{origin.capture}".encode())
+        for path in _files(origin):
+            status = path.stat()
+            digest.update(f"\0{path.name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _prepare(staging: Path, fingerprint: str) -> None:
+    """Keep the finished shards of an interrupted call with the same inputs and settings; begin anew otherwise."""
+    plan = staging / _PLAN
+    if staging.exists() and (not plan.is_file() or plan.read_text() != fingerprint):
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True, exist_ok=True)
+    plan.write_text(fingerprint)
+
+
+def _read_groups(
+    groups: Sequence[list[Origin]], staging: Path, settings: ExtractSettings, progress: Callable[[int], None]
+) -> list[ShardReport]:
+    reports: dict[int, ShardReport] = {}
+    for number, group in enumerate(groups):
+        if (report := _finished(staging, number)) is not None:
+            reports[number] = report
+            progress(len(group))
+    try:
+        with ProcessPoolExecutor(settings.processes, initializer=_take_settings, initargs=(settings,)) as pool:
+            waiting = {
+                pool.submit(write_group, group, staging, number): number
+                for number, group in enumerate(groups)
+                if number not in reports
+            }
+            for done in as_completed(waiting):
+                number = waiting[done]
+                reports[number] = done.result()
+                progress(len(groups[number]))
+    except BrokenProcessPool:
+        raise ExtractError(
+            f"a process that reads captures was killed (out of memory?); {len(reports)} of {len(groups)} shards are "
+            "done: run the same command again to go on, with fewer --processes"
+        ) from None
+    return [reports[number] for number in range(len(groups))]
+
+
+_worker_settings = ExtractSettings()
+
+
+def _take_settings(settings: ExtractSettings) -> None:
+    """Give a worker process its settings once: a table of labels is large."""
+    global _worker_settings
+    _worker_settings = settings
+
+
+def _report_path(staging: Path, number: int) -> Path:
+    return staging / f"samples-{number:05d}.json"
+
+
+def _finished(staging: Path, number: int) -> ShardReport | None:
+    try:
+        report = msgspec.json.decode(_report_path(staging, number).read_bytes(), type=ShardReport)
+        whole = not report.shard.name or file_sha256(staging / report.shard.name) == report.shard.sha256
+    except (OSError, msgspec.DecodeError):
+        return None
+    return report if whole else None
+
+
+def write_group(group: list[Origin], staging: Path, number: int) -> ShardReport:
+    """Read the origins of one shard and write it; its report is the last file, so that a shard counts only whole."""
+    name = f"samples-{number:05d}.parquet"
+    path = staging / f"{name}.{os.getpid()}"
+    left_out: Counter[str] = Counter()
+    report = ShardReport(Shard(name, 0, 0, ""), 0, {}, {}, [])
+    try:
+        report.shard.samples = write_table(path, _samples(group, report, left_out))
+        if report.shard.samples:
+            report.shard.size_bytes, report.shard.sha256 = path.stat().st_size, file_sha256(path)
+            path.replace(staging / name)
+        else:
+            report.shard.name = ""
+        report.left_out = dict(left_out)
+        path.write_bytes(msgspec.json.encode(report))
+        path.replace(_report_path(staging, number))
+    finally:
+        path.unlink(missing_ok=True)
+    return report
+
+
+def _samples(group: list[Origin], report: ShardReport, left_out: Counter[str]) -> Iterator[Sample]:
+    settings = _worker_settings
+    for origin in group:
+        reader = OriginReader(origin, settings.heads)
+        for flow in reader:
+            label = settings.labels.label_of(origin, flow)
+            report.labelled += label is not None
+            if flow.uid in settings.labels.corrections:
+                report.corrected.append(flow.uid)
             yield Sample(origin.corpus, origin.capture, label, flow)
-        progress()
+        left_out.update(reader.left_out)
+        if reader.warning:
+            report.warnings[f"{origin.corpus}/{origin.capture}"] = reader.warning
+
+
+def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], settings: ExtractSettings) -> Manifest:
+    left_out: Counter[str] = Counter()
+    warnings: dict[str, str] = {}
+    for report in reports:
+        left_out.update(report.left_out)
+        warnings |= report.warnings
+    corrected = {uid for report in reports for uid in report.corrected}
+    if missing := len(settings.labels.corrections.keys() - corrected):
+        left_out["correction of a flow that is not there"] += missing
+    return Manifest(
+        shards=[report.shard for report in reports if report.shard.samples],
+        captures=len(origins),
+        samples=sum(report.shard.samples for report in reports),
+        labelled=sum(report.labelled for report in reports),
+        left_out=dict(left_out),
+        warnings=warnings,
+        settings={"heads": settings.heads, "labels": settings.labels.describe()},
+    )

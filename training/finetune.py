@@ -1,18 +1,14 @@
-"""Training of MM4flow's classifier: the loop, the learning rate, the running mean of the weights.
+"""Training of MM4flow's classifier in the two published stages: frozen encoders first, then everything.
 
-Data come as batches from `training.batches`.
+Data come as batches from `training.batches`; steps, saving and resuming are `training.loop`'s.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,44 +19,18 @@ from models.checkpoint import Mm4flowNetwork
 from models.encode import FIRST_TOKEN, MAX_LENGTH, Mm4flowFeatures
 from models.flow import Flow
 from models.mm4flow import Mm4flow, SelfAttention
-from training.batches import Augmentation, plain_batches, training_batches
+from training.batches import Batch, plain_batches, training_batches
+from training.config import TrainingConfig, TrainingError
+from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from training.parallel import ALONE, Group
+from training.state import load_state
+
+__all__ = ["Trainer", "TrainingConfig", "TrainingError", "TrainingSet", "fit", "new_model", "predict"]
 
 EVALUATION_BATCH_FLOWS = 64
-MEAN_DECAY = 0.995
-WARMUP_STEPS = 100
-CLIP_NORM = 1.0
 LENGTH_WAVES = (4.0, 8.0, 16.0, 64.0, 256.0, 1500.0)
 LENGTH_OCTAVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
-
-
-class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that decides a training run, beside the data.
-
-    `draws` flows make an epoch. `class_power` and `capture_power`: see `training.batches.draw_weights`.
-    `background_share`: how often background flows are drawn, in units of an average class.
-    """
-
-    d_model: int = 64
-    n_head: int = 2
-    n_layer: int = 2
-    dim_ff: int = 256
-    batch_flows: int = 32
-    epochs: int = 20
-    learning_rate: float = 2e-3
-    seed: int = 0
-    draws: int = 2048
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.05
-    class_power: float = 0.6
-    capture_power: float = 0.5
-    background_share: float = 3.0
-    threads: int = 1
-    features: Mm4flowFeatures = Mm4flowFeatures(payload_lengths=32, content_bytes=64)
-    augmentation: Augmentation = Augmentation()
+FROZEN, ALL = "finetune-frozen", "finetune"
 
 
 @dataclass(frozen=True)
@@ -70,20 +40,6 @@ class TrainingSet:
     flows: Sequence[Flow]
     truth: NDArray[np.int64]
     weights: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What is known after an epoch."""
-
-    epoch: int
-    loss: float
-    flows_per_second: float
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then half a cosine down to 0."""
-    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def order_lengths(model: Mm4flow, seed: int) -> None:
@@ -135,85 +91,79 @@ def train_mode(model: nn.Module, *, dropout: bool = True) -> None:
             module.eval()
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors do not."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-
-
-_Model = TypeVar("_Model", bound=nn.Module)
-
-
-class Trainer(Generic[_Model]):
-    """Steps of AdamW with clipping, and the running mean of the weights, which is what is evaluated and exported."""
-
-    def __init__(self, model: _Model, config: TrainingConfig, steps: int) -> None:
-        self.model = model
-        self.mean = copy.deepcopy(model)
-        self._optimizer = make_optimizer(model, config)
-        self._peak = config.learning_rate
-        self._steps = steps
-        self._step = 0
-
-    def step(self, loss: Tensor) -> float:
-        """One step down the gradient of the loss; gives its value.
-
-        Raises:
-            TrainingError: the loss is not a finite number.
-        """
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} in step {self._step}: lower the learning rate (-lr)")
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self._step, self._steps, self._peak)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
-        self._optimizer.step()
-        self._step += 1
-        decay = min(MEAN_DECAY, (self._step + 1) / (self._step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.mean.parameters()), list(self.model.parameters()), 1 - decay)
-        return value
+def epoch_rng(config: TrainingConfig, epoch: int) -> np.random.Generator:
+    """The random numbers of an epoch: they depend on nothing else, so that a run can be taken up anywhere."""
+    return np.random.default_rng((config.seed, epoch))
 
 
 def fit(
     model: Mm4flow,
     data: TrainingSet,
     config: TrainingConfig,
-    report: Callable[[EpochReport], None] = lambda _: None,
+    report: Callable[[StepReport], None] = lambda _: None,
+    files: RunFiles | None = None,
+    group: Group = ALONE,
+    evaluate: Callable[[Mm4flow], dict[str, float]] | None = None,
 ) -> Mm4flow:
-    """Train `model` on `data` and give the running mean of its weights.
+    """Train `model` on `data` and give the running mean of its weights; `evaluate` measures it on the way.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or the state cannot be saved or read.
     """
-    rng = np.random.default_rng(config.seed)
-    steps = config.epochs * math.ceil(config.draws / config.batch_flows)
-    trainer = Trainer(model, config, steps)
+    saved = load_state(files.directory, files.fingerprint) if files else None
+    if config.frozen_epochs and (saved is None or saved.stage == FROZEN):
+        _freeze(model, frozen=True)
+        model = _fit_stage(FROZEN, model, data, config, config.frozen_epochs, report, files, group, evaluate)
+        _freeze(model, frozen=False)
+    return _fit_stage(ALL, model, data, config, config.epochs, report, files, group, evaluate)
+
+
+def _freeze(model: Mm4flow, *, frozen: bool) -> None:
+    for encoder in (model.ps_encoder, model.bytes_encoder):
+        encoder.requires_grad_(not frozen)
+
+
+def _fit_stage(
+    name: str,
+    model: Mm4flow,
+    data: TrainingSet,
+    config: TrainingConfig,
+    epochs: int,
+    report: Callable[[StepReport], None],
+    files: RunFiles | None,
+    group: Group,
+    evaluate: Callable[[Mm4flow], dict[str, float]] | None,
+) -> Mm4flow:
+    steps = epochs * math.ceil(config.draws / config.batch_flows)
+    trainer = Trainer(model, config, steps, group)
     truth = torch.from_numpy(data.truth)
-    train_mode(model)
-    for epoch in range(config.epochs):
-        started = time.monotonic()
-        losses = []
+
+    def works(epoch: int) -> Iterator[Work]:
         for batch in training_batches(
-            data.flows, data.weights, config.draws, config.batch_flows, config.features, config.augmentation, rng
-        ):
-            logits = model(batch.ps_tokens, batch.bytes_tokens, batch.bytes_types).logits
-            loss = functional.cross_entropy(logits, truth[batch.rows], label_smoothing=config.label_smoothing)
-            losses.append(trainer.step(loss))
-        elapsed = time.monotonic() - started
-        report(EpochReport(epoch, float(np.mean(losses)), config.draws / elapsed))
-    return trainer.mean.eval()
+            data.flows, data.weights, config.draws, config.batch_flows, config.features, config.augmentation,
+            epoch_rng(config, epoch),
+        ):  # fmt: skip
+            yield Work(len(batch.rows), batch.tokens, lambda rows, batch=batch: loss(batch, rows))  # type: ignore[misc]
+
+    def loss(batch: Batch, rows: NDArray[np.int64]) -> Tensor:
+        part = batch.part(rows)
+        logits = trainer.model(*map(group.to_device, (part.ps_tokens, part.bytes_tokens, part.bytes_types))).logits
+        wanted = group.to_device(truth[part.rows])
+        total = functional.cross_entropy(logits, wanted, label_smoothing=config.label_smoothing, reduction="sum")
+        return total / len(batch.rows)
+
+    measure = None if evaluate is None else (lambda: evaluate(trainer.mean))
+    stage = Stage(name, works, train_mode, measure)
+    return run_stage(trainer, stage, config, epochs, files, report, group)
 
 
 @torch.inference_mode()
 def predict(model: Mm4flow, flows: Sequence[Flow], features: Mm4flowFeatures) -> NDArray[np.float32]:
     """Logits of every flow in order, float32 [n, classes]."""
     model.eval()
-    logits = np.zeros((len(flows), len(model.get_parameter("classifier.0.bias"))), np.float32)
+    bias = model.get_parameter("classifier.0.bias")
+    logits = np.zeros((len(flows), len(bias)), np.float32)
     for batch in plain_batches(flows, EVALUATION_BATCH_FLOWS, features):
-        logits[batch.rows] = model(batch.ps_tokens, batch.bytes_tokens, batch.bytes_types).logits.numpy()
+        tokens = (batch.ps_tokens, batch.bytes_tokens, batch.bytes_types)
+        logits[batch.rows] = model(*(part.to(bias.device) for part in tokens)).logits.float().cpu().numpy()
     return logits

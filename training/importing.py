@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ def read_labels_file(path: Path) -> list[str]:
     class Info(msgspec.Struct):
         label2idx: dict[str, int]
 
-    index = _decode(path, Info).label2idx
+    index = decode_json(path, Info).label2idx
     labels = sorted(index, key=index.__getitem__)
     if [index[label] for label in labels] != list(range(len(labels))):
         raise ImportRefusedError(f"{path}: expected label2idx to number the labels from 0 to {len(labels) - 1}")
@@ -72,8 +72,8 @@ def import_mm4flow(
     """
     if len(set(labels)) != len(labels) or not all(labels):
         raise ImportRefusedError("labels: expected distinct, non-empty names")
-    sizes = _decode(config, PublishedConfig)
-    found = _load(weights)
+    sizes = decode_json(config, PublishedConfig)
+    found = load_tensors(weights)
     classes = found[_CLASSIFIER].shape[0] if _CLASSIFIER in found else len(labels)
     if classes != len(labels):
         raise ImportRefusedError(f"{weights}: {classes} classes, but {len(labels)} labels were given")
@@ -90,10 +90,15 @@ def import_mm4flow(
         labels=labels,
         provenance={"imported": {weights.name: file_sha256(weights), config.name: file_sha256(config)}},
     )
-    return export(directory, manifest, checked, _card(manifest))
+    return export(directory, manifest, checked, _card)
 
 
-def _decode(path: Path, kind: type[_T]) -> _T:
+def decode_json(path: Path, kind: type[_T]) -> _T:
+    """A JSON file as `kind`.
+
+    Raises:
+        ImportRefusedError: it is unreadable, or not of that form.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
@@ -102,7 +107,12 @@ def _decode(path: Path, kind: type[_T]) -> _T:
         raise ImportRefusedError(f"{path}: {error}") from None
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of torch's zip form (`.bin`, `.pt`), which is never unpickled freely.
+
+    Raises:
+        ImportRefusedError: it is unreadable, of another form, or holds more than tensors by name.
+    """
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
@@ -114,7 +124,7 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{path}: refused: it holds more than tensors, which could run code when loaded"
         ) from None
     except (SafetensorError, RuntimeError, ValueError, EOFError):
-        raise ImportRefusedError(f"{path}: neither safetensors nor the zip form of pytorch_model.bin") from None
+        raise ImportRefusedError(f"{path}: neither safetensors nor the zip form that torch writes") from None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ImportRefusedError(f"{path}: expected tensors by name")
     return {name: value for name, value in found.items() if not name.endswith(".position_ids")}
@@ -125,8 +135,19 @@ def _check(path: Path, found: dict[str, Tensor], network: Mm4flowNetwork) -> dic
     with torch.device("meta"):
         expected = Mm4flow(network).state_dict()
     needed = [name for name in expected if ".cls." not in name]
+    return fit_weights(path, found, expected, needed, "a whole MM4flow")
+
+
+def fit_weights(
+    path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], needed: Sequence[str], what: str
+) -> dict[str, NDArray[np.float32]]:
+    """The weights `needed`, in float32, if `found` has them and nothing that is not in `expected`.
+
+    Raises:
+        ImportRefusedError: a weight is missing, unknown, not finite or of another shape; `what` says of what.
+    """
     if missing := [name for name in needed if name not in found]:
-        raise ImportRefusedError(f"{path}: {len(missing)} weights missing, the first {missing[0]}: not a whole MM4flow")
+        raise ImportRefusedError(f"{path}: {len(missing)} weights missing, the first {missing[0]}: not {what}")
     if extra := [name for name in found if name not in expected]:
         raise ImportRefusedError(f"{path}: {len(extra)} weights too many for this configuration, the first {extra[0]}")
     for name in needed:

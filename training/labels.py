@@ -1,14 +1,16 @@
-"""The label table: which flow of which capture is what. Reads the table and finds the label of a flow, nothing more."""
+"""Where labels come from: a table of flows, the folder of a capture, corrections by uid. Finds a flow's label."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import ipaddress
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from models.flow import Flow
+from training.origins import Origin
 
 COLUMNS = ("pcap", "l4", "client_ip", "client_port", "server_ip", "server_port")
 _WITHOUT_PORTS = {"icmp", "icmpv6"}
@@ -38,11 +40,13 @@ def _ends(proto: str, a: tuple[str, int], b: tuple[str, int]) -> _Ends:
 class LabelTable:
     """Labels by capture and endpoints, either direction. Endpoints with two labels in one capture have none."""
 
+    name: str = ""
+    sha256: str = ""
     rows: int = 0
     left_out: int = 0
     malformed: int = 0
     ambiguous: int = 0
-    _labels: dict[str, dict[_Ends, str | None]] = field(default_factory=lambda: defaultdict(dict))
+    _labels: dict[str, dict[_Ends, str | None]] = field(default_factory=dict)
 
     @property
     def captures(self) -> set[str]:
@@ -51,7 +55,7 @@ class LabelTable:
 
     def add(self, capture: str, ends: _Ends, label: str) -> None:
         """Take one label in; a second, different one for the same endpoints makes both useless."""
-        known = self._labels[capture]
+        known = self._labels.setdefault(capture, {})
         if known.setdefault(ends, label) not in (label, None):
             known[ends] = None
             self.ambiguous += 1
@@ -62,6 +66,66 @@ class LabelTable:
         return self._labels.get(capture, {}).get(ends)
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Where the label of a flow comes from: a correction of its uid, else the table, else the first folder.
+
+    `from_folder`: the layout is `root/label/capture`. Without any of the three no flow has a label.
+    """
+
+    table: LabelTable | None = None
+    from_folder: bool = False
+    corrections: Mapping[str, str] = field(default_factory=dict)
+
+    def label_of(self, origin: Origin, flow: Flow) -> str | None:
+        """The label of a flow of an origin, None when it has none."""
+        if (label := self.corrections.get(flow.uid)) is not None:
+            return label
+        if self.table is not None:
+            label = self.table.label_of(PurePosixPath(origin.capture).name, flow)
+        return label or (origin.folder if self.from_folder else None)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides labels."""
+        digest = hashlib.sha256(f"{self.from_folder} {self.table.sha256 if self.table else ''}".encode())
+        for uid, label in sorted(self.corrections.items()):
+            digest.update(f"\n{uid}\0{label}".encode())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, str | int | bool]:
+        """What a manifest says of them."""
+        return {
+            "table": self.table.name if self.table else "",
+            "from_folder": self.from_folder,
+            "corrections": len(self.corrections),
+        }
+
+
+def read_corrections(path: Path) -> dict[str, str]:
+    """Labels by uid from a CSV table with the columns `uid` and `label`; other columns are not read.
+
+    Raises:
+        LabelError: it is unreadable, a column is missing, a field is empty, or a uid has two labels.
+    """
+    corrections: dict[str, str] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := [name for name in ("uid", "label") if name not in (reader.fieldnames or [])]:
+                raise LabelError(f"{path}: no column {missing[0]}; expected uid,label")
+            for number, row in enumerate(reader, 2):
+                uid, label = ((row[name] or "").strip() for name in ("uid", "label"))
+                if not uid or not label:
+                    raise LabelError(f"{path} line {number}: expected a uid and a label")
+                if corrections.setdefault(uid, label) != label:
+                    raise LabelError(f"{path} line {number}: a second label for the same uid")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LabelError(f"{path}: not a readable CSV table: {error}") from None
+    if not corrections:
+        raise LabelError(f"{path}: no correction in it")
+    return corrections
+
+
 def read_labels(path: Path, column: str = "protocol", confidence: str = "") -> LabelTable:
     """Read a CSV table with `COLUMNS`, a column of labels, and `confidence` when a prefix of it is asked for.
 
@@ -69,8 +133,9 @@ def read_labels(path: Path, column: str = "protocol", confidence: str = "") -> L
         LabelError: a column is missing, or no row can be used. A row whose address or port is not one is counted.
     """
     needed = [*COLUMNS, column, *(["confidence"] if confidence else [])]
-    table = LabelTable()
+    table = LabelTable(path.name)
     try:
+        table.sha256 = hashlib.sha256(path.read_bytes() + f"{column} {confidence}".encode()).hexdigest()
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if missing := [name for name in needed if name not in (reader.fieldnames or [])]:

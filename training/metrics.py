@@ -47,6 +47,12 @@ def macro_f1(truth: Ints, predicted: Ints, n_class: int, min_flows: int, weights
     return float(f1_scores(truth, predicted, n_class, weights)[counted].mean()) if counted.any() else float("nan")
 
 
+def weighted_f1(truth: Ints, predicted: Ints, n_class: int) -> float:
+    """Mean F1 over the classes, each weighing as many flows as it has in `truth`."""
+    support = np.bincount(truth, minlength=n_class)
+    return float(np.average(f1_scores(truth, predicted, n_class), weights=support))
+
+
 def class_scores(truth: Ints, predicted: Ints, labels: Sequence[str], captures: Sequence[str]) -> list[ClassScore]:
     """One row per label that occurs in `truth`, most flows first."""
     f1 = f1_scores(truth, predicted, len(labels))
@@ -85,6 +91,40 @@ def auroc(known: Floats, unknown: Floats) -> float:
     _, inverse, counts = np.unique(everything, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse][: len(known)]
     return float((ranks.sum() - len(known) * (len(known) + 1) / 2) / (len(known) * len(unknown)))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was said of n things of one fold, each of a capture: true and predicted class, int64 [n]."""
+
+    truth: Ints
+    predicted: Ints
+    captures: Sequence[str]
+
+
+def macro_f1_draws(folds: Sequence[Predictions], n_class: int, min_flows: int, rounds: int = 500) -> Floats:
+    """Bootstrap draws of macro-F1, the mean over folds, float [rounds].
+
+    Captures are drawn with replacement in each fold, the same ones at every call with the same captures, so that the
+    draws of two models can be subtracted. A class counts that has `min_flows` in the fold and is in the draw.
+    """
+    per_fold = []
+    for fold in folds:
+        counted = np.bincount(fold.truth, minlength=n_class) >= min_flows
+
+        def measure(rows: Ints, fold: Predictions = fold, counted: NDArray[np.bool_] = counted) -> float:
+            truth = fold.truth[rows]
+            there = counted & (np.bincount(truth, minlength=n_class) > 0)
+            return float(f1_scores(truth, fold.predicted[rows], n_class)[there].mean()) if there.any() else float("nan")
+
+        per_fold.append(bootstrap_draws(fold.captures, measure, rounds))
+    return np.asarray(np.nanmean(per_fold, axis=0))
+
+
+def interval(draws: Floats) -> Interval:
+    """What 95 % of the draws lie between."""
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Interval(float(low), float(high))
 
 
 def bootstrap_draws(

@@ -6,58 +6,15 @@ of an exporter, and every name in it is ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from models.checkpoint import Mm4flowNetwork
 from models.encode import PAD
+from training.onnx_builder import FUSED, Graph, Weights
 
-OPSET = 17
-IR_VERSION = 9
-FUSED = "com.microsoft"
 LAYER_NORM_EPS = 1e-12
-
-Weights = Mapping[str, NDArray[np.float32]]
-
-
-class _Graph:
-    """Collects nodes and initialisers; every `add` returns the name of the node's output."""
-
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-        self._count = 0
-
-    def add(self, operator: str, *inputs: str, domain: str = "", output: str = "", **attributes: Any) -> str:
-        """Append a node with one output."""
-        self._count += 1
-        output = output or f"{operator.lower()}_{self._count}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
-        return output
-
-    def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """Store an array once under `name`."""
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def weight(self, name: str) -> str:
-        """A weight as it is stored."""
-        return self.constant(name, self.weights[name])
-
-    def matrix(self, name: str) -> str:
-        """A linear layer's weight, transposed to [in, out]."""
-        return self.constant(f"{name}.transposed", self.weights[name].T)
-
-    def integers(self, *values: int) -> str:
-        """A small int64 vector."""
-        return self.constant("int_" + "_".join(map(str, values)), np.array(values, np.int64))
 
 
 def mm4flow_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
@@ -67,7 +24,7 @@ def mm4flow_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
     Outputs float32: `logits` [flows, classes], `embedding` [flows, 2 width], `ps_attention` and `bytes_attention`
     [flows, ps + bytes], as in `models.mm4flow.Mm4flowOutput`.
     """
-    graph = _Graph(weights)
+    graph = Graph(weights)
     ps_hidden = _encoder(graph, "ps_encoder", "ps_tokens", None, network)
     bytes_hidden = _encoder(graph, "bytes_encoder", "bytes_tokens", "bytes_types", network)
     hidden = graph.add("Concat", ps_hidden, bytes_hidden, axis=1)  # [B, P + S, D]
@@ -84,7 +41,7 @@ def mm4flow_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
     return _model(graph, network)
 
 
-def _encoder(graph: _Graph, name: str, tokens: str, types: str | None, network: Mm4flowNetwork) -> str:
+def _encoder(graph: Graph, name: str, tokens: str, types: str | None, network: Mm4flowNetwork) -> str:
     """One BERT encoder, [B, S] tokens to [B, S, D]."""
     prefix = f"{name}.bert"
     mask = graph.add("Not", graph.add("Equal", tokens, graph.constant("pad", np.array(PAD, np.int64))))
@@ -103,7 +60,7 @@ def _encoder(graph: _Graph, name: str, tokens: str, types: str | None, network: 
     return hidden
 
 
-def _embeddings(graph: _Graph, prefix: str, tokens: str, types: str | None) -> str:
+def _embeddings(graph: Graph, prefix: str, tokens: str, types: str | None) -> str:
     words = graph.add("Gather", graph.weight(f"{prefix}.word_embeddings.weight"), tokens)
     length = graph.add("Shape", tokens, start=1, end=2)
     positions = graph.add(
@@ -123,7 +80,7 @@ def _embeddings(graph: _Graph, prefix: str, tokens: str, types: str | None) -> s
     )  # fmt: skip
 
 
-def _packed_projection(graph: _Graph, prefix: str) -> tuple[str, str]:
+def _packed_projection(graph: Graph, prefix: str) -> tuple[str, str]:
     """Query, key and value projections side by side: [D, 3D] and [3D]."""
     parts = [f"{prefix}.{part}" for part in ("query", "key", "value")]
     return (
@@ -132,7 +89,7 @@ def _packed_projection(graph: _Graph, prefix: str) -> tuple[str, str]:
     )
 
 
-def _add_norm(graph: _Graph, prefix: str, hidden: str, residual: str) -> str:
+def _add_norm(graph: Graph, prefix: str, hidden: str, residual: str) -> str:
     dense = graph.add("MatMul", hidden, graph.matrix(f"{prefix}.dense.weight"))
     norm = f"{prefix}.LayerNorm"
     return graph.add(
@@ -142,7 +99,7 @@ def _add_norm(graph: _Graph, prefix: str, hidden: str, residual: str) -> str:
 
 
 def _fusion(
-    graph: _Graph, name: str, hidden: str, both: str, padding: str, attention: str, network: Mm4flowNetwork
+    graph: Graph, name: str, hidden: str, both: str, padding: str, attention: str, network: Mm4flowNetwork
 ) -> str:
     """The `[CLS]` row of one fusion attention, as `models.mm4flow.RowAttention` computes it; gives [B, D]."""
     d_model, n_head = network.d_model, network.fusion_heads
@@ -168,7 +125,7 @@ def _fusion(
     return graph.add("Add", mixed, graph.weight(f"{name}.out_proj.bias"))
 
 
-def _model(graph: _Graph, network: Mm4flowNetwork) -> onnx.ModelProto:
+def _model(graph: Graph, network: Mm4flowNetwork) -> onnx.ModelProto:
     inputs = [
         helper.make_tensor_value_info("ps_tokens", TensorProto.INT64, ["flows", "ps"]),
         helper.make_tensor_value_info("bytes_tokens", TensorProto.INT64, ["flows", "bytes"]),
@@ -180,8 +137,4 @@ def _model(graph: _Graph, network: Mm4flowNetwork) -> onnx.ModelProto:
         helper.make_tensor_value_info("ps_attention", TensorProto.FLOAT, ["flows", "tokens"]),
         helper.make_tensor_value_info("bytes_attention", TensorProto.FLOAT, ["flows", "tokens"]),
     ]
-    body = helper.make_graph(graph.nodes, "mm4flow", inputs, outputs, list(graph.initializers.values()))
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(FUSED, 1)]
-    model = helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tapline")
-    onnx.checker.check_model(model)
-    return model
+    return graph.model("mm4flow", inputs, outputs)

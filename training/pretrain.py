@@ -1,29 +1,41 @@
-"""Masked-token pre-training of one encoder on unlabelled flows. Drawing and batching belong to `training.batches`."""
+"""Masked-token pre-training of the encoders on unlabelled flows. Drawing and batching belong to `training.batches`."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+from zlib import crc32
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional
 
 from models.checkpoint import Mm4flowNetwork
 from models.encode import FIRST_TOKEN, MASK
 from models.mm4flow import MaskedEncoder, Mm4flow
-from training.batches import Augmentation, draw_weights, training_batches
-from training.finetune import EpochReport, Trainer, TrainingConfig, TrainingError, new_model, train_mode
-from training.samples import Sample
+from training.batches import Augmentation, Batch, draw_weights, plain_batches, training_batches
+from training.config import TrainingConfig, TrainingError
+from training.finetune import EVALUATION_BATCH_FLOWS, epoch_rng, new_model, train_mode
+from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from training.parallel import ALONE, Group
+from training.store import StoredFlows, StoredSamples
 
 SELECTED = 0.2
 """Share of tokens to predict; of these 80 % read `[MASK]`, 10 % a random token, 10 % what they are."""
 CAPTURE_POWER = 0.6
 AUGMENTATION = Augmentation(no_content=0.0, mask_bytes=0.0, random_bytes=0.0, mask_lengths=0.0, jitter_lengths=0.05)
 """Flows are cut and turned as in training; tokens are hidden by `mask_tokens` alone."""
+HELD_OUT = 50
+"""One capture in so many, by the hash of its name, is kept from pre-training to measure the loss on."""
+HELD_FLOWS = 2048
+
+Modality = Literal["ps", "bytes"]
+BOTH: tuple[Modality, ...] = ("bytes", "ps")
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,28 @@ class Masked:
 
     tokens: Tensor
     selected: Tensor
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """One modality of a batch: what was there, what is shown, and the token types, int64 [B, S] each."""
+
+    encoder: MaskedEncoder
+    whole: Tensor
+    types: Tensor
+    masked: Masked
+
+    def loss(self, rows: NDArray[np.int64], group: Group) -> Tensor:
+        """What these rows contribute to the mean cross-entropy of the hidden tokens; 0 where none was drawn."""
+        index = torch.from_numpy(rows)
+        tokens, types, selected, whole = (
+            group.to_device(tensor[index])
+            for tensor in (self.masked.tokens, self.types, self.masked.selected, self.whole)
+        )
+        hidden: Tensor = self.encoder(tokens, types)[selected]  # [N, D]
+        predicted: Tensor = self.encoder.cls.predictions(hidden)  # [N, vocabulary]
+        total = functional.cross_entropy(predicted, whole[selected], reduction="sum")
+        return total / max(int(self.masked.selected.sum()), 1)
 
 
 def mask_tokens(tokens: Tensor, vocabulary: int, share: float, generator: torch.Generator) -> Masked:
@@ -44,55 +78,102 @@ def mask_tokens(tokens: Tensor, vocabulary: int, share: float, generator: torch.
     return Masked(torch.where(selected, hidden, tokens), selected)
 
 
-def masked_token_loss(encoder: MaskedEncoder, tokens: Tensor, types: Tensor, generator: torch.Generator) -> Tensor:
-    """Cross-entropy of the hidden tokens; 0 when none was drawn."""
-    masked = mask_tokens(tokens, len(encoder.cls.predictions.bias), SELECTED, generator)
-    hidden: Tensor = encoder(masked.tokens, types)[masked.selected]  # [N, D]
-    if not len(hidden):
-        return hidden.sum()
-    predicted: Tensor = encoder.cls.predictions(hidden)  # [N, vocabulary]
-    return functional.cross_entropy(predicted, tokens[masked.selected])
+def _masked(model: Mm4flow, batch: Batch, modality: Modality, generator: torch.Generator) -> MaskedBatch:
+    if modality == "ps":
+        encoder, tokens, types = model.ps_encoder, batch.ps_tokens, torch.zeros_like(batch.ps_tokens)
+    else:
+        encoder, tokens, types = model.bytes_encoder, batch.bytes_tokens, batch.bytes_types
+    vocabulary = len(encoder.cls.predictions.bias)
+    return MaskedBatch(encoder, tokens, types, mask_tokens(tokens, vocabulary, SELECTED, generator))
 
 
-def pretrain(samples: Sequence[Sample], config: TrainingConfig, report: Callable[[EpochReport], None]) -> Mm4flow:
-    """Pre-train both encoders on the flows of the samples, one of each kind; labels are not read.
+def _loss(parts: list[MaskedBatch], group: Group, rows: NDArray[np.int64]) -> Tensor:
+    return torch.stack([part.loss(rows, group) for part in parts]).sum()
+
+
+def pretrain(
+    samples: StoredSamples,
+    config: TrainingConfig,
+    modalities: tuple[Modality, ...] = BOTH,
+    report: Callable[[StepReport], None] = lambda _: None,
+    files: RunFiles | None = None,
+    group: Group = ALONE,
+) -> Mm4flow:
+    """Pre-train the encoders of `modalities` on the flows of the samples, one of each kind; labels are not read.
+
+    Both together share their batches: each learns as it would by itself.
 
     Raises:
-        TrainingError: there is no flow, or the loss is not finite.
+        TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
     """
-    kept = distinct(samples, config)
-    if not kept:
+    data = hold_out(distinct(samples, config))
+    if not len(data.train):
         raise TrainingError("no flow to pre-train on: extract captures that hold payload")
-    weights = draw_weights([(sample.corpus, sample.capture) for sample in kept], 1.0, CAPTURE_POWER)
+    weights = draw_weights(data.train.corpora(), data.train.captures, 1.0, CAPTURE_POWER)
     network = Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1)
     model = new_model(network, config.seed)
-    rng = np.random.default_rng(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    trainer = Trainer(model, config, config.epochs * math.ceil(config.draws / config.batch_flows))
-    train_mode(model, dropout=False)
-    flows = [sample.flow for sample in kept]
-    for epoch in range(config.epochs):
-        started = time.monotonic()
-        losses = []
+    _train_only(model, modalities)
+    trainer = Trainer(model, config, config.epochs * math.ceil(config.draws / config.batch_flows), group)
+
+    def works(epoch: int) -> Iterator[Work]:
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         for batch in training_batches(
-            flows, weights, config.draws, config.batch_flows, config.features, AUGMENTATION, rng
-        ):
-            content = masked_token_loss(model.bytes_encoder, batch.bytes_tokens, batch.bytes_types, generator)
-            types = torch.zeros_like(batch.ps_tokens)
-            losses.append(
-                trainer.step(content + masked_token_loss(model.ps_encoder, batch.ps_tokens, types, generator))
-            )
-        report(EpochReport(epoch, float(np.mean(losses)), config.draws / (time.monotonic() - started)))
-    return trainer.mean.eval()
+            data.train.flows, weights, config.draws, config.batch_flows, config.features, AUGMENTATION,
+            epoch_rng(config, epoch),
+        ):  # fmt: skip
+            parts = [_masked(trainer.model, batch, modality, generator) for modality in modalities]
+            yield Work(len(batch.rows), batch.tokens, partial(_loss, parts, group))
+
+    def evaluate() -> dict[str, float]:
+        return held_out_losses(trainer.mean, data.held.flows, config, modalities, group)
+
+    stage = Stage("pretrain-" + "-".join(sorted(modalities)), works, partial(train_mode, dropout=False), evaluate)
+    return run_stage(trainer, stage, config, config.epochs, files, report, group)
 
 
-def distinct(samples: Sequence[Sample], config: TrainingConfig) -> list[Sample]:
-    """One sample of each kind that the model can tell apart."""
-    kept: dict[tuple[tuple[int, ...], bytes, bytes], Sample] = {}
-    lengths, content = config.features.payload_lengths, config.features.content_bytes
-    for sample in samples:
-        flow = sample.flow
-        kept.setdefault(
-            (tuple(flow.payload_lengths[:lengths]), flow.orig_bytes[:content], flow.resp_bytes[:content]), sample
-        )
-    return list(kept.values())
+def _train_only(model: Mm4flow, modalities: tuple[Modality, ...]) -> None:
+    model.requires_grad_(False)
+    encoders: dict[Modality, nn.Module] = {"ps": model.ps_encoder, "bytes": model.bytes_encoder}
+    for modality in modalities:
+        encoders[modality].requires_grad_(True)
+
+
+@torch.no_grad()
+def held_out_losses(
+    model: Mm4flow, flows: StoredFlows, config: TrainingConfig, modalities: tuple[Modality, ...], group: Group = ALONE
+) -> dict[str, float]:
+    """Mean masked-token loss by modality on flows that were kept aside, the same tokens hidden each time."""
+    model.eval()
+    generator = torch.Generator().manual_seed(config.seed)
+    totals = dict.fromkeys(modalities, 0.0)
+    hidden = dict.fromkeys(modalities, 0)
+    for batch in plain_batches(flows, EVALUATION_BATCH_FLOWS, config.features):
+        for modality in modalities:
+            part = _masked(model, batch, modality, generator)
+            count = int(part.masked.selected.sum())
+            totals[modality] += float(part.loss(np.arange(len(batch.rows)), group)) * count
+            hidden[modality] += count
+    return {f"loss_{modality}": totals[modality] / hidden[modality] for modality in modalities if hidden[modality]}
+
+
+def distinct(samples: StoredSamples, config: TrainingConfig) -> StoredSamples:
+    """One sample, the first, of each kind that the model can tell apart."""
+    kinds = samples.flows.kinds(config.features.payload_lengths, config.features.content_bytes)
+    return samples.take(np.sort(np.unique(kinds, return_index=True)[1]))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Flows to train on and flows to measure on, of other captures."""
+
+    train: StoredSamples
+    held: StoredSamples
+
+
+def hold_out(samples: StoredSamples) -> Held:
+    """Keep one capture in `HELD_OUT` aside, at most `HELD_FLOWS` of its flows; none where that would leave nothing."""
+    chosen = [name for name in samples.capture_names if crc32(name.encode()) % HELD_OUT == 0]
+    aside = samples.in_captures(chosen)
+    if aside.all():
+        aside[:] = False
+    return Held(samples.take(~aside), samples.take(np.flatnonzero(aside)[:HELD_FLOWS]))

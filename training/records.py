@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from models.checkpoint import Mm4flowNetwork
+from training.config import TrainingConfig
 from training.corpus import ClassCount
 from training.evaluate import EvaluationSettings
-from training.finetune import TrainingConfig
 from training.report import Evaluation
 
 
@@ -25,11 +25,26 @@ class Run(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     hardware: str
     seconds: float
+    split: str = ""
 
 
 class EvaluationRecord(msgspec.Struct, frozen=True):
-    """An evaluation with its settings and cost."""
+    """An evaluation with its settings and cost; `split` is the name of the split it was measured on, if on one."""
 
     settings: EvaluationSettings
     figures: Evaluation
     seconds: float
+    split: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a command is about to do."""
+
+    flows: int
+    captures: int
+    labels: int
+    parameters: int
+    steps: int
+    device: str
+    processes: int
+    goes_on_at_step: int

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from training.calibrate import Calibrated, Floats, capped_weights, fit_temperature, rejection_threshold, softmax
+from training.config import TrainingError
 from training.evaluate import EvaluationSettings, FoldOutcome, Logits
-from training.finetune import TrainingError
 from training.metrics import (
     ClassScore,
     Interval,
+    Predictions,
     auroc,
-    bootstrap_draws,
     calibration_error,
     class_scores,
-    f1_scores,
+    interval,
     macro_f1,
+    macro_f1_draws,
+    weighted_f1,
 )
 
 MIN_FLOWS = 5
@@ -66,10 +69,12 @@ class FoldFigures(msgspec.Struct, frozen=True):
 class Evaluation(msgspec.Struct, frozen=True):
     """Everything measured on captures kept from training. The headline is over the folds that chose no setting.
 
-    `macro_f1` is the mean over folds, its interval a bootstrap over the captures of each fold. `macro_f1_by_packets`:
-    after so many payload packets, and `all`. Each fold is calibrated with the temperature fitted on the other folds;
-    `temperature` and `threshold` are those of all folds together, for the checkpoint. `capped`: where the flows of a
-    class in one capture weigh no more than `training.calibrate.MOST_FLOWS` together.
+    `macro_f1` is the mean over folds, its interval a bootstrap over the captures of each fold. `..._by_packets`: after
+    so many payload packets, and `all`; `..._by_content_bytes`: with so many content bytes each way. The trees read
+    lengths and bytes, the forest flow statistics; `majority` names the most frequent class whatever comes. Each fold is
+    calibrated with the temperature fitted on the other folds; `temperature` and `threshold` are those of all folds
+    together, for the checkpoint. `capped`: where the flows of a class in one capture weigh no more than
+    `training.calibrate.MOST_FLOWS` together.
     """
 
     folds: list[FoldFigures]
@@ -78,6 +83,9 @@ class Evaluation(msgspec.Struct, frozen=True):
     macro_f1_trees: float
     macro_f1_trees_interval: Interval
     gain_interval: Interval
+    macro_f1_forest: float
+    macro_f1_majority: float
+    weighted_f1: float
     macro_f1_capped: float
     macro_f1_capped_trees: float
     calibration_error_capped: float
@@ -88,6 +96,10 @@ class Evaluation(msgspec.Struct, frozen=True):
     unknown_rejected: float | None
     known_rejected: float
     macro_f1_by_packets: dict[str, float]
+    calibration_error_by_packets: dict[str, float]
+    macro_f1_by_content_bytes: dict[str, float]
+    calibration_error_by_content_bytes: dict[str, float]
+    false_rejection: float
     classes: list[ClassScore]
     confusions: list[Confusion]
     temperature: float
@@ -95,45 +107,71 @@ class Evaluation(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """A fold after calibration: predicted class, its confidence, the confidence on unknown flows."""
+class Judged:
+    """A fold after calibration: shares of the labels float64 [n, labels], the predicted class, its confidence, and the
+    confidence on unknown flows."""
 
     outcome: FoldOutcome
+    temperature: float
+    shares: Floats
     predicted: NDArray[np.int64]
     confidence: Floats
     unknown_confidence: Floats
 
 
-def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: EvaluationSettings) -> Evaluation:
-    """All figures of a cross-validation.
+def judge_all(outcomes: Sequence[FoldOutcome], n_label: int) -> list[Judged]:
+    """Every fold, calibrated with the temperature of the others."""
+    return [_judge(outcome, [o for o in outcomes if o is not outcome], n_label) for outcome in outcomes]
+
+
+def evaluate(
+    outcomes: Sequence[FoldOutcome],
+    labels: Sequence[str],
+    settings: EvaluationSettings,
+    false_rejection: float = FALSE_REJECTION,
+) -> Evaluation:
+    """All figures of a cross-validation; the unknown rule rejects the share `false_rejection` of known flows.
 
     Raises:
         TrainingError: no fold beside those in `tuned` holds a class with `MIN_FLOWS` flows.
     """
-    judged = [_judge(outcome, [o for o in outcomes if o is not outcome], len(labels)) for outcome in outcomes]
-    final = calibrate(outcomes, len(labels))
-    counted = _reported(judged, len(labels), settings)
+    judged = judge_all(outcomes, len(labels))
+    final = calibrate(outcomes, len(labels), false_rejection)
+    counted = reported_folds(judged, len(labels), settings)
     threshold = final.threshold
     folds = [_fold_figures(fold, len(labels), settings) for fold in judged]
     reported = {fold.outcome.fold for fold in counted}
 
-    def mean(measure: Callable[[_Judged], float]) -> float:
+    def mean(measure: Callable[[Judged], float]) -> float:
         return float(np.mean([measure(fold) for fold in counted]))
 
-    def f1(fold: _Judged) -> float:
+    def f1(fold: Judged) -> float:
         return macro_f1(fold.outcome.truth, fold.predicted, len(labels), MIN_FLOWS)
 
-    def f1_trees(fold: _Judged) -> float:
+    def f1_trees(fold: Judged) -> float:
         return macro_f1(fold.outcome.truth, fold.outcome.trees, len(labels), MIN_FLOWS)
 
+    def f1_forest(fold: Judged) -> float:
+        return macro_f1(fold.outcome.truth, fold.outcome.forest, len(labels), MIN_FLOWS)
+
+    def f1_majority(fold: Judged) -> float:
+        said = np.full_like(fold.outcome.truth, fold.outcome.majority)
+        return macro_f1(fold.outcome.truth, said, len(labels), MIN_FLOWS)
+
+    by_packets = _curve(counted, len(labels), lambda outcome: outcome.prefixes)
+    by_content = _curve(counted, len(labels), lambda outcome: outcome.contents)
+    whole = _curve(counted, len(labels), lambda outcome: {"all": outcome.logits})
     model_draws, trees_draws = (_draws(counted, len(labels), trees=trees) for trees in (False, True))
     return Evaluation(
         folds=folds,
         macro_f1=mean(f1),
-        macro_f1_interval=_interval(model_draws),
+        macro_f1_interval=interval(model_draws),
         macro_f1_trees=mean(f1_trees),
-        macro_f1_trees_interval=_interval(trees_draws),
-        gain_interval=_interval(model_draws - trees_draws),
+        macro_f1_trees_interval=interval(trees_draws),
+        gain_interval=interval(model_draws - trees_draws),
+        macro_f1_forest=mean(f1_forest),
+        macro_f1_majority=mean(f1_majority),
+        weighted_f1=mean(lambda fold: weighted_f1(fold.outcome.truth, fold.predicted, len(labels))),
         macro_f1_capped=mean(lambda fold: _capped_f1(fold.outcome, fold.predicted, len(labels))),
         macro_f1_capped_trees=mean(lambda fold: _capped_f1(fold.outcome, fold.outcome.trees, len(labels))),
         calibration_error_capped=_pooled_calibration(counted, capped=True),
@@ -143,7 +181,11 @@ def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: E
         unknown_auroc_trees=_mean_of_those([fold.unknown_auroc_trees for fold in folds if fold.fold in reported]),
         unknown_rejected=_mean_of_those([_share_below(fold.unknown_confidence, threshold) for fold in counted]),
         known_rejected=mean(lambda fold: float((fold.confidence < threshold).mean())),
-        macro_f1_by_packets={**_by_packets(counted, len(labels)), "all": mean(f1)},
+        macro_f1_by_packets=by_packets.macro_f1 | whole.macro_f1,
+        calibration_error_by_packets=by_packets.calibration_error | whole.calibration_error,
+        macro_f1_by_content_bytes=by_content.macro_f1,
+        calibration_error_by_content_bytes=by_content.calibration_error,
+        false_rejection=false_rejection,
         classes=_classes(counted, labels),
         confusions=_confusions(counted, labels),
         temperature=final.temperature,
@@ -151,17 +193,17 @@ def evaluate(outcomes: Sequence[FoldOutcome], labels: Sequence[str], settings: E
     )
 
 
-def calibrate(outcomes: Sequence[FoldOutcome], n_label: int) -> Calibrated:
+def calibrate(outcomes: Sequence[FoldOutcome], n_label: int, false_rejection: float = FALSE_REJECTION) -> Calibrated:
     """Temperature and threshold from flows that the models of these folds were not trained on."""
     logits = np.concatenate([outcome.logits for outcome in outcomes])
     truth = np.concatenate([outcome.truth for outcome in outcomes])
     weights = capped_weights([capture for outcome in outcomes for capture in outcome.captures], truth)
     temperature = fit_temperature(logits, truth, weights, n_label)
     confidence = softmax(logits, temperature)[:, :n_label].max(axis=1)
-    return Calibrated(temperature, rejection_threshold(confidence, weights, FALSE_REJECTION))
+    return Calibrated(temperature, rejection_threshold(confidence, weights, false_rejection))
 
 
-def _reported(judged: list[_Judged], n_label: int, settings: EvaluationSettings) -> list[_Judged]:
+def reported_folds(judged: list[Judged], n_label: int, settings: EvaluationSettings) -> list[Judged]:
     """The folds that make the headline: not tuned on, and with a class to measure."""
     counted = [
         fold
@@ -176,14 +218,14 @@ def _reported(judged: list[_Judged], n_label: int, settings: EvaluationSettings)
     return counted
 
 
-def _judge(outcome: FoldOutcome, others: Sequence[FoldOutcome], n_label: int) -> _Judged:
+def _judge(outcome: FoldOutcome, others: Sequence[FoldOutcome], n_label: int) -> Judged:
     temperature = calibrate(others, n_label).temperature if others else 1.0
     shares = softmax(outcome.logits, temperature)[:, :n_label]
     unknown = softmax(outcome.unknown_logits, temperature)[:, :n_label]
-    return _Judged(outcome, shares.argmax(axis=1), shares.max(axis=1), unknown.max(axis=1))
+    return Judged(outcome, temperature, shares, shares.argmax(axis=1), shares.max(axis=1), unknown.max(axis=1))
 
 
-def _fold_figures(fold: _Judged, n_label: int, settings: EvaluationSettings) -> FoldFigures:
+def _fold_figures(fold: Judged, n_label: int, settings: EvaluationSettings) -> FoldFigures:
     outcome = fold.outcome
     correct = fold.predicted == outcome.truth
     return FoldFigures(
@@ -215,25 +257,13 @@ def _share_below(confidence: Floats, threshold: float) -> float | None:
     return float((confidence < threshold).mean()) if len(confidence) else None
 
 
-def _draws(folds: Sequence[_Judged], n_label: int, *, trees: bool, rounds: int = 500) -> Floats:
+def _draws(folds: Sequence[Judged], n_label: int, *, trees: bool) -> Floats:
     """Bootstrap draws of the mean over folds, the same captures for the model and for the trees."""
-    per_fold = []
-    for fold in folds:
-        truth, predicted = fold.outcome.truth, fold.outcome.trees if trees else fold.predicted
-        counted = np.bincount(truth, minlength=n_label) >= MIN_FLOWS
-
-        def measure(rows: NDArray[np.int64], t: NDArray[np.int64] = truth, p: NDArray[np.int64] = predicted,
-                    counted: NDArray[np.bool_] = counted) -> float:  # fmt: skip
-            there = counted & (np.bincount(t[rows], minlength=n_label) > 0)
-            return float(f1_scores(t[rows], p[rows], n_label)[there].mean()) if there.any() else float("nan")
-
-        per_fold.append(bootstrap_draws(fold.outcome.captures, measure, rounds))
-    return np.asarray(np.nanmean(per_fold, axis=0))
-
-
-def _interval(draws: Floats) -> Interval:
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Interval(float(low), float(high))
+    said = [
+        Predictions(o.truth, o.trees if trees else fold.predicted, o.captures)
+        for fold, o in ((fold, fold.outcome) for fold in folds)
+    ]
+    return macro_f1_draws(said, n_label, MIN_FLOWS)
 
 
 def _capped_f1(outcome: FoldOutcome, predicted: NDArray[np.int64], n_label: int) -> float:
@@ -241,31 +271,42 @@ def _capped_f1(outcome: FoldOutcome, predicted: NDArray[np.int64], n_label: int)
     return macro_f1(outcome.truth, predicted, n_label, MIN_FLOWS, weights)
 
 
-def _pooled_calibration(folds: Sequence[_Judged], *, capped: bool = False) -> float:
+def _pooled_calibration(folds: Sequence[Judged], *, capped: bool = False) -> float:
     confidence = np.concatenate([fold.confidence for fold in folds])
     correct = np.concatenate([fold.predicted == fold.outcome.truth for fold in folds])
     weights = [capped_weights(fold.outcome.captures, fold.outcome.truth) for fold in folds]
     return calibration_error(confidence, correct, np.concatenate(weights) if capped else None)
 
 
-def _by_packets(folds: Sequence[_Judged], n_label: int) -> dict[str, float]:
-    def f1(outcome: FoldOutcome, logits: Logits) -> float:
-        return macro_f1(outcome.truth, logits[:, :n_label].argmax(axis=1), n_label, MIN_FLOWS)
+@dataclass(frozen=True)
+class _Curve:
+    """Macro-F1, the mean over folds, and the calibration error, all folds together, by what the model was shown."""
 
-    packets = folds[0].outcome.prefixes
-    return {
-        str(count): float(np.mean([f1(fold.outcome, fold.outcome.prefixes[count]) for fold in folds]))
-        for count in packets
-    }
+    macro_f1: dict[str, float]
+    calibration_error: dict[str, float]
 
 
-def _classes(folds: Sequence[_Judged], labels: Sequence[str]) -> list[ClassScore]:
+def _curve(folds: Sequence[Judged], n_label: int, shown: Callable[[FoldOutcome], Mapping[Any, Logits]]) -> _Curve:
+    f1: dict[str, float] = {}
+    error: dict[str, float] = {}
+    for point in shown(folds[0].outcome):
+        shares = [softmax(shown(fold.outcome)[point], fold.temperature)[:, :n_label] for fold in folds]
+        truths = [fold.outcome.truth for fold in folds]
+        f1[str(point)] = float(
+            np.mean([macro_f1(t, p.argmax(1), n_label, MIN_FLOWS) for t, p in zip(truths, shares, strict=True)])
+        )
+        pooled, truth = np.concatenate(shares), np.concatenate(truths)
+        error[str(point)] = calibration_error(pooled.max(1), pooled.argmax(1) == truth)
+    return _Curve(f1, error)
+
+
+def _classes(folds: Sequence[Judged], labels: Sequence[str]) -> list[ClassScore]:
     truth = np.concatenate([fold.outcome.truth for fold in folds])
     predicted = np.concatenate([fold.predicted for fold in folds])
     return class_scores(truth, predicted, labels, [capture for fold in folds for capture in fold.outcome.captures])
 
 
-def _confusions(folds: Sequence[_Judged], labels: Sequence[str]) -> list[Confusion]:
+def _confusions(folds: Sequence[Judged], labels: Sequence[str]) -> list[Confusion]:
     flows: Counter[tuple[int, int]] = Counter()
     captures: dict[tuple[int, int], set[str]] = {}
     for fold in folds:

@@ -1,254 +1,224 @@
-"""Run directories: what `tapline-train` reads and leaves behind. Each step writes its files whole or not at all."""
+"""The training commands: from feature directories to run directories. Each file is written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import nn
 
-from models.checkpoint import Calibration as CalibrationRecord
-from models.checkpoint import Checkpoint, Mm4flowNetwork, Unknown, file_sha256
-from training.card import render_card
+from models.checkpoint import Mm4flowNetwork
+from models.mm4flow import Mm4flow
+from training.config import TrainingConfig, TrainingError
 from training.corpus import Corpus, make_corpus, make_training_set
-from training.evaluate import EvaluationSettings, cross_validate, network_of
-from training.export import export, serving_weights
-from training.finetune import EpochReport, TrainingConfig, TrainingError, fit, new_model
-from training.pretrain import pretrain
-from training.records import EvaluationRecord, Run
-from training.report import Evaluation, evaluate
-from training.samples import MANIFEST, read_manifest, read_samples
+from training.evaluate import network_of
+from training.files import (
+    ENCODERS,
+    EVALUATION,
+    MODEL,
+    RUN,
+    encoders_of,
+    features_of,
+    fingerprint,
+    open_samples,
+    read_encoders,
+    save_weights,
+    write_json,
+)
+from training.finetune import fit, new_model, predict
+from training.loop import RunFiles, StepReport
+from training.metrics import macro_f1
+from training.outcomes import OUTCOMES
+from training.parallel import Group, join_group
+from training.partition import Partition, read_partition
+from training.pretrain import BOTH, Modality, distinct, pretrain
+from training.records import Plan, Run
+from training.runlog import clear_logs
+from training.split import halve_labels
+from training.state import drop_state, load_state
+from training.store import StoredSamples
 
-RUN = "run.json"
-LOSSES = "metrics.jsonl"
-MODEL = "model.safetensors"
-ENCODERS = "encoders.safetensors"
-EVALUATION = "evaluation.json"
-
+Report = Callable[[StepReport], None]
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 
 
-class RunLog:
-    """Appends JSON lines to a run's metrics; the first says what starts."""
+@dataclass(frozen=True)
+class Job:
+    """What every training command is told: data, where to write, settings; `dry_run` only says what would be done."""
 
-    def __init__(self, directory: Path, stage: str, config: TrainingConfig) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / LOSSES
-        self._stage = stage
-        self.write(config=config)
-
-    def write(self, **fields: Any) -> None:
-        """Write one line."""
-        with self._path.open("ab") as file:
-            file.write(msgspec.json.encode({"stage": self._stage, **fields}) + b"\n")
+    features: Sequence[Path]
+    directory: Path
+    config: TrainingConfig
+    restart: bool = False
+    dry_run: bool = False
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a record as indented JSON, through a temporary file."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    staging.replace(path)
+def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BOTH) -> Plan:
+    """Pre-train encoders on every flow of the features, labels unread, and write them to a run directory.
 
-
-def pretrain_run(
-    features: list[Path], directory: Path, config: TrainingConfig, report: Callable[[EpochReport], None]
-) -> None:
-    """Pre-train both encoders on every flow of the features, labels unread, and write them to a run directory."""
-    torch.set_num_threads(config.threads)
+    Raises:
+        TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
+        SampleError: the features cannot be read.
+    """
+    torch.set_num_threads(job.config.threads)
     started = time.monotonic()
-    samples = [sample for path in features for sample in read_samples(path)]
-    log = RunLog(directory, "pretrain", config)
-
-    def epoch(done: EpochReport) -> None:
-        log.write(**vars(done))
-        report(done)
-
-    model = pretrain(samples, config, epoch)
-    weights = {name: value for name, value in model.state_dict().items() if name.startswith(("ps_enc", "bytes_enc"))}
-    _save_weights(weights, directory / ENCODERS)
+    config = job.config
+    files = _files(job, "pretrain", modalities, features_of(job.features))
     network = Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1)
-    write_json(directory / RUN, _run("pretrain", config, 0, features, "", network, None, started))
+    with join_group(config.device) as group:
+        samples = open_samples(job.features, _scratch(job))
+        plan = _plan(job, files, distinct(samples, config), Mm4flow(network), 0, group)
+        if job.dry_run:
+            return plan
+        _begin(job, files, group)
+        model = pretrain(samples, config, modalities, report, files, group)
+        if group.rank == 0:
+            starts = tuple(f"{modality}_encoder." for modality in modalities)
+            weights = {name: value for name, value in model.state_dict().items() if name.startswith(starts)}
+            save_weights(weights, job.directory / ENCODERS)
+            write_json(job.directory / RUN, _record(job, "pretrain", network, group, started))
+            drop_state(job.directory)
+    return plan
 
 
 def finetune_run(
-    features: list[Path],
-    directory: Path,
-    config: TrainingConfig,
-    min_captures: int,
-    encoders: Path | None,
-    report: Callable[[EpochReport], None],
-) -> None:
-    """Train on all labelled flows, every rare protocol as background, and write weights to a run directory.
+    job: Job, report: Report, min_captures: int, encoders: Sequence[Path] = (), split: Path | None = None
+) -> Plan:
+    """Train on labelled flows, rare protocols as background, and write weights to a run directory.
+
+    With a split, only on its part for training; half of the rare protocols are then left to measure *unknown* with.
 
     Raises:
-        TrainingError: fewer than two labels can be learned, or the loss is not finite.
+        TrainingError: fewer than two labels can be learned, the loss is not finite, or the state cannot be saved.
         SampleError: the features cannot be read.
+        SplitError: the split is not one of these features.
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(job.config.threads)
     started = time.monotonic()
-    corpus = _read_corpus(features, min_captures)
-    data = make_training_set(corpus, corpus.samples, corpus.rare, config)
-    network = network_of(corpus, config, background=bool(corpus.rare))
-    model = new_model(network, config.seed, read_encoders(encoders))
-    log = RunLog(directory, "finetune", config)
-
-    def epoch(done: EpochReport) -> None:
-        log.write(**vars(done))
-        report(done)
-
-    trained = fit(model, data, config, epoch)
-    _save_weights(trained.state_dict(), directory / MODEL)
-    (directory / EVALUATION).unlink(missing_ok=True)  # it measured the run before
-    made = _run("finetune", config, min_captures, features, _encoders_of(encoders), network, corpus, started)
-    write_json(directory / RUN, made)
-
-
-def evaluate_run(
-    features: list[Path],
-    directory: Path,
-    settings: EvaluationSettings,
-    encoders: Path | None,
-    report: Callable[[EpochReport], None],
-) -> Evaluation:
-    """Cross-validate the settings of a fine-tuning run and write the figures beside it.
-
-    Raises:
-        TrainingError: the features or encoders are not those of the run, or training fails.
-        SplitError: a label has too few captures.
-    """
-    run = read_run(directory)
-    if _features_of(features) != run.features or _encoders_of(encoders) != run.encoders:
-        raise TrainingError(
-            f"{directory}: made from other features or encoders: give --features and --encoders of the run"
-        )
-    torch.set_num_threads(run.config.threads)
-    started = time.monotonic()
-    corpus = _read_corpus(features, run.min_captures)
-    outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report)
-    figures = evaluate(outcomes, corpus.labels, settings)
-    write_json(directory / EVALUATION, EvaluationRecord(settings, figures, time.monotonic() - started))
-    return figures
+    partition = read_partition(split) if split else None
+    data_of = (features_of(job.features), encoders_of(encoders), min_captures, partition)
+    files = _files(job, "finetune", data_of)
+    with join_group(job.config.device) as group:
+        corpus = make_corpus(open_samples(job.features, _scratch(job)), min_captures)
+        parts = partition.parts(corpus.samples) if partition else None
+        background = halve_labels(corpus.rare, 0)[0] if partition else set(corpus.rare)
+        train = corpus.samples if parts is None else corpus.samples.take(parts == 0)
+        data = make_training_set(corpus, train, background, job.config)
+        network = network_of(corpus, job.config, background=bool(background))
+        model = new_model(network, job.config.seed, read_encoders(encoders))
+        plan = _plan(job, files, train, model, len(corpus.labels), group)
+        if job.dry_run:
+            return plan
+        _begin(job, files, group)
+        evaluate = _validation(corpus, job.config, partition)
+        trained = fit(model, data, job.config, report, files, group, evaluate)
+        if group.rank == 0:
+            save_weights(trained.state_dict(), job.directory / MODEL)
+            for measured in (EVALUATION, OUTCOMES):  # of the run before
+                (job.directory / measured).unlink(missing_ok=True)
+            record = _record(
+                job, "finetune", network, group, started, corpus, min_captures, encoders_of(encoders), split
+            )
+            write_json(job.directory / RUN, record)
+            drop_state(job.directory)
+    return plan
 
 
-def export_run(directory: Path, out: Path, name: str, version: str, notes: str) -> Checkpoint:
-    """Write a run as a checkpoint directory `out`/`name`/`version`, calibrated where the run was evaluated.
+def _validation(
+    corpus: Corpus, config: TrainingConfig, partition: Partition | None
+) -> Callable[[Mm4flow], dict[str, float]] | None:
+    """What measures macro-F1 on the part for validation, None without one."""
+    if partition is None:
+        return None
+    known = corpus.known()
+    held = known.take(partition.parts(known) == 1)
+    if not len(held):
+        return None
+    truth = corpus.truth(held)
 
-    Raises:
-        TrainingError: the run is not a whole fine-tuning run.
-    """
-    run = read_run(directory)
-    record = None
-    if (directory / EVALUATION).is_file():
-        record = msgspec.json.decode((directory / EVALUATION).read_bytes(), type=EvaluationRecord)
-    background = run.network.n_class > len(run.labels)
-    manifest = Checkpoint(
-        kind="mm4flow",
-        name=name,
-        version=version,
-        network=run.network,
-        labels=sorted(count.label for count in run.labels),
-        features=run.config.features,
-        calibration=CalibrationRecord(round(record.figures.temperature, 4)) if record else CalibrationRecord(),
-        unknown=Unknown(round(record.figures.threshold, 4) if record else 0.0, background),
-        metrics=_metrics(record),
-        provenance={"features": run.features, "encoders": run.encoders, "versions": run.versions},
+    def measure(model: Mm4flow) -> dict[str, float]:
+        said = predict(model, held.flows, config.features)[:, : len(corpus.labels)].argmax(1)
+        return {"macro_f1": macro_f1(truth, said, len(corpus.labels), 1), "accuracy": float((said == truth).mean())}
+
+    return measure
+
+
+def _files(job: Job, *parts: object) -> RunFiles:
+    return RunFiles(job.directory, fingerprint(job.config, *parts))
+
+
+def _scratch(job: Job) -> Path:
+    """Where the corpus is kept while the run lasts: beside its results, which are on a real disk."""
+    return Path(tempfile.gettempdir()) if job.dry_run else job.directory
+
+
+def _begin(job: Job, files: RunFiles, group: Group) -> None:
+    if group.rank == 0:
+        if job.restart:
+            drop_state(job.directory)
+        if load_state(job.directory, files.fingerprint) is None:
+            clear_logs(job.directory)
+    group.wait()
+
+
+def _plan(job: Job, files: RunFiles, samples: StoredSamples, model: nn.Module, labels: int, group: Group) -> Plan:
+    config = job.config
+    per_epoch = -(-config.draws // config.batch_flows)
+    saved = None if job.restart else load_state(job.directory, files.fingerprint)
+    return Plan(
+        flows=len(samples),
+        captures=len(set(samples.captures.tolist())),
+        labels=labels,
+        parameters=sum(p.numel() for p in model.parameters()),
+        steps=(config.epochs + (config.frozen_epochs if labels else 0)) * per_epoch,
+        device=str(group.device),
+        processes=group.size,
+        goes_on_at_step=saved.step if saved else 0,
     )
-    weights = {key: value.numpy() for key, value in _load_weights(directory / MODEL).items()}
-    card = render_card(manifest, run.labels, run.background, run.config, record, run.hardware, run.seconds, notes)
-    return export(out / name / version, manifest, serving_weights(weights), card)
 
 
-def read_run(directory: Path) -> Run:
-    """The record of a fine-tuning run.
-
-    Raises:
-        TrainingError: the directory holds none.
-    """
-    try:
-        run = msgspec.json.decode((directory / RUN).read_bytes(), type=Run)
-    except OSError as error:
-        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of finetune") from None
-    except msgspec.DecodeError as error:
-        raise TrainingError(f"{directory / RUN}: {error}") from None
-    if run.command != "finetune":
-        raise TrainingError(f"{directory}: a run of {run.command}, expected one of finetune")
-    return run
-
-
-def read_encoders(directory: Path | None) -> Mapping[str, Tensor] | None:
-    """Weights of pre-trained encoders from a run of pretrain, None without one."""
-    return None if directory is None else _load_weights(directory / ENCODERS)
-
-
-def _read_corpus(features: Iterable[Path], min_captures: int) -> Corpus:
-    return make_corpus((sample for path in features for sample in read_samples(path)), min_captures)
-
-
-def _features_of(features: Iterable[Path]) -> dict[str, str]:
-    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards."""
-    hashes = {}
-    for path in features:
-        read_manifest(path)
-        hashes[path.name] = file_sha256(path / MANIFEST)
-    return hashes
-
-
-def _encoders_of(directory: Path | None) -> str:
-    if directory is None:
-        return ""
-    if not (directory / ENCODERS).is_file():
-        raise TrainingError(f"{directory}: no {ENCODERS}: expected a run of pretrain")
-    return file_sha256(directory / ENCODERS)
-
-
-def _save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """The decoder of a masked-token head shares its matrix with the embeddings: each name gets a copy of its own."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: value.detach().clone().contiguous() for name, value in weights.items()}, staging)
-    staging.replace(path)
-
-
-def _load_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        raise TrainingError(f"{path}: missing or damaged weights: run the step before again") from None
-
-
-def _run(
+def _record(
+    job: Job,
     command: str,
-    config: TrainingConfig,
-    min_captures: int,
-    features: list[Path],
-    encoders: str,
     network: Mm4flowNetwork,
-    corpus: Corpus | None,
+    group: Group,
     started: float,
+    corpus: Corpus | None = None,
+    min_captures: int = 0,
+    encoders: str = "",
+    split: Path | None = None,
 ) -> Run:
     rare = set(corpus.rare) if corpus else set()
+    threads = f"{job.config.threads} CPU thread(s)"
+    place = threads if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
     return Run(
         command=command,
-        config=config,
+        config=job.config,
         min_captures=min_captures,
-        features=_features_of(features),
+        features=features_of(job.features),
         encoders=encoders,
         network=network,
         labels=corpus.counts if corpus else [],
         background=[count for count in corpus.all_counts if count.label in rare] if corpus else [],
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
-        hardware=f"{platform.machine()}, {config.threads} CPU thread(s)",
+        hardware=f"{platform.machine()}, {group.size} process(es) of {place}"
+        if group.size > 1
+        else f"{platform.machine()}, {place}",
         seconds=round(time.monotonic() - started, 1),
+        split=file_name(split),
     )
 
 
-def _metrics(record: EvaluationRecord | None) -> dict[str, Any]:
-    return {} if record is None else {"cross_validation": msgspec.to_builtins(record)}
+def file_name(path: Path | None) -> str:
+    """The name of a file, "" for none."""
+    return os.fspath(path.name) if path else ""
+
+
+__all__ = ["Job", "Plan", "TrainingError", "finetune_run", "pretrain_run"]

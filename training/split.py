@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from training.samples import Sample
+from training.parquet import Sample
+
+Held = Mapping[str, Mapping[str | None, int]]
+"""For each capture how many flows of each label it holds, None for those without one."""
 
 
 class SplitError(ValueError):
     """The samples cannot be split as asked; the message says what is missing."""
 
 
-def known_labels(samples: Sequence[Sample], min_captures: int) -> list[str]:
-    """The labels that occur in at least `min_captures` captures, sorted."""
-    captures: defaultdict[str, set[str]] = defaultdict(set)
+def held_by(samples: Iterable[Sample]) -> dict[str, Counter[str | None]]:
+    """What the captures of these samples hold."""
+    held: defaultdict[str, Counter[str | None]] = defaultdict(Counter)
     for sample in samples:
-        if sample.label is not None:
-            captures[sample.label].add(sample.capture)
-    return sorted(label for label, names in captures.items() if len(names) >= min_captures)
+        held[sample.capture][sample.label] += 1
+    return dict(held)
+
+
+def known_labels(held: Held, min_captures: int) -> list[str]:
+    """The labels that occur in at least `min_captures` captures, sorted."""
+    spread = Counter(label for labels in held.values() for label in labels if label is not None)
+    return sorted(label for label, captures in spread.items() if captures >= min_captures)
 
 
 def fold_of_captures(samples: Sequence[Sample], labels: Collection[str], folds: int, seed: int) -> dict[str, int]:
+    """`spread_captures` of the captures of these samples."""
+    return spread_captures(held_by(samples), labels, folds, seed)
+
+
+def spread_captures(all_held: Held, labels: Collection[str], folds: int, seed: int) -> dict[str, int]:
     """A fold for every capture, so that each label's captures are spread as evenly as possible over the folds.
 
     Captures are placed rarest label first, each into the fold with the fewest captures of its labels, then the fewest
@@ -34,12 +47,10 @@ def fold_of_captures(samples: Sequence[Sample], labels: Collection[str], folds: 
     """
     rng = np.random.default_rng(seed)
     held: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    spread: Counter[str] = Counter()
-    for sample in samples:
-        label = sample.label or ""
-        held[sample.capture][label if label in labels else ""] += 1
-    for counts in held.values():
-        spread.update(label for label in counts if label)
+    for capture, flows_of in all_held.items():
+        for name, count in flows_of.items():
+            held[capture][name if name in labels else ""] += count  # type: ignore[index]
+    spread = Counter(label for counts in held.values() for label in counts if label)
     if lone := sorted(label for label in labels if spread[label] < 2):
         raise SplitError(
             f"label {lone[0]!r} has {spread[lone[0]]} capture(s): at least 2 are needed to split by capture"

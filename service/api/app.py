@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -16,12 +16,16 @@ from models.flow import Flow, FlowError, FlowLine, line_to_flow
 from service import __version__
 from service.api import errors, schemas
 from service.api.errors import ApiError, ErrorBody, error_response, overload_as_api_error
-from service.api.limits import CAPTURE_ROUTE, BodyLimit, Measured, check_key
+from service.api.limits import CAPTURE_ROUTE, BodyLimit, Measured, check_key, while_wanted
 from service.api.live import live
+from service.api.models import add_models, model_errors
 from service.api.uploads import NDJSON, classify_upload
 from service.report import InputSummary, SummaryBuilder, classified
 from service.runtime import Service
 
+ModelName = Annotated[
+    str | None, Query(max_length=64, description="a loaded model; the default one where none is named")
+]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _CAPTURE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -39,7 +43,9 @@ _CAPTURE_BODY: dict[str, Any] = {
         },
     }
 }
-_REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (400, 401, 413, 422, 429, 503)}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 503)
+}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -62,6 +68,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit, settings=service.settings)
     app.add_middleware(Measured, metrics=service.metrics)
     _add_classify(app, service)
+    add_models(app, service)
     _add_state(app, service)
     return app
 
@@ -74,24 +81,29 @@ def _add_classify(app: FastAPI, service: Service) -> None:
         response_model=schemas.Classified,
         responses={**_REFUSALS, 200: {"content": {NDJSON: {}}, "model": schemas.Classified}},
     )
-    async def classify_pcap(request: Request) -> Response:
+    async def classify_pcap(request: Request, model: ModelName = None) -> Response:
         """Classify a capture: pcap or pcapng, plain, gzip or zstd, as the multipart part `file` or as the body.
 
         With `Accept: application/x-ndjson` each flow is a line, as it comes; the last line holds the summary.
         """
-        return await classify_upload(request, service)
+        with model_errors():
+            batcher = service.models.batcher(model)
+        return await classify_upload(request, service, batcher)
 
     @app.post("/v1/classify/flows", tags=["classify"], response_model=schemas.Classified, responses=_REFUSALS)
-    async def classify_flows(body: schemas.FlowsRequest) -> Response:
+    async def classify_flows(request: Request, body: schemas.FlowsRequest, model: ModelName = None) -> Response:
         """Classify flows from a sensor of your own, in the form that `tapline features` writes."""
         flows = [_flow(index, fields) for index, fields in enumerate(body.flows)]
-        accepted = [flow for flow in flows if service.classifier.accepts(flow)]
-        builder = SummaryBuilder(service.classifier.checkpoint)
+        with model_errors():
+            batcher = service.models.batcher(model)
+        classifier = batcher.classifier
+        accepted = [flow for flow in flows if classifier.accepts(flow)]
+        builder = SummaryBuilder(classifier.checkpoint)
         for flow in flows:
-            if not service.classifier.accepts(flow):
+            if not classifier.accepts(flow):
                 builder.leave_out(flow)
         with overload_as_api_error():
-            found = await service.batcher.submit(accepted)
+            found = await while_wanted(request, batcher.submit(accepted), service.settings.request_timeout_seconds)
         records = []
         for flow, outcome in zip(accepted, found, strict=True):
             if outcome is not None and outcome.verdict is None:
@@ -113,13 +125,6 @@ def _flow(index: int, fields: schemas.FlowIn) -> Flow:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", tags=["models"], response_model=schemas.Models)
-    async def models() -> dict[str, Any]:
-        """The checkpoints that serve."""
-        checkpoint = service.classifier.checkpoint
-        fields = {name: getattr(checkpoint, name) for name in schemas.Model.model_fields}
-        return {"models": [fields]}
-
     @app.get("/v1/live", tags=["live"], response_model=schemas.Live)
     async def live_account() -> schemas.Live:
         """The live path: counts, what was shed and of whom, and the state of every sensor."""

@@ -1,9 +1,11 @@
-"""What stands around every request: the limit on its body, its API key, and the metrics of it."""
+"""What stands around every request: the limit on its body, its API key, how long it may wait, and its metrics."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.errors import ApiError, error_response
 from service.metrics import Metrics
 from service.settings import Settings
+
+T = TypeVar("T")
 
 CAPTURE_ROUTE = "/v1/classify/pcap"
 OPEN_ROUTES = ("/healthz", "/readyz")
@@ -97,3 +101,30 @@ def check_key(request: Request) -> None:
     given = request.headers.get("x-api-key", "") or bearer
     if not secrets.compare_digest(given.encode(), settings.api_key.get_secret_value().encode()):
         raise ApiError(401, "unauthorized", "send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+
+async def while_wanted(request: Request, answer: asyncio.Future[T], timeout_seconds: float) -> T:
+    """Wait for an answer as long as the client does; when it goes away, or after the limit, the work is cancelled.
+
+    The request's body must have been read.
+
+    Raises:
+        ApiError: 503 with Retry-After when the limit is over; 499 to a client that is gone.
+    """
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        waited: set[asyncio.Future[Any]] = {answer, gone}
+        await asyncio.wait(waited, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        if gone.done():
+            raise ApiError(499, "client_gone", "the client closed the connection")
+        raise ApiError(503, "timeout", f"no verdicts within {timeout_seconds:g} seconds", retry=True)
+    finally:
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -146,18 +146,20 @@ class Classified(Body):
 
 
 class Model(Body):
-    """A checkpoint that serves."""
+    """A model of the repository; what follows `default` is null where it does not serve."""
 
     name: str
-    version: str
-    kind: str
-    labels: list[str]
-    min_packets: int
-    metrics: dict[str, object]
+    versions: Annotated[list[str], Field(description="in the repository, oldest first")]
+    default: Annotated[bool, Field(description="serves the live path, and requests that name no model")]
+    version: Annotated[str | None, Field(description="the version that serves")] = None
+    kind: str | None = None
+    labels: list[str] | None = None
+    min_packets: int | None = None
+    metrics: dict[str, object] | None = None
 
 
 class Models(Body):
-    """The checkpoints that serve."""
+    """The models of the repository."""
 
     models: list[Model]
 

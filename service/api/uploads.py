@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException
 
 from models.flow import Flow
 from service.api.errors import ApiError, overload_as_api_error
-from service.batcher import VerdictError
+from service.batcher import Batcher, VerdictError
 from service.capture_worker import WorkerOptions
 from service.captures import CaptureStream
 from service.output import JsonWriter, NdjsonWriter
@@ -29,7 +29,7 @@ FILE_PART = "file"
 MAX_NAME = 128
 
 
-async def classify_upload(request: Request, service: Service) -> StreamingResponse:
+async def classify_upload(request: Request, service: Service, batcher: Batcher) -> StreamingResponse:
     """Receive the capture, start reading it, and answer once its first flows or its fault are known.
 
     Raises:
@@ -52,7 +52,7 @@ async def classify_upload(request: Request, service: Service) -> StreamingRespon
         if stream.end.error:
             raise ApiError(422, "bad_capture", stream.end.error)
         as_ndjson = NDJSON in request.headers.get("accept", "")
-        body = _Answer(service, stream, batches, name, as_ndjson=as_ndjson).chunks(first, stack.pop_all())
+        body = _Answer(service, batcher, stream, batches, name, as_ndjson=as_ndjson).chunks(first, stack.pop_all())
         return StreamingResponse(body, media_type=NDJSON if as_ndjson else "application/json")
 
 
@@ -82,6 +82,7 @@ class _Answer:
     def __init__(
         self,
         service: Service,
+        batcher: Batcher,
         stream: CaptureStream,
         batches: AsyncIterator[list[Flow]],
         name: str,
@@ -89,11 +90,12 @@ class _Answer:
         as_ndjson: bool,
     ) -> None:
         self._service = service
+        self._batcher = batcher
         self._stream = stream
         self._batches = batches
         self._buffer = io.StringIO()
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
-        self._builder = SummaryBuilder(service.classifier.checkpoint)
+        self._builder = SummaryBuilder(batcher.classifier.checkpoint)
         self._entry = InputSummary(name)
 
     async def chunks(self, first: list[Flow], resources: contextlib.AsyncExitStack) -> AsyncIterator[str]:
@@ -110,13 +112,13 @@ class _Answer:
             yield self._end()
 
     async def _classify(self, flows: list[Flow]) -> None:
-        classifier = self._service.classifier
+        classifier = self._batcher.classifier
         accepted = [flow for flow in flows if classifier.accepts(flow)]
         self._entry.flows += len(flows)
         for flow in flows:
             if not classifier.accepts(flow):
                 self._leave_out(flow)
-        for flow, outcome in zip(accepted, await self._service.batcher.classify(accepted), strict=True):
+        for flow, outcome in zip(accepted, await self._batcher.classify(accepted), strict=True):
             if outcome is not None and outcome.verdict is None:
                 self._leave_out(flow)
                 continue

@@ -27,10 +27,14 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class Scores:
-    """What an engine computes for n flows: logits float32 [n, classes] and embeddings float32 [n, 2 width]."""
+    """What an engine computes for n flows: logits float32 [n, classes] and embeddings float32 [n, 2 width].
+
+    `padding_tokens` were computed beside the real ones.
+    """
 
     logits: NDArray[np.float32]
     embeddings: NDArray[np.float32]
+    padding_tokens: int = 0
 
 
 class Engine(Protocol):
@@ -87,6 +91,29 @@ def pieces(batch: TokenBatch) -> list[NDArray[np.int64]]:
     if len(order):
         found.append(order[start:])
     return found
+
+
+def pieces_by_length(counts: NDArray[np.int64], max_items: int, max_rows: int) -> list[NDArray[np.int64]]:
+    """Cut rows of `counts` items each into pieces of similar length, as `pieces` does with two lengths a row."""
+    order = np.argsort(counts, kind="stable").astype(np.int64)
+    found: list[NDArray[np.int64]] = []
+    start = real = 0
+    for end, count in enumerate(counts[order].tolist()):  # ascending, so each is the longest so far
+        rows = end - start + 1
+        wasteful = rows * count - (real + count) > MAX_PADDING * rows * count
+        if rows > 1 and (wasteful or rows * count > max_items or rows > max_rows):
+            found.append(order[start:end])
+            start, real = end, 0
+        real += count
+    if len(order):
+        found.append(order[start:])
+    return found
+
+
+def padding(batch: TokenBatch, rows: NDArray[np.int64]) -> int:
+    """Padding tokens of the piece `rows`."""
+    ps, content = batch.ps_counts[rows], batch.bytes_counts[rows]
+    return int(len(rows) * (ps.max() + content.max()) - ps.sum() - content.sum())
 
 
 def _octave(counts: NDArray[np.int64]) -> NDArray[np.int64]:

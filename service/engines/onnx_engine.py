@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from models.checkpoint import ONNX, CheckpointError, read_checkpoint
+from models.checkpoint import ONNX, read_checkpoint
 from models.encode import TokenBatch, pad
-from service.engines.base import Scores, pieces
-
-# Read when onnxruntime is loaded, which would otherwise look up its maker's host.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime
-
-_ERRORS_ONLY = 3
+from service.engines.base import Scores, padding, pieces
+from service.engines.onnx_session import open_session
 
 
 class OnnxEngine:
@@ -23,27 +17,20 @@ class OnnxEngine:
 
     def __init__(self, directory: Path, threads: int = 0) -> None:
         self.checkpoint = read_checkpoint(directory, needs=(ONNX,))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(directory / ONNX), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime has no public base class for its errors
-            raise CheckpointError(f"{directory / ONNX}: ONNX Runtime refuses it: {type(error).__name__}") from error
+        self._session = open_session(directory / ONNX, threads)
         self._width = 2 * self.checkpoint.network.d_model
 
     def run(self, batch: TokenBatch) -> Scores:
         """Scores of every flow of the batch, in its order."""
         logits = np.empty((len(batch), self.checkpoint.network.n_class), np.float32)
         embeddings = np.empty((len(batch), self._width), np.float32)
+        padding_tokens = 0
         for rows in pieces(batch):
+            padding_tokens += padding(batch, rows)
             inputs = {
                 "ps_tokens": pad(batch.ps_tokens, batch.ps_offsets, rows),
                 "bytes_tokens": pad(batch.bytes_tokens, batch.bytes_offsets, rows),
                 "bytes_types": pad(batch.bytes_types, batch.bytes_offsets, rows),
             }
             logits[rows], embeddings[rows] = self._session.run(["logits", "embedding"], inputs)
-        return Scores(logits, embeddings)
+        return Scores(logits, embeddings, padding_tokens)

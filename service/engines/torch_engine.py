@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from models.checkpoint import WEIGHTS, CheckpointError, read_checkpoint
+from models.checkpoint import WEIGHTS, read_checkpoint
 from models.encode import TokenBatch, pad
 from models.mm4flow import Mm4flow
-from service.engines.base import Scores, pieces
+from service.engines.base import Scores, padding, pieces
+from service.engines.torch_weights import load_weights
 
 
 class TorchEngine:
@@ -24,14 +23,7 @@ class TorchEngine:
             torch.set_num_threads(threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = Mm4flow(self.checkpoint.network)
-        try:
-            weights = {name: value.float() for name, value in load_file(directory / WEIGHTS).items()}
-            missing, unexpected = model.load_state_dict(weights, strict=False)
-        except (SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{directory / WEIGHTS}: {str(error).splitlines()[-1].strip()}") from None
-        needed = [name for name in missing if ".cls." not in name]  # masked-token heads are for pre-training only
-        if needed or unexpected:
-            raise CheckpointError(f"{directory / WEIGHTS}: missing {needed[:3]}, unexpected {unexpected[:3]}")
+        load_weights(directory / WEIGHTS, model, lambda name: ".cls." in name)  # masked-token heads are for training
         self._model = model.eval().to(self._device)
 
     @torch.inference_mode()
@@ -40,7 +32,9 @@ class TorchEngine:
         network = self.checkpoint.network
         logits = np.empty((len(batch), network.n_class), np.float32)
         embeddings = np.empty((len(batch), 2 * network.d_model), np.float32)
+        padding_tokens = 0
         for rows in pieces(batch):
+            padding_tokens += padding(batch, rows)
             inputs = (
                 torch.from_numpy(pad(tokens, offsets, rows)).to(self._device)
                 for tokens, offsets in (
@@ -52,4 +46,4 @@ class TorchEngine:
             output = self._model(*inputs)
             logits[rows] = output.logits.float().cpu().numpy()
             embeddings[rows] = output.embedding.float().cpu().numpy()
-        return Scores(logits, embeddings)
+        return Scores(logits, embeddings, padding_tokens)

@@ -127,13 +127,23 @@ class ZeekReader:
             raise CaptureError(f"Zeek failed on the capture{_reason(folder)}; try the built-in reader")
 
     def _flows(self, log: Path) -> Iterator[Flow]:
-        if not log.exists():
-            return
-        with log.open("rb") as lines:
+        for flow in read_flow_log(log) if log.exists() else ():
+            self.packets += flow.orig_pkts + flow.resp_pkts
+            yield flow
+
+
+def read_flow_log(path: Path) -> Iterator[Flow]:
+    """The flows of a `tapline_flow.log`, as the package's `offline.zeek` writes it.
+
+    Raises:
+        CaptureError: it cannot be opened, or a line is not what this version reads.
+    """
+    try:
+        with path.open("rb") as lines:
             while line := lines.readline(MAX_LINE_BYTES):
-                flow = _parse(line)
-                self.packets += flow.orig_pkts + flow.resp_pkts
-                yield flow
+                yield _parse(line)
+    except OSError as error:
+        raise CaptureError(f"cannot read it: {error.strerror}") from None
 
 
 def _write(file: BinaryIO, block: PacketBlock) -> None:

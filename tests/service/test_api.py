@@ -13,6 +13,7 @@ from service.api import schemas
 from service.api.app import create_app
 from service.runtime import Service
 from service.settings import Settings
+from tests.conftest import make_checkpoint
 from tests.service.cli_runner import tapline
 
 CAPTURE = Path(__file__).resolve().parent.parent / "data" / "captures" / "android.pcap"
@@ -168,12 +169,12 @@ def test_a_full_queue_is_429_with_retry_after(client, monkeypatch):
 
 
 def test_models_metrics_docs_and_unknown_routes(client):
-    (model,) = client.get("/v1/models").json()["models"]
+    (model,) = [model for model in client.get("/v1/models").json()["models"] if model["default"]]
     assert (model["name"], model["labels"]) == ("random", ["dns", "http", "tls"])
     upload(client, CAPTURE.read_bytes())
     text = client.get("/metrics").text
     assert 'tapline_requests_total{route="/v1/classify/pcap",status="200"}' in text
-    assert 'tapline_model_info{engine="onnx",name="random",version="1"} 1.0' in text
+    assert 'tapline_model_info{kind="mm4flow",name="random",version="1"} 1.0' in text
     assert "/static-offline-docs/" in client.get("/docs").text
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/classify/pcap", "/v1/classify/flows", "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(paths)
@@ -203,3 +204,51 @@ def test_a_killed_reader_costs_one_answer(client, monkeypatch):
     assert "process that reads this capture died" in body["summary"]["inputs"][0]["warning"]
     monkeypatch.undo()
     assert upload(client, CAPTURE.read_bytes()).json()["summary"]["inputs"][0]["warning"] is None
+
+
+@pytest.fixture
+def repository(tmp_path):
+    for name, version in (("random", "1"), ("random", "2"), ("other", "1")):
+        make_checkpoint(tmp_path / name / version, name=name, version=version)
+    return tmp_path
+
+
+def test_models_are_loaded_named_swapped_and_unloaded(repository):
+    service = Service(Settings(repository=repository, model="random", load_models=["other"]))
+    with TestClient(create_app(service)) as client:
+
+        def answer(model):
+            body = {"flows": features()[:2]}
+            return client.post("/v1/classify/flows", json=body, params={"model": model} if model else {})
+
+        def version(response):
+            return response.json()["flows"][0]["verdict"]["model"], response.json()["flows"][0]["verdict"]["version"]
+
+        assert version(answer(None)) == ("random", "2")
+        assert version(answer("other")) == ("other", "1")
+        swapped = client.post("/v1/models/random/load", params={"version": "1"}).json()
+        assert (swapped["version"], swapped["versions"], swapped["default"]) == ("1", ["1", "2"], True)
+        assert version(answer(None)) == ("random", "1")
+        assert client.post("/v1/models/other/unload").status_code == 200
+        assert message(answer("other"), 404) == "model other is not loaded: random are"
+        assert "default model" in message(client.post("/v1/models/random/unload"), 409)
+        assert "no model nothing here" in message(client.post("/v1/models/nothing/load"), 404)
+        (repository / "random" / "2" / "model.onnx").write_bytes(b"damaged")
+        assert "the manifest says" in message(client.post("/v1/models/random/load"), 422)
+        assert version(answer(None)) == ("random", "1")
+        capture = client.post("/v1/classify/pcap", content=CAPTURE.read_bytes(), params={"model": "other"})
+        assert message(capture, 404)
+
+
+def test_a_request_that_waits_too_long_is_answered_and_not_computed(checkpoint_dir, engine, monkeypatch):
+    service = Service(Settings(checkpoint=checkpoint_dir, request_timeout_seconds=0.2))
+    with TestClient(create_app(service)) as client:
+        monkeypatch.setattr(service.classifier, "_engine", engine)
+        engine.gate.clear()
+        body = {"flows": features()[:2]}
+        first, second = (client.post("/v1/classify/flows", json=body) for _ in range(2))
+        engine.gate.set()
+        assert "no verdicts within 0.2 seconds" in message(first, 503)
+        assert (second.status_code, second.headers["retry-after"]) == (503, "2")
+    assert engine.batches == [2]
+    assert service.metrics.registry.get_sample_value("tapline_failures_total", {"reason": "CANCELED"}) == 2

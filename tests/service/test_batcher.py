@@ -10,11 +10,12 @@ from service.classifier import Classifier
 from service.engines.base import EngineError, Scores
 from service.metrics import Metrics
 from tests.conftest import make_flows
+from tests.service.conftest import FakeEngine
 
 
 def run(engine, body, **options):
     async def main():
-        batcher = Batcher(Classifier(engine), Metrics(), **options)
+        batcher = Batcher([Classifier(engine)], Metrics(), **options)
         batcher.start()
         try:
             async with asyncio.timeout(20):
@@ -95,7 +96,7 @@ def test_nothing_is_computed_for_nobody(engine):
 
 def test_stopping_answers_everybody(engine):
     async def main():
-        batcher = Batcher(Classifier(engine), Metrics(), max_batch_size=2, max_queue_delay_ms=0)
+        batcher = Batcher([Classifier(engine)], Metrics(), max_batch_size=2, max_queue_delay_ms=0)
         batcher.start()
         engine.gate.clear()
         waiting = batcher.submit(make_flows(6))
@@ -115,3 +116,93 @@ def test_a_wrong_number_of_scores_is_an_error(engine):
     engine.run = lambda batch: Scores(np.zeros((1, 3), np.float32), np.zeros((1, 64), np.float32))
     with pytest.raises(EngineError, match="scored 1 flows of 2"):
         Classifier(engine).classify(make_flows(2))
+
+
+def test_urgent_flows_overtake_bulk(engine):
+    async def body(batcher):
+        engine.gate.clear()
+        first = batcher.submit(make_flows(1))
+        await asyncio.sleep(0.05)  # the loop has taken the first batch
+        order = []
+        bulk = batcher.submit(make_flows(6), urgent=False)
+        urgent = batcher.submit(make_flows(6))
+        bulk.add_done_callback(lambda _: order.append("bulk"))
+        urgent.add_done_callback(lambda _: order.append("urgent"))
+        engine.gate.set()
+        await asyncio.gather(first, bulk, urgent)
+        return order
+
+    assert run(engine, body, max_batch_size=6, max_queue_delay_ms=0) == ["urgent", "bulk"]
+    assert engine.batches == [1, 6, 6]
+
+
+def test_a_small_call_does_not_wait_behind_a_large_one(engine):
+    async def body(batcher):
+        engine.gate.clear()
+        first = batcher.submit(make_flows(1))
+        await asyncio.sleep(0.05)
+        large, small = batcher.submit(make_flows(100)), batcher.submit(make_flows(2))
+        engine.gate.set()
+        await asyncio.gather(first, small)
+        waiting = not large.done()
+        await large
+        return waiting
+
+    assert run(engine, body, max_batch_size=8, max_queue_delay_ms=0)
+
+
+def test_a_batch_is_closed_by_its_tokens(engine):
+    flows = make_flows(8)
+    tokens = Classifier(engine).tokens
+
+    async def body(batcher):
+        return await batcher.submit(flows)
+
+    limit = 2 * max(tokens(flow) for flow in flows)
+    assert len(run(engine, body, max_batch_tokens=limit, max_queue_delay_ms=50)) == 8
+    assert len(engine.batches) > 1
+    assert sum(engine.batches) == 8
+
+
+def test_a_replaced_engine_ends_and_the_queue_stays(engine, checkpoint_dir):
+    other = FakeEngine(engine.checkpoint)
+
+    async def body(batcher):
+        engine.gate.clear()
+        waiting = [batcher.submit(make_flows(4, seed)) for seed in range(3)]
+        await asyncio.sleep(0.05)
+        swap = asyncio.create_task(batcher.replace([Classifier(other)]))
+        await asyncio.sleep(0.05)
+        engine.gate.set()
+        await swap
+        return [len(await group) for group in waiting]
+
+    assert run(engine, body, max_batch_size=4, max_queue_delay_ms=0) == [4, 4, 4]
+    assert sum(engine.batches) + sum(other.batches) == 12
+    assert sum(other.batches) >= 4
+
+
+def test_two_engines_work_side_by_side(engine):
+    other = FakeEngine(engine.checkpoint)
+
+    async def main():
+        batcher = Batcher([Classifier(engine), Classifier(other)], Metrics(), max_batch_size=2, max_queue_delay_ms=0)
+        batcher.start()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(batcher.submit(make_flows(2, seed)) for seed in range(40)))
+        await batcher.stop(5)
+
+    asyncio.run(main())
+    assert sum(engine.batches) + sum(other.batches) == 80
+    assert min(len(engine.batches), len(other.batches)) > 0
+
+
+def test_an_engine_that_fails_on_all_is_told_of(engine):
+    engine.run = lambda batch: 1 / 0
+
+    async def body(batcher):
+        found = await batcher.submit(make_flows(5))
+        failing = batcher.failing
+        return found, failing
+
+    assert run(engine, body) == ([None] * 5, True)

@@ -66,3 +66,36 @@ def test_heavy_hitters_keep_the_heavy_in_bounded_space():
     (key, count), *others = hitters.top(10)
     assert (key, len(others)) == ("flood", 9)
     assert count >= 500
+
+
+def test_urgent_items_go_first_and_do_not_starve_the_rest():
+    queue = FairQueue(100, lambda subject, item: None)
+    for number in range(20):
+        queue.put("bulk", f"b{number}")
+        queue.put("early", f"u{number}", urgent=True)
+    taken = queue.take(17)
+    assert [item for item in taken if item[0] == "b"] == ["b0", "b1"]
+    assert taken[7] == "b0"
+    assert taken[15] == "b1"
+    assert len(queue.take(100)) == 23
+
+
+def test_a_batch_holds_no_more_tokens_than_allowed_but_always_one_item():
+    queue = FairQueue(10, lambda subject, item: None)
+    for item, tokens in (("a", 900), ("b", 50), ("c", 50), ("d", 1)):
+        queue.put(item, item, tokens=tokens)
+    assert queue.tokens == 1001
+    assert queue.take(10, 100) == ["a"]
+    assert queue.take(10, 100) == ["b", "c"]
+    assert queue.take(10, 100) == ["d"]
+    assert queue.tokens == 0
+
+
+def test_what_is_not_urgent_is_shed_first():
+    shed = []
+    queue = FairQueue(3, lambda subject, item: shed.append(item))
+    for item in ("b1", "u1", "u2", "u3"):
+        queue.put("flood", item, urgent=item[0] == "u")
+    assert shed == ["b1"]
+    queue.put("flood", "u4", urgent=True)
+    assert shed == ["b1", "u4"]

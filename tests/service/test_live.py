@@ -27,7 +27,7 @@ def delivered():
 
 def play(engine, body, *, queue_flows=100):
     async def main():
-        batcher = Batcher(Classifier(engine), Metrics(), max_queue_delay_ms=0)
+        batcher = Batcher([Classifier(engine)], Metrics(), max_queue_delay_ms=0)
         pipeline = LivePipeline(batcher, Metrics(), queue_flows=queue_flows)
         batcher.start()
         task = asyncio.create_task(pipeline.run())

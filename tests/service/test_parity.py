@@ -124,7 +124,7 @@ class TestWithZeek:
     async def over_the_bus(self, port, folder, checkpoint_dir):
         flows = []
         metrics = Metrics()
-        batcher = Batcher(Classifier(load_engine("onnx", checkpoint_dir)), metrics)
+        batcher = Batcher([Classifier(load_engine("onnx", checkpoint_dir))], metrics)
         pipeline = LivePipeline(batcher, metrics, queue_flows=10_000)
         taken = pipeline.take
 

@@ -43,11 +43,11 @@ def test_directions():
 
 
 def test_classes_and_captures_are_balanced_by_power():
-    groups = [("a", "x")] * 16 + [("a", "y")] + [("b", "z")]
-    equal = draw_weights(groups, 0, 0)
+    classes, captures = np.array([4] * 17 + [9]), np.array([0] * 16 + [1, 2])
+    equal = draw_weights(classes, captures, 0, 0)
     assert equal.sum() == pytest.approx(1)
     assert [equal[:16].sum(), equal[16], equal[17]] == pytest.approx([0.25, 0.25, 0.5])
-    rooted = draw_weights(groups, 1, 0.5)
+    rooted = draw_weights(classes, captures, 1, 0.5)
     assert [rooted[:16].sum(), rooted[16], rooted[17]] == pytest.approx([2 / 3 * 0.8, 2 / 3 * 0.2, 1 / 3])
 
 
@@ -91,6 +91,18 @@ def test_batches_hold_the_draws_with_little_padding(rng):
     assert rows.total() == 1000
     assert set(rows) == set(range(40))
     assert 1 - real / computed < 0.25
+
+
+def test_a_part_of_a_batch_holds_its_rows_without_their_padding():
+    flows = [prefix(FLOW, 1), FLOW]
+    (batch,) = plain_batches(flows, 2, Mm4flowFeatures())
+    place = int(np.flatnonzero(batch.rows == 0)[0])
+    part = batch.part(np.array([place]))
+    assert part.rows.tolist() == [0]
+    assert part.ps_tokens.tolist() == [[2, 13, 3]]
+    assert part.bytes_tokens.shape == part.bytes_types.shape == (1, 7)
+    assert part.tokens == 10
+    assert batch.tokens == 10 + 6 + 3 + 14
 
 
 def test_plain_batches_hold_every_flow_once():

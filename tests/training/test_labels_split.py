@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.flow import Flow
 from training.labels import LabelError, read_labels
 from training.samples import Sample
-from training.split import SplitError, fold_of_captures, halve_labels, known_labels
+from training.split import SplitError, fold_of_captures, halve_labels, held_by, known_labels
 
 HEADER = "pcap,l4,client_ip,client_port,server_ip,server_port,protocol,confidence\n"
 
@@ -74,14 +74,14 @@ captures = st.dictionaries(
 @given(captures, st.integers(0, 5))
 def test_each_capture_is_in_one_fold_and_labels_are_spread(held, seed):
     everything = samples(held)
-    labels = known_labels(everything, 2)
+    labels = known_labels(held_by(everything), 2)
     fold_of = fold_of_captures(everything, labels, 3, seed)
     assert set(fold_of) == set(held)
     assert set(fold_of.values()) <= {0, 1, 2}
     folds = defaultdict(set)
     for sample in everything:
         folds[sample.label].add(fold_of[sample.capture])
-    assert all(len(folds[label]) > 1 for label in known_labels(everything, 12))
+    assert all(len(folds[label]) > 1 for label in known_labels(held_by(everything), 12))
 
 
 def test_a_label_of_one_capture_cannot_be_split():

@@ -14,15 +14,16 @@ from models.encode import encode
 from models.mm4flow import Mm4flow
 from models.verdict import verdicts
 from service.engines.base import load_engine
-from training import finetune
 from training.cli import app, main
+from training.config import TrainingConfig, TrainingError
 from training.corpus import make_corpus, make_training_set
 from training.evaluate import network_of
 from training.extract import ExtractError, extract, find_origins
-from training.finetune import Trainer, TrainingConfig, TrainingError, fit, new_model, order_lengths
+from training.files import open_samples, read_run
+from training.finetune import fit, new_model, order_lengths
 from training.labels import read_labels
+from training.loop import Trainer
 from training.pretrain import mask_tokens
-from training.runs import read_run
 from training.samples import MANIFEST, SampleError, read_manifest, read_samples
 
 DATA = Path(__file__).parents[1] / "data"
@@ -69,16 +70,18 @@ def test_extract_reads_logs_as_captures(tmp_path):
     flows = [
         [sample.flow.payload_lengths for sample in read_samples(out)]
         for root, out in ((PROTOCOLS / "logs", tmp_path / "a"), (PROTOCOLS / "pcap" / "tk.pcap", tmp_path / "b"))
-        if extract(find_origins([root]), out, None, 1)
+        if extract(find_origins([root]), out)
     ]
     assert flows[0] == flows[1] == [[30, -46], [30, -89], [30, -89]]
 
 
 def test_learns_the_protocols_it_was_shown(run, features):
     log = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert log[0]["config"]["epochs"] == 12
-    assert [line["epoch"] for line in log[1:]] == list(range(12))
-    assert log[-1]["loss"] < 0.7 * log[1]["loss"]
+    assert (log[0]["kind"], log[0]["config"]["epochs"]) == ("start", 12)
+    epochs = [line for line in log if line["kind"] == "epoch"]
+    assert [(line["epoch"], line["step"]) for line in epochs] == [(n, 8 * (n + 1)) for n in range(12)]
+    assert epochs[-1]["loss"] < 0.7 * epochs[0]["loss"]
+    assert list((run / "run" / "tensorboard" / "finetune").glob("events.*"))
     tapline_train("export", "--run", run / "run", "--out", run / "zoo", "--name", "small", "--version", "1")
     folder = run / "zoo" / "small" / "1"
     checkpoint = read_checkpoint(folder)
@@ -100,7 +103,7 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     assert "trees" in output
     record = json.loads((quick / "evaluation.json").read_text())
     assert [fold["tuned"] for fold in record["figures"]["folds"]] == [True, False]
-    assert set(record["figures"]["macro_f1_by_packets"]) == {"1", "2", "4", "8", "all"}
+    assert set(record["figures"]["macro_f1_by_packets"]) == {"1", "2", "4", "8", "16", "32", "all"}
     notes = tmp_path / "notes.md"
     notes.write_text("## Data\n\nSome captures.\n")
     tapline_train("export", "--run", quick, "--out", tmp_path, "--name", "q", "--version", "1", "--notes", notes)
@@ -121,8 +124,8 @@ def test_evaluation_refuses_other_data_than_the_run_learned_from(run, features):
     assert "expected a run of pretrain" in str(result.exception)
 
 
-def test_the_same_seed_gives_the_same_weights(features):
-    corpus = make_corpus(read_samples(features), 3)
+def test_the_same_seed_gives_the_same_weights(features, tmp_path):
+    corpus = make_corpus(open_samples([features], tmp_path), 3)
     config = TrainingConfig(32, 2, 1, 64, epochs=1, draws=64)
     data = make_training_set(corpus, corpus.samples, corpus.rare, config)
     network = network_of(corpus, config, background=True)
@@ -163,20 +166,20 @@ def test_a_failing_run_leaves_what_was_there(features, tmp_path, monkeypatch):
     def bad(*_arguments, **_options):
         raise TrainingError("the loss is nan in step 3: lower the learning rate (-lr)")
 
-    monkeypatch.setattr(finetune.Trainer, "step", bad)
+    monkeypatch.setattr(Trainer, "work", bad)
     result = CliRunner().invoke(app, ["finetune", "--features", str(features), "--out", str(out), *SMALL, "-ep", "1"])
     assert isinstance(result.exception, TrainingError)
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
-def test_labels_in_too_few_captures_cannot_be_learned(features):
+def test_labels_in_too_few_captures_cannot_be_learned(features, tmp_path):
     with pytest.raises(TrainingError, match="lower --min-captures"):
-        make_corpus(read_samples(features), 9)
+        make_corpus(open_samples([features], tmp_path), 9)
 
 
-def test_a_label_without_flows_is_named(features):
-    corpus = make_corpus(read_samples(features), 3)
-    some = [sample for sample in corpus.samples if sample.label != "NTP"]
+def test_a_label_without_flows_is_named(features, tmp_path):
+    corpus = make_corpus(open_samples([features], tmp_path), 3)
+    some = corpus.samples.take(~corpus.samples.with_label(["NTP"]))
     with pytest.raises(TrainingError, match="label 'NTP' has no flow"):
         make_training_set(corpus, some, [], TrainingConfig())
 
@@ -198,7 +201,7 @@ def test_nothing_to_extract_leaves_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.pcap").write_bytes(b"not a capture, whatever its name says")
     with pytest.raises(ExtractError, match="hold no flow with payload"):
-        extract(find_origins([tmp_path / "in"]), tmp_path / "out", None, 1)
+        extract(find_origins([tmp_path / "in"]), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     with pytest.raises(ExtractError, match="no such file"):
         find_origins([tmp_path / "absent"])
@@ -208,7 +211,7 @@ def test_other_peoples_folders_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(ExtractError, match="holds no features"):
-        extract(find_origins([PROTOCOLS / "pcap"]), tmp_path / "mine", None, 1)
+        extract(find_origins([PROTOCOLS / "pcap"]), tmp_path / "mine")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 

@@ -1,0 +1,114 @@
+"""A model swapped again and again under traffic: is a flow lost, is there a gap, does memory come back?
+
+    python benchmarks/reload.py CAPTURE... [--reloads 50] [--repository DIR]
+
+The default model is loaded anew, warmed and swapped while flows keep coming; resident memory is read after each swap.
+The longest time between two answers during a swap stands beside the longest without any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import structlog
+from hardware import describe, report
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from models.flow import Flow
+from service.runtime import Service
+from service.settings import Settings
+from service.sources.capture import CaptureReader, ReadOptions
+
+FLOWS_AT_ONCE = 32
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class Traffic:
+    """Sends flows one group after the other, and remembers when answers came."""
+
+    def __init__(self, service: Service, flows: list[Flow]) -> None:
+        self._service = service
+        self._groups = itertools.cycle([flows[i : i + FLOWS_AT_ONCE] for i in range(0, len(flows), FLOWS_AT_ONCE)])
+        self.sent = self.answered = 0
+        self.answers_at: list[float] = []
+        self.stopping = False
+
+    async def run(self) -> None:
+        """Until told to stop; the last group is answered all the same."""
+        while not self.stopping:
+            group = next(self._groups)
+            self.sent += len(group)
+            outcomes = await self._service.batcher.submit(group)
+            self.answered += sum(outcome is not None for outcome in outcomes)
+            self.answers_at.append(time.perf_counter())
+
+    def longest_gap_seconds(self, since: int) -> float:
+        """The longest time between two answers."""
+        times = self.answers_at[since:]
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+
+
+async def measure(service: Service, flows: list[Flow], reloads: int) -> None:
+    """Swap, watch, print."""
+    async with service.running():
+        traffic = Traffic(service, flows)
+        task = asyncio.create_task(traffic.run())
+        await asyncio.sleep(3)
+        quiet_gap, swapping_from = traffic.longest_gap_seconds(0), len(traffic.answers_at)
+        memory, seconds = [resident_mb()], []
+        for _ in range(reloads):
+            started = time.perf_counter()
+            await service.models.load(service.models.default)
+            seconds.append(time.perf_counter() - started)
+            await asyncio.sleep(0.1)
+            memory.append(resident_mb())
+        gap = traffic.longest_gap_seconds(swapping_from)
+        traffic.stopping = True
+        await task
+    lost = traffic.sent - traffic.answered
+    print(f"reloads    {reloads} of {service.models.default}, {statistics.median(seconds):.2f} s each (median)")
+    print(f"flows      {traffic.sent} sent, {traffic.answered} answered, {lost} lost")
+    print(f"gap        {gap * 1000:.0f} ms at most between answers while swapping, {quiet_gap * 1000:.0f} ms without")
+    tenth = memory[min(10, len(memory) - 1)]
+    print(f"memory     {memory[0]:.0f} MiB before, {tenth:.0f} after 10 reloads, {memory[-1]:.0f} after {reloads}")
+    report(
+        f"{reloads} reloads under traffic",
+        f"**{lost} of {traffic.sent} flows lost**, {memory[0]:.0f} MiB before, {memory[-1]:.0f} MiB after; "
+        f"{gap * 1000:.0f} ms at most between answers ({quiet_gap * 1000:.0f} ms without)",
+    )
+
+
+def main() -> None:
+    """Read flows, run the service, swap."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("captures", nargs="+", type=Path)
+    parser.add_argument("--reloads", type=int, default=50)
+    parser.add_argument("--repository", type=Path)
+    options = parser.parse_args()
+    flows = [
+        flow
+        for path in options.captures
+        for flow in CaptureReader(path, ReadOptions(heads="none"))
+        if flow.payload_lengths
+    ]
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    print(f"machine    {describe()}")
+    print(f"input      {len(flows)} real flows, again and again, {FLOWS_AT_ONCE} at a time")
+    asyncio.run(measure(Service(Settings(repository=options.repository)), flows, options.reloads))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The torch engine for traces: the same scores from `model.safetensors`, on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.checkpoint import WEIGHTS, read_trace_checkpoint
+from models.packets import PacketTokens, pad_packets
+from models.tracegram import Tracegram, is_for_training
+from service.engines.torch_weights import load_weights
+from service.engines.traces import TraceInput, TraceScores, flow_pieces, no_encoder, trace_pieces
+
+
+class TorchTraceEngine:
+    """Runs a trace checkpoint in float32; `threads` is torch's own count for the process, 0 leaves it."""
+
+    def __init__(self, directory: Path, threads: int = 0) -> None:
+        self.checkpoint = read_trace_checkpoint(directory, needs=(WEIGHTS,))
+        if threads:
+            torch.set_num_threads(threads)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = Tracegram(self.checkpoint.network)
+        load_weights(directory / WEIGHTS, model, is_for_training)
+        self._model = model.eval().to(self._device)
+
+    @torch.inference_mode()
+    def embed(self, batch: PacketTokens) -> NDArray[np.float32]:
+        """Features of every flow, [n, F], in the order of the batch."""
+        if self._model.encoder is None:
+            raise no_encoder(self.checkpoint)
+        features = np.empty((len(batch), self.checkpoint.network.feature_size), np.float32)
+        for rows in flow_pieces(batch):
+            tokens = torch.from_numpy(pad_packets(batch, rows)).to(self._device)
+            features[rows] = self._model.encoder(tokens).features.float().cpu().numpy()
+        return features
+
+    @torch.inference_mode()
+    def score(self, traces: Sequence[TraceInput]) -> TraceScores:
+        """Scores of every trace, in order."""
+        network = self.checkpoint.network
+        logits = np.empty((len(traces), network.n_class), np.float32)
+        importance = [np.empty(0, np.float32)] * len(traces)
+        for piece in trace_pieces(traces, network.feature_size):
+            features, times = (torch.from_numpy(part).to(self._device) for part in (piece.features, piece.times))
+            output = self._model.trace(features, times, torch.from_numpy(piece.counts))
+            logits[piece.rows] = output.logits.float().cpu().numpy()
+            shares = output.importance.float().cpu().numpy()
+            for row, share, count in zip(piece.rows.tolist(), shares, piece.counts.tolist(), strict=True):
+                importance[row] = share[:count].copy()
+        return TraceScores(logits, importance)

@@ -1,0 +1,137 @@
+"""The protocol that every trace engine fulfils: flows' packet heads to features, and the flows of a trace to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import TracegramCheckpoint
+from models.packets import PacketTokens
+from models.trace_features import trace_times
+from service.engines.base import MAX_PIECE_FLOWS, MAX_PIECE_TOKENS, EngineError, EngineName, pieces_by_length
+
+MAX_PIECE_TRACES = 64
+
+
+@dataclass(frozen=True)
+class TraceInput:
+    """What a trace engine reads of a trace of k >= 1 flows, in the order of `models.trace.flow_order`.
+
+    `features` float32 [k, F], of the checkpoint's own encoder or of its flow checkpoint; `start_us`, `duration_us`
+    int64 [k].
+    """
+
+    features: NDArray[np.float32]
+    start_us: NDArray[np.int64]
+    duration_us: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TraceScores:
+    """Scores of t traces: logits float32 [t, classes], and the importance of each trace's flows, float32 [k].
+
+    The importance of a flow is the attention that it gets, averaged over the queries; it sums to 1 over a trace. It is
+    correlation, not proof of cause.
+    """
+
+    logits: NDArray[np.float32]
+    importance: list[NDArray[np.float32]]
+
+
+class TraceEngine(Protocol):
+    """Runs one trace checkpoint. Neither a flow's feature nor a trace's scores depend on what is beside it."""
+
+    checkpoint: TracegramCheckpoint
+
+    def embed(self, batch: PacketTokens) -> NDArray[np.float32]:
+        """Features of every flow, [n, F], in the order of the batch.
+
+        Raises:
+            EngineError: the checkpoint has no encoder of its own: its features are embeddings of a flow checkpoint.
+        """
+        ...
+
+    def score(self, traces: Sequence[TraceInput]) -> TraceScores:
+        """Scores of every trace, in order.
+
+        Raises:
+            EngineError: a trace is empty, or its arrays do not fit the checkpoint or each other.
+        """
+        ...
+
+
+def load_trace_engine(name: EngineName, directory: Path, threads: int = 0) -> TraceEngine:
+    """Load the directory of a trace checkpoint into an engine; `threads` as in `load_engine`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or of another kind or version.
+        EngineError: the engine is not installed.
+    """
+    if name == "torch":
+        try:
+            from service.engines.torch_trace_engine import TorchTraceEngine
+        except ModuleNotFoundError as error:
+            raise EngineError(
+                f"the torch engine needs {error.name}: install tapline[gpu], or use --engine onnx"
+            ) from None
+        return TorchTraceEngine(directory, threads)
+    from service.engines.onnx_trace_engine import OnnxTraceEngine
+
+    return OnnxTraceEngine(directory, threads)
+
+
+@dataclass(frozen=True)
+class TracePiece:
+    """Traces of similar length as arrays: `rows` int64 [t], their places in the request; `features` float32 [t, k, F]
+    and `times` float32 [t, k, 2], zero where padded; `counts` int64 [t].
+    """
+
+    rows: NDArray[np.int64]
+    features: NDArray[np.float32]
+    times: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+
+def flow_pieces(batch: PacketTokens) -> list[NDArray[np.int64]]:
+    """Flows of similar length, as indices."""
+    return pieces_by_length(batch.counts, MAX_PIECE_TOKENS, MAX_PIECE_FLOWS)
+
+
+def trace_pieces(traces: Sequence[TraceInput], width: int) -> list[TracePiece]:
+    """Cut traces into pieces of similar length.
+
+    Raises:
+        EngineError: a trace is empty, or its arrays do not fit `width` or each other.
+    """
+    for trace in traces:
+        k = len(trace.features)
+        if not k or trace.features.shape != (k, width) or not len(trace.start_us) == len(trace.duration_us) == k:
+            raise EngineError(
+                f"expected a trace of one flow or more with {width} numbers, a start and a duration each, got features "
+                f"{list(trace.features.shape)}, {len(trace.start_us)} starts, {len(trace.duration_us)} durations"
+            )
+    counts = np.fromiter((len(trace.features) for trace in traces), np.int64, len(traces))
+    return [_piece(traces, rows, counts[rows]) for rows in pieces_by_length(counts, MAX_PIECE_TOKENS, MAX_PIECE_TRACES)]
+
+
+def _piece(traces: Sequence[TraceInput], rows: NDArray[np.int64], counts: NDArray[np.int64]) -> TracePiece:
+    longest, width = int(counts.max()), traces[int(rows[0])].features.shape[1]
+    features = np.zeros((len(rows), longest, width), np.float32)
+    times = np.zeros((len(rows), longest, 2), np.float32)
+    for place, (row, count) in enumerate(zip(rows.tolist(), counts.tolist(), strict=True)):
+        trace = traces[row]
+        features[place, :count] = trace.features
+        times[place, :count] = trace_times(trace.start_us, trace.duration_us)
+    return TracePiece(rows, features, times, counts)
+
+
+def no_encoder(checkpoint: TracegramCheckpoint) -> EngineError:
+    """What `embed` raises where the features come from a flow checkpoint."""
+    flow = checkpoint.flow_checkpoint
+    source = f"{flow.name} {flow.version}" if flow else "a flow checkpoint"
+    return EngineError(f"{checkpoint.name}: its flow features are the embeddings of {source}: give those to `score`")

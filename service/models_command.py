@@ -1,0 +1,88 @@
+"""The command `tapline models`: asks a running service what serves, and has it load or unload models."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+TIMEOUT_SECONDS = 120
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+app = typer.Typer(no_args_is_help=True, help="List, load and unload the models of a running service.")
+
+Url = Annotated[str, typer.Option(help="where the service listens", envvar="TAPLINE_URL")]
+Key = Annotated[str, typer.Option(help="its API key", envvar="TAPLINE_API_KEY")]
+Name = Annotated[str, typer.Argument(help="name of the model")]
+
+
+@app.command("list")
+def list_models(url: Url = DEFAULT_URL, api_key: Key = "") -> None:
+    """Show the models of the repository, and those that serve."""
+    _show(_ask("GET", url, "/v1/models", api_key)["models"])
+
+
+@app.command("load")
+def load_model(
+    name: Name,
+    version: Annotated[str, typer.Option(help="the newest where none is given")] = "",
+    url: Url = DEFAULT_URL,
+    api_key: Key = "",
+) -> None:
+    """Load a model, or swap the one that serves for another version, with no gap."""
+    query = f"?{urllib.parse.urlencode({'version': version})}" if version else ""
+    _show([_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", api_key)])
+
+
+@app.command("unload")
+def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: Key = "") -> None:
+    """Serve a model no more."""
+    _show(_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/unload", api_key)["models"])
+
+
+def _show(models: list[dict[str, Any]]) -> None:
+    table = Table("name", "kind", "serving", "versions", "labels", box=None, pad_edge=False)
+    for model in models:
+        serving = model["version"] or "-"
+        table.add_row(
+            model["name"],
+            model["kind"] or "-",
+            f"{serving} (default)" if model["default"] else serving,
+            ", ".join(model["versions"]),
+            str(len(model["labels"] or [])) if model["version"] else "-",
+        )
+    Console(highlight=False).print(table)
+
+
+def _ask(method: str, url: str, path: str, api_key: str) -> Any:
+    headers = {"X-API-Key": api_key} if api_key else {}
+    try:
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError("expected http:// or https://")
+        request = urllib.request.Request(url.rstrip("/") + path, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        _fail(_message(error))
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        _fail(f"{url}: no answer: {getattr(error, 'reason', error)}")
+    except ValueError as error:
+        _fail(f"{url}: {error}")
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the service answered {error.code} {error.reason}"
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,18 @@
+"""The reference of metrics in the documentation is what the code exposes."""
+
+from pathlib import Path
+
+from service.metrics import Metrics, reference_table
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+
+
+def test_the_page_holds_the_table_that_the_code_makes():
+    assert reference_table() in PAGE.read_text(), "write it anew: python -m service.metrics > docs/metrics.md"
+
+
+def test_every_own_metric_is_in_the_table():
+    table = reference_table()
+    for family in Metrics().registry.collect():
+        if family.name.startswith("tapline_"):
+            assert f"`{family.name}" in table

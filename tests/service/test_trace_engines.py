@@ -1,0 +1,154 @@
+"""Both trace engines give the same scores, whatever a flow or trace is batched with; importance sums to 1."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.checkpoint import CheckpointError
+from models.packets import PacketTokens, encode_packets
+from models.trace import TraceSettings, make_traces
+from service.engines.base import MAX_PADDING, EngineError, load_engine, pieces_by_length
+from service.engines.traces import TraceInput, load_trace_engine
+from service.sources.capture import read_capture
+from tests.conftest import make_trace_checkpoint
+
+ROUNDING = 1e-4
+CAPTURES = Path(__file__).parents[1] / "data" / "captures"
+WIDTH = 32
+
+
+@pytest.fixture(scope="module")
+def flows():
+    """Flows of real captures, header-only heads."""
+    return [flow for name in ("android.pcap", "ndpi/hls.pcapng") for flow in read_capture(CAPTURES / name)]
+
+
+@pytest.fixture(scope="module", params=["onnx", "torch"])
+def engine(request, trace_checkpoint_dir):
+    return load_trace_engine(request.param, trace_checkpoint_dir)
+
+
+def trace_input(rng, count):
+    starts = np.cumsum(rng.integers(0, 3_000_000, count))
+    return TraceInput(rng.standard_normal((count, WIDTH), np.float32), starts, rng.integers(0, 9_000_000, count))
+
+
+@pytest.fixture(scope="module")
+def traces():
+    rng = np.random.default_rng(7)
+    return [trace_input(rng, count) for count in (1, 2, 3, 3, 5, 9, 9, 10, 17, 40, 64, 256)]
+
+
+def test_engines_agree_on_real_flows(trace_checkpoint_dir, flows):
+    batch = encode_packets(flows)
+    ours, reference = (load_trace_engine(name, trace_checkpoint_dir).embed(batch) for name in ("onnx", "torch"))
+    assert reference.shape == (len(flows), WIDTH)
+    assert np.ptp(reference, axis=0).min() > 0.1  # the comparison is of something
+    np.testing.assert_allclose(ours, reference, atol=ROUNDING)
+
+
+def test_engines_agree_on_traces(trace_checkpoint_dir, traces):
+    ours, reference = (load_trace_engine(name, trace_checkpoint_dir).score(traces) for name in ("onnx", "torch"))
+    assert np.ptp(reference.logits, axis=0).min() > 0.01
+    np.testing.assert_allclose(ours.logits, reference.logits, atol=ROUNDING)
+    for one, other in zip(ours.importance, reference.importance, strict=True):
+        np.testing.assert_allclose(one, other, atol=ROUNDING)
+
+
+def test_importance_sums_to_one_over_the_flows_of_a_trace(engine, traces):
+    scores = engine.score(traces)
+    for trace, importance in zip(traces, scores.importance, strict=True):
+        assert importance.shape == (len(trace.features),)
+        assert importance.sum() == pytest.approx(1, abs=1e-5)
+        assert importance.min() > 0
+
+
+def test_a_feature_does_not_depend_on_its_batch(engine, flows):
+    together = engine.embed(encode_packets(flows))[:40]
+    alone = np.concatenate([engine.embed(encode_packets([flow])) for flow in flows[:40]])
+    np.testing.assert_allclose(together, alone, atol=ROUNDING)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=20))
+def test_order_and_company_of_traces_do_not_matter(expected_scores, chosen):
+    engine, traces, expected = expected_scores
+    found = engine.score([traces[index] for index in chosen])
+    np.testing.assert_allclose(found.logits, expected.logits[chosen], atol=ROUNDING)
+    for index, importance in zip(chosen, found.importance, strict=True):
+        np.testing.assert_allclose(importance, expected.importance[index], atol=ROUNDING)
+
+
+@pytest.fixture(scope="module")
+def expected_scores(trace_checkpoint_dir, traces):
+    engine = load_trace_engine("onnx", trace_checkpoint_dir)
+    return engine, traces, engine.score(traces)
+
+
+def test_importance_is_stable_when_flows_of_equal_start_come_in_another_order(engine, flows):
+    chosen = [flow for flow in flows if flow.payload_lengths][:12]
+    for flow in chosen:
+        flow.start_us = 1_000_000
+    found = []
+    for order in (chosen, chosen[::-1]):
+        (trace,) = make_traces(order, TraceSettings(subject="responder", window_seconds=0))[:1]
+        features = engine.embed(encode_packets(trace.flows))
+        times = np.array([[flow.start_us, flow.duration_us] for flow in trace.flows]).T
+        scores = engine.score([TraceInput(features, *times)])
+        found.append(dict(zip((flow.uid for flow in trace.flows), scores.importance[0].tolist(), strict=True)))
+    assert len(found[0]) > 1
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_nothing_to_do(engine):
+    assert engine.embed(encode_packets([])).shape == (0, WIDTH)
+    assert engine.score([]).logits.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        TraceInput(np.zeros((0, WIDTH), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)),
+        TraceInput(np.zeros((2, 5), np.float32), np.zeros(2, np.int64), np.zeros(2, np.int64)),
+        TraceInput(np.zeros((2, WIDTH), np.float32), np.zeros(1, np.int64), np.zeros(2, np.int64)),
+    ],
+)
+def test_a_trace_that_does_not_fit_is_refused(engine, traces, bad):
+    with pytest.raises(EngineError, match="expected a trace of one flow or more with 32 numbers"):
+        engine.score([traces[0], bad])
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_with_embeddings_of_a_flow_checkpoint_there_is_nothing_to_embed(tmp_path, traces, name):
+    engine = load_trace_engine(name, make_trace_checkpoint(tmp_path / "m" / "1", "mm4flow"))
+    assert np.isfinite(engine.score(traces).logits).all()
+    with pytest.raises(EngineError, match="embeddings of random 1"):
+        engine.embed(PacketTokens(np.array([259, 257], np.int32), np.array([0, 2])))
+
+
+def test_a_checkpoint_of_the_other_kind_is_named(checkpoint_dir, trace_checkpoint_dir):
+    with pytest.raises(CheckpointError, match=r"a flow checkpoint \(mm4flow\), expected a trace checkpoint"):
+        load_trace_engine("onnx", checkpoint_dir)
+    with pytest.raises(CheckpointError, match=r"a trace checkpoint \(tracegram\), expected a flow checkpoint"):
+        load_engine("onnx", trace_checkpoint_dir)
+
+
+@given(st.lists(st.integers(1, 512), max_size=150))
+def test_pieces_by_length_hold_every_row_once_with_little_padding(counts):
+    counts = np.array(counts, np.int64)
+    found = pieces_by_length(counts, 2000, 16)
+    assert sorted(np.concatenate([*found, np.array([], np.int64)]).tolist()) == list(range(len(counts)))
+    for rows in found:
+        computed = len(rows) * counts[rows].max()
+        assert 1 - counts[rows].sum() / computed <= MAX_PADDING
+        assert len(rows) == 1 or computed <= 2000
+        assert len(rows) <= 16
+
+
+def test_torch_missing_is_explained(trace_checkpoint_dir, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "service.engines.torch_trace_engine", None)
+    with pytest.raises(EngineError, match=r"install tapline\[gpu\]"):
+        load_trace_engine("torch", trace_checkpoint_dir)

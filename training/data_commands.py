@@ -1,0 +1,119 @@
+"""The commands about data: extract, labels, split. Options and output; what they do is in the modules they call."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.encode import Mm4flowFeatures
+from models.flow import HeadsKind
+from training.corpus import count_labels
+from training.extract import ExtractSettings, extract, find_origins
+from training.files import features_of, open_samples
+from training.labels import Labels, read_corrections, read_labels
+from training.leaks import find_leaks
+from training.options import (
+    ContentBytes,
+    DryRun,
+    Features,
+    Out,
+    Packets,
+    Processes,
+    Seed,
+    console,
+    default_processes,
+    progress_bar,
+)
+from training.partition import PARTS, By, Partition, make_partition, write_partition
+from training.store import StoredSamples
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `tapline-train`."""
+    app.command("extract")(extract_command)
+    app.command("labels")(labels_command)
+    app.command("split")(split_command)
+
+
+def extract_command(
+    captures: Annotated[list[Path], typer.Argument(help="Captures, logs, or folders of them.")],
+    out: Out,
+    labels: Annotated[Path | None, typer.Option("--labels", help="CSV table of labels, one row for each flow.")] = None,
+    column: Annotated[str, typer.Option("--column", help="Column of the table that holds the label.")] = "protocol",
+    confidence: Annotated[
+        str, typer.Option("--confidence", help="Use only rows whose column `confidence` begins so.")
+    ] = "",
+    label_from_folder: Annotated[
+        bool, typer.Option("--label-from-folder", help="The first folder below the given one is the label.")
+    ] = False,
+    corrections: Annotated[
+        Path | None, typer.Option("--corrections", help="CSV with uid,label: what analysts say, before all else.")
+    ] = None,
+    heads: Annotated[HeadsKind, typer.Option("--heads", help="Packet heads to keep, for Tracegram.")] = "none",
+    processes: Processes = default_processes(),  # noqa: B008 - a number
+    dry_run: DryRun = False,
+) -> None:
+    """Read captures, Zeek's logs or flow lines into a feature directory; goes on where it was interrupted."""
+    table = read_labels(labels, column, confidence) if labels else None
+    source = Labels(table, label_from_folder, read_corrections(corrections) if corrections else {})
+    origins = find_origins(captures)
+    if dry_run:
+        typer.echo(f"{len(origins)} captures or logs to {out}, heads {heads}, labels {source.describe()}")
+        return
+    settings = ExtractSettings(source, heads, processes)
+    with progress_bar() as progress:
+        task = progress.add_task("captures", total=len(origins))
+        manifest = extract(origins, out, settings, lambda count: progress.advance(task, count))
+    for capture, warning in manifest.warnings.items():
+        console.print(f"{capture}: {warning}", markup=False, highlight=False)
+    for reason, count in sorted(manifest.left_out.items()):
+        console.print(f"left out: {count} x {reason}", markup=False, highlight=False)
+    typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
+
+
+def labels_command(features: Features) -> None:
+    """Show how many captures and flows each label has."""
+    for count in count_labels(open_samples(features, _scratch())):
+        typer.echo(f"{count.label}\t{count.captures}\t{count.flows}")
+
+
+def split_command(
+    features: Features,
+    out: Annotated[Path, typer.Option("--out", dir_okay=False, help="File to write.")],
+    by: Annotated[
+        By, typer.Option("--by", help="What stays together; flow: nothing, figures are then too good.")
+    ] = "capture",
+    validation: Annotated[float, typer.Option("--validation", help="Share for validation.")] = 0.2,
+    test: Annotated[float, typer.Option("--test", help="Share for the test.")] = 0.2,
+    seed: Seed = 0,
+    packets: Packets = 32,
+    content_bytes: ContentBytes = 64,
+) -> None:
+    """Split features into training, validation and test, and report what leaks across."""
+    samples = open_samples(features, _scratch())
+    partition = make_partition(samples, by, validation, test, seed, features_of(features))
+    write_partition(out, partition)
+    _show_parts(samples, partition, Mm4flowFeatures(packets, content_bytes))
+    typer.echo(f"{out}")
+
+
+def _show_parts(samples: StoredSamples, partition: Partition, features: Mm4flowFeatures) -> None:
+    parts = partition.parts(samples)
+    for place, part in enumerate(PARTS):
+        mine = samples.take(parts == place)
+        captures, labels = len(set(mine.captures.tolist())), len(set(mine.labels.tolist()) - {-1})
+        typer.echo(f"{part}\t{len(mine)} flows\t{captures} captures\t{labels} labels")
+    for leak in find_leaks(samples, parts, features):
+        typer.echo(
+            f"leaks into {leak.part}: {leak.same} of {leak.flows} flows are the same to the model as one for training "
+            f"({leak.same / leak.flows:.0%}), {leak.near} nearly ({leak.near / leak.flows:.0%}); "
+            f"{leak.near_of_other_label} of these under another label"
+        )
+
+
+def _scratch() -> Path:
+    """Where flows are kept while a command that writes no directory runs."""
+    return Path(tempfile.gettempdir())

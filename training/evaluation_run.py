@@ -1,0 +1,184 @@
+"""The commands after training: evaluate a run, calibrate it again, export it, write its card and its report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from models.checkpoint import Calibration as CalibrationRecord
+from models.checkpoint import Checkpoint, Unknown
+from models.mm4flow import Mm4flow
+from training.card import render_card
+from training.config import TrainingConfig, TrainingError
+from training.corpus import Corpus, make_corpus, make_training_set
+from training.evaluate import EvaluationSettings, FoldOutcome, cross_validate, measure
+from training.export import export, serving_weights
+from training.files import (
+    EVALUATION,
+    MODEL,
+    encoders_of,
+    features_of,
+    load_weights,
+    open_samples,
+    read_encoders,
+    read_evaluation,
+    read_run,
+    write_json,
+)
+from training.flow_report import write_flow_report
+from training.loop import StepReport
+from training.outcomes import read_outcomes, write_outcomes
+from training.partition import Partition, read_partition
+from training.records import EvaluationRecord, Run
+from training.report import FALSE_REJECTION, Evaluation, evaluate
+from training.split import SplitError, halve_labels
+
+SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))
+"""On a split, fold 0 is the part for validation, which settings may be chosen on, fold 1 the test."""
+
+
+def evaluate_run(
+    features: Sequence[Path],
+    directory: Path,
+    settings: EvaluationSettings,
+    encoders: Sequence[Path] = (),
+    split: Path | None = None,
+    report: Callable[[StepReport], None] = lambda _: None,
+) -> Evaluation:
+    """Measure a fine-tuning run and write the figures, the outcomes and the report beside it.
+
+    Without a split its settings are cross-validated; with the split that it was trained on, its own weights are
+    measured, calibrated on the part for validation.
+
+    Raises:
+        TrainingError: the features, encoders or split are not those of the run, or training fails.
+        SplitError: a label has too few captures, or the split lacks a part.
+    """
+    run = read_run(directory)
+    if features_of(features) != run.features or encoders_of(encoders) != run.encoders:
+        raise TrainingError(
+            f"{directory}: made from other features or encoders: give --features and --encoders of the run"
+        )
+    if (split.name if split else "") != run.split:
+        raise TrainingError(f"{directory}: trained with the split {run.split or 'none'}: give --split as it was then")
+    torch.set_num_threads(run.config.threads)
+    started = time.monotonic()
+    corpus = make_corpus(open_samples(features, directory), run.min_captures)
+    if split:
+        outcomes = _measure_parts(corpus, run, load_model(directory, run), read_partition(split))
+        settings = SPLIT_SETTINGS
+    else:
+        outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report)
+    figures = evaluate(outcomes, corpus.labels, settings)
+    write_outcomes(directory, outcomes)
+    record = EvaluationRecord(settings, figures, time.monotonic() - started, run.split)
+    _write_figures(directory, run, outcomes, record)
+    return figures
+
+
+def _measure_parts(corpus: Corpus, run: Run, model: Mm4flow, partition: Partition) -> list[FoldOutcome]:
+    background, unseen = halve_labels(corpus.rare, 0)
+    known, strange = corpus.known(), corpus.samples.take(corpus.samples.with_label(unseen))
+    parts = partition.parts(known)
+    data = make_training_set(corpus, corpus.samples.take(partition.parts(corpus.samples) == 0), background, run.config)
+    strange_parts = partition.parts(strange)
+    outcomes = []
+    for fold, part in enumerate((1, 2)):
+        held = known.take(parts == part)
+        if not len(held):
+            raise SplitError("the split lacks a part: evaluation calibrates on validation and measures on test")
+        outcomes.append(measure(fold, corpus, run.config, model, data, held, strange.take(strange_parts == part)))
+    return outcomes
+
+
+def load_model(directory: Path, run: Run) -> Mm4flow:
+    """The trained network of a run."""
+    model = Mm4flow(run.network)
+    model.load_state_dict(load_weights(directory / MODEL))
+    return model.eval()
+
+
+def calibrate_run(directory: Path, false_rejection: float = FALSE_REJECTION) -> Evaluation:
+    """Fit temperature and unknown threshold again, on the outcomes of the evaluation, at another false-rejection rate.
+
+    Raises:
+        TrainingError: the run was not evaluated.
+    """
+    run, record = read_run(directory), read_evaluation(directory)
+    outcomes = read_outcomes(directory)
+    if record is None:
+        raise TrainingError(f"{directory}: no {EVALUATION}: run `evaluate` first")
+    figures = evaluate(outcomes, _labels(run), record.settings, false_rejection)
+    _write_figures(directory, run, outcomes, msgspec.structs.replace(record, figures=figures))
+    return figures
+
+
+def _labels(run: Run) -> list[str]:
+    return sorted(count.label for count in run.labels)
+
+
+def _write_figures(directory: Path, run: Run, outcomes: Sequence[FoldOutcome], record: EvaluationRecord) -> None:
+    write_json(directory / EVALUATION, record)
+    write_flow_report(directory, run, outcomes, record)
+
+
+def manifest_of(directory: Path, name: str, version: str) -> Checkpoint:
+    """The manifest that a run is exported with, calibrated where the run was evaluated.
+
+    Raises:
+        TrainingError: the run is not a whole fine-tuning run.
+    """
+    run, record = read_run(directory), read_evaluation(directory)
+    background = run.network.n_class > len(run.labels)
+    return Checkpoint(
+        kind="mm4flow",
+        name=name,
+        version=version,
+        network=run.network,
+        labels=_labels(run),
+        features=run.config.features,
+        calibration=CalibrationRecord(round(record.figures.temperature, 4)) if record else CalibrationRecord(),
+        unknown=Unknown(round(record.figures.threshold, 4) if record else 0.0, background),
+        metrics=_metrics(record),
+        provenance={"features": run.features, "encoders": run.encoders, "versions": run.versions},
+    )
+
+
+def card_of(directory: Path, manifest: Checkpoint, notes: str) -> str:
+    """The card of a run."""
+    run, record = read_run(directory), read_evaluation(directory)
+    return render_card(manifest, run.labels, run.background, run.config, record, run.hardware, run.seconds, notes)
+
+
+def export_run(
+    directory: Path, out: Path, name: str, version: str, notes: str, int8_features: Sequence[Path] = ()
+) -> Checkpoint:
+    """Write a run as a checkpoint directory `out`/`name`/`version`.
+
+    With `int8_features` a quantised model is written too, and what it says of the labelled flows there is compared
+    with what the whole model says; the comparison is in the manifest's metrics and on the card.
+
+    Raises:
+        TrainingError: the run is not a whole fine-tuning run.
+    """
+    manifest = manifest_of(directory, name, version)
+    weights = serving_weights({key: value.numpy() for key, value in load_weights(directory / MODEL).items()})
+    samples = None
+    if int8_features:
+        stored = open_samples(int8_features, directory)
+        samples = stored.take(stored.with_label(manifest.labels))
+        if not len(samples):
+            raise TrainingError("--int8: no flow with a label of the run in these features")
+    return export(out / name / version, manifest, weights, lambda whole: card_of(directory, whole, notes), samples)
+
+
+def _metrics(record: EvaluationRecord | None) -> dict[str, Any]:
+    return {} if record is None else {"cross_validation" if not record.split else "split": msgspec.to_builtins(record)}
+
+
+__all__ = ["TrainingConfig", "calibrate_run", "card_of", "evaluate_run", "export_run", "manifest_of"]

@@ -1,0 +1,134 @@
+"""Reading and writing the files of run directories: weights, records, hashes of what a run depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.checkpoint import file_sha256
+from training.config import TrainingError
+from training.records import EvaluationRecord, Run
+from training.samples import MANIFEST, read_manifest, read_samples
+from training.store import StoredSamples, store
+
+RUN = "run.json"
+MODEL = "model.safetensors"
+ENCODERS = "encoders.safetensors"
+EVALUATION = "evaluation.json"
+
+
+def open_samples(features: Sequence[Path], scratch: Path) -> StoredSamples:
+    """The samples of feature directories, kept in unlinked files in `scratch`."""
+    return store((sample for path in features for sample in read_samples(path)), scratch)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a record as indented JSON, through a temporary file."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights through a temporary file.
+
+    The decoder of a masked-token head shares its matrix with the embeddings: each name gets a copy of its own.
+
+    Raises:
+        TrainingError: they could not be written; what was there before still is.
+    """
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+    try:
+        save_file(copies, staging)
+        staging.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path}: cannot write the weights ({error}): make room and run it again") from None
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Weights from a run directory.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        raise TrainingError(f"{path}: missing or damaged weights: run the step before again") from None
+
+
+def read_run(directory: Path) -> Run:
+    """The record of a fine-tuning run.
+
+    Raises:
+        TrainingError: the directory holds none.
+    """
+    try:
+        run = msgspec.json.decode((directory / RUN).read_bytes(), type=Run)
+    except OSError as error:
+        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of finetune") from None
+    except msgspec.DecodeError as error:
+        raise TrainingError(f"{directory / RUN}: {error}") from None
+    if run.command != "finetune":
+        raise TrainingError(f"{directory}: a run of {run.command}, expected one of finetune")
+    return run
+
+
+def read_evaluation(directory: Path) -> EvaluationRecord | None:
+    """The evaluation of a run, None where there is none.
+
+    Raises:
+        TrainingError: it is damaged, or of another version.
+    """
+    path = directory / EVALUATION
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=EvaluationRecord)
+    except msgspec.DecodeError as error:
+        raise TrainingError(f"{path}: {error}: run `evaluate` again") from None
+
+
+def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
+    """Weights of pre-trained encoders from runs of pretrain, None without one."""
+    weights: dict[str, Tensor] = {}
+    for directory in directories:
+        weights |= load_weights(directory / ENCODERS)
+    return weights or None
+
+
+def features_of(features: Iterable[Path]) -> dict[str, str]:
+    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards."""
+    hashes = {}
+    for path in features:
+        read_manifest(path)
+        hashes[path.name] = file_sha256(path / MANIFEST)
+    return hashes
+
+
+def encoders_of(directories: Sequence[Path]) -> str:
+    """The hash of the encoders that a run starts from, "" without any."""
+    hashes = []
+    for directory in directories:
+        if not (directory / ENCODERS).is_file():
+            raise TrainingError(f"{directory}: no {ENCODERS}: expected a run of pretrain")
+        hashes.append(file_sha256(directory / ENCODERS))
+    return "+".join(hashes)
+
+
+def fingerprint(*parts: object) -> str:
+    """A hash of everything that decides a run."""
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()

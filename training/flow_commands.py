@@ -1,0 +1,234 @@
+"""The commands that make flow models: pretrain, finetune, evaluate, calibrate, export, card. Options, output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.encode import Mm4flowFeatures
+from training.config import TrainingConfig
+from training.evaluate import EvaluationSettings
+from training.evaluation_run import calibrate_run, card_of, evaluate_run, export_run, manifest_of
+from training.files import read_run
+from training.loop import StepReport
+from training.options import (
+    DEFAULTS,
+    Accumulate,
+    BatchFlows,
+    ContentBytes,
+    Device,
+    Draws,
+    DryRun,
+    Encoders,
+    Epochs,
+    Evaluations,
+    Features,
+    FeedForward,
+    Heads,
+    Layers,
+    MinCaptures,
+    Out,
+    Packets,
+    Rate,
+    Restart,
+    RunDirectory,
+    Saves,
+    Seed,
+    Split,
+    Threads,
+    Width,
+    console,
+    progress_bar,
+    step_progress,
+)
+from training.pretrain import BOTH, Modality
+from training.records import Plan
+from training.report import FALSE_REJECTION, Evaluation
+from training.runs import Job, finetune_run, pretrain_run
+
+Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
+Version = Annotated[str, typer.Option("--version", help="Version of the checkpoint.")]
+Notes = Annotated[Path | None, typer.Option("--notes", help="Markdown put into the card.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `tapline-train`."""
+    _add_pretrain(app, "pretrain", BOTH, "Pre-train both encoders by masked-token prediction; labels are not read.")
+    _add_pretrain(app, "pretrain-ps", ("ps",), "Pre-train the encoder of payload lengths alone.")
+    _add_pretrain(app, "pretrain-bytes", ("bytes",), "Pre-train the encoder of content bytes alone.")
+    app.command("finetune")(finetune_command)
+    app.command("evaluate")(evaluate_command)
+    app.command("calibrate")(calibrate_command)
+    app.command("export")(export_command)
+    app.command("card")(card_command)
+
+
+def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...], text: str) -> None:
+    @app.command(name, help=text)
+    def pretrain_command(
+        features: Features,
+        out: Out,
+        d: Width = DEFAULTS.d_model,
+        nh: Heads = DEFAULTS.n_head,
+        l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
+        f: FeedForward = DEFAULTS.dim_ff,
+        b: BatchFlows = 64,
+        ep: Epochs = 30,
+        ev: Evaluations = DEFAULTS.evaluations,
+        sv: Saves = DEFAULTS.saves,
+        lr: Rate = 2e-3,
+        draws: Draws = 8192,
+        accumulate: Accumulate = DEFAULTS.accumulate,
+        seed: Seed = 0,
+        threads: Threads = 1,
+        device: Device = DEFAULTS.device,
+        packets: Packets = DEFAULTS.features.payload_lengths,
+        content_bytes: ContentBytes = DEFAULTS.features.content_bytes,
+        restart: Restart = False,
+        dry_run: DryRun = False,
+    ) -> None:
+        config = TrainingConfig(
+            d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed,
+            draws=draws, weight_decay=0.01, threads=threads, features=Mm4flowFeatures(packets, content_bytes),
+            accumulate=accumulate, evaluations=ev, saves=sv, device=device,
+        )  # fmt: skip
+        with step_progress(name) as after_step:
+            plan = pretrain_run(Job(features, out, config, restart, dry_run), after_step, modalities)
+        _say(plan, dry_run)
+
+
+def finetune_command(
+    features: Features,
+    out: Out,
+    encoders: Encoders = None,
+    split: Split = None,
+    d: Width = DEFAULTS.d_model,
+    nh: Heads = DEFAULTS.n_head,
+    l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
+    f: FeedForward = DEFAULTS.dim_ff,
+    b: BatchFlows = DEFAULTS.batch_flows,
+    ep: Epochs = DEFAULTS.epochs,
+    frozen_epochs: Annotated[
+        int, typer.Option("--frozen-epochs", min=0, help="Epochs with frozen encoders first; published: as -ep.")
+    ] = DEFAULTS.frozen_epochs,
+    ev: Evaluations = DEFAULTS.evaluations,
+    sv: Saves = DEFAULTS.saves,
+    lr: Rate = DEFAULTS.learning_rate,
+    draws: Draws = DEFAULTS.draws,
+    accumulate: Accumulate = DEFAULTS.accumulate,
+    seed: Seed = DEFAULTS.seed,
+    threads: Threads = DEFAULTS.threads,
+    device: Device = DEFAULTS.device,
+    packets: Packets = DEFAULTS.features.payload_lengths,
+    content_bytes: ContentBytes = DEFAULTS.features.content_bytes,
+    min_captures: MinCaptures = 3,
+    restart: Restart = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the classifier on labelled flows; labels in too few captures become background."""
+    config = TrainingConfig(
+        d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed, draws=draws,
+        threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
+        accumulate=accumulate, evaluations=ev, saves=sv, device=device,
+    )  # fmt: skip
+    with step_progress("finetune") as after_step:
+        job = Job(features, out, config, restart, dry_run)
+        plan = finetune_run(job, after_step, min_captures, encoders or (), split)
+    _say(plan, dry_run)
+
+
+def evaluate_command(
+    features: Features,
+    run: RunDirectory,
+    encoders: Encoders = None,
+    split: Split = None,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
+    seed: Seed = 0,
+    tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
+) -> None:
+    """Measure a run and calibrate it: cross-validated by capture, or on its split; writes the report."""
+    settings = EvaluationSettings(folds, seed, tuple(tuned or ()))
+    config = read_run(run).config
+    steps = -(-config.draws // config.batch_flows)
+    with progress_bar() as progress:
+        task = progress.add_task("steps of all folds", total=folds * (config.epochs + config.frozen_epochs) * steps)
+
+        def after_step(_: StepReport) -> None:
+            progress.advance(task)
+
+        figures = evaluate_run(features, run, settings, encoders or (), split, after_step)
+    _show(figures)
+    typer.echo(f"{run / 'report.html'}")
+
+
+def calibrate_command(
+    run: RunDirectory,
+    false_rejection: Annotated[
+        float, typer.Option("--false-rejection", min=0, max=0.5, help="Share of known flows that may be rejected.")
+    ] = FALSE_REJECTION,
+) -> None:
+    """Fit temperature and unknown threshold again, at another false-rejection rate; nothing is trained."""
+    figures = calibrate_run(run, false_rejection)
+    _show(figures)
+    rejected = "-" if figures.unknown_rejected is None else f"{figures.unknown_rejected:.1%}"
+    typer.echo(
+        f"temperature {figures.temperature:.3f}, unknown below {figures.threshold:.3f}: rejects "
+        f"{figures.known_rejected:.1%} of known flows and {rejected} of unknown ones"
+    )
+
+
+def export_command(
+    run: RunDirectory,
+    out: Annotated[Path, typer.Option("--out", help="Repository: the checkpoint goes to NAME/VERSION below it.")],
+    name: Name,
+    version: Version,
+    notes: Notes = None,
+    int8: Annotated[
+        list[Path] | None,
+        typer.Option("--int8", help="Write an int8 ONNX too, compared on the labelled flows of these features."),
+    ] = None,
+) -> None:
+    """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card."""
+    checkpoint = export_run(run, out, name, version, _read(notes), int8 or ())
+    if int8:
+        figures = checkpoint.metrics["int8"]
+        typer.echo(
+            f"int8: macro-F1 {figures['macro_f1_int8']:.4f}, float32 {figures['macro_f1']:.4f}, "
+            f"same label for {figures['agreement']:.2%} of {figures['flows']} flows"
+        )
+    typer.echo(f"{out / checkpoint.name / checkpoint.version}: {len(checkpoint.labels)} labels")
+
+
+def card_command(run: RunDirectory, name: Name, version: Version, notes: Notes = None) -> None:
+    """Print the model card that `export` would write."""
+    typer.echo(card_of(run, manifest_of(run, name, version), _read(notes)), nl=False)
+
+
+def _read(notes: Path | None) -> str:
+    return notes.read_text(encoding="utf-8") if notes else ""
+
+
+def _show(figures: Evaluation) -> None:
+    interval = figures.macro_f1_interval
+    unknown = "-" if figures.unknown_auroc is None else f"{figures.unknown_auroc:.3f}"
+    typer.echo(
+        f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}), trees "
+        f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
+        f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
+    )
+
+
+def _say(plan: Plan, dry_run: bool) -> None:
+    words = f"{plan.labels} labels, " if plan.labels else ""
+    text = (
+        f"{plan.flows} flows of {plan.captures} captures, {words}{plan.parameters:,} parameters, {plan.steps} steps on "
+        f"{plan.processes} process(es) of {plan.device}"
+    )
+    if plan.goes_on_at_step:
+        text += f", from step {plan.goes_on_at_step} of an interrupted run"
+    if dry_run:
+        typer.echo(f"would train: {text}")
+    else:
+        console.print(text, markup=False, highlight=False)

@@ -1,0 +1,89 @@
+"""From the outcomes of a flow model's evaluation to its report. Figures belong to `measured`, the look to `page`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.baseline import TREES
+from training.evaluate import FoldOutcome
+from training.measured import Curve, Measured
+from training.page import write_report
+from training.records import EvaluationRecord, Run
+from training.report import MIN_FLOWS, judge_all, reported_folds
+
+
+def write_flow_report(directory: Path, run: Run, outcomes: Sequence[FoldOutcome], record: EvaluationRecord) -> None:
+    """Write `report.html` and `report.json` into a run directory."""
+    write_report(directory, measured_flows(run, outcomes, record))
+
+
+def measured_flows(run: Run, outcomes: Sequence[FoldOutcome], record: EvaluationRecord) -> Measured:
+    """What was measured of a run, the folds that chose no setting together."""
+    labels = sorted(count.label for count in run.labels)
+    folds = reported_folds(judge_all(outcomes, len(labels)), len(labels), record.settings)
+    figures = record.figures
+    out = [fold.outcome for fold in folds]
+    return Measured(
+        title="Flow classifier",
+        unit="flow",
+        labels=labels,
+        truth=np.concatenate([o.truth for o in out]),
+        probabilities=np.concatenate([fold.shares for fold in folds]),
+        captures=[capture for o in out for capture in o.captures],
+        folds=np.concatenate([np.full(len(o.truth), o.fold) for o in out]),
+        min_support=MIN_FLOWS,
+        threshold=figures.threshold,
+        unknown_confidence=np.concatenate([fold.unknown_confidence for fold in folds]),
+        rivals={
+            "trees on lengths and bytes": np.concatenate([o.trees for o in out]),
+            "forest on flow statistics": np.concatenate([o.forest for o in out]),
+            "always the most frequent": np.concatenate([np.full(len(o.truth), o.majority) for o in out]),
+        },
+        curves=[
+            _curve(
+                "How early?", "payload packets seen", figures.macro_f1_by_packets,
+                figures.calibration_error_by_packets, "Every flow cut to its first packets, content included.",
+            ),
+            _curve(
+                "How much content?", "content bytes each way", figures.macro_f1_by_content_bytes,
+                figures.calibration_error_by_content_bytes, "All payload lengths, and so many content bytes.",
+            ),
+        ],
+        facts=_facts(run, record),
+        notes=_notes(record),
+    )  # fmt: skip
+
+
+def _curve(title: str, axis: str, f1: Mapping[str, float], error: Mapping[str, float], note: str) -> Curve:
+    return Curve(title, axis, list(f1), list(f1.values()), list(error.values()), note=note)
+
+
+def _facts(run: Run, record: EvaluationRecord) -> dict[str, str]:
+    network = run.network
+    size = f"{network.d_model}/{network.n_layer}/{network.n_head}/{network.dim_ff} (width/layers/heads/feed-forward)"
+    how = f"split {record.split}" if record.split else f"cross-validation, {record.settings.folds} folds of captures"
+    tuned = ", ".join(str(fold) for fold in record.settings.tuned)
+    return {
+        "network": size,
+        "reads": f"{run.config.features.payload_lengths} payload lengths, "
+        f"{run.config.features.content_bytes} content bytes each way",
+        "trained": f"{run.config.epochs} epochs of {run.config.draws} flows on {run.hardware}, seed {run.config.seed}; "
+        f"encoders {'pre-trained' if run.encoders else 'from scratch'}",
+        "measured by": how + (f"; settings were chosen on fold {tuned}, which is left out here" if tuned else ""),
+        "features": ", ".join(f"{name} ({digest[:12]})" for name, digest in run.features.items()),
+    }
+
+
+def _notes(record: EvaluationRecord) -> list[str]:
+    return [
+        f"Macro-F1 is the mean over folds of the mean F1 of the classes with {MIN_FLOWS} flows or more in the fold; "
+        "the other figures are of all flows together. No capture is on both sides.",
+        "Each fold is calibrated with the temperature that fits the other folds. The threshold of unknown is set so "
+        f"that {record.figures.false_rejection:.0%} of known flows are rejected, a capture weighing no more than 20 "
+        "flows of a class.",
+        f"Rivals learn from the same flows: {TREES} extremely randomised trees on the first 16 lengths and 48 bytes "
+        f"each way, a random forest of {TREES} on statistics of the lengths, and the most frequent class.",
+    ]

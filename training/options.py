@@ -1,0 +1,82 @@
+"""The options that several commands share, with the published letters, and the progress bar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from training.config import TrainingConfig
+from training.loop import StepReport
+from training.parallel import is_first
+
+DEFAULTS = TrainingConfig()
+console = Console(stderr=True)
+
+Features = Annotated[list[Path], typer.Option("--features", help="Directory written by `extract`; several times.")]
+Out = Annotated[Path, typer.Option("--out", file_okay=False, help="Directory to write.")]
+Width = Annotated[int, typer.Option("-d", help="Width of the network.")]
+Heads = Annotated[int, typer.Option("-nh", help="Attention heads.")]
+Layers = Annotated[int, typer.Option("-l", help="Layers of each encoder.")]
+FeedForward = Annotated[int, typer.Option("-f", help="Width of the feed-forward blocks.")]
+BatchFlows = Annotated[int, typer.Option("-b", min=1, help="Flows in a batch, all processes together.")]
+Epochs = Annotated[int, typer.Option("-ep", min=1, help="Epochs.")]
+Evaluations = Annotated[int, typer.Option("-ev", min=1, help="Evaluations in an epoch, on what is held out.")]
+Saves = Annotated[int, typer.Option("-sv", min=1, help="Times in an epoch that the state is saved.")]
+Rate = Annotated[float, typer.Option("-lr", help="Highest learning rate.")]
+Draws = Annotated[int, typer.Option("--draws", min=1, help="Flows drawn in an epoch.")]
+Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a batch is computed in.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU where there is one.")]
+Packets = Annotated[int, typer.Option("--packets", help="Payload lengths that the model reads of a flow.")]
+ContentBytes = Annotated[int, typer.Option("--content-bytes", help="Content bytes that the model reads each way.")]
+Encoders = Annotated[
+    list[Path] | None,
+    typer.Option("--encoders", help="Directory written by `pretrain`; one for each encoder, or both."),
+]
+MinCaptures = Annotated[int, typer.Option("--min-captures", help="Learn the labels that so many captures hold.")]
+Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
+RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes that read.")]
+
+
+def default_processes() -> int:
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def progress_bar(*extra: str) -> Progress:
+    """A progress bar on standard error, silent where that is no terminal; `extra` are fields it shows."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn(f"{{task.fields[{name}]}}") for name in extra]
+    return Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+        disable=not (console.is_terminal and is_first()),
+    )  # fmt: skip
+
+
+@contextmanager
+def step_progress(description: str) -> Iterator[Callable[[StepReport], None]]:
+    """A progress bar over the steps of a run: loss, throughput, time left."""
+    with progress_bar("loss", "rate") as progress:
+        task = progress.add_task(description, total=None, loss="", rate="")
+
+        def after_step(done: StepReport) -> None:
+            progress.update(
+                task,
+                completed=done.step,
+                total=done.steps,
+                loss=f"loss {done.loss:.3f}",
+                rate=f"{done.flows_per_second:,.0f} flows/s, {done.tokens_per_second:,.0f} tokens/s",
+            )
+
+        yield after_step

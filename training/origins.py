@@ -1,0 +1,108 @@
+"""What `extract` reads: captures, log directories and flow lines under a folder, each to the flows with payload."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.flow import Flow, HeadsKind
+from service.sources.capture import CaptureError, CaptureReader, ReadOptions
+from service.sources.logs import LogError, is_log_directory, read_log_directory
+from service.sources.ndjson import FlowLines
+from service.sources.zeek import read_flow_log
+
+FLOW_LOG = "tapline_flow.log"
+_NOT_TRAFFIC = {".csv", ".md", ".txt", ".json"}
+
+
+class ExtractError(ValueError):
+    """Nothing could be extracted; the message says from what."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One capture, log directory or file of flow lines. The corpus is the name of the folder it was found under."""
+
+    corpus: str
+    capture: str
+    path: Path
+
+    @property
+    def folder(self) -> str | None:
+        """The first folder below the corpus, which is the label in the layout `root/label/capture`; None without."""
+        first, slash, _ = self.capture.partition("/")
+        return first if slash else None
+
+
+@dataclass
+class OriginReader:
+    """Iterates once over the flows with payload of an origin; an unreadable one yields what came before the fault.
+
+    `left_out` counts by reason what was not yielded, `warning` says what was wrong with the origin.
+    """
+
+    origin: Origin
+    heads: HeadsKind = "none"
+    left_out: Counter[str] = field(default_factory=Counter)
+    warning: str = ""
+
+    def __iter__(self) -> Iterator[Flow]:
+        try:
+            for flow in self._flows():
+                if flow.payload_lengths:
+                    yield flow
+                else:
+                    self.left_out["flow without payload"] += 1
+        except (CaptureError, LogError) as error:
+            self.left_out["capture unreadable"] += 1
+            self.warning = str(error)
+
+    def _flows(self) -> Iterable[Flow]:
+        path = self.origin.path
+        if path.is_dir():
+            yield from read_log_directory(path)
+        elif path.name == FLOW_LOG:
+            yield from read_flow_log(path)
+        else:
+            reader = _open_lines(path) or CaptureReader(path, ReadOptions(heads=self.heads))
+            yield from reader
+            self.warning = reader.warning or ""
+
+
+def _open_lines(path: Path) -> FlowLines | None:
+    """The reader of NDJSON of `tapline features`, None for anything that does not begin as JSON."""
+    try:
+        with path.open("rb") as file:
+            return FlowLines(path) if file.read(1) == b"{" else None
+    except OSError as error:
+        raise CaptureError(f"cannot read it: {error.strerror}") from None
+
+
+def find_origins(roots: list[Path]) -> list[Origin]:
+    """Every capture, log directory and file of flow lines under `roots` (or a root itself), in order of path.
+
+    Raises:
+        ExtractError: a root does not exist or holds nothing.
+    """
+    found: list[Origin] = []
+    for root in roots:
+        if not root.exists():
+            raise ExtractError(f"{root}: no such file or directory")
+        paths = [root] if root.is_file() or is_log_directory(root) else sorted(_below(root))
+        if not paths:
+            raise ExtractError(f"{root}: no capture and no conn.log in it")
+        name = root.resolve().name
+        found += [
+            Origin(name, path.relative_to(root).as_posix() if path != root else root.name, path) for path in paths
+        ]
+    return found
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Log directories, and files beside none."""
+    logs = {path for path in root.rglob("*") if path.is_dir() and is_log_directory(path)}
+    yield from logs
+    if not logs:
+        yield from (path for path in root.rglob("*") if path.is_file() and path.suffix not in _NOT_TRAFFIC)

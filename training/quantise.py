@@ -1,0 +1,89 @@
+"""The int8 form of a checkpoint's ONNX file, and what it costs in accuracy beside the whole one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from models.checkpoint import ONNX, Checkpoint
+from models.encode import Mm4flowFeatures
+from training.batches import plain_batches
+from training.metrics import macro_f1
+from training.store import StoredSamples
+
+INT8 = "model.int8.onnx"
+
+
+class Int8Comparison(msgspec.Struct, frozen=True):
+    """The quantised model beside the whole one on the same labelled flows; `agreement`: share with the same label."""
+
+    flows: int
+    macro_f1: float
+    macro_f1_int8: float
+    agreement: float
+    largest_logit_difference: float
+    size_bytes: int
+    size_bytes_int8: int
+
+
+def quantise(whole: Path, quantised: Path) -> None:
+    """Weights of matrix products as int8, activations quantised as they come (ONNX Runtime's dynamic quantisation)."""
+    logging.getLogger().disabled, before = True, logging.getLogger().disabled  # it advises on the root logger
+    try:
+        quantize_dynamic(
+            whole,
+            quantised,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Attention"],
+            nodes_to_exclude=_stacked_products(whole),
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # behind fused operators no type is inferred
+        )
+    finally:
+        logging.getLogger().disabled = before
+
+
+def _stacked_products(path: Path) -> list[str]:
+    """Matrix products with a stack of matrices, one for each head: ONNX Runtime has no int8 form of them by channel."""
+    graph = onnx.load_model(path).graph
+    flat = {tensor.name for tensor in graph.initializer if len(tensor.dims) <= 2}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and not flat & set(node.input)]
+
+
+def compare_int8(directory: Path, samples: StoredSamples, checkpoint: Checkpoint) -> Int8Comparison:
+    """Run both ONNX files of a checkpoint directory over labelled flows."""
+    index = {label: number for number, label in enumerate(checkpoint.labels)}
+    truth = np.array([index.get(name, -1) for name in samples.label_names], np.int64)[samples.labels]
+    whole, small = (
+        onnx_logits(directory / name, samples, checkpoint.features)[:, : len(index)] for name in (ONNX, INT8)
+    )
+    said, said_small = whole.argmax(1), small.argmax(1)
+    return Int8Comparison(
+        flows=len(truth),
+        macro_f1=macro_f1(truth, said, len(index), 1),
+        macro_f1_int8=macro_f1(truth, said_small, len(index), 1),
+        agreement=float((said == said_small).mean()),
+        largest_logit_difference=float(np.abs(whole - small).max()),
+        size_bytes=(directory / ONNX).stat().st_size,
+        size_bytes_int8=(directory / INT8).stat().st_size,
+    )
+
+
+def onnx_logits(model: Path, samples: StoredSamples, features: Mm4flowFeatures) -> NDArray[np.float32]:
+    """Logits of every sample in order by one ONNX file, float32 [n, classes]."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    rows: list[NDArray[np.int64]] = []
+    logits: list[NDArray[np.float32]] = []
+    for batch in plain_batches(samples.flows, 64, features):
+        inputs = {name: getattr(batch, name).numpy() for name in ("ps_tokens", "bytes_tokens", "bytes_types")}
+        rows.append(batch.rows)
+        logits.append(session.run(["logits"], inputs)[0])
+    order = np.argsort(np.concatenate(rows))
+    return np.asarray(np.concatenate(logits)[order])
