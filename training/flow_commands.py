@@ -70,6 +70,9 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
     def pretrain_command(
         features: Features,
         out: Out,
+        split: Annotated[
+            Path | None, typer.Option("--split", help="Leave out what this split keeps for validation and the test.")
+        ] = None,
         d: Width = DEFAULTS.d_model,
         nh: Heads = DEFAULTS.n_head,
         l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
@@ -95,7 +98,7 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
             accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
         with step_progress(name) as after_step:
-            plan = pretrain_run(Job(features, out, config, restart, dry_run), after_step, modalities)
+            plan = pretrain_run(Job(features, out, config, restart, dry_run), after_step, modalities, split)
         _say(plan, dry_run)
 
 

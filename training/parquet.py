@@ -66,7 +66,7 @@ def read_table(path: Path) -> Iterator[Sample]:
         KeyError: a column is missing.
     """
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROW_GROUP_SAMPLES):
+        for batch in file.iter_batches(ROW_GROUP_SAMPLES, use_threads=False):  # threads do not survive a fork
             yield from _samples(batch)
 
 

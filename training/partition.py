@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,6 +54,19 @@ class Partition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SplitError(f"{self.by} {error.args[0]!r} is not in the split: split these features again") from None
         return place[of]
 
+    def held_out(self, samples: StoredSamples) -> NDArray[np.bool_]:
+        """Which samples are for validation or the test, bool [n]; those of other features are not.
+
+        Raises:
+            SplitError: the split is by flow, which says nothing of other features.
+        """
+        if self.by == "flow":
+            raise SplitError("a split by flow cannot keep flows out of pre-training: split by capture, host or time")
+        if self.by == "time":
+            return self.parts(samples) > 0
+        names, of = _groups(samples, self.by)
+        return np.array([self.part_of.get(name, PARTS[0]) != PARTS[0] for name in names], np.bool_)[of]
+
 
 def _bounds(validation: float, test: float) -> NDArray[np.float64]:
     return np.array([1 - validation - test, 1 - test])
@@ -92,8 +106,14 @@ def make_partition(
     return Partition(by, validation, test, seed, features, part_of=_spread(held, wanted, seed))
 
 
-def _spread(held: dict[str, Counter[str]], shares: dict[str, float], seed: int) -> dict[str, str]:
-    """A part for every group: rarest label first, each to the part that lacks most of what it holds."""
+def _spread(held: Mapping[str, Counter[str]], shares: dict[str, float], seed: int) -> dict[str, str]:
+    """A part for every group: rarest label first, each to the part that lacks most of what it holds.
+
+    Labels in fewer groups than there are parts count as one, so that what is too rare to learn is in every part.
+    """
+    spread = Counter(label for labels in held.values() for label in labels)
+    rare = {label for label in spread if spread[label] < len(shares)}
+    held = {group: Counter({"" if label in rare else label for label in labels}) for group, labels in held.items()}
     spread = Counter(label for labels in held.values() for label in labels)
     got: dict[str, Counter[str]] = {part: Counter() for part in shares}
     order = sorted(held)

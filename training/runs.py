@@ -60,8 +60,10 @@ class Job:
     dry_run: bool = False
 
 
-def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BOTH) -> Plan:
+def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BOTH, split: Path | None = None) -> Plan:
     """Pre-train encoders on every flow of the features, labels unread, and write them to a run directory.
+
+    With a split, what it keeps for validation and the test is left out.
 
     Raises:
         TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
@@ -70,10 +72,13 @@ def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BO
     torch.set_num_threads(job.config.threads)
     started = time.monotonic()
     config = job.config
-    files = _files(job, "pretrain", modalities, features_of(job.features))
+    partition = read_partition(split) if split else None
+    files = _files(job, "pretrain", modalities, features_of(job.features), partition)
     network = Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1)
     with join_group(config.device) as group:
         samples = open_samples(job.features, _scratch(job))
+        if partition:
+            samples = samples.take(~partition.held_out(samples))
         plan = _plan(job, files, distinct(samples, config), Mm4flow(network), 0, group)
         if job.dry_run:
             return plan
@@ -83,7 +88,7 @@ def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BO
             starts = tuple(f"{modality}_encoder." for modality in modalities)
             weights = {name: value for name, value in model.state_dict().items() if name.startswith(starts)}
             save_weights(weights, job.directory / ENCODERS)
-            write_json(job.directory / RUN, _record(job, "pretrain", network, group, started))
+            write_json(job.directory / RUN, _record(job, "pretrain", network, group, started, split=split))
             drop_state(job.directory)
     return plan
 
