@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checkpoint import TracegramNetwork
 from models.trace import Trace
+from models.trace_features import trace_times
 from models.tracegram import TraceNetwork
 from training.batches import draw_weights
-from training.loop import Stage, Work
+from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
 from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
+from training.traces.flows import train_mode
 
 SCORE_BATCH_TRACES = 64
 SETTLE_BATCHES = 40
+LEAST_DEVIATION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,11 @@ class TraceBatch:
         return TraceBatch(self.features[rows], self.times[rows], self.counts[rows])
 
 
-def trace_times(trace: TraceFeatures) -> NDArray[np.float32]:
-    """Of each flow log(1 + seconds since the start of the previous one) and log(1 + its duration), float32 [k, 2]."""
-    gaps = np.diff(trace.start_us, prepend=trace.start_us[:1])
-    return np.log1p(np.stack((gaps, trace.duration_us), axis=1) / 1e6).astype(np.float32)
+def _times(trace: TraceFeatures) -> NDArray[np.float32]:
+    return trace_times(trace.start_us, trace.duration_us)
 
 
-def gather_features(
-    traces: Sequence[Trace], views: Sequence[NDArray[np.float32]]
-) -> list[TraceFeatures]:
+def gather_features(traces: Sequence[Trace], views: Sequence[NDArray[np.float32]]) -> list[TraceFeatures]:
     """Cut the features of all flows, trace after trace, float32 [n, F] in each view, into those of each trace."""
     ends = np.cumsum([len(trace.flows) for trace in traces])
     stacked = np.stack(views)
@@ -108,7 +106,7 @@ def _drawn(
     traces: Sequence[TraceFeatures], rows: NDArray[np.int64], how: TraceAugmentation, rng: np.random.Generator
 ) -> TraceBatch:
     drawn = [disturb_trace(traces[row], how, rng) for row in rows]
-    batch = to_batch([trace.views[0] for trace in drawn], [trace_times(trace) for trace in drawn])
+    batch = to_batch([trace.views[0] for trace in drawn], [_times(trace) for trace in drawn])
     noise = np.exp(rng.normal(0, how.jitter_times, batch.times.shape)).astype(np.float32)
     kept = rng.random(batch.features.shape, np.float32) >= how.feature_dropout
     scaled = torch.from_numpy(kept / np.float32(1 - how.feature_dropout))
@@ -132,7 +130,7 @@ def trace_stage(
         for rows, batch in _epoch(traces, weights, config, epoch):
             yield Work(len(rows), int(batch.counts.sum()), partial(share, batch, rows))
 
-    return Stage("train-traces", works, nn.Module.train)
+    return Stage("train-traces", works, train_mode)
 
 
 def _epoch(
@@ -175,6 +173,64 @@ def settle_norms(
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Mean and deviation of each feature over flows, float32 [F] each."""
+
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+
+
+def scale_of(traces: Sequence[TraceFeatures]) -> Scale:
+    """The scale of the flows of these traces as they are."""
+    flows = np.concatenate([trace.views[0] for trace in traces])
+    return Scale(flows.mean(axis=0), np.maximum(flows.std(axis=0), LEAST_DEVIATION))
+
+
+def standardise(traces: Sequence[TraceFeatures], scale: Scale) -> list[TraceFeatures]:
+    """The traces with features of mean 0 and deviation 1, which phase 1 learns from in half the steps."""
+    return [
+        TraceFeatures((trace.views - scale.mean) / scale.deviation, trace.start_us, trace.duration_us)
+        for trace in traces
+    ]
+
+
+@torch.no_grad()
+def fold_scale(network: TraceNetwork, scale: Scale) -> TraceNetwork:
+    """Let a network that was trained on standardised features read features as they are, with the same outputs."""
+    mean, deviation = torch.from_numpy(scale.mean), torch.from_numpy(scale.deviation)
+    for way in ("", "_reverse"):
+        weight = network.t_lstm.get_parameter(f"weight_ih_l0{way}")
+        weight /= deviation
+        network.t_lstm.get_parameter(f"bias_ih_l0{way}").sub_(weight @ mean)
+    if network.time_linear is not None:
+        network.time_linear.weight *= deviation[:, None]
+        network.time_linear.bias *= deviation
+    return network
+
+
+def fit_traces(
+    features: Sequence[TraceFeatures],
+    truth: NDArray[np.int64],
+    config: TraceTrainingConfig,
+    files: RunFiles | None = None,
+    report: Callable[[StepReport], None] = lambda _: None,
+) -> TraceNetwork:
+    """Phase 1 from scratch; the network given reads features as the encoder makes them.
+
+    Raises:
+        TrainingError: the loss is not finite, or the state cannot be saved or read.
+    """
+    scale = scale_of(features)
+    scaled = standardise(features, scale)
+    loop, phase = config.loop(config.traces), config.traces
+    torch.manual_seed(config.seed)
+    network = TraceNetwork(config.network)
+    trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
+    trained = run_stage(trainer, trace_stage(network, scaled, truth, config), loop, phase.epochs, files, report)
+    return fold_scale(settle_norms(trained, scaled, truth, config), scale)
+
+
+@dataclass(frozen=True)
 class TraceScored:
     """`logits` float32 [n, classes]; `importance` of the flows of each trace, float32 [k], sums to 1."""
 
@@ -191,18 +247,9 @@ def score_traces(network: TraceNetwork, traces: Sequence[TraceFeatures]) -> Trac
     importance: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(traces)
     for start in range(0, len(order), SCORE_BATCH_TRACES):
         rows = order[start : start + SCORE_BATCH_TRACES]
-        batch = to_batch([traces[row].views[0] for row in rows], [trace_times(traces[row]) for row in rows])
+        batch = to_batch([traces[row].views[0] for row in rows], [_times(traces[row]) for row in rows])
         output = network(batch.features, batch.times, batch.counts)
         logits[rows] = output.logits.numpy()
         for row, shares in zip(rows, output.importance.numpy(), strict=True):
             importance[row] = shares[: len(traces[row])]
     return TraceScored(logits, importance)
-
-
-def new_trace_network(network: TracegramNetwork, seed: int) -> TraceNetwork:
-    """A random aggregation and head."""
-    torch.manual_seed(seed)
-    return TraceNetwork(network)
-
-
-Progress = Callable[[str], None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -31,25 +30,25 @@ Numbers = dict[str, float]
 Baseline = Literal["header", "sizes"]
 
 
-@dataclass(frozen=True)
-class TreeOutcome:
-    """What an ensemble says of n traces: index of the predicted class int64 [n], and its share of the trees [n]."""
-
-    predicted: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-
-
 def fit_predict(
-    kind: Baseline, train: Sequence[Trace], truth: NDArray[np.int64], held: Sequence[Trace], seed: int
-) -> TreeOutcome:
-    """Train an ensemble, classes balanced by weight, on `train`; give its verdicts on `held`."""
+    kind: Baseline,
+    train: Sequence[Trace],
+    truth: NDArray[np.int64],
+    held: Sequence[Trace],
+    classes: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Train an ensemble, classes balanced by weight, on `train`; give the trees' shares on `held` [m, C]."""
     read = header_numbers if kind == "header" else size_numbers
     vectors = DictVectorizer(dtype=np.float32, sparse=False)
     table = vectors.fit_transform([read(trace) for trace in train])
     trees = ExtraTreesClassifier(TREES, class_weight="balanced", random_state=seed)
     trees.fit(table[:, _shared(table)], truth)
-    shares = trees.predict_proba(vectors.transform([read(trace) for trace in held])[:, _shared(table)])
-    return TreeOutcome(trees.classes_[shares.argmax(axis=1)], shares.max(axis=1))
+    shares = np.zeros((len(held), classes))
+    shares[:, trees.classes_] = trees.predict_proba(
+        vectors.transform([read(trace) for trace in held])[:, _shared(table)]
+    )
+    return shares
 
 
 def _shared(table: NDArray[np.float32]) -> NDArray[np.bool_]:

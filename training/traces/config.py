@@ -56,8 +56,8 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     `network` has the sizes; its number of classes is set by the data. `capture_power`: how often the flows of a capture
     are drawn (`training.batches.draw_weights`); classes are drawn equally often. `next_token`: weight of the next-token
-    loss beside the label's in phase 0.5. `members`: networks of phase 1, each with a seed of its own, whose logits are
-    averaged.
+    loss beside the label's in phase 0.5; `lengths`: that of the payload lengths in both phases of the flow encoder
+    (`training.traces.flows.LengthHead`).
     """
 
     network: TracegramNetwork = TracegramNetwork(n_class=1)
@@ -69,7 +69,8 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     pretrain_augmentation: FlowAugmentation = FlowAugmentation(prefix=0.0, random_tokens=0.0)
     flow_augmentation: FlowAugmentation = FlowAugmentation()
     trace_augmentation: TraceAugmentation = TraceAugmentation()
-    next_token: float = 0.2
+    next_token: float = 0.0
+    lengths: float = 0.5
     label_smoothing: float = 0.05
     weight_decay: float = 0.05
     capture_power: float = 0.5

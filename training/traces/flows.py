@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.checkpoint import TracegramNetwork
+from models.encode import PAD, PS_VOCABULARY, SEP, Mm4flowFeatures, encode, pad
 from models.flow import Flow
 from models.packets import PACKET_START, PacketTokens, TracegramFeatures, encode_packets, pad_packets
 from models.tracegram import FlowEncoder
@@ -29,6 +30,11 @@ POOL_BATCHES = 16
 
 FEATURE_BATCH_TOKENS = 32_768
 
+LENGTHS = 6
+"""Payload lengths that a feature is asked for."""
+
+LENGTH_WIDTH = 128
+
 
 @dataclass(frozen=True)
 class FlowSet:
@@ -39,25 +45,59 @@ class FlowSet:
     weights: NDArray[np.float64]
 
 
-def new_encoder(
+class LengthHead(nn.Module):
+    """Predicts the first payload lengths of a flow from its feature, as tokens of `models.encode`; training only.
+
+    Sizes are what tells flows apart most, and stand in two bytes out of sixty of a packet: asked for them, the encoder
+    learns to read them in a tenth of the time that labels alone take.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.slots = nn.Linear(width, LENGTHS * LENGTH_WIDTH)
+        self.out = nn.Linear(LENGTH_WIDTH, PS_VOCABULARY)
+
+    def forward(self, features: Tensor, wanted: Tensor) -> Tensor:
+        """Mean cross-entropy of `wanted` int64 [B, LENGTHS] given features [B, F]; `PAD` where there is no packet."""
+        hidden = functional.gelu(self.slots(features)).view(-1, LENGTHS, LENGTH_WIDTH)
+        return functional.cross_entropy(self.out(hidden).flatten(0, 1), wanted.flatten())
+
+
+class FlowLearner(nn.Module):
+    """The flow encoder with what only its training needs: class head and length head."""
+
+    def __init__(self, network: TracegramNetwork, flow_classes: int) -> None:
+        super().__init__()
+        self.encoder = FlowEncoder(network, flow_classes)
+        self.lengths = LengthHead(network.feature_size)
+
+
+def new_learner(
     network: TracegramNetwork, flow_classes: int, seed: int, weights: Mapping[str, Tensor] | None = None
-) -> FlowEncoder:
+) -> FlowLearner:
     """A flow encoder to train: random, or with pre-trained weights where they are given.
 
     Raises:
         TrainingError: the weights are of another size.
     """
     torch.manual_seed(seed)
-    encoder = FlowEncoder(network, flow_classes)
+    learner = FlowLearner(network, flow_classes)
     if weights is not None:
-        kept = {name: value for name, value in weights.items() if not name.startswith("out.")}
+        kept = {name: value for name, value in weights.items() if not name.startswith("encoder.out.")}
         try:
-            missing, unexpected = encoder.load_state_dict(kept, strict=False)
+            missing, unexpected = learner.load_state_dict(kept, strict=False)
         except RuntimeError as error:
             raise TrainingError(f"the flow encoder does not fit: {str(error).splitlines()[-1].strip()}") from None
-        if unexpected or any(not name.startswith("out.") for name in missing):
+        if unexpected or any(not name.startswith("encoder.out.") for name in missing):
             raise TrainingError("the flow encoder does not fit: it is not one of this network's")
-    return encoder
+    return learner
+
+
+def length_tokens(flows: Sequence[Flow]) -> Tensor:
+    """The first payload lengths of each flow as tokens, int64 [n, LENGTHS], `PAD` behind."""
+    batch = encode(flows, Mm4flowFeatures(payload_lengths=LENGTHS, content_bytes=0))
+    rows = pad(batch.ps_tokens, batch.ps_offsets, np.arange(len(flows)), LENGTHS + 2)[:, 1:]
+    return torch.from_numpy(np.where(rows == SEP, PAD, rows)[:, :LENGTHS])
 
 
 def disturb_flows(flows: Sequence[Flow], how: FlowAugmentation, rng: np.random.Generator) -> list[Flow]:
@@ -112,11 +152,14 @@ def flow_batches(
             yield FlowBatch(padded, wanted, rows[groups[index]])
 
 
-def pretrain_stage(encoder: FlowEncoder, data: FlowSet, config: TraceTrainingConfig) -> Stage:
-    """Phase 0: next-token prediction; labels are not read."""
+def pretrain_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingConfig) -> Stage:
+    """Phase 0: the next token, and the flow's payload lengths from its feature; labels are not read."""
+    lengths = length_tokens(data.flows)
 
     def share(batch: FlowBatch, rows: NDArray[np.int64]) -> Tensor:
-        loss = encoder.next_token_losses(batch.clean[rows], encoder.net(batch.tokens[rows])).mean()
+        output = learner.encoder(batch.tokens[rows])
+        loss: Tensor = learner.encoder.next_token_losses(batch.clean[rows], output.states).mean()
+        loss = loss + config.lengths * learner.lengths(output.features, lengths[batch.rows[rows]])
         return loss * len(rows) / len(batch.rows)
 
     def works(epoch: int) -> Iterator[Work]:
@@ -124,19 +167,19 @@ def pretrain_stage(encoder: FlowEncoder, data: FlowSet, config: TraceTrainingCon
         for batch in flow_batches(data, config.pretrain, config.features, config.pretrain_augmentation, rng):
             yield Work(len(batch.rows), batch.tokens.numel(), partial(share, batch))
 
-    return Stage("pretrain-packets", works, nn.Module.train)
+    return Stage("pretrain-packets", works, train_mode)
 
 
-def tune_stage(encoder: FlowEncoder, data: FlowSet, config: TraceTrainingConfig) -> Stage:
-    """Phase 0.5: a flow takes the label of its trace; predicting the next token goes on beside it."""
-    truth = torch.from_numpy(data.truth)
+def tune_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingConfig) -> Stage:
+    """Phase 0.5: a flow takes the label of its trace; its payload lengths, and the next token, are asked for too."""
+    truth, lengths = torch.from_numpy(data.truth), length_tokens(data.flows)
 
     def share(batch: FlowBatch, rows: NDArray[np.int64]) -> Tensor:
-        output = encoder(batch.tokens[rows])
-        wanted = truth[batch.rows[rows]]
-        loss = functional.cross_entropy(output.logits, wanted, label_smoothing=config.label_smoothing)
+        output, members = learner.encoder(batch.tokens[rows]), batch.rows[rows]
+        loss: Tensor = functional.cross_entropy(output.logits, truth[members], label_smoothing=config.label_smoothing)
+        loss = loss + config.lengths * learner.lengths(output.features, lengths[members])
         if config.next_token:
-            loss = loss + config.next_token * encoder.next_token_losses(batch.clean[rows], output.states).mean()
+            loss = loss + config.next_token * learner.encoder.next_token_losses(batch.clean[rows], output.states).mean()
         return loss * len(rows) / len(batch.rows)
 
     def works(epoch: int) -> Iterator[Work]:
@@ -144,7 +187,12 @@ def tune_stage(encoder: FlowEncoder, data: FlowSet, config: TraceTrainingConfig)
         for batch in flow_batches(data, config.tune, config.features, config.flow_augmentation, rng):
             yield Work(len(batch.rows), batch.tokens.numel(), partial(share, batch))
 
-    return Stage("tune-flows", works, nn.Module.train)
+    return Stage("tune-flows", works, train_mode)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Dropout on, and batch normalisation by the batch."""
+    model.train()
 
 
 @torch.inference_mode()
