@@ -23,6 +23,7 @@ from training.traces.flows import train_mode
 SCORE_BATCH_TRACES = 64
 SETTLE_BATCHES = 40
 LEAST_DEVIATION = 1e-3
+SHARPNESS = 8.0
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,12 @@ def fold_scale(network: TraceNetwork, scale: Scale) -> TraceNetwork:
     return network
 
 
+@torch.no_grad()
+def sharpen(network: TraceNetwork) -> None:
+    """Let the queries differ from the start: as drawn, every one attends to all flows alike for hundreds of steps."""
+    network.ss_wk_linear1.weight *= SHARPNESS
+
+
 def fit_traces(
     features: Sequence[TraceFeatures],
     truth: NDArray[np.int64],
@@ -225,6 +232,7 @@ def fit_traces(
     loop, phase = config.loop(config.traces), config.traces
     torch.manual_seed(config.seed)
     network = TraceNetwork(config.network)
+    sharpen(network)
     trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
     trained = run_stage(trainer, trace_stage(network, scaled, truth, config), loop, phase.epochs, files, report)
     return fold_scale(settle_norms(trained, scaled, truth, config), scale)

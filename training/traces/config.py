@@ -13,32 +13,37 @@ from training.config import TrainingConfig
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
+SMALL = TracegramNetwork(
+    n_class=1, feature_size=64, queries=24, emb_dim=64, dim=64, depth=2, heads=4, dim_head=16, n_local_attn_heads=3
+)
+"""A network that two cores train in minutes."""
+
 
 class FlowAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the flows of phases 0 and 0.5 differ from the recorded ones."""
 
-    prefix: _Share = 0.25
+    prefix: _Share = 0.1
     """probability of cutting a flow to its first packets"""
     jitter_gaps: float = 0.3
     """standard deviation of the logarithm of the change of every gap between packets"""
-    random_tokens: _Share = 0.1
+    random_tokens: _Share = 0.05
     """largest share of byte tokens replaced by random ones"""
 
 
 class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the traces of phase 1 differ from the recorded ones."""
 
-    drop_flows: _Share = 0.5
+    drop_flows: _Share = 0.4
     """largest share of flows left out"""
-    most_flows: int = 40
+    most_flows: int = 24
     """most flows kept: longer traces cost time and teach no more"""
-    part: _Share = 0.3
+    part: _Share = 0.1
     """probability of keeping one stretch of the trace only"""
     jitter_times: float = 0.3
     """standard deviation of the change of the logarithms of gaps and durations"""
-    feature_dropout: _Share = 0.2
+    feature_dropout: _Share = 0.1
     """share of the features of a flow that are zeroed"""
-    views: int = 2
+    views: int = 1
     """augmented copies of every flow whose features are kept beside those of the flow as it is"""
 
 
@@ -60,12 +65,12 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     (`training.traces.flows.LengthHead`).
     """
 
-    network: TracegramNetwork = TracegramNetwork(n_class=1)
-    features: TracegramFeatures = TracegramFeatures()
+    network: TracegramNetwork = SMALL
+    features: TracegramFeatures = TracegramFeatures(max_tokens=256)
     trace: TraceSettings = TraceSettings(subject="mac")
-    pretrain: Phase = Phase(6, 4096, 32, 3e-3)
-    tune: Phase = Phase(12, 2048, 32, 2e-3)
-    traces: Phase = Phase(60, 512, 16, 2e-3)
+    pretrain: Phase = Phase(10, 2400, 16, 3e-3)
+    tune: Phase = Phase(12, 2560, 16, 3e-3)
+    traces: Phase = Phase(160, 512, 16, 1e-2)
     pretrain_augmentation: FlowAugmentation = FlowAugmentation(prefix=0.0, random_tokens=0.0)
     flow_augmentation: FlowAugmentation = FlowAugmentation()
     trace_augmentation: TraceAugmentation = TraceAugmentation()
