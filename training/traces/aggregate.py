@@ -201,18 +201,18 @@ def fold_scale(network: TraceNetwork, scale: Scale) -> TraceNetwork:
     mean, deviation = torch.from_numpy(scale.mean), torch.from_numpy(scale.deviation)
     for way in ("", "_reverse"):
         weight = network.t_lstm.get_parameter(f"weight_ih_l0{way}")
-        weight /= deviation
+        weight.div_(deviation)
         network.t_lstm.get_parameter(f"bias_ih_l0{way}").sub_(weight @ mean)
     if network.time_linear is not None:
-        network.time_linear.weight *= deviation[:, None]
-        network.time_linear.bias *= deviation
+        network.time_linear.weight.mul_(deviation[:, None])
+        network.time_linear.bias.mul_(deviation)
     return network
 
 
 @torch.no_grad()
 def sharpen(network: TraceNetwork) -> None:
     """Let the queries differ from the start: as drawn, every one attends to all flows alike for hundreds of steps."""
-    network.ss_wk_linear1.weight *= SHARPNESS
+    network.ss_wk_linear1.weight.mul_(SHARPNESS)
 
 
 def fit_traces(

@@ -38,8 +38,8 @@ def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
         f"# {manifest.name} {manifest.version}\n\n"
         f"Tracegram, encoder {network.emb_dim}/{network.dim}/{network.depth}/{network.heads} "
         f"(embedding/width/layers/heads), {network.queries} queries, {len(manifest.labels)} labels. It reads "
-        f"the first {features.max_tokens} tokens of packet heads of a flow ({reads}; addresses, ports and checksums are "
-        f"zero) and the flows of one {'network card' if trace.subject == 'mac' else trace.subject} in {window}.\n\n"
+        f"the first {features.max_tokens} tokens of packet heads of a flow ({reads}; addresses, ports and checksums "
+        f"are zero) and the flows of one {'network card' if trace.subject == 'mac' else trace.subject} in {window}.\n\n"
         f"Trained on {run.traces} traces with {run.flows} flows; phase 1 took {run.seconds / 60:.1f} minutes on "
         f"{run.hardware}."
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from models.checkpoint import TracegramNetwork
 from models.tracegram import TraceNetwork
 from training.batches import draw_weights
 from training.files import fingerprint, load_weights, save_weights
@@ -28,7 +29,7 @@ from training.traces.aggregate import (
 )
 from training.traces.attribution import remove_flows
 from training.traces.baseline import fit_predict
-from training.traces.config import TraceTrainingConfig
+from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
 from training.traces.data import TraceCorpus, few_of_each, flows_of
 from training.traces.embeddings import mm4flow_features
 from training.traces.flows import FlowLearner, FlowSet, flow_features, new_learner, pretrain_stage, tune_stage
@@ -139,10 +140,8 @@ def _features(
     if variant.mm4flow:
         return mm4flow_features(corpus, train, config, variant.mm4flow)
     weights = start if variant.pretrained else None
-    network = msgspec.structs.replace(config.network, n_class=len(corpus.labels), time_encoding=True)
-    plain = msgspec.structs.replace(config, network=network, traces=TraceTrainingConfig().traces)
-    key = fingerprint(plain, variant.pretrained, variant.captures, variant.adapt, variant.left_out, fold)[:16]
-    path = directory / "encoders" / f"{key}.safetensors"
+    network = msgspec.structs.replace(config.network, n_class=len(corpus.labels))
+    path = directory / "encoders" / f"{encoder_key(variant, network, fold)}.safetensors"
     learner = new_learner(network, len(corpus.labels), config.seed, weights)
     if path.is_file():
         learner.load_state_dict(load_weights(path))
@@ -153,6 +152,17 @@ def _features(
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(learner.state_dict(), path)
     return encode_traces(corpus, learner, config)
+
+
+def encoder_key(variant: Variant, network: TracegramNetwork, fold: int) -> str:
+    """Names what a fold's encoder depends on, so that variants that differ in phase 1 alone share it."""
+    plain = msgspec.structs.replace(
+        variant.config,
+        network=msgspec.structs.replace(network, time_encoding=True, queries=1),
+        traces=Phase(1, 1, 1, 1.0),
+        trace_augmentation=TraceAugmentation(),
+    )
+    return fingerprint(plain, variant.pretrained, variant.captures, variant.adapt, variant.left_out, fold)[:16]
 
 
 def adapt_encoder(
