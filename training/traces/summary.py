@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import fit_temperature, rejection_threshold, softmax
+from training.calibrate import Calibrated, fit_temperature, rejection_threshold, softmax
 from training.metrics import (
     ClassScore,
     Floats,
@@ -146,43 +146,49 @@ def summarise(
     out the devices `left_out`.
     """
     reported = [fold for fold in range(folds) if fold not in tuned]
-
-    def of(name: str, which: Sequence[int] = reported) -> list[FoldOutcome]:
-        return [outcomes[name][fold] for fold in which]
-
-    everything = of(main, [fold for fold in range(folds) if fold in outcomes[main]])
-    logits, truth = _logits(everything), corpus.truth[_rows(everything)]
-    ones = np.ones(len(truth))
-    temperature = fit_temperature(logits, truth, ones, len(corpus.labels))
-    confidence = softmax(logits, temperature).max(axis=1)
-    threshold = rejection_threshold(confidence, ones, FALSE_REJECTION)
-    held = of(main)
+    by_variant = {
+        name: [found[fold] for fold in reported]
+        for name, found in outcomes.items()
+        if all(fold in found for fold in reported)
+    }
+    final = _calibrate(corpus, list(outcomes[main].values()))
+    held = by_variant[main]
     rows, predicted = _together(held)
-    shares = softmax(_logits(held), temperature).max(axis=1)
+    shares = softmax(_logits(held), final.temperature).max(axis=1)
     captures = [corpus.traces[row].capture for row in rows]
+    figures = [
+        variant_figures(corpus, name, found, by_variant[references.get(name, REFERENCE)])
+        for name, found in by_variant.items()
+        if name != unknown
+    ]
     return TraceEvaluation(
         main=main,
         folds=folds,
         tuned=list(tuned),
         traces=len(rows),
-        variants=[
-            variant_figures(corpus, name, of(name), of(references.get(name, REFERENCE)))
-            for name in outcomes
-            if name != unknown and all(fold in outcomes[name] for fold in reported)
-        ],
-        prefixes=_prefixes(corpus, held, temperature),
+        variants=figures,
+        prefixes=_prefixes(corpus, held, final.temperature),
         classes=class_scores(corpus.truth[rows], predicted, corpus.labels, captures),
         mistakes=_mistakes(corpus, rows, predicted),
         calibration_error=calibration_error(shares, predicted == corpus.truth[rows]),
-        temperature=temperature,
-        threshold=threshold,
-        known_rejected=float((shares < threshold).mean()),
-        unknown=_unknown(corpus, of(unknown), left_out, temperature, threshold) if unknown else None,
-        early=_early(corpus, held, temperature),
+        temperature=final.temperature,
+        threshold=final.threshold,
+        known_rejected=float((shares < final.threshold).mean()),
+        unknown=_unknown(corpus, by_variant[unknown], left_out, final) if unknown else None,
+        early=_early(corpus, held, final.temperature),
         faithfulness=faithfulness(
             np.concatenate([each.top for each in held]), np.concatenate([each.random for each in held])
         ),
     )
+
+
+def _calibrate(corpus: TraceCorpus, outcomes: Sequence[FoldOutcome]) -> Calibrated:
+    """Temperature and threshold from all folds, the tuned ones too: each trace by a model that never saw it."""
+    logits, truth = _logits(outcomes), corpus.truth[_rows(outcomes)]
+    ones = np.ones(len(truth))
+    temperature = fit_temperature(logits, truth, ones, len(corpus.labels))
+    confidence = softmax(logits, temperature).max(axis=1)
+    return Calibrated(temperature, rejection_threshold(confidence, ones, FALSE_REJECTION))
 
 
 def _rows(outcomes: Sequence[FoldOutcome]) -> Ints:
@@ -240,16 +246,16 @@ def _mistakes(corpus: TraceCorpus, rows: Ints, predicted: Ints) -> list[Confused
 
 
 def _unknown(
-    corpus: TraceCorpus, outcomes: Sequence[FoldOutcome], left_out: Sequence[str], temperature: float, threshold: float
+    corpus: TraceCorpus, outcomes: Sequence[FoldOutcome], left_out: Sequence[str], final: Calibrated
 ) -> UnknownFigures:
     rows = _rows(outcomes)
     strange = np.isin(corpus.truth[rows], [corpus.labels.index(label) for label in left_out])
-    confidence = softmax(_logits(outcomes), temperature).max(axis=1)
+    confidence = softmax(_logits(outcomes), final.temperature).max(axis=1)
     return UnknownFigures(
         sorted(left_out),
         int(strange.sum()),
         auroc(confidence[~strange], confidence[strange]),
-        float((confidence[strange] < threshold).mean()),
+        float((confidence[strange] < final.threshold).mean()),
     )
 
 
