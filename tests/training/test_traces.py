@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from models.checkpoint import TracegramNetwork
 from models.flow import Flow
+from models.packets import TracegramFeatures
 from models.trace import Trace
 from models.tracegram import TraceNetwork
 from service.engines.traces import TraceInput, load_trace_engine
 from training.cli import app
 from training.config import TrainingError
+from training.files import load_weights
 from training.samples import read_samples
 from training.traces import flows as flow_phases
 from training.traces.aggregate import (
@@ -29,10 +31,11 @@ from training.traces.aggregate import (
 )
 from training.traces.attribution import faithfulness, remove_flows
 from training.traces.baseline import header_numbers, size_numbers
-from training.traces.config import TraceAugmentation, TraceTrainingConfig
+from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
 from training.traces.crossval import cross_validate, learning_rows
 from training.traces.data import TraceDataError, few_of_each, folds_of, make_trace_corpus
 from training.traces.evaluation import variant_of
+from training.traces.runs import TraceJob, pretrain_packets_run
 
 CAPTURES = Path(__file__).parents[1] / "data" / "traces"
 QUICK = ["--draws", "48", "-b", "16", "-ep", "1"]
@@ -228,3 +231,28 @@ def test_phases_start_from_the_phase_before(features, runs, tmp_path):
     assert "starts from a run of tune-flows" in str(result.exception)
     with pytest.raises(TrainingError, match="no variant 'best'"):
         variant_of("best", TraceTrainingConfig())
+
+
+class Interruption(Exception):
+    pass
+
+
+def test_an_interrupted_phase_goes_on_where_it_was(features, tmp_path):
+    network = TracegramNetwork(n_class=1, feature_size=16, emb_dim=16, dim=16, depth=1, heads=2, dim_head=8, queries=4)
+    config = msgspec.structs.replace(
+        TraceTrainingConfig(),
+        network=network,
+        features=TracegramFeatures(max_tokens=96),
+        pretrain=Phase(2, 32, 16, 1e-3),
+    )
+
+    def interrupt(step):
+        if step.step == 3:
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        pretrain_packets_run(TraceJob([features], tmp_path / "broken", config), interrupt)
+    pretrain_packets_run(TraceJob([features], tmp_path / "broken", config))
+    pretrain_packets_run(TraceJob([features], tmp_path / "whole", config))
+    broken, whole = (load_weights(tmp_path / name / "model.safetensors") for name in ("broken", "whole"))
+    assert all(torch.equal(broken[name], whole[name]) for name in whole)

@@ -79,8 +79,8 @@ def _method(figures: TraceEvaluation) -> str:
 
 def _variants(figures: TraceEvaluation) -> str:
     lines = [
-        "| | captures of each device | macro-F1 | merged | gain on the trees on header fields |",
-        "|---|---|---|---|---|",
+        "| | captures of each device | traces | macro-F1 | merged | gain on the trees on header fields |",
+        "|---|---|---|---|---|---|",
     ]
     return "\n".join(lines + [_variant(row) for row in figures.variants])
 
@@ -94,6 +94,7 @@ def _variant(row: VariantFigures) -> str:
         (
             WORDS.get(kind, kind),
             captures,
+            str(row.traces),
             f"{score.macro_f1:.3f} ({_range(score.interval)})",
             f"{merged.macro_f1:.3f} ({_range(merged.interval)})",
             gain,

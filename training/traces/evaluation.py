@@ -137,6 +137,7 @@ def _measured(corpus: TraceCorpus, outcomes: dict[str, dict[int, FoldOutcome]], 
         return np.concatenate([outcomes[name][fold].logits for fold in reported])
 
     rows = np.concatenate([outcomes[MAIN][fold].rows for fold in reported])
+    whole = [row for row in figures.variants if row.folds == reported]
     curve = Curve(
         "By flows seen",
         "flows",
@@ -152,7 +153,7 @@ def _measured(corpus: TraceCorpus, outcomes: dict[str, dict[int, FoldOutcome]], 
         probabilities=softmax(logits(MAIN), figures.temperature),
         captures=[corpus.traces[row].capture for row in rows],
         threshold=figures.threshold,
-        rivals={row.name: logits(row.name).argmax(axis=1) for row in figures.variants if row.name != MAIN},
+        rivals={row.name: logits(row.name).argmax(axis=1) for row in whole if row.name != MAIN},
         curves=[curve],
         notes=["Folds that served to choose settings are left out of every figure."] if figures.tuned else [],
     )

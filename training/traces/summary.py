@@ -42,10 +42,11 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class VariantFigures(msgspec.Struct, frozen=True):
-    """One variant over the reported folds together: all classes, look-alike ones merged, accuracy, and its gain over
-    the tree ensemble on header fields that learned from the same captures."""
+    """One variant over the reported folds that it was measured on together: all classes, look-alike ones merged,
+    accuracy, and its gain over the tree ensemble on header fields that learned from as many captures."""
 
     name: str
+    folds: list[int]
     traces: int
     all_classes: Score
     merged: Score
@@ -111,16 +112,17 @@ class TraceEvaluation(msgspec.Struct, frozen=True):
 
 
 def variant_figures(
-    corpus: TraceCorpus, name: str, outcomes: Sequence[FoldOutcome], reference: Sequence[FoldOutcome]
+    corpus: TraceCorpus, name: str, outcomes: Mapping[int, FoldOutcome], reference: Mapping[int, FoldOutcome]
 ) -> VariantFigures:
-    """The figures of one variant; `reference` are outcomes of the trees on the same folds."""
-    rows, predicted = _together(outcomes)
-    _, rival = _together(reference)
+    """The figures of one variant by fold; `reference` are outcomes of the trees, on the same folds at least."""
+    rows, predicted = _together(list(outcomes.values()))
+    _, rival = _together([reference[fold] for fold in outcomes])
     merge = corpus.merged(LOOK_ALIKE)
     scores = [_score(corpus, rows, said, classes) for said, classes in ((predicted, None), (predicted, merge))]
     gains = _draws(corpus, rows, predicted) - _draws(corpus, rows, rival)
     return VariantFigures(
         name=name,
+        folds=list(outcomes),
         traces=len(rows),
         all_classes=scores[0],
         merged=scores[1],
@@ -146,13 +148,9 @@ def summarise(
     out the devices `left_out`.
     """
     reported = [fold for fold in range(folds) if fold not in tuned]
-    by_variant = {
-        name: [found[fold] for fold in reported]
-        for name, found in outcomes.items()
-        if all(fold in found for fold in reported)
-    }
+    by_variant = {name: {fold: found[fold] for fold in reported if fold in found} for name, found in outcomes.items()}
     final = _calibrate(corpus, list(outcomes[main].values()))
-    held = by_variant[main]
+    held = list(by_variant[main].values())
     rows, predicted = _together(held)
     shares = softmax(_logits(held), final.temperature).max(axis=1)
     captures = [corpus.traces[row].capture for row in rows]
@@ -174,7 +172,7 @@ def summarise(
         temperature=final.temperature,
         threshold=final.threshold,
         known_rejected=float((shares < final.threshold).mean()),
-        unknown=_unknown(corpus, by_variant[unknown], left_out, final) if unknown else None,
+        unknown=_unknown(corpus, list(by_variant[unknown].values()), left_out, final) if unknown else None,
         early=_early(corpus, held, final.temperature),
         faithfulness=faithfulness(
             np.concatenate([each.top for each in held]), np.concatenate([each.random for each in held])
