@@ -233,7 +233,7 @@ def test_phases_start_from_the_phase_before(features, runs, tmp_path):
         variant_of("best", TraceTrainingConfig())
 
 
-class Interruption(Exception):
+class InterruptedByTestError(Exception):
     pass
 
 
@@ -248,9 +248,9 @@ def test_an_interrupted_phase_goes_on_where_it_was(features, tmp_path):
 
     def interrupt(step):
         if step.step == 3:
-            raise Interruption
+            raise InterruptedByTestError
 
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptedByTestError):
         pretrain_packets_run(TraceJob([features], tmp_path / "broken", config), interrupt)
     pretrain_packets_run(TraceJob([features], tmp_path / "broken", config))
     pretrain_packets_run(TraceJob([features], tmp_path / "whole", config))
