@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Calibration, Unknown
 
 ALTERNATIVES = 3
 """Labels beside the first that a verdict names."""
@@ -41,7 +43,36 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     scores: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
-def probabilities(logits: NDArray[np.float32], checkpoint: Checkpoint) -> NDArray[np.float64]:
+class Judge(Protocol):
+    """What of a checkpoint, of flows or of traces, makes verdicts of its logits."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+        ...
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels, in the order of the logits."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration:
+        """How logits become confidence."""
+        ...
+
+    @property
+    def unknown(self) -> Unknown:
+        """When a verdict says *unknown*."""
+        ...
+
+
+def probabilities(logits: NDArray[np.float32], checkpoint: Judge) -> NDArray[np.float64]:
     """Calibrated probabilities of the labels, float64 [n, labels], of logits float32 [n, classes].
 
     The background class, where there is one, takes its share first: the labels then add up to less than 1.
@@ -52,7 +83,7 @@ def probabilities(logits: NDArray[np.float32], checkpoint: Checkpoint) -> NDArra
     return shares[:, : len(checkpoint.labels)]
 
 
-def verdicts(logits: NDArray[np.float32], checkpoint: Checkpoint, *, with_scores: bool = False) -> list[Verdict]:
+def verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: bool = False) -> list[Verdict]:
     """One verdict for each row of logits float32 [n, classes]."""
     shares = probabilities(logits, checkpoint)
     order = np.argsort(-shares, axis=1, kind="stable")[:, : ALTERNATIVES + 1]

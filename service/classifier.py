@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.encode import encode
-from models.flow import Flow
+from models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
+from models.packets import encode_packets
+from models.trace import is_instance
 from models.verdict import Verdict, verdicts
 from service.engines.base import Engine, EngineError
+from service.engines.traces import TraceEngine
 
 DEFAULT_CHECKPOINT = "flow-protocols"
 
@@ -45,24 +48,65 @@ class FlowOutcome:
 
 
 class Classifier:
-    """Classifies batches of flows with a checkpoint; one call at a time per instance."""
+    """Classifies batches of flows with a checkpoint; one call at a time per instance.
 
-    def __init__(self, engine: Engine, *, min_packets: int | None = None, with_scores: bool = False) -> None:
+    With a `trace_engine` flows that count in traces get their embeddings in the same pass: those that the flow network
+    computes anyway, or those of the trace checkpoint's own encoder.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        trace_engine: TraceEngine | None = None,
+        min_packets: int | None = None,
+        with_scores: bool = False,
+    ) -> None:
         self.checkpoint = engine.checkpoint
+        self.trace_engine = trace_engine
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
         self._engine = engine
         self._with_scores = with_scores
+        self._encodes_packets = trace_engine is not None and trace_engine.checkpoint.network.encoder == "tracegram"
+
+    @property
+    def heads(self) -> HeadsKind:
+        """What sources should keep of packet heads."""
+        if self.trace_engine is None:
+            return "none"
+        return "full" if self._encodes_packets and self.trace_engine.checkpoint.features.payload else "header"
 
     def accepts(self, flow: Flow) -> bool:
-        """Whether the flow has enough payload packets to be asked about."""
+        """Whether there is anything to ask about the flow: its verdict, or its part in a trace."""
+        return self._is_judged(flow) or self.is_traced(flow)
+
+    def is_traced(self, flow: Flow) -> bool:
+        """Whether the flow gets an embedding: traces are asked for, and it has what they need."""
+        return self.trace_engine is not None and is_instance(flow) and self.heads in ("header", flow.heads_kind)
+
+    def input_hash(self, flow: Flow) -> int:
+        """A hash of what the networks read of a flow: where it is the same, so is the outcome."""
+        read = self.checkpoint.features
+        heads = tuple((head.gap_us, head.data) for head in flow.heads) if self._encodes_packets else ()
+        return hash(
+            (
+                tuple(flow.payload_lengths[: read.payload_lengths]),
+                flow.orig_bytes[: read.content_bytes],
+                flow.resp_bytes[: read.content_bytes],
+                heads,
+            )
+        )
+
+    def _is_judged(self, flow: Flow) -> bool:
         return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
 
     def tokens(self, flow: Flow) -> int:
-        """The tokens that the model reads of a flow: what computing it costs."""
+        """The tokens that the models read of a flow: what computing it costs."""
         features = self.checkpoint.features
         content = min(len(flow.orig_bytes), features.content_bytes) + min(len(flow.resp_bytes), features.content_bytes)
-        return min(len(flow.payload_lengths), features.payload_lengths) + content + SPECIAL_TOKENS
+        heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._encodes_packets else 0
+        return min(len(flow.payload_lengths), features.payload_lengths) + content + SPECIAL_TOKENS + heads
 
     def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome]:
         """One outcome for each flow, in order.
@@ -79,6 +123,7 @@ class Classifier:
         if len(scores.logits) != len(flows):
             raise EngineError(f"the engine scored {len(scores.logits)} flows of {len(flows)}")
         found = verdicts(scores.logits, self.checkpoint, with_scores=self._with_scores)
+        embeddings = self._embeddings(flows, scores.embeddings)
         self.last_timing = Timing(
             encoded - start,
             time.perf_counter() - encoded,
@@ -87,6 +132,28 @@ class Classifier:
             batch.lengths_out_of_vocabulary,
         )
         return [
-            FlowOutcome(verdict if flow.complete else msgspec.structs.replace(verdict, final=False))
-            for flow, verdict in zip(flows, found, strict=True)
+            FlowOutcome(self._verdict(flow, verdict), embedding)
+            for flow, verdict, embedding in zip(flows, found, embeddings, strict=True)
         ]
+
+    def _verdict(self, flow: Flow, verdict: Verdict) -> Verdict | None:
+        if not self._is_judged(flow):
+            return None
+        return verdict if flow.complete else msgspec.structs.replace(verdict, final=False)
+
+    def _embeddings(self, flows: Sequence[Flow], computed: NDArray[np.float32]) -> list[NDArray[np.float32] | None]:
+        """The embedding of each flow that counts in traces; `computed` are the flow network's, float32 [n, width]."""
+        found: list[NDArray[np.float32] | None] = [None] * len(flows)
+        rows = [row for row, flow in enumerate(flows) if self.is_traced(flow)]
+        if self.trace_engine is None or not rows:
+            return found
+        if self._encodes_packets:
+            features = self.trace_engine.checkpoint.features
+            own = self.trace_engine.embed(encode_packets([flows[row] for row in rows], features))
+            if len(own) != len(rows):
+                raise EngineError(f"the trace engine encoded {len(own)} flows of {len(rows)}")
+        else:
+            own = computed[rows]
+        for row, embedding in zip(rows, own, strict=True):
+            found[row] = embedding
+        return found

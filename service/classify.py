@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from service.output import Writer
 from service.report import InputSummary, Summary, SummaryBuilder
 from service.sources.capture import CaptureError, ReadOptions
 from service.terminal import input_problem, progress
+from service.traces.offline import CaptureTraces
+from service.traces.scorer import TraceScorer
 
 BATCH_FLOWS = 512
 
@@ -25,20 +28,26 @@ def classify_inputs(
     writer: Writer,
     console: Console,
 ) -> Summary:
-    """Classify every input that can be read; problems go to `console` and into the summary's inputs."""
-    builder = SummaryBuilder(classifier.checkpoint)
+    """Classify every input that can be read; problems go to `console` and into the summary's inputs.
+
+    Traces are those of one input each.
+    """
+    scorer = TraceScorer(classifier.trace_engine) if classifier.trace_engine else None
+    builder = SummaryBuilder(classifier.checkpoint, scorer.checkpoint if scorer else None)
     inputs = []
     for name in names:
         entry = InputSummary(name)
         inputs.append(entry)
+        work = _InputWork(entry, classifier, builder, writer, CaptureTraces(scorer, name) if scorer else None)
         try:
-            source = open_input(name, reader, ReadOptions(heads="none"))
+            source = open_input(name, reader, ReadOptions(heads=classifier.heads))
             with progress(console, name, source) as flows:
                 for batch in _batches(flows):
-                    _classify_batch(batch, entry, classifier, builder, writer)
+                    work.classify(batch)
             _account(entry, source)
         except CaptureError as error:
             entry.error = str(error)
+        work.finish()
         problem = input_problem(entry)
         if problem:
             console.print(problem, style="red" if entry.error else "yellow", markup=False, soft_wrap=True)
@@ -47,20 +56,45 @@ def classify_inputs(
     return summary
 
 
-def _classify_batch(
-    batch: list[Flow], entry: InputSummary, classifier: Classifier, builder: SummaryBuilder, writer: Writer
-) -> None:
-    entry.flows += len(batch)
-    accepted = [flow for flow in batch if classifier.accepts(flow)]
-    for flow in batch:
-        if not classifier.accepts(flow):
-            builder.leave_out(flow)
-    for flow, outcome in zip(accepted, classifier.classify(accepted), strict=True):
-        if outcome.verdict is None:
-            builder.leave_out(flow)
-            continue
-        builder.add(flow, outcome.verdict)
-        writer.add(flow, outcome.verdict, entry.name)
+@dataclass
+class _InputWork:
+    """The way of one input's flows and traces to the writer."""
+
+    entry: InputSummary
+    classifier: Classifier
+    builder: SummaryBuilder
+    writer: Writer
+    traces: CaptureTraces | None
+
+    def classify(self, batch: list[Flow]) -> None:
+        """Write the verdicts of some flows, and of the traces that are complete with them."""
+        self.entry.flows += len(batch)
+        accepted = [flow for flow in batch if self.classifier.accepts(flow)]
+        for flow in batch:
+            if not self.classifier.accepts(flow):
+                self.builder.leave_out(flow)
+        for flow, outcome in zip(accepted, self.classifier.classify(accepted), strict=True):
+            if self.traces is not None:
+                self.traces.add(flow, outcome)
+            if outcome.verdict is None:
+                self.builder.leave_out(flow)
+                continue
+            self.builder.add(flow, outcome.verdict)
+            self.writer.add(flow, outcome.verdict, self.entry.name)
+        self._write_traces()
+
+    def finish(self) -> None:
+        """Write the traces that were still open."""
+        if self.traces is not None:
+            self.traces.finish()
+            self._write_traces()
+            self.builder.account_traces(self.traces.counts, self.traces.failed)
+
+    def _write_traces(self) -> None:
+        while self.traces is not None and (found := self.traces.ready()):
+            for trace in found:
+                self.builder.add_trace(trace)
+                self.writer.add_trace(trace)
 
 
 def _account(entry: InputSummary, source: FlowInput) -> None:

@@ -21,13 +21,15 @@ from service.classify import classify_inputs
 from service.engines.base import EngineError, EngineName, load_engine
 from service.inputs import ReaderName, open_input
 from service.models_command import app as models_app
-from service.output import Format, writer
+from service.output import Format, Show, writer
 from service.report import feature_lines
 from service.repository import newest_version, shipped_checkpoint
 from service.serve_command import serve
 from service.settings import Settings
 from service.sources.bus.transport import TransportError
 from service.sources.capture import CaptureError, ReadOptions
+from service.traces.loading import fitting, load_traces
+from service.traces.state import StateError
 from service.watch import watch
 from service.zeek_process import ZeekError
 
@@ -47,6 +49,9 @@ Captures = Annotated[
     typer.Argument(metavar="CAPTURE...", help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, or -"),
 ]
 Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: run Zeek on the capture")]
+TraceCheckpoint = Annotated[
+    Path | None, typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]")
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
 
@@ -95,19 +100,26 @@ def classify(
         int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="most rows of the table, 0 for all")] = 50,
+    trace_checkpoint: TraceCheckpoint = None,
+    show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
+    limit: Annotated[int, typer.Option(min=0, help="most rows of a table, 0 for all")] = 50,
     reader: Reader = "auto",
     engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
 ) -> None:
-    """Say what each flow of a capture is."""
+    """Say what each flow and each trace of a capture is."""
     errors = Console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
-        classifier = Classifier(load_engine(engine, directory), min_packets=min_packets, with_scores=scores)
+        flow_engine = load_engine(engine, directory)
+        trace_engine = None if show == "flows" else load_traces(trace_checkpoint, engine)
+        trace_engine = fitting(trace_engine, flow_engine.checkpoint, required=trace_checkpoint is not None)
+        classifier = Classifier(flow_engine, trace_engine=trace_engine, min_packets=min_packets, with_scores=scores)
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)
+    if show == "traces" and trace_engine is None:
+        _fail("no trace checkpoint, so there are no traces to show: give --trace-checkpoint DIR", EXIT_USAGE)
     with _opened(output, captures) as file:
-        summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit), errors)
+        summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
     if any(entry.error or entry.warning for entry in summary.inputs):
         raise typer.Exit(EXIT_FAILED)
 
@@ -157,6 +169,7 @@ def watch_command(
     replay: Annotated[Path | None, typer.Option(help="play a capture instead, without Zeek")] = None,
     speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
+    trace_checkpoint: TraceCheckpoint = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: nowhere]")
     ] = None,
@@ -166,10 +179,15 @@ def watch_command(
         _fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
     try:
         settings = Settings(
-            zeek=zeek or [], interface=interface or [], replay=replay, speed=speed, checkpoint=checkpoint
+            zeek=zeek or [],
+            interface=interface or [],
+            replay=replay,
+            speed=speed,
+            checkpoint=checkpoint,
+            trace_checkpoint=trace_checkpoint,
         )
         raise typer.Exit(watch(settings, log_dir))
-    except (CheckpointError, EngineError, TransportError) as error:
+    except (CheckpointError, EngineError, StateError, TransportError) as error:
         _fail(str(error), EXIT_USAGE)
     except (ZeekError, CaptureError) as error:
         _fail(str(error), EXIT_FAILED)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import communityid
 
-from models.flow import Flow, ip_protocol_number
+from models.flow import ip_protocol_number
 
 _PORT_PROTOCOLS = {1, 6, 17, 58, 132}
 _HASHER = communityid.CommunityID()
 
 
-def community_id(flow: Flow) -> str:
+class Endpoints(Protocol):
+    """What of a flow its Community ID follows from."""
+
+    proto: str
+    orig_h: str
+    orig_p: int
+    resp_h: str
+    resp_p: int
+
+
+def community_id(flow: Endpoints) -> str:
     """The flow's Community ID v1 with seed 0."""
     number = ip_protocol_number(flow.proto, flow.orig_h)
     ports = (flow.orig_p, flow.resp_p) if number in _PORT_PROTOCOLS else (None, None)

@@ -42,7 +42,7 @@ class LiveFlow:
 class _Early:
     """An early flow that was seen: its outcome and what that was given on, where it was not shed."""
 
-    features: int = 0
+    input_hash: int = 0
     outcome: FlowOutcome | None = None
 
 
@@ -108,7 +108,7 @@ class LivePipeline:
         early = self._open.get(flow.uid)
         if early is None:
             self._count("flows")
-        elif early.outcome is not None and early.features == self._features(flow):
+        elif early.outcome is not None and early.input_hash == self._batcher.classifier.input_hash(flow):
             self._reuse(live, early.outcome)
             return
         if not flow.complete:
@@ -166,7 +166,7 @@ class LivePipeline:
         if flow.complete:
             self._open.pop(flow.uid, None)
         else:
-            self._remember(flow.uid, _Early(self._features(flow), FlowOutcome(outcome.verdict)))
+            self._remember(flow.uid, _Early(self._batcher.classifier.input_hash(flow), FlowOutcome(outcome.verdict)))
         if outcome.verdict is None:
             self._skip(flow)
         else:
@@ -190,17 +190,6 @@ class LivePipeline:
         final = msgspec.structs.replace(early.verdict, final=live.flow.complete)
         self._metrics.count_verdict(final)
         self._deliver(live, FlowOutcome(final))
-
-    def _features(self, flow: Flow) -> int:
-        """A hash of what the model reads of a flow."""
-        read = self._batcher.classifier.checkpoint.features
-        return hash(
-            (
-                tuple(flow.payload_lengths[: read.payload_lengths]),
-                flow.orig_bytes[: read.content_bytes],
-                flow.resp_bytes[: read.content_bytes],
-            )
-        )
 
     def _shed(self, subject: str, live: LiveFlow) -> None:
         self._queued.pop(live.flow.uid, None)

@@ -72,6 +72,7 @@ class Metrics:
             "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
         )
         self._add_live(registry)
+        self._add_traces(registry)
 
     def count_verdict(self, verdict: Verdict) -> None:
         """Count a verdict; a flow counts once in each stage."""
@@ -125,6 +126,38 @@ class Metrics:
         )
         self.verdicts_lost = Counter(
             "tapline_verdicts_lost", "Verdicts that could not be returned to Zeek", ["url"], registry=registry
+        )
+
+    def _add_traces(self, registry: CollectorRegistry) -> None:
+        self.trace_windows_open = Gauge("tapline_trace_windows_open", "Live windows that are open", registry=registry)
+        self.trace_open_flows = Gauge("tapline_trace_open_flows", "Flows in open live windows", registry=registry)
+        self.trace_windows_closed = Counter(
+            "tapline_trace_windows_closed",
+            "Live windows closed: `time` when they were over, `end` with their source, `evicted` for want of room",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+        self.trace_windows_unscored = Counter(
+            "tapline_trace_windows_unscored",
+            "Live windows without a verdict: `below_min_flows`, or `shed` because too many waited", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.trace_flows = Counter(
+            "tapline_trace_flows",
+            "Live flows by what became of them in traces: `flows` in a window, `replaced` by a newer form, `late` "
+            "after their window, `cut` from a window that had too many", ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.trace_verdicts = Counter(
+            "tapline_trace_verdicts", "Live trace verdicts by label (`unknown` for unknown ones) and stage",
+            ["label", "stage"], registry=registry,
+        )  # fmt: skip
+        self.trace_failures = Counter(
+            "tapline_trace_failures", "Live windows on which the engine failed", registry=registry
+        )
+        self.trace_state_failures = Counter(
+            "tapline_trace_state_failures", "Times that open windows could not be saved", registry=registry
+        )
+        self.trace_score_seconds = Histogram(
+            "tapline_trace_score_seconds", "Time to score a batch of windows", buckets=_SLOW, registry=registry
         )
 
 

@@ -1,9 +1,11 @@
-"""Writers of classified flows: JSON, NDJSON, CSV, table. Each streams: memory does not follow the input."""
+"""Writers of classified flows and traces: JSON, NDJSON, CSV, table. Each streams: memory does not follow the input."""
 
 from __future__ import annotations
 
 import csv
-from typing import Literal, Protocol, TextIO
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, TextIO
 
 import msgspec
 from rich.console import Console
@@ -12,20 +14,35 @@ from models.flow import Flow
 from models.verdict import Verdict
 from service.report import Summary, classified
 from service.terminal import FlowTable
+from service.trace_table import TraceTable
+from service.traces.records import TraceVerdict
 
 Format = Literal["table", "json", "ndjson", "csv"]
+Show = Literal["all", "flows", "traces"]
+"""What to write. A CSV holds rows of one kind: of flows, unless it is traces alone."""
 
 CSV_COLUMNS = (
     "input", "uid", "community_id", "start_us", "duration_us", "proto", "orig_h", "orig_p", "resp_h", "resp_p",
     "up", "down", "orig_ip_bytes", "resp_ip_bytes", "label", "confidence", "unknown", "model", "version",
 )  # fmt: skip
+TRACE_CSV_COLUMNS = (
+    "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "confidence", "unknown",
+    "model", "version", "top_uids", "top_shares",
+)  # fmt: skip
+
+_SPOOL_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
 
 
 class Writer(Protocol):
-    """Takes classified flows one by one, and the summary at the end."""
+    """Takes classified flows and traces one by one, and the summary at the end."""
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write one classified flow of the input `name`."""
+        ...
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Write one classified trace."""
         ...
 
     def finish(self, summary: Summary) -> None:
@@ -33,66 +50,122 @@ class Writer(Protocol):
         ...
 
 
-def writer(format_: Format, file: TextIO, limit: int) -> Writer:
-    """The writer for a format; `limit` bounds the rows of the table (0: all)."""
+def writer(format_: Format, file: TextIO, limit: int, show: Show = "all") -> Writer:
+    """The writer for a format; `limit` bounds the rows of the tables (0: all)."""
     if format_ == "table":
-        return TableWriter(file, limit)
+        return _Shown(TableWriter(file, limit, show), show)
     if format_ == "json":
-        return JsonWriter(file)
-    return NdjsonWriter(file) if format_ == "ndjson" else CsvWriter(file)
+        return _Shown(JsonWriter(file), show)
+    if format_ == "ndjson":
+        return _Shown(NdjsonWriter(file), show)
+    return TraceCsvWriter(file) if show == "traces" else CsvWriter(file)
+
+
+class _Shown:
+    """Passes on to another writer what is to be shown."""
+
+    def __init__(self, target: Writer, show: Show) -> None:
+        self._target = target
+        self._show = show
+
+    def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
+        """Write the flow, where flows are shown."""
+        if self._show != "traces":
+            self._target.add(flow, verdict, name)
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Write the trace, where traces are shown."""
+        if self._show != "flows":
+            self._target.add_trace(trace)
+
+    def finish(self, summary: Summary) -> None:
+        """Write the end."""
+        self._target.finish(summary)
 
 
 class TableWriter:
-    """A readable table; colours only where `file` is a terminal."""
+    """Readable tables; colours only where `file` is a terminal."""
 
-    def __init__(self, file: TextIO, limit: int) -> None:
+    def __init__(self, file: TextIO, limit: int, show: Show) -> None:
+        self._show = show
         self._console = Console(file=file, highlight=False, width=None if file.isatty() else 160)
-        self._table = FlowTable(limit)
+        self._flows = FlowTable(limit)
+        self._traces = TraceTable(limit)
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Remember the row."""
         if verdict is not None:
-            self._table.add(flow, verdict)
+            self._flows.add(flow, verdict)
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Remember the row."""
+        self._traces.add(trace)
 
     def finish(self, summary: Summary) -> None:
         """Draw."""
-        self._table.draw(self._console, summary)
+        if self._show != "traces":
+            self._flows.draw(self._console, summary)
+        if self._show != "flows":
+            self._traces.draw(self._console, summary)
 
 
 class JsonWriter:
-    """One JSON object: `flows` as they come, then `summary`."""
+    """One JSON object: `flows` as they come, then `traces`, then `summary`. Traces wait for their place on disk."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._separator = '{"flows": [\n'
+        self._traces = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, "w+", encoding="utf-8")
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write the flow's element."""
         self._file.write(self._separator + msgspec.json.encode(classified(flow, verdict, name)).decode())
         self._separator = ",\n"
 
-    def finish(self, summary: Summary) -> None:
-        """Close the list, write the summary."""
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Keep the trace's element."""
+        separator = ",\n" if self._traces.tell() else "\n"
+        self._traces.write(separator + msgspec.json.encode(trace).decode())
+
+    def ending(self, summary: Summary) -> Iterator[str]:
+        """What is left to write, in pieces: the flows' end, the traces, the summary."""
         opening = self._separator if self._separator.startswith("{") else ""
-        self._file.write(f'{opening}\n], "summary": {msgspec.json.encode(summary).decode()}}}\n')
+        yield opening + '\n], "traces": ['
+        with self._traces:
+            self._traces.seek(0)
+            while piece := self._traces.read(_PIECE_BYTES):
+                yield piece
+        yield f'\n], "summary": {msgspec.json.encode(summary).decode()}}}\n'
+
+    def finish(self, summary: Summary) -> None:
+        """Close the list of flows, write traces and summary."""
+        self._file.writelines(self.ending(summary))
 
 
 class NdjsonWriter:
-    """One flow per line; no summary, so that every line has the same form."""
+    """One flow a line, in the form of `tapline features` with its verdict; one trace a line, `{"trace": ...}`, when it
+    is complete, at the latest after the last flow of its input. No summary."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write the flow's line."""
-        self._file.write(msgspec.json.encode(classified(flow, verdict, name)).decode() + "\n")
+        self._line(classified(flow, verdict, name))
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Write the trace's line."""
+        self._line({"trace": trace})
 
     def finish(self, summary: Summary) -> None:
         """Nothing is left to write."""
 
+    def _line(self, record: object) -> None:
+        self._file.write(msgspec.json.encode(record).decode() + "\n")
+
 
 class CsvWriter:
-    """One row per flow with `CSV_COLUMNS`."""
+    """One row per flow with `CSV_COLUMNS`; no traces."""
 
     def __init__(self, file: TextIO) -> None:
         self._rows = csv.writer(file)
@@ -101,9 +174,36 @@ class CsvWriter:
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write the flow's row."""
         record = classified(flow, verdict, name)
-        self._rows.writerow(
-            getattr(verdict if column in Verdict.__struct_fields__ else record, column, "") for column in CSV_COLUMNS
-        )
+        self._rows.writerow(_cells(CSV_COLUMNS, verdict, record))
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Leave the trace out."""
 
     def finish(self, summary: Summary) -> None:
         """Nothing is left to write."""
+
+
+class TraceCsvWriter:
+    """One row per trace with `TRACE_CSV_COLUMNS`, its top flows and their shares with blanks between; no flows."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._rows = csv.writer(file)
+        self._rows.writerow(TRACE_CSV_COLUMNS)
+
+    def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
+        """Leave the flow out."""
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Write the trace's row."""
+        *cells, _, _ = _cells(TRACE_CSV_COLUMNS, trace.verdict, trace)
+        uids = " ".join(flow.uid for flow in trace.top_flows)
+        shares = " ".join(f"{flow.share:g}" for flow in trace.top_flows)
+        self._rows.writerow([*cells, uids, shares])
+
+    def finish(self, summary: Summary) -> None:
+        """Nothing is left to write."""
+
+
+def _cells(columns: tuple[str, ...], verdict: Verdict | None, record: object) -> list[Any]:
+    """The values of columns: of the verdict, or else of the record that it is about."""
+    return [getattr(verdict if column in Verdict.__struct_fields__ else record, column, "") for column in columns]

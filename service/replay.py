@@ -7,12 +7,13 @@ from pathlib import Path
 
 import structlog
 
-from models.flow import Flow
+from models.flow import Flow, HeadsKind
 from service.capture_worker import WorkerOptions
 from service.captures import CaptureStream
 from service.classifier import FlowOutcome
 from service.live import LivePipeline
 from service.sensors import Watcher
+from service.traces.live import LiveTraces
 
 log = structlog.get_logger()
 
@@ -27,8 +28,19 @@ _MAX_CAPTURE_BYTES = 1 << 50
 class Replay:
     """Delivers the flows of a capture when they ended, `speed` times as fast as they came; 0: as fast as it goes."""
 
-    def __init__(self, capture: Path, speed: float, pipeline: LivePipeline, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        capture: Path,
+        speed: float,
+        pipeline: LivePipeline,
+        watcher: Watcher,
+        traces: LiveTraces | None = None,
+        heads: HeadsKind = "none",
+    ) -> None:
+        """`heads`: what is kept of packet heads; `traces` get all flows and hear of the end."""
         self.capture = capture
+        self._traces = traces
+        self._heads = heads
         self.finished = asyncio.Event()
         self.problem: str | None = None
         self._speed = speed
@@ -37,7 +49,7 @@ class Replay:
 
     async def run(self) -> None:
         """Play once; `problem` then says what was wrong with the capture."""
-        options = WorkerOptions(_MAX_CAPTURE_BYTES, _MEMORY_BYTES)
+        options = WorkerOptions(_MAX_CAPTURE_BYTES, _MEMORY_BYTES, self._heads)
         try:
             with self.capture.open("rb") as file:
                 async with CaptureStream(file, options, READ_SECONDS) as stream:
@@ -45,6 +57,10 @@ class Replay:
             self.problem = stream.end.error or stream.end.warning
         except OSError as error:
             self.problem = f"cannot read it: {error.strerror}"
+        while self._traces is not None and self._pipeline.waiting_flows:
+            await asyncio.sleep(0.02)
+        if self._traces is not None:
+            await self._traces.finish(self.source)
         report = log.warning if self.problem else log.info
         report("replay finished", capture=str(self.capture), flows=self._pipeline.counts.received, problem=self.problem)
         self.finished.set()
@@ -64,7 +80,14 @@ class Replay:
             await asyncio.sleep(0.005)
         self._pipeline.take(flow, self._deliver)
 
+    @property
+    def source(self) -> str:
+        """Its name as a source of traces."""
+        return str(self.capture)
+
     def _deliver(self, flow: Flow, outcome: FlowOutcome) -> None:
+        if self._traces is not None:
+            self._traces.take(self.source, flow, outcome)
         if outcome.verdict is not None:
             self._watcher(flow, outcome.verdict)
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import msgspec
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, TracegramCheckpoint
 from models.encode import Mm4flowFeatures, encode
 from models.flow import Flow, FlowLine, flow_to_line
+from models.trace import SubjectKind
 from models.verdict import UNKNOWN, Verdict
 from service.community import community_id
+from service.traces.records import TraceVerdict
+from service.traces.windows import WindowCounts
 
 
 class ClassifiedFlow(FlowLine, kw_only=True):
@@ -41,8 +44,25 @@ class InputSummary(msgspec.Struct):
     error: str | None = None
 
 
+class TraceSummary(msgspec.Struct):
+    """The traces: how many got a verdict, how many had too few flows for one or `failed`, and flows without a part in
+    one: `cut` where a trace has more than it keeps, `late` where their window had to be closed before they came."""
+
+    model: str
+    version: str
+    subject_kind: SubjectKind
+    window_seconds: float
+    traces: int = 0
+    unknown: int = 0
+    below_min_flows: int = 0
+    failed: int = 0
+    flows: int = 0
+    cut: int = 0
+    late: int = 0
+
+
 class Summary(msgspec.Struct):
-    """The whole: flows seen, those classified, and why the others were not."""
+    """The whole: flows seen, those classified, and why the others were not; of traces None where none are asked for."""
 
     model: str
     version: str
@@ -54,13 +74,17 @@ class Summary(msgspec.Struct):
     failed: int = 0
     labels: list[LabelSummary] = []
     inputs: list[InputSummary] = []
+    traces: TraceSummary | None = None
 
 
 class SummaryBuilder:
-    """Counts flows and verdicts as they pass."""
+    """Counts flows, traces and verdicts as they pass."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, traces: TracegramCheckpoint | None = None) -> None:
         self.summary = Summary(checkpoint.name, checkpoint.version)
+        if traces is not None:
+            trace = traces.trace
+            self.summary.traces = TraceSummary(traces.name, traces.version, trace.subject, trace.window_seconds)
         self._labels: dict[str, LabelSummary] = {}
 
     def leave_out(self, flow: Flow) -> None:
@@ -84,6 +108,21 @@ class SummaryBuilder:
         entry.flows += 1
         entry.ip_bytes += flow.orig_ip_bytes + flow.resp_ip_bytes
         entry.mean_confidence += (verdict.confidence - entry.mean_confidence) / entry.flows
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Count a trace."""
+        assert self.summary.traces is not None
+        self.summary.traces.traces += 1
+        self.summary.traces.unknown += trace.verdict.unknown
+
+    def account_traces(self, counts: WindowCounts, failed: int) -> None:
+        """Count what became of the flows of an input's traces, once the last is out."""
+        assert self.summary.traces is not None
+        self.summary.traces.failed += failed
+        self.summary.traces.below_min_flows += counts.below_min_flows
+        self.summary.traces.flows += counts.flows
+        self.summary.traces.cut += counts.cut
+        self.summary.traces.late += counts.late
 
     def finish(self, inputs: Sequence[InputSummary]) -> Summary:
         """The summary, labels with most flows first."""

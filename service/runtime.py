@@ -10,7 +10,7 @@ from pathlib import Path
 from models.checkpoint import CheckpointError, read_checkpoint
 from service.batcher import Batcher
 from service.classifier import Classifier
-from service.engines.base import load_engine
+from service.engines.base import load_engines
 from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
@@ -20,6 +20,13 @@ from service.sensors import Sensors, Watcher
 from service.served import ServedModels
 from service.settings import Settings
 from service.sources.bus.transport import TlsFiles
+from service.traces.history import TraceHistory
+from service.traces.live import LiveTraces, TraceWatcher
+from service.traces.loading import fitting, load_traces
+from service.traces.offline import CaptureTraces
+from service.traces.scorer import TraceScorer
+from service.traces.state import TraceState
+from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from service.zeek_process import ZeekOnInterface
 
 READY_QUEUE_SHARE = 0.9
@@ -37,14 +44,21 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, watcher: Watcher = lambda flow, verdict: None, log_dir: Path | None = None
+        self,
+        settings: Settings,
+        watcher: Watcher = lambda flow, verdict: None,
+        log_dir: Path | None = None,
+        trace_watcher: TraceWatcher = lambda trace: None,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
-        repository, default = find_models(settings)
-        self.models = ServedModels(repository, default, self._load_engines, self._make_batcher, self.metrics)
+        self._trace_engine = load_traces(settings.trace_checkpoint, settings.engine, settings.threads)
+        repository, self.default_model = find_models(settings)
+        self.models = ServedModels(repository, self.default_model, self._load_engines, self._make_batcher, self.metrics)
+        self.trace_scorer = TraceScorer(self._trace_engine) if self._trace_engine else None
+        self.traces = live_traces(settings, self.trace_scorer, self.metrics, trace_watcher)
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
         self.zeeks = [ZeekOnInterface(name, log_dir) for name in settings.interface]
         self.sensors = Sensors(
@@ -55,8 +69,12 @@ class Service:
             shards=settings.shards,
             spool_verdicts=settings.spool_verdicts,
             watcher=watcher,
+            traces=self.traces,
         )
-        self.replay = Replay(settings.replay, settings.speed, self.pipeline, watcher) if settings.replay else None
+        self.replay: Replay | None = None
+        if settings.replay:
+            heads = self.classifier.heads
+            self.replay = Replay(settings.replay, settings.speed, self.pipeline, watcher, self.traces, heads)
         self._uploads = 0
 
     @property
@@ -70,7 +88,12 @@ class Service:
         return self.batcher.classifier
 
     def _load_engines(self, directory: Path) -> list[Classifier]:
-        return [Classifier(load_engine(self.settings.engine, directory, self.settings.threads))]
+        settings = self.settings
+        engines = load_engines(settings.engine, directory, settings.threads, settings.precision)
+        checkpoint = engines[0].checkpoint
+        required = checkpoint.name == self.default_model and settings.trace_checkpoint is not None
+        traces = fitting(self._trace_engine, checkpoint, required=required)
+        return [Classifier(engine, trace_engine=traces) for engine in engines]
 
     def _make_batcher(self, classifiers: list[Classifier]) -> Batcher:
         return Batcher(
@@ -81,6 +104,12 @@ class Service:
             max_queue_delay_ms=self.settings.max_queue_delay_ms,
             max_queue_size=self.settings.max_queue_size,
         )
+
+    def capture_traces(self, classifier: Classifier, name: str) -> CaptureTraces | None:
+        """What collects the traces of a capture or a request; None where the model's flows make none."""
+        if self.trace_scorer is None or classifier.trace_engine is None:
+            return None
+        return CaptureTraces(self.trace_scorer, name)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -130,6 +159,32 @@ class Service:
         finally:
             self._uploads -= 1
             self.metrics.uploads_active.set(self._uploads)
+
+
+def live_traces(
+    settings: Settings, scorer: TraceScorer | None, metrics: Metrics, watcher: TraceWatcher
+) -> LiveTraces | None:
+    """The traces of the live path; None where there is no trace checkpoint, or no live path.
+
+    Raises:
+        CheckpointError: the checkpoint's window has no end.
+        StateError: the state directory cannot be used.
+    """
+    if scorer is None or not settings.is_live:
+        return None
+    checkpoint = scorer.checkpoint
+    is_endless = checkpoint.trace.window_seconds == 0
+    if is_endless and (settings.zeek or settings.interface):
+        raise CheckpointError(
+            f"the trace checkpoint {checkpoint.name} has no window (window_seconds 0), so that live traces would never "
+            "end: give one with a window, or --trace-checkpoint none"
+        )
+    bounds = WindowBounds(settings.trace_lateness_seconds, settings.trace_subjects, settings.trace_open_flows)
+    captures = [str(settings.replay)] if settings.replay else []
+    rule = EarlyRule(checkpoint.early.confidence, checkpoint.early.min_flows)
+    windows = TraceWindows(checkpoint.trace, bounds, rule, captures)
+    state = TraceState(settings.state_dir, checkpoint) if settings.state_dir else None
+    return LiveTraces(windows, scorer, metrics, TraceHistory(settings.trace_history), state=state, watcher=watcher)
 
 
 def find_models(settings: Settings) -> tuple[Repository, str]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -14,9 +15,11 @@ from models.verdict import Verdict
 from service.classifier import FlowOutcome
 from service.live import LivePipeline
 from service.metrics import Metrics
-from service.sinks.zeek import ZeekSink
+from service.sinks.zeek import ZeekSink, trace_verdict_row, verdict_row
+from service.sources.bus.events import VerdictsAck, trace_verdicts_event, verdicts_event
 from service.sources.bus.source import BusSource, make_transport
-from service.sources.bus.transport import TlsFiles, TransportError
+from service.sources.bus.transport import TlsFiles, Transport, TransportError
+from service.traces.live import LiveTraces
 
 log = structlog.get_logger()
 
@@ -28,7 +31,12 @@ class Sensor:
     """One bus: what comes from it, and what goes back."""
 
     source: BusSource
-    sink: ZeekSink | None
+    sinks: list[ZeekSink[Any]]
+
+    @property
+    def pending_verdicts(self) -> int:
+        """Verdicts that Zeek has not acknowledged, on flows and on traces."""
+        return sum(sink.pending_verdicts for sink in self.sinks)
 
 
 class Sensors:
@@ -44,48 +52,58 @@ class Sensors:
         shards: Sequence[str] = (),
         spool_verdicts: int = 0,
         watcher: Watcher = lambda flow, verdict: None,
+        traces: LiveTraces | None = None,
     ) -> None:
-        """`spool_verdicts` 0 sends no verdicts back; `watcher` is told of every verdict."""
+        """`spool_verdicts` 0 sends no verdicts back; `watcher` is told of every verdict; `traces` get all flows."""
         if len({url.rstrip("/") for url in urls}) < len(urls):
             raise TransportError("a sensor is named twice: one connection per sensor is all that Zeek should bear")
-        self.sensors = [self._sensor(url, pipeline, metrics, tls, shards, spool_verdicts, watcher) for url in urls]
         self._pipeline = pipeline
+        self._metrics = metrics
+        self._spool_verdicts = spool_verdicts
+        self._watcher = watcher
+        self._traces = traces
+        self.sensors = [self._sensor(make_transport(url, tls, list(shards))) for url in urls]
 
-    @staticmethod
-    def _sensor(
-        url: str,
-        pipeline: LivePipeline,
-        metrics: Metrics,
-        tls: TlsFiles,
-        shards: Sequence[str],
-        spool_verdicts: int,
-        watcher: Watcher,
-    ) -> Sensor:
-        transport = make_transport(url, tls, list(shards))
-        sink = ZeekSink(transport, metrics, spool_verdicts) if spool_verdicts else None
+    def _sensor(self, transport: Transport) -> Sensor:
+        flow_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, verdicts_event)
+        trace_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, trace_verdicts_event)
+        sinks: list[ZeekSink[Any]] = [flow_sink, trace_sink] if self._spool_verdicts else []
+        if self._traces is not None and sinks:
+            self._traces.deliver_to(transport.url, lambda trace: trace_sink.put(trace_verdict_row(trace)))
 
         def deliver(flow: Flow, outcome: FlowOutcome) -> None:
-            if outcome.verdict is None:
-                return
-            watcher(flow, outcome.verdict)
-            if sink is not None:
-                sink.put(flow, outcome.verdict)
+            if self._traces is not None:
+                self._traces.take(transport.url, flow, outcome)
+            if outcome.verdict is not None:
+                self._watcher(flow, outcome.verdict)
+                if sinks:
+                    flow_sink.put(verdict_row(flow, outcome.verdict))
+
+        def take_ack(ack: VerdictsAck) -> None:
+            for sink in sinks:
+                sink.acknowledge(ack)
+
+        def resend() -> None:
+            for sink in sinks:
+                sink.resend_all()
 
         source = BusSource(
             transport,
-            metrics,
-            take_flow=lambda flow: pipeline.take(flow, deliver),
-            take_ack=sink.acknowledge if sink else lambda ack: None,
-            on_connected=sink.resend_all if sink else lambda: None,
+            self._metrics,
+            take_flow=lambda flow: self._pipeline.take(flow, deliver),
+            take_ack=take_ack,
+            on_connected=resend,
         )
-        return Sensor(source, sink)
+        return Sensor(source, sinks)
 
     @contextlib.asynccontextmanager
     async def running(self, drain_seconds: float) -> AsyncIterator[None]:
         """Receive while the block runs; then stop receiving, finish what is under way within the limit, close."""
+        if self._traces is not None:
+            self._traces.start()
         receiving = [asyncio.create_task(sensor.source.run()) for sensor in self.sensors]
         working = [asyncio.create_task(self._pipeline.run())]
-        working += [asyncio.create_task(sensor.sink.run()) for sensor in self.sensors if sensor.sink]
+        working += [asyncio.create_task(sink.run()) for sensor in self.sensors for sink in sensor.sinks]
         working += [asyncio.create_task(self._confirm(sensor)) for sensor in self.sensors]
         for task in (*receiving, *working):
             task.add_done_callback(_report_death)
@@ -95,23 +113,24 @@ class Sensors:
             for sensor in self.sensors:
                 sensor.source.close()
             await self._pipeline.drain(drain_seconds)
-            await asyncio.gather(
-                *(
-                    sensor.sink.drain(drain_seconds)
-                    for sensor in self.sensors
-                    if sensor.sink and sensor.source.state.connected
-                )
-            )
+            if self._traces is not None:
+                await self._traces.stop()
+            connected = [sensor for sensor in self.sensors if sensor.source.state.connected]
+            await asyncio.gather(*(sink.drain(drain_seconds) for sensor in connected for sink in sensor.sinks))
             for task in (*working, *receiving):
                 task.cancel()
             await asyncio.gather(*working, *receiving, return_exceptions=True)
 
     async def _confirm(self, sensor: Sensor) -> None:
-        """Answer a sensor's end marker once every flow before it has its verdict, and Zeek has those."""
+        """Answer a sensor's end marker once every flow before it and its traces have verdicts, and Zeek has those."""
         while True:
             await sensor.source.end_marker.wait()
             sensor.source.end_marker.clear()
-            while self._pipeline.waiting_flows or (sensor.sink and sensor.sink.pending_verdicts):
+            while self._pipeline.waiting_flows:
+                await asyncio.sleep(0.02)
+            if self._traces is not None:
+                await self._traces.finish(sensor.source.state.url)
+            while self._pipeline.waiting_flows or sensor.pending_verdicts:
                 await asyncio.sleep(0.02)
             await sensor.source.confirm_finished()
 

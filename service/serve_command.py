@@ -15,6 +15,7 @@ from models.checkpoint import CheckpointError
 from service.engines.base import EngineError
 from service.settings import ENV_PREFIX, Settings
 from service.sources.bus.transport import TransportError
+from service.traces.state import StateError
 from service.zeek_process import ZeekError
 
 EXIT_FAILED = 1
@@ -33,7 +34,7 @@ def serve(**given: Any) -> None:
         problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
         typer.echo("\n".join(problems), err=True)
         raise typer.Exit(EXIT_USAGE) from None
-    except (CheckpointError, EngineError, TransportError, ZeekError, ListenError) as error:
+    except (CheckpointError, EngineError, StateError, TransportError, ZeekError, ListenError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_FAILED if isinstance(error, ListenError | ZeekError) else EXIT_USAGE) from None
 

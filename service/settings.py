@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.engines.base import EngineName
+from service.engines.base import EngineName, Precision
 
 ENV_PREFIX = "TAPLINE_"
 
@@ -39,7 +39,24 @@ class Settings(BaseSettings):
     model: str = Field("flow-protocols", description="model of the repository that serves by default")
     load_models: TextList = Field([], description="further models of the repository to load; may be repeated")
     checkpoint: Path | None = Field(None, description="checkpoint directory that serves by default instead")
+    trace_checkpoint: Path | None = Field(
+        None, description="trace checkpoint directory, or none for no traces; the one that ships where not given"
+    )
+    trace_lateness_seconds: float = Field(
+        60, ge=0, le=86_400, description="how far behind the newest flow a flow may start and still count in its window"
+    )
+    trace_subjects: int = Field(
+        10_000, ge=1, le=10_000_000, description="most subjects with open windows; the longest silent is closed beyond"
+    )
+    trace_open_flows: int = Field(
+        200_000, ge=1, le=100_000_000, description="most flows in open windows; the first to end are closed beyond"
+    )
+    trace_history: int = Field(1000, ge=1, le=1_000_000, description="newest trace verdicts kept for /v1/traces")
+    state_dir: Path | None = Field(
+        None, description="directory that keeps open trace windows over a restart; not kept where not given"
+    )
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
+    precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
     threads: int = Field(0, ge=0, le=1024, description="threads of the engine, 0 for one per core")
     max_batch_size: int = Field(256, ge=1, le=65536, description="most flows in a batch")
     max_batch_tokens: int = Field(65_536, ge=1, le=1 << 26, description="most tokens in a batch; one flow always fits")

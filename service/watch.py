@@ -21,9 +21,13 @@ from service.live import OPEN_FLOWS
 from service.runtime import Service
 from service.settings import Settings
 from service.terminal import flow_cells, label_text
+from service.trace_table import recent_traces
+from service.traces.live import LiveTraces
+from service.traces.records import IMPORTANCE_NOTE, TraceVerdict
 from service.zeek_process import ZeekError
 
 RECENT_VERDICTS = 12
+RECENT_TRACES = 6
 TOP_LABELS = 10
 REFRESH_SECONDS = 0.5
 
@@ -34,6 +38,7 @@ class View:
     def __init__(self) -> None:
         self.labels: Counter[str] = Counter()
         self.recent: deque[tuple[Flow, Verdict]] = deque(maxlen=RECENT_VERDICTS)
+        self.traces: deque[TraceVerdict] = deque(maxlen=RECENT_TRACES)
         self._early: OrderedDict[str, str] = OrderedDict()
         self._last = (time.monotonic(), 0)
 
@@ -50,12 +55,21 @@ class View:
         self.labels[label] += 1
         self.recent.append((flow, verdict))
 
+    def watch_trace(self, trace: TraceVerdict) -> None:
+        """Take a verdict on a trace."""
+        self.traces.append(trace)
+
     def draw(self, service: Service) -> Group:
         """The table as it stands."""
         parts: list[Text | Table] = [self._counts(service)]
         if service.sensors.sensors:
             parts.append(self._sensors(service))
-        return Group(*parts, self._verdicts(), Text(_footer(service), style="dim"))
+        parts.append(self._verdicts())
+        if service.traces is not None:
+            parts.append(_trace_counts(service.traces))
+        if self.traces:
+            parts += [recent_traces(reversed(self.traces)), Text(IMPORTANCE_NOTE, style="dim")]
+        return Group(*parts, Text(_footer(service), style="dim"))
 
     def _counts(self, service: Service) -> Text:
         counts, pipeline = service.pipeline.counts, service.pipeline
@@ -103,6 +117,14 @@ class View:
         return table
 
 
+def _trace_counts(traces: LiveTraces) -> Text:
+    windows, counts = traces.windows, traces.windows.counts
+    return Text(
+        f"\ntraces: {windows.open_windows} windows open, {windows.open_flows} flows in them   "
+        f"cut {counts.cut}   late {counts.late}   evicted {counts.closed_evicted}"
+    )
+
+
 def _footer(service: Service) -> str:
     replay = service.replay
     if replay is None or not replay.finished.is_set():
@@ -126,7 +148,7 @@ def watch(settings: Settings, log_dir: Path | None) -> int:
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
     view = View()
-    service = Service(settings, view.watch, log_dir)
+    service = Service(settings, view.watch, log_dir, view.watch_trace)
     return asyncio.run(_watch(service, view, Console()))
 
 

@@ -58,14 +58,16 @@ def checkpoint_dir(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("repository") / "random" / "1")
 
 
-def make_trace_checkpoint(directory: Path, encoder: str = "tracegram", **changes) -> Path:
-    """A trace checkpoint with random weights that spread the logits; features 32 wide."""
+def make_trace_checkpoint(
+    directory: Path, encoder: str = "tracegram", width: int = 32, int8: bool = False, **changes
+) -> Path:
+    """A trace checkpoint with random weights that spread the logits."""
     torch.manual_seed(4)
     network = TracegramNetwork(
         n_class=len(LABELS),
         encoder=encoder,
-        feature_size=32,
-        emb_dim=32,
+        feature_size=width,
+        emb_dim=width,
         dim=48,
         dim_head=16,
         queries=20,
@@ -84,7 +86,7 @@ def make_trace_checkpoint(directory: Path, encoder: str = "tracegram", **changes
         "flow_checkpoint": FlowCheckpoint("random", "1", "0" * 64) if encoder == "mm4flow" else None, **changes,
     }  # fmt: skip
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    export_traces(directory, TracegramCheckpoint(**fields), weights, "# random\n")
+    export_traces(directory, TracegramCheckpoint(**fields), weights, "# random\n", int8)
     return directory
 
 

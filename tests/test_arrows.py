@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_FILES = {
     "models/mm4flow.py",
+    "models/mm4flow_packed.py",
     "models/linear_transformer.py",
     "models/tracegram.py",
     "service/engines/torch_engine.py",
     "service/engines/torch_trace_engine.py",
-    "service/engines/torch_weights.py",
+    "service/engines/torch_common.py",
 }
 FORBIDDEN = {"models": {"service", "training"}, "service": {"training"}}
 MODELS_MAY_IMPORT = {"numpy", "msgspec", "models"}

@@ -57,7 +57,8 @@ def _evaluation(record: EvaluationRecord) -> str:
             _headline(figures),
             _folds(figures),
             "### By payload packets seen\n\n"
-            + _by_points(figures.macro_f1_by_packets, figures.calibration_error_by_packets),
+            + _by_points(figures.macro_f1_by_packets, figures.calibration_error_by_packets)
+            + f"\n\nEarly verdicts are worth giving after {figures.early_packets} payload packet(s).",
             "### By content bytes each way\n\n"
             + _by_points(figures.macro_f1_by_content_bytes, figures.calibration_error_by_content_bytes),
             "### By class\n\n" + _by_class(figures),

@@ -19,6 +19,7 @@ from training.config import TrainingConfig
 from training.corpus import Corpus, make_training_set
 from training.finetune import TrainingSet, fit, new_model, predict
 from training.loop import StepReport
+from training.parallel import ALONE, Group
 from training.split import halve_labels, spread_captures
 from training.store import StoredFlows, StoredSamples
 
@@ -79,6 +80,7 @@ def cross_validate(
     settings: EvaluationSettings,
     encoders: Mapping[str, Tensor] | None = None,
     report: Callable[[StepReport], None] = lambda _: None,
+    group: Group = ALONE,
 ) -> list[FoldOutcome]:
     """Train and measure on every fold. Half of the rare protocols, another half each time, is background to train on.
 
@@ -95,7 +97,7 @@ def cross_validate(
         aside = samples.in_captures(capture for capture, of in fold_of.items() if of == fold)
         data = make_training_set(corpus, samples.take(~aside), background, config)
         model = new_model(network_of(corpus, config, background=bool(background)), config.seed, encoders)
-        model = fit(model, data, config, report)
+        model = fit(model, data, config, report, group=group)
         held = samples.take(aside & samples.with_label(corpus.labels))
         strange = samples.take(samples.with_label(unseen))
         outcomes.append(measure(fold, corpus, config, model, data, held, strange))

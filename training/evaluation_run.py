@@ -14,7 +14,7 @@ from models.checkpoint import Calibration as CalibrationRecord
 from models.checkpoint import Checkpoint, Unknown
 from models.mm4flow import Mm4flow
 from training.card import render_card
-from training.config import TrainingConfig, TrainingError
+from training.config import TrainingError
 from training.corpus import Corpus, make_corpus, make_training_set
 from training.evaluate import EvaluationSettings, FoldOutcome, cross_validate, measure
 from training.export import export, serving_weights
@@ -33,6 +33,7 @@ from training.files import (
 from training.flow_report import write_flow_report
 from training.loop import StepReport
 from training.outcomes import read_outcomes, write_outcomes
+from training.parallel import join_group
 from training.partition import Partition, read_partition
 from training.records import EvaluationRecord, Run
 from training.report import FALSE_REJECTION, Evaluation, evaluate
@@ -73,7 +74,8 @@ def evaluate_run(
         outcomes = _measure_parts(corpus, run, load_model(directory, run), read_partition(split))
         settings = SPLIT_SETTINGS
     else:
-        outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report)
+        with join_group(run.config.device) as group:
+            outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report, group)
     figures = evaluate(outcomes, corpus.labels, settings)
     write_outcomes(directory, outcomes)
     record = EvaluationRecord(settings, figures, time.monotonic() - started, run.split)
@@ -179,6 +181,3 @@ def export_run(
 
 def _metrics(record: EvaluationRecord | None) -> dict[str, Any]:
     return {} if record is None else {"cross_validation" if not record.split else "split": msgspec.to_builtins(record)}
-
-
-__all__ = ["TrainingConfig", "calibrate_run", "card_of", "evaluate_run", "export_run", "manifest_of"]

@@ -14,7 +14,9 @@ from safetensors.numpy import save_file
 from models.checkpoint import (
     CARD,
     ENCODER_ONNX,
+    ENCODER_ONNX_INT8,
     ONNX,
+    ONNX_INT8,
     TRACE_ONNX,
     WEIGHTS,
     Checkpoint,
@@ -23,7 +25,7 @@ from models.checkpoint import (
 )
 from models.tracegram import is_for_training
 from training.onnx_graph import mm4flow_graph
-from training.quantise import INT8, compare_int8, quantise
+from training.quantise import compare_int8, quantise
 from training.store import StoredSamples
 from training.tracegram_onnx import encoder_graph, trace_graph
 
@@ -51,7 +53,7 @@ def export(
         kept = _write_weights(staging, weights)
         onnx.save_model(mm4flow_graph(kept, checkpoint.network), staging / ONNX)
         if int8_samples is not None:
-            quantise(staging / ONNX, staging / INT8)
+            quantise(staging / ONNX, staging / ONNX_INT8)
             metrics["int8"] = msgspec.to_builtins(compare_int8(staging, int8_samples, checkpoint))
         _finish(staging, card(msgspec.structs.replace(checkpoint, metrics=metrics)))
 
@@ -60,11 +62,16 @@ def export(
 
 
 def export_traces(
-    directory: Path, checkpoint: TracegramCheckpoint, weights: Mapping[str, NDArray[np.float32]], card: str
+    directory: Path,
+    checkpoint: TracegramCheckpoint,
+    weights: Mapping[str, NDArray[np.float32]],
+    card: str,
+    int8: bool = False,
 ) -> TracegramCheckpoint:
     """Write the directory of a trace checkpoint, whole or not at all; gives the manifest as written.
 
-    `weights` are those of `models.tracegram.Tracegram`; what only training reads is left out.
+    `weights` are those of `models.tracegram.Tracegram`; what only training reads is left out. `int8` adds a quantised
+    flow encoder.
 
     Raises:
         ValueError: the encoder's graph cannot read as many tokens as the checkpoint's features have.
@@ -75,6 +82,8 @@ def export_traces(
         if checkpoint.network.encoder == "tracegram":
             graph = encoder_graph(kept, checkpoint.network, checkpoint.features.max_tokens)
             onnx.save_model(graph, staging / ENCODER_ONNX)
+            if int8:
+                quantise(staging / ENCODER_ONNX, staging / ENCODER_ONNX_INT8)
         onnx.save_model(trace_graph(kept, checkpoint.network), staging / TRACE_ONNX)
         _finish(staging, card)
 

@@ -25,8 +25,6 @@ from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
 from training.parallel import ALONE, Group
 from training.state import load_state
 
-__all__ = ["Trainer", "TrainingConfig", "TrainingError", "TrainingSet", "fit", "new_model", "predict"]
-
 EVALUATION_BATCH_FLOWS = 64
 LENGTH_WAVES = (4.0, 8.0, 16.0, 64.0, 256.0, 1500.0)
 LENGTH_OCTAVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

@@ -43,6 +43,7 @@ from training.options import (
     progress_bar,
     step_progress,
 )
+from training.parallel import is_first
 from training.pretrain import BOTH, Modality
 from training.records import Plan
 from training.report import FALSE_REJECTION, Evaluation
@@ -231,6 +232,8 @@ def _say(plan: Plan, dry_run: bool) -> None:
     )
     if plan.goes_on_at_step:
         text += f", from step {plan.goes_on_at_step} of an interrupted run"
+    if not is_first():
+        return
     if dry_run:
         typer.echo(f"would train: {text}")
     else:

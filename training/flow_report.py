@@ -12,7 +12,12 @@ from training.evaluate import FoldOutcome
 from training.measured import Curve, Measured
 from training.page import write_report
 from training.records import EvaluationRecord, Run
-from training.report import MIN_FLOWS, judge_all, reported_folds
+from training.report import EARLY_F1_LOSS, MIN_FLOWS, judge_all, reported_folds
+
+_EARLY = (
+    "Every flow cut to its first packets, content included. Early verdicts are worth giving after {}: macro-F1 within "
+    "{} of the whole flow's."
+)
 
 
 def write_flow_report(directory: Path, run: Run, outcomes: Sequence[FoldOutcome], record: EvaluationRecord) -> None:
@@ -45,7 +50,7 @@ def measured_flows(run: Run, outcomes: Sequence[FoldOutcome], record: Evaluation
         curves=[
             _curve(
                 "How early?", "payload packets seen", figures.macro_f1_by_packets,
-                figures.calibration_error_by_packets, "Every flow cut to its first packets, content included.",
+                figures.calibration_error_by_packets, _EARLY.format(figures.early_packets, EARLY_F1_LOSS),
             ),
             _curve(
                 "How much content?", "content bytes each way", figures.macro_f1_by_content_bytes,

@@ -184,9 +184,7 @@ def run_stage(
     saved = load_state(files.directory, files.fingerprint) if files else None
     if saved is not None and saved.stage == stage.name:
         trainer.restore(saved)
-    log = None
-    if files and group.rank == 0:
-        log = RunLog(files.directory, stage.name, trainer.taken)
+    log = RunLog(files.directory, stage.name, trainer.taken) if files and group.rank == 0 else None
     if log and not trainer.taken:
         log.write("start", config=config)
     watch = _Watch(stage, config, steps, log, files, group, report)

@@ -27,7 +27,7 @@ table{border-collapse:collapse;width:100%;font-size:13.5px}th{color:var(--muted)
 th,td{padding:4px 10px 4px 0;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}
 th:first-child,td:first-child,.left{text-align:left!important}tr:last-child td{border:0}
 .bar{display:inline-block;height:9px;border-radius:3px;background:var(--own);vertical-align:middle}
-.track{display:inline-block;width:120px;text-align:left;background:#eef1f5;border-radius:3px;line-height:9px;
+td{white-space:nowrap}.track{display:inline-block;width:84px;text-align:left;background:#eef1f5;border-radius:3px;line-height:9px;
 vertical-align:middle;margin-left:8px}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:8px 0 0}
 dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}@media(max-width:500px){.two{grid-template-columns:1fr}}
 @media print{body{background:#fff}.card{break-inside:avoid}}
@@ -132,7 +132,10 @@ def _unknown(measured: Measured, figures: Figures) -> str:
         f"Measured on {len(measured.unknown_confidence):,} {figures.unit}s of classes that the model never saw. Below "
         f"a confidence of {figures.threshold:.3f} a verdict is <em>unknown</em>."
     )
-    return _card("Does it know what it does not know?", plots.unknown_roc(measured, figures), text)
+    return _two(
+        _card("Does it know what it does not know?", plots.unknown_roc(measured, figures), text),
+        _card("How sure it is of either", plots.confidences(measured, figures), "Dashed: the threshold of unknown."),
+    )
 
 
 def _curves(measured: Measured) -> str:
@@ -176,9 +179,15 @@ def _two(*cards: str) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, raw: bool = False) -> str:
-    heads = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = ["".join(f"<td>{cell if raw else escape(cell)}</td>" for cell in row) for row in rows]
+    words = {"class", "beside", "is", "was called"}
+    heads = "".join(f"<th{' class=left' if name in words else ''}>{escape(name)}</th>" for name in head)
+    lines = ["".join(_cell(cell if raw else escape(cell)) for cell in row) for row in rows]
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{x}</tr>' for x in lines)}</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    """A cell; numbers stand to the right, words to the left."""
+    return f"<td>{text}</td>" if text[:1] in "+-0123456789" else f'<td class="left">{text}</td>'
 
 
 def _range(model: Model) -> str:

@@ -114,7 +114,7 @@ def reliability(figures: Figures) -> str:
         sizes = [24 + 320 * bin_.count / figures.measured for bin_ in bins]
         axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], s=sizes, color=OWN, zorder=3, alpha=0.9)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="confidence", ylabel="share that is right")
-        axes.text(0.04, 0.94, f"calibration error {figures.calibration_error:.3f}", fontweight="bold")
+        axes.text(0.98, 0.05, f"calibration error {figures.calibration_error:.3f}", ha="right", fontweight="bold")
         return _svg(figure)
 
 
@@ -150,6 +150,22 @@ def unknown_roc(measured: Measured, figures: Figures) -> str:
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=f"known {figures.unit}s rejected",
                  ylabel=f"{figures.unit}s of unknown classes rejected")  # fmt: skip
         axes.text(0.96, 0.05, f"AUROC {figures.unknown_auroc:.3f}", ha="right", fontweight="bold")
+        return _svg(figure)
+
+
+def confidences(measured: Measured, figures: Figures) -> str:
+    """How confident the model is on what it knows and on what it does not."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _plot(4.2, 3.7)
+        edges = np.linspace(0, 1, 31)
+        sides = ((measured.confidence, OWN, "known"), (measured.unknown_confidence, WARM, "unknown"))
+        for confidence, color, name in sides:
+            shares = np.histogram(confidence, edges)[0] / len(confidence)
+            axes.stairs(shares, edges, color=color, linewidth=1.5)
+            axes.stairs(shares, edges, color=color, fill=True, alpha=0.22, label=name)
+        axes.axvline(figures.threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set(xlim=(0, 1), xlabel="confidence", ylabel=f"share of the {figures.unit}s")
+        axes.legend(loc="upper left")
         return _svg(figure)
 
 

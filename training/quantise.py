@@ -12,13 +12,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from models.checkpoint import ONNX, Checkpoint
+from models.checkpoint import ONNX, ONNX_INT8, Checkpoint
 from models.encode import Mm4flowFeatures
 from training.batches import plain_batches
 from training.metrics import macro_f1
 from training.store import StoredSamples
-
-INT8 = "model.int8.onnx"
 
 
 class Int8Comparison(msgspec.Struct, frozen=True):
@@ -62,7 +60,7 @@ def compare_int8(directory: Path, samples: StoredSamples, checkpoint: Checkpoint
     index = {label: number for number, label in enumerate(checkpoint.labels)}
     truth = np.array([index.get(name, -1) for name in samples.label_names], np.int64)[samples.labels]
     whole, small = (
-        onnx_logits(directory / name, samples, checkpoint.features)[:, : len(index)] for name in (ONNX, INT8)
+        onnx_logits(directory / name, samples, checkpoint.features)[:, : len(index)] for name in (ONNX, ONNX_INT8)
     )
     said, said_small = whole.argmax(1), small.argmax(1)
     return Int8Comparison(
@@ -72,7 +70,7 @@ def compare_int8(directory: Path, samples: StoredSamples, checkpoint: Checkpoint
         agreement=float((said == said_small).mean()),
         largest_logit_difference=float(np.abs(whole - small).max()),
         size_bytes=(directory / ONNX).stat().st_size,
-        size_bytes_int8=(directory / INT8).stat().st_size,
+        size_bytes_int8=(directory / ONNX_INT8).stat().st_size,
     )
 
 

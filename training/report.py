@@ -36,6 +36,10 @@ FALSE_REJECTION = 0.05
 
 CONFUSIONS = 12
 
+EARLY_F1_LOSS = 0.01
+EARLY_ERROR_GAIN = 0.02
+"""An early verdict may cost so much macro-F1, and be so much worse calibrated than at the best point."""
+
 
 class Confusion(msgspec.Struct, frozen=True):
     """So many flows of `label` in so many captures were called `called`."""
@@ -70,11 +74,11 @@ class Evaluation(msgspec.Struct, frozen=True):
     """Everything measured on captures kept from training. The headline is over the folds that chose no setting.
 
     `macro_f1` is the mean over folds, its interval a bootstrap over the captures of each fold. `..._by_packets`: after
-    so many payload packets, and `all`; `..._by_content_bytes`: with so many content bytes each way. The trees read
-    lengths and bytes, the forest flow statistics; `majority` names the most frequent class whatever comes. Each fold is
-    calibrated with the temperature fitted on the other folds; `temperature` and `threshold` are those of all folds
-    together, for the checkpoint. `capped`: where the flows of a class in one capture weigh no more than
-    `training.calibrate.MOST_FLOWS` together.
+    so many payload packets, and `all`; `..._by_content_bytes`: with so many content bytes each way; `early_packets`:
+    see the function. The trees read lengths and bytes, the forest flow statistics; `majority` names the most frequent
+    class whatever comes. Each fold is calibrated with the temperature fitted on the other folds; `temperature` and
+    `threshold` are those of all folds together, for the checkpoint. `capped`: where the flows of a class in one capture
+    weigh no more than `training.calibrate.MOST_FLOWS` together.
     """
 
     folds: list[FoldFigures]
@@ -99,6 +103,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     calibration_error_by_packets: dict[str, float]
     macro_f1_by_content_bytes: dict[str, float]
     calibration_error_by_content_bytes: dict[str, float]
+    early_packets: int
     false_rejection: float
     classes: list[ClassScore]
     confusions: list[Confusion]
@@ -135,62 +140,73 @@ def evaluate(
     Raises:
         TrainingError: no fold beside those in `tuned` holds a class with `MIN_FLOWS` flows.
     """
-    judged = judge_all(outcomes, len(labels))
-    final = calibrate(outcomes, len(labels), false_rejection)
-    counted = reported_folds(judged, len(labels), settings)
-    threshold = final.threshold
-    folds = [_fold_figures(fold, len(labels), settings) for fold in judged]
+    n_label = len(labels)
+    judged = judge_all(outcomes, n_label)
+    final = calibrate(outcomes, n_label, false_rejection)
+    counted = reported_folds(judged, n_label, settings)
+    folds = [_fold_figures(fold, n_label, settings) for fold in judged]
     reported = {fold.outcome.fold for fold in counted}
-
-    def mean(measure: Callable[[Judged], float]) -> float:
-        return float(np.mean([measure(fold) for fold in counted]))
-
-    def f1(fold: Judged) -> float:
-        return macro_f1(fold.outcome.truth, fold.predicted, len(labels), MIN_FLOWS)
-
-    def f1_trees(fold: Judged) -> float:
-        return macro_f1(fold.outcome.truth, fold.outcome.trees, len(labels), MIN_FLOWS)
-
-    def f1_forest(fold: Judged) -> float:
-        return macro_f1(fold.outcome.truth, fold.outcome.forest, len(labels), MIN_FLOWS)
-
-    def f1_majority(fold: Judged) -> float:
-        said = np.full_like(fold.outcome.truth, fold.outcome.majority)
-        return macro_f1(fold.outcome.truth, said, len(labels), MIN_FLOWS)
-
-    by_packets = _curve(counted, len(labels), lambda outcome: outcome.prefixes)
-    by_content = _curve(counted, len(labels), lambda outcome: outcome.contents)
-    whole = _curve(counted, len(labels), lambda outcome: {"all": outcome.logits})
-    model_draws, trees_draws = (_draws(counted, len(labels), trees=trees) for trees in (False, True))
+    by_packets = _curve(counted, n_label, lambda outcome: outcome.prefixes)
+    by_content = _curve(counted, n_label, lambda outcome: outcome.contents)
+    whole = _curve(counted, n_label, lambda outcome: {"all": outcome.logits})
     return Evaluation(
         folds=folds,
-        macro_f1=mean(f1),
-        macro_f1_interval=interval(model_draws),
-        macro_f1_trees=mean(f1_trees),
-        macro_f1_trees_interval=interval(trees_draws),
-        gain_interval=interval(model_draws - trees_draws),
-        macro_f1_forest=mean(f1_forest),
-        macro_f1_majority=mean(f1_majority),
-        weighted_f1=mean(lambda fold: weighted_f1(fold.outcome.truth, fold.predicted, len(labels))),
-        macro_f1_capped=mean(lambda fold: _capped_f1(fold.outcome, fold.predicted, len(labels))),
-        macro_f1_capped_trees=mean(lambda fold: _capped_f1(fold.outcome, fold.outcome.trees, len(labels))),
-        calibration_error_capped=_pooled_calibration(counted, capped=True),
-        accuracy=mean(lambda fold: float((fold.predicted == fold.outcome.truth).mean())),
+        **_scores(counted, n_label),
         calibration_error=_pooled_calibration(counted),
+        calibration_error_capped=_pooled_calibration(counted, capped=True),
         unknown_auroc=_mean_of_those([fold.unknown_auroc for fold in folds if fold.fold in reported]),
         unknown_auroc_trees=_mean_of_those([fold.unknown_auroc_trees for fold in folds if fold.fold in reported]),
-        unknown_rejected=_mean_of_those([_share_below(fold.unknown_confidence, threshold) for fold in counted]),
-        known_rejected=mean(lambda fold: float((fold.confidence < threshold).mean())),
+        unknown_rejected=_mean_of_those([_share_below(fold.unknown_confidence, final.threshold) for fold in counted]),
+        known_rejected=float(np.mean([(fold.confidence < final.threshold).mean() for fold in counted])),
         macro_f1_by_packets=by_packets.macro_f1 | whole.macro_f1,
         calibration_error_by_packets=by_packets.calibration_error | whole.calibration_error,
+        early_packets=early_packets(by_packets.macro_f1 | whole.macro_f1, by_packets.calibration_error),
         macro_f1_by_content_bytes=by_content.macro_f1,
         calibration_error_by_content_bytes=by_content.calibration_error,
         false_rejection=false_rejection,
         classes=_classes(counted, labels),
         confusions=_confusions(counted, labels),
         temperature=final.temperature,
-        threshold=threshold,
+        threshold=final.threshold,
     )
+
+
+def early_packets(f1: Mapping[str, float], error: Mapping[str, float]) -> int:
+    """The fewest payload packets after which an early verdict is worth giving, the most that were measured if none are.
+
+    `f1` is macro-F1 after so many packets, and `all`; `error` the calibration error after so many.
+    """
+    points = [int(point) for point in f1 if point != "all"]
+    good = [
+        point
+        for point in points
+        if f1[str(point)] >= f1["all"] - EARLY_F1_LOSS and error[str(point)] <= min(error.values()) + EARLY_ERROR_GAIN
+    ]
+    return min(good, default=max(points))
+
+
+def _scores(folds: Sequence[Judged], n_label: int) -> dict[str, Any]:
+    """F1 and accuracy of the model and of its rivals, means over the folds, with bootstrap intervals."""
+
+    def mean_f1(said: Callable[[Judged], NDArray[np.int64]]) -> float:
+        return float(np.mean([macro_f1(fold.outcome.truth, said(fold), n_label, MIN_FLOWS) for fold in folds]))
+
+    model_draws, trees_draws = (_draws(folds, n_label, trees=trees) for trees in (False, True))
+    return {
+        "macro_f1": mean_f1(lambda fold: fold.predicted),
+        "macro_f1_interval": interval(model_draws),
+        "macro_f1_trees": mean_f1(lambda fold: fold.outcome.trees),
+        "macro_f1_trees_interval": interval(trees_draws),
+        "gain_interval": interval(model_draws - trees_draws),
+        "macro_f1_forest": mean_f1(lambda fold: fold.outcome.forest),
+        "macro_f1_majority": mean_f1(lambda fold: np.full_like(fold.outcome.truth, fold.outcome.majority)),
+        "weighted_f1": float(np.mean([weighted_f1(fold.outcome.truth, fold.predicted, n_label) for fold in folds])),
+        "macro_f1_capped": float(np.mean([_capped_f1(fold.outcome, fold.predicted, n_label) for fold in folds])),
+        "macro_f1_capped_trees": float(
+            np.mean([_capped_f1(fold.outcome, fold.outcome.trees, n_label) for fold in folds])
+        ),
+        "accuracy": float(np.mean([(fold.predicted == fold.outcome.truth).mean() for fold in folds])),
+    }
 
 
 def calibrate(outcomes: Sequence[FoldOutcome], n_label: int, false_rejection: float = FALSE_REJECTION) -> Calibrated:

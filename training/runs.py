@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import nn
 
 from models.checkpoint import Mm4flowNetwork
 from models.mm4flow import Mm4flow
-from training.config import TrainingConfig, TrainingError
+from training.config import TrainingConfig
 from training.corpus import Corpus, make_corpus, make_training_set
 from training.evaluate import network_of
 from training.files import (
@@ -108,8 +109,8 @@ def finetune_run(
     torch.set_num_threads(job.config.threads)
     started = time.monotonic()
     partition = read_partition(split) if split else None
-    data_of = (features_of(job.features), encoders_of(encoders), min_captures, partition)
-    files = _files(job, "finetune", data_of)
+    starting = encoders_of(encoders)
+    files = _files(job, "finetune", features_of(job.features), starting, min_captures, partition)
     with join_group(job.config.device) as group:
         corpus = make_corpus(open_samples(job.features, _scratch(job)), min_captures)
         parts = partition.parts(corpus.samples) if partition else None
@@ -128,9 +129,7 @@ def finetune_run(
             save_weights(trained.state_dict(), job.directory / MODEL)
             for measured in (EVALUATION, OUTCOMES):  # of the run before
                 (job.directory / measured).unlink(missing_ok=True)
-            record = _record(
-                job, "finetune", network, group, started, corpus, min_captures, encoders_of(encoders), split
-            )
+            record = _record(job, "finetune", network, group, started, corpus, min_captures, starting, split)
             write_json(job.directory / RUN, record)
             drop_state(job.directory)
     return plan
@@ -156,7 +155,9 @@ def _validation(
 
 
 def _files(job: Job, *parts: object) -> RunFiles:
-    return RunFiles(job.directory, fingerprint(job.config, *parts))
+    """Where a run keeps its state: to be taken up with as many threads, on whatever device, as there are by then."""
+    what = msgspec.structs.replace(job.config, threads=1, device="auto", saves=1, evaluations=1)
+    return RunFiles(job.directory, fingerprint(what, *parts))
 
 
 def _scratch(job: Job) -> Path:
@@ -224,6 +225,3 @@ def _record(
 def file_name(path: Path | None) -> str:
     """The name of a file, "" for none."""
     return os.fspath(path.name) if path else ""
-
-
-__all__ = ["Job", "Plan", "TrainingError", "finetune_run", "pretrain_run"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from service.api.errors import ApiError, ErrorBody, error_response, overload_as_
 from service.api.limits import CAPTURE_ROUTE, BodyLimit, Measured, check_key, while_wanted
 from service.api.live import live
 from service.api.models import add_models, model_errors
+from service.api.traces import add_traces, all_traces
 from service.api.uploads import NDJSON, classify_upload
 from service.report import InputSummary, SummaryBuilder, classified
 from service.runtime import Service
@@ -69,6 +71,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Measured, metrics=service.metrics)
     _add_classify(app, service)
     add_models(app, service)
+    add_traces(app, service)
     _add_state(app, service)
     return app
 
@@ -84,7 +87,8 @@ def _add_classify(app: FastAPI, service: Service) -> None:
     async def classify_pcap(request: Request, model: ModelName = None) -> Response:
         """Classify a capture: pcap or pcapng, plain, gzip or zstd, as the multipart part `file` or as the body.
 
-        With `Accept: application/x-ndjson` each flow is a line, as it comes; the last line holds the summary.
+        With `Accept: application/x-ndjson` each flow is a line, as it comes, each trace a line `{"trace": ...}` when it
+        is complete; the last line holds the summary.
         """
         with model_errors():
             batcher = service.models.batcher(model)
@@ -92,13 +96,17 @@ def _add_classify(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/classify/flows", tags=["classify"], response_model=schemas.Classified, responses=_REFUSALS)
     async def classify_flows(request: Request, body: schemas.FlowsRequest, model: ModelName = None) -> Response:
-        """Classify flows from a sensor of your own, in the form that `tapline features` writes."""
+        """Classify flows from a sensor of your own, in the form that `tapline features` writes, and their traces.
+
+        Flows need packet heads to count in traces.
+        """
         flows = [_flow(index, fields) for index, fields in enumerate(body.flows)]
         with model_errors():
             batcher = service.models.batcher(model)
         classifier = batcher.classifier
         accepted = [flow for flow in flows if classifier.accepts(flow)]
-        builder = SummaryBuilder(classifier.checkpoint)
+        traces = service.capture_traces(classifier, "flows")
+        builder = SummaryBuilder(classifier.checkpoint, traces.checkpoint if traces else None)
         for flow in flows:
             if not classifier.accepts(flow):
                 builder.leave_out(flow)
@@ -108,12 +116,16 @@ def _add_classify(app: FastAPI, service: Service) -> None:
         for flow, outcome in zip(accepted, found, strict=True):
             if outcome is not None and outcome.verdict is None:
                 builder.leave_out(flow)
-                continue
-            verdict = outcome.verdict if outcome else None
-            builder.add(flow, verdict)
-            records.append(classified(flow, verdict, ""))
+            else:
+                verdict = outcome.verdict if outcome else None
+                builder.add(flow, verdict)
+                records.append(classified(flow, verdict, ""))
+            if traces is not None and outcome is not None:
+                traces.add(flow, outcome)
+        found_traces = await asyncio.to_thread(all_traces, traces, builder)
         summary = builder.finish([InputSummary("flows", len(flows))])
-        return Response(msgspec.json.encode({"flows": records, "summary": summary}), media_type="application/json")
+        answer = {"flows": records, "traces": found_traces, "summary": summary}
+        return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
 def _flow(index: int, fields: schemas.FlowIn) -> Flow:

@@ -37,7 +37,7 @@ def _bus(sensor: Sensor) -> schemas.Bus:
         reason=state.reason,
         connections=state.connections,
         refused=state.malformed,
-        pending_verdicts=sensor.sink.pending_verdicts if sensor.sink else 0,
+        pending_verdicts=sensor.pending_verdicts,
         sensors=[_sensor(name, account) for name, account in state.sensors.items()],
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 
-from models.checkpoint import CheckpointError
+from models.checkpoint import Checkpoint, CheckpointError, TracegramCheckpoint
 from service.api import schemas
 from service.api.errors import ApiError, ErrorBody
 from service.engines.base import EngineError
@@ -60,7 +60,10 @@ def add_models(app: FastAPI, service: Service) -> None:
 
 
 def _models(service: Service) -> list[dict[str, Any]]:
-    repository, loaded = service.models.repository, service.models.loaded()
+    repository = service.models.repository
+    loaded: dict[str, Checkpoint | TracegramCheckpoint] = {**service.models.loaded()}
+    if service.trace_scorer is not None:
+        loaded[service.trace_scorer.checkpoint.name] = service.trace_scorer.checkpoint
     entries = []
     for name in sorted({*repository.names(), *loaded}):
         entry: dict[str, Any] = {"name": name, "versions": repository.versions(name), "default": False}

@@ -103,6 +103,68 @@ class ClassifiedFlow(FlowFields):
     input: str = ""
 
 
+class TopFlow(Body):
+    """A flow of a trace that made much of the difference: correlation, not proof of cause."""
+
+    uid: str
+    community_id: str
+    start_us: int
+    duration_us: int
+    proto: str
+    orig_h: str
+    orig_p: int
+    resp_h: str
+    resp_p: int
+    ip_bytes: int
+    label: Annotated[str, Field(description="the flow's own verdict, empty where there is none or it is unknown")]
+    share: Annotated[float, Field(ge=0, le=1, description="its importance; those of all flows of a trace add up to 1")]
+
+
+class Trace(Body):
+    """The flows of one subject in one window, with their verdict."""
+
+    source: Annotated[str, Field(description="name of the input, or URL of the sensor's bus")]
+    subject_kind: Literal["originator", "responder", "pair", "mac"]
+    subject: str
+    start_us: Annotated[int, Field(description="start of the window, microseconds since the epoch")]
+    end_us: Annotated[int, Field(description="end of the window; of the last flow where everything is one window")]
+    flows: Annotated[int, Field(description="flows that were scored")]
+    cut: Annotated[int, Field(description="older flows that were not, because there were too many")]
+    verdict: Annotated[Verdict, Field(description="`final` is false while the window is open")]
+    top_flows: Annotated[list[TopFlow], Field(description="most important first, at most 10")]
+
+
+class LiveTrace(Trace):
+    """A verdict of the live path with its number; later ones have higher numbers."""
+
+    number: int
+
+
+class Traces(Body):
+    """Verdicts on live traces, newest first."""
+
+    traces: list[LiveTrace]
+    next: Annotated[int | None, Field(description="give it as `before` for the next page; null at the end")]
+    open_windows: int
+    open_flows: int
+
+
+class TraceSummary(Body):
+    """The traces, and what became of their flows."""
+
+    model: str
+    version: str
+    subject_kind: Literal["originator", "responder", "pair", "mac"]
+    window_seconds: Annotated[float, Field(description="0: everything is one window")]
+    traces: int
+    unknown: int
+    below_min_flows: Annotated[int, Field(description="traces of too few flows for a verdict")]
+    failed: Annotated[int, Field(description="traces on which the engine failed")]
+    flows: int
+    cut: Annotated[int, Field(description="flows left out of traces that had too many")]
+    late: Annotated[int, Field(description="flows that came after their window had to be closed")]
+
+
 class LabelSummary(Body):
     """What one label got."""
 
@@ -136,12 +198,14 @@ class Summary(Body):
     failed: int
     labels: list[LabelSummary]
     inputs: list[InputSummary]
+    traces: Annotated[TraceSummary | None, Field(description="null where there is no trace checkpoint")]
 
 
 class Classified(Body):
     """The answer to a capture or to flows."""
 
     flows: list[ClassifiedFlow]
+    traces: list[Trace]
     summary: Summary
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import PurePath
 from typing import BinaryIO, cast
 
@@ -23,6 +24,7 @@ from service.captures import CaptureStream
 from service.output import JsonWriter, NdjsonWriter
 from service.report import InputSummary, SummaryBuilder
 from service.runtime import Service
+from service.traces.offline import CaptureTraces
 
 NDJSON = "application/x-ndjson"
 FILE_PART = "file"
@@ -45,7 +47,8 @@ async def classify_upload(request: Request, service: Service, batcher: Batcher) 
         if not size_bytes:
             raise ApiError(422, "bad_capture", "the capture is empty")
         settings = service.settings
-        options = WorkerOptions(settings.max_capture_mb << 20, settings.parse_memory_mb << 20)
+        heads = batcher.classifier.heads
+        options = WorkerOptions(settings.max_capture_mb << 20, settings.parse_memory_mb << 20, heads)
         stream = await stack.enter_async_context(CaptureStream(file, options, settings.parse_timeout_seconds))
         batches = stream.batches()
         first: list[Flow] = await anext(batches, [])
@@ -95,21 +98,27 @@ class _Answer:
         self._batches = batches
         self._buffer = io.StringIO()
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
-        self._builder = SummaryBuilder(batcher.classifier.checkpoint)
+        self._traces = service.capture_traces(batcher.classifier, name)
+        self._builder = SummaryBuilder(batcher.classifier.checkpoint, self._traces.checkpoint if self._traces else None)
         self._entry = InputSummary(name)
 
     async def chunks(self, first: list[Flow], resources: contextlib.AsyncExitStack) -> AsyncIterator[str]:
         """The body, piece by piece; releases `resources` at the end or when the client goes away."""
         async with resources:
-            await self._classify(first)
-            yield self._taken()
             try:
+                await self._classify(first)
+                yield self._taken()
                 async for flows in self._batches:
                     await self._classify(flows)
                     yield self._taken()
             except VerdictError as error:
                 self._entry.warning = str(error)
-            yield self._end()
+            if self._traces is not None:
+                self._traces.finish()
+                await self._add_traces(self._traces)
+                self._builder.account_traces(self._traces.counts, self._traces.failed)
+            for piece in self._ending():
+                yield piece
 
     async def _classify(self, flows: list[Flow]) -> None:
         classifier = self._batcher.classifier
@@ -119,19 +128,31 @@ class _Answer:
             if not classifier.accepts(flow):
                 self._leave_out(flow)
         for flow, outcome in zip(accepted, await self._batcher.classify(accepted), strict=True):
+            if outcome is not None and self._traces is not None:
+                self._traces.add(flow, outcome)
             if outcome is not None and outcome.verdict is None:
                 self._leave_out(flow)
                 continue
             verdict = outcome.verdict if outcome else None
             self._builder.add(flow, verdict)
             self._writer.add(flow, verdict, self._entry.name)
+        if self._traces is not None:
+            await self._add_traces(self._traces)
+
+    async def _add_traces(self, traces: CaptureTraces) -> None:
+        """Write the traces that are complete."""
+        while found := await asyncio.to_thread(traces.ready):
+            for trace in found:
+                self._builder.add_trace(trace)
+                self._writer.add_trace(trace)
 
     def _leave_out(self, flow: Flow) -> None:
         self._builder.leave_out(flow)
         reason = "below_min_packets" if flow.payload_lengths else "without_payload"
         self._service.metrics.flows_left_out.labels(reason).inc()
 
-    def _end(self) -> str:
+    def _ending(self) -> Iterator[str]:
+        """What is left of the body: a JSON answer holds its traces here, which may be many."""
         end, metrics = self._stream.end, self._service.metrics
         self._entry.packets = end.packets
         self._entry.skipped = end.skipped
@@ -140,10 +161,11 @@ class _Answer:
         for reason, count in end.skipped.items():
             metrics.packets_skipped.labels(reason).inc(count)
         summary = self._builder.finish([self._entry])
-        self._writer.finish(summary)
-        if isinstance(self._writer, NdjsonWriter):  # a client of a stream must see that it is whole
-            self._buffer.write(msgspec.json.encode({"summary": summary}).decode() + "\n")
-        return self._taken()
+        yield self._taken()
+        if isinstance(self._writer, JsonWriter):
+            yield from self._writer.ending(summary)
+        else:  # a client of a stream must see that it is whole
+            yield msgspec.json.encode({"summary": summary}).decode() + "\n"
 
     def _taken(self) -> str:
         text = self._buffer.getvalue()

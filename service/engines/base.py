@@ -19,6 +19,8 @@ MAX_PIECE_TOKENS = 8192
 MAX_PIECE_FLOWS = 64
 
 EngineName = Literal["onnx", "torch"]
+Precision = Literal["float32", "bfloat16", "int8"]
+"""What an engine computes with: float32 by any, int8 by ONNX Runtime, bfloat16 by torch."""
 
 
 class EngineError(RuntimeError):
@@ -47,24 +49,68 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(name: EngineName, directory: Path, threads: int = 0) -> Engine:
-    """Load a checkpoint directory into an engine; `threads` 0 means one per physical core.
+def load_engine(
+    name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0
+) -> Engine:
+    """Load a checkpoint directory into an engine.
+
+    Args:
+        name: of the engine.
+        directory: of a flow checkpoint.
+        threads: 0 means one per core.
+        precision: what it computes with.
+        device: number of the GPU, where there are any.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged or of another version.
-        EngineError: the engine is not installed or refuses the model.
+        CheckpointError: the checkpoint is missing, damaged, of another version, or has no model of this precision.
+        EngineError: the engine is not installed, refuses the model, or has no such precision.
     """
+    check_precision(name, precision)
     if name == "torch":
         try:
             from service.engines.torch_engine import TorchEngine
         except ModuleNotFoundError as error:
-            raise EngineError(
-                f"the torch engine needs {error.name}: install tapline[gpu], or use --engine onnx"
-            ) from None
-        return TorchEngine(directory, threads)
+            raise missing_torch(error) from None
+        return TorchEngine(directory, threads, precision, device)
     from service.engines.onnx_engine import OnnxEngine
 
-    return OnnxEngine(directory, threads)
+    return OnnxEngine(directory, threads, precision)
+
+
+def load_engines(name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32") -> list[Engine]:
+    """One engine for each GPU that the engine can use, at least one; as `load_engine`.
+
+    Raises:
+        CheckpointError, EngineError: as there.
+    """
+    return [load_engine(name, directory, threads, precision, device) for device in range(count_devices(name))]
+
+
+def count_devices(name: EngineName) -> int:
+    """Engines that it pays to run side by side: one for each GPU, one without."""
+    if name != "torch":
+        return 1
+    try:
+        from service.engines.torch_common import count_gpus
+    except ModuleNotFoundError as error:
+        raise missing_torch(error) from None
+    return max(1, count_gpus())
+
+
+def check_precision(name: EngineName, precision: Precision) -> None:
+    """Refuse what an engine cannot compute with.
+
+    Raises:
+        EngineError: it has no such precision.
+    """
+    if precision == {"onnx": "bfloat16", "torch": "int8"}[name]:
+        other = {"onnx": "torch", "torch": "onnx"}[name]
+        raise EngineError(f"the {name} engine does not compute in {precision}: use --engine {other}, or float32")
+
+
+def missing_torch(error: ModuleNotFoundError) -> EngineError:
+    """What to say where torch, or what comes with it, is not installed."""
+    return EngineError(f"the torch engine needs {error.name}: install tapline[gpu], or use --engine onnx")
 
 
 def pieces(batch: TokenBatch) -> list[NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine on CPU: the default, needs no torch."""
+"""The ONNX Runtime engine on CPU, or CUDA where its provider is installed: the default, needs no torch."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from models.checkpoint import ONNX, read_checkpoint
+from models.checkpoint import ONNX, ONNX_INT8, read_checkpoint
 from models.encode import TokenBatch, pad
-from service.engines.base import Scores, padding, pieces
+from service.engines.base import Precision, Scores, padding, pieces
 from service.engines.onnx_session import open_session
 
 
 class OnnxEngine:
-    """Runs `model.onnx` of a checkpoint; threads share one session."""
+    """Runs `model.onnx` of a checkpoint, or its int8 form; threads share one session."""
 
-    def __init__(self, directory: Path, threads: int = 0) -> None:
-        self.checkpoint = read_checkpoint(directory, needs=(ONNX,))
-        self._session = open_session(directory / ONNX, threads)
+    def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32") -> None:
+        model = ONNX_INT8 if precision == "int8" else ONNX
+        self.checkpoint = read_checkpoint(directory, needs=(model,))
+        self._session = open_session(directory / model, threads)
         self._width = 2 * self.checkpoint.network.d_model
 
     def run(self, batch: TokenBatch) -> Scores:

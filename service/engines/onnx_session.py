@@ -13,10 +13,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 _ERRORS_ONLY = 3
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 def open_session(path: Path, threads: int = 0) -> Any:
-    """A session on the CPU; `threads` 0 means one per core that this process may use.
+    """A session on a GPU where ONNX Runtime has CUDA, otherwise on the CPU with `threads` threads.
+
+    0 threads: one for each core that this process may use.
 
     Raises:
         CheckpointError: ONNX Runtime refuses the model.
@@ -26,6 +29,8 @@ def open_session(path: Path, threads: int = 0) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        available = onnxruntime.get_available_providers()
+        providers = [name for name in _PROVIDERS if name in available]
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime has no public base class for its errors
         raise CheckpointError(f"{path}: ONNX Runtime refuses it: {type(error).__name__}") from error

@@ -8,20 +8,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoint import ENCODER_ONNX, TRACE_ONNX, read_trace_checkpoint
+from models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, TRACE_ONNX, read_trace_checkpoint
 from models.packets import PacketTokens, pad_packets
+from service.engines.base import Precision
 from service.engines.onnx_session import open_session
 from service.engines.traces import TraceInput, TraceScores, flow_pieces, no_encoder, trace_pieces
 
 
 class OnnxTraceEngine:
-    """Runs `encoder.onnx` and `trace.onnx` of a checkpoint; threads share the sessions."""
+    """Runs `encoder.onnx` and `trace.onnx` of a checkpoint; threads share the sessions.
 
-    def __init__(self, directory: Path, threads: int = 0) -> None:
+    With int8 the encoder is `encoder.int8.onnx`. Aggregation and head are small and stay in float32.
+    """
+
+    def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32") -> None:
         self.checkpoint = read_trace_checkpoint(directory)
         self._encoder = None
         if self.checkpoint.network.encoder == "tracegram":
-            self._encoder = open_session(directory / ENCODER_ONNX, threads)
+            encoder = ENCODER_ONNX_INT8 if precision == "int8" else ENCODER_ONNX
+            read_trace_checkpoint(directory, needs=(encoder,))
+            self._encoder = open_session(directory / encoder, threads)
         self._trace = open_session(directory / TRACE_ONNX, threads)
 
     def embed(self, batch: PacketTokens) -> NDArray[np.float32]:

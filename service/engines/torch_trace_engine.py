@@ -12,21 +12,26 @@ from numpy.typing import NDArray
 from models.checkpoint import WEIGHTS, read_trace_checkpoint
 from models.packets import PacketTokens, pad_packets
 from models.tracegram import Tracegram, is_for_training
-from service.engines.torch_weights import load_weights
+from service.engines.base import Precision
+from service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
 from service.engines.traces import TraceInput, TraceScores, flow_pieces, no_encoder, trace_pieces
 
 
 class TorchTraceEngine:
-    """Runs a trace checkpoint in float32; `threads` is torch's own count for the process, 0 leaves it."""
+    """Runs a trace checkpoint on one device; arguments as of `service.engines.torch_engine.TorchEngine`.
 
-    def __init__(self, directory: Path, threads: int = 0) -> None:
+    With bfloat16 the flow encoder computes in it. Aggregation and head are small and stay in float32.
+    """
+
+    def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0) -> None:
         self.checkpoint = read_trace_checkpoint(directory, needs=(WEIGHTS,))
-        if threads:
-            torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        set_threads(threads)
+        self._device = pick_device(device)
         model = Tracegram(self.checkpoint.network)
         load_weights(directory / WEIGHTS, model, is_for_training)
         self._model = model.eval().to(self._device)
+        if self._model.encoder is not None and precision == "bfloat16":
+            self._model.encoder.bfloat16()
 
     @torch.inference_mode()
     def embed(self, batch: PacketTokens) -> NDArray[np.float32]:
@@ -34,9 +39,16 @@ class TorchTraceEngine:
         if self._model.encoder is None:
             raise no_encoder(self.checkpoint)
         features = np.empty((len(batch), self.checkpoint.network.feature_size), np.float32)
-        for rows in flow_pieces(batch):
-            tokens = torch.from_numpy(pad_packets(batch, rows)).to(self._device)
-            features[rows] = self._model.encoder(tokens).features.float().cpu().numpy()
+        cut = flow_pieces(batch)
+        # Every piece is queued before the first result is waited for, so that copies run beside computing.
+        found = [
+            copied_back(self._model.encoder(on_device(pad_packets(batch, rows), self._device)).features.float())
+            for rows in cut
+        ]
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        for rows, part in zip(cut, found, strict=True):
+            features[rows] = part.numpy()
         return features
 
     @torch.inference_mode()

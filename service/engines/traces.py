@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from models.checkpoint import TracegramCheckpoint
 from models.packets import PacketTokens
 from models.trace_features import trace_times
-from service.engines.base import MAX_PIECE_FLOWS, MAX_PIECE_TOKENS, EngineError, EngineName, pieces_by_length
+from service.engines.base import (
+    MAX_PIECE_FLOWS,
+    MAX_PIECE_TOKENS,
+    EngineError,
+    EngineName,
+    Precision,
+    check_precision,
+    missing_torch,
+    pieces_by_length,
+)
 
 MAX_PIECE_TRACES = 64
 
@@ -65,24 +74,40 @@ class TraceEngine(Protocol):
         ...
 
 
-def load_trace_engine(name: EngineName, directory: Path, threads: int = 0) -> TraceEngine:
-    """Load the directory of a trace checkpoint into an engine; `threads` as in `load_engine`.
+def load_trace_engine(
+    name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0
+) -> TraceEngine:
+    """Load the directory of a trace checkpoint into an engine; arguments as of `service.engines.base.load_engine`.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of another kind or version.
-        EngineError: the engine is not installed.
+        EngineError: the engine is not installed, or has no such precision.
     """
+    check_precision(name, precision)
     if name == "torch":
         try:
             from service.engines.torch_trace_engine import TorchTraceEngine
         except ModuleNotFoundError as error:
-            raise EngineError(
-                f"the torch engine needs {error.name}: install tapline[gpu], or use --engine onnx"
-            ) from None
-        return TorchTraceEngine(directory, threads)
+            raise missing_torch(error) from None
+        return TorchTraceEngine(directory, threads, precision, device)
     from service.engines.onnx_trace_engine import OnnxTraceEngine
 
-    return OnnxTraceEngine(directory, threads)
+    return OnnxTraceEngine(directory, threads, precision)
+
+
+def warm_up(engine: TraceEngine) -> None:
+    """Run an engine once on few and on many tokens and flows, so that the first real ones wait for nothing."""
+    network, features = engine.checkpoint.network, engine.checkpoint.features
+    if network.encoder == "tracegram":
+        for count, length in (
+            (1, 2),
+            (MAX_PIECE_FLOWS, 64),
+            (MAX_PIECE_TOKENS // features.max_tokens, features.max_tokens),
+        ):
+            engine.embed(PacketTokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length))
+    for flows in (1, 16):
+        zeros = np.zeros(flows, np.int64)
+        engine.score([TraceInput(np.zeros((flows, network.feature_size), np.float32), zeros, zeros)])
 
 
 @dataclass(frozen=True)

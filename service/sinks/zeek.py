@@ -1,4 +1,4 @@
-"""Verdicts back to Zeek: in batches, acknowledged, kept in a bounded spool while Zeek is away."""
+"""Verdicts back to Zeek, on flows and on traces: in batches, acknowledged, in a bounded spool while Zeek is away."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import secrets
 from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import structlog
 
@@ -13,8 +15,9 @@ from models.flow import Flow
 from models.verdict import Verdict
 from service.community import community_id
 from service.metrics import Metrics
-from service.sources.bus.events import VerdictRow, VerdictsAck, verdicts_event
+from service.sources.bus.events import BusEvent, TraceVerdictRow, VerdictRow, VerdictsAck
 from service.sources.bus.transport import Transport
+from service.traces.records import TraceVerdict
 
 log = structlog.get_logger()
 
@@ -29,16 +32,28 @@ ACK_SECONDS = 15.0
 """A batch not acknowledged for this long is sent again; Zeek logs a batch once however often it comes."""
 
 
-class ZeekSink:
-    """Returns verdicts to the sensor that a flow came from."""
+Row = TypeVar("Row")
+"""A verdict on its way: `VerdictRow` or `TraceVerdictRow`."""
 
-    def __init__(self, transport: Transport, metrics: Metrics, spool_verdicts: int) -> None:
+
+class ZeekSink(Generic[Row]):
+    """Returns verdicts of one kind to the sensor that their flows came from; each sink is a service run of its own."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        metrics: Metrics,
+        spool_verdicts: int,
+        make_event: Callable[[str, int, Sequence[Row]], BusEvent],
+    ) -> None:
+        """`make_event` puts the name of a service run, the number of a batch and its rows together."""
         self.service = f"tapline-{secrets.token_hex(6)}"
         self._transport = transport
         self._metrics = metrics
         self._spool_verdicts = spool_verdicts
-        self._waiting: deque[VerdictRow] = deque()
-        self._sent: OrderedDict[int, tuple[list[VerdictRow], float]] = OrderedDict()
+        self._make_event = make_event
+        self._waiting: deque[Row] = deque()
+        self._sent: OrderedDict[int, tuple[list[Row], float]] = OrderedDict()
         self._sent_verdicts = 0
         self._next_batch = 1
         self._changed = asyncio.Event()
@@ -48,14 +63,14 @@ class ZeekSink:
         """Verdicts that Zeek has not acknowledged."""
         return len(self._waiting) + self._sent_verdicts
 
-    def put(self, flow: Flow, verdict: Verdict) -> None:
+    def put(self, row: Row) -> None:
         """Spool a verdict; where the spool is full, the oldest one not yet sent is lost, and counted."""
         if self.pending_verdicts >= self._spool_verdicts:
             self._metrics.verdicts_lost.labels(self._transport.url).inc()
             if not self._waiting:
                 return
             self._waiting.popleft()
-        self._waiting.append(_row(flow, verdict))
+        self._waiting.append(row)
         self._changed.set()
 
     def acknowledge(self, ack: VerdictsAck) -> None:
@@ -97,8 +112,8 @@ class ZeekSink:
         self._sent_verdicts += len(rows)
         return await self._publish(batch, rows)
 
-    async def _publish(self, batch: int, rows: list[VerdictRow]) -> bool:
-        return await self._transport.publish(verdicts_event(self.service, batch, rows))
+    async def _publish(self, batch: int, rows: list[Row]) -> bool:
+        return await self._transport.publish(self._make_event(self.service, batch, rows))
 
     async def _resend_overdue(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -113,8 +128,19 @@ class ZeekSink:
         self._changed.set()
 
 
-def _row(flow: Flow, verdict: Verdict) -> VerdictRow:
+def verdict_row(flow: Flow, verdict: Verdict) -> VerdictRow:
+    """A flow's verdict as Zeek takes it."""
     return VerdictRow(
         flow.uid, community_id(flow), flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p, flow.proto, verdict.label,
         verdict.confidence, verdict.unknown, verdict.final, verdict.model, verdict.version,
+    )  # fmt: skip
+
+
+def trace_verdict_row(trace: TraceVerdict) -> TraceVerdictRow:
+    """A trace's verdict as Zeek takes it."""
+    verdict = trace.verdict
+    return TraceVerdictRow(
+        trace.subject, trace.subject_kind, trace.start_us, trace.end_us, trace.flows, trace.cut, verdict.label,
+        verdict.confidence, verdict.unknown, verdict.final, [flow.uid for flow in trace.top_flows],
+        [flow.share for flow in trace.top_flows], verdict.model, verdict.version,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.checkpoint import TracegramNetwork
+from models.linear_transformer import LinearHeads, LocalHeads
 from models.packets import CLASS, END, PADDING
 from models.tracegram import Tracegram
 
@@ -96,3 +97,42 @@ def test_a_trace_does_not_depend_on_the_traces_beside_it(published):
         close(output.logits[index], alone.logits[0], 1e-5)
         close(output.importance[index, :count], alone.importance[0], 1e-5)
         assert not output.importance[index, count:].any()
+
+
+def states(length):
+    torch.manual_seed(length)
+    return [torch.randn(2, 3, length, 4) for _ in range(3)]
+
+
+@pytest.mark.parametrize("length", [1, 5, 10, 11, 23])
+def test_local_heads_see_their_window_and_the_one_before(length):
+    query, key, value = states(length)
+    position = torch.arange(length)
+    begin = (position // 5 - 1) * 5
+    seen = (position <= position[:, None]) & (position >= begin[:, None])
+    scores = (query @ key.transpose(-1, -2) / 2).masked_fill(~seen, float("-inf"))
+    close(LocalHeads(5)(query, key, value), scores.softmax(-1) @ value, 1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 8, 13])
+def test_linear_heads_see_the_buckets_before_their_own(length):
+    query, key, value = states(length)
+    found = LinearHeads(4)(query, key, value)
+    query, key = query.softmax(-1) / 2, key.exp()
+    for place in range(length):
+        seen = place // 4 * 4
+        weights = (query[:, :, place, None] * key[:, :, :seen]).sum(-1, keepdim=True)
+        expected = (weights * value[:, :, :seen]).sum(2) / weights.sum(2).clamp(min=1e-3)
+        close(found[:, :, place], expected, 1e-5)
+
+
+@torch.inference_mode()
+def test_time_changes_a_trace_only_where_it_is_encoded(published):
+    torch.manual_seed(0)
+    features, counts = torch.randn(1, 4, 64), torch.tensor([4])
+    for encoded in (True, False):
+        model = Tracegram(TracegramNetwork(n_class=3, time_encoding=encoded)).eval().trace
+        still, moved = (
+            model(features, times, counts).attention for times in (torch.zeros(1, 4, 2), torch.ones(1, 4, 2))
+        )
+        assert torch.equal(still, moved) is not encoded

@@ -22,7 +22,10 @@ NDJSON = {"accept": "application/x-ndjson"}
 
 @pytest.fixture(scope="module")
 def client(checkpoint_dir):
-    settings = Settings(checkpoint=checkpoint_dir, max_upload_mb=1, max_body_mb=1, max_capture_mb=2, max_uploads=2)
+    settings = Settings(
+        checkpoint=checkpoint_dir, trace_checkpoint="none", max_upload_mb=1, max_body_mb=1, max_capture_mb=2,
+        max_uploads=2,
+    )  # fmt: skip
     with TestClient(create_app(Service(settings)), raise_server_exceptions=False) as client:
         yield client
 
@@ -42,7 +45,9 @@ def message(response, status):
 def test_multipart_and_raw_body_give_what_the_command_line_gives(client, checkpoint_dir):
     form = client.post("/v1/classify/pcap", files={"file": ("android.pcap", CAPTURE.read_bytes())}).json()
     raw = upload(client, CAPTURE.read_bytes()).json()
-    result = tapline("classify", CAPTURE, "--checkpoint", checkpoint_dir, "--format", "json", "--reader", "builtin")
+    result = tapline(
+        "classify", CAPTURE, "--checkpoint", checkpoint_dir, "--format", "json", "--trace-checkpoint", "none"
+    )
     commanded = json.loads(result.stdout)
     assert len(form["flows"]) > 50
     for flows in (form["flows"], raw["flows"], commanded["flows"]):
@@ -52,7 +57,8 @@ def test_multipart_and_raw_body_give_what_the_command_line_gives(client, checkpo
             for other in flow["verdict"]["alternatives"]:
                 other["confidence"] = pytest.approx(other["confidence"], abs=1e-4)
     assert form["flows"] == raw["flows"] == commanded["flows"]
-    schemas.Classified.model_validate({"flows": [], "summary": form["summary"]})
+    schemas.Classified.model_validate({"flows": [], "traces": [], "summary": form["summary"]})
+    assert (form["traces"], form["summary"]["traces"]) == ([], None)
     assert form["summary"]["classified"] == len(form["flows"])
     assert form["summary"]["inputs"][0]["name"] == "android.pcap"
 

@@ -16,12 +16,13 @@ from tests.service.cli_runner import CODE, ROOT, tapline
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 BUILTIN = ("--reader", "builtin")
+NO_TRACES = ("--trace-checkpoint", "none")
 
 
 @pytest.fixture
 def classify(checkpoint_dir):
     def run(*arguments, **options):
-        result = tapline("classify", *arguments, *BUILTIN, "--checkpoint", checkpoint_dir, **options)
+        result = tapline("classify", *arguments, *BUILTIN, *NO_TRACES, "--checkpoint", checkpoint_dir, **options)
         assert "Traceback" not in result.stderr
         return result
 

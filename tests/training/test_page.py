@@ -66,7 +66,7 @@ def test_the_page_is_whole_and_safe(tmp_path):
     assert "A &lt;b&gt;model&lt;/b&gt;" in page
     assert "<three>" not in page
     assert "two &amp; $x$" in page
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert not re.search(r'(src|href)="(?!#|data:image/png)', page.replace("xlink:href", "href"))
     assert not re.search(r"@import|url\((?!#)", page)
     figures = json.loads((tmp_path / "report.json").read_text())

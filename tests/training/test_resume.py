@@ -20,6 +20,7 @@ from training.schedule import learning_rate
 from training.state import STATE, load_state
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMIT_SECONDS = 300
 PROTOCOLS = ROOT / "tests" / "data" / "protocols"
 SMALL = [
     *("-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16"),
@@ -49,8 +50,17 @@ def command(stage, features, out, *more):
 
 
 def run(arguments, **options):
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, **options)
+    done = subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False, **options
+    )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def here(arguments):
+    """Run a command in this process: starting one costs more than the training."""
+    done = CliRunner().invoke(app, arguments[3:])
+    assert done.exit_code == 0, done.output + repr(done.exception)
     return done
 
 
@@ -79,7 +89,7 @@ def kill_in_the_middle(arguments, directory):
         "loop.save_state = save\nfrom training.cli import main\nmain()\n"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", code, *arguments[3:]], cwd=ROOT, timeout=120, capture_output=True, check=False
+        [sys.executable, "-c", code, *arguments[3:]], cwd=ROOT, timeout=LIMIT_SECONDS, capture_output=True, check=False
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (directory / STATE).is_file()
@@ -88,11 +98,11 @@ def kill_in_the_middle(arguments, directory):
 def test_a_killed_run_goes_on_with_the_same_losses(features, tmp_path):
     more = ["-ep", "3", "--frozen-epochs", "1", "-sv", "2", "--accumulate", "2"]
     whole, broken = (command("finetune", features, tmp_path / name, *more) for name in ("whole", "broken"))
-    run(whole)
+    here(whole)
     kill_in_the_middle(broken, tmp_path / "broken")
     assert not (tmp_path / "broken" / "model.safetensors").exists()
-    resumed = run(broken)
-    assert "from step 12 of an interrupted run" in " ".join(resumed.stderr.split())
+    resumed = here(broken)
+    assert "from step 12 of an interrupted run" in " ".join(resumed.output.split())
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -115,8 +125,7 @@ def test_a_damaged_state_is_named(tmp_path):
 
 
 def test_two_processes_learn_what_one_learns(features, tmp_path):
-    alone = command("pretrain", features, tmp_path / "alone", "-ep", "2", "-b", "15")
-    run(alone)
+    here(command("pretrain", features, tmp_path / "alone", "-ep", "2", "-b", "15"))
     both = command("pretrain", features, tmp_path / "both", "-ep", "2", "-b", "15")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -194,11 +203,11 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_keeps_what_was_there(featu
         pytest.skip("no permission to mount")
     try:
         out = disk / "run"
-        run(command("finetune", features, out, "-ep", "1"))
+        here(command("finetune", features, out, "-ep", "1"))
         kept = (out / "model.safetensors").read_bytes()
         done = subprocess.run(
             command("finetune", features, out, "-ep", "1", "-d", "160", "-f", "640"),
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
         )  # fmt: skip
         assert done.returncode == 1
         assert done.stderr.count("\n") <= 3

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from models.checkpoint import Mm4flowNetwork, read_checkpoint
@@ -170,6 +171,25 @@ def test_a_failing_run_leaves_what_was_there(features, tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["finetune", "--features", str(features), "--out", str(out), *SMALL, "-ep", "1"])
     assert isinstance(result.exception, TrainingError)
     assert {name: (out / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("command", ["pretrain", "pretrain-ps", "pretrain-bytes", "finetune"])
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(features, tmp_path, command):
+    out = tmp_path / "run"
+    said = tapline_train(
+        command, "--features", features, "--out", out, *SMALL, "-ep", 3, "-b", 100, "--device", "cpu", "--dry-run"
+    )
+    assert "9 steps on 1 process(es) of cpu" in said
+    assert "would train: 34 flows of 24 captures" in said
+    assert not out.exists()
+
+
+def test_one_encoder_is_trained_and_the_other_left_out(features, tmp_path):
+    tapline_train("pretrain-ps", "--features", features, "--out", tmp_path / "ps", *SMALL, "-ep", 1)
+    weights = load_file(tmp_path / "ps" / "encoders.safetensors")
+    assert {name.partition(".")[0] for name in weights} == {"ps_encoder"}
+    log = [json.loads(line) for line in (tmp_path / "ps" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in log} == {"pretrain-ps"}
 
 
 def test_labels_in_too_few_captures_cannot_be_learned(features, tmp_path):

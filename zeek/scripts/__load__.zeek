@@ -4,4 +4,5 @@
 @load ./bus
 @load ./stats
 @load ./verdicts
+@load ./trace_verdicts
 @load ./notices

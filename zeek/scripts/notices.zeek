@@ -2,6 +2,7 @@
 
 @load base/frameworks/notice
 @load ./verdicts
+@load ./trace_verdicts
 
 module Tapline;
 
@@ -9,31 +10,40 @@ export {
 	redef enum Notice::Type += {
 		## A flow got one of the labels in :zeek:id:`Tapline::notice_labels`.
 		Verdict_Notice,
+		## A trace got one of the labels in :zeek:id:`Tapline::notice_trace_labels`.
+		Trace_Notice,
 	};
 
 	## Labels that raise a notice; "unknown" stands for verdicts without a label. Empty: no notices.
 	option notice_labels: set[string] = {};
 
+	## Labels of traces that raise a notice, in the same way. Empty: no notices.
+	option notice_trace_labels: set[string] = {};
+
 	## Least confidence; verdicts without a label are not held to it.
 	option notice_min_confidence: double = 0.9;
 
-	## Networks of which one endpoint must be a member; empty: any.
+	## Networks of which one endpoint of a flow must be a member; empty: any. Traces are not held to it.
 	option notice_networks: set[subnet] = {};
 
 	## Whether early verdicts raise notices too.
 	option notice_early = T;
 
-	## Time for which the same label between the same two hosts raises no second notice.
+	## Time for which the same label between the same two hosts, or of the same subject, raises no second notice.
 	option notice_suppress_for: interval = 1hr;
 }
 
+# Whether a verdict is sure enough and old enough for a notice, and has one of the labels.
+function is_wanted(labels: set[string], label: string, unknown: bool, confidence: double, final: bool): bool
+	{
+	if ( (unknown ? "unknown" : label) !in labels )
+		return F;
+	return (unknown || confidence >= notice_min_confidence) && (final || notice_early);
+	}
+
 function is_notable(rec: Info): bool
 	{
-	if ( (rec$unknown ? "unknown" : rec$label) !in notice_labels )
-		return F;
-	if ( ! rec$unknown && rec$confidence < notice_min_confidence )
-		return F;
-	if ( ! rec$final && ! notice_early )
+	if ( ! is_wanted(notice_labels, rec$label, rec$unknown, rec$confidence, rec$final) )
 		return F;
 	return |notice_networks| == 0 || rec$id$orig_h in notice_networks || rec$id$resp_h in notice_networks;
 	}
@@ -47,4 +57,19 @@ hook verdict_logged(rec: Info)
 	    $msg=fmt("%s talked to %s: %s", rec$id$orig_h, rec$id$resp_h, label),
 	    $sub=fmt("confidence %.3f, model %s %s", rec$confidence, rec$model, rec$model_version),
 	    $identifier=cat(rec$id$orig_h, "-", rec$id$resp_h, "-", label), $suppress_for=notice_suppress_for));
+	}
+
+hook trace_verdict_logged(rec: TraceInfo)
+	{
+	if ( ! is_wanted(notice_trace_labels, rec$label, rec$unknown, rec$confidence, rec$final) )
+		return;
+	local label = rec$unknown ? "unknown" : rec$label;
+	local n = Notice::Info($note=Trace_Notice, $msg=fmt("%s behaves like %s", rec$subject, label),
+	    $sub=fmt("confidence %.3f over %d flows, model %s %s", rec$confidence, rec$flows, rec$model, rec$model_version),
+	    $identifier=cat(rec$subject, "-", label), $suppress_for=notice_suppress_for);
+	if ( is_valid_ip(rec$subject) )
+		n$src = to_addr(rec$subject);
+	if ( |rec$top_uids| > 0 )
+		n$uid = rec$top_uids[0];
+	NOTICE(n);
 	}

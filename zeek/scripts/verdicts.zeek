@@ -148,24 +148,37 @@ function remember(seen: Seen, batch: count, logged: count)
 		delete seen$logged[b];
 	}
 
+# Whether a batch is to be logged: it was not seen before, nor is it so old that nobody knows.
+function is_new_batch(service: string, batch: count): bool
+	{
+	local seen = seen_of(service);
+	return batch !in seen$logged && batch + batches_remembered > seen$highest;
+	}
+
+function acknowledge(service: string, batch: count)
+	{
+	local seen = seen_of(service);
+	local logged = batch in seen$logged ? seen$logged[batch] : 0;
+	Cluster::publish(acks_topic, Tapline::verdicts_ack, format_version, service, batch, logged);
+	}
+
+# Whether verdicts of a version can be read.
+function speaks(version: count): bool
+	{
+	if ( version == format_version )
+		return T;
+	Reporter::warning(fmt("Tapline verdicts of version %d refused: this sensor reads version %d", version,
+	    format_version));
+	return F;
+	}
+
 event verdicts(version: count, batch: count, service: string, verdicts: Verdicts) &is_used
 	{
-	if ( version != format_version )
-		{
-		Reporter::warning(fmt("Tapline verdicts of version %d refused: this sensor reads version %d", version,
-		    format_version));
+	if ( ! speaks(version) )
 		return;
-		}
-	local seen = seen_of(service);
-	local logged = 0;
-	if ( batch in seen$logged )
-		logged = seen$logged[batch];
-	else if ( batch + batches_remembered > seen$highest )
-		{
-		logged = log_verdicts(service, verdicts);
-		remember(seen, batch, logged);
-		}
-	Cluster::publish(acks_topic, Tapline::verdicts_ack, format_version, service, batch, logged);
+	if ( is_new_batch(service, batch) )
+		remember(seen_of(service), batch, log_verdicts(service, verdicts));
+	acknowledge(service, batch);
 	}
 
 event zeek_init() &priority=5

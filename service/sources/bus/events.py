@@ -256,6 +256,39 @@ def verdicts_event(service: str, batch: int, rows: Sequence[VerdictRow]) -> BusE
     return BusEvent(VERDICTS_TOPIC, "Tapline::verdicts", args)
 
 
+class TraceVerdictRow(msgspec.Struct, frozen=True, gc=False):
+    """One verdict on a trace on its way to Zeek, in the order of `Tapline::TraceVerdict`."""
+
+    subject: str
+    subject_kind: str
+    start_us: int
+    end_us: int
+    flows: int
+    cut: int
+    label: str
+    confidence: float
+    unknown: bool
+    final: bool
+    top_uids: list[str]
+    top_shares: list[float]
+    model: str
+    model_version: str
+
+    def values(self) -> list[Any]:
+        """The record by position, as the bus sends it."""
+        return [
+            self.subject, self.subject_kind, Count(self.start_us), Count(self.end_us), Count(self.flows),
+            Count(self.cut), self.label, self.confidence, self.unknown, self.final, self.top_uids, self.top_shares,
+            self.model, self.model_version,
+        ]  # fmt: skip
+
+
+def trace_verdicts_event(service: str, batch: int, rows: Sequence[TraceVerdictRow]) -> BusEvent:
+    """`Tapline::trace_verdicts`: a batch of verdicts on traces for Zeek."""
+    args = [Count(SCHEMA_VERSION), Count(batch), service, [row.values() for row in rows]]
+    return BusEvent(VERDICTS_TOPIC, "Tapline::trace_verdicts", args)
+
+
 def finished_ack_event(sensor: str) -> BusEvent:
     """`Tapline::finished_ack`: everything before the end marker has been read."""
     return BusEvent(CONTROL_TOPIC, "Tapline::finished_ack", [Count(SCHEMA_VERSION), sensor])

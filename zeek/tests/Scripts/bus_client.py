@@ -1,6 +1,7 @@
 """A small bus client for the tests: prints each event as a line of JSON, answers the end marker, sends verdicts.
 
-usage: bus_client.py PORT TOPIC... [--verdicts] [--record FILE] [--drain] [--seconds N] [--ca FILE] [--certificate FILE]
+usage: bus_client.py PORT TOPIC... [--verdicts] [--traces] [--record FILE] [--drain] [--seconds N]
+                     [--ca FILE] [--certificate FILE]
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 VERSION = 1
 SERVICE = "test-1"
+TRACE_SERVICE = "test-2"
 
 
 def tagged(kind: str, value: Any) -> dict[str, Any]:
@@ -54,6 +56,27 @@ def verdict_of(flow: list[Any]) -> dict[str, Any]:
     return tagged("vector", values)
 
 
+def trace_verdict_of(flow: list[Any]) -> dict[str, Any]:
+    """A verdict on the trace of a flow's originator, as a service would send one, with a label by the flow's port."""
+    values = [
+        tagged("string", flow[7]),
+        tagged("string", "originator"),
+        tagged("count", flow[5]),
+        tagged("count", flow[5] + 600_000_000),
+        tagged("count", 2),
+        tagged("count", 1),
+        tagged("string", f"port-{flow[10]}"),
+        tagged("real", 0.95),
+        tagged("boolean", flow[10] == 53),
+        tagged("boolean", flow[3]),
+        tagged("vector", [tagged("string", flow[4]), tagged("string", "C2")]),
+        tagged("vector", [tagged("real", 0.75), tagged("real", 0.25)]),
+        tagged("string", "test-traces"),
+        tagged("string", "4"),
+    ]
+    return tagged("vector", values)
+
+
 class Client:
     """One connection to Zeek, and what to do with what it sends."""
 
@@ -61,7 +84,7 @@ class Client:
         self.connection = connection
         self.options = options
         self.record = record
-        self.batch = 0
+        self.batch = {"verdicts": 0, "trace_verdicts": 0}
         self.unacknowledged = 0
         self.end: list[Any] | None = None
 
@@ -73,23 +96,26 @@ class Client:
         if self.record is not None:
             self.record.write(json.dumps({"from": side, "frame": frame}) + "\n")
 
-    def send_verdicts(self, flow: list[Any]) -> None:
+    def send_verdicts(self, kind: str, service: str, verdict: dict[str, Any]) -> None:
         """A batch of one verdict; the first two go out twice, as after a lost acknowledgement."""
-        self.batch += 1
+        self.batch[kind] += 1
         arguments = [
             tagged("count", VERSION),
-            tagged("count", self.batch),
-            tagged("string", SERVICE),
-            tagged("vector", [verdict_of(flow)]),
+            tagged("count", self.batch[kind]),
+            tagged("string", service),
+            tagged("vector", [verdict]),
         ]
-        frame = event_frame("tapline/verdicts", "Tapline::verdicts", arguments)
-        for _ in range(2 if self.batch <= 2 else 1):
+        frame = event_frame("tapline/verdicts", f"Tapline::{kind}", arguments)
+        for _ in range(2 if self.batch[kind] <= 2 else 1):
             self.unacknowledged += 1
             self.send(frame)
 
     def handle(self, name: str, arguments: list[Any]) -> None:
-        if name == "Tapline::flow" and self.options.verdicts:
-            self.send_verdicts(arguments)
+        if name == "Tapline::flow":
+            if self.options.verdicts:
+                self.send_verdicts("verdicts", SERVICE, verdict_of(arguments))
+            if self.options.traces:
+                self.send_verdicts("trace_verdicts", TRACE_SERVICE, trace_verdict_of(arguments))
         elif name == "Tapline::verdicts_ack":
             self.unacknowledged -= 1
         elif name == "Tapline::finished":
@@ -125,6 +151,7 @@ def main() -> None:
     parser.add_argument("port", type=lambda text: int(text.split("/")[0]))
     parser.add_argument("topics", nargs="+")
     parser.add_argument("--verdicts", action="store_true")
+    parser.add_argument("--traces", action="store_true")
     parser.add_argument("--drain", action="store_true")
     parser.add_argument("--record", type=argparse.FileType("w"))
     parser.add_argument("--seconds", type=float, default=30.0)

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from service.metrics import Metrics
-from service.sinks.zeek import ZeekSink
+from service.sinks.zeek import ZeekSink, verdict_row
 from service.sources.bus import transport
-from service.sources.bus.events import BusEvent, VerdictsAck
+from service.sources.bus.events import BusEvent, VerdictsAck, verdicts_event
 from service.sources.bus.source import BusSource, make_transport
 from service.sources.bus.transport import TlsFiles, TransportError, pause_seconds
 from tests.conftest import make_flows
@@ -114,12 +114,12 @@ def test_a_malformed_event_costs_one_counter(sensor):
 
 def test_verdicts_go_back_in_batches_and_are_acknowledged(sensor):
     async def body(receiver):
-        sink = ZeekSink(receiver.source.transport, receiver.metrics, spool_verdicts=1000)
+        sink = ZeekSink(receiver.source.transport, receiver.metrics, 1000, verdicts_event)
         receiver.source._take_ack = sink.acknowledge
         task = asyncio.create_task(sink.run())
         verdict = make_verdict()
         for flow in make_flows(250):
-            sink.put(flow, verdict)
+            sink.put(verdict_row(flow, verdict))
         await until(lambda: len(sensor.received) == 3)
         assert sink.pending_verdicts == 250
         for name, (version, batch, service, rows) in list(sensor.received):
@@ -259,9 +259,9 @@ def test_the_spool_is_bounded_and_loses_the_oldest():
 
     async def main():
         metrics = Metrics()
-        sink = ZeekSink(Away(), metrics, spool_verdicts=5)
+        sink = ZeekSink(Away(), metrics, 5, verdicts_event)
         for flow in make_flows(8):
-            sink.put(flow, make_verdict())
+            sink.put(verdict_row(flow, make_verdict()))
         assert sink.pending_verdicts == 5
         assert [row.uid for row in sink._waiting] == ["F3", "F4", "F5", "F6", "F7"]
         sink.acknowledge(VerdictsAck("someone else", 1, 5))
@@ -275,10 +275,10 @@ def test_unacknowledged_batches_are_sent_again_after_a_reconnection():
     sensor = WebSocketSensor()
 
     async def body(receiver):
-        sink = ZeekSink(receiver.source.transport, receiver.metrics, spool_verdicts=1000)
+        sink = ZeekSink(receiver.source.transport, receiver.metrics, 1000, verdicts_event)
         receiver.source._on_connected = sink.resend_all
         task = asyncio.create_task(sink.run())
-        sink.put(make_flows(1)[0], make_verdict())
+        sink.put(verdict_row(make_flows(1)[0], make_verdict()))
         await until(lambda: len(sensor.received) == 1)
         await sensor.cut()
         await until(lambda: len(sensor.received) == 2)

@@ -1,0 +1,145 @@
+"""Resident memory of the service: idle with both checkpoints, with many flows in open traces, after they are closed.
+
+    python benchmarks/memory.py [--traces DIR] [--flows 100000] [--subjects 10000]
+
+Without `--traces` a trace checkpoint of random weights of the default size is made first, in another process (needs the
+extra `train`). The flows come with random embeddings, straight to the traces; no torch here. The state of the open
+windows is written to disk twice, timed, with the longest time for which nothing else could run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import structlog
+from hardware import describe, report
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+from models.flow import Flow, PacketHead
+from models.trace import ETHERNET_LINK
+from service.classifier import FlowOutcome
+from service.runtime import Service
+from service.settings import Settings
+
+BUS = "ws://127.0.0.1:9"
+_RANDOM = """
+import sys
+from pathlib import Path
+from models.checkpoint import TracegramCheckpoint, TracegramNetwork
+from models.trace import TraceSettings
+from models.tracegram import Tracegram
+from training.export import export_traces
+network = TracegramNetwork(n_class=31)
+weights = {name: value.numpy() for name, value in Tracegram(network, flow_classes=2).state_dict().items()}
+labels = [f"device-{n}" for n in range(31)]
+checkpoint = TracegramCheckpoint("tracegram", "random", "1", network, labels, trace=TraceSettings(subject="originator"))
+export_traces(Path(sys.argv[1]), checkpoint, weights, "# random")
+"""
+
+
+def resident_mb(field: str = "VmRSS") -> float:
+    """Resident memory of this process now, or at most (`VmHWM`), MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+class Heartbeat:
+    """The longest time for which the event loop did nothing else."""
+
+    def __init__(self) -> None:
+        self.longest_seconds = 0.0
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(0.001)
+            self.longest_seconds = max(self.longest_seconds, time.perf_counter() - started)
+
+
+def flow_of(number: int, subjects: int, now_us: int) -> Flow:
+    """A flow of one of the subjects, as a sensor sends it."""
+    subject = number % subjects
+    return Flow(
+        f"C{number:017x}", now_us + number, 5_000_000, f"10.{subject >> 16}.{subject >> 8 & 255}.{subject & 255}",
+        1024 + number % 60_000, f"192.0.2.{number % 250}", 443, "tcp", 3, 4, [517, -1448], link_type=ETHERNET_LINK,
+        heads_kind="header", heads=[PacketHead(0, bytes(54))], orig_ip_bytes=4000, resp_ip_bytes=90_000,
+        complete=number % 4 != 0,
+    )  # fmt: skip
+
+
+async def measure(settings: Settings, flows: int, subjects: int) -> None:
+    """Idle, then full, then saved, then closed."""
+    service = Service(settings)
+    heartbeat = Heartbeat()
+    async with service.running():
+        assert service.traces is not None
+        assert service.trace_scorer is not None
+        idle_mb = resident_mb()
+        generator = np.random.default_rng(1)
+        width = service.trace_scorer.checkpoint.network.feature_size
+        now_us = int(time.time() * 1e6)
+        started = time.perf_counter()
+        for number in range(flows):
+            embedding = generator.standard_normal(width, np.float32)
+            service.traces.take(BUS, flow_of(number, subjects, now_us), FlowOutcome(None, embedding))
+        add_us = (time.perf_counter() - started) / flows * 1e6
+        windows = service.traces.windows
+        windows.jobs.clear()
+        full_mb = resident_mb()
+        beating = asyncio.create_task(heartbeat.run())
+        started = time.perf_counter()
+        await service.traces.save()
+        await service.traces.save()
+        save_seconds = (time.perf_counter() - started) / 2
+        stall_seconds = heartbeat.longest_seconds
+        saved_mb = resident_mb("VmHWM")
+        size_mb = sum(path.stat().st_size for path in settings.state_dir.iterdir()) / 2**20 if settings.state_dir else 0
+        print(f"{windows.open_flows} flows, {width} wide, in {windows.open_windows} open windows")
+        started = time.perf_counter()
+        await service.traces.finish(BUS)
+        close_seconds = time.perf_counter() - started
+        beating.cancel()
+        print(f"taking a flow {add_us:.0f} us; scoring {subjects} windows {close_seconds:.1f} s")
+        report("service idle, both checkpoints loaded", f"{idle_mb:.0f} MB")
+        report(f"the same with {flows} flows in open traces of {subjects} subjects", f"{full_mb:.0f} MB")
+        report(
+            "saving them",
+            f"{save_seconds:.2f} s, {size_mb:.0f} MB on disk, nothing else stood still for more than "
+            f"{stall_seconds * 1000:.0f} ms, {saved_mb:.0f} MB at most",
+        )
+        report("after all windows were closed", f"{resident_mb():.0f} MB now, {resident_mb('VmHWM'):.0f} MB at most")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traces", type=Path)
+    parser.add_argument("--flows", type=int, default=100_000)
+    parser.add_argument("--subjects", type=int, default=10_000)
+    options = parser.parse_args()
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    with tempfile.TemporaryDirectory() as folder:
+        traces = options.traces or Path(folder) / "random" / "1"
+        if options.traces is None:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, "-c", _RANDOM, str(traces)], check=True, cwd=ROOT, env=environment)
+        print(describe())
+        settings = Settings(
+            trace_checkpoint=traces, zeek=[BUS], state_dir=Path(folder) / "state", trace_subjects=options.subjects
+        )
+        asyncio.run(measure(settings, options.flows, options.subjects))
+
+
+if __name__ == "__main__":
+    main()

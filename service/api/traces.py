@@ -1,0 +1,61 @@
+"""`GET /v1/traces`: what the live path lately said of traces; and the traces of a request's flows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Query, Response
+
+from service.api import schemas
+from service.api.errors import ErrorBody
+from service.report import SummaryBuilder
+from service.runtime import Service
+from service.traces.offline import CaptureTraces
+from service.traces.records import TraceVerdict
+
+MAX_PAGE = 1000
+
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 422)}
+SubjectName = Annotated[str | None, Query(max_length=128, description="only of this subject")]
+LabelName = Annotated[str | None, Query(max_length=128, description="only with this label; unknown for unknown ones")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="most verdicts in the answer")]
+Before = Annotated[int | None, Query(ge=1, description="only verdicts with lower numbers: `next` of the page before")]
+
+
+def add_traces(app: FastAPI, service: Service) -> None:
+    """Add the route."""
+
+    @app.get("/v1/traces", tags=["live"], response_model=schemas.Traces, responses=_ERRORS)
+    async def traces(
+        subject: SubjectName = None, label: LabelName = None, limit: Limit = 100, before: Before = None
+    ) -> Response:
+        """The newest verdicts on live traces, newest first: early ones of open windows, final ones of closed windows.
+
+        As many are kept as the setting `trace_history` says. A share is how much the model attended to a flow: it shows
+        what went together with the label, not what caused it.
+        """
+        live = service.traces
+        found = live.history.newest(limit, subject=subject, label=label, before=before) if live else []
+        following = found[-1].number if len(found) == limit else None
+        answer = {
+            "traces": [{"number": past.number, **msgspec.structs.asdict(past.trace)} for past in found],
+            "next": following,
+            "open_windows": live.windows.open_windows if live else 0,
+            "open_flows": live.windows.open_flows if live else 0,
+        }
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+def all_traces(traces: CaptureTraces | None, builder: SummaryBuilder) -> list[TraceVerdict]:
+    """Close and score the traces of a request's flows, and count them; empty where there are none. May take long."""
+    found: list[TraceVerdict] = []
+    if traces is None:
+        return found
+    traces.finish()
+    while batch := traces.ready():
+        found += batch
+    for trace in found:
+        builder.add_trace(trace)
+    builder.account_traces(traces.counts, traces.failed)
+    return found

@@ -1,0 +1,67 @@
+"""What both torch engines share: weights into a module, refusing what does not fit; devices, and copies to and from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.checkpoint import CheckpointError
+
+
+def load_weights(path: Path, model: nn.Module, may_lack: Callable[[str], bool]) -> None:
+    """Fill `model` in place, in float32.
+
+    Args:
+        path: safetensors.
+        model: to be filled.
+        may_lack: whether a weight of this name, which serving does not need, may be missing.
+
+    Raises:
+        CheckpointError: the file is unreadable, or a weight is missing, unknown or of another shape.
+    """
+    try:
+        weights = {
+            name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()
+        }
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+    needed = [name for name in missing if not may_lack(name)]
+    if needed or unexpected:
+        raise CheckpointError(f"{path}: missing {needed[:3]}, unexpected {unexpected[:3]}")
+
+
+def count_gpus() -> int:
+    """GPUs that CUDA can use here."""
+    return torch.cuda.device_count()
+
+
+def pick_device(number: int) -> torch.device:
+    """The GPU of that number where CUDA has one, otherwise the CPU."""
+    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def set_threads(threads: int) -> None:
+    """torch's own threads for the whole process; 0 leaves them."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def on_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    """A copy on the device; to a GPU from pinned memory, without waiting for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def copied_back(values: Tensor) -> Tensor:
+    """A copy in the host's memory; from a GPU not yet there until its stream is synchronised."""
+    if values.device.type != "cuda":
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

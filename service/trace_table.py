@@ -1,0 +1,120 @@
+"""Traces as a person sees them in a terminal: subject, window, verdict, and the flows that it looked at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.report import Summary, TraceSummary
+from service.terminal import endpoint_text, label_text
+from service.traces.records import IMPORTANCE_NOTE, TopFlow, TraceVerdict
+
+SHOWN_FLOWS = 3
+"""Flows shown of a trace; the other formats name more."""
+
+
+class TraceTable:
+    """Collects the traces to show, at most `limit` (0: all), and draws them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rows: list[TraceVerdict] = []
+        self._left_out = 0
+
+    def add(self, trace: TraceVerdict) -> None:
+        """Take a trace."""
+        if self._limit and len(self._rows) >= self._limit:
+            self._left_out += 1
+        else:
+            self._rows.append(trace)
+
+    def draw(self, console: Console, summary: Summary) -> None:
+        """Print the traces, what shares mean, and one sentence that accounts for them."""
+        if self._rows:
+            console.print(_traces(sorted(self._rows, key=lambda trace: (trace.source, trace.start_us))))
+            console.print(IMPORTANCE_NOTE, style="dim")
+        if self._left_out:
+            console.print(f"… and {self._left_out} more traces: --limit 0 shows all", style="dim")
+        if summary.traces is not None:
+            console.print(traces_text(summary.traces))
+
+
+def _traces(rows: list[TraceVerdict]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Traces", title_justify="left", title_style="bold")
+    table.add_column("label", no_wrap=True)
+    table.add_column("confidence", justify="right")
+    table.add_column(rows[0].subject_kind, overflow="fold")
+    table.add_column("window (UTC)", no_wrap=True)
+    table.add_column("flows", justify="right")
+    table.add_column("looked at most", overflow="fold")
+    for trace in rows:
+        shown = [_flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]]
+        table.add_row(
+            label_text(trace.verdict),
+            f"{trace.verdict.confidence:.2f}",
+            Text(trace.subject),
+            window_text(trace),
+            flows_text(trace),
+            Text("\n").join(shown),
+        )
+    return table
+
+
+def recent_traces(rows: Iterable[TraceVerdict]) -> Table:
+    """Traces of the live path, each on one line, with the flow that it looked at most."""
+    table = Table("label", "confidence", "", "subject", "window (UTC)", "flows", "looked at most", box=None)
+    for trace in rows:
+        table.add_row(
+            label_text(trace.verdict),
+            f"{trace.verdict.confidence:.2f}",
+            "" if trace.verdict.final else "early",
+            Text(trace.subject),
+            window_text(trace),
+            flows_text(trace),
+            _flow_text(trace.top_flows[0]),
+        )
+    return table
+
+
+def window_text(trace: TraceVerdict) -> str:
+    """`2016-02-10 12:31:08 to 12:41:08`; the date a second time where it is another; seconds where it is no date."""
+    try:
+        start, end = (datetime.fromtimestamp(time_us / 1e6, UTC) for time_us in (trace.start_us, trace.end_us))
+    except (ValueError, OverflowError):
+        return f"{trace.start_us / 1e6:.0f} s to {trace.end_us / 1e6:.0f} s"
+    form = "%H:%M:%S" if start.date() == end.date() else "%Y-%m-%d %H:%M:%S"
+    return f"{start:%Y-%m-%d %H:%M:%S} to {end.strftime(form)}"
+
+
+def flows_text(trace: TraceVerdict) -> str:
+    """Flows scored, and of how many where some were cut."""
+    return f"{trace.flows} of {trace.flows + trace.cut}" if trace.cut else str(trace.flows)
+
+
+def _flow_text(flow: TopFlow) -> Text:
+    orig = endpoint_text(flow.orig_h, flow.orig_p, flow.proto)
+    resp = endpoint_text(flow.resp_h, flow.resp_p, flow.proto)
+    label = f" ({flow.label})" if flow.label else ""
+    return Text(f"{flow.share:4.0%}  {flow.proto} {orig} > {resp}{label}")
+
+
+def traces_text(summary: TraceSummary) -> str:
+    """One sentence that accounts for the traces."""
+    notes = [
+        f"{count} {why}"
+        for count, why in (
+            (summary.below_min_flows, "with too few flows for a verdict"),
+            (summary.failed, "on which the engine failed"),
+            (summary.cut, "older flows cut"),
+            (summary.late, "flows after their window was closed"),
+        )
+        if count
+    ]
+    tail = f"; {', '.join(notes)}" if notes else ""
+    traces = "1 trace" if summary.traces == 1 else f"{summary.traces} traces"
+    return f"{traces} of {summary.flows} flows classified by {summary.model} {summary.version}{tail}."

@@ -1,0 +1,1 @@
+"""Traces in the service: windows that flows fall into, their verdicts, live and offline."""

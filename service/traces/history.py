@@ -1,0 +1,48 @@
+"""The newest trace verdicts of the live path, bounded, for people who ask what was seen lately."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import count, islice
+
+from models.verdict import UNKNOWN
+from service.traces.records import TraceVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class PastTrace:
+    """A verdict and its number; later ones have higher numbers."""
+
+    number: int
+    trace: TraceVerdict
+
+
+class TraceHistory:
+    """Keeps the newest verdicts, early and final ones alike."""
+
+    def __init__(self, size: int) -> None:
+        self._past: deque[PastTrace] = deque(maxlen=size)
+        self._numbers = count(1)
+
+    def add(self, trace: TraceVerdict) -> None:
+        """Keep a verdict; the oldest makes room."""
+        self._past.append(PastTrace(next(self._numbers), trace))
+
+    def newest(
+        self, limit: int, *, subject: str | None = None, label: str | None = None, before: int | None = None
+    ) -> list[PastTrace]:
+        """Verdicts, newest first: of a subject, with a label (`unknown` for unknown ones), with lower numbers."""
+        found = (
+            past
+            for past in reversed(self._past)
+            if (before is None or past.number < before)
+            and (subject is None or past.trace.subject == subject)
+            and (label is None or shown_label(past.trace) == label)
+        )
+        return list(islice(found, limit))
+
+
+def shown_label(trace: TraceVerdict) -> str:
+    """The label under which a verdict is counted and found."""
+    return UNKNOWN if trace.verdict.unknown else trace.verdict.label

@@ -1,0 +1,92 @@
+"""From windows to verdicts: stored embeddings to the engine, its logits to a verdict, importance to the top flows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from models.verdict import verdicts
+from service.community import community_id
+from service.engines.base import EngineError
+from service.engines.traces import TraceEngine, TraceInput
+from service.traces.records import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
+
+log = structlog.get_logger()
+
+SHARE_DIGITS = 6
+
+
+class TraceScorer:
+    """Scores windows with a trace checkpoint. Several threads may ask; the engine is asked by one at a time."""
+
+    def __init__(self, engine: TraceEngine) -> None:
+        self.checkpoint = engine.checkpoint
+        self._engine = engine
+        self._lock = threading.Lock()
+
+    def score_each(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict | None]:
+        """As `score`, but whatever the engine raises costs one trace its verdict, and none of the others theirs."""
+        try:
+            return list(self.score(jobs))
+        except Exception as error:
+            if len(jobs) > 1:
+                middle = len(jobs) // 2
+                return self.score_each(jobs[:middle]) + self.score_each(jobs[middle:])
+            log.error("trace engine failed", error=type(error).__name__, flows=len(jobs[0].flows))
+            return [None]
+
+    def score(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict]:
+        """One verdict for each window, in order.
+
+        Raises:
+            EngineError: the engine gave another number of scores than it got traces, or shares of other flows.
+        """
+        if not jobs:
+            return []
+        with self._lock:
+            scores = self._engine.score([_input(job.flows) for job in jobs])
+        counts = [len(job.flows) for job in jobs]
+        if len(scores.logits) != len(jobs) or [len(shares) for shares in scores.importance] != counts:
+            raise EngineError(f"the trace engine's scores do not fit the {len(jobs)} traces that it got")
+        found = verdicts(scores.logits, self.checkpoint)
+        return [
+            TraceVerdict(
+                source=job.key.source,
+                subject_kind=self.checkpoint.trace.subject,
+                subject=job.key.subject,
+                start_us=job.key.start_us,
+                end_us=job.end_us,
+                flows=len(job.flows),
+                cut=job.cut,
+                verdict=verdict if job.final else msgspec.structs.replace(verdict, final=False),
+                top_flows=_top_flows(job.flows, shares),
+            )
+            for job, verdict, shares in zip(jobs, found, scores.importance, strict=True)
+        ]
+
+
+def _input(flows: Sequence[TraceFlow]) -> TraceInput:
+    features = np.frombuffer(b"".join(flow.embedding for flow in flows), np.float32).reshape(len(flows), -1)
+    return TraceInput(
+        features,
+        np.array([flow.start_us for flow in flows], np.int64),
+        np.array([flow.duration_us for flow in flows], np.int64),
+    )
+
+
+def _top_flows(flows: Sequence[TraceFlow], shares: NDArray[np.float32]) -> list[TopFlow]:
+    """The flows of most importance first; where it is equal, the earlier one."""
+    order = np.argsort(-shares, kind="stable")[:TOP_FLOWS].tolist()
+    return [_top_flow(flows[index], round(float(shares[index]), SHARE_DIGITS)) for index in order]
+
+
+def _top_flow(flow: TraceFlow, share: float) -> TopFlow:
+    return TopFlow(
+        flow.uid, community_id(flow), flow.start_us, flow.duration_us, flow.proto, flow.orig_h, flow.orig_p,
+        flow.resp_h, flow.resp_p, flow.ip_bytes, flow.label, share,
+    )  # fmt: skip

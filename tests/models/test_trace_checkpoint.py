@@ -1,0 +1,105 @@
+"""The manifest of a trace checkpoint: what does not go together is refused with one sentence."""
+
+import json
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+
+from models.checkpoint import (
+    WEIGHTS,
+    CheckpointError,
+    TracegramCheckpoint,
+    TracegramNetwork,
+    read_any_checkpoint,
+    read_checkpoint,
+    read_trace_checkpoint,
+)
+from models.trace_features import trace_times
+
+
+@pytest.fixture
+def copy(trace_checkpoint_dir, tmp_path):
+    return shutil.copytree(trace_checkpoint_dir, tmp_path / "copy")
+
+
+def edit(directory, **changes):
+    path = directory / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    for name, value in changes.items():
+        manifest[name] = {**manifest[name], **value} if name in ("network", "features", "trace", "early") else value
+    path.write_text(json.dumps(manifest))
+
+
+def test_round_trip(trace_checkpoint_dir, checkpoint_dir):
+    checkpoint = read_trace_checkpoint(trace_checkpoint_dir)
+    assert set(checkpoint.files) == {"encoder.onnx", "trace.onnx", "model.safetensors"}
+    assert checkpoint.labels == ["dns", "http", "tls"]
+    assert read_any_checkpoint(trace_checkpoint_dir) == checkpoint
+    assert isinstance(checkpoint, TracegramCheckpoint)
+    assert read_any_checkpoint(checkpoint_dir) == read_checkpoint(checkpoint_dir)
+
+
+FLOW_CHECKPOINT = {"name": "flows", "version": "1", "weights_sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"feature_version": 7}, "feature version 7, this tapline reads 1: export the checkpoint again"),
+        ({"labels": ["dns"]}, "1 labels for a network of 3 classes"),
+        ({"labels": ["dns", "dns", "tls"]}, "a label occurs twice"),
+        ({"flow_checkpoint": FLOW_CHECKPOINT}, "its encoder is tracegram, but it names a flow checkpoint"),
+        ({"network": {"encoder": "mm4flow"}}, "its encoder is mm4flow, but it names no flow checkpoint"),
+        ({"network": {"feature_size": 8}}, "feature_size 8 is not the encoder's emb_dim 32"),
+        ({"network": {"max_seq_len": 256}}, "features of 512 tokens for an encoder of at most 256"),
+        ({"features": {"max_tokens": 1}}, "max_tokens"),
+        ({"trace": {"subject": "nobody"}}, "nobody"),
+        ({"trace": {"min_flows": 300}}, "min_flows 300 is more than max_flows 256"),
+        ({"early": {"confidence": 2}}, "confidence"),
+        ({"files": {}}, "trace.onnx is not part of this checkpoint"),
+    ],
+)
+def test_manifest_faults(copy, changes, message):
+    edit(copy, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        read_trace_checkpoint(copy)
+
+
+def test_the_other_kind_is_named(trace_checkpoint_dir, checkpoint_dir):
+    with pytest.raises(CheckpointError, match=r"a trace checkpoint \(tracegram\), expected a flow checkpoint"):
+        read_checkpoint(trace_checkpoint_dir)
+    with pytest.raises(CheckpointError, match=r"a flow checkpoint \(mm4flow\), expected a trace checkpoint"):
+        read_trace_checkpoint(checkpoint_dir)
+
+
+def test_every_file_is_verified_where_both_kinds_are_read(copy):
+    (copy / WEIGHTS).write_bytes(b"x")
+    read_trace_checkpoint(copy)  # serving it by ONNX does not read the weights
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: 1 bytes, the manifest says"):
+        read_any_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_local_attn_heads": 5},
+        {"max_seq_len": 500},
+        {"emb_dim": 62, "feature_size": 62},
+        {"dim": 95},
+        {"depth": 0},
+    ],
+)
+def test_networks_that_cannot_be(fields):
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"n_class": 2, **fields}, TracegramNetwork)
+
+
+def test_times_of_a_trace():
+    starts = np.array([5_000_000, 5_000_000, 6_000_000, 9_000_000])
+    times = trace_times(starts, np.array([0, 1_000_000, 0, 3_000_000]))
+    logs = np.log([1, 2, 4])
+    expected = [[logs[0], logs[0]], [logs[0], logs[1]], [logs[1], logs[0]], [logs[2], logs[2]]]
+    np.testing.assert_allclose(times, np.array(expected, np.float32))
+    assert times.dtype == np.float32

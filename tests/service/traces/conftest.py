@@ -1,0 +1,29 @@
+"""Trace checkpoints with random weights: of the packet encoder, and on the embeddings of the random flow checkpoint."""
+
+import pytest
+
+from models.checkpoint import WEIGHTS, EarlyVerdict, FlowCheckpoint, file_sha256
+from models.trace import TraceSettings
+from tests.conftest import make_trace_checkpoint
+
+SETTINGS = TraceSettings(subject="mac", window_seconds=20, max_flows=16)
+
+
+@pytest.fixture(scope="session")
+def mac_traces_dir(tmp_path_factory):
+    """Traces by MAC in windows of 20 seconds."""
+    directory = tmp_path_factory.mktemp("repository") / "random-tracegram" / "1"
+    return make_trace_checkpoint(directory, trace=SETTINGS, early=EarlyVerdict(0.0, 2))
+
+
+@pytest.fixture(scope="session")
+def embedding_traces_dir(tmp_path_factory, checkpoint_dir):
+    """The same on the embeddings of the flow network."""
+    directory = tmp_path_factory.mktemp("repository") / "random-mm4flow" / "1"
+    return make_trace_checkpoint(
+        directory,
+        encoder="mm4flow",
+        width=64,
+        trace=SETTINGS,
+        flow_checkpoint=FlowCheckpoint("random", "1", file_sha256(checkpoint_dir / WEIGHTS)),
+    )

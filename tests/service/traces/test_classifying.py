@@ -1,0 +1,198 @@
+"""Embeddings in the pass that gives flow verdicts, trace checkpoints that fit or do not, scores that do not fit."""
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from models.checkpoint import CheckpointError, FlowCheckpoint
+from models.encode import encode
+from models.flow import PacketHead
+from models.packets import encode_packets
+from models.trace import TraceSettings
+from service.api import schemas
+from service.api.app import create_app
+from service.classifier import Classifier
+from service.engines.base import EngineError, load_engine
+from service.engines.traces import TraceScores
+from service.runtime import Service
+from service.settings import Settings
+from service.traces.loading import fitting, load_traces
+from service.traces.records import ScoreJob, TraceFlow, WindowKey
+from service.traces.scorer import TraceScorer
+from tests.conftest import make_flows, make_trace_checkpoint
+from tests.service.cli_runner import ROOT, tapline
+from tests.service.traces.fakes import LABELS, WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
+
+CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
+
+
+def with_heads(flows):
+    for flow in flows:
+        flow.heads, flow.heads_kind = [PacketHead(0, flow.orig_bytes[:40] + bytes(30))], "header"
+    return flows
+
+
+@pytest.fixture
+def flow_engine(checkpoint_dir):
+    return load_engine("onnx", checkpoint_dir)
+
+
+def test_flows_get_the_embedding_of_the_packet_encoder(flow_engine):
+    engine = NumpyTraceEngine()
+    classifier = Classifier(flow_engine, trace_engine=engine)
+    flows = with_heads(make_flows(5))
+    flows[2].heads = []
+    found = classifier.classify(flows)
+    assert [outcome.embedding is None for outcome in found] == [False, False, True, False, False]
+    assert engine.embedded == [4]  # one call for the batch
+    alone = NumpyTraceEngine().embed(encode_packets(flows[3:4], engine.checkpoint.features))
+    np.testing.assert_allclose(found[3].embedding, alone[0], rtol=1e-5)
+    assert all(outcome.verdict is not None for outcome in found)
+
+
+def test_flows_get_the_embedding_of_the_flow_network_without_another_pass(flow_engine, embedding_traces_dir):
+    classifier = Classifier(flow_engine, trace_engine=load_traces(embedding_traces_dir, "onnx"))
+    flows = with_heads(make_flows(4))
+    found = classifier.classify(flows)
+    expected = flow_engine.run(encode(flows)).embeddings
+    np.testing.assert_allclose([outcome.embedding for outcome in found], expected, atol=1e-5)
+
+
+def test_flows_too_short_for_a_verdict_still_count_in_their_trace(flow_engine):
+    classifier = Classifier(flow_engine, trace_engine=NumpyTraceEngine(), min_packets=5)
+    short = trace_flow("short", 0)
+    assert classifier.accepts(short)
+    (outcome,) = classifier.classify([short])
+    assert outcome.verdict is None
+    assert outcome.embedding is not None
+    assert not Classifier(flow_engine, min_packets=5).accepts(short)
+
+
+def test_what_sources_keep_of_heads_follows_the_checkpoint(flow_engine):
+    def kept(**features):
+        checkpoint = trace_checkpoint()
+        changed = trace_checkpoint(features=type(checkpoint.features)(**features))
+        return Classifier(flow_engine, trace_engine=NumpyTraceEngine(changed))
+
+    assert Classifier(flow_engine).heads == "none"
+    assert kept().heads == "header"
+    full = kept(payload=True)
+    assert full.heads == "full"
+    assert not full.is_traced(trace_flow("a", 0))  # a sensor that sends headers cannot serve a model of payload
+
+
+def test_the_same_heads_are_the_same_input(flow_engine):
+    classifier = Classifier(flow_engine, trace_engine=NumpyTraceEngine())
+    one, other = trace_flow("a", 0), trace_flow("a", 0, data=b"other head")
+    assert classifier.input_hash(one) == classifier.input_hash(trace_flow("a", 0))
+    assert classifier.input_hash(one) != classifier.input_hash(other)
+    assert Classifier(flow_engine).input_hash(one) == Classifier(flow_engine).input_hash(other)
+
+
+def test_a_trace_checkpoint_of_other_embeddings_is_refused(flow_engine, tmp_path):
+    other = make_trace_checkpoint(
+        tmp_path / "other", encoder="mm4flow", width=64, flow_checkpoint=FlowCheckpoint("elsewhere", "7", "0" * 64)
+    )
+    engine = load_traces(other, "onnx")
+    with pytest.raises(CheckpointError, match="reads the embeddings of elsewhere 7"):
+        fitting(engine, flow_engine.checkpoint, required=True)
+    assert fitting(engine, flow_engine.checkpoint, required=False) is None
+
+
+def job(subject, embeddings, final=True):
+    flows = [
+        TraceFlow(f"{subject}{n}", n, 0, "10.0.0.5", n, "10.0.0.9", 1, "udp", "", 9, False, np.float32(row).tobytes())
+        for n, row in enumerate(embeddings)
+    ]
+    return ScoreJob(WindowKey("bus", subject, 0), 600, flows, 0, final)
+
+
+def test_scores_do_not_depend_on_the_batch_and_shares_add_up(rng):
+    scorer = TraceScorer(NumpyTraceEngine())
+    jobs = [job(f"s{n}", rng.normal(size=(k, WIDTH))) for n, k in enumerate((1, 12, 3))]
+    together = scorer.score(jobs)
+    alone = [scorer.score([each])[0] for each in jobs]
+    assert [trace.verdict for trace in together] == [trace.verdict for trace in alone]
+    assert [len(trace.top_flows) for trace in together] == [1, 10, 3]
+    assert sum(flow.share for flow in together[2].top_flows) == pytest.approx(1, abs=1e-5)
+    assert {trace.verdict.label for trace in together} <= set(LABELS)
+    assert scorer.score([job("early", rng.normal(size=(2, WIDTH)), final=False)])[0].verdict.final is False
+    assert scorer.score([]) == []
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        TraceScores(np.zeros((1, 3), np.float32), [np.ones(1, np.float32)] * 2),
+        TraceScores(np.zeros((2, 3), np.float32), [np.ones(2, np.float32), np.ones(1, np.float32)]),
+    ],
+)
+def test_scores_of_other_traces_are_an_error(scores, rng):
+    engine = NumpyTraceEngine()
+    engine.score = lambda traces: scores
+    with pytest.raises(EngineError, match="do not fit the 2 traces"):
+        TraceScorer(engine).score([job("a", rng.normal(size=(1, WIDTH))), job("b", rng.normal(size=(1, WIDTH)))])
+
+
+def test_a_trace_on_which_the_engine_fails_fails_alone(rng):
+    engine = NumpyTraceEngine()
+    score = engine.score
+
+    def picky(traces):
+        if any(len(trace.features) == 5 for trace in traces):
+            raise RuntimeError("engine fault")
+        return score(traces)
+
+    engine.score = picky
+    jobs = [job(f"s{k}", rng.normal(size=(k, WIDTH))) for k in (1, 5, 3, 4)]
+    found = TraceScorer(engine).score_each(jobs)
+    assert [trace and trace.subject for trace in found] == ["s1", None, "s3", "s4"]
+
+
+def test_errors_of_trace_checkpoints_are_sentences(checkpoint_dir, tmp_path):
+    for arguments, expected in (
+        (("--trace-checkpoint", tmp_path), "not a checkpoint"),
+        (("--trace-checkpoint", checkpoint_dir), "trace checkpoint"),
+        (("--trace-checkpoint", "none", "--show", "traces"), "no trace checkpoint"),
+    ):
+        result = tapline("classify", CAPTURE, "--checkpoint", checkpoint_dir, *arguments)
+        assert result.returncode == 2
+        assert expected in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_window_without_end_is_refused_live_but_not_for_captures(checkpoint_dir, tmp_path):
+    endless = make_trace_checkpoint(tmp_path / "endless" / "1", trace=TraceSettings(window_seconds=0))
+    with pytest.raises(CheckpointError, match="has no window"):
+        Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint=endless, zeek=["ws://127.0.0.1:9"]))
+    assert Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint=endless)).traces is None
+
+
+def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
+    settings = Settings(checkpoint=checkpoint_dir, trace_checkpoint=mac_traces_dir, replay=CAPTURE, speed=0)
+    service = Service(settings)
+    with TestClient(create_app(service)) as client:
+        client.portal.call(service.replay.finished.wait)
+        everything = client.get("/v1/traces").json()
+        schemas.Traces.model_validate(everything)
+        numbers = [trace["number"] for trace in everything["traces"]]
+        assert numbers == sorted(numbers, reverse=True)
+        assert len(numbers) >= 8
+        page = client.get("/v1/traces", params={"limit": 3}).json()
+        assert page["traces"] == everything["traces"][:3]
+        following = client.get("/v1/traces", params={"limit": 3, "before": page["next"]}).json()
+        assert following["traces"] == everything["traces"][3:6]
+        subject = everything["traces"][0]["subject"]
+        own = client.get("/v1/traces", params={"subject": subject}).json()["traces"]
+        assert {trace["subject"] for trace in own} == {subject}
+        label = everything["traces"][0]["verdict"]["label"]
+        labelled = client.get("/v1/traces", params={"label": label}).json()["traces"]
+        assert {trace["verdict"]["label"] for trace in labelled} == {label}
+        assert client.get("/v1/traces", params={"limit": 0}).status_code == 422
+        metrics = client.get("/metrics").text
+        assert "tapline_trace_windows_closed_total" in metrics
+
+
+def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
+    with TestClient(create_app(Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none")))) as client:
+        assert client.get("/v1/traces").json() == {"traces": [], "next": None, "open_windows": 0, "open_flows": 0}

@@ -1,0 +1,113 @@
+##! Verdicts on traces coming back from services: acknowledged batch by batch, logged once in tapline_trace.log, offered
+##! to site policy. A trace is the flows of one subject in one window of time.
+
+@load ./verdicts
+
+module Tapline;
+
+export {
+	redef enum Log::ID += { TRACE_LOG };
+
+	global log_policy_trace: Log::PolicyHook;
+
+	## One verdict on a trace. The order of the fields is the contract: the bus sends records by position. Times are
+	## microseconds since the epoch.
+	type TraceVerdict: record {
+		subject: string;
+		subject_kind: string;
+		start_us: count;
+		end_us: count;
+		flows: count;
+		cut: count;
+		label: string;
+		confidence: double;
+		unknown: bool;
+		final: bool;
+		top_uids: vector of string;
+		top_shares: vector of double;
+		model: string;
+		model_version: string;
+	};
+	type TraceVerdicts: vector of TraceVerdict;
+
+	## The columns of tapline_trace.log.
+	type TraceInfo: record {
+		## When the verdict arrived.
+		ts: time &log;
+		## Whose flows they are: an address, two addresses, or a MAC address; and which of these.
+		subject: string &log;
+		subject_kind: string &log;
+		window_start: time &log;
+		window_end: time &log;
+		## Flows that were scored, and older ones of the window that were not, because there were too many.
+		flows: count &log;
+		cut: count &log;
+		label: string &log;
+		confidence: double &log;
+		## The model says that this is nothing it was trained on.
+		unknown: bool &log;
+		## F: an early verdict, on a window that was still open.
+		final: bool &log;
+		## The flows that the model attended to most, and their shares, which add up to at most 1. They went together
+		## with the label; that does not make them its cause.
+		top_uids: vector of string &log;
+		top_shares: vector of double &log;
+		model: string &log;
+		model_version: string &log;
+		## The service that gave the verdict.
+		service: string &log;
+	};
+
+	## A batch of verdicts on traces; numbered and acknowledged as :zeek:see:`Tapline::verdicts` is.
+	global trace_verdicts: event(version: count, batch: count, service: string, verdicts: TraceVerdicts);
+
+	## Site policy on each verdict before it is logged and noticed: a body may change the record, or break to drop it.
+	global trace_verdict_policy: hook(rec: TraceInfo);
+
+	## Runs for each verdict that was logged.
+	global trace_verdict_logged: hook(rec: TraceInfo);
+}
+
+function time_of(time_us: count): time
+	{
+	return double_to_time(time_us / 1000000.0);
+	}
+
+function to_trace_info(v: TraceVerdict, service: string): TraceInfo
+	{
+	return TraceInfo($ts=network_time(), $subject=v$subject, $subject_kind=v$subject_kind,
+	    $window_start=time_of(v$start_us), $window_end=time_of(v$end_us), $flows=v$flows, $cut=v$cut,
+	    $label=v$label, $confidence=v$confidence, $unknown=v$unknown, $final=v$final, $top_uids=v$top_uids,
+	    $top_shares=v$top_shares, $model=v$model, $model_version=v$model_version, $service=service);
+	}
+
+# Logs a batch, but for what policy leaves out.
+function log_trace_verdicts(service: string, given: TraceVerdicts): count
+	{
+	local logged = 0;
+	for ( _, v in given )
+		{
+		local rec = to_trace_info(v, service);
+		if ( ! hook trace_verdict_policy(rec) )
+			next;
+		Log::write(TRACE_LOG, rec);
+		++logged;
+		hook trace_verdict_logged(rec);
+		}
+	return logged;
+	}
+
+event trace_verdicts(version: count, batch: count, service: string, verdicts: TraceVerdicts) &is_used
+	{
+	if ( ! speaks(version) )
+		return;
+	if ( is_new_batch(service, batch) )
+		remember(seen_of(service), batch, log_trace_verdicts(service, verdicts));
+	acknowledge(service, batch);
+	}
+
+event zeek_init() &priority=5
+	{
+	if ( is_serving() )
+		Log::create_stream(TRACE_LOG, [$columns=TraceInfo, $path="tapline_trace", $policy=log_policy_trace]);
+	}
