@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from models.checkpoint import CheckpointError
-from training import data_commands, flow_commands
+from training import data_commands, flow_commands, trace_cli
 from training.config import TrainingError
 from training.importing import ImportRefusedError, import_mm4flow, read_labels_file
 from training.labels import LabelError
@@ -20,6 +20,7 @@ from training.parallel import is_first
 from training.samples import SampleError
 from training.split import SplitError
 from training.trace_import_command import import_tracegram_command
+from training.traces.data import TraceDataError
 
 app = typer.Typer(
     help="Train, evaluate and export the checkpoints that tapline serves.",
@@ -30,10 +31,20 @@ app = typer.Typer(
 importing = typer.Typer(help="Import published checkpoints.", no_args_is_help=True)
 data_commands.register(app)
 flow_commands.register(app)
+trace_cli.register(app)
 app.add_typer(importing, name="import")
 importing.command("tracegram")(import_tracegram_command)
 
-_ERRORS = (CheckpointError, ExtractError, ImportRefusedError, LabelError, SampleError, SplitError, TrainingError)
+_ERRORS = (
+    CheckpointError,
+    ExtractError,
+    ImportRefusedError,
+    LabelError,
+    SampleError,
+    SplitError,
+    TraceDataError,
+    TrainingError,
+)
 
 
 @importing.command("mm4flow")

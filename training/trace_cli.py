@@ -1,0 +1,185 @@
+"""The commands that make trace models: pretrain-packets, tune-flows, train-traces, evaluate-traces, export-traces.
+Options and output; what they do is in `training.traces`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from models.checkpoint import TracegramNetwork
+from models.packets import TracegramFeatures
+from models.trace import SubjectKind, TraceSettings
+from training.flow_commands import Name, Notes, Version
+from training.options import BatchFlows, Epochs, Features, Out, Rate, Restart, Seed, Threads, console, step_progress
+from training.traces.config import Phase, TraceTrainingConfig
+from training.traces.evaluation import TraceEvaluationSettings, evaluate_traces
+from training.traces.export import export_traces_run
+from training.traces.runs import (
+    TraceJob,
+    TraceRun,
+    pretrain_packets_run,
+    read_trace_run,
+    train_traces_run,
+    tune_flows_run,
+)
+
+DEFAULTS = TraceTrainingConfig()
+NETWORK = DEFAULTS.network
+
+Start = Annotated[Path | None, typer.Option("--start", help="Run of the phase before, whose encoder this one takes.")]
+DrawsOf = Annotated[int, typer.Option("--draws", min=1, help="Flows, or traces, drawn in an epoch.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=16, help="Tokens read of a flow.")]
+Payload = Annotated[bool, typer.Option("--payload", help="Read payload too, own addresses masked; else headers only.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `tapline-train`."""
+    app.command("pretrain-packets")(pretrain_packets_command)
+    app.command("tune-flows")(tune_flows_command)
+    app.command("train-traces")(train_traces_command)
+    app.command("evaluate-traces")(evaluate_traces_command)
+    app.command("export-traces")(export_traces_command)
+
+
+def pretrain_packets_command(
+    features: Features,
+    out: Out,
+    d: Annotated[int, typer.Option("-d", help="Width of the network.")] = NETWORK.dim,
+    nh: Annotated[int, typer.Option("-nh", help="Attention heads; a quarter of them attend linearly.")] = NETWORK.heads,
+    l: Annotated[int, typer.Option("-l", help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
+    b: BatchFlows = DEFAULTS.pretrain.batch,
+    ep: Epochs = DEFAULTS.pretrain.epochs,
+    lr: Rate = DEFAULTS.pretrain.learning_rate,
+    draws: DrawsOf = DEFAULTS.pretrain.draws,
+    max_tokens: MaxTokens = DEFAULTS.features.max_tokens,
+    payload: Payload = DEFAULTS.features.payload,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    restart: Restart = False,
+) -> None:
+    """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
+    network = TracegramNetwork(
+        n_class=1, feature_size=d, emb_dim=d, dim=d, depth=l, heads=nh, dim_head=d // nh,
+        n_local_attn_heads=nh - nh // 4, queries=NETWORK.queries,
+    )  # fmt: skip
+    config = msgspec.structs.replace(
+        DEFAULTS,
+        network=network,
+        features=TracegramFeatures(payload=payload, max_tokens=max_tokens),
+        pretrain=Phase(ep, draws, b, lr),
+        seed=seed,
+        threads=threads,
+    )
+    with step_progress("pretrain-packets") as after_step:
+        _say(pretrain_packets_run(TraceJob(features, out, config, None, restart), after_step), out)
+
+
+def tune_flows_command(
+    features: Features,
+    out: Out,
+    start: Start = None,
+    subject: Annotated[SubjectKind, typer.Option("--subject", help="Whose flows make a trace.")] = "mac",
+    window_seconds: Annotated[
+        float, typer.Option("--window-seconds", help="Length of a trace; 0: all of a capture.")
+    ] = DEFAULTS.trace.window_seconds,
+    b: BatchFlows = DEFAULTS.tune.batch,
+    ep: Epochs = DEFAULTS.tune.epochs,
+    lr: Rate = DEFAULTS.tune.learning_rate,
+    draws: DrawsOf = DEFAULTS.tune.draws,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    restart: Restart = False,
+) -> None:
+    """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
+    config = msgspec.structs.replace(
+        _config_of(start),
+        trace=TraceSettings(subject=subject, window_seconds=window_seconds),
+        tune=Phase(ep, draws, b, lr),
+        seed=seed,
+        threads=threads,
+    )
+    with step_progress("tune-flows") as after_step:
+        _say(tune_flows_run(TraceJob(features, out, config, start, restart), after_step), out)
+
+
+def train_traces_command(
+    features: Features,
+    out: Out,
+    start: Annotated[Path, typer.Option("--start", help="Run of tune-flows.")],
+    b: Annotated[int, typer.Option("-b", min=2, help="Traces in a batch.")] = DEFAULTS.traces.batch,
+    ep: Epochs = DEFAULTS.traces.epochs,
+    lr: Rate = DEFAULTS.traces.learning_rate,
+    draws: DrawsOf = DEFAULTS.traces.draws,
+    time_encoding: Annotated[
+        bool, typer.Option("--time-encoding/--no-time-encoding", help="Read gaps between flows and their durations.")
+    ] = NETWORK.time_encoding,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    restart: Restart = False,
+) -> None:
+    """Phase 1: aggregation and head learn the labels of traces from the features of the frozen encoder."""
+    config = _config_of(start)
+    network = msgspec.structs.replace(config.network, time_encoding=time_encoding)
+    config = msgspec.structs.replace(
+        config, network=network, traces=Phase(ep, draws, b, lr), seed=seed, threads=threads
+    )
+    with step_progress("train-traces") as after_step:
+        _say(train_traces_run(TraceJob(features, out, config, start, restart), after_step), out)
+
+
+def evaluate_traces_command(
+    features: Features,
+    run: Annotated[Path, typer.Option("--run", help="Run of train-traces: its settings are measured.")],
+    out: Out,
+    start: Annotated[
+        Path | None, typer.Option("--start", help="Run of pretrain-packets; without: no variant is pre-trained.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", help="What to measure (see the documentation); several times.")
+    ] = None,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
+    tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
+    left_out: Annotated[
+        list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
+    ] = None,
+) -> None:
+    """Cross-validate a run's settings and variants of them by capture, beside tree ensembles, and calibrate.
+
+    Every fold is kept in --out: an interrupted evaluation goes on where it was.
+    """
+    settings = TraceEvaluationSettings(folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()))
+    with step_progress("evaluate-traces") as after_step:
+        figures = evaluate_traces(features, run, out, settings, start, after_step)
+    for row in figures.variants:
+        low, high = row.all_classes.interval.low, row.all_classes.interval.high
+        typer.echo(
+            f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}), look-alike devices merged "
+            f"{row.merged.macro_f1:.3f}, gain on trees {row.gain:+.3f}"
+        )
+    typer.echo(f"{out / 'evaluation.json'}")
+
+
+def export_traces_command(
+    run: Annotated[Path, typer.Option("--run", help="Run of train-traces.")],
+    out: Annotated[Path, typer.Option("--out", help="Repository: the checkpoint goes to NAME/VERSION below it.")],
+    name: Name,
+    version: Version,
+    evaluation: Annotated[Path | None, typer.Option("--evaluation", help="Directory of evaluate-traces.")] = None,
+    notes: Notes = None,
+) -> None:
+    """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card; calibrated where it was evaluated."""
+    text = notes.read_text(encoding="utf-8") if notes else ""
+    checkpoint = export_traces_run(run, out, name, version, evaluation, text)
+    typer.echo(f"{out / checkpoint.name / checkpoint.version}: {len(checkpoint.labels)} labels")
+
+
+def _config_of(start: Path | None) -> TraceTrainingConfig:
+    return read_trace_run(start).config if start else DEFAULTS
+
+
+def _say(run: TraceRun, out: Path) -> None:
+    what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
+    console.print(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}", markup=False, highlight=False)

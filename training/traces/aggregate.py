@@ -1,0 +1,263 @@
+"""Phase 1: aggregation and head learn the labels of traces from the features of a frozen flow encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.trace import Trace
+from models.trace_features import trace_times
+from models.tracegram import TraceNetwork
+from training.batches import draw_weights
+from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
+from training.traces.flows import train_mode
+
+SCORE_BATCH_TRACES = 64
+SETTLE_BATCHES = 40
+LEAST_DEVIATION = 1e-3
+SHARPNESS = 8.0
+
+
+@dataclass(frozen=True)
+class TraceFeatures:
+    """The flows of a trace as phase 1 reads them, in order.
+
+    `views` float32 [V, k, F]: features of the k flows, first as they are, then of V - 1 disturbed copies; `start_us`,
+    `duration_us` int64 [k].
+    """
+
+    views: NDArray[np.float32]
+    start_us: NDArray[np.int64]
+    duration_us: NDArray[np.int64]
+
+    def part(self, rows: NDArray[np.int64] | slice) -> TraceFeatures:
+        """The trace with these flows alone."""
+        return TraceFeatures(self.views[:, rows], self.start_us[rows], self.duration_us[rows])
+
+    def __len__(self) -> int:
+        return len(self.start_us)
+
+
+@dataclass(frozen=True)
+class TraceBatch:
+    """Padded traces: `features` float32 [T, K, F], `times` float32 [T, K, 2], `counts` int64 [T]."""
+
+    features: Tensor
+    times: Tensor
+    counts: Tensor
+
+    def rows(self, rows: NDArray[np.int64]) -> TraceBatch:
+        """Some of its traces."""
+        return TraceBatch(self.features[rows], self.times[rows], self.counts[rows])
+
+
+def _times(trace: TraceFeatures) -> NDArray[np.float32]:
+    return trace_times(trace.start_us, trace.duration_us)
+
+
+def gather_features(traces: Sequence[Trace], views: Sequence[NDArray[np.float32]]) -> list[TraceFeatures]:
+    """Cut the features of all flows, trace after trace, float32 [n, F] in each view, into those of each trace."""
+    ends = np.cumsum([len(trace.flows) for trace in traces])
+    stacked = np.stack(views)
+    return [
+        TraceFeatures(
+            stacked[:, end - len(trace.flows) : end],
+            np.array([flow.start_us for flow in trace.flows], np.int64),
+            np.array([flow.duration_us for flow in trace.flows], np.int64),
+        )
+        for trace, end in zip(traces, ends.tolist(), strict=True)
+    ]
+
+
+def to_batch(features: Sequence[NDArray[np.float32]], times: Sequence[NDArray[np.float32]]) -> TraceBatch:
+    """Pad traces to one batch."""
+    counts = np.array([len(each) for each in features], np.int64)
+    shape = (len(features), int(counts.max()))
+    padded = np.zeros((*shape, features[0].shape[1]), np.float32)
+    clock = np.zeros((*shape, 2), np.float32)
+    for row, (each, when) in enumerate(zip(features, times, strict=True)):
+        padded[row, : len(each)] = each
+        clock[row, : len(when)] = when
+    return TraceBatch(torch.from_numpy(padded), torch.from_numpy(clock), torch.from_numpy(counts))
+
+
+def disturb_trace(trace: TraceFeatures, how: TraceAugmentation, rng: np.random.Generator) -> TraceFeatures:
+    """A copy with some flows left out, or one stretch of it; one view, each flow's drawn from those there are."""
+    count = len(trace)
+    keep = np.arange(count)
+    if count > 1 and rng.random() < how.part:
+        length = int(rng.integers(1, count))
+        start = int(rng.integers(0, count - length + 1))
+        keep = keep[start : start + length]
+    wanted = max(1, round(len(keep) * (1 - rng.uniform(0, how.drop_flows))))
+    keep = np.sort(rng.choice(keep, min(wanted, how.most_flows), replace=False))
+    views = trace.views[rng.integers(0, len(trace.views), len(keep)), keep][None]
+    return TraceFeatures(views, trace.start_us[keep], trace.duration_us[keep])
+
+
+def _drawn(
+    traces: Sequence[TraceFeatures], rows: NDArray[np.int64], how: TraceAugmentation, rng: np.random.Generator
+) -> TraceBatch:
+    drawn = [disturb_trace(traces[row], how, rng) for row in rows]
+    batch = to_batch([trace.views[0] for trace in drawn], [_times(trace) for trace in drawn])
+    noise = np.exp(rng.normal(0, how.jitter_times, batch.times.shape)).astype(np.float32)
+    kept = rng.random(batch.features.shape, np.float32) >= how.feature_dropout
+    scaled = torch.from_numpy(kept / np.float32(1 - how.feature_dropout))
+    return TraceBatch(batch.features * scaled, batch.times * torch.from_numpy(noise), batch.counts)
+
+
+def trace_stage(
+    network: TraceNetwork, traces: Sequence[TraceFeatures], truth: NDArray[np.int64], config: TraceTrainingConfig
+) -> Stage:
+    """Phase 1: every class is drawn equally often, and every capture of a class."""
+    weights = draw_weights(truth, np.arange(len(truth)), 0.0, 0.0)
+    labels = torch.from_numpy(truth)
+
+    def share(batch: TraceBatch, rows: NDArray[np.int64], mine: NDArray[np.int64]) -> Tensor:
+        part = batch.rows(mine)
+        logits = network(part.features, part.times, part.counts).logits
+        loss = functional.cross_entropy(logits, labels[rows[mine]], label_smoothing=config.label_smoothing)
+        return loss * len(mine) / len(rows)
+
+    def works(epoch: int) -> Iterator[Work]:
+        for rows, batch in _epoch(traces, weights, config, epoch):
+            yield Work(len(rows), int(batch.counts.sum()), partial(share, batch, rows))
+
+    return Stage("train-traces", works, train_mode)
+
+
+def _epoch(
+    traces: Sequence[TraceFeatures], weights: NDArray[np.float64], config: TraceTrainingConfig, epoch: int
+) -> Iterator[tuple[NDArray[np.int64], TraceBatch]]:
+    rng = np.random.default_rng([config.seed, 2, epoch])
+    phase: Phase = config.traces
+    drawn = rng.choice(len(traces), phase.draws, p=weights)
+    for start in range(0, phase.draws, phase.batch):
+        rows = drawn[start : start + phase.batch]
+        if len(rows) > 1:  # batch normalisation needs two
+            yield rows, _drawn(traces, rows, config.trace_augmentation, rng)
+
+
+@torch.no_grad()
+def settle_norms(
+    network: TraceNetwork, traces: Sequence[TraceFeatures], truth: NDArray[np.int64], config: TraceTrainingConfig
+) -> TraceNetwork:
+    """Give batch normalisation the statistics of these weights, over traces drawn as in training.
+
+    The running mean of the weights never saw a batch, and the statistics collected on the way are of other weights.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+    weights = draw_weights(truth, np.arange(len(truth)), 0.0, 0.0)
+    network.train()
+    done = 0
+    for epoch in range(config.traces.epochs, config.traces.epochs + SETTLE_BATCHES):
+        for _, batch in _epoch(traces, weights, config, epoch):
+            network(batch.features, batch.times, batch.counts)
+            done += 1
+        if done >= SETTLE_BATCHES:
+            break
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and deviation of each feature over flows, float32 [F] each."""
+
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+
+
+def scale_of(traces: Sequence[TraceFeatures]) -> Scale:
+    """The scale of the flows of these traces as they are."""
+    flows = np.concatenate([trace.views[0] for trace in traces])
+    return Scale(flows.mean(axis=0), np.maximum(flows.std(axis=0), LEAST_DEVIATION))
+
+
+def standardise(traces: Sequence[TraceFeatures], scale: Scale) -> list[TraceFeatures]:
+    """The traces with features of mean 0 and deviation 1, which phase 1 learns from in half the steps."""
+    return [
+        TraceFeatures((trace.views - scale.mean) / scale.deviation, trace.start_us, trace.duration_us)
+        for trace in traces
+    ]
+
+
+@torch.no_grad()
+def fold_scale(network: TraceNetwork, scale: Scale) -> TraceNetwork:
+    """Let a network that was trained on standardised features read features as they are, with the same outputs."""
+    mean, deviation = torch.from_numpy(scale.mean), torch.from_numpy(scale.deviation)
+    for way in ("", "_reverse"):
+        weight = network.t_lstm.get_parameter(f"weight_ih_l0{way}")
+        weight.div_(deviation)
+        network.t_lstm.get_parameter(f"bias_ih_l0{way}").sub_(weight @ mean)
+    if network.time_linear is not None:
+        network.time_linear.weight.mul_(deviation[:, None])
+        network.time_linear.bias.mul_(deviation)
+    return network
+
+
+@torch.no_grad()
+def sharpen(network: TraceNetwork) -> None:
+    """Let the queries differ from the start: as drawn, every one attends to all flows alike for hundreds of steps."""
+    network.ss_wk_linear1.weight.mul_(SHARPNESS)
+
+
+def fit_traces(
+    features: Sequence[TraceFeatures],
+    truth: NDArray[np.int64],
+    config: TraceTrainingConfig,
+    files: RunFiles | None = None,
+    report: Callable[[StepReport], None] = lambda _: None,
+) -> TraceNetwork:
+    """Phase 1 from scratch; the network given reads features as the encoder makes them.
+
+    Raises:
+        TrainingError: the loss is not finite, or the state cannot be saved or read.
+    """
+    scale = scale_of(features)
+    scaled = standardise(features, scale)
+    loop, phase = config.loop(config.traces), config.traces
+    torch.manual_seed(config.seed)
+    network = TraceNetwork(config.network)
+    sharpen(network)
+    trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
+    trained = run_stage(trainer, trace_stage(network, scaled, truth, config), loop, phase.epochs, files, report)
+    return fold_scale(settle_norms(trained, scaled, truth, config), scale)
+
+
+@dataclass(frozen=True)
+class TraceScored:
+    """`logits` float32 [n, classes]; `importance` of the flows of each trace, float32 [k], sums to 1."""
+
+    logits: NDArray[np.float32]
+    importance: list[NDArray[np.float32]]
+
+
+@torch.inference_mode()
+def score_traces(network: TraceNetwork, traces: Sequence[TraceFeatures]) -> TraceScored:
+    """Score traces as they are (their first view), in batches of like size."""
+    network.eval()
+    order = np.argsort([len(trace) for trace in traces], kind="stable")
+    logits = np.zeros((len(traces), network.c_linear4.out_features), np.float32)
+    importance: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(traces)
+    for start in range(0, len(order), SCORE_BATCH_TRACES):
+        rows = order[start : start + SCORE_BATCH_TRACES]
+        batch = to_batch([traces[row].views[0] for row in rows], [_times(traces[row]) for row in rows])
+        output = network(batch.features, batch.times, batch.counts)
+        logits[rows] = output.logits.numpy()
+        for row, shares in zip(rows, output.importance.numpy(), strict=True):
+            importance[row] = shares[: len(traces[row])]
+    return TraceScored(logits, importance)

@@ -1,0 +1,98 @@
+"""The settings of Tracegram's training, and what the common training loop needs of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from models.checkpoint import TracegramNetwork
+from models.packets import TracegramFeatures
+from models.trace import TraceSettings
+from training.config import TrainingConfig
+
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+SMALL = TracegramNetwork(
+    n_class=1, feature_size=64, queries=24, emb_dim=64, dim=64, depth=2, heads=4, dim_head=16, n_local_attn_heads=3
+)
+"""A network that two cores train in minutes."""
+
+
+class FlowAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the flows of phases 0 and 0.5 differ from the recorded ones."""
+
+    prefix: _Share = 0.1
+    """probability of cutting a flow to its first packets"""
+    jitter_gaps: float = 0.3
+    """standard deviation of the logarithm of the change of every gap between packets"""
+    random_tokens: _Share = 0.05
+    """largest share of byte tokens replaced by random ones"""
+
+
+class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the traces of phase 1 differ from the recorded ones."""
+
+    drop_flows: _Share = 0.4
+    """largest share of flows left out"""
+    most_flows: int = 24
+    """most flows kept: longer traces cost time and teach no more"""
+    part: _Share = 0.1
+    """probability of keeping one stretch of the trace only"""
+    jitter_times: float = 0.3
+    """standard deviation of the change of the logarithms of gaps and durations"""
+    feature_dropout: _Share = 0.1
+    """share of the features of a flow that are zeroed"""
+    views: int = 1
+    """augmented copies of every flow whose features are kept beside those of the flow as it is"""
+
+
+class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a phase trains: `epochs` of `draws` flows or traces in batches of `batch`."""
+
+    epochs: int
+    draws: int
+    batch: int
+    learning_rate: float
+
+
+class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that decides the training of a trace checkpoint, beside the data.
+
+    `network` has the sizes; its number of classes is set by the data. `capture_power`: how often the flows of a capture
+    are drawn (`training.batches.draw_weights`); classes are drawn equally often. `next_token`: weight of the next-token
+    loss beside the label's in phase 0.5; `lengths`: that of the payload lengths in both phases of the flow encoder
+    (`training.traces.flows.LengthHead`).
+    """
+
+    network: TracegramNetwork = SMALL
+    features: TracegramFeatures = TracegramFeatures(max_tokens=256)
+    trace: TraceSettings = TraceSettings(subject="mac")
+    pretrain: Phase = Phase(10, 2400, 16, 3e-3)
+    tune: Phase = Phase(12, 2560, 16, 3e-3)
+    traces: Phase = Phase(160, 512, 16, 1e-2)
+    pretrain_augmentation: FlowAugmentation = FlowAugmentation(prefix=0.0, random_tokens=0.0)
+    flow_augmentation: FlowAugmentation = FlowAugmentation()
+    trace_augmentation: TraceAugmentation = TraceAugmentation()
+    next_token: float = 0.0
+    lengths: float = 0.5
+    label_smoothing: float = 0.05
+    weight_decay: float = 0.05
+    capture_power: float = 0.5
+    seed: int = 0
+    threads: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+
+    def loop(self, phase: Phase) -> TrainingConfig:
+        """The settings of the common loop for a phase."""
+        return TrainingConfig(
+            batch_flows=phase.batch,
+            epochs=phase.epochs,
+            learning_rate=phase.learning_rate,
+            draws=phase.draws,
+            seed=self.seed,
+            weight_decay=self.weight_decay,
+            label_smoothing=self.label_smoothing,
+            threads=self.threads,
+            device=self.device,
+        )

@@ -1,0 +1,249 @@
+"""Cross-validation of trace models over captures: trains every fold and keeps what it said of the traces left out.
+
+A fold's outcome is a file, so that a broken evaluation goes on where it was. Figures belong to `summary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from models.checkpoint import TracegramNetwork
+from models.tracegram import TraceNetwork
+from training.batches import draw_weights
+from training.files import fingerprint, load_weights, save_weights
+from training.loop import StepReport, Trainer, run_stage
+from training.traces.aggregate import (
+    TraceFeatures,
+    fit_traces,
+    gather_features,
+    score_traces,
+)
+from training.traces.attribution import remove_flows
+from training.traces.baseline import fit_predict
+from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
+from training.traces.data import TraceCorpus, few_of_each, flows_of
+from training.traces.embeddings import mm4flow_features
+from training.traces.flows import FlowLearner, FlowSet, flow_features, new_learner, pretrain_stage, tune_stage
+
+PREFIXES = (1, 2, 4, 8, 16, 32)
+"""Flows after which an early verdict is measured."""
+
+TREES: Mapping[str, Literal["header", "sizes"]] = {"trees-header": "header", "trees-sizes": "sizes"}
+
+Report = Callable[[StepReport], None]
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """One way of training that is measured.
+
+    `pretrained`: phase 0.5 starts from the encoder of phase 0. `captures`: so many of each device to learn from, 0 all;
+    the flows of the others are then read without labels (`adapt`). `left_out`: devices that are not learned, whose
+    confidences are kept. `mm4flow`: embedding of MM4flow, `frozen` as it was shipped or `tuned` on lengths.
+    """
+
+    name: str
+    config: TraceTrainingConfig
+    pretrained: bool = True
+    captures: int = 0
+    adapt: bool = False
+    left_out: tuple[str, ...] = ()
+    mm4flow: Literal["", "frozen", "tuned"] = ""
+    trees: Literal["", "header", "sizes"] = ""
+
+
+@dataclass(frozen=True)
+class FoldOutcome:
+    """What one fold said of traces it did not learn from: `rows` int64 [m] of the corpus, `logits` float32 [m, C].
+
+    `prefixes` int64-named: the same after so many flows. `removal_rows` int64 [r] of the corpus, `top` and `random`
+    float64 [r]: fall of the confidence without flows (`training.traces.attribution`).
+    """
+
+    rows: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    prefixes: dict[int, NDArray[np.float32]]
+    removal_rows: NDArray[np.int64]
+    top: NDArray[np.float64]
+    random: NDArray[np.float64]
+
+
+def cross_validate(
+    corpus: TraceCorpus,
+    variant: Variant,
+    fold_of: NDArray[np.int64],
+    folds: Sequence[int],
+    directory: Path,
+    start: Mapping[str, Tensor] | None = None,
+    report: Report = lambda _: None,
+) -> list[FoldOutcome]:
+    """Train and measure a variant on folds, or read what was measured before."""
+    outcomes = []
+    for fold in folds:
+        path = directory / variant.name / f"fold-{fold}.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_outcome(path, _measure(corpus, variant, fold_of, fold, directory, start, report))
+        outcomes.append(read_outcome(path))
+    return outcomes
+
+
+def learning_rows(corpus: TraceCorpus, variant: Variant, fold_of: NDArray[np.int64], fold: int) -> NDArray[np.int64]:
+    """The traces that a fold learns from, int64 [n]."""
+    truth = corpus.truth
+    left = np.isin(truth, [corpus.labels.index(label) for label in variant.left_out])
+    rows = np.flatnonzero((fold_of != fold) & ~left)
+    if variant.captures:
+        rng = np.random.default_rng([variant.config.seed, variant.captures, fold])
+        rows = few_of_each(truth, rows, variant.captures, rng)
+    return rows
+
+
+def _measure(
+    corpus: TraceCorpus,
+    variant: Variant,
+    fold_of: NDArray[np.int64],
+    fold: int,
+    directory: Path,
+    start: Mapping[str, Tensor] | None,
+    report: Report,
+) -> FoldOutcome:
+    train = learning_rows(corpus, variant, fold_of, fold)
+    held = np.flatnonzero(fold_of == fold)
+    if variant.trees:
+        return _measure_trees(corpus, variant.trees, train, held, variant.config.seed)
+    features = _features(corpus, variant, fold_of, fold, train, directory, start, report)
+    network = fit_traces([features[row] for row in train], corpus.truth[train], variant.config, None, report)
+    return _outcome(network, [features[row] for row in held], held, fold)
+
+
+def _features(
+    corpus: TraceCorpus,
+    variant: Variant,
+    fold_of: NDArray[np.int64],
+    fold: int,
+    train: NDArray[np.int64],
+    directory: Path,
+    start: Mapping[str, Tensor] | None,
+    report: Report,
+) -> list[TraceFeatures]:
+    """Features of all traces by an encoder that learned from `train` alone; the encoder is kept beside the outcomes."""
+    config = variant.config
+    if variant.mm4flow:
+        return mm4flow_features(corpus, train, config, variant.mm4flow)
+    weights = start if variant.pretrained else None
+    network = msgspec.structs.replace(config.network, n_class=len(corpus.labels))
+    path = directory / "encoders" / f"{encoder_key(variant, network, fold)}.safetensors"
+    learner = new_learner(network, len(corpus.labels), config.seed, weights)
+    if path.is_file():
+        learner.load_state_dict(load_weights(path))
+    else:
+        if variant.adapt:
+            learner = adapt_encoder(corpus, np.flatnonzero(fold_of != fold), learner, config, report)
+        learner = tune_encoder(corpus, train, learner, config, report)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(learner.state_dict(), path)
+    return encode_traces(corpus, learner, config)
+
+
+def encoder_key(variant: Variant, network: TracegramNetwork, fold: int) -> str:
+    """Names what a fold's encoder depends on, so that variants that differ in phase 1 alone share it."""
+    plain = msgspec.structs.replace(
+        variant.config,
+        network=msgspec.structs.replace(network, time_encoding=True, queries=1),
+        traces=Phase(1, 1, 1, 1.0),
+        trace_augmentation=TraceAugmentation(),
+    )
+    return fingerprint(plain, variant.pretrained, variant.captures, variant.adapt, variant.left_out, fold)[:16]
+
+
+def adapt_encoder(
+    corpus: TraceCorpus, rows: NDArray[np.int64], learner: FlowLearner, config: TraceTrainingConfig, report: Report
+) -> FlowLearner:
+    """Phase 0 goes on with the flows of these traces, their labels unread."""
+    data = flow_set(corpus, rows, config)
+    loop = config.loop(config.pretrain)
+    trainer = Trainer(learner, loop, config.pretrain.epochs * -(-config.pretrain.draws // config.pretrain.batch))
+    return run_stage(trainer, pretrain_stage(learner, data, config), loop, config.pretrain.epochs, None, report)
+
+
+def tune_encoder(
+    corpus: TraceCorpus, rows: NDArray[np.int64], learner: FlowLearner, config: TraceTrainingConfig, report: Report
+) -> FlowLearner:
+    """Phase 0.5 on the flows of these traces."""
+    data = flow_set(corpus, rows, config)
+    loop = config.loop(config.tune)
+    trainer = Trainer(learner, loop, config.tune.epochs * -(-config.tune.draws // config.tune.batch))
+    return run_stage(trainer, tune_stage(learner, data, config), loop, config.tune.epochs, None, report)
+
+
+def flow_set(corpus: TraceCorpus, rows: NDArray[np.int64], config: TraceTrainingConfig) -> FlowSet:
+    """The flows of these traces with the labels of their traces, classes drawn equally often."""
+    traces = [corpus.traces[row] for row in rows]
+    owner = np.repeat(rows, [len(trace.trace.flows) for trace in traces])
+    truth = corpus.truth[owner]
+    return FlowSet(flows_of(traces), truth, draw_weights(truth, owner, 0.0, config.capture_power))
+
+
+def encode_traces(corpus: TraceCorpus, learner: FlowLearner, config: TraceTrainingConfig) -> list[TraceFeatures]:
+    """Features of all traces, and of disturbed copies of their flows."""
+    flows = flows_of(corpus.traces)
+    rng = np.random.default_rng([config.seed, 3])
+    views = [flow_features(learner.encoder, flows, config.features)]
+    for _ in range(config.trace_augmentation.views):
+        views.append(flow_features(learner.encoder, flows, config.features, (config.flow_augmentation, rng)))
+    return gather_features([trace.trace for trace in corpus.traces], views)
+
+
+def _outcome(
+    network: TraceNetwork, features: Sequence[TraceFeatures], held: NDArray[np.int64], fold: int
+) -> FoldOutcome:
+    removals = remove_flows(network, features, 1.0, fold)
+    prefixes = {
+        count: score_traces(network, [trace.part(slice(count)) for trace in features]).logits for count in PREFIXES
+    }
+    logits = score_traces(network, features).logits
+    return FoldOutcome(held, logits, prefixes, held[removals.rows], removals.top, removals.random)
+
+
+def _measure_trees(
+    corpus: TraceCorpus, kind: Literal["header", "sizes"], train: NDArray[np.int64], held: NDArray[np.int64], seed: int
+) -> FoldOutcome:
+    shares = fit_predict(
+        kind,
+        [corpus.traces[row].trace for row in train],
+        corpus.truth[train],
+        [corpus.traces[row].trace for row in held],
+        len(corpus.labels),
+        seed,
+    )
+    nothing = np.zeros(0)
+    return FoldOutcome(held, np.log(shares + 1e-4).astype(np.float32), {}, nothing.astype(np.int64), nothing, nothing)
+
+
+def write_outcome(path: Path, outcome: FoldOutcome) -> None:
+    """Write an outcome, whole or not at all."""
+    staging = path.with_name(f".{path.name}")
+    tables = {name: getattr(outcome, name) for name in ("rows", "logits", "removal_rows", "top", "random")}
+    tables |= {f"prefix-{count}": logits for count, logits in outcome.prefixes.items()}
+    save_file({name: np.ascontiguousarray(table) for name, table in tables.items()}, staging)
+    staging.replace(path)
+
+
+def read_outcome(path: Path) -> FoldOutcome:
+    """Read an outcome that `write_outcome` wrote."""
+    tables = load_file(path)
+    prefixes = {
+        int(name.removeprefix("prefix-")): table for name, table in tables.items() if name.startswith("prefix-")
+    }
+    return FoldOutcome(
+        prefixes=prefixes, **{name: table for name, table in tables.items() if not name.startswith("prefix-")}
+    )
