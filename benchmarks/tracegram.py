@@ -1,6 +1,6 @@
 """Tracegram's flow features on CPU: the ONNX Runtime engine in batches beside one flow at a time as published.
 
-    pip install linear-attention-transformer==0.19.1 local-attention==1.11.2   # the other side
+    pip install -e '.[benchmarks]'   # the other side
     python benchmarks/tracegram.py CAPTURE... [--flows 256] [--size 64/96/2/4/32/2] [--threads 1] [--payload] [--int8]
 
 Published way: `LinearAttentionTransformerLM` of that package as configured there (12,032 positions), one flow a call,
@@ -13,15 +13,13 @@ are padding. The script fails if features then differ by more than 1e-4. Times a
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from cpu_time import cpu_seconds
 from hardware import describe, report
 from linear_attention_transformer import LinearAttentionTransformerLM
 from torch import Tensor, nn
@@ -92,17 +90,6 @@ def network_of(size: str) -> TracegramNetwork:
         n_class=len(LABELS), feature_size=emb_dim, emb_dim=emb_dim, dim=dim, depth=depth, heads=heads,
         dim_head=dim_head, n_local_attn_heads=local, max_seq_len=MAX_SEQUENCE,
     )  # fmt: skip
-
-
-def cpu_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median CPU time of this process, warm-up apart."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
 
 
 def main() -> None:

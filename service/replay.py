@@ -57,7 +57,7 @@ class Replay:
             self.problem = stream.end.error or stream.end.warning
         except OSError as error:
             self.problem = f"cannot read it: {error.strerror}"
-        while self._traces is not None and self._pipeline.waiting_flows:
+        while self._pipeline.waiting_flows:
             await asyncio.sleep(0.02)
         if self._traces is not None:
             await self._traces.finish(self.source)

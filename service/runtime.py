@@ -11,6 +11,7 @@ from models.checkpoint import CheckpointError, read_checkpoint
 from service.batcher import Batcher
 from service.classifier import Classifier
 from service.engines.base import load_engines
+from service.engines.traces import warm_up
 from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
@@ -114,6 +115,8 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Warm up, serve, then drain within the limit."""
+        if self._trace_engine is not None:
+            await asyncio.to_thread(warm_up, self._trace_engine)
         await self.models.start()
         try:
             for name in self.settings.load_models:

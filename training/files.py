@@ -111,11 +111,18 @@ def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
 
 
 def features_of(features: Iterable[Path]) -> dict[str, str]:
-    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards."""
-    hashes = {}
+    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards.
+
+    Raises:
+        TrainingError: two have the same name.
+    """
+    hashes: dict[str, str] = {}
     for path in features:
         read_manifest(path)
-        hashes[path.name] = file_sha256(path / MANIFEST)
+        name = path.resolve().name
+        if name in hashes:
+            raise TrainingError(f"{path}: two feature directories of this name: rename one")
+        hashes[name] = file_sha256(path / MANIFEST)
     return hashes
 
 

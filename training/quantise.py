@@ -33,24 +33,26 @@ class Int8Comparison(msgspec.Struct, frozen=True):
 
 def quantise(whole: Path, quantised: Path) -> None:
     """Weights of matrix products as int8, activations quantised as they come (ONNX Runtime's dynamic quantisation)."""
+    model = onnx.load_model(whole)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{number}"  # nodes are left out by name, and the name of many is empty
     logging.getLogger().disabled, before = True, logging.getLogger().disabled  # it advises on the root logger
     try:
         quantize_dynamic(
-            whole,
+            model,
             quantised,
             per_channel=True,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Attention"],
-            nodes_to_exclude=_stacked_products(whole),
+            nodes_to_exclude=_stacked_products(model.graph),
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # behind fused operators no type is inferred
         )
     finally:
         logging.getLogger().disabled = before
 
 
-def _stacked_products(path: Path) -> list[str]:
+def _stacked_products(graph: onnx.GraphProto) -> list[str]:
     """Matrix products with a stack of matrices, one for each head: ONNX Runtime has no int8 form of them by channel."""
-    graph = onnx.load_model(path).graph
     flat = {tensor.name for tensor in graph.initializer if len(tensor.dims) <= 2}
     return [node.name for node in graph.node if node.op_type == "MatMul" and not flat & set(node.input)]
 

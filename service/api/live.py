@@ -25,6 +25,20 @@ def live(service: Service) -> schemas.Live:
             for subject, flows in pipeline.shed_by_subject.top(TOP_SUBJECTS)
         ],
         buses=[_bus(sensor) for sensor in service.sensors.sensors],
+        traces=_traces(service),
+    )
+
+
+def _traces(service: Service) -> schemas.LiveTraces | None:
+    if service.traces is None or service.trace_scorer is None:
+        return None
+    windows, checkpoint = service.traces.windows, service.trace_scorer.checkpoint
+    return schemas.LiveTraces(
+        model=checkpoint.name,
+        version=checkpoint.version,
+        open_windows=windows.open_windows,
+        open_flows=windows.open_flows,
+        counts=dataclasses.asdict(windows.counts),
     )
 
 

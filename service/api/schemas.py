@@ -259,6 +259,16 @@ class Subject(Body):
     flows: int
 
 
+class LiveTraces(Body):
+    """The windows of live traces: those open now, and what became of flows and windows."""
+
+    model: str
+    version: str
+    open_windows: int
+    open_flows: int
+    counts: dict[str, int]
+
+
 class Live(Body):
     """The live path: what came, what became of it, and where it comes from."""
 
@@ -266,6 +276,7 @@ class Live(Body):
     waiting: int
     shed_by_subject: list[Subject]
     buses: list[Bus]
+    traces: Annotated[LiveTraces | None, Field(description="null where there is no trace checkpoint")]
 
 
 class Health(Body):

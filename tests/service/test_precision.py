@@ -51,16 +51,16 @@ def probabilities(logits):
 
 
 @pytest.mark.parametrize(
-    ("name", "precision", "packed", "largest", "agreement"),
+    ("name", "precision", "packed", "least", "largest", "agreement"),
     [
-        ("onnx", "float32", None, 1e-4, 1),
-        ("torch", "float32", True, 1e-4, 1),
-        ("torch", "bfloat16", False, 0.15, 0.97),
-        ("torch", "bfloat16", True, 0.15, 0.97),
-        ("onnx", "int8", None, 0.25, 0.95),
+        ("onnx", "float32", None, 0, 1e-4, 1),
+        ("torch", "float32", True, 0, 1e-4, 1),
+        ("torch", "bfloat16", False, 1e-3, 0.1, 0.97),
+        ("torch", "bfloat16", True, 1e-3, 0.1, 0.97),
+        ("onnx", "int8", None, 1e-3, 0.1, 0.97),
     ],
 )
-def test_engines_and_precisions_agree(with_int8, flows, name, precision, packed, largest, agreement):
+def test_engines_and_precisions_agree(with_int8, flows, name, precision, packed, least, largest, agreement):
     batch = encode(flows, read_checkpoint(with_int8).features)
     expected = probabilities(TorchEngine(with_int8, packed=False).run(batch).logits)
     if packed is None:
@@ -68,7 +68,7 @@ def test_engines_and_precisions_agree(with_int8, flows, name, precision, packed,
     else:
         engine = TorchEngine(with_int8, precision=precision, packed=packed)
     found = probabilities(engine.run(batch).logits)
-    assert np.abs(found - expected).max() <= largest
+    assert least <= np.abs(found - expected).max() <= largest  # a precision that changes nothing is not another one
     assert (found.argmax(1) == expected.argmax(1)).mean() >= agreement
     assert len(set(expected.argmax(1).tolist())) > 5  # the comparison is of something
 
@@ -97,7 +97,7 @@ def test_trace_features_of_other_precisions_point_the_same_way(tmp_path, flows, 
     found = engine.embed(batch)
     cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > closest
-    assert np.abs(found - expected).max() > 0  # it is another precision
+    assert np.abs(found - expected).max() > 1e-3  # it is another precision
 
 
 def test_what_an_engine_does_not_have_is_said(checkpoint_dir, trace_checkpoint_dir):

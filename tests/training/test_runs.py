@@ -192,6 +192,11 @@ def test_one_encoder_is_trained_and_the_other_left_out(features, tmp_path):
     assert {line["stage"] for line in log} == {"pretrain-ps"}
 
 
+def test_two_feature_directories_of_one_name_are_not_mixed_up(features, tmp_path):
+    arguments = ["finetune", "--features", str(features), "--features", str(features), "--out", str(tmp_path / "run")]
+    assert "two feature directories of this name" in str(CliRunner().invoke(app, arguments).exception)
+
+
 def test_labels_in_too_few_captures_cannot_be_learned(features, tmp_path):
     with pytest.raises(TrainingError, match="lower --min-captures"):
         make_corpus(open_samples([features], tmp_path), 9)

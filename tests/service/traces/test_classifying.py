@@ -189,6 +189,8 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
         labelled = client.get("/v1/traces", params={"label": label}).json()["traces"]
         assert {trace["verdict"]["label"] for trace in labelled} == {label}
         assert client.get("/v1/traces", params={"limit": 0}).status_code == 422
+        live = client.get("/v1/live").json()["traces"]
+        assert (live["open_windows"], live["counts"]["flows"], live["counts"]["late"]) == (0, 66, 0)
         metrics = client.get("/metrics").text
         assert "tapline_trace_windows_closed_total" in metrics
 

@@ -1,0 +1,41 @@
+"""What `tapline watch` shows of traces."""
+
+import asyncio
+import io
+
+from rich.console import Console
+
+from service.runtime import Service
+from service.settings import Settings
+from service.watch import View
+from tests.service.cli_runner import ROOT
+
+CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
+
+
+def shown(settings) -> str:
+    view = View()
+
+    async def main():
+        service = Service(settings, view.watch, None, view.watch_trace)
+        async with asyncio.timeout(60), service.running():
+            await service.replay.finished.wait()
+            console = Console(file=io.StringIO(), width=200)
+            console.print(view.draw(service))
+            return console.file.getvalue()
+
+    return asyncio.run(main())
+
+
+def test_recent_traces_and_what_their_shares_mean(checkpoint_dir, mac_traces_dir):
+    text = shown(Settings(checkpoint=checkpoint_dir, trace_checkpoint=mac_traces_dir, replay=CAPTURE, speed=0))
+    assert "traces: 0 windows open, 0 flows in them   cut " in text
+    assert "4c:6a:f6:9f:f6:27" in text
+    assert "2020-02-23" in text
+    assert "not what caused it" in text
+
+
+def test_without_a_trace_checkpoint_nothing_is_said_of_traces(checkpoint_dir):
+    text = shown(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none", replay=CAPTURE, speed=0))
+    assert "traces:" not in text
+    assert "verdicts 66" in text
