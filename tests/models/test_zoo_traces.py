@@ -1,0 +1,68 @@
+"""The trace checkpoint that ships: the same by both engines, knows what it learned from, and as its card says."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import models
+from models.checkpoint import CARD, read_trace_checkpoint
+from models.packets import encode_packets
+from models.trace import make_traces
+from service.engines.traces import TraceInput, load_trace_engine
+from service.sources.capture import CaptureReader, ReadOptions
+from training.traces.summary import TraceEvaluation
+
+SHIPPED = Path(models.__file__).parent / "zoo" / "iot-devices" / "1"
+CAPTURES = sorted((Path(__file__).parents[1] / "data" / "traces").glob("*/*.pcap"))
+
+
+@pytest.fixture(scope="module")
+def traces():
+    """The trace with most flows of every bundled capture, and its device."""
+    settings = read_trace_checkpoint(SHIPPED).trace
+    found = []
+    for path in CAPTURES:
+        made = make_traces(CaptureReader(path, ReadOptions(heads="header")), settings)
+        found.append((max(made, key=lambda trace: len(trace.flows)), path.parent.name))
+    return found
+
+
+def scores_of(engine, traces):
+    given = []
+    for trace, _ in traces:
+        features = engine.embed(encode_packets(trace.flows, engine.checkpoint.features))
+        starts = np.array([flow.start_us for flow in trace.flows], np.int64)
+        durations = np.array([flow.duration_us for flow in trace.flows], np.int64)
+        given.append(TraceInput(features, starts, durations))
+    return engine.score(given)
+
+
+def test_both_engines_agree_on_real_traces(traces):
+    onnx, reference = (scores_of(load_trace_engine(name, SHIPPED), traces) for name in ("onnx", "torch"))
+    np.testing.assert_allclose(onnx.logits, reference.logits, atol=1e-3)
+    for one, other in zip(onnx.importance, reference.importance, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+        assert one.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_it_knows_the_bundled_captures_that_it_was_trained_on(traces):
+    engine = load_trace_engine("onnx", SHIPPED)
+    said = [engine.checkpoint.labels[index] for index in scores_of(engine, traces).logits.argmax(axis=1)]
+    assert said == [label for _, label in traces]
+
+
+def test_the_card_states_what_was_measured():
+    checkpoint = read_trace_checkpoint(SHIPPED)
+    figures = msgspec.convert(checkpoint.metrics["cross_validation"], TraceEvaluation)
+    card = (SHIPPED / CARD).read_text()
+    for row in figures.variants:
+        assert f"{row.all_classes.macro_f1:.3f}" in card
+        assert f"{row.merged.macro_f1:.3f}" in card
+    assert all(f"| {label} |" in card for label in checkpoint.labels)
+    assert figures.faithfulness.difference_interval.low > 0
+    assert f"{figures.faithfulness.difference:.3f}" in card
+    assert checkpoint.calibration.temperature == pytest.approx(figures.temperature, abs=1e-3)
+    assert checkpoint.unknown.threshold == pytest.approx(figures.threshold, abs=1e-3)
+    assert not checkpoint.features.payload
