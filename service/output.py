@@ -115,6 +115,7 @@ class JsonWriter:
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._separator = '{"flows": [\n'
+        self._trace_separator = "\n"
         self._traces = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, "w+", encoding="utf-8")
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
@@ -124,8 +125,8 @@ class JsonWriter:
 
     def add_trace(self, trace: TraceVerdict) -> None:
         """Keep the trace's element."""
-        separator = ",\n" if self._traces.tell() else "\n"
-        self._traces.write(separator + msgspec.json.encode(trace).decode())
+        self._traces.write(self._trace_separator + msgspec.json.encode(trace).decode())
+        self._trace_separator = ",\n"
 
     def ending(self, summary: Summary) -> Iterator[str]:
         """What is left to write, in pieces: the flows' end, the traces, the summary."""

@@ -76,6 +76,7 @@ class LiveTraces:
     def start(self) -> None:
         """Start to work; call once, in the event loop in which flows come."""
         self._task = asyncio.create_task(self._run(), name="traces")
+        self._task.add_done_callback(_report_death)
 
     async def _run(self) -> None:
         """Close windows when they are over, score, deliver and keep the state."""
@@ -101,7 +102,7 @@ class LiveTraces:
         self._stopping = True
         self._work.set()
         if self._task is not None:
-            await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
         if self._state is None:
             self.windows.close_all()
         await self._score()
@@ -170,3 +171,8 @@ class LiveTraces:
             self._metrics.trace_windows_unscored.labels(outcome).inc(getattr(now, outcome) - getattr(before, outcome))
         self._metrics.trace_windows_open.set(self.windows.open_windows)
         self._metrics.trace_open_flows.set(self.windows.open_flows)
+
+
+def _report_death(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("live traces died", error=type(task.exception()).__name__, exc_info=task.exception())

@@ -1,0 +1,64 @@
+"""The traces of a capture in bounded memory: what there is no room for is given before the capture ends."""
+
+import io
+import json
+
+import numpy as np
+
+from models.trace import TraceSettings
+from service.classifier import FlowOutcome
+from service.output import JsonWriter
+from service.report import SummaryBuilder
+from service.traces import offline
+from service.traces.offline import CaptureTraces
+from service.traces.scorer import TraceScorer
+from service.traces.windows import WindowBounds
+from tests.service.traces.fakes import WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
+
+
+def collect(flows):
+    engine = NumpyTraceEngine(trace_checkpoint(trace=TraceSettings(window_seconds=10)))
+    traces = CaptureTraces(TraceScorer(engine), "big.pcap")
+    on_the_way = []
+    for flow in flows:
+        traces.add(flow, FlowOutcome(None, np.ones(WIDTH, np.float32)))
+        on_the_way += traces.ready()
+    traces.finish()
+    at_the_end = []
+    while batch := traces.ready():
+        at_the_end += batch
+    return on_the_way, at_the_end, traces
+
+
+def test_a_capture_of_any_size_keeps_its_bound_and_its_flows(monkeypatch):
+    monkeypatch.setattr(offline, "_BOUNDS", WindowBounds(max_subjects=50, max_open_flows=50, max_jobs=1000))
+    flows = [trace_flow(n, n / 2, f"10.0.0.{n % 4}") for n in range(2000)]
+    on_the_way, at_the_end, traces = collect(flows)
+    assert sum(trace.flows for trace in on_the_way + at_the_end) == 2000
+    assert len(on_the_way) > 10 * len(at_the_end)
+    assert traces.counts.late == 0
+    assert traces.counts.closed_evicted == len(on_the_way)
+
+
+def test_heads_are_forgotten_once_they_are_embedded():
+    flows = [trace_flow(n, n) for n in range(3)]
+    collect(flows)
+    assert all((flow.heads, flow.heads_kind) == ([], "none") for flow in flows)
+
+
+def test_json_holds_many_traces_without_holding_them_in_memory(monkeypatch):
+    monkeypatch.setattr("service.output._SPOOL_BYTES", 1000)
+    _, found, traces = collect([trace_flow(n, 20 * n) for n in range(200)])
+    file = io.StringIO()
+    writer = JsonWriter(file)
+    builder = SummaryBuilder(trace_checkpoint(), trace_checkpoint())
+    for trace in found:
+        writer.add_trace(trace)
+        builder.add_trace(trace)
+    assert file.getvalue() == ""
+    builder.account_traces(traces.counts, traces.failed)
+    writer.finish(builder.finish([]))
+    body = json.loads(file.getvalue())
+    assert len(body["traces"]) == body["summary"]["traces"]["traces"] == 200
+    assert body["flows"] == []
+    assert [trace["start_us"] for trace in body["traces"]] == sorted(trace["start_us"] for trace in body["traces"])
