@@ -10,9 +10,10 @@ import pytest
 from models.checkpoint import ONNX, ONNX_INT8, CheckpointError, FileRecord, file_sha256, read_checkpoint
 from models.encode import encode
 from models.packets import encode_packets
+from models.trace import make_traces
 from service.engines.base import EngineError, load_engine, load_engines
 from service.engines.torch_engine import TorchEngine
-from service.engines.traces import load_trace_engine, warm_up
+from service.engines.traces import TraceInput, load_trace_engine, warm_up
 from service.repository import shipped_checkpoint
 from service.sources.capture import read_capture
 from tests.conftest import make_flows, make_trace_checkpoint
@@ -71,6 +72,29 @@ def test_engines_and_precisions_agree(with_int8, flows, name, precision, packed,
     assert least <= np.abs(found - expected).max() <= largest  # a precision that changes nothing is not another one
     assert (found.argmax(1) == expected.argmax(1)).mean() >= agreement
     assert len(set(expected.argmax(1).tolist())) > 5  # the comparison is of something
+
+
+def test_both_engines_say_the_same_of_traces_with_the_checkpoint_that_ships():
+    captures = sorted(CAPTURES.glob("iot-sentinel/*/*.pcap"))
+    found = []
+    for name in ("torch", "onnx"):
+        engine = load_trace_engine(name, shipped_checkpoint("iot-devices"))
+        checkpoint = engine.checkpoint
+        traces = [trace for path in captures for trace in make_traces(read_capture(path), checkpoint.trace)]
+        inputs = [
+            TraceInput(
+                engine.embed(encode_packets(trace.flows, checkpoint.features)),
+                np.array([flow.start_us for flow in trace.flows]),
+                np.array([flow.duration_us for flow in trace.flows]),
+            )
+            for trace in traces
+        ]
+        found.append(engine.score(inputs))
+    assert len(found[0].logits) >= len(captures) > 2
+    assert np.ptp(found[0].logits) > 5
+    np.testing.assert_allclose(found[1].logits, found[0].logits, atol=1e-3)
+    for one, other in zip(found[1].importance, found[0].importance, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_packed_sequences_do_not_depend_on_their_batch(checkpoint_dir, monkeypatch):
