@@ -30,6 +30,7 @@ def commands(captures: list[str], big: str, *, quick: bool) -> dict[str, list[st
     return {
         "engine": [*few, "--flows", "128" if quick else "512"],
         "tracegram": [*few],
+        "precision": [*few],
         "load": [*few, "--seconds", seconds, "--plot", str(HERE / "load.png")],
         "reload": [*few, "--reloads", "5" if quick else "50"],
         "consumer": ["--flows", "5000" if quick else "30000"],

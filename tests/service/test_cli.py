@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -227,18 +228,20 @@ def test_a_port_in_use(checkpoint_dir):
 
 
 def test_curl_gets_an_answer_from_a_running_server(checkpoint_dir):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, "serve", "--port", "18931", "--checkpoint", str(checkpoint_dir)],
+        [sys.executable, "-c", CODE, "serve", "--port", str(port), "--checkpoint", str(checkpoint_dir)],
         cwd=ROOT, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         for _ in range(100):
             try:
-                urllib.request.urlopen("http://127.0.0.1:18931/readyz", timeout=5).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
                 break
             except OSError:
                 time.sleep(0.1)
-        url = "http://127.0.0.1:18931/v1/classify/pcap"
+        url = f"http://127.0.0.1:{port}/v1/classify/pcap"
         command = ["curl", "-sS", "--max-time", "30", "-F", f"file=@{CAPTURE}", url]
         answer = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=40).stdout)
         assert answer["summary"]["classified"] == len(answer["flows"]) > 50
