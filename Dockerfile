@@ -22,7 +22,8 @@ RUN python -m venv /opt/tapline \
     && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt '.[gpu]'
 
 FROM python:${PYTHON} AS runtime
-RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin tapline
+RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin tapline \
+    && install --directory --owner 10001 --mode 0700 /var/lib/tapline
 ENV PATH=/opt/tapline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 WORKDIR /tmp
