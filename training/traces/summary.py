@@ -184,7 +184,7 @@ def summarise(
 
 
 def _calibrate(corpus: TraceCorpus, outcomes: Sequence[FoldOutcome]) -> Calibrated:
-    """Temperature and threshold from every fold that was run, tuned ones too: each trace by a model that never saw it."""
+    """Temperature and threshold from every fold that was run, tuned ones too: no trace by a model that saw it."""
     logits, truth = _logits(outcomes), corpus.truth[_rows(outcomes)]
     ones = np.ones(len(truth))
     temperature = fit_temperature(logits, truth, ones, len(corpus.labels))
