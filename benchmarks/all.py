@@ -25,7 +25,7 @@ TIMEOUT_SECONDS = 1800
 
 def commands(captures: list[str], big: str, *, quick: bool) -> dict[str, list[str]]:
     """Script name to its arguments."""
-    seconds = "5" if quick else "20"
+    seconds = "5" if quick else "10"
     few = captures[:CAPTURES]
     return {
         "engine": [*few, "--flows", "128" if quick else "512"],
