@@ -60,7 +60,9 @@ class ServedModels:
         """
         found = self._batchers.get(name or self.default)
         if found is None:
-            raise UnknownModelError(f"model {(name or '')[:64]} is not loaded: {', '.join(sorted(self._batchers))} are")
+            raise UnknownModelError(
+                f"no flow model {(name or '')[:64]} is loaded, only {', '.join(sorted(self._batchers))}"
+            )
         return found
 
     def loaded(self) -> dict[str, Checkpoint]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from service.report import Summary, TraceSummary
 from service.terminal import endpoint_text, label_text
-from service.traces.records import IMPORTANCE_NOTE, TopFlow, TraceVerdict
+from service.traces.records import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, TraceVerdict
 
 SHOWN_FLOWS = 3
 """Flows shown of a trace; the other formats name more."""
@@ -37,7 +37,7 @@ class TraceTable:
         """Print the traces, what shares mean, and one sentence that accounts for them."""
         if self._rows:
             console.print(_traces(sorted(self._rows, key=lambda trace: (trace.source, trace.start_us))))
-            console.print(IMPORTANCE_NOTE, style="dim")
+            console.print(f"{NEAREST_NOTE} {IMPORTANCE_NOTE}", style="dim")
         if self._left_out:
             console.print(f"… and {self._left_out} more traces: --limit 0 shows all", style="dim")
         if summary.traces is not None:
@@ -48,7 +48,7 @@ def _traces(rows: list[TraceVerdict]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Traces", title_justify="left", title_style="bold")
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right")
-    table.add_column(rows[0].subject_kind, overflow="fold")
+    table.add_column("subject", no_wrap=True)
     table.add_column("window (UTC)", no_wrap=True)
     table.add_column("flows", justify="right")
     table.add_column("looked at most", overflow="fold")

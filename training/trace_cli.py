@@ -138,7 +138,7 @@ def evaluate_traces_command(
         Path | None, typer.Option("--start", help="Run of pretrain-packets; without: no variant is pre-trained.")
     ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option("--variant", help="What to measure beside: no-time, scratch, mm4flow-tuned, main-1 ...; several times.")
+        list[str] | None, typer.Option("--variant", help="What else: no-time, scratch, mm4flow-tuned, main-1 ...")
     ] = None,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,

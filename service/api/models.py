@@ -47,6 +47,11 @@ def add_models(app: FastAPI, service: Service) -> None:
 
         It is warmed up first. If it cannot serve, the one that served goes on.
         """
+        trace = service.trace_scorer.checkpoint.name if service.trace_scorer else None
+        if name == trace:
+            raise ApiError(
+                409, "trace_model", f"{name} is the trace model: it is chosen at the start (--trace-checkpoint)"
+            )
         with model_errors():
             await service.models.load(name, version)
         return next(entry for entry in _models(service) if entry["name"] == name)

@@ -20,6 +20,11 @@ IMPORTANCE_NOTE = (
 )
 """Said wherever importance is shown."""
 
+NEAREST_NOTE = (
+    "A host of a kind that the model never learned gets the nearest label that it knows, at times with confidence."
+)
+"""Said to people who see labels of hosts, whatever these hosts are."""
+
 
 class TraceFlow(msgspec.Struct, gc=False, array_like=True):
     """A flow of an open trace: its place, its embedding, and what a verdict shows of it. Its packets are forgotten.

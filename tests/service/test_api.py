@@ -236,9 +236,14 @@ def test_models_are_loaded_named_swapped_and_unloaded(repository):
         assert (swapped["version"], swapped["versions"], swapped["default"]) == ("1", ["1", "2"], True)
         assert version(answer(None)) == ("random", "1")
         assert client.post("/v1/models/other/unload").status_code == 200
-        assert message(answer("other"), 404) == "model other is not loaded: random are"
+        assert message(answer("other"), 404) == "no flow model other is loaded, only random"
         assert "default model" in message(client.post("/v1/models/random/unload"), 409)
         assert "no model nothing here" in message(client.post("/v1/models/nothing/load"), 404)
+        traces = service.trace_scorer.checkpoint.name
+        assert f"{traces} is the trace model" in message(client.post(f"/v1/models/{traces}/load"), 409)
+        assert {model["name"]: model["kind"] for model in client.get("/v1/models").json()["models"]}[
+            traces
+        ] == "tracegram"
         (repository / "random" / "2" / "model.onnx").write_bytes(b"damaged")
         assert "the manifest says" in message(client.post("/v1/models/random/load"), 422)
         assert version(answer(None)) == ("random", "1")

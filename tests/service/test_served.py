@@ -100,7 +100,7 @@ def test_models_are_loaded_and_unloaded_beside_each_other(root):
         (outcome,) = await served.batcher("second").submit(make_flows(1))
         gone = served.batcher("second")
         await served.unload("second", 5)
-        with pytest.raises(UnknownModelError, match="second is not loaded: random are"):
+        with pytest.raises(UnknownModelError, match="no flow model second is loaded, only random"):
             served.batcher("second")
         with pytest.raises(VerdictError):
             gone.submit(make_flows(1))
