@@ -152,6 +152,13 @@ class FlowCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights_sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
+class OwnMm4flow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The MM4flow encoder that a trace checkpoint brings itself, and what it reads of a flow."""
+
+    network: Mm4flowNetwork
+    features: Mm4flowFeatures
+
+
 class EarlyVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a window that is still open gets a verdict: from this confidence on, with at least so many flows."""
 
