@@ -12,9 +12,9 @@ from pathlib import Path
 import structlog
 
 from models.checkpoint import Checkpoint, CheckpointError
-from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow
 from service.batcher import Batcher
 from service.classifier import Classifier
+from service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
 from service.metrics import Metrics
 from service.repository import Repository, UnknownModelError
 
@@ -161,15 +161,9 @@ class _Change:
 
 def warm_up(classifiers: list[Classifier]) -> None:
     """Run each model on flows that fill it, so that the first real ones do not wait for what is prepared once."""
-    short = Flow("warm-up", 0, 0, "192.0.2.1", 1, "192.0.2.2", 2, "udp", 1, 0, [64], bytes(64))
-    content = bytes(MAX_CONTENT_BYTES)
-    long = Flow(
-        "warm-up", 0, 0, "192.0.2.1", 1, "192.0.2.2", 2, "tcp", MAX_PAYLOAD_LENGTHS, 0,
-        [64] * MAX_PAYLOAD_LENGTHS, content, content,
-    )  # fmt: skip
     for classifier in classifiers:
-        classifier.classify([short])
-        classifier.classify([long] + [short] * (WARM_UP_FLOWS - 1))
+        classifier.classify([SHORT_FLOW])
+        classifier.classify([LONG_FLOW] + [SHORT_FLOW] * (WARM_UP_FLOWS - 1))
 
 
 def _release_memory() -> None:

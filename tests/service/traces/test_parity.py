@@ -52,7 +52,7 @@ def expected_of(commanded):
     }
 
 
-@pytest.fixture(scope="module", params=["mac_traces_dir", "embedding_traces_dir"])
+@pytest.fixture(scope="module", params=["mac_traces_dir", "embedding_traces_dir", "own_traces_dir"])
 def traces_dir(request):
     return request.getfixturevalue(request.param)
 
