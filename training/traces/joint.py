@@ -199,7 +199,8 @@ def _stage(
         embedding, flow_logits = network.encode(
             table, np.concatenate([each.flows for each in part]), config.mask_lengths
         )
-        features = nn.utils.rnn.pad_sequence(((embedding - mean) / deviation).split(counts.tolist()), batch_first=True)
+        scaled = torch.split((embedding - mean) / deviation, counts.tolist())
+        features = nn.utils.rnn.pad_sequence(list(scaled), batch_first=True)
         times = to_batch([each.times for each in part], [each.times for each in part]).times
         logits = network.trace(features, times, counts).logits
         smooth = config.label_smoothing
