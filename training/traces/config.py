@@ -115,7 +115,7 @@ def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTra
     return TraceTrainingConfig(
         network=msgspec.structs.replace(SMALL, encoder="mm4flow", feature_size=2 * network.d_model),
         mm4flow=OwnMm4flow(network, features),
-        traces=Phase(50, 512, 16, 2e-3),
+        traces=Phase(30, 512, 16, 2e-3),
         trace_augmentation=TraceAugmentation(
             drop_flows=0.3, most_flows=40, part=0.05, jitter_times=0.3, feature_dropout=0.0, views=0
         ),
