@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import structlog
+
 from models.checkpoint import CheckpointError, read_checkpoint
 from service.batcher import Batcher
 from service.classifier import Classifier
@@ -23,12 +25,14 @@ from service.settings import Settings
 from service.sources.bus.transport import TlsFiles
 from service.traces.history import TraceHistory
 from service.traces.live import LiveTraces, TraceWatcher
-from service.traces.loading import fitting, load_traces
+from service.traces.loading import fitting, load_traces, misfit
 from service.traces.offline import CaptureTraces
 from service.traces.scorer import TraceScorer
 from service.traces.state import TraceState
 from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from service.zeek_process import ZeekOnInterface
+
+log = structlog.get_logger()
 
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
@@ -93,7 +97,7 @@ class Service:
         engines = load_engines(settings.engine, directory, settings.threads, settings.precision)
         checkpoint = engines[0].checkpoint
         required = checkpoint.name == self.default_model and settings.trace_checkpoint is not None
-        traces = fitting(self._trace_engine, checkpoint, required=required)
+        traces = fitting(self._trace_engine, checkpoint, required=required, warn=log.warning)
         return [Classifier(engine, trace_engine=traces) for engine in engines]
 
     def _make_batcher(self, classifiers: list[Classifier]) -> Batcher:
@@ -131,6 +135,14 @@ class Service:
                     await asyncio.gather(*feeding, return_exceptions=True)
         finally:
             await self.models.stop(self.settings.shutdown_seconds)
+
+    def no_live_traces(self) -> str | None:
+        """Why there are no verdicts on live traces, or None."""
+        if self.trace_scorer is None:
+            return "there is no trace checkpoint: start with --trace-checkpoint DIR"
+        if self.traces is None:
+            return "there is no live traffic: start with --zeek, --interface or --replay"
+        return misfit(self.trace_scorer.checkpoint, self.classifier.checkpoint)
 
     def not_ready(self) -> str | None:
         """Why no work should be sent here now, or None."""

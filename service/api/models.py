@@ -76,6 +76,7 @@ def _models(service: Service) -> list[dict[str, Any]]:
         if checkpoint is not None:
             fields = ("version", "kind", "labels", "min_packets", "metrics")
             entry |= {field: getattr(checkpoint, field, None) for field in fields}
+            entry["min_flows"] = checkpoint.trace.min_flows if isinstance(checkpoint, TracegramCheckpoint) else None
             entry["default"] = name == service.models.default
         entries.append(entry)
     return entries

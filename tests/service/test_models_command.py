@@ -41,6 +41,7 @@ def test_models_are_listed_loaded_and_unloaded(url):
     listed = models("list")
     assert "2 (default)" in listed.stdout
     assert "other" in listed.stdout
+    assert "1 packet" in listed.stdout
     assert "1 (default)" in models("load", "random", "--version", "1").stdout
     assert models("load", "other").returncode == 0
     assert models("unload", "other").returncode == 0

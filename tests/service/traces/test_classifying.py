@@ -123,8 +123,11 @@ def test_a_trace_checkpoint_of_other_embeddings_is_refused(flow_engine, tmp_path
     )
     engine = load_traces(other, "onnx")
     with pytest.raises(CheckpointError, match="reads the embeddings of elsewhere 7"):
-        fitting(engine, flow_engine.checkpoint, required=True)
-    assert fitting(engine, flow_engine.checkpoint, required=False) is None
+        fitting(engine, flow_engine.checkpoint, required=True, warn=pytest.fail)
+    warnings = []
+    assert fitting(engine, flow_engine.checkpoint, required=False, warn=warnings.append) is None
+    assert len(warnings) == 1
+    assert warnings[0].startswith("no traces: the trace checkpoint random-mm4flow 1 reads")
 
 
 def job(subject, embeddings, final=True):
@@ -146,6 +149,13 @@ def test_scores_do_not_depend_on_the_batch_and_shares_add_up(rng):
     assert {trace.verdict.label for trace in together} <= set(LABELS)
     assert scorer.score([job("early", rng.normal(size=(2, WIDTH)), final=False)])[0].verdict.final is False
     assert scorer.score([]) == []
+
+
+def test_a_trace_by_mac_says_where_an_address_stands_for_it(rng):
+    checkpoint = trace_checkpoint(trace=TraceSettings(subject="mac"))
+    scorer = TraceScorer(NumpyTraceEngine(checkpoint))
+    jobs = [job(subject, rng.normal(size=(2, WIDTH))) for subject in ("02:00:00:00:00:0a", "10.0.0.5")]
+    assert [trace.subject_kind for trace in scorer.score(jobs)] == ["mac", "originator"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +221,7 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
         following = client.get("/v1/traces", params={"limit": 3, "before": page["next"]}).json()
         assert following["traces"] == everything["traces"][3:6]
         subject = everything["traces"][0]["subject"]
-        own = client.get("/v1/traces", params={"subject": subject}).json()["traces"]
+        own = client.get("/v1/traces", params={"subject": subject.upper()}).json()["traces"]
         assert {trace["subject"] for trace in own} == {subject}
         label = everything["traces"][0]["verdict"]["label"]
         labelled = client.get("/v1/traces", params={"label": label}).json()["traces"]
@@ -225,4 +235,14 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
 
 def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
     with TestClient(create_app(Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none")))) as client:
-        assert client.get("/v1/traces").json() == {"traces": [], "next": None, "open_windows": 0, "open_flows": 0}
+        answer = client.get("/v1/traces")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_traces")
+        assert "no trace checkpoint: start with --trace-checkpoint" in answer.json()["error"]["message"]
+
+
+def test_why_there_are_no_recent_traces_is_said(checkpoint_dir, mac_traces_dir, tmp_path):
+    def reason(**settings):
+        with TestClient(create_app(Service(Settings(checkpoint=checkpoint_dir, **settings)))) as client:
+            return client.get("/v1/traces").json()["error"]["message"]
+
+    assert "no live traffic" in reason(trace_checkpoint=mac_traces_dir)

@@ -151,6 +151,16 @@ def test_formats_say_the_same(options, commanded):
     assert all(len(row["top_uids"].split()) == len(row["top_shares"].split()) for row in rows)
 
 
+def test_json_holds_the_lists_that_are_shown(options, commanded):
+    traces, flows = (
+        json.loads(tapline("classify", CAPTURE, *options, "-f", "json", "--show", show).stdout)
+        for show in ("traces", "flows")
+    )
+    assert (set(traces), set(flows)) == ({"traces", "summary"}, {"flows", "summary"})
+    assert comparable(traces["traces"]) == expected_of(commanded)
+    assert len(flows["flows"]) == len(commanded["flows"])
+
+
 def test_the_table_names_subjects_and_says_what_shares_are(options, commanded):
     text = tapline("classify", CAPTURE, *options).stdout
     for trace in commanded["traces"]:
