@@ -1,7 +1,7 @@
 """The processes that train together under `torchrun`, and the device of each. One process is a group of one.
 
-Every process makes the same batches, computes its share of the rows and adds up gradients with the others, so that the
-result is that of one process with the same batches.
+Every process makes the same batches, computes its share of the rows, with the dropout that they have in one process
+(`training.dropout`), and adds up gradients with the others: the result is that of one process with the same batches.
 """
 
 from __future__ import annotations
