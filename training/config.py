@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
@@ -66,3 +67,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluations: int = 1
     saves: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def steps_of(config: TrainingConfig) -> int:
+    """Optimiser steps of a fine-tuning run, both stages together."""
+    return (config.epochs + config.frozen_epochs) * math.ceil(config.draws / config.batch_flows)

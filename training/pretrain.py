@@ -106,21 +106,28 @@ def pretrain(
     Raises:
         TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
     """
-    data = hold_out(distinct(samples, config))
-    if not len(data.train):
-        raise TrainingError("no flow to pre-train on: extract captures that hold payload")
-    network = Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1)
-    model = new_model(network, config.seed)
+    model = new_model(Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1), config.seed)
     _train_only(model, modalities)
     trainer = Trainer(model, config, config.epochs * math.ceil(config.draws / config.batch_flows), group)
-    stage = pretrain_stage(model, data, config, modalities, group)
+    stage = pretrain_stage(model, samples, config, modalities, group)
     return run_stage(trainer, stage, config, config.epochs, files, report, group)
 
 
 def pretrain_stage(
-    model: Mm4flow, data: Held, config: TrainingConfig, modalities: tuple[Modality, ...], group: Group = ALONE
+    model: Mm4flow,
+    samples: StoredSamples,
+    config: TrainingConfig,
+    modalities: tuple[Modality, ...],
+    group: Group = ALONE,
 ) -> Stage:
-    """The stage of the training loop that pre-trains the encoders of `model`."""
+    """The stage of the training loop that pre-trains the encoders of `model`.
+
+    Raises:
+        TrainingError: there is no flow.
+    """
+    data = hold_out(distinct(samples, config))
+    if not len(data.train):
+        raise TrainingError("no flow to pre-train on: extract captures that hold payload")
     weights = draw_weights(data.train.corpora(), data.train.captures, 1.0, CAPTURE_POWER)
 
     def works(epoch: int) -> Iterator[Work]:

@@ -13,9 +13,26 @@ from models.checkpoint import TracegramNetwork
 from models.packets import TracegramFeatures
 from models.trace import SubjectKind, TraceSettings
 from training.flow_commands import Name, Notes, Version
-from training.options import BatchFlows, Epochs, Features, Out, Rate, Restart, Seed, Threads, console, step_progress
+from training.options import (
+    BatchFlows,
+    Device,
+    DryRun,
+    Epochs,
+    Features,
+    Out,
+    Rate,
+    Restart,
+    Seed,
+    Threads,
+    console,
+    say_plan,
+    step_progress,
+    write_or_say,
+)
+from training.parallel import is_first
+from training.plan import Plan
 from training.traces.config import Phase, TraceTrainingConfig
-from training.traces.evaluation import TraceEvaluationSettings, evaluate_traces
+from training.traces.evaluation import TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
 from training.traces.export import export_traces_run
 from training.traces.runs import (
     TraceJob,
@@ -58,7 +75,9 @@ def pretrain_packets_command(
     payload: Payload = DEFAULTS.features.payload,
     seed: Seed = 0,
     threads: Threads = 1,
+    device: Device = "auto",
     restart: Restart = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
     network = TracegramNetwork(
@@ -72,9 +91,10 @@ def pretrain_packets_command(
         pretrain=Phase(ep, draws, b, lr),
         seed=seed,
         threads=threads,
+        device=device,
     )
     with step_progress("pretrain-packets") as after_step:
-        _say(pretrain_packets_run(TraceJob(features, out, config, None, restart), after_step), out)
+        _say(pretrain_packets_run(TraceJob(features, out, config, None, restart, dry_run), after_step), out)
 
 
 def tune_flows_command(
@@ -91,7 +111,9 @@ def tune_flows_command(
     draws: DrawsOf = DEFAULTS.tune.draws,
     seed: Seed = 0,
     threads: Threads = 1,
+    device: Device = "auto",
     restart: Restart = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
     config = msgspec.structs.replace(
@@ -100,9 +122,10 @@ def tune_flows_command(
         tune=Phase(ep, draws, b, lr),
         seed=seed,
         threads=threads,
+        device=device,
     )
     with step_progress("tune-flows") as after_step:
-        _say(tune_flows_run(TraceJob(features, out, config, start, restart), after_step), out)
+        _say(tune_flows_run(TraceJob(features, out, config, start, restart, dry_run), after_step), out)
 
 
 def train_traces_command(
@@ -119,6 +142,7 @@ def train_traces_command(
     seed: Seed = 0,
     threads: Threads = 1,
     restart: Restart = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Phase 1: aggregation and head learn the labels of traces from the features of the frozen encoder."""
     config = _config_of(start)
@@ -127,7 +151,7 @@ def train_traces_command(
         config, network=network, traces=Phase(ep, draws, b, lr), seed=seed, threads=threads
     )
     with step_progress("train-traces") as after_step:
-        _say(train_traces_run(TraceJob(features, out, config, start, restart), after_step), out)
+        _say(train_traces_run(TraceJob(features, out, config, start, restart, dry_run), after_step), out)
 
 
 def evaluate_traces_command(
@@ -145,12 +169,16 @@ def evaluate_traces_command(
     left_out: Annotated[
         list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
     ] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Cross-validate a run's settings and variants of them by capture, beside tree ensembles, and calibrate.
 
     Every fold is kept in --out: an interrupted evaluation goes on where it was.
     """
     settings = TraceEvaluationSettings(folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()))
+    if dry_run:
+        say_plan(plan_trace_evaluation(features, run, out, settings, start))
+        return
     with step_progress("evaluate-traces") as after_step:
         figures = evaluate_traces(features, run, out, settings, start, after_step)
     for row in figures.variants:
@@ -169,17 +197,26 @@ def export_traces_command(
     version: Version,
     evaluation: Annotated[Path | None, typer.Option("--evaluation", help="Directory of evaluate-traces.")] = None,
     notes: Notes = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card; calibrated where it was evaluated."""
     text = notes.read_text(encoding="utf-8") if notes else ""
-    checkpoint = export_traces_run(run, out, name, version, evaluation, text)
-    typer.echo(f"{out / checkpoint.name / checkpoint.version}: {len(checkpoint.labels)} labels")
+    to = out / name / version
+    checkpoint = write_or_say(
+        to, dry_run, lambda folder: export_traces_run(run, folder, name, version, evaluation, text)
+    )
+    if not dry_run:
+        typer.echo(f"{to}: {len(checkpoint.labels)} labels")
 
 
 def _config_of(start: Path | None) -> TraceTrainingConfig:
     return read_trace_run(start).config if start else DEFAULTS
 
 
-def _say(run: TraceRun, out: Path) -> None:
+def _say(run: TraceRun | Plan, out: Path) -> None:
+    if isinstance(run, Plan):
+        say_plan(run)
+        return
     what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
-    console.print(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}", markup=False, highlight=False)
+    if is_first():
+        console.print(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}", markup=False, highlight=False)

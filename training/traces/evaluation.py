@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from models.checkpoint import WEIGHTS, read_checkpoint
 from training.calibrate import softmax
@@ -17,8 +19,9 @@ from training.config import TrainingError
 from training.files import EVALUATION, MODEL, load_weights, write_json
 from training.measured import Curve, Measured
 from training.page import write_report
+from training.plan import Plan
 from training.traces.config import TraceTrainingConfig
-from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, read_outcome
+from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, outcome_path, read_outcome
 from training.traces.data import TraceCorpus, folds_of
 from training.traces.embeddings import CHECKPOINT
 from training.traces.runs import TraceJob, classes_of, read_corpus, read_trace_run
@@ -60,20 +63,55 @@ def evaluate_traces(
         TrainingError: `run` is no run of train-traces, or a variant has no such name.
         TraceDataError, SplitError: the features have no traces, or a label has one capture.
     """
+    todo = _prepare(features, run, directory, settings, start)
+    for variant in todo.variants:
+        cross_validate(todo.corpus, variant, todo.fold_of, range(settings.folds), directory, todo.weights, report)
+    return summarise_directory(todo.corpus, directory, [variant.name for variant in todo.variants], settings)
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus; the encoder of phase 0."""
+
+    corpus: TraceCorpus
+    fold_of: NDArray[np.int64]
+    variants: list[Variant]
+    weights: dict[str, Tensor] | None
+
+
+def _prepare(
+    features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings, start: Path | None
+) -> _Todo:
     record = read_trace_run(run)
     if record.command != "train-traces":
         raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
     torch.set_num_threads(record.config.threads)
     corpus = read_corpus(TraceJob(features, directory, record.config))
-    config = classes_of(record.config, corpus).network
-    base = msgspec.structs.replace(record.config, network=config)
+    base = classes_of(record.config, corpus)
     weights = load_weights(start / MODEL) if start else None
-    fold_of = folds_of(corpus, settings.folds, 0)
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
-    for name in names:
-        variant = variant_of(name, base, settings.left_out)
-        cross_validate(corpus, variant, fold_of, range(settings.folds), directory, weights, report)
-    return summarise_directory(corpus, directory, list(names), settings)
+    variants = [variant_of(name, base, settings.left_out) for name in names]
+    return _Todo(corpus, folds_of(corpus, settings.folds, 0), variants, weights)
+
+
+def plan_trace_evaluation(
+    features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings, start: Path | None
+) -> Plan:
+    """What `evaluate_traces` would do.
+
+    Raises:
+        TrainingError, TraceDataError, SplitError: as `evaluate_traces`.
+    """
+    todo = _prepare(features, run, directory, settings, start)
+    paths = [outcome_path(directory, variant, fold) for variant in todo.variants for fold in range(settings.folds)]
+    done = sum(path.is_file() for path in paths)
+    facts = [
+        f"{len(todo.corpus.traces)} traces of {len(todo.corpus.labels)} labels",
+        f"{settings.folds} folds of captures",
+        f"variants {', '.join(variant.name for variant in todo.variants)}",
+        f"{len(paths) - done} of {len(paths)} folds to train, {done} were measured before",
+    ]
+    return Plan("evaluate", facts, [directory])
 
 
 def summarise_directory(
