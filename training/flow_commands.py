@@ -18,6 +18,7 @@ from training.options import (
     MIN_CAPTURES,
     Accumulate,
     BatchFlows,
+    Clip,
     ContentBytes,
     Device,
     Draws,
@@ -88,6 +89,7 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
         sv: Saves = DEFAULTS.saves,
         lr: Rate = 2e-3,
         draws: Draws = 8192,
+        clip: Clip = DEFAULTS.clip_norm,
         accumulate: Accumulate = DEFAULTS.accumulate,
         seed: Seed = 0,
         threads: Threads = 1,
@@ -100,7 +102,7 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
         config = TrainingConfig(
             d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed,
             draws=draws, weight_decay=0.01, threads=threads, features=Mm4flowFeatures(packets, content_bytes),
-            accumulate=accumulate, evaluations=ev, saves=sv, device=device,
+            clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
         with step_progress(name) as after_step:
             plan = pretrain_run(Job(features, out, config, restart, dry_run), after_step, modalities, split)
@@ -125,6 +127,7 @@ def finetune_command(
     sv: Saves = DEFAULTS.saves,
     lr: Rate = DEFAULTS.learning_rate,
     draws: Draws = DEFAULTS.draws,
+    clip: Clip = DEFAULTS.clip_norm,
     accumulate: Accumulate = DEFAULTS.accumulate,
     seed: Seed = DEFAULTS.seed,
     threads: Threads = DEFAULTS.threads,
@@ -139,7 +142,7 @@ def finetune_command(
     config = TrainingConfig(
         d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed, draws=draws,
         threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
-        accumulate=accumulate, evaluations=ev, saves=sv, device=device,
+        clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
     )  # fmt: skip
     with step_progress("finetune") as after_step:
         job = Job(features, out, config, restart, dry_run)

@@ -28,7 +28,6 @@ from training.schedule import learning_rate
 from training.state import Progress, load_state, save_state
 
 MEAN_DECAY = 0.995
-CLIP_NORM = 1.0
 LOG_STEPS = 10
 
 
@@ -106,6 +105,7 @@ class Trainer(Generic[_Model]):
         self._group = group
         self._optimizer = make_optimizer(model, config)
         self._peak = config.learning_rate
+        self._clip_norm = config.clip_norm
         self._steps = steps
 
     def step(self, loss: Tensor) -> float:
@@ -145,7 +145,7 @@ class Trainer(Generic[_Model]):
             raise TrainingError(f"the loss is {value} in step {self.taken}: lower the learning rate (-lr)")
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate
-        self.gradient_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM))
+        self.gradient_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm))
         self._optimizer.step()
         self.taken += 1
         decay = min(MEAN_DECAY, (self.taken + 1) / (self.taken + 10))

@@ -36,6 +36,7 @@ Evaluations = Annotated[int, typer.Option("-ev", min=1, help="Evaluations in an 
 Saves = Annotated[int, typer.Option("-sv", min=1, help="Times in an epoch that the state is saved.")]
 Rate = Annotated[float, typer.Option("-lr", help="Highest learning rate.")]
 Draws = Annotated[int, typer.Option("--draws", min=1, help="Flows drawn in an epoch.")]
+Clip = Annotated[float, typer.Option("--clip", min=1e-6, help="Longest gradient; longer ones are scaled down to it.")]
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a batch is computed in.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]

@@ -14,7 +14,9 @@ from models.packets import TracegramFeatures
 from models.trace import SubjectKind, TraceSettings
 from training.flow_commands import Name, Notes, Version
 from training.options import (
+    Accumulate,
     BatchFlows,
+    Clip,
     Device,
     DryRun,
     Epochs,
@@ -67,12 +69,16 @@ def pretrain_packets_command(
     d: Annotated[int, typer.Option("-d", help="Width of the network.")] = NETWORK.dim,
     nh: Annotated[int, typer.Option("-nh", help="Attention heads; a quarter of them attend linearly.")] = NETWORK.heads,
     l: Annotated[int, typer.Option("-l", help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
+    dim_head: Annotated[int, typer.Option("--dim-head", min=0, help="Width of a head; 0: -d by -nh.")] = 0,
+    emb_dim: Annotated[int, typer.Option("--emb-dim", min=0, help="Width of tokens and features; 0: as -d.")] = 0,
     b: BatchFlows = DEFAULTS.pretrain.batch,
     ep: Epochs = DEFAULTS.pretrain.epochs,
     lr: Rate = DEFAULTS.pretrain.learning_rate,
     draws: DrawsOf = DEFAULTS.pretrain.draws,
     max_tokens: MaxTokens = DEFAULTS.features.max_tokens,
     payload: Payload = DEFAULTS.features.payload,
+    clip: Clip = DEFAULTS.clip_norm,
+    accumulate: Accumulate = DEFAULTS.accumulate,
     seed: Seed = 0,
     threads: Threads = 1,
     device: Device = "auto",
@@ -80,10 +86,13 @@ def pretrain_packets_command(
     dry_run: DryRun = False,
 ) -> None:
     """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
-    network = TracegramNetwork(
-        n_class=1, feature_size=d, emb_dim=d, dim=d, depth=l, heads=nh, dim_head=d // nh,
-        n_local_attn_heads=nh - nh // 4, queries=NETWORK.queries,
-    )  # fmt: skip
+    try:
+        network = TracegramNetwork(
+            n_class=1, feature_size=emb_dim or d, emb_dim=emb_dim or d, dim=d, depth=l, heads=nh,
+            dim_head=dim_head or d // nh, n_local_attn_heads=nh - nh // 4, queries=NETWORK.queries,
+        )  # fmt: skip
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     config = msgspec.structs.replace(
         DEFAULTS,
         network=network,
@@ -92,6 +101,8 @@ def pretrain_packets_command(
         seed=seed,
         threads=threads,
         device=device,
+        clip_norm=clip,
+        accumulate=accumulate,
     )
     with step_progress("pretrain-packets") as after_step:
         _say(pretrain_packets_run(TraceJob(features, out, config, None, restart, dry_run), after_step), out)
@@ -109,6 +120,8 @@ def tune_flows_command(
     ep: Epochs = DEFAULTS.tune.epochs,
     lr: Rate = DEFAULTS.tune.learning_rate,
     draws: DrawsOf = DEFAULTS.tune.draws,
+    clip: Clip = DEFAULTS.clip_norm,
+    accumulate: Accumulate = DEFAULTS.accumulate,
     seed: Seed = 0,
     threads: Threads = 1,
     device: Device = "auto",
@@ -123,6 +136,8 @@ def tune_flows_command(
         seed=seed,
         threads=threads,
         device=device,
+        clip_norm=clip,
+        accumulate=accumulate,
     )
     with step_progress("tune-flows") as after_step:
         _say(tune_flows_run(TraceJob(features, out, config, start, restart, dry_run), after_step), out)

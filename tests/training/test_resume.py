@@ -189,6 +189,15 @@ def test_parts_of_a_batch_add_up_to_it():
         torch.testing.assert_close(weight, taken[0][2])
 
 
+@pytest.mark.parametrize(("clip", "length"), [(1.0, 1.0), (0.25, 0.25), (1e6, 3000.0)])
+def test_long_gradients_are_scaled_down(clip, length):
+    model = torch.nn.Linear(3, 1, bias=False)
+    trainer = Trainer(model, TrainingConfig(clip_norm=clip), 10)
+    trainer.step((model.weight * torch.tensor([[1000.0, -2000.0, 2000.0]])).sum())
+    assert float(model.weight.grad.norm()) == pytest.approx(length, rel=1e-4)
+    assert trainer.gradient_norm == pytest.approx(3000.0)
+
+
 def test_the_learning_rate_warms_up_and_decays_to_nothing():
     rates = [learning_rate(step, 1000, 1.0) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01)

@@ -62,7 +62,7 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     `network` has the sizes; its number of classes is set by the data. `capture_power`: how often the flows of a capture
     are drawn (`training.batches.draw_weights`); classes are drawn equally often. `next_token`: weight of the next-token
     loss beside the label's in phase 0.5; `lengths`: that of the payload lengths in both phases of the flow encoder
-    (`training.traces.flows.LengthHead`).
+    (`training.traces.flows.LengthHead`). `clip_norm`, `accumulate`: as of `training.config.TrainingConfig`.
     """
 
     network: TracegramNetwork = SMALL
@@ -79,6 +79,8 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     label_smoothing: float = 0.05
     weight_decay: float = 0.05
     capture_power: float = 0.5
+    clip_norm: float = 1.0
+    accumulate: int = 1
     seed: int = 0
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "cpu"
@@ -92,6 +94,8 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             draws=phase.draws,
             seed=self.seed,
             weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
             label_smoothing=self.label_smoothing,
             threads=self.threads,
             device=self.device,
