@@ -34,8 +34,7 @@ def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Pat
     Raises:
         CheckpointError: `directory` holds something else than a checkpoint, which is left alone.
     """
-    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
-        raise CheckpointError(f"{directory}: exists and holds no checkpoint: give another directory")
+    refuse_other_files(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -52,6 +51,16 @@ def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Pat
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return written
+
+
+def refuse_other_files(directory: Path) -> None:
+    """Check that a checkpoint may be written there.
+
+    Raises:
+        CheckpointError: the directory holds something else than a checkpoint.
+    """
+    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        raise CheckpointError(f"{directory}: exists and holds no checkpoint: give another directory")
 
 
 def _replace(directory: Path, staging: Path) -> None:

@@ -22,8 +22,9 @@ from training.store import chunks
 
 __all__ = ["Augmentation", "Batch", "draw_weights", "plain_batches", "prefix", "training_batches"]
 
-POOL_BATCHES = 16
-"""Batches are formed by length within a pool of this many, so that their order stays random."""
+POOL_BATCHES, POOL_FLOWS = 64, 16_384
+"""Batches are formed by length within a pool of so many, or of so many flows (but 16 batches at least), so that their
+order stays random. The more, the less padding."""
 
 PLAIN_FLOWS = 16_384
 """Flows that are encoded at once where each is read once."""
@@ -43,12 +44,15 @@ class Batch:
         """Real tokens, padding not counted."""
         return int((self.ps_tokens > 0).sum() + (self.bytes_tokens > 0).sum())
 
+    @property
+    def computed(self) -> int:
+        """Tokens that the network computes, padding with them."""
+        return self.ps_tokens.numel() + self.bytes_tokens.numel()
+
     def part(self, places: NDArray[np.int64]) -> Batch:
-        """The flows at these places of the batch, with no more padding than they need."""
+        """The flows at these places of the batch, padded as the whole batch: `training.dropout` needs its sizes."""
         index = torch.from_numpy(places)
-        ps, content = self.ps_tokens[index], self.bytes_tokens[index]
-        packets, length = (int((tokens > 0).sum(1).max()) for tokens in (ps, content))
-        return Batch(ps[:, :packets], content[:, :length], self.bytes_types[index][:, :length], self.rows[places])
+        return Batch(self.ps_tokens[index], self.bytes_tokens[index], self.bytes_types[index], self.rows[places])
 
 
 def prefix(flow: Flow, packets: int) -> Flow:
@@ -193,7 +197,7 @@ def training_batches(
 ) -> Iterator[Batch]:
     """One epoch: `draws` flows by weight with replacement, augmented, in batches of like length."""
     drawn = rng.choice(len(flows), draws, p=weights)
-    pool = POOL_BATCHES * batch_flows
+    pool = batch_flows * max(16, min(POOL_BATCHES, POOL_FLOWS // batch_flows))
     for start in range(0, draws, pool):
         rows = drawn[start : start + pool]
         tokens = encode(cut_flows([flows[row] for row in rows], how, rng), features)
@@ -214,6 +218,34 @@ def plain_batches(flows: Sequence[Flow], batch_flows: int, features: Mm4flowFeat
 
 
 def by_length(tokens: TokenBatch, batch_flows: int) -> list[NDArray[np.int64]]:
-    """Flow indices in groups of at most `batch_flows`, sorted by content and then by packets."""
-    order = np.lexsort((tokens.ps_counts, tokens.bytes_counts))
-    return [order[start : start + batch_flows] for start in range(0, len(order), batch_flows)]
+    """Flow indices in groups of `batch_flows`, one of them smaller, such that each is padded little.
+
+    The flows are cut in two, by payload lengths or by content tokens, where the two parts padded to their longest flow
+    take the least room; the parts again, until each is a group.
+    """
+    counts = np.stack((tokens.ps_counts, tokens.bytes_counts))  # [2, n]
+    groups, whole = [], [np.arange(len(tokens))]
+    while whole:
+        members = whole.pop()
+        if len(members) <= batch_flows:
+            groups.append(members)
+        else:
+            whole += _cut(members, counts, batch_flows)
+    return groups
+
+
+def _cut(
+    members: NDArray[np.int64], counts: NDArray[np.int64], batch_flows: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The flows in two parts, the first a multiple of `batch_flows`, that take the least room when padded."""
+    ends = np.arange(batch_flows, len(members), batch_flows)
+    found = []
+    for side in counts:
+        order = members[np.argsort(side[members], kind="stable")]
+        sizes = counts[:, order]
+        low = np.maximum.accumulate(sizes, axis=1)[:, ends - 1].sum(0)
+        high = np.maximum.accumulate(sizes[:, ::-1], axis=1)[:, ::-1][:, ends].sum(0)
+        room = ends * low + (len(members) - ends) * high
+        found.append((int(room.min()), order, int(ends[room.argmin()])))
+    _, order, end = min(found, key=lambda cut: cut[0])
+    return order[:end], order[end:]

@@ -14,7 +14,7 @@ from training import data_commands, flow_commands, trace_cli
 from training.config import TrainingError
 from training.importing import ImportRefusedError, import_mm4flow, read_labels_file
 from training.labels import LabelError
-from training.options import Out, console
+from training.options import DryRun, Out, console, write_or_say
 from training.origins import ExtractError
 from training.parallel import is_first
 from training.samples import SampleError
@@ -56,13 +56,15 @@ def import_command(
     labels_file: Annotated[Path | None, typer.Option("--labels-file", help="info.json with label2idx.")] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the checkpoint.")] = "mm4flow",
     version: Annotated[str, typer.Option("--version", help="Version of the checkpoint.")] = "1",
+    dry_run: DryRun = False,
 ) -> None:
     """Import a published MM4flow classifier."""
     if bool(labels) == bool(labels_file):
         raise typer.BadParameter("give either --labels or --labels-file")
     names = read_labels_file(labels_file) if labels_file else [label.strip() for label in labels.split(",")]
-    import_mm4flow(weights, config, names, out, name, version)
-    typer.echo(f"{out}: {len(names)} labels")
+    write_or_say(out, dry_run, lambda folder: import_mm4flow(weights, config, names, folder, name, version))
+    if not dry_run:
+        typer.echo(f"{out}: {len(names)} labels")
 
 
 def main() -> None:

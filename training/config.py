@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
@@ -40,6 +41,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     * `epochs` of `draws` flows each. `class_power` and `capture_power`: see `training.batches.draw_weights`.
     * `background_share`: how often background flows are drawn, in units of an average class.
     * `frozen_epochs`: epochs with frozen encoders before `epochs` with everything (the published recipe: as many).
+    * `clip_norm`: gradients longer than this are scaled down to it.
     * `accumulate`: parts that a batch is computed in, one after the other; the result is that of the whole batch.
     * `evaluations`, `saves`: so often in an epoch; `device`: `auto` takes a GPU where there is one.
     """
@@ -62,7 +64,13 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features: Mm4flowFeatures = Mm4flowFeatures(payload_lengths=32, content_bytes=64)
     augmentation: Augmentation = Augmentation()
     frozen_epochs: int = 0
+    clip_norm: float = 1.0
     accumulate: int = 1
     evaluations: int = 1
     saves: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def steps_of(config: TrainingConfig) -> int:
+    """Optimiser steps of a fine-tuning run, both stages together."""
+    return (config.epochs + config.frozen_epochs) * math.ceil(config.draws / config.batch_flows)

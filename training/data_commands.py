@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +10,12 @@ import typer
 from models.encode import Mm4flowFeatures
 from models.flow import HeadsKind
 from training.corpus import count_labels
-from training.extract import ExtractSettings, extract, find_origins
-from training.files import features_of, open_samples
+from training.extract import ExtractSettings, Outline, extract, find_origins, outline
+from training.files import features_of, open_samples, scratch_folder
 from training.labels import Labels, read_corrections, read_labels
 from training.leaks import find_leaks
 from training.options import (
+    MIN_CAPTURES,
     ContentBytes,
     DryRun,
     Features,
@@ -26,8 +26,10 @@ from training.options import (
     console,
     default_processes,
     progress_bar,
+    say_plan,
 )
 from training.partition import PARTS, By, Partition, make_partition, write_partition
+from training.plan import Plan, joined, too_few
 from training.store import StoredSamples
 
 
@@ -60,23 +62,43 @@ def extract_command(
     table = read_labels(labels, column, confidence) if labels else None
     source = Labels(table, label_from_folder, read_corrections(corrections) if corrections else {})
     origins = find_origins(captures)
-    if dry_run:
-        typer.echo(f"{len(origins)} captures or logs to {out}, heads {heads}, labels {source.describe()}")
-        return
     settings = ExtractSettings(source, heads, processes)
+    if dry_run:
+        say_plan(_extract_plan(outline(origins, out, settings), out, settings))
+        return
     with progress_bar() as progress:
         task = progress.add_task("captures", total=len(origins))
         manifest = extract(origins, out, settings, lambda count: progress.advance(task, count))
     for capture, warning in manifest.warnings.items():
-        console.print(f"{capture}: {warning}", markup=False, highlight=False)
+        console.print(f"{capture}: {warning}", markup=False, highlight=False, soft_wrap=True)
     for reason, count in sorted(manifest.left_out.items()):
         console.print(f"left out: {count} x {reason}", markup=False, highlight=False)
     typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
 
 
+def _extract_plan(found: Outline, out: Path, settings: ExtractSettings) -> Plan:
+    without = found.labels.pop(None, 0)
+    labels = settings.labels
+    facts = [
+        f"{found.captures} captures or logs, {found.size_bytes / 1e6:,.1f} MB",
+        f"{found.shards} shards in {settings.processes} process(es)",
+        f"{found.finished} of them finished by an interrupted call" if found.finished else None,
+        f"packet heads: {settings.heads}",
+        f"{len(found.labels)} folders as labels" if labels.from_folder else None,
+        f"labels by {labels.table.name} ({labels.table.rows} rows)" if labels.table else None,
+        f"{len(labels.corrections)} corrections" if labels.corrections else None,
+    ]
+    notes = too_few(sorted((str(label), count) for label, count in found.labels.items()), MIN_CAPTURES)
+    if without and (labels.from_folder or labels.table):
+        notes.append(f"{without} captures have no label: pre-training alone reads them")
+    if out.exists():
+        notes.append(f"the features in {out} are replaced when the new ones are whole")
+    return Plan("extract", joined(facts), [out], notes)
+
+
 def labels_command(features: Features) -> None:
     """Show how many captures and flows each label has."""
-    for count in count_labels(open_samples(features, _scratch())):
+    for count in count_labels(open_samples(features, scratch_folder())):
         typer.echo(f"{count.label}\t{count.captures}\t{count.flows}")
 
 
@@ -91,13 +113,19 @@ def split_command(
     seed: Seed = 0,
     packets: Packets = 32,
     content_bytes: ContentBytes = 64,
+    dry_run: DryRun = False,
 ) -> None:
     """Split features into training, validation and test, and report what leaks across."""
-    samples = open_samples(features, _scratch())
+    samples = open_samples(features, scratch_folder())
     partition = make_partition(samples, by, validation, test, seed, features_of(features))
-    write_partition(out, partition)
+    if dry_run:
+        notes = [f"the file {out} is replaced"] if out.exists() else []
+        say_plan(Plan("split", [f"{len(samples)} flows by {by}"], [out], notes))
+    else:
+        write_partition(out, partition)
     _show_parts(samples, partition, Mm4flowFeatures(packets, content_bytes))
-    typer.echo(f"{out}")
+    if not dry_run:
+        typer.echo(f"{out}")
 
 
 def _show_parts(samples: StoredSamples, partition: Partition, features: Mm4flowFeatures) -> None:
@@ -112,8 +140,3 @@ def _show_parts(samples: StoredSamples, partition: Partition, features: Mm4flowF
             f"({leak.same / leak.flows:.0%}), {leak.near} nearly ({leak.near / leak.flows:.0%}); "
             f"{leak.near_of_other_label} of these under another label"
         )
-
-
-def _scratch() -> Path:
-    """Where flows are kept while a command that writes no directory runs."""
-    return Path(tempfile.gettempdir())

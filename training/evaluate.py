@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -74,6 +74,34 @@ def network_of(corpus: Corpus, config: TrainingConfig, *, background: bool) -> M
     )
 
 
+@dataclass(frozen=True)
+class Fold:
+    """What a fold learns from, and what it is measured on: flows of known labels, and of labels never learned."""
+
+    number: int
+    data: TrainingSet
+    background: bool
+    held: StoredSamples
+    strange: StoredSamples
+
+
+def folds_of(corpus: Corpus, config: TrainingConfig, settings: EvaluationSettings) -> Iterator[Fold]:
+    """The folds of the captures. Half of the rare protocols, another half each time, is background to train on.
+
+    Raises:
+        SplitError: a label has fewer than two captures.
+        TrainingError: a label has no flow to train on in some fold.
+    """
+    samples = corpus.samples
+    fold_of = spread_captures(corpus.known().held(), corpus.labels, settings.folds, settings.seed)
+    for fold in range(settings.folds):
+        background, unseen = halve_labels(corpus.rare, fold)
+        aside = samples.in_captures(capture for capture, of in fold_of.items() if of == fold)
+        data = make_training_set(corpus, samples.take(~aside), background, config)
+        held = samples.take(aside & samples.with_label(corpus.labels))
+        yield Fold(fold, data, bool(background), held, samples.take(samples.with_label(unseen)))
+
+
 def cross_validate(
     corpus: Corpus,
     config: TrainingConfig,
@@ -82,25 +110,17 @@ def cross_validate(
     report: Callable[[StepReport], None] = lambda _: None,
     group: Group = ALONE,
 ) -> list[FoldOutcome]:
-    """Train and measure on every fold. Half of the rare protocols, another half each time, is background to train on.
+    """Train and measure on every fold.
 
     Raises:
         SplitError: a label has fewer than two captures.
         TrainingError: a label has no flow to train on in some fold, or the loss is not finite.
     """
-    known = corpus.known()
-    fold_of = spread_captures(known.held(), corpus.labels, settings.folds, settings.seed)
     outcomes = []
-    for fold in range(settings.folds):
-        background, unseen = halve_labels(corpus.rare, fold)
-        samples = corpus.samples
-        aside = samples.in_captures(capture for capture, of in fold_of.items() if of == fold)
-        data = make_training_set(corpus, samples.take(~aside), background, config)
-        model = new_model(network_of(corpus, config, background=bool(background)), config.seed, encoders)
-        model = fit(model, data, config, report, group=group)
-        held = samples.take(aside & samples.with_label(corpus.labels))
-        strange = samples.take(samples.with_label(unseen))
-        outcomes.append(measure(fold, corpus, config, model, data, held, strange))
+    for fold in folds_of(corpus, config, settings):
+        model = new_model(network_of(corpus, config, background=fold.background), config.seed, encoders)
+        model = fit(model, fold.data, config, report, group=group)
+        outcomes.append(measure(fold.number, corpus, config, model, fold.data, fold.held, fold.strange))
     return outcomes
 
 

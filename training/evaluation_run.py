@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from models.checkpoint import Calibration as CalibrationRecord
 from models.checkpoint import Checkpoint, Unknown
 from models.mm4flow import Mm4flow
 from training.card import render_card
-from training.config import TrainingError
+from training.config import TrainingError, steps_of
 from training.corpus import Corpus, make_corpus, make_training_set
-from training.evaluate import EvaluationSettings, FoldOutcome, cross_validate, measure
+from training.evaluate import EvaluationSettings, Fold, FoldOutcome, cross_validate, folds_of, measure
 from training.export import export, serving_weights
 from training.files import (
     EVALUATION,
@@ -28,13 +28,16 @@ from training.files import (
     read_encoders,
     read_evaluation,
     read_run,
+    scratch_folder,
     write_json,
 )
 from training.flow_report import write_flow_report
 from training.loop import StepReport
-from training.outcomes import read_outcomes, write_outcomes
-from training.parallel import join_group
+from training.outcomes import OUTCOMES, read_outcomes, write_outcomes
+from training.page import REPORTS
+from training.parallel import is_first, join_group
 from training.partition import Partition, read_partition
+from training.plan import Plan
 from training.records import EvaluationRecord, Run
 from training.report import FALSE_REJECTION, Evaluation, evaluate
 from training.split import SplitError, halve_labels
@@ -60,6 +63,63 @@ def evaluate_run(
         TrainingError: the features, encoders or split are not those of the run, or training fails.
         SplitError: a label has too few captures, or the split lacks a part.
     """
+    run = _checked_run(features, directory, encoders, split)
+    torch.set_num_threads(run.config.threads)
+    started = time.monotonic()
+    corpus = make_corpus(open_samples(features, directory), run.min_captures)
+    if split:
+        model = load_model(directory, run)
+        outcomes = [
+            measure(part.number, corpus, run.config, model, part.data, part.held, part.strange)
+            for part in _parts(corpus, run, read_partition(split))
+        ]
+        settings = SPLIT_SETTINGS
+    else:
+        with join_group(run.config.device) as group:
+            outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report, group)
+    figures = evaluate(outcomes, corpus.labels, settings)
+    if is_first():
+        write_outcomes(directory, outcomes)
+        record = EvaluationRecord(settings, figures, time.monotonic() - started, run.split)
+        _write_figures(directory, run, outcomes, record)
+    return figures
+
+
+def plan_evaluation(
+    features: Sequence[Path],
+    directory: Path,
+    settings: EvaluationSettings,
+    encoders: Sequence[Path] = (),
+    split: Path | None = None,
+) -> Plan:
+    """What `evaluate_run` would do, everything checked that can fail before training.
+
+    Raises:
+        TrainingError, SplitError: as `evaluate_run`.
+    """
+    run = _checked_run(features, directory, encoders, split)
+    corpus = make_corpus(open_samples(features, scratch_folder()), run.min_captures)
+    if split:
+        load_model(directory, run)
+        folds = list(_parts(corpus, run, read_partition(split)))
+        how = "the run's own weights on validation and test"
+    else:
+        read_encoders(encoders)
+        folds = list(folds_of(corpus, run.config, settings))
+        how = f"{settings.folds} folds of captures, {settings.folds * steps_of(run.config)} steps of training in all"
+    learned = sum(len(fold.data.flows) for fold in folds) // len(folds)
+    strange = sum(len(fold.strange) for fold in folds)
+    facts = [
+        how,
+        f"{len(corpus.labels)} labels",
+        f"on average {learned} flows to learn from",
+        f"{sum(len(fold.held) for fold in folds)} known and {strange} unknown flows to be measured on",
+    ]
+    notes = [f"the evaluation in {directory} is replaced"] if (directory / EVALUATION).exists() else []
+    return Plan("evaluate", facts, [directory / name for name in (EVALUATION, OUTCOMES, *REPORTS)], notes)
+
+
+def _checked_run(features: Sequence[Path], directory: Path, encoders: Sequence[Path], split: Path | None) -> Run:
     run = read_run(directory)
     if features_of(features) != run.features or encoders_of(encoders) != run.encoders:
         raise TrainingError(
@@ -67,35 +127,20 @@ def evaluate_run(
         )
     if (split.name if split else "") != run.split:
         raise TrainingError(f"{directory}: trained with the split {run.split or 'none'}: give --split as it was then")
-    torch.set_num_threads(run.config.threads)
-    started = time.monotonic()
-    corpus = make_corpus(open_samples(features, directory), run.min_captures)
-    if split:
-        outcomes = _measure_parts(corpus, run, load_model(directory, run), read_partition(split))
-        settings = SPLIT_SETTINGS
-    else:
-        with join_group(run.config.device) as group:
-            outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report, group)
-    figures = evaluate(outcomes, corpus.labels, settings)
-    write_outcomes(directory, outcomes)
-    record = EvaluationRecord(settings, figures, time.monotonic() - started, run.split)
-    _write_figures(directory, run, outcomes, record)
-    return figures
+    return run
 
 
-def _measure_parts(corpus: Corpus, run: Run, model: Mm4flow, partition: Partition) -> list[FoldOutcome]:
+def _parts(corpus: Corpus, run: Run, partition: Partition) -> Iterator[Fold]:
+    """Validation and test of a split, as folds of which the first may have served to choose settings."""
     background, unseen = halve_labels(corpus.rare, 0)
     known, strange = corpus.known(), corpus.samples.take(corpus.samples.with_label(unseen))
-    parts = partition.parts(known)
+    parts, strange_parts = partition.parts(known), partition.parts(strange)
     data = make_training_set(corpus, corpus.samples.take(partition.parts(corpus.samples) == 0), background, run.config)
-    strange_parts = partition.parts(strange)
-    outcomes = []
     for fold, part in enumerate((1, 2)):
         held = known.take(parts == part)
         if not len(held):
             raise SplitError("the split lacks a part: evaluation calibrates on validation and measures on test")
-        outcomes.append(measure(fold, corpus, run.config, model, data, held, strange.take(strange_parts == part)))
-    return outcomes
+        yield Fold(fold, data, bool(background), held, strange.take(strange_parts == part))
 
 
 def load_model(directory: Path, run: Run) -> Mm4flow:
@@ -105,8 +150,10 @@ def load_model(directory: Path, run: Run) -> Mm4flow:
     return model.eval()
 
 
-def calibrate_run(directory: Path, false_rejection: float = FALSE_REJECTION) -> Evaluation:
+def calibrate_run(directory: Path, false_rejection: float = FALSE_REJECTION, *, dry_run: bool = False) -> Evaluation:
     """Fit temperature and unknown threshold again, on the outcomes of the evaluation, at another false-rejection rate.
+
+    With `dry_run` the figures are made and not written.
 
     Raises:
         TrainingError: the run was not evaluated.
@@ -116,7 +163,8 @@ def calibrate_run(directory: Path, false_rejection: float = FALSE_REJECTION) -> 
     if record is None:
         raise TrainingError(f"{directory}: no {EVALUATION}: run `evaluate` first")
     figures = evaluate(outcomes, _labels(run), record.settings, false_rejection)
-    _write_figures(directory, run, outcomes, msgspec.structs.replace(record, figures=figures))
+    if not dry_run:
+        _write_figures(directory, run, outcomes, msgspec.structs.replace(record, figures=figures))
     return figures
 
 
@@ -160,7 +208,7 @@ def card_of(directory: Path, manifest: Checkpoint, notes: str) -> str:
 def export_run(
     directory: Path, out: Path, name: str, version: str, notes: str, int8_features: Sequence[Path] = ()
 ) -> Checkpoint:
-    """Write a run as a checkpoint directory `out`/`name`/`version`.
+    """Write a run as the checkpoint directory `out`.
 
     With `int8_features` a quantised model is written too, and what it says of the labelled flows there is compared
     with what the whole model says; the comparison is in the manifest's metrics and on the card.
@@ -172,11 +220,11 @@ def export_run(
     weights = serving_weights({key: value.numpy() for key, value in load_weights(directory / MODEL).items()})
     samples = None
     if int8_features:
-        stored = open_samples(int8_features, directory)
+        stored = open_samples(int8_features, scratch_folder())
         samples = stored.take(stored.with_label(manifest.labels))
         if not len(samples):
             raise TrainingError("--int8: no flow with a label of the run in these features")
-    return export(out / name / version, manifest, weights, lambda whole: card_of(directory, whole, notes), samples)
+    return export(out, manifest, weights, lambda whole: card_of(directory, whole, notes), samples)
 
 
 def _metrics(record: EvaluationRecord | None) -> dict[str, Any]:

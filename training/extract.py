@@ -48,6 +48,36 @@ class ShardReport(msgspec.Struct):
     corrected: list[str]
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What `extract` would read: how much, how many shards of it are there from an interrupted call, and how many
+    captures have each label that is known before reading, None for those without."""
+
+    captures: int
+    size_bytes: int
+    shards: int
+    finished: int
+    labels: Counter[str | None]
+
+
+def outline(origins: Sequence[Origin], directory: Path, settings: ExtractSettings) -> Outline:
+    """Look at the origins without reading them, and at `directory`.
+
+    Raises:
+        ExtractError: `directory` holds something else than features.
+    """
+    _refuse_other_files(directory)
+    staging, groups = _staging(directory), list(_group(origins))
+    goes_on = _is_of(staging, _fingerprint(origins, settings))
+    return Outline(
+        captures=len(origins),
+        size_bytes=sum(path.stat().st_size for origin in origins for path in _files(origin)),
+        shards=len(groups),
+        finished=sum(_finished(staging, number) is not None for number in range(len(groups))) if goes_on else 0,
+        labels=Counter(settings.labels.expected(origin) for origin in origins),
+    )
+
+
 def extract(
     origins: Sequence[Origin],
     directory: Path,
@@ -64,9 +94,8 @@ def extract(
             process was killed.
     """
     settings = settings or ExtractSettings()
-    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
-        raise ExtractError(f"{directory}: exists and holds no features: give another directory")
-    staging = directory.parent / f".{directory.name}.partial"
+    _refuse_other_files(directory)
+    staging = _staging(directory)
     groups = list(_group(origins))
     _prepare(staging, _fingerprint(origins, settings))
     reports = _read_groups(groups, staging, settings, progress)
@@ -81,6 +110,21 @@ def extract(
         shutil.rmtree(directory)
     staging.replace(directory)
     return manifest
+
+
+def _refuse_other_files(directory: Path) -> None:
+    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        raise ExtractError(f"{directory}: exists and holds no features: give another directory")
+
+
+def _staging(directory: Path) -> Path:
+    return directory.parent / f".{directory.name}.partial"
+
+
+def _is_of(staging: Path, fingerprint: str) -> bool:
+    """Whether the finished shards of an interrupted call are of these inputs and settings."""
+    plan = staging / _PLAN
+    return plan.is_file() and plan.read_text() == fingerprint
 
 
 def _group(origins: Sequence[Origin]) -> Iterator[list[Origin]]:
@@ -113,11 +157,10 @@ def _fingerprint(origins: Sequence[Origin], settings: ExtractSettings) -> str:
 
 def _prepare(staging: Path, fingerprint: str) -> None:
     """Keep the finished shards of an interrupted call with the same inputs and settings; begin anew otherwise."""
-    plan = staging / _PLAN
-    if staging.exists() and (not plan.is_file() or plan.read_text() != fingerprint):
+    if staging.exists() and not _is_of(staging, fingerprint):
         shutil.rmtree(staging)
     staging.mkdir(parents=True, exist_ok=True)
-    plan.write_text(fingerprint)
+    (staging / _PLAN).write_text(fingerprint)
 
 
 def _read_groups(

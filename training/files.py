@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,11 @@ RUN = "run.json"
 MODEL = "model.safetensors"
 ENCODERS = "encoders.safetensors"
 EVALUATION = "evaluation.json"
+
+
+def scratch_folder() -> Path:
+    """Where flows are kept while a command that writes no directory runs."""
+    return Path(tempfile.gettempdir())
 
 
 def open_samples(features: Sequence[Path], scratch: Path) -> StoredSamples:

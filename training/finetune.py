@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -133,7 +134,19 @@ def _fit_stage(
     evaluate: Callable[[Mm4flow], dict[str, float]] | None,
 ) -> Mm4flow:
     steps = epochs * math.ceil(config.draws / config.batch_flows)
-    trainer = Trainer(model, config, steps, group)
+    stage = finetune_stage(name, model, data, config, group, evaluate)
+    return run_stage(Trainer(model, config, steps, group), stage, config, epochs, files, report, group)
+
+
+def finetune_stage(
+    name: str,
+    model: Mm4flow,
+    data: TrainingSet,
+    config: TrainingConfig,
+    group: Group = ALONE,
+    evaluate: Callable[[Mm4flow], dict[str, float]] | None = None,
+) -> Stage:
+    """The stage of the training loop that teaches `model` the classes of flows."""
     truth = torch.from_numpy(data.truth)
 
     def works(epoch: int) -> Iterator[Work]:
@@ -141,18 +154,16 @@ def _fit_stage(
             data.flows, data.weights, config.draws, config.batch_flows, config.features, config.augmentation,
             epoch_rng(config, epoch),
         ):  # fmt: skip
-            yield Work(len(batch.rows), batch.tokens, lambda rows, batch=batch: loss(batch, rows))  # type: ignore[misc]
+            yield Work(len(batch.rows), batch.tokens, batch.computed, partial(loss, batch))
 
     def loss(batch: Batch, rows: NDArray[np.int64]) -> Tensor:
         part = batch.part(rows)
-        logits = trainer.model(*map(group.to_device, (part.ps_tokens, part.bytes_tokens, part.bytes_types))).logits
+        logits = model(*map(group.to_device, (part.ps_tokens, part.bytes_tokens, part.bytes_types))).logits
         wanted = group.to_device(truth[part.rows])
         total = functional.cross_entropy(logits, wanted, label_smoothing=config.label_smoothing, reduction="sum")
         return total / len(batch.rows)
 
-    measure = None if evaluate is None else (lambda: evaluate(trainer.mean))
-    stage = Stage(name, works, train_mode, measure)
-    return run_stage(trainer, stage, config, epochs, files, report, group)
+    return Stage(name, works, train_mode, evaluate)
 
 
 @torch.inference_mode()

@@ -8,15 +8,17 @@ from typing import Annotated
 import typer
 
 from models.encode import Mm4flowFeatures
-from training.config import TrainingConfig
+from training.config import TrainingConfig, steps_of
 from training.evaluate import EvaluationSettings
-from training.evaluation_run import calibrate_run, card_of, evaluate_run, export_run, manifest_of
-from training.files import read_run
+from training.evaluation_run import calibrate_run, card_of, evaluate_run, export_run, manifest_of, plan_evaluation
+from training.files import EVALUATION, read_run
 from training.loop import StepReport
 from training.options import (
     DEFAULTS,
+    MIN_CAPTURES,
     Accumulate,
     BatchFlows,
+    Clip,
     ContentBytes,
     Device,
     Draws,
@@ -41,11 +43,14 @@ from training.options import (
     Width,
     console,
     progress_bar,
+    say_plan,
     step_progress,
+    write_or_say,
 )
+from training.page import REPORTS
 from training.parallel import is_first
+from training.plan import Plan
 from training.pretrain import BOTH, Modality
-from training.records import Plan
 from training.report import FALSE_REJECTION, Evaluation
 from training.runs import Job, finetune_run, pretrain_run
 
@@ -84,6 +89,7 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
         sv: Saves = DEFAULTS.saves,
         lr: Rate = 2e-3,
         draws: Draws = 8192,
+        clip: Clip = DEFAULTS.clip_norm,
         accumulate: Accumulate = DEFAULTS.accumulate,
         seed: Seed = 0,
         threads: Threads = 1,
@@ -96,7 +102,7 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
         config = TrainingConfig(
             d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed,
             draws=draws, weight_decay=0.01, threads=threads, features=Mm4flowFeatures(packets, content_bytes),
-            accumulate=accumulate, evaluations=ev, saves=sv, device=device,
+            clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
         with step_progress(name) as after_step:
             plan = pretrain_run(Job(features, out, config, restart, dry_run), after_step, modalities, split)
@@ -121,13 +127,14 @@ def finetune_command(
     sv: Saves = DEFAULTS.saves,
     lr: Rate = DEFAULTS.learning_rate,
     draws: Draws = DEFAULTS.draws,
+    clip: Clip = DEFAULTS.clip_norm,
     accumulate: Accumulate = DEFAULTS.accumulate,
     seed: Seed = DEFAULTS.seed,
     threads: Threads = DEFAULTS.threads,
     device: Device = DEFAULTS.device,
     packets: Packets = DEFAULTS.features.payload_lengths,
     content_bytes: ContentBytes = DEFAULTS.features.content_bytes,
-    min_captures: MinCaptures = 3,
+    min_captures: MinCaptures = MIN_CAPTURES,
     restart: Restart = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -135,7 +142,7 @@ def finetune_command(
     config = TrainingConfig(
         d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed, draws=draws,
         threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
-        accumulate=accumulate, evaluations=ev, saves=sv, device=device,
+        clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
     )  # fmt: skip
     with step_progress("finetune") as after_step:
         job = Job(features, out, config, restart, dry_run)
@@ -151,20 +158,23 @@ def evaluate_command(
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
     seed: Seed = 0,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture, or on its split; writes the report."""
     settings = EvaluationSettings(folds, seed, tuple(tuned or ()))
-    config = read_run(run).config
-    steps = -(-config.draws // config.batch_flows)
+    if dry_run:
+        say_plan(plan_evaluation(features, run, settings, encoders or (), split))
+        return
     with progress_bar() as progress:
-        task = progress.add_task("steps of all folds", total=folds * (config.epochs + config.frozen_epochs) * steps)
+        task = progress.add_task("steps of all folds", total=folds * steps_of(read_run(run).config))
 
         def after_step(_: StepReport) -> None:
             progress.advance(task)
 
         figures = evaluate_run(features, run, settings, encoders or (), split, after_step)
-    _show(figures)
-    typer.echo(f"{run / 'report.html'}")
+    if is_first():
+        _show(figures)
+        typer.echo(f"{run / 'report.html'}")
 
 
 def calibrate_command(
@@ -172,15 +182,20 @@ def calibrate_command(
     false_rejection: Annotated[
         float, typer.Option("--false-rejection", min=0, max=0.5, help="Share of known flows that may be rejected.")
     ] = FALSE_REJECTION,
+    dry_run: DryRun = False,
 ) -> None:
     """Fit temperature and unknown threshold again, at another false-rejection rate; nothing is trained."""
-    figures = calibrate_run(run, false_rejection)
-    _show(figures)
+    figures = calibrate_run(run, false_rejection, dry_run=dry_run)
     rejected = "-" if figures.unknown_rejected is None else f"{figures.unknown_rejected:.1%}"
-    typer.echo(
+    result = (
         f"temperature {figures.temperature:.3f}, unknown below {figures.threshold:.3f}: rejects "
         f"{figures.known_rejected:.1%} of known flows and {rejected} of unknown ones"
     )
+    if dry_run:
+        say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
+        return
+    _show(figures)
+    typer.echo(result)
 
 
 def export_command(
@@ -193,16 +208,20 @@ def export_command(
         list[Path] | None,
         typer.Option("--int8", help="Write an int8 ONNX too, compared on the labelled flows of these features."),
     ] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card."""
-    checkpoint = export_run(run, out, name, version, _read(notes), int8 or ())
+    to = out / name / version
+    text = _read(notes)
+    checkpoint = write_or_say(to, dry_run, lambda folder: export_run(run, folder, name, version, text, int8 or ()))
     if int8:
         figures = checkpoint.metrics["int8"]
         typer.echo(
             f"int8: macro-F1 {figures['macro_f1_int8']:.4f}, float32 {figures['macro_f1']:.4f}, "
             f"same label for {figures['agreement']:.2%} of {figures['flows']} flows"
         )
-    typer.echo(f"{out / checkpoint.name / checkpoint.version}: {len(checkpoint.labels)} labels")
+    if not dry_run:
+        typer.echo(f"{to}: {len(checkpoint.labels)} labels")
 
 
 def card_command(run: RunDirectory, name: Name, version: Version, notes: Notes = None) -> None:
@@ -225,16 +244,7 @@ def _show(figures: Evaluation) -> None:
 
 
 def _say(plan: Plan, dry_run: bool) -> None:
-    words = f"{plan.labels} labels, " if plan.labels else ""
-    text = (
-        f"{plan.flows} flows of {plan.captures} captures, {words}{plan.parameters:,} parameters, {plan.steps} steps on "
-        f"{plan.processes} process(es) of {plan.device}"
-    )
-    if plan.goes_on_at_step:
-        text += f", from step {plan.goes_on_at_step} of an interrupted run"
-    if not is_first():
-        return
     if dry_run:
-        typer.echo(f"would train: {text}")
-    else:
-        console.print(text, markup=False, highlight=False)
+        say_plan(plan)
+    elif is_first():
+        console.print(", ".join(plan.facts), markup=False, highlight=False)

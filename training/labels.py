@@ -85,6 +85,13 @@ class Labels:
             label = self.table.label_of(PurePosixPath(origin.capture).name, flow)
         return label or (origin.folder if self.from_folder else None)
 
+    def expected(self, origin: Origin) -> str | None:
+        """What is known of the labels of an origin before it is read: its folder, or the table that names it."""
+        if self.from_folder and origin.folder:
+            return origin.folder
+        named = self.table is not None and PurePosixPath(origin.capture).name in self.table.captures
+        return self.table.name if self.table and named else None
+
     def fingerprint(self) -> str:
         """A hash of everything that decides labels."""
         digest = hashlib.sha256(f"{self.from_folder} {self.table.sha256 if self.table else ''}".encode())

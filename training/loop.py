@@ -20,28 +20,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.config import TrainingConfig, TrainingError
+from training.dropout import Draws, by_flow
 from training.parallel import ALONE, Group
+from training.prefetch import Prefetched
 from training.runlog import RunLog
 from training.schedule import learning_rate
 from training.state import Progress, load_state, save_state
 
 MEAN_DECAY = 0.995
-CLIP_NORM = 1.0
 LOG_STEPS = 10
 
 
 @dataclass(frozen=True)
 class Work:
-    """One batch. `loss(rows)` is what these rows contribute to its mean loss: over all rows it adds up to the mean."""
+    """One batch. `loss(rows)` is what these rows contribute to its mean loss: over all rows it adds up to the mean.
+
+    `tokens` are real ones; `computed` are those that the network computes, padding with them.
+    """
 
     flows: int
     tokens: int
+    computed: int
     loss: Callable[[NDArray[np.int64]], Tensor]
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What is known after a step; rates are since the start or the resumption."""
+    """What is known after a step; rates, of real tokens, and the share of padding are since the start or resumption."""
 
     step: int
     steps: int
@@ -49,6 +54,7 @@ class StepReport:
     loss: float
     flows_per_second: float
     tokens_per_second: float
+    padding_share: float
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,18 @@ class RunFiles:
 class Stage:
     """What one pass of the loop does: its name, `works(epoch)` giving the batches of an epoch, the same at every call.
 
-    `mode` puts the model into training mode; `evaluate` measures the running mean of the weights.
+    `mode` puts the model into training mode; `evaluate` measures the running mean of the weights, which it is given.
+    `dropout_by_flow`: what is dropped depends on a flow's place in the batch alone (`training.dropout`), so that the
+    batch may be computed in parts; not for stages whose dropout does not act on the flows of the batch.
+    `works` runs in a thread of its own, ahead of the steps: it must not depend on the weights, nor on torch's default
+    random numbers.
     """
 
     name: str
     works: Callable[[int], Iterator[Work]]
     mode: Callable[[nn.Module], None]
-    evaluate: Callable[[], dict[str, float]] | None = None
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+    dropout_by_flow: bool = True
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -93,9 +104,11 @@ class Trainer(Generic[_Model]):
         self.mean = copy.deepcopy(model)
         self.taken = 0
         self.gradient_norm = 0.0
+        self.draws: Draws | None = None
         self._group = group
         self._optimizer = make_optimizer(model, config)
         self._peak = config.learning_rate
+        self._clip_norm = config.clip_norm
         self._steps = steps
 
     def step(self, loss: Tensor) -> float:
@@ -119,6 +132,8 @@ class Trainer(Generic[_Model]):
         value = 0.0
         for part in range(parts):
             if len(rows := mine[part::parts]):
+                if self.draws:
+                    self.draws.begin(self.taken, work.flows, rows)
                 with torch.autocast(
                     self._group.device.type, self._group.autocast, enabled=self._group.autocast is not None
                 ):
@@ -133,7 +148,7 @@ class Trainer(Generic[_Model]):
             raise TrainingError(f"the loss is {value} in step {self.taken}: lower the learning rate (-lr)")
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate
-        self.gradient_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM))
+        self.gradient_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm))
         self._optimizer.step()
         self.taken += 1
         decay = min(MEAN_DECAY, (self.taken + 1) / (self.taken + 10))
@@ -188,20 +203,28 @@ def run_stage(
     if log and not trainer.taken:
         log.write("start", config=config)
     watch = _Watch(stage, config, steps, log, files, group, report)
+    trainer.draws = by_flow(trainer.model, config.seed, group.device) if stage.dropout_by_flow else None
     stage.mode(trainer.model)
+    losses = list(saved.tensors["losses"]) if saved and trainer.taken % per_epoch else []
     try:
-        for epoch in range(trainer.taken // per_epoch, epochs):
-            done = trainer.taken - epoch * per_epoch
-            losses = list(saved.tensors["losses"]) if saved and done else []
-            for work in islice(stage.works(epoch), done, None):
-                # dropout depends on the step and the process alone, so that it needs no state
-                torch.manual_seed((config.seed * 1_000_003 + trainer.taken) * 64 + group.rank)
+        with Prefetched(_works(stage, trainer.taken, per_epoch, epochs)) as works:
+            for work in works:
+                epoch = trainer.taken // per_epoch
+                torch.manual_seed(config.seed * 1_000_003 + trainer.taken)  # a step's draws need no state
                 losses.append(trainer.work(work, config.accumulate))
-                watch.after_step(trainer, epoch, per_epoch, work, losses)
+                watch.after_step(trainer, epoch, per_epoch, work, losses, works.waited_seconds)
+                if not trainer.taken % per_epoch:
+                    losses = []
     finally:
         if log:
             log.close()
     return trainer.mean.eval()
+
+
+def _works(stage: Stage, taken: int, per_epoch: int, epochs: int) -> Iterator[Work]:
+    """The batches after so many steps, to the last."""
+    for epoch in range(taken // per_epoch, epochs):
+        yield from islice(stage.works(epoch), max(0, taken - epoch * per_epoch), None)
 
 
 @dataclass
@@ -217,25 +240,32 @@ class _Watch:
     report: Callable[[StepReport], None]
     flows: int = 0
     tokens: int = 0
+    computed: int = 0
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
 
-    def after_step(self, trainer: Trainer[Any], epoch: int, per_epoch: int, work: Work, losses: list[float]) -> None:
+    def after_step(
+        self, trainer: Trainer[Any], epoch: int, per_epoch: int, work: Work, losses: list[float], waited_seconds: float
+    ) -> None:
         """Report the step; log, evaluate and save where it is time to."""
         self.flows += work.flows
         self.tokens += work.tokens
+        self.computed += work.computed
         elapsed = max(time.monotonic() - self._started, 1e-9)
         step, inside = trainer.taken, trainer.taken - epoch * per_epoch
         rates = {"flows_per_second": self.flows / elapsed, "tokens_per_second": self.tokens / elapsed}
-        self.report(StepReport(step, self.steps, epoch, losses[-1], **rates))
+        self.report(
+            StepReport(step, self.steps, epoch, losses[-1], **rates, padding_share=1 - self.tokens / self.computed)
+        )
         if self.log and (step % LOG_STEPS == 0 or inside == per_epoch):
             self.log.write(
                 "step", step=step, epoch=epoch, loss=losses[-1], learning_rate=trainer.rate,
-                gradient_norm=trainer.gradient_norm, **rates,
+                gradient_norm=trainer.gradient_norm, padding_share=1 - work.tokens / work.computed,
+                input_wait_share=waited_seconds / elapsed, **rates,
             )  # fmt: skip
         if self.log and self.stage.evaluate and _is_due(inside, per_epoch, self.config.evaluations):
-            figures = self.stage.evaluate()
+            figures = self.stage.evaluate(trainer.mean)
             if figures:
                 self.log.write("evaluation", step=step, epoch=epoch, **figures)
         if self.log and inside == per_epoch:

@@ -6,17 +6,22 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from models.checkpoint import Checkpoint, TracegramCheckpoint
 from training.config import TrainingConfig
 from training.loop import StepReport
 from training.parallel import is_first
+from training.plan import Plan, Tried, tried
+
+_Checkpoint = TypeVar("_Checkpoint", Checkpoint, TracegramCheckpoint)
 
 DEFAULTS = TrainingConfig()
+MIN_CAPTURES = 3
 console = Console(stderr=True)
 
 Features = Annotated[list[Path], typer.Option("--features", help="Directory written by `extract`; several times.")]
@@ -31,6 +36,7 @@ Evaluations = Annotated[int, typer.Option("-ev", min=1, help="Evaluations in an 
 Saves = Annotated[int, typer.Option("-sv", min=1, help="Times in an epoch that the state is saved.")]
 Rate = Annotated[float, typer.Option("-lr", help="Highest learning rate.")]
 Draws = Annotated[int, typer.Option("--draws", min=1, help="Flows drawn in an epoch.")]
+Clip = Annotated[float, typer.Option("--clip", min=1e-6, help="Longest gradient; longer ones are scaled down to it.")]
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a batch is computed in.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
@@ -45,13 +51,34 @@ MinCaptures = Annotated[int, typer.Option("--min-captures", help="Learn the labe
 Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Read and check the input, say what would be done, and write nothing.")
+]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes that read.")]
 
 
 def default_processes() -> int:
     """One for each core that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def say_plan(plan: Plan) -> None:
+    """What `--dry-run` says, on standard output."""
+    if is_first():
+        for line in plan.lines():
+            typer.echo(line)
+
+
+def write_or_say(directory: Path, dry_run: bool, write: Callable[[Path], _Checkpoint]) -> _Checkpoint:
+    """The checkpoint that `write` writes into a directory; in a dry run made whole in a temporary one, and told."""
+    if not dry_run:
+        return write(directory)
+    notes = [f"the checkpoint in {directory} is replaced"] if directory.exists() else []
+    done: Tried[_Checkpoint] = tried(directory, write)
+    checkpoint = done.written
+    name = f"{checkpoint.kind} checkpoint {checkpoint.name} {checkpoint.version}"
+    say_plan(Plan("write", [name, f"{len(checkpoint.labels)} labels", *done.facts], [directory], notes))
+    return checkpoint
 
 
 def progress_bar(*extra: str) -> Progress:

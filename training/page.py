@@ -34,7 +34,11 @@ dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}@media(max-width:500px)
 """
 
 
-def write_report(directory: Path, measured: Measured, name: str = "report") -> Figures:
+REPORT = "report"
+REPORTS = (f"{REPORT}.json", f"{REPORT}.html")
+
+
+def write_report(directory: Path, measured: Measured, name: str = REPORT) -> Figures:
     """Write `name.html` and `name.json` into `directory`; gives the figures."""
     figures = figures_of(measured)
     json = msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n"

@@ -1,7 +1,7 @@
 """The processes that train together under `torchrun`, and the device of each. One process is a group of one.
 
-Every process makes the same batches, computes its share of the rows and adds up gradients with the others, so that the
-result is that of one process with the same batches.
+Every process makes the same batches, computes its share of the rows, with the dropout that they have in one process
+(`training.dropout`), and adds up gradients with the others: the result is that of one process with the same batches.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def world_size() -> int:
+    """How many processes `torchrun` started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def join_group(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Group]:
     """Join the processes that `torchrun` started (environment `RANK`, `WORLD_SIZE`, `LOCAL_RANK`), or stay alone.
@@ -76,7 +81,7 @@ def join_group(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Group]:
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: no CUDA device, or a torch without CUDA: take --device cpu")
     use_cuda = torch.cuda.is_available() and device != "cpu"
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world_size()
     place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
     autocast = torch.bfloat16 if use_cuda and torch.cuda.is_bf16_supported() else None
     if use_cuda:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,8 +133,13 @@ def _spread(held: Mapping[str, Counter[str]], shares: dict[str, float], seed: in
 
 
 def write_partition(path: Path, partition: Partition) -> None:
-    """Write a partition as JSON."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(partition), indent=1) + b"\n")
+    """Write a partition as JSON, through a temporary file."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.write_bytes(msgspec.json.format(msgspec.json.encode(partition), indent=1) + b"\n")
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def read_partition(path: Path) -> Partition:

@@ -106,14 +106,29 @@ def pretrain(
     Raises:
         TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
     """
+    model = new_model(Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1), config.seed)
+    _train_only(model, modalities)
+    trainer = Trainer(model, config, config.epochs * math.ceil(config.draws / config.batch_flows), group)
+    stage = pretrain_stage(model, samples, config, modalities, group)
+    return run_stage(trainer, stage, config, config.epochs, files, report, group)
+
+
+def pretrain_stage(
+    model: Mm4flow,
+    samples: StoredSamples,
+    config: TrainingConfig,
+    modalities: tuple[Modality, ...],
+    group: Group = ALONE,
+) -> Stage:
+    """The stage of the training loop that pre-trains the encoders of `model`.
+
+    Raises:
+        TrainingError: there is no flow.
+    """
     data = hold_out(distinct(samples, config))
     if not len(data.train):
         raise TrainingError("no flow to pre-train on: extract captures that hold payload")
     weights = draw_weights(data.train.corpora(), data.train.captures, 1.0, CAPTURE_POWER)
-    network = Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1)
-    model = new_model(network, config.seed)
-    _train_only(model, modalities)
-    trainer = Trainer(model, config, config.epochs * math.ceil(config.draws / config.batch_flows), group)
 
     def works(epoch: int) -> Iterator[Work]:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
@@ -121,14 +136,16 @@ def pretrain(
             data.train.flows, weights, config.draws, config.batch_flows, config.features, AUGMENTATION,
             epoch_rng(config, epoch),
         ):  # fmt: skip
-            parts = [_masked(trainer.model, batch, modality, generator) for modality in modalities]
-            yield Work(len(batch.rows), batch.tokens, partial(_loss, parts, group))
+            parts = [_masked(model, batch, modality, generator) for modality in modalities]
+            tokens = sum(int((part.whole > 0).sum()) for part in parts)
+            computed = sum(part.whole.numel() for part in parts)
+            yield Work(len(batch.rows), tokens, computed, partial(_loss, parts, group))
 
-    def evaluate() -> dict[str, float]:
-        return held_out_losses(trainer.mean, data.held.flows, config, modalities, group)
+    def evaluate(mean: Mm4flow) -> dict[str, float]:
+        return held_out_losses(mean, data.held.flows, config, modalities, group)
 
-    stage = Stage("pretrain-" + "-".join(sorted(modalities)), works, partial(train_mode, dropout=False), evaluate)
-    return run_stage(trainer, stage, config, config.epochs, files, report, group)
+    name = "pretrain-" + "-".join(sorted(modalities))
+    return Stage(name, works, partial(train_mode, dropout=False), evaluate)
 
 
 def _train_only(model: Mm4flow, modalities: tuple[Modality, ...]) -> None:

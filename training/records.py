@@ -35,16 +35,3 @@ class EvaluationRecord(msgspec.Struct, frozen=True):
     figures: Evaluation
     seconds: float
     split: str = ""
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What a command is about to do."""
-
-    flows: int
-    captures: int
-    labels: int
-    parameters: int
-    steps: int
-    device: str
-    processes: int
-    goes_on_at_step: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import nn
 
 from models.checkpoint import Mm4flowNetwork
 from models.mm4flow import Mm4flow
-from training.config import TrainingConfig
+from training.config import TrainingConfig, steps_of
 from training.corpus import Corpus, make_corpus, make_training_set
 from training.evaluate import network_of
 from training.files import (
@@ -31,16 +30,18 @@ from training.files import (
     open_samples,
     read_encoders,
     save_weights,
+    scratch_folder,
     write_json,
 )
-from training.finetune import fit, new_model, predict
-from training.loop import RunFiles, StepReport
+from training.finetune import finetune_stage, fit, new_model, predict
+from training.loop import RunFiles, Stage, StepReport
 from training.metrics import macro_f1
 from training.outcomes import OUTCOMES
 from training.parallel import Group, join_group
 from training.partition import Partition, read_partition
-from training.pretrain import BOTH, Modality, distinct, pretrain
-from training.records import Plan, Run
+from training.plan import Plan, expected_tokens, joined, run_notes, too_few
+from training.pretrain import BOTH, Modality, distinct, pretrain, pretrain_stage
+from training.records import Run
 from training.runlog import clear_logs
 from training.split import halve_labels
 from training.state import drop_state, load_state
@@ -80,9 +81,10 @@ def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BO
         samples = open_samples(job.features, _scratch(job))
         if partition:
             samples = samples.take(~partition.held_out(samples))
-        plan = _plan(job, files, distinct(samples, config), Mm4flow(network), 0, group)
+        starting = new_model(network, config.seed)
+        plan = _plan(job, files, "pretrain", distinct(samples, config), starting, 0, group)
         if job.dry_run:
-            return plan
+            return _with_tokens(plan, pretrain_stage(starting, samples, config, modalities, group), config)
         _begin(job, files, group)
         model = pretrain(samples, config, modalities, report, files, group)
         if group.rank == 0:
@@ -119,9 +121,10 @@ def finetune_run(
         data = make_training_set(corpus, train, background, job.config)
         network = network_of(corpus, job.config, background=bool(background))
         model = new_model(network, job.config.seed, read_encoders(encoders))
-        plan = _plan(job, files, train, model, len(corpus.labels), group)
+        plan = _plan(job, files, "finetune", train, model, len(corpus.labels), group)
+        plan.notes.extend(too_few(((count.label, count.captures) for count in corpus.all_counts), min_captures))
         if job.dry_run:
-            return plan
+            return _with_tokens(plan, finetune_stage("", model, data, job.config, group), job.config)
         _begin(job, files, group)
         evaluate = _validation(corpus, job.config, partition)
         trained = fit(model, data, job.config, report, files, group, evaluate)
@@ -162,7 +165,7 @@ def _files(job: Job, *parts: object) -> RunFiles:
 
 def _scratch(job: Job) -> Path:
     """Where the corpus is kept while the run lasts: beside its results, which are on a real disk."""
-    return Path(tempfile.gettempdir()) if job.dry_run else job.directory
+    return scratch_folder() if job.dry_run else job.directory
 
 
 def _begin(job: Job, files: RunFiles, group: Group) -> None:
@@ -174,20 +177,24 @@ def _begin(job: Job, files: RunFiles, group: Group) -> None:
     group.wait()
 
 
-def _plan(job: Job, files: RunFiles, samples: StoredSamples, model: nn.Module, labels: int, group: Group) -> Plan:
-    config = job.config
-    per_epoch = -(-config.draws // config.batch_flows)
+def _plan(
+    job: Job, files: RunFiles, command: str, samples: StoredSamples, model: nn.Module, labels: int, group: Group
+) -> Plan:
+    notes = run_notes(job.directory, command)
     saved = None if job.restart else load_state(job.directory, files.fingerprint)
-    return Plan(
-        flows=len(samples),
-        captures=len(set(samples.captures.tolist())),
-        labels=labels,
-        parameters=sum(p.numel() for p in model.parameters()),
-        steps=(config.epochs + (config.frozen_epochs if labels else 0)) * per_epoch,
-        device=str(group.device),
-        processes=group.size,
-        goes_on_at_step=saved.step if saved else 0,
-    )
+    goes_on = f", from step {saved.step} of an interrupted run" if saved else ""
+    facts = [
+        f"{len(samples)} flows of {len(set(samples.captures.tolist()))} captures",
+        f"{labels} labels" if labels else None,
+        f"{sum(p.numel() for p in model.parameters()):,} parameters",
+        f"{steps_of(job.config)} steps on {group.size} process(es) of {group.device}{goes_on}",
+    ]
+    return Plan("train", joined(facts), [job.directory], notes)
+
+
+def _with_tokens(plan: Plan, stage: Stage, config: TrainingConfig) -> Plan:
+    plan.facts.append(expected_tokens(stage, steps_of(config)))
+    return plan
 
 
 def _record(

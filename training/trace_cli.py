@@ -14,9 +14,28 @@ from models.packets import TracegramFeatures
 from models.trace import SubjectKind, TraceSettings
 from training.config import TrainingError
 from training.flow_commands import Name, Notes, Version
-from training.options import BatchFlows, Epochs, Features, Out, Rate, Restart, Seed, Threads, console, step_progress
+from training.options import (
+    Accumulate,
+    BatchFlows,
+    Clip,
+    Device,
+    DryRun,
+    Epochs,
+    Features,
+    Out,
+    Rate,
+    Restart,
+    Seed,
+    Threads,
+    console,
+    say_plan,
+    step_progress,
+    write_or_say,
+)
+from training.parallel import is_first
+from training.plan import Plan
 from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig
-from training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces
+from training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
 from training.traces.export import export_traces_run
 from training.traces.runs import (
     TraceJob,
@@ -52,21 +71,30 @@ def pretrain_packets_command(
     d: Annotated[int, typer.Option("-d", help="Width of the network.")] = NETWORK.dim,
     nh: Annotated[int, typer.Option("-nh", help="Attention heads; a quarter of them attend linearly.")] = NETWORK.heads,
     l: Annotated[int, typer.Option("-l", help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
+    dim_head: Annotated[int, typer.Option("--dim-head", min=0, help="Width of a head; 0: -d by -nh.")] = 0,
+    emb_dim: Annotated[int, typer.Option("--emb-dim", min=0, help="Width of tokens and features; 0: as -d.")] = 0,
     b: BatchFlows = DEFAULTS.pretrain.batch,
     ep: Epochs = DEFAULTS.pretrain.epochs,
     lr: Rate = DEFAULTS.pretrain.learning_rate,
     draws: DrawsOf = DEFAULTS.pretrain.draws,
     max_tokens: MaxTokens = DEFAULTS.features.max_tokens,
     payload: Payload = DEFAULTS.features.payload,
+    clip: Clip = DEFAULTS.clip_norm,
+    accumulate: Accumulate = DEFAULTS.accumulate,
     seed: Seed = 0,
     threads: Threads = 1,
+    device: Device = "auto",
     restart: Restart = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
-    network = TracegramNetwork(
-        n_class=1, feature_size=d, emb_dim=d, dim=d, depth=l, heads=nh, dim_head=d // nh,
-        n_local_attn_heads=nh - nh // 4, queries=NETWORK.queries,
-    )  # fmt: skip
+    try:
+        network = TracegramNetwork(
+            n_class=1, feature_size=emb_dim or d, emb_dim=emb_dim or d, dim=d, depth=l, heads=nh,
+            dim_head=dim_head or d // nh, n_local_attn_heads=nh - nh // 4, queries=NETWORK.queries,
+        )  # fmt: skip
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     config = msgspec.structs.replace(
         DEFAULTS,
         network=network,
@@ -74,9 +102,12 @@ def pretrain_packets_command(
         pretrain=Phase(ep, draws, b, lr),
         seed=seed,
         threads=threads,
+        device=device,
+        clip_norm=clip,
+        accumulate=accumulate,
     )
     with step_progress("pretrain-packets") as after_step:
-        _say(pretrain_packets_run(TraceJob(features, out, config, None, restart), after_step), out)
+        _say(pretrain_packets_run(TraceJob(features, out, config, None, restart, dry_run), after_step), out)
 
 
 def tune_flows_command(
@@ -91,9 +122,13 @@ def tune_flows_command(
     ep: Epochs = DEFAULTS.tune.epochs,
     lr: Rate = DEFAULTS.tune.learning_rate,
     draws: DrawsOf = DEFAULTS.tune.draws,
+    clip: Clip = DEFAULTS.clip_norm,
+    accumulate: Accumulate = DEFAULTS.accumulate,
     seed: Seed = 0,
     threads: Threads = 1,
+    device: Device = "auto",
     restart: Restart = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
     config = msgspec.structs.replace(
@@ -102,9 +137,12 @@ def tune_flows_command(
         tune=Phase(ep, draws, b, lr),
         seed=seed,
         threads=threads,
+        device=device,
+        clip_norm=clip,
+        accumulate=accumulate,
     )
     with step_progress("tune-flows") as after_step:
-        _say(tune_flows_run(TraceJob(features, out, config, start, restart), after_step), out)
+        _say(tune_flows_run(TraceJob(features, out, config, start, restart, dry_run), after_step), out)
 
 
 def train_traces_command(
@@ -137,6 +175,7 @@ def train_traces_command(
     seed: Seed = 0,
     threads: Threads = 1,
     restart: Restart = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Phase 1: aggregation and head learn the labels of traces, and with them an encoder of MM4flow.
 
@@ -157,7 +196,8 @@ def train_traces_command(
         threads=threads,
     )
     with step_progress("train-traces") as after_step:
-        _say(train_traces_run(TraceJob(features, out, config, start, restart, encoders or []), after_step), out)
+        job = TraceJob(features, out, config, start, restart, dry_run, encoders or [])
+        _say(train_traces_run(job, after_step), out)
 
 
 def evaluate_traces_command(
@@ -177,6 +217,7 @@ def evaluate_traces_command(
     left_out: Annotated[
         list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
     ] = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Cross-validate a run's settings and variants of them by capture, beside tree ensembles, and calibrate.
 
@@ -185,6 +226,9 @@ def evaluate_traces_command(
     settings = TraceEvaluationSettings(
         folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()), tuple(start or ()), packets
     )
+    if dry_run:
+        say_plan(plan_trace_evaluation(features, run, out, settings))
+        return
     with step_progress("evaluate-traces") as after_step:
         figures = evaluate_traces(features, run, out, settings, after_step)
     for row in figures.variants:
@@ -203,17 +247,26 @@ def export_traces_command(
     version: Version,
     evaluation: Annotated[Path | None, typer.Option("--evaluation", help="Directory of evaluate-traces.")] = None,
     notes: Notes = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card; calibrated where it was evaluated."""
     text = notes.read_text(encoding="utf-8") if notes else ""
-    checkpoint = export_traces_run(run, out, name, version, evaluation, text)
-    typer.echo(f"{out / checkpoint.name / checkpoint.version}: {len(checkpoint.labels)} labels")
+    to = out / name / version
+    checkpoint = write_or_say(
+        to, dry_run, lambda folder: export_traces_run(run, folder, name, version, evaluation, text)
+    )
+    if not dry_run:
+        typer.echo(f"{to}: {len(checkpoint.labels)} labels")
 
 
 def _config_of(start: Path | None) -> TraceTrainingConfig:
     return read_trace_run(start).config if start else DEFAULTS
 
 
-def _say(run: TraceRun, out: Path) -> None:
+def _say(run: TraceRun | Plan, out: Path) -> None:
+    if isinstance(run, Plan):
+        say_plan(run)
+        return
     what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
-    console.print(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}", markup=False, highlight=False)
+    if is_first():
+        console.print(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}", markup=False, highlight=False)

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from models.checkpoint import TracegramCheckpoint
 from models.trace import SubjectKind, TraceSettings
 from training.importing import read_labels_file
+from training.options import DryRun, write_or_say
 from training.trace_importing import import_tracegram
 
 
@@ -24,6 +26,7 @@ def import_tracegram_command(
     header_only: Annotated[bool, typer.Option("--header-only", help="It was trained on headers alone.")] = False,
     name: Annotated[str, typer.Option("--name", help="Name of the checkpoint.")] = "tracegram",
     version: Annotated[str, typer.Option("--version", help="Version of the checkpoint.")] = "1",
+    dry_run: DryRun = False,
 ) -> None:
     """Import a published Tracegram classifier."""
     if bool(labels) == bool(labels_file):
@@ -33,5 +36,10 @@ def import_tracegram_command(
         settings = TraceSettings(subject, window)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    import_tracegram(encoder, trace, config, names, out, name, version, settings, payload=not header_only)
-    typer.echo(f"{out}: {len(names)} labels")
+
+    def write(folder: Path) -> TracegramCheckpoint:
+        return import_tracegram(encoder, trace, config, names, folder, name, version, settings, not header_only)
+
+    write_or_say(out, dry_run, write)
+    if not dry_run:
+        typer.echo(f"{out}: {len(names)} labels")

@@ -127,7 +127,7 @@ def test_an_interrupted_run_goes_on_where_it_was(features, encoders, tmp_path):
             raise KeyboardInterrupt
 
     def job(name):
-        return TraceJob([features], tmp_path / name, quick_config(), None, False, [encoders])
+        return TraceJob([features], tmp_path / name, quick_config(), encoders=[encoders])
 
     with pytest.raises(KeyboardInterrupt):
         train_traces_run(job("broken"), interrupt)
@@ -161,9 +161,6 @@ def test_variants_of_a_run(run):
 def test_encoders_of_another_size_and_two_starts_are_refused(features, encoders, run, tmp_path):
     both = ["train-traces", "--features", features, "--start", run, "--encoders", encoders, "--out", tmp_path]
     assert "give one of them" in str(CliRunner().invoke(app, [str(each) for each in both]).exception)
-    other = TraceJob(
-        [features], tmp_path, msgspec.structs.replace(joint_config(Mm4flowNetwork(24, 1, 2, 32, 1), LENGTHS)),
-        None, False, [encoders],
-    )  # fmt: skip
+    other = TraceJob([features], tmp_path, joint_config(Mm4flowNetwork(24, 1, 2, 32, 1), LENGTHS), encoders=[encoders])
     with pytest.raises(TrainingError, match="do not fit"):
         train_traces_run(other)

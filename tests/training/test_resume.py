@@ -67,7 +67,7 @@ def here(arguments):
 def losses(directory):
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     timeless = [
-        {name: value for name, value in line.items() if not name.endswith("_per_second")}
+        {name: value for name, value in line.items() if not name.endswith("_per_second") and name != "input_wait_share"}
         for line in lines
         if line["kind"] != "start"
     ]
@@ -124,9 +124,14 @@ def test_a_damaged_state_is_named(tmp_path):
         load_state(tmp_path, "any")
 
 
-def test_two_processes_learn_what_one_learns(features, tmp_path):
-    here(command("pretrain", features, tmp_path / "alone", "-ep", "2", "-b", "15"))
-    both = command("pretrain", features, tmp_path / "both", "-ep", "2", "-b", "15")
+@pytest.mark.parametrize(
+    ("stage", "more", "file"),
+    [("pretrain", [], "encoders.safetensors"), ("finetune", ["--frozen-epochs", "1"], "model.safetensors")],
+)
+def test_two_processes_learn_what_one_learns(features, tmp_path, stage, more, file):
+    more = ["-ep", "2", "-b", "15", *more]  # 8 and 7 flows of each batch
+    here(command(stage, features, tmp_path / "alone", *more))
+    both = command(stage, features, tmp_path / "both", *more)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run([*launcher, *both[1:]], env=environment)
@@ -135,7 +140,7 @@ def test_two_processes_learn_what_one_learns(features, tmp_path):
         for name in ("alone", "both")
     )
     np.testing.assert_allclose(second, first, rtol=2e-4)
-    first, second = (load_file(tmp_path / name / "encoders.safetensors") for name in ("alone", "both"))
+    first, second = (load_file(tmp_path / name / file) for name in ("alone", "both"))
     apart = max(float((first[name] - second[name]).abs().max()) for name in first)
     moved = max(float(value.abs().max()) for value in first.values())
     assert apart < 2e-3 < moved
@@ -150,7 +155,7 @@ class Line(torch.nn.Module):
 def line_stage(model, values):
     def works(_):
         for value in values:
-            yield Work(1, 1, lambda _, value=value: (model.weight * value).sum())
+            yield Work(1, 1, 1, lambda _, value=value: (model.weight * value).sum())
 
     return Stage("line", works, lambda model: model.train())
 
@@ -176,12 +181,21 @@ def test_parts_of_a_batch_add_up_to_it():
         torch.manual_seed(0)
         model = torch.nn.Linear(2, 1)
         trainer = Trainer(model, config, 10)
-        work = Work(3, 3, lambda rows, model=model: (model(values[torch.from_numpy(rows)]) ** 2).sum() / 3)
+        work = Work(3, 3, 3, lambda rows, model=model: (model(values[torch.from_numpy(rows)]) ** 2).sum() / 3)
         taken.append((trainer.work(work, parts), trainer.gradient_norm, model.weight.detach()))
     for loss, norm, weight in taken[1:]:
         assert loss == pytest.approx(taken[0][0])
         assert norm == pytest.approx(taken[0][1])
         torch.testing.assert_close(weight, taken[0][2])
+
+
+@pytest.mark.parametrize(("clip", "length"), [(1.0, 1.0), (0.25, 0.25), (1e6, 3000.0)])
+def test_long_gradients_are_scaled_down(clip, length):
+    model = torch.nn.Linear(3, 1, bias=False)
+    trainer = Trainer(model, TrainingConfig(clip_norm=clip), 10)
+    trainer.step((model.weight * torch.tensor([[1000.0, -2000.0, 2000.0]])).sum())
+    assert float(model.weight.grad.norm()) == pytest.approx(length, rel=1e-4)
+    assert trainer.gradient_norm == pytest.approx(3000.0)
 
 
 def test_the_learning_rate_warms_up_and_decays_to_nothing():

@@ -141,7 +141,8 @@ def trace_stage(
 
     def works(epoch: int) -> Iterator[Work]:
         for rows, batch in _epoch(traces, weights, config, epoch):
-            yield Work(len(rows), int(batch.counts.sum()), partial(share, batch, rows))
+            computed = batch.features.shape[0] * batch.features.shape[1]
+            yield Work(len(rows), int(batch.counts.sum()), computed, partial(share, batch, rows))
 
     return Stage("train-traces", works, train_mode)
 
@@ -154,8 +155,9 @@ def _epoch(
     drawn = rng.choice(len(traces), phase.draws, p=weights)
     for start in range(0, phase.draws, phase.batch):
         rows = drawn[start : start + phase.batch]
-        if len(rows) > 1:  # batch normalisation needs two
-            yield rows, _drawn(traces, rows, config.trace_augmentation, rng)
+        if len(rows) == 1:  # batch normalisation needs two
+            rows = rows.repeat(2)
+        yield rows, _drawn(traces, rows, config.trace_augmentation, rng)
 
 
 @torch.no_grad()

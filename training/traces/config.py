@@ -67,7 +67,7 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     `network` has the sizes; its number of classes is set by the data. `capture_power`: how often the flows of a capture
     are drawn (`training.batches.draw_weights`); classes are drawn equally often. `next_token`: weight of the next-token
     loss beside the label's in phase 0.5; `lengths`: that of the payload lengths in both phases of the flow encoder
-    (`training.traces.flows.LengthHead`).
+    (`training.traces.flows.LengthHead`). `clip_norm`, `accumulate`: as of `training.config.TrainingConfig`.
 
     With `mm4flow` the flow encoder is one of MM4flow's, and learns in phase 1 with the rest (`training.traces.joint`);
     `flow_labels` is the weight of the flows' labels beside the traces' there, `mask_lengths` the share of lengths that
@@ -91,6 +91,8 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     mm4flow: OwnMm4flow | None = None
     flow_labels: float = 0.3
     mask_lengths: _Share = 0.05
+    clip_norm: float = 1.0
+    accumulate: int = 1
     seed: int = 0
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "cpu"
@@ -104,6 +106,8 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             draws=phase.draws,
             seed=self.seed,
             weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
             label_smoothing=self.label_smoothing,
             threads=self.threads,
             device=self.device,
@@ -115,7 +119,7 @@ def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTra
     return TraceTrainingConfig(
         network=msgspec.structs.replace(SMALL, encoder="mm4flow", feature_size=2 * network.d_model),
         mm4flow=OwnMm4flow(network, features),
-        traces=Phase(30, 512, 16, 2e-3),
+        traces=Phase(50, 512, 16, 2e-3),
         trace_augmentation=TraceAugmentation(
             drop_flows=0.3, most_flows=40, part=0.05, jitter_times=0.3, feature_dropout=0.0, views=0
         ),

@@ -88,12 +88,17 @@ def cross_validate(
     """Train and measure a variant on folds, or read what was measured before."""
     outcomes = []
     for fold in folds:
-        path = directory / variant.name / f"fold-{fold}.safetensors"
+        path = outcome_path(directory, variant, fold)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_outcome(path, _measure(corpus, variant, fold_of, fold, directory, report))
         outcomes.append(read_outcome(path))
     return outcomes
+
+
+def outcome_path(directory: Path, variant: Variant, fold: int) -> Path:
+    """Where the outcome of a fold is kept."""
+    return directory / variant.name / f"fold-{fold}.safetensors"
 
 
 def learning_rows(corpus: TraceCorpus, variant: Variant, fold_of: NDArray[np.int64], fold: int) -> NDArray[np.int64]:

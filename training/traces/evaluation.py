@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import TracegramNetwork
@@ -19,8 +20,9 @@ from training.config import TrainingError
 from training.files import EVALUATION, MODEL, load_weights, read_encoders, write_json
 from training.measured import Curve, Measured
 from training.page import write_report
+from training.plan import Plan
 from training.traces.config import TraceTrainingConfig
-from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, read_outcome
+from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, outcome_path, read_outcome
 from training.traces.data import TraceCorpus, folds_of
 from training.traces.embeddings import flow_embedding_width
 from training.traces.runs import TraceJob, classes_of, read_corpus, read_trace_run
@@ -77,22 +79,57 @@ def evaluate_traces(
         TrainingError: `run` is no run of train-traces, or a variant has no such name.
         TraceDataError, SplitError: the features have no traces, or a label has one capture.
     """
+    todo = _prepare(features, run, directory, settings)
+    for variant in todo.variants:
+        cross_validate(todo.corpus, variant, todo.fold_of, _wanted(variant, settings), directory, report)
+    return summarise_directory(todo.corpus, directory, [variant.name for variant in todo.variants], settings)
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus."""
+
+    corpus: TraceCorpus
+    fold_of: NDArray[np.int64]
+    variants: list[Variant]
+
+
+def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings) -> _Todo:
     record = read_trace_run(run)
     if record.command != "train-traces":
         raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
     torch.set_num_threads(record.config.threads)
     corpus = read_corpus(TraceJob(features, directory, record.config))
-    config = classes_of(record.config, corpus).network
-    base = msgspec.structs.replace(record.config, network=config)
+    base = classes_of(record.config, corpus)
     starts = _starts(base, settings)
-    fold_of = folds_of(corpus, settings.folds, 0)
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
-    for name in names:
-        variant = variant_of(name, base, settings.left_out, starts)
-        # tuned folds are in no figure but the calibration of what is measured
-        wanted = [fold for fold in range(settings.folds) if name == MAIN or fold not in settings.tuned]
-        cross_validate(corpus, variant, fold_of, wanted, directory, report)
-    return summarise_directory(corpus, directory, list(names), settings)
+    variants = [variant_of(name, base, settings.left_out, starts) for name in names]
+    return _Todo(corpus, folds_of(corpus, settings.folds, 0), variants)
+
+
+def _wanted(variant: Variant, settings: TraceEvaluationSettings) -> list[int]:
+    """The folds to train: tuned ones are in no figure but the calibration of what is measured."""
+    return [fold for fold in range(settings.folds) if variant.name == MAIN or fold not in settings.tuned]
+
+
+def plan_trace_evaluation(
+    features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings
+) -> Plan:
+    """What `evaluate_traces` would do.
+
+    Raises:
+        TrainingError, TraceDataError, SplitError: as `evaluate_traces`.
+    """
+    todo = _prepare(features, run, directory, settings)
+    paths = [outcome_path(directory, variant, fold) for variant in todo.variants for fold in _wanted(variant, settings)]
+    done = sum(path.is_file() for path in paths)
+    facts = [
+        f"{len(todo.corpus.traces)} traces of {len(todo.corpus.labels)} labels",
+        f"{settings.folds} folds of captures",
+        f"variants {', '.join(variant.name for variant in todo.variants)}",
+        f"{len(paths) - done} of {len(paths)} folds to train, {done} were measured before",
+    ]
+    return Plan("evaluate", facts, [directory])
 
 
 def _starts(config: TraceTrainingConfig, settings: TraceEvaluationSettings) -> Starts:

@@ -18,7 +18,7 @@ from training.traces.summary import TraceEvaluation
 def export_traces_run(
     run: Path, out: Path, name: str, version: str, evaluation: Path | None, notes: str
 ) -> TracegramCheckpoint:
-    """Write a run as the checkpoint directory `out`/`name`/`version`, calibrated where an evaluation is given.
+    """Write a run as the checkpoint directory `out`, calibrated where an evaluation is given.
 
     Raises:
         TrainingError: the run is no run of train-traces, or the evaluation is missing or damaged.
@@ -29,7 +29,7 @@ def export_traces_run(
     figures = read_trace_evaluation(evaluation) if evaluation else None
     weights = {key: value.numpy() for key, value in load_weights(run / MODEL).items()}
     manifest = _manifest(record, name, version, figures)
-    return export_traces(out / name / version, manifest, weights, render_trace_card(manifest, record, figures, notes))
+    return export_traces(out, manifest, weights, render_trace_card(manifest, record, figures, notes))
 
 
 def read_trace_evaluation(directory: Path) -> TraceEvaluation:

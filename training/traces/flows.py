@@ -5,7 +5,7 @@ Flows are changed here and encoded by `models.packets`, so that training reads w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,10 +19,12 @@ from torch.nn import functional
 from models.checkpoint import TracegramNetwork
 from models.encode import PAD, PS_VOCABULARY, SEP, Mm4flowFeatures, encode, pad
 from models.flow import Flow
-from models.packets import PACKET_START, PacketTokens, TracegramFeatures, encode_packets, pad_packets
-from models.tracegram import FlowEncoder
+from models.packets import PACKET_START, PADDING, PacketTokens, TracegramFeatures, encode_packets, pad_packets
+from models.tracegram import FlowEncoder, QueryDecoder
 from training.config import TrainingError
+from training.dropout import FlowDropout
 from training.loop import Stage, Work
+from training.parallel import ALONE, Group
 from training.traces.config import FlowAugmentation, Phase, TraceTrainingConfig
 
 POOL_BATCHES = 16
@@ -134,6 +136,11 @@ class FlowBatch:
     clean: Tensor
     rows: NDArray[np.int64]
 
+    @property
+    def next_tokens(self) -> int:
+        """Tokens that have one before them, padding not counted."""
+        return int((self.clean[:, 1:] != PADDING).sum())
+
 
 def flow_batches(
     data: FlowSet, phase: Phase, features: TracegramFeatures, how: FlowAugmentation, rng: np.random.Generator
@@ -152,47 +159,64 @@ def flow_batches(
             yield FlowBatch(padded, wanted, rows[groups[index]])
 
 
-def pretrain_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingConfig) -> Stage:
+def pretrain_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingConfig, group: Group = ALONE) -> Stage:
     """Phase 0: the next token, and the flow's payload lengths from its feature; labels are not read."""
     lengths = length_tokens(data.flows)
 
     def share(batch: FlowBatch, rows: NDArray[np.int64]) -> Tensor:
-        output = learner.encoder(batch.tokens[rows])
-        loss: Tensor = learner.encoder.next_token_losses(batch.clean[rows], output.states).mean()
-        loss = loss + config.lengths * learner.lengths(output.features, lengths[batch.rows[rows]])
-        return loss * len(rows) / len(batch.rows)
+        output = learner.encoder(group.to_device(batch.tokens[rows]))
+        asked = group.to_device(lengths[batch.rows[rows]])
+        of_lengths: Tensor = learner.lengths(output.features, asked) * (config.lengths * len(rows) / len(batch.rows))
+        return of_lengths + _next_token_share(learner, batch, rows, output.states, group)
 
     def works(epoch: int) -> Iterator[Work]:
         rng = np.random.default_rng([config.seed, 0, epoch])
         for batch in flow_batches(data, config.pretrain, config.features, config.pretrain_augmentation, rng):
-            yield Work(len(batch.rows), batch.tokens.numel(), partial(share, batch))
+            yield _work(batch, share)
 
     return Stage("pretrain-packets", works, train_mode)
 
 
-def tune_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingConfig) -> Stage:
+def tune_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingConfig, group: Group = ALONE) -> Stage:
     """Phase 0.5: a flow takes the label of its trace; its payload lengths, and the next token, are asked for too."""
     truth, lengths = torch.from_numpy(data.truth), length_tokens(data.flows)
 
     def share(batch: FlowBatch, rows: NDArray[np.int64]) -> Tensor:
-        output, members = learner.encoder(batch.tokens[rows]), batch.rows[rows]
-        loss: Tensor = functional.cross_entropy(output.logits, truth[members], label_smoothing=config.label_smoothing)
-        loss = loss + config.lengths * learner.lengths(output.features, lengths[members])
+        output, members = learner.encoder(group.to_device(batch.tokens[rows])), batch.rows[rows]
+        wanted, asked = group.to_device(truth[members]), group.to_device(lengths[members])
+        loss: Tensor = functional.cross_entropy(output.logits, wanted, label_smoothing=config.label_smoothing)
+        loss = (loss + config.lengths * learner.lengths(output.features, asked)) * (len(rows) / len(batch.rows))
         if config.next_token:
-            loss = loss + config.next_token * learner.encoder.next_token_losses(batch.clean[rows], output.states).mean()
-        return loss * len(rows) / len(batch.rows)
+            loss = loss + config.next_token * _next_token_share(learner, batch, rows, output.states, group)
+        return loss
 
     def works(epoch: int) -> Iterator[Work]:
         rng = np.random.default_rng([config.seed, 1, epoch])
         for batch in flow_batches(data, config.tune, config.features, config.flow_augmentation, rng):
-            yield Work(len(batch.rows), batch.tokens.numel(), partial(share, batch))
+            yield _work(batch, share)
 
     return Stage("tune-flows", works, train_mode)
+
+
+def _work(batch: FlowBatch, share: Callable[[FlowBatch, NDArray[np.int64]], Tensor]) -> Work:
+    real = int((batch.tokens != PADDING).sum())
+    return Work(len(batch.rows), real, batch.tokens.numel(), partial(share, batch))
+
+
+def _next_token_share(
+    learner: FlowLearner, batch: FlowBatch, rows: NDArray[np.int64], states: Tensor, group: Group
+) -> Tensor:
+    """What these rows contribute to the mean next-token loss of the batch."""
+    losses = learner.encoder.next_token_losses(group.to_device(batch.clean[rows]), states)
+    return losses.sum() / max(batch.next_tokens, 1)
 
 
 def train_mode(model: nn.Module) -> None:
     """Dropout on, and batch normalisation by the batch."""
     model.train()
+    for module in model.modules():
+        if isinstance(module, QueryDecoder) and isinstance(module.dropout, FlowDropout):
+            module.dropout.first_is_shared = True  # of the lone query attending to itself
 
 
 @torch.inference_mode()

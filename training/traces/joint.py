@@ -47,17 +47,31 @@ KINDS_AT_ONCE = 64
 class FlowTable:
     """The n flows of traces, trace after trace, as MM4flow reads them; flows of equal tokens are one kind of u.
 
-    `ps` int64 [u, P], `content` and `types` int64 [u, S], padded; `kind` int64 [n]; `start_us`, `duration_us` int64
-    [n]; the flows of trace t are `first[t]:first[t + 1]`.
+    `ps` int64 [u, P], `content` and `types` int64 [u, S], padded, the real tokens counted in `ps_counts` and
+    `content_counts` int64 [u]; `kind` int64 [n]; `start_us`, `duration_us` int64 [n]; the flows of trace t are
+    `first[t]:first[t + 1]`.
     """
 
     ps: NDArray[np.int64]
     content: NDArray[np.int64]
     types: NDArray[np.int64]
+    ps_counts: NDArray[np.int64]
+    content_counts: NDArray[np.int64]
     kind: NDArray[np.int64]
     start_us: NDArray[np.int64]
     duration_us: NDArray[np.int64]
     first: NDArray[np.int64]
+
+    def pieces(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The kinds of these flows, each once, in pieces of like length."""
+        kinds = np.unique(self.kind[rows])
+        order = kinds[np.argsort(self.ps_counts[kinds] + self.content_counts[kinds], kind="stable")]
+        return [order[start : start + KINDS_AT_ONCE] for start in range(0, len(order), KINDS_AT_ONCE)]
+
+    def tokens(self, kinds: NDArray[np.int64]) -> tuple[int, int]:
+        """Real tokens of a piece, and those that are computed, padding with them."""
+        ps, content = self.ps_counts[kinds], self.content_counts[kinds]
+        return int(ps.sum() + content.sum()), int(len(kinds) * (ps.max() + content.max()))
 
 
 def make_table(traces: Sequence[LabelledTrace], features: Mm4flowFeatures) -> FlowTable:
@@ -78,6 +92,8 @@ def make_table(traces: Sequence[LabelledTrace], features: Mm4flowFeatures) -> Fl
         ps[chosen],
         content[chosen],
         types[chosen],
+        (ps[chosen] != PAD).sum(axis=1),
+        (content[chosen] != PAD).sum(axis=1),
         kind.ravel(),
         np.array([flow.start_us for flow in flows], np.int64),
         np.array([flow.duration_us for flow in flows], np.int64),
@@ -94,27 +110,23 @@ class JointNetwork(nn.Module):
 
     def encode(self, table: FlowTable, rows: NDArray[np.int64], mask_lengths: float = 0.0) -> tuple[Tensor, Tensor]:
         """Embedding [n, F] and flow class logits [n, C] of these flows; a share of lengths reads `[MASK]`."""
-        kinds, of = np.unique(table.kind[rows], return_inverse=True)
-        order = np.argsort((table.ps[kinds] != PAD).sum(1) + (table.content[kinds] != PAD).sum(1), kind="stable")
-        outputs = [
-            self._encode_kinds(table, kinds[order[start : start + KINDS_AT_ONCE]], mask_lengths)
-            for start in range(0, len(order), KINDS_AT_ONCE)
-        ]
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        index = torch.from_numpy(place[of.ravel()])
+        pieces = table.pieces(rows)
+        outputs = [self._encode_kinds(table, kinds, mask_lengths) for kinds in pieces]
+        place = np.empty(len(table.ps), np.int64)
+        place[np.concatenate(pieces)] = np.arange(sum(map(len, pieces)))
+        index = torch.from_numpy(place[table.kind[rows]])
         return (
             torch.cat([output.embedding for output in outputs])[index],
             torch.cat([output.logits for output in outputs])[index],
         )
 
     def _encode_kinds(self, table: FlowTable, kinds: NDArray[np.int64], mask_lengths: float) -> Mm4flowOutput:
-        ps, content, types = (torch.from_numpy(part[kinds]) for part in (table.ps, table.content, table.types))
-        ps = ps[:, : int((ps != PAD).sum(1).max())]
-        length = int((content != PAD).sum(1).max())
+        packets, length = table.ps_counts[kinds].max(), table.content_counts[kinds].max()
+        ps = torch.from_numpy(table.ps[kinds, :packets])
+        content, types = (torch.from_numpy(part[kinds, :length]) for part in (table.content, table.types))
         if mask_lengths:
             ps = ps.masked_fill((torch.rand(ps.shape) < mask_lengths) & (ps >= FIRST_TOKEN), MASK)
-        output: Mm4flowOutput = self.encoder(ps, content[:, :length], types[:, :length])
+        output: Mm4flowOutput = self.encoder(ps, content, types)
         return output
 
 
@@ -212,11 +224,12 @@ def _stage(
 
     def works(epoch: int) -> Iterator[Work]:
         for batch in _epoch(table, train, weights, config, epoch):
-            flows = np.concatenate([each.flows for each in batch])
-            tokens = int((table.ps[table.kind[flows]] != PAD).sum() + (table.content[table.kind[flows]] != PAD).sum())
-            yield Work(len(batch), tokens, partial(share, batch))
+            pieces = table.pieces(np.concatenate([each.flows for each in batch]))
+            real, computed = np.sum([table.tokens(kinds) for kinds in pieces], axis=0).tolist()
+            yield Work(len(batch), real, computed, partial(share, batch))
 
-    return Stage("train-traces", works, train_mode)
+    # dropout acts on kinds of flows here, and batch normalisation needs the batch whole
+    return Stage("train-traces", works, train_mode, dropout_by_flow=False)
 
 
 @dataclass(frozen=True)

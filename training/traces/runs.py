@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -35,7 +37,9 @@ from training.files import (
     save_weights,
     write_json,
 )
-from training.loop import RunFiles, Trainer, run_stage
+from training.loop import RunFiles, Stage, Trainer, run_stage
+from training.parallel import ALONE, Group, join_group, world_size
+from training.plan import Plan, expected_tokens, joined, run_notes
 from training.runlog import clear_logs
 from training.samples import read_samples
 from training.state import drop_state, load_state
@@ -43,7 +47,7 @@ from training.traces.aggregate import fit_traces
 from training.traces.config import Phase, TraceTrainingConfig, joint_config
 from training.traces.crossval import Report, encode_traces, flow_set
 from training.traces.data import TraceCorpus, make_trace_corpus
-from training.traces.flows import FlowSet, new_learner, pretrain_stage, tune_stage
+from training.traces.flows import FlowLearner, FlowSet, new_learner, pretrain_stage, tune_stage
 from training.traces.joint import encoder_weights, fit_jointly
 
 _PACKAGES = ("numpy", "scikit-learn", "torch")
@@ -66,9 +70,9 @@ class TraceRun(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TraceJob:
-    """What every command is told: data, where to write, settings, and the run whose encoder it starts from.
+    """What every command is told: data, where to write, settings, the run whose encoder it starts from.
 
-    `encoders` are runs of pretrain that an encoder of MM4flow starts from.
+    `dry_run` only says what would be done. `encoders` are runs of pretrain that an encoder of MM4flow starts from.
     """
 
     features: Sequence[Path]
@@ -76,17 +80,17 @@ class TraceJob:
     config: TraceTrainingConfig
     start: Path | None = None
     restart: bool = False
+    dry_run: bool = False
     encoders: Sequence[Path] = ()
 
 
-def pretrain_packets_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun:
+def pretrain_packets_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun | Plan:
     """Phase 0 on every flow with packet heads, labels unread.
 
     Raises:
         TrainingError: there is no such flow, the loss is not finite, or the state cannot be saved or read.
         SampleError: the features cannot be read.
     """
-    started = _begin(job, "pretrain-packets")
     samples = [sample for path in job.features for sample in read_samples(path) if is_instance(sample.flow)]
     if not samples:
         raise TrainingError("no flow with packet heads: extract with --heads header or --heads full")
@@ -95,16 +99,10 @@ def pretrain_packets_run(job: TraceJob, report: Report = lambda _: None) -> Trac
     weights = draw_weights(one_class, captures, 0.0, job.config.capture_power)
     data = FlowSet([sample.flow for sample in samples], one_class, weights)
     learner = new_learner(job.config.network, 0, job.config.seed)
-    stage = pretrain_stage(learner, data, job.config)
-    phase = job.config.pretrain
-    trained = run_stage(
-        Trainer(learner, job.config.loop(phase), _steps(phase)),
-        stage, job.config.loop(phase), phase.epochs, _files(job, "pretrain-packets"), report,
-    )  # fmt: skip
-    return _finish(job, "pretrain-packets", trained.state_dict(), [], 0, len(samples), started)
+    return _run_phase(job, "pretrain-packets", job.config.pretrain, learner, data, [], 0, report)
 
 
-def tune_flows_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun:
+def tune_flows_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun | Plan:
     """Phase 0.5 on the flows of all traces; a flow takes its trace's label.
 
     Raises:
@@ -112,23 +110,39 @@ def tune_flows_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun:
         TraceDataError: there are no traces of two labels.
         SampleError: the features cannot be read.
     """
-    started = _begin(job, "tune-flows")
     corpus = read_corpus(job)
     data = flow_set(corpus, np.arange(len(corpus.traces)), job.config)
     start = load_weights(job.start / MODEL) if job.start else None
     learner = new_learner(job.config.network, len(corpus.labels), job.config.seed, start)
-    stage = tune_stage(learner, data, job.config)
     phase = job.config.tune
-    trained = run_stage(
-        Trainer(learner, job.config.loop(phase), _steps(phase)),
-        stage, job.config.loop(phase), phase.epochs, _files(job, "tune-flows"), report,
-    )  # fmt: skip
-    weights = trained.state_dict()
-    return _finish(job, "tune-flows", weights, corpus.labels, len(corpus.traces), len(data.flows), started)
+    return _run_phase(job, "tune-flows", phase, learner, data, corpus.labels, len(corpus.traces), report)
 
 
-def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun:
-    """Phase 1 on all traces: with the frozen encoder of `job.start`, or with an encoder of MM4flow that learns too.
+def _run_phase(
+    job: TraceJob,
+    command: Literal["pretrain-packets", "tune-flows"],
+    phase: Phase,
+    learner: FlowLearner,
+    data: FlowSet,
+    labels: list[str],
+    traces: int,
+    report: Report,
+) -> TraceRun | Plan:
+    """Train the flow encoder, by as many processes as `torchrun` started, and write the run."""
+    loop = job.config.loop(phase)
+    stage_of = pretrain_stage if command == "pretrain-packets" else tune_stage
+    with join_group(job.config.device) as group:
+        stage = stage_of(learner, data, job.config, group)
+        if job.dry_run:
+            return _plan(job, command, phase, learner, stage, len(data.flows), labels, traces, group)
+        started = _begin(job, command, group)
+        trainer = Trainer(learner, loop, _steps(phase), group)
+        trained = run_stage(trainer, stage, loop, phase.epochs, _files(job, command), report, group)
+        return _finish(job, command, trained.state_dict(), labels, traces, len(data.flows), started, group)
+
+
+def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun | Plan:
+    """Phase 1 on all traces, in one process: with the frozen encoder of `job.start`, or one of MM4flow that learns too.
 
     The weights written are those of `models.tracegram.Tracegram`: the encoder's and the trace network's.
 
@@ -138,33 +152,37 @@ def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun
         TraceDataError: there are no traces of two labels.
         SampleError: the features cannot be read.
     """
-    started = _begin(job, "train-traces")
+    if world_size() > 1:
+        raise TrainingError("train-traces runs in one process (it normalises by the batch): start it without torchrun")
     corpus = read_corpus(job)
-    if job.config.mm4flow is not None:
-        weights = _train_jointly(job, corpus, report)
+    starting = _starting(job, corpus)
+    if job.dry_run:
+        return _traces_plan(job, corpus)
+    started = _begin(job, "train-traces")
+    config, files = classes_of(job.config, corpus), _files(job, "train-traces")
+    if isinstance(starting, FlowLearner):
+        features = encode_traces(corpus, starting, config)
+        network = fit_traces(features, corpus.truth, config, files, report)
+        weights = _weights(starting.encoder.state_dict(), network)
     else:
-        weights = _train_on_frozen(job, corpus, report)
+        everything = np.arange(len(corpus.traces))
+        fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report)
+        weights = _weights(encoder_weights(fitted.encoder), fitted.trace)
     flows = sum(len(trace.trace.flows) for trace in corpus.traces)
     return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started)
 
 
-def _train_jointly(job: TraceJob, corpus: TraceCorpus, report: Report) -> dict[str, Tensor]:
-    config, everything = classes_of(job.config, corpus), np.arange(len(corpus.traces))
-    start, files = read_encoders(job.encoders), _files(job, "train-traces")
-    fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, start, files, report)
-    return _weights(encoder_weights(fitted.encoder), fitted.trace)
-
-
-def _train_on_frozen(job: TraceJob, corpus: TraceCorpus, report: Report) -> dict[str, Tensor]:
+def _starting(job: TraceJob, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor] | None:
+    """The tuned encoder that stays frozen, or the pre-trained weights of one that learns, None for none."""
+    if job.config.mm4flow is not None:
+        return read_encoders(job.encoders)
     if job.start is None or read_trace_run(job.start).command != "tune-flows":
         raise TrainingError("train-traces starts from a run of tune-flows (--start) or of pretrain (--encoders)")
     if read_trace_run(job.start).labels != corpus.labels:
         raise TrainingError(f"{job.start}: learned other labels than these features have")
     learner = new_learner(job.config.network, len(corpus.labels), job.config.seed)
     learner.load_state_dict(load_weights(job.start / MODEL))
-    features = encode_traces(corpus, learner, job.config)
-    config, files = classes_of(job.config, corpus), _files(job, "train-traces")
-    return _weights(learner.encoder.state_dict(), fit_traces(features, corpus.truth, config, files, report))
+    return learner
 
 
 def _weights(encoder: Mapping[str, Tensor], trace: TraceNetwork) -> dict[str, Tensor]:
@@ -223,16 +241,62 @@ def _start_of(job: TraceJob) -> str:
 
 
 def _files(job: TraceJob, command: str) -> RunFiles:
-    return RunFiles(job.directory, fingerprint(job.config, command, features_of(job.features), _start_of(job)))
+    """Where a run keeps its state: to be taken up with as many threads, on whatever device, as there are by then."""
+    what = msgspec.structs.replace(job.config, threads=1, device="auto")
+    return RunFiles(job.directory, fingerprint(what, command, features_of(job.features), _start_of(job)))
 
 
-def _begin(job: TraceJob, command: str) -> float:
+def _goes_on(job: TraceJob, command: str) -> str:
+    saved = None if job.restart else load_state(job.directory, _files(job, command).fingerprint)
+    return f", from step {saved.step} of an interrupted run" if saved else ""
+
+
+def _plan(
+    job: TraceJob,
+    command: str,
+    phase: Phase,
+    learner: FlowLearner,
+    stage: Stage,
+    flows: int,
+    labels: list[str],
+    traces: int,
+    group: Group,
+) -> Plan:
+    facts = [
+        f"{flows} flows",
+        f"of {traces} traces of {len(labels)} labels" if labels else None,
+        f"{sum(p.numel() for p in learner.parameters()):,} parameters",
+        f"{_steps(phase)} steps on {group.size} process(es) of {group.device}{_goes_on(job, command)}",
+        expected_tokens(stage, _steps(phase)),
+    ]
+    return Plan("train", joined(facts), [job.directory], run_notes(job.directory, command))
+
+
+def _traces_plan(job: TraceJob, corpus: TraceCorpus) -> Plan:
+    network = TraceNetwork(classes_of(job.config, corpus).network)
+    captures = Counter(trace.label for trace in corpus.traces)
+    facts = [
+        f"{len(corpus.traces)} traces of {len(corpus.labels)} labels",
+        f"{sum(len(trace.trace.flows) for trace in corpus.traces)} flows",
+        f"{sum(p.numel() for p in network.parameters()):,} parameters",
+        f"{_steps(job.config.traces)} steps in one process{_goes_on(job, 'train-traces')}",
+    ]
+    notes = run_notes(job.directory, "train-traces")
+    lone = sorted(label for label, count in captures.items() if count == 1)
+    notes += [f"one capture only, so that it cannot be measured: {', '.join(lone)}"] if lone else []
+    return Plan("train", facts, [job.directory], notes)
+
+
+def _begin(job: TraceJob, command: str, group: Group = ALONE) -> float:
     torch.set_num_threads(job.config.threads)
-    job.directory.mkdir(parents=True, exist_ok=True)
-    if job.restart:
-        drop_state(job.directory)
-    if load_state(job.directory, _files(job, command).fingerprint) is None:
-        clear_logs(job.directory)
+    if group.rank == 0:
+        run_notes(job.directory, command)
+        job.directory.mkdir(parents=True, exist_ok=True)
+        if job.restart:
+            drop_state(job.directory)
+        if load_state(job.directory, _files(job, command).fingerprint) is None:
+            clear_logs(job.directory)
+    group.wait()
     return time.monotonic()
 
 
@@ -244,8 +308,10 @@ def _finish(
     traces: int,
     flows: int,
     started: float,
+    group: Group = ALONE,
 ) -> TraceRun:
-    save_weights(weights, job.directory / MODEL)
+    threads = f"{job.config.threads} CPU thread(s)"
+    place = threads if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
     run = TraceRun(
         command=command,
         config=job.config,
@@ -255,9 +321,13 @@ def _finish(
         traces=traces,
         flows=flows,
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
-        hardware=f"{platform.machine()}, {job.config.threads} CPU thread(s)",
+        hardware=f"{platform.machine()}, {group.size} process(es) of {place}"
+        if group.size > 1
+        else f"{platform.machine()}, {place}",
         seconds=round(time.monotonic() - started, 1),
     )
-    write_json(job.directory / RUN, run)
-    drop_state(job.directory)
+    if group.rank == 0:
+        save_weights(weights, job.directory / MODEL)
+        write_json(job.directory / RUN, run)
+        drop_state(job.directory)
     return run
