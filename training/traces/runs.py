@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,19 +17,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.trace import is_instance
+from models.checkpoint import Mm4flowNetwork
+from models.encode import Mm4flowFeatures
+from models.trace import TraceSettings, is_instance
+from models.tracegram import TraceNetwork
 from training.batches import draw_weights
-from training.config import TrainingError
-from training.files import MODEL, RUN, features_of, fingerprint, load_weights, save_weights, write_json
+from training.config import TrainingConfig, TrainingError
+from training.files import (
+    MODEL,
+    RUN,
+    encoders_of,
+    features_of,
+    fingerprint,
+    load_weights,
+    read_encoders,
+    read_run,
+    save_weights,
+    write_json,
+)
 from training.loop import RunFiles, Trainer, run_stage
 from training.runlog import clear_logs
 from training.samples import read_samples
 from training.state import drop_state, load_state
 from training.traces.aggregate import fit_traces
-from training.traces.config import Phase, TraceTrainingConfig
+from training.traces.config import Phase, TraceTrainingConfig, joint_config
 from training.traces.crossval import Report, encode_traces, flow_set
 from training.traces.data import TraceCorpus, make_trace_corpus
 from training.traces.flows import FlowSet, new_learner, pretrain_stage, tune_stage
+from training.traces.joint import encoder_weights, fit_jointly
 
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 
@@ -51,13 +66,17 @@ class TraceRun(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class TraceJob:
-    """What every command is told: data, where to write, settings, and the run whose encoder it starts from."""
+    """What every command is told: data, where to write, settings, and the run whose encoder it starts from.
+
+    `encoders` are runs of pretrain that an encoder of MM4flow starts from.
+    """
 
     features: Sequence[Path]
     directory: Path
     config: TraceTrainingConfig
     start: Path | None = None
     restart: bool = False
+    encoders: Sequence[Path] = ()
 
 
 def pretrain_packets_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun:
@@ -109,30 +128,61 @@ def tune_flows_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun:
 
 
 def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun:
-    """Phase 1 on all traces, with the frozen encoder of `job.start`.
+    """Phase 1 on all traces: with the frozen encoder of `job.start`, or with an encoder of MM4flow that learns too.
 
     The weights written are those of `models.tracegram.Tracegram`: the encoder's and the trace network's.
 
     Raises:
-        TrainingError: `job.start` is no run of tune-flows on these labels, or the loss is not finite.
+        TrainingError: `job.start` is no run of tune-flows on these labels, `job.encoders` do not fit, or the loss is
+            not finite.
         TraceDataError: there are no traces of two labels.
         SampleError: the features cannot be read.
     """
     started = _begin(job, "train-traces")
-    if job.start is None or read_trace_run(job.start).command != "tune-flows":
-        raise TrainingError("train-traces starts from a run of tune-flows: give it with --start")
     corpus = read_corpus(job)
+    if job.config.mm4flow is not None:
+        weights = _train_jointly(job, corpus, report)
+    else:
+        weights = _train_on_frozen(job, corpus, report)
+    flows = sum(len(trace.trace.flows) for trace in corpus.traces)
+    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started)
+
+
+def _train_jointly(job: TraceJob, corpus: TraceCorpus, report: Report) -> dict[str, Tensor]:
+    config, everything = classes_of(job.config, corpus), np.arange(len(corpus.traces))
+    start, files = read_encoders(job.encoders), _files(job, "train-traces")
+    fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, start, files, report)
+    return _weights(encoder_weights(fitted.encoder), fitted.trace)
+
+
+def _train_on_frozen(job: TraceJob, corpus: TraceCorpus, report: Report) -> dict[str, Tensor]:
+    if job.start is None or read_trace_run(job.start).command != "tune-flows":
+        raise TrainingError("train-traces starts from a run of tune-flows (--start) or of pretrain (--encoders)")
     if read_trace_run(job.start).labels != corpus.labels:
         raise TrainingError(f"{job.start}: learned other labels than these features have")
     learner = new_learner(job.config.network, len(corpus.labels), job.config.seed)
     learner.load_state_dict(load_weights(job.start / MODEL))
     features = encode_traces(corpus, learner, job.config)
-    config = classes_of(job.config, corpus)
-    network = fit_traces(features, corpus.truth, config, _files(job, "train-traces"), report)
-    weights = {f"encoder.{name}": value for name, value in learner.encoder.state_dict().items()}
-    weights |= {f"trace.{name}": value for name, value in network.state_dict().items()}
-    flows = sum(len(trace.trace.flows) for trace in corpus.traces)
-    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started)
+    config, files = classes_of(job.config, corpus), _files(job, "train-traces")
+    return _weights(learner.encoder.state_dict(), fit_traces(features, corpus.truth, config, files, report))
+
+
+def _weights(encoder: Mapping[str, Tensor], trace: TraceNetwork) -> dict[str, Tensor]:
+    weights = {f"encoder.{name}": value for name, value in encoder.items()}
+    return weights | {f"trace.{name}": value for name, value in trace.state_dict().items()}
+
+
+def joint_of(encoders: Sequence[Path], lengths: int, trace: TraceSettings) -> TraceTrainingConfig:
+    """The settings of training with an MM4flow encoder of the size of pre-trained ones, or of the default size.
+
+    Raises:
+        TrainingError: a run of `encoders` cannot be read.
+    """
+    default = TrainingConfig()
+    network = Mm4flowNetwork(default.d_model, default.n_layer, default.n_head, default.dim_ff, 1)
+    for directory in encoders:
+        network = read_run(directory, "pretrain").network
+    return msgspec.structs.replace(joint_config(network, Mm4flowFeatures(lengths, 0)), trace=trace)
 
 
 def read_corpus(job: TraceJob) -> TraceCorpus:
@@ -165,6 +215,8 @@ def _steps(phase: Phase) -> int:
 
 
 def _start_of(job: TraceJob) -> str:
+    if job.encoders:
+        return encoders_of(job.encoders)
     if job.start is None:
         return ""
     return fingerprint(msgspec.to_builtins(read_trace_run(job.start)))
