@@ -250,6 +250,15 @@ def read_any_checkpoint(directory: Path) -> AnyCheckpoint:
     return _verified(directory, text, TracegramCheckpoint, lambda checkpoint: tuple(checkpoint.files))
 
 
+def checkpoint_kind(directory: Path) -> Literal["mm4flow", "tracegram"]:
+    """Which kind of checkpoint a directory holds; nothing else of it is verified.
+
+    Raises:
+        CheckpointError: it holds none that this version reads.
+    """
+    return _read_versions(directory, _read_manifest(directory)).kind
+
+
 def _graphs(checkpoint: TracegramCheckpoint) -> tuple[str, ...]:
     return (TRACE_ONNX, ENCODER_ONNX) if checkpoint.has_encoder else (TRACE_ONNX,)
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from models.checkpoint import TracegramCheckpoint
 from models.encode import Mm4flowFeatures, encode
 from models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from models.trace import is_instance
@@ -39,11 +40,12 @@ class FlowOutcome:
     """What one pass over a flow gave: its verdict, and where traces are asked for its embedding, float32 [width].
 
     `verdict` is None for a flow of too few packets, which only its trace asked about. The embedding is a row of its
-    batch's matrix: who keeps it copies it.
+    batch's matrix: who keeps it copies it. `embedded_for` is the trace checkpoint that reads it, and no other does.
     """
 
     verdict: Verdict | None
     embedding: NDArray[np.float32] | None = None
+    embedded_for: TracegramCheckpoint | None = None
 
 
 class Classifier:
@@ -73,6 +75,12 @@ class Classifier:
             self._reads_heads = trace_engine.checkpoint.network.encoder == "tracegram"
             if trace_engine.checkpoint.mm4flow is not None:
                 self._reads.append(trace_engine.checkpoint.mm4flow.features)
+
+    def with_traces(self, trace_engine: TraceEngine | None) -> Classifier:
+        """The same on the same engine, for other traces."""
+        return Classifier(
+            self._engine, trace_engine=trace_engine, min_packets=self.min_packets, with_scores=self._with_scores
+        )
 
     @property
     def heads(self) -> HeadsKind:
@@ -128,8 +136,9 @@ class Classifier:
             scores.padding_tokens,
             batch.lengths_out_of_vocabulary,
         )
+        traced = self.trace_engine.checkpoint if self.trace_engine is not None else None
         return [
-            FlowOutcome(self._verdict(flow, verdict), embedding)
+            FlowOutcome(self._verdict(flow, verdict), embedding, None if embedding is None else traced)
             for flow, verdict, embedding in zip(flows, found, embeddings, strict=True)
         ]
 

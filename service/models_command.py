@@ -35,9 +35,15 @@ def load_model(
     url: Url = DEFAULT_URL,
     api_key: Key = "",
 ) -> None:
-    """Load a model, or swap the one that serves for another version, with no gap."""
+    """Load a model, or swap the one that serves for another version, with no gap.
+
+    A trace model takes the place of the one that serves; windows that are open are closed with the old one's verdicts.
+    """
     query = f"?{urllib.parse.urlencode({'version': version})}" if version else ""
-    _show([_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", api_key)])
+    model = _ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", api_key)
+    _show([model])
+    if model.get("closed_windows"):
+        typer.echo(f"closed with the verdicts of the model before: {model['closed_windows']} live windows")
 
 
 @app.command("unload")

@@ -97,7 +97,7 @@ class ServedModels:
             CheckpointError, EngineError: it cannot serve.
             ModelBusyError: another model is being loaded or unloaded.
         """
-        async with self._exclusively():
+        async with self.changing():
             directory = self.repository.find(name, version)
             classifiers = await asyncio.to_thread(self._warm_engines, directory)
             checkpoint = classifiers[0].checkpoint
@@ -120,7 +120,7 @@ class ServedModels:
             UnknownModelError: it is not loaded.
             ModelBusyError: it is the default one, or another model is being loaded or unloaded.
         """
-        async with self._exclusively():
+        async with self.changing():
             batcher = self.batcher(name)
             if name == self.default:
                 raise ModelBusyError(f"{name} is the default model: load another version in its place instead")
@@ -129,7 +129,20 @@ class ServedModels:
             self._metrics.model.remove(name)
             log.info("model unloaded", model=name)
 
-    def _exclusively(self) -> _Change:
+    async def replace_classifiers(self, change: Callable[[Classifier], Classifier]) -> None:
+        """Put another classifier in the place of each, from the next batch on; returns when the old ones are idle.
+
+        To be called while models are `changing`.
+        """
+        for batcher in self._batchers.values():
+            await batcher.replace([change(classifier) for classifier in batcher.classifiers])
+
+    def changing(self) -> _Change:
+        """A context in which no other model is loaded or unloaded.
+
+        Raises:
+            ModelBusyError: one is, or the service is starting or stopping.
+        """
         if not self._running:
             raise ModelBusyError("the service is starting or stopping")
         if self._changing.locked():

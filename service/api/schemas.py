@@ -224,6 +224,10 @@ class Model(Body):
     min_packets: int | None = None
     min_flows: Annotated[int | None, Field(description="fewest flows of a trace that gets a verdict")] = None
     metrics: dict[str, object] | None = None
+    closed_windows: Annotated[
+        int | None,
+        Field(description="of a trace model just loaded: live windows that were closed with the old one's verdict"),
+    ] = None
 
 
 class Models(Body):
