@@ -15,7 +15,7 @@ from models.mm4flow import Mm4flow
 from training.baseline import columns, fit_forest, fit_trees, statistics
 from training.batches import first_content, prefix
 from training.calibrate import Floats
-from training.config import TrainingConfig
+from training.config import TrainingConfig, network_sizes
 from training.corpus import Corpus, make_training_set
 from training.finetune import TrainingSet, fit, new_model, predict
 from training.loop import StepReport
@@ -65,13 +65,7 @@ class FoldOutcome:
 
 def network_of(corpus: Corpus, config: TrainingConfig, *, background: bool) -> Mm4flowNetwork:
     """The sizes of the network for these labels."""
-    return Mm4flowNetwork(
-        d_model=config.d_model,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        dim_ff=config.dim_ff,
-        n_class=len(corpus.labels) + background,
-    )
+    return network_sizes(config, len(corpus.labels) + background)
 
 
 @dataclass(frozen=True)

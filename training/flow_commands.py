@@ -105,8 +105,9 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
             clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
         with step_progress(name) as after_step:
-            plan = pretrain_run(Job(features, out, config, restart, dry_run), after_step, modalities, split)
-        _say(plan, dry_run)
+            plan = pretrain_run(Job(features, out, config, restart, dry_run, _announce), after_step, modalities, split)
+        if dry_run:
+            say_plan(plan)
 
 
 def finetune_command(
@@ -145,9 +146,10 @@ def finetune_command(
         clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
     )  # fmt: skip
     with step_progress("finetune") as after_step:
-        job = Job(features, out, config, restart, dry_run)
+        job = Job(features, out, config, restart, dry_run, _announce)
         plan = finetune_run(job, after_step, min_captures, encoders or (), split)
-    _say(plan, dry_run)
+    if dry_run:
+        say_plan(plan)
 
 
 def evaluate_command(
@@ -243,8 +245,7 @@ def _show(figures: Evaluation) -> None:
     )
 
 
-def _say(plan: Plan, dry_run: bool) -> None:
-    if dry_run:
-        say_plan(plan)
-    elif is_first():
-        console.print(", ".join(plan.facts), markup=False, highlight=False)
+def _announce(plan: Plan) -> None:
+    if is_first():
+        for line in (", ".join(plan.facts), *(f"note: {note}" for note in plan.notes)):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
