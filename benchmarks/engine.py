@@ -30,7 +30,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models.checkpoint import ONNX, WEIGHTS, Checkpoint, Mm4flowNetwork, write_checkpoint
+from models.checkpoint import ONNX, WEIGHTS, Checkpoint, Mm4flowNetwork
+from models.checkpoint_writing import write_checkpoint
 from models.encode import BYTES_VOCABULARY, PS_VOCABULARY, TokenBatch, encode, pad
 from models.flow import Flow
 from models.mm4flow import Mm4flow

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.checkpoint import TracegramCheckpoint, TracegramNetwork
 from models.packets import MAX_SEQUENCE, PADDING, VOCABULARY, PacketTokens, TracegramFeatures, encode_packets
 from models.tracegram import Tracegram
-from service.engines.traces import flow_pieces, load_trace_engine
+from service.engines.traces import load_trace_engine, packet_pieces
 from service.sources.capture import CaptureReader, ReadOptions
 from training.export import export_traces
 
@@ -129,12 +129,11 @@ def main() -> None:
 
     with torch.inference_mode():
         expected = np.concatenate([published(tokens, tokens == PADDING).numpy() for tokens in inputs])
-    difference = float(np.abs(expected - engine.embed(batch)).max())
-    ours = len(flows) / cpu_seconds(lambda: engine.embed(encode_packets(flows, features)), options.repeats)
-    alone = [encode_packets([flow], features) for flow in flows]
-    single = len(flows) / cpu_seconds(lambda: [engine.embed(each) for each in alone], options.repeats)
+    difference = float(np.abs(expected - engine.embed(flows)).max())
+    ours = len(flows) / cpu_seconds(lambda: engine.embed(flows), options.repeats)
+    single = len(flows) / cpu_seconds(lambda: [engine.embed([flow]) for flow in flows], options.repeats)
     theirs = len(flows) / cpu_seconds(run_published, options.repeats)
-    computed = sum(len(rows) * int(batch.counts[rows].max()) for rows in flow_pieces(batch))
+    computed = sum(len(rows) * int(batch.counts[rows].max()) for rows in packet_pieces(batch))
     precision = "int8" if options.int8 else "float32"
     print(f"machine    {describe()}, {threads} threads")
     print(f"input      {len(flows)} real flows, {batch.counts.mean():.0f} tokens each; {options.size}")

@@ -1,15 +1,13 @@
-"""The checkpoint directory: its manifest, reading it with every check, and writing it whole or not at all.
+"""The checkpoint directory: its manifest, and reading it with every check; `checkpoint_writing` writes it.
 
 `<repository>/<name>/<version>/` holds `checkpoint.json`, `model.safetensors` and `README.md`; of MM4flow (flows)
-`model.onnx`, of Tracegram (traces) `trace.onnx` and, where it has a flow encoder of its own, `encoder.onnx`. Nothing in
-it is ever unpickled.
+`model.onnx`, of Tracegram (traces) `trace.onnx` and, where it encodes flows itself, `encoder.onnx`. Nothing in it is
+ever unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -61,8 +59,8 @@ class Mm4flowNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes of a Tracegram network, those of the flow encoder by their published names.
 
-    `encoder` says what turns a flow into `feature_size` numbers: Tracegram's own encoder, whose feature is `emb_dim`
-    wide, or the embedding of an MM4flow checkpoint, twice its width; then the sizes of the encoder mean nothing.
+    `encoder` says what turns a flow into `feature_size` numbers: Tracegram's encoder, whose feature is `emb_dim` wide,
+    or the embedding of an MM4flow, twice its width; then the sizes from `emb_dim` on mean nothing.
     `decoder_heads` and `decoder_ff` are of the layer whose single query reads a flow; `time_encoding` adds the gap to
     the previous flow and the flow's duration to its feature.
     """
@@ -152,6 +150,18 @@ class FlowCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights_sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
+class OwnMm4flow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An MM4flow encoder that a trace checkpoint brings, tuned on the labels of traces, and what it reads of a flow.
+
+    Its embedding, 2 `network.d_model` wide, is the flow's feature. There is no classifier: `network.n_class` means
+    nothing.
+    """
+
+    network: Mm4flowNetwork
+    features: Mm4flowFeatures = Mm4flowFeatures()
+    feature_version: int = FEATURE_VERSION
+
+
 class EarlyVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a window that is still open gets a verdict: from this confidence on, with at least so many flows."""
 
@@ -162,7 +172,9 @@ class EarlyVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The manifest of a trace checkpoint. `trace` says what a trace is, `features` what is read of a flow's heads.
 
-    `flow_checkpoint` is there exactly where the network's encoder is `mm4flow`; then `features` are not used.
+    Where the network's encoder is `tracegram`, the checkpoint has it and reads `features`. Where it is `mm4flow`,
+    `features` are not used, and exactly one is there: `mm4flow`, an encoder of its own, or `flow_checkpoint`, the one
+    that classifies the flows and gives their embeddings in the same pass.
     """
 
     kind: Literal["tracegram"]
@@ -173,6 +185,7 @@ class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     features: TracegramFeatures = TracegramFeatures()
     trace: TraceSettings = TraceSettings()
     flow_checkpoint: FlowCheckpoint | None = None
+    mm4flow: OwnMm4flow | None = None
     calibration: Calibration = Calibration()
     unknown: Unknown = Unknown()
     early: EarlyVerdict = EarlyVerdict()
@@ -181,6 +194,11 @@ class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     files: dict[str, FileRecord] = {}
     format_version: int = FORMAT_VERSION
     feature_version: int = PACKET_FEATURE_VERSION
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it brings the encoder of flows; else the flow checkpoint's embeddings are their features."""
+        return self.flow_checkpoint is None
 
 
 AnyCheckpoint = Checkpoint | TracegramCheckpoint
@@ -232,8 +250,17 @@ def read_any_checkpoint(directory: Path) -> AnyCheckpoint:
     return _verified(directory, text, TracegramCheckpoint, lambda checkpoint: tuple(checkpoint.files))
 
 
+def checkpoint_kind(directory: Path) -> Literal["mm4flow", "tracegram"]:
+    """Which kind of checkpoint a directory holds; nothing else of it is verified.
+
+    Raises:
+        CheckpointError: it holds none that this version reads.
+    """
+    return _read_versions(directory, _read_manifest(directory)).kind
+
+
 def _graphs(checkpoint: TracegramCheckpoint) -> tuple[str, ...]:
-    return (TRACE_ONNX, ENCODER_ONNX) if checkpoint.network.encoder == "tracegram" else (TRACE_ONNX,)
+    return (TRACE_ONNX, ENCODER_ONNX) if checkpoint.has_encoder else (TRACE_ONNX,)
 
 
 def _read(directory: Path, manifest: type[_C], kind: str, needs: Callable[[_C], tuple[str, ...]]) -> _C:
@@ -249,15 +276,16 @@ def _read_versions(directory: Path, text: bytes) -> _Versions:
         versions = msgspec.json.decode(text, type=_Versions)
     except msgspec.DecodeError as error:
         raise CheckpointError(f"{directory / MANIFEST}: not a checkpoint manifest: {error}") from None
-    for what, got, expected in (
-        ("format", versions.format_version, FORMAT_VERSION),
-        ("feature", versions.feature_version, _FEATURE_VERSIONS[versions.kind]),
-    ):
-        if got != expected:
-            raise CheckpointError(
-                f"{directory}: {what} version {got}, this tapline reads {expected}: export the checkpoint again"
-            )
+    _verify_version(directory, "format", versions.format_version, FORMAT_VERSION)
+    _verify_version(directory, "feature", versions.feature_version, _FEATURE_VERSIONS[versions.kind])
     return versions
+
+
+def _verify_version(directory: Path, what: str, got: int, expected: int) -> None:
+    if got != expected:
+        raise CheckpointError(
+            f"{directory}: {what} version {got}, this tapline reads {expected}: export the checkpoint again"
+        )
 
 
 def _verified(directory: Path, text: bytes, manifest: type[_C], needs: Callable[[_C], tuple[str, ...]]) -> _C:
@@ -301,15 +329,36 @@ def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) 
 
 
 def _verify_encoder(directory: Path, checkpoint: TracegramCheckpoint) -> None:
-    network = checkpoint.network
-    if (network.encoder == "mm4flow") != (checkpoint.flow_checkpoint is not None):
-        wants = "names no flow checkpoint" if checkpoint.flow_checkpoint is None else "names a flow checkpoint"
-        raise CheckpointError(f"{directory}: its encoder is {network.encoder}, but it {wants}: export it again")
+    network, own = checkpoint.network, checkpoint.mm4flow
+    sources = [
+        what
+        for what, found in (("a flow checkpoint", checkpoint.flow_checkpoint), ("an own mm4flow", own))
+        if found is not None
+    ]
+    if len(sources) != (network.encoder == "mm4flow"):
+        names = " and ".join(sources) or "neither a flow checkpoint nor an own mm4flow"
+        raise CheckpointError(f"{directory}: its encoder is {network.encoder}, but it names {names}: export it again")
     if network.encoder == "tracegram" and checkpoint.features.max_tokens > network.max_seq_len:
         raise CheckpointError(
             f"{directory}: features of {checkpoint.features.max_tokens} tokens for an encoder of at most "
             f"{network.max_seq_len}"
         )
+    if own is not None:
+        _verify_own(directory, own, network.feature_size)
+
+
+def _verify_own(directory: Path, own: OwnMm4flow, feature_size: int) -> None:
+    _verify_version(directory, "mm4flow feature", own.feature_version, FEATURE_VERSION)
+    if feature_size != 2 * own.network.d_model:
+        raise CheckpointError(
+            f"{directory}: feature_size {feature_size} is not twice the d_model {own.network.d_model} of its mm4flow"
+        )
+    for tokens, most in (
+        (own.features.most_ps_tokens, own.network.ps_max_tokens),
+        (own.features.most_bytes_tokens, own.network.bytes_max_tokens),
+    ):
+        if tokens > most:
+            raise CheckpointError(f"{directory}: features of {tokens} tokens for an encoder of at most {most}")
 
 
 def _verify_file(path: Path, record: FileRecord) -> None:
@@ -328,53 +377,3 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Path], None]) -> _C:
-    """Write a checkpoint beside `directory` and move it there when it is whole.
-
-    `write_files` puts every other file into the folder it is given. An existing checkpoint is replaced only at the end.
-
-    Returns:
-        The manifest as written, with the files' sizes and hashes.
-
-    Raises:
-        CheckpointError: `directory` holds something else than a checkpoint, which is left alone.
-    """
-    refuse_other_files(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        write_files(staging)
-        files = {
-            path.name: FileRecord(path.stat().st_size, file_sha256(path))
-            for path in sorted(staging.iterdir())
-            if path.name != CARD
-        }
-        written = msgspec.structs.replace(checkpoint, files=files)
-        (staging / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(written), indent=2) + b"\n")
-        staging.chmod(0o755)
-        _replace(directory, staging)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return written
-
-
-def refuse_other_files(directory: Path) -> None:
-    """Check that a checkpoint may be written there.
-
-    Raises:
-        CheckpointError: the directory holds something else than a checkpoint.
-    """
-    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
-        raise CheckpointError(f"{directory}: exists and holds no checkpoint: give another directory")
-
-
-def _replace(directory: Path, staging: Path) -> None:
-    if not directory.exists():
-        staging.replace(directory)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-    directory.replace(old / "was")
-    staging.replace(directory)
-    shutil.rmtree(old)

@@ -38,6 +38,16 @@ class Mm4flowFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not 0 <= self.content_bytes <= MAX_CONTENT_BYTES:
             raise ValueError(f"content_bytes: expected 0 to {MAX_CONTENT_BYTES}, got {self.content_bytes}")
 
+    @property
+    def most_ps_tokens(self) -> int:
+        """Length of the longest `ps` sequence."""
+        return self.payload_lengths + 2
+
+    @property
+    def most_bytes_tokens(self) -> int:
+        """Length of the longest `bytes` sequence."""
+        return min(2 * self.content_bytes + 3, BYTES_MAX_TOKENS)
+
 
 @dataclass(frozen=True)
 class TokenBatch:

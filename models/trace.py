@@ -11,6 +11,7 @@ this one definition; what the models read of the flows is `models.packets`' busi
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -21,6 +22,8 @@ from models.flow import Flow
 
 SubjectKind = Literal["originator", "responder", "pair", "mac"]
 """Whose flows make a trace: a host that opens connections, one that is asked, two hosts, or a network card."""
+
+_MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 MAX_TRACE_FLOWS = 4096
 """Most flows that `TraceSettings.max_flows` may ask for."""
@@ -113,6 +116,11 @@ def subject_of(flow: Flow, kind: SubjectKind) -> str:
     outside = _is_global(flow.orig_h) and not _is_global(flow.resp_h)
     owner, peer = (flow.resp_h, flow.orig_h) if outside else (flow.orig_h, flow.resp_h)
     return _mac(flow, owner, peer) or flow.orig_h
+
+
+def subject_kind_of(subject: str, kind: SubjectKind) -> SubjectKind:
+    """What a subject is that `subject_of` gave: `originator` where an address stands for a MAC, else `kind`."""
+    return "originator" if kind == "mac" and not _MAC.fullmatch(subject) else kind
 
 
 def make_traces(flows: Iterable[Flow], settings: TraceSettings) -> list[Trace]:

@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models.checkpoint import TracegramNetwork
+from models.checkpoint import Mm4flowNetwork, TracegramNetwork
 from models.linear_transformer import LanguageModel, Net
-from models.mm4flow import RowAttention
+from models.mm4flow import Mm4flow, RowAttention
 from models.packets import PADDING
 
 DROPOUT = 0.1
 HEAD_WIDTHS = (100, 50)
 """Widths of the head's hidden layers, as published."""
+
+_FOR_TRAINING = (
+    "encoder.out.", "encoder.net.net.out.",
+    "encoder.classifier.", "encoder.ps_encoder.cls.", "encoder.bytes_encoder.cls.",
+)  # fmt: skip
 
 
 class QueryDecoder(nn.Module):
@@ -145,14 +150,28 @@ class TraceNetwork(nn.Module):
 
 
 class Tracegram(nn.Module):
-    """Both networks, under the names of the checkpoint: `encoder` (absent with MM4flow's embedding) and `trace`."""
+    """Both networks, under the names of the checkpoint: `encoder` and `trace`.
 
-    def __init__(self, network: TracegramNetwork, flow_classes: int = 0, dropout: float = DROPOUT) -> None:
+    `encoder` is M1, or the checkpoint's own MM4flow where `mm4flow` gives its sizes: a flow's feature is then its
+    embedding. It is None where a flow checkpoint gives the embeddings.
+    """
+
+    def __init__(
+        self,
+        network: TracegramNetwork,
+        flow_classes: int = 0,
+        dropout: float = DROPOUT,
+        mm4flow: Mm4flowNetwork | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder = FlowEncoder(network, flow_classes, dropout) if network.encoder == "tracegram" else None
+        self.encoder: FlowEncoder | Mm4flow | None = None
+        if network.encoder == "tracegram":
+            self.encoder = FlowEncoder(network, flow_classes, dropout)
+        elif mm4flow is not None:
+            self.encoder = Mm4flow(mm4flow)
         self.trace = TraceNetwork(network)
 
 
 def is_for_training(name: str) -> bool:
-    """Whether a weight is for training only: the next-token head, the flow classes, the counters of normalisation."""
-    return name.startswith(("encoder.out.", "encoder.net.net.out.")) or name.endswith(".num_batches_tracked")
+    """Whether a weight is for training only: token heads, classifiers of flows, the counters of normalisation."""
+    return name.startswith(_FOR_TRAINING) or name.endswith(".num_batches_tracked")

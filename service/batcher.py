@@ -103,6 +103,11 @@ class Batcher:
         return self._lanes[0].classifier
 
     @property
+    def classifiers(self) -> list[Classifier]:
+        """What classifies now, one for each engine."""
+        return [lane.classifier for lane in self._lanes]
+
+    @property
     def waiting_flows(self) -> int:
         """Flows in the queue."""
         return len(self._queue)

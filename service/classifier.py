@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.encode import encode
+from models.checkpoint import TracegramCheckpoint
+from models.encode import Mm4flowFeatures, encode
 from models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
-from models.packets import encode_packets
 from models.trace import is_instance
 from models.verdict import Verdict, verdicts
 from service.engines.base import Engine, EngineError
@@ -40,11 +40,12 @@ class FlowOutcome:
     """What one pass over a flow gave: its verdict, and where traces are asked for its embedding, float32 [width].
 
     `verdict` is None for a flow of too few packets, which only its trace asked about. The embedding is a row of its
-    batch's matrix: who keeps it copies it.
+    batch's matrix: who keeps it copies it. `embedded_for` is the trace checkpoint that reads it, and no other does.
     """
 
     verdict: Verdict | None
     embedding: NDArray[np.float32] | None = None
+    embedded_for: TracegramCheckpoint | None = None
 
 
 class Classifier:
@@ -68,14 +69,25 @@ class Classifier:
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
         self._engine = engine
         self._with_scores = with_scores
-        self._encodes_packets = trace_engine is not None and trace_engine.checkpoint.network.encoder == "tracegram"
+        self._reads = [self.checkpoint.features]
+        self._reads_heads = False
+        if trace_engine is not None:
+            self._reads_heads = trace_engine.checkpoint.network.encoder == "tracegram"
+            if trace_engine.checkpoint.mm4flow is not None:
+                self._reads.append(trace_engine.checkpoint.mm4flow.features)
+
+    def with_traces(self, trace_engine: TraceEngine | None) -> Classifier:
+        """The same on the same engine, for other traces."""
+        return Classifier(
+            self._engine, trace_engine=trace_engine, min_packets=self.min_packets, with_scores=self._with_scores
+        )
 
     @property
     def heads(self) -> HeadsKind:
         """What sources should keep of packet heads."""
         if self.trace_engine is None:
             return "none"
-        return "full" if self._encodes_packets and self.trace_engine.checkpoint.features.payload else "header"
+        return "full" if self._reads_heads and self.trace_engine.checkpoint.features.payload else "header"
 
     def accepts(self, flow: Flow) -> bool:
         """Whether there is anything to ask about the flow: its verdict, or its part in a trace."""
@@ -87,26 +99,19 @@ class Classifier:
 
     def input_hash(self, flow: Flow) -> int:
         """A hash of what the networks read of a flow: where it is the same, so is the outcome."""
-        read = self.checkpoint.features
-        heads = tuple((head.gap_us, head.data) for head in flow.heads) if self._encodes_packets else ()
-        return hash(
-            (
-                tuple(flow.payload_lengths[: read.payload_lengths]),
-                flow.orig_bytes[: read.content_bytes],
-                flow.resp_bytes[: read.content_bytes],
-                heads,
-            )
-        )
+        lengths = max(read.payload_lengths for read in self._reads)
+        content = max(read.content_bytes for read in self._reads)
+        heads = tuple((head.gap_us, head.data) for head in flow.heads) if self._reads_heads else ()
+        parts = flow.orig_bytes[:content], flow.resp_bytes[:content]
+        return hash((tuple(flow.payload_lengths[:lengths]), *parts, heads))
 
     def _is_judged(self, flow: Flow) -> bool:
         return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
 
     def tokens(self, flow: Flow) -> int:
         """The tokens that the models read of a flow: what computing it costs."""
-        features = self.checkpoint.features
-        content = min(len(flow.orig_bytes), features.content_bytes) + min(len(flow.resp_bytes), features.content_bytes)
-        heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._encodes_packets else 0
-        return min(len(flow.payload_lengths), features.payload_lengths) + content + SPECIAL_TOKENS + heads
+        heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._reads_heads else 0
+        return heads + sum(_tokens(flow, read) for read in self._reads)
 
     def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome]:
         """One outcome for each flow, in order.
@@ -131,8 +136,9 @@ class Classifier:
             scores.padding_tokens,
             batch.lengths_out_of_vocabulary,
         )
+        traced = self.trace_engine.checkpoint if self.trace_engine is not None else None
         return [
-            FlowOutcome(self._verdict(flow, verdict), embedding)
+            FlowOutcome(self._verdict(flow, verdict), embedding, None if embedding is None else traced)
             for flow, verdict, embedding in zip(flows, found, embeddings, strict=True)
         ]
 
@@ -147,9 +153,8 @@ class Classifier:
         rows = [row for row, flow in enumerate(flows) if self.is_traced(flow)]
         if self.trace_engine is None or not rows:
             return found
-        if self._encodes_packets:
-            features = self.trace_engine.checkpoint.features
-            own = self.trace_engine.embed(encode_packets([flows[row] for row in rows], features))
+        if self.trace_engine.checkpoint.has_encoder:
+            own = self.trace_engine.embed([flows[row] for row in rows])
             if len(own) != len(rows):
                 raise EngineError(f"the trace engine encoded {len(own)} flows of {len(rows)}")
         else:
@@ -157,3 +162,9 @@ class Classifier:
         for row, embedding in zip(rows, own, strict=True):
             found[row] = embedding
         return found
+
+
+def _tokens(flow: Flow, read: Mm4flowFeatures) -> int:
+    """The tokens that an MM4flow network reads of a flow."""
+    content = min(len(flow.orig_bytes), read.content_bytes) + min(len(flow.resp_bytes), read.content_bytes)
+    return min(len(flow.payload_lengths), read.payload_lengths) + content + SPECIAL_TOKENS

@@ -112,7 +112,12 @@ def classify(
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
         flow_engine = load_engine(engine, directory)
         trace_engine = None if show == "flows" else load_traces(trace_checkpoint, engine)
-        trace_engine = fitting(trace_engine, flow_engine.checkpoint, required=trace_checkpoint is not None)
+        trace_engine = fitting(
+            trace_engine,
+            flow_engine.checkpoint,
+            required=trace_checkpoint is not None,
+            warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
+        )
         classifier = Classifier(flow_engine, trace_engine=trace_engine, min_packets=min_packets, with_scores=scores)
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)

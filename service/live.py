@@ -78,6 +78,7 @@ class LivePipeline:
         self._open: OrderedDict[str, _Early] = OrderedDict()
         self._arrived = asyncio.Event()
         self._in_flight = 0
+        self._working: set[asyncio.Task[None]] = set()
 
     @property
     def waiting_flows(self) -> int:
@@ -133,6 +134,8 @@ class LivePipeline:
                     self._queued.pop(live.flow.uid, None)
                 self._in_flight += len(batch)
                 task = tasks.create_task(self._classify(batch))
+                self._working.add(task)
+                task.add_done_callback(self._working.discard)
                 task.add_done_callback(lambda _: slots.release())
 
     async def drain(self, limit_seconds: float) -> None:
@@ -141,6 +144,11 @@ class LivePipeline:
             async with asyncio.timeout(limit_seconds):
                 while self.waiting_flows:
                     await asyncio.sleep(0.01)
+
+    async def settle(self, limit_seconds: float) -> None:
+        """Wait until the outcomes of all flows that are being classified now are delivered, at most so long."""
+        if self._working:
+            await asyncio.wait(set(self._working), timeout=limit_seconds)
 
     async def _classify(self, batch: list[LiveFlow]) -> None:
         try:

@@ -133,7 +133,8 @@ class Metrics:
         self.trace_open_flows = Gauge("tapline_trace_open_flows", "Flows in open live windows", registry=registry)
         self.trace_windows_closed = Counter(
             "tapline_trace_windows_closed",
-            "Live windows closed: `time` when they were over, `end` with their source, `evicted` for want of room",
+            "Live windows closed: `time` when they were over, `end` with their source, `evicted` for want of room, "
+            "`swapped` with their model",
             ["reason"], registry=registry,
         )  # fmt: skip
         self.trace_windows_unscored = Counter(

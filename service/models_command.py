@@ -35,9 +35,15 @@ def load_model(
     url: Url = DEFAULT_URL,
     api_key: Key = "",
 ) -> None:
-    """Load a model, or swap the one that serves for another version, with no gap."""
+    """Load a model, or swap the one that serves for another version, with no gap.
+
+    A trace model takes the place of the one that serves; windows that are open are closed with the old one's verdicts.
+    """
     query = f"?{urllib.parse.urlencode({'version': version})}" if version else ""
-    _show([_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", api_key)])
+    model = _ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", api_key)
+    _show([model])
+    if model.get("closed_windows"):
+        typer.echo(f"closed with the verdicts of the model before: {model['closed_windows']} live windows")
 
 
 @app.command("unload")
@@ -47,7 +53,7 @@ def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: Key = "") -> None:
 
 
 def _show(models: list[dict[str, Any]]) -> None:
-    table = Table("name", "kind", "serving", "versions", "labels", box=None, pad_edge=False)
+    table = Table("name", "kind", "serving", "versions", "labels", "needs", box=None, pad_edge=False)
     for model in models:
         serving = model["version"] or "-"
         table.add_row(
@@ -56,8 +62,18 @@ def _show(models: list[dict[str, Any]]) -> None:
             f"{serving} (default)" if model["default"] else serving,
             ", ".join(model["versions"]),
             str(len(model["labels"] or [])) if model["version"] else "-",
+            _needs(model),
         )
     Console(highlight=False).print(table)
+
+
+def _needs(model: dict[str, Any]) -> str:
+    """The least that a flow or a trace must have to get a verdict."""
+    for field, what in (("min_packets", "packet"), ("min_flows", "flow")):
+        least = model.get(field)
+        if least is not None:
+            return f"{least} {what}{'' if least == 1 else 's'}"
+    return "-"
 
 
 def _ask(method: str, url: str, path: str, api_key: str) -> Any:

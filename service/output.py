@@ -55,7 +55,7 @@ def writer(format_: Format, file: TextIO, limit: int, show: Show = "all") -> Wri
     if format_ == "table":
         return _Shown(TableWriter(file, limit, show), show)
     if format_ == "json":
-        return _Shown(JsonWriter(file), show)
+        return _Shown(JsonWriter(file, show), show)
     if format_ == "ndjson":
         return _Shown(NdjsonWriter(file), show)
     return TraceCsvWriter(file) if show == "traces" else CsvWriter(file)
@@ -110,10 +110,14 @@ class TableWriter:
 
 
 class JsonWriter:
-    """One JSON object: `flows` as they come, then `traces`, then `summary`. Traces wait for their place on disk."""
+    """One JSON object: `flows` as they come, then `traces`, then `summary`; a list that is not shown is not there.
 
-    def __init__(self, file: TextIO) -> None:
+    Traces wait for their place on disk.
+    """
+
+    def __init__(self, file: TextIO, show: Show = "all") -> None:
         self._file = file
+        self._show = show
         self._separator = '{"flows": [\n'
         self._trace_separator = "\n"
         self._traces = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, "w+", encoding="utf-8")
@@ -130,13 +134,21 @@ class JsonWriter:
 
     def ending(self, summary: Summary) -> Iterator[str]:
         """What is left to write, in pieces: the flows' end, the traces, the summary."""
-        opening = self._separator if self._separator.startswith("{") else ""
-        yield opening + '\n], "traces": ['
+        if self._show == "traces":
+            yield "{"
+        else:
+            yield (self._separator if self._separator.startswith("{") else "") + "\n], "
         with self._traces:
-            self._traces.seek(0)
-            while piece := self._traces.read(_PIECE_BYTES):
-                yield piece
-        yield f'\n], "summary": {msgspec.json.encode(summary).decode()}}}\n'
+            if self._show != "flows":
+                yield from self._trace_list()
+        yield f'"summary": {msgspec.json.encode(summary).decode()}}}\n'
+
+    def _trace_list(self) -> Iterator[str]:
+        yield '"traces": ['
+        self._traces.seek(0)
+        while piece := self._traces.read(_PIECE_BYTES):
+            yield piece
+        yield "\n], "
 
     def finish(self, summary: Summary) -> None:
         """Close the list of flows, write traces and summary."""

@@ -63,6 +63,12 @@ def newest_version(directory: Path) -> Path:
     return versions[-1] if versions else directory
 
 
+def versions_directory(directory: Path, name: str) -> Path:
+    """Where the other versions of a model are: above `directory`, where that is one version of it in a repository."""
+    above = directory.resolve().parent
+    return above if (directory / MANIFEST).is_file() and above.name == name else directory
+
+
 def shipped_checkpoint(name: str) -> Path:
     """The newest version of a checkpoint that ships with tapline.
 

@@ -7,28 +7,32 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from models.checkpoint import CheckpointError, read_checkpoint
+import structlog
+
+from models.checkpoint import CheckpointError, TracegramCheckpoint, checkpoint_kind, read_checkpoint
 from service.batcher import Batcher
 from service.classifier import Classifier
 from service.engines.base import load_engines
-from service.engines.traces import warm_up
+from service.engines.traces import TraceEngine, load_trace_engine, warm_up
 from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
 from service.replay import Replay
-from service.repository import ZOO, Repository, UnknownModelError, newest_version
+from service.repository import ZOO, Repository, UnknownModelError, newest_version, versions_directory
 from service.sensors import Sensors, Watcher
-from service.served import ServedModels
+from service.served import ModelBusyError, ServedModels
 from service.settings import Settings
 from service.sources.bus.transport import TlsFiles
 from service.traces.history import TraceHistory
 from service.traces.live import LiveTraces, TraceWatcher
-from service.traces.loading import fitting, load_traces
+from service.traces.loading import fitting, load_traces, misfit
 from service.traces.offline import CaptureTraces
 from service.traces.scorer import TraceScorer
 from service.traces.state import TraceState
 from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from service.zeek_process import ZeekOnInterface
+
+log = structlog.get_logger()
 
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
@@ -57,6 +61,12 @@ class Service:
             self.metrics.registry.register(gpus)
         self._trace_engine = load_traces(settings.trace_checkpoint, settings.engine, settings.threads)
         repository, self.default_model = find_models(settings)
+        if self._trace_engine is not None:
+            name = self._trace_engine.checkpoint.name
+            if settings.trace_checkpoint is not None:
+                repository.pinned[name] = versions_directory(settings.trace_checkpoint, name)
+            elif not repository.versions(name):
+                repository.pinned[name] = ZOO / name
         self.models = ServedModels(repository, self.default_model, self._load_engines, self._make_batcher, self.metrics)
         self.trace_scorer = TraceScorer(self._trace_engine) if self._trace_engine else None
         self.traces = live_traces(settings, self.trace_scorer, self.metrics, trace_watcher)
@@ -93,8 +103,61 @@ class Service:
         engines = load_engines(settings.engine, directory, settings.threads, settings.precision)
         checkpoint = engines[0].checkpoint
         required = checkpoint.name == self.default_model and settings.trace_checkpoint is not None
-        traces = fitting(self._trace_engine, checkpoint, required=required)
+        traces = fitting(self._trace_engine, checkpoint, required=required, warn=log.warning)
         return [Classifier(engine, trace_engine=traces) for engine in engines]
+
+    async def load_model(self, name: str, version: str | None = None) -> int | None:
+        """Load a version of a flow model or of a trace model, the newest where none is given, and let it serve.
+
+        There is one trace model: another takes its place, whatever its name. New flows open windows of the new one; the
+        windows that are open get the verdicts of the old one and are closed.
+
+        Returns:
+            Of a trace model how many live windows were closed for it, None of a flow model.
+
+        Raises:
+            UnknownModelError, CheckpointError, EngineError, ModelBusyError: as of `ServedModels.load`; a trace model
+                does not fit the default flow model, or traces are off.
+        """
+        directory = self.models.repository.find(name, version)
+        if checkpoint_kind(directory) == "tracegram":
+            return await self._load_trace_model(name, directory)
+        await self.models.load(name, version)
+        return None
+
+    async def _load_trace_model(self, name: str, directory: Path) -> int:
+        if self.trace_scorer is None:
+            raise ModelBusyError("traces are off since the start: start again with --trace-checkpoint DIR")
+        async with self.models.changing():
+            engine = await asyncio.to_thread(self._warm_trace_engine, directory)
+            checkpoint = engine.checkpoint
+            if checkpoint.name != name:
+                raise CheckpointError(f"{directory}: holds a model named {checkpoint.name}, expected {name}")
+            fitting(engine, self.classifier.checkpoint, required=True, warn=log.warning)
+            if self.traces is not None:
+                refuse_endless(self.settings, checkpoint)
+            self._trace_engine, self.trace_scorer = engine, TraceScorer(engine)
+            if self.traces is not None:
+                windows = trace_windows(self.settings, checkpoint, after=self.traces.windows)
+                self.traces.open(windows, self.trace_scorer)
+            await self.models.replace_classifiers(self._retraced)
+            closed = 0
+            if self.traces is not None:
+                await self.pipeline.settle(self.settings.shutdown_seconds)
+                closed = await self.traces.close_old()
+            log.info("trace model loaded", model=name, version=checkpoint.version, closed_windows=closed)
+        return closed
+
+    def _warm_trace_engine(self, directory: Path) -> TraceEngine:
+        engine = load_trace_engine(self.settings.engine, directory, self.settings.threads)
+        warm_up(engine)
+        return engine
+
+    def _retraced(self, classifier: Classifier) -> Classifier:
+        """The same classifier for the trace model that serves now, where that can read its flows."""
+        return classifier.with_traces(
+            fitting(self._trace_engine, classifier.checkpoint, required=False, warn=log.warning)
+        )
 
     def _make_batcher(self, classifiers: list[Classifier]) -> Batcher:
         return Batcher(
@@ -110,7 +173,7 @@ class Service:
         """What collects the traces of a capture or a request; None where the model's flows make none."""
         if self.trace_scorer is None or classifier.trace_engine is None:
             return None
-        return CaptureTraces(self.trace_scorer, name)
+        return CaptureTraces(self.trace_scorer, name, lambda: self.trace_scorer)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -131,6 +194,14 @@ class Service:
                     await asyncio.gather(*feeding, return_exceptions=True)
         finally:
             await self.models.stop(self.settings.shutdown_seconds)
+
+    def no_live_traces(self) -> str | None:
+        """Why there are no verdicts on live traces, or None."""
+        if self.trace_scorer is None:
+            return "there is no trace checkpoint: start with --trace-checkpoint DIR"
+        if self.traces is None:
+            return "there is no live traffic: start with --zeek, --interface or --replay"
+        return misfit(self.trace_scorer.checkpoint, self.classifier.checkpoint)
 
     def not_ready(self) -> str | None:
         """Why no work should be sent here now, or None."""
@@ -176,18 +247,33 @@ def live_traces(
     if scorer is None or not settings.is_live:
         return None
     checkpoint = scorer.checkpoint
-    is_endless = checkpoint.trace.window_seconds == 0
-    if is_endless and (settings.zeek or settings.interface):
+    refuse_endless(settings, checkpoint)
+    windows = trace_windows(settings, checkpoint)
+    state = TraceState(settings.state_dir, checkpoint) if settings.state_dir else None
+    return LiveTraces(windows, scorer, metrics, TraceHistory(settings.trace_history), state=state, watcher=watcher)
+
+
+def trace_windows(
+    settings: Settings, checkpoint: TracegramCheckpoint, after: TraceWindows | None = None
+) -> TraceWindows:
+    """The windows of the live path for a trace checkpoint; `after` as of `TraceWindows`."""
+    bounds = WindowBounds(settings.trace_lateness_seconds, settings.trace_subjects, settings.trace_open_flows)
+    captures = [str(settings.replay)] if settings.replay else []
+    rule = EarlyRule(checkpoint.early.confidence, checkpoint.early.min_flows)
+    return TraceWindows(checkpoint.trace, bounds, rule, captures, after)
+
+
+def refuse_endless(settings: Settings, checkpoint: TracegramCheckpoint) -> None:
+    """Refuse a checkpoint whose window has no end where traffic has none.
+
+    Raises:
+        CheckpointError: so it is.
+    """
+    if checkpoint.trace.window_seconds == 0 and (settings.zeek or settings.interface):
         raise CheckpointError(
             f"the trace checkpoint {checkpoint.name} has no window (window_seconds 0), so that live traces would never "
             "end: give one with a window, or --trace-checkpoint none"
         )
-    bounds = WindowBounds(settings.trace_lateness_seconds, settings.trace_subjects, settings.trace_open_flows)
-    captures = [str(settings.replay)] if settings.replay else []
-    rule = EarlyRule(checkpoint.early.confidence, checkpoint.early.min_flows)
-    windows = TraceWindows(checkpoint.trace, bounds, rule, captures)
-    state = TraceState(settings.state_dir, checkpoint) if settings.state_dir else None
-    return LiveTraces(windows, scorer, metrics, TraceHistory(settings.trace_history), state=state, watcher=watcher)
 
 
 def find_models(settings: Settings) -> tuple[Repository, str]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import structlog
 
 from models.checkpoint import Checkpoint, CheckpointError
-from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow
 from service.batcher import Batcher
 from service.classifier import Classifier
+from service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
 from service.metrics import Metrics
 from service.repository import Repository, UnknownModelError
 
@@ -97,7 +97,7 @@ class ServedModels:
             CheckpointError, EngineError: it cannot serve.
             ModelBusyError: another model is being loaded or unloaded.
         """
-        async with self._exclusively():
+        async with self.changing():
             directory = self.repository.find(name, version)
             classifiers = await asyncio.to_thread(self._warm_engines, directory)
             checkpoint = classifiers[0].checkpoint
@@ -120,7 +120,7 @@ class ServedModels:
             UnknownModelError: it is not loaded.
             ModelBusyError: it is the default one, or another model is being loaded or unloaded.
         """
-        async with self._exclusively():
+        async with self.changing():
             batcher = self.batcher(name)
             if name == self.default:
                 raise ModelBusyError(f"{name} is the default model: load another version in its place instead")
@@ -129,7 +129,20 @@ class ServedModels:
             self._metrics.model.remove(name)
             log.info("model unloaded", model=name)
 
-    def _exclusively(self) -> _Change:
+    async def replace_classifiers(self, change: Callable[[Classifier], Classifier]) -> None:
+        """Put another classifier in the place of each, from the next batch on; returns when the old ones are idle.
+
+        To be called while models are `changing`.
+        """
+        for batcher in self._batchers.values():
+            await batcher.replace([change(classifier) for classifier in batcher.classifiers])
+
+    def changing(self) -> _Change:
+        """A context in which no other model is loaded or unloaded.
+
+        Raises:
+            ModelBusyError: one is, or the service is starting or stopping.
+        """
         if not self._running:
             raise ModelBusyError("the service is starting or stopping")
         if self._changing.locked():
@@ -161,15 +174,9 @@ class _Change:
 
 def warm_up(classifiers: list[Classifier]) -> None:
     """Run each model on flows that fill it, so that the first real ones do not wait for what is prepared once."""
-    short = Flow("warm-up", 0, 0, "192.0.2.1", 1, "192.0.2.2", 2, "udp", 1, 0, [64], bytes(64))
-    content = bytes(MAX_CONTENT_BYTES)
-    long = Flow(
-        "warm-up", 0, 0, "192.0.2.1", 1, "192.0.2.2", 2, "tcp", MAX_PAYLOAD_LENGTHS, 0,
-        [64] * MAX_PAYLOAD_LENGTHS, content, content,
-    )  # fmt: skip
     for classifier in classifiers:
-        classifier.classify([short])
-        classifier.classify([long] + [short] * (WARM_UP_FLOWS - 1))
+        classifier.classify([SHORT_FLOW])
+        classifier.classify([LONG_FLOW] + [SHORT_FLOW] * (WARM_UP_FLOWS - 1))
 
 
 def _release_memory() -> None:

@@ -17,6 +17,9 @@ from service.traces.records import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, Trace
 SHOWN_FLOWS = 3
 """Flows shown of a trace; the other formats name more."""
 
+TABLE_COLUMNS = 150
+"""Below this width a table with a column of flows would break words: traces are shown one below the other."""
+
 
 class TraceTable:
     """Collects the traces to show, at most `limit` (0: all), and draws them."""
@@ -36,7 +39,8 @@ class TraceTable:
     def draw(self, console: Console, summary: Summary) -> None:
         """Print the traces, what shares mean, and one sentence that accounts for them."""
         if self._rows:
-            console.print(_traces(sorted(self._rows, key=lambda trace: (trace.source, trace.start_us))))
+            rows = sorted(self._rows, key=lambda trace: (trace.source, trace.start_us))
+            console.print(_traces(rows) if console.width >= TABLE_COLUMNS else _listed(rows))
             console.print(f"{NEAREST_NOTE} {IMPORTANCE_NOTE}", style="dim")
         if self._left_out:
             console.print(f"… and {self._left_out} more traces: --limit 0 shows all", style="dim")
@@ -65,8 +69,24 @@ def _traces(rows: list[TraceVerdict]) -> Table:
     return table
 
 
-def recent_traces(rows: Iterable[TraceVerdict]) -> Table:
-    """Traces of the live path, each on one line, with the flow that it looked at most."""
+def _listed(rows: list[TraceVerdict]) -> Text:
+    """The same for a narrow terminal: of each trace a line or two, then its flows."""
+    text = Text("Traces\n", style="bold")
+    for trace in rows:
+        counted = "1 flow" if trace.flows == 1 and not trace.cut else f"{flows_text(trace)} flows"
+        lines = [
+            Text.assemble(label_text(trace.verdict), f"  {trace.verdict.confidence:.2f}  {trace.subject}"),
+            Text(f"  {window_text(trace)}, {counted}"),
+            *(Text("  ") + _flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]),
+        ]
+        text.append_text(Text("\n", style="not bold").join([*lines, Text()]))
+    return text
+
+
+def recent_traces(rows: Iterable[TraceVerdict], width: int = TABLE_COLUMNS) -> Table:
+    """Traces of the live path, each on one line, with the flow that it looked at most where there is room for it."""
+    if width < TABLE_COLUMNS:
+        return _recent_narrow(rows)
     table = Table("label", "confidence", "", "subject", "window (UTC)", "flows", "looked at most", box=None)
     for trace in rows:
         table.add_row(
@@ -81,14 +101,28 @@ def recent_traces(rows: Iterable[TraceVerdict]) -> Table:
     return table
 
 
-def window_text(trace: TraceVerdict) -> str:
-    """`2016-02-10 12:31:08 to 12:41:08`; the date a second time where it is another; seconds where it is no date."""
+def _recent_narrow(rows: Iterable[TraceVerdict]) -> Table:
+    table = Table("label", "conf.", "", "subject", "window (UTC)", "flows", box=None, pad_edge=False)
+    for trace in rows:
+        final = "" if trace.verdict.final else "early"
+        window, flows = window_text(trace, dated=False), flows_text(trace)
+        confidence = f"{trace.verdict.confidence:.2f}"
+        table.add_row(label_text(trace.verdict), confidence, final, Text(trace.subject), window, flows)
+    return table
+
+
+def window_text(trace: TraceVerdict, *, dated: bool = True) -> str:
+    """`2016-02-10 12:31:08 to 12:41:08`; the date a second time where it is another; seconds where it is no date.
+
+    Without `dated` the times alone.
+    """
     try:
         start, end = (datetime.fromtimestamp(time_us / 1e6, UTC) for time_us in (trace.start_us, trace.end_us))
     except (ValueError, OverflowError):
         return f"{trace.start_us / 1e6:.0f} s to {trace.end_us / 1e6:.0f} s"
-    form = "%H:%M:%S" if start.date() == end.date() else "%Y-%m-%d %H:%M:%S"
-    return f"{start:%Y-%m-%d %H:%M:%S} to {end.strftime(form)}"
+    with_date, alone = "%Y-%m-%d %H:%M:%S", "%H:%M:%S"
+    first = with_date if dated else alone
+    return f"{start.strftime(first)} to {end.strftime(alone if start.date() == end.date() else first)}"
 
 
 def flows_text(trace: TraceVerdict) -> str:

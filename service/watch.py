@@ -20,6 +20,7 @@ from models.verdict import UNKNOWN, Verdict
 from service.live import OPEN_FLOWS
 from service.runtime import Service
 from service.settings import Settings
+from service.sources.errors import CaptureError
 from service.terminal import flow_cells, label_text
 from service.trace_table import recent_traces
 from service.traces.live import LiveTraces
@@ -30,12 +31,16 @@ RECENT_VERDICTS = 12
 RECENT_TRACES = 6
 TOP_LABELS = 10
 REFRESH_SECONDS = 0.5
+FIRST_FLOW_SECONDS = 0.05
+"""How often a replay is looked at before its first flow."""
 
 
 class View:
     """What the live table shows; told of every verdict."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
+        """`width`: columns of the terminal."""
+        self._width = width
         self.labels: Counter[str] = Counter()
         self.recent: deque[tuple[Flow, Verdict]] = deque(maxlen=RECENT_VERDICTS)
         self.traces: deque[TraceVerdict] = deque(maxlen=RECENT_TRACES)
@@ -66,9 +71,9 @@ class View:
             parts.append(self._sensors(service))
         parts.append(self._verdicts())
         if service.traces is not None:
-            parts.append(_trace_counts(service.traces))
+            parts.append(_trace_counts(service.traces, service.no_live_traces()))
         if self.traces:
-            parts += [recent_traces(reversed(self.traces)), Text(IMPORTANCE_NOTE, style="dim")]
+            parts += [recent_traces(reversed(self.traces), self._width), Text(IMPORTANCE_NOTE, style="dim")]
         return Group(*parts, Text(_footer(service), style="dim"))
 
     def _counts(self, service: Service) -> Text:
@@ -117,7 +122,9 @@ class View:
         return table
 
 
-def _trace_counts(traces: LiveTraces) -> Text:
+def _trace_counts(traces: LiveTraces, problem: str | None) -> Text:
+    if problem:
+        return Text(f"\nno traces: {problem}", style="yellow")
     windows, counts = traces.windows, traces.windows.counts
     return Text(
         f"\ntraces: {windows.open_windows} windows open, {windows.open_flows} flows in them   "
@@ -132,24 +139,18 @@ def _footer(service: Service) -> str:
     return f"{replay.capture}: {replay.problem or 'all of it was played'}. Ctrl-C ends"
 
 
-def _unread(service: Service) -> str | None:
-    """Why the replay's capture gave nothing at all, or None."""
-    replay = service.replay
-    if replay is None or not replay.problem or service.pipeline.counts.received:
-        return None
-    return f"{replay.capture}: {replay.problem}"
-
-
 def watch(settings: Settings, log_dir: Path | None) -> int:
     """Watch until Ctrl-C or SIGTERM, or until Zeek on an interface ends; returns the exit status.
 
     Raises:
         ZeekError, CheckpointError, EngineError, TransportError: it cannot start, or Zeek ended by itself.
+        CaptureError: the replay's capture gave nothing at all.
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
-    view = View()
+    console = Console()
+    view = View(console.width)
     service = Service(settings, view.watch, log_dir, view.watch_trace)
-    return asyncio.run(_watch(service, view, Console()))
+    return asyncio.run(_watch(service, view, console))
 
 
 async def _watch(service: Service, view: View, console: Console) -> int:
@@ -159,14 +160,34 @@ async def _watch(service: Service, view: View, console: Console) -> int:
         loop.add_signal_handler(number, stop.set)
     failure = None
     async with service.running():
+        await _begun(service, stop)
         with Live(view.draw(service), console=console, auto_refresh=False, transient=False) as live:
             while not stop.is_set() and not failure:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), REFRESH_SECONDS)
+                await _wait(stop, REFRESH_SECONDS)
                 live.update(view.draw(service), refresh=True)
-                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), None) or _unread(service)
+                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), None)
     counts = service.pipeline.counts
     console.print(f"{counts.flows} flows, {counts.delivered} verdicts, {counts.shed} shed, {counts.failed} failed.")
     if failure:
         raise ZeekError(failure)
     return 0
+
+
+async def _begun(service: Service, stop: asyncio.Event) -> None:
+    """Wait for a replay's first flow, so that no table is drawn of a capture that cannot be read.
+
+    Raises:
+        CaptureError: it cannot.
+    """
+    replay, counts = service.replay, service.pipeline.counts
+    while replay is not None and not counts.received and not stop.is_set():
+        if replay.finished.is_set():
+            if replay.problem:
+                raise CaptureError(f"{replay.capture}: {replay.problem}")
+            return
+        await _wait(stop, FIRST_FLOW_SECONDS)
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)

@@ -16,11 +16,13 @@ from models.checkpoint import (
     Checkpoint,
     FlowCheckpoint,
     Mm4flowNetwork,
+    OwnMm4flow,
     TracegramCheckpoint,
     TracegramNetwork,
     Unknown,
-    write_checkpoint,
 )
+from models.checkpoint_writing import write_checkpoint
+from models.encode import Mm4flowFeatures
 from models.flow import Flow
 from models.mm4flow import Mm4flow
 from models.tracegram import Tracegram
@@ -61,11 +63,14 @@ def checkpoint_dir(tmp_path_factory):
 def make_trace_checkpoint(
     directory: Path, encoder: str = "tracegram", width: int = 32, int8: bool = False, **changes
 ) -> Path:
-    """A trace checkpoint with random weights that spread the logits."""
+    """A trace checkpoint with random weights that spread the logits.
+
+    `encoder`: `tracegram`; `mm4flow`, that of the random flow checkpoint; or `own`, an MM4flow of its own.
+    """
     torch.manual_seed(4)
     network = TracegramNetwork(
         n_class=len(LABELS),
-        encoder=encoder,
+        encoder="mm4flow" if encoder == "own" else encoder,
         feature_size=width,
         emb_dim=width,
         dim=48,
@@ -73,7 +78,8 @@ def make_trace_checkpoint(
         queries=20,
         decoder_ff=64,
     )
-    model = Tracegram(network, flow_classes=2).eval()
+    own = Mm4flowNetwork(d_model=width // 2, n_layer=2, n_head=2, dim_ff=64, n_class=1) if encoder == "own" else None
+    model = Tracegram(network, flow_classes=2, mm4flow=own).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and ".pos_emb." not in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -83,7 +89,8 @@ def make_trace_checkpoint(
             torch.nn.init.normal_(module.running_mean, std=0.2)
     fields = {
         "kind": "tracegram", "name": f"random-{encoder}", "version": "1", "network": network, "labels": LABELS,
-        "flow_checkpoint": FlowCheckpoint("random", "1", "0" * 64) if encoder == "mm4flow" else None, **changes,
+        "flow_checkpoint": FlowCheckpoint("random", "1", "0" * 64) if encoder == "mm4flow" else None,
+        "mm4flow": OwnMm4flow(own, Mm4flowFeatures(64, 0)) if own else None, **changes,
     }  # fmt: skip
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     export_traces(directory, TracegramCheckpoint(**fields), weights, "# random\n", int8)

@@ -21,10 +21,10 @@ from models.checkpoint import (
     WEIGHTS,
     Checkpoint,
     TracegramCheckpoint,
-    write_checkpoint,
 )
+from models.checkpoint_writing import write_checkpoint
 from models.tracegram import is_for_training
-from training.onnx_graph import mm4flow_graph
+from training.onnx_graph import features_graph, mm4flow_graph
 from training.quantise import compare_int8, quantise
 from training.store import StoredSamples
 from training.tracegram_onnx import encoder_graph, trace_graph
@@ -70,8 +70,8 @@ def export_traces(
 ) -> TracegramCheckpoint:
     """Write the directory of a trace checkpoint, whole or not at all; gives the manifest as written.
 
-    `weights` are those of `models.tracegram.Tracegram`; what only training reads is left out. `int8` adds a quantised
-    flow encoder.
+    `weights` bear the names of `models.tracegram.Tracegram`, those of an own MM4flow below `encoder.` too; what only
+    training reads is left out. `int8` adds a quantised flow encoder.
 
     Raises:
         ValueError: the encoder's graph cannot read as many tokens as the checkpoint's features have.
@@ -79,15 +79,22 @@ def export_traces(
 
     def write_files(staging: Path) -> None:
         kept = _write_weights(staging, {name: each for name, each in weights.items() if not is_for_training(name)})
-        if checkpoint.network.encoder == "tracegram":
-            graph = encoder_graph(kept, checkpoint.network, checkpoint.features.max_tokens)
-            onnx.save_model(graph, staging / ENCODER_ONNX)
+        if checkpoint.has_encoder:
+            onnx.save_model(_encoder_graph(kept, checkpoint), staging / ENCODER_ONNX)
             if int8:
                 quantise(staging / ENCODER_ONNX, staging / ENCODER_ONNX_INT8)
         onnx.save_model(trace_graph(kept, checkpoint.network), staging / TRACE_ONNX)
         _finish(staging, card)
 
     return write_checkpoint(directory, checkpoint, write_files)
+
+
+def _encoder_graph(weights: Mapping[str, NDArray[np.float32]], checkpoint: TracegramCheckpoint) -> onnx.ModelProto:
+    """The graph of whichever encoder of flows the checkpoint brings."""
+    if checkpoint.mm4flow is None:
+        return encoder_graph(weights, checkpoint.network, checkpoint.features.max_tokens)
+    own = {name.removeprefix("encoder."): each for name, each in weights.items() if name.startswith("encoder.")}
+    return features_graph(own, checkpoint.mm4flow.network)
 
 
 def _write_weights(staging: Path, weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

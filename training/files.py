@@ -76,8 +76,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise TrainingError(f"{path}: missing or damaged weights: run the step before again") from None
 
 
-def read_run(directory: Path) -> Run:
-    """The record of a fine-tuning run.
+def read_run(directory: Path, command: str = "finetune") -> Run:
+    """The record of a run of `command`.
 
     Raises:
         TrainingError: the directory holds none.
@@ -85,11 +85,11 @@ def read_run(directory: Path) -> Run:
     try:
         run = msgspec.json.decode((directory / RUN).read_bytes(), type=Run)
     except OSError as error:
-        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of finetune") from None
+        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of {command}") from None
     except msgspec.DecodeError as error:
         raise TrainingError(f"{directory / RUN}: {error}") from None
-    if run.command != "finetune":
-        raise TrainingError(f"{directory}: a run of {run.command}, expected one of finetune")
+    if run.command != command:
+        raise TrainingError(f"{directory}: a run of {run.command}, expected one of {command}")
     return run
 
 

@@ -70,6 +70,8 @@ class Stage:
     """What one pass of the loop does: its name, `works(epoch)` giving the batches of an epoch, the same at every call.
 
     `mode` puts the model into training mode; `evaluate` measures the running mean of the weights, which it is given.
+    `dropout_by_flow`: what is dropped depends on a flow's place in the batch alone (`training.dropout`), so that the
+    batch may be computed in parts; not for stages whose dropout does not act on the flows of the batch.
     `works` runs in a thread of its own, ahead of the steps: it must not depend on the weights, nor on torch's default
     random numbers.
     """
@@ -78,6 +80,7 @@ class Stage:
     works: Callable[[int], Iterator[Work]]
     mode: Callable[[nn.Module], None]
     evaluate: Callable[[Any], dict[str, float]] | None = None
+    dropout_by_flow: bool = True
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -200,13 +203,14 @@ def run_stage(
     if log and not trainer.taken:
         log.write("start", config=config)
     watch = _Watch(stage, config, steps, log, files, group, report)
-    trainer.draws = by_flow(trainer.model, config.seed, group.device)
+    trainer.draws = by_flow(trainer.model, config.seed, group.device) if stage.dropout_by_flow else None
     stage.mode(trainer.model)
     losses = list(saved.tensors["losses"]) if saved and trainer.taken % per_epoch else []
     try:
         with Prefetched(_works(stage, trainer.taken, per_epoch, epochs)) as works:
             for work in works:
                 epoch = trainer.taken // per_epoch
+                torch.manual_seed(config.seed * 1_000_003 + trainer.taken)  # a step's draws need no state
                 losses.append(trainer.work(work, config.accumulate))
                 watch.after_step(trainer, epoch, per_epoch, work, losses, works.waited_seconds)
                 if not trainer.taken % per_epoch:

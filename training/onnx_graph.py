@@ -1,4 +1,5 @@
-"""The ONNX graph of an MM4flow checkpoint, built node by node from its weights with ONNX Runtime's fused operators.
+"""The ONNX graphs of MM4flow, with its classifier or the embedding alone, built node by node from its weights with
+ONNX Runtime's fused operators.
 
 Written out by hand rather than traced: the graph is small, its operators are then the fused ones whatever the version
 of an exporter, and every name in it is ours.
@@ -25,6 +26,30 @@ def mm4flow_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
     [flows, ps + bytes], as in `models.mm4flow.Mm4flowOutput`.
     """
     graph = Graph(weights)
+    _embedding(graph, network, "embedding", ("ps_attention", "bytes_attention"))
+    logits = graph.add("MatMul", "embedding", graph.matrix("classifier.0.weight"))
+    graph.add("Add", logits, graph.weight("classifier.0.bias"), output="logits")
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["flows", network.n_class]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["flows", 2 * network.d_model]),
+        helper.make_tensor_value_info("ps_attention", TensorProto.FLOAT, ["flows", "tokens"]),
+        helper.make_tensor_value_info("bytes_attention", TensorProto.FLOAT, ["flows", "tokens"]),
+    ]
+    return graph.model("mm4flow", _inputs(), outputs)
+
+
+def features_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
+    """The encoder of flows that a trace checkpoint brings: inputs as of `mm4flow_graph`, and the embedding as
+    `features` float32 [flows, 2 width]. `weights` bear the names of `models.mm4flow.Mm4flow`.
+    """
+    graph = Graph(weights)
+    _embedding(graph, network, "features")
+    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["flows", 2 * network.d_model])]
+    return graph.model("mm4flow_encoder", _inputs(), outputs)
+
+
+def _embedding(graph: Graph, network: Mm4flowNetwork, output: str, attentions: tuple[str, str] = ("", "")) -> None:
+    """Both encoders and their fusion to `output` [B, 2D]; `attentions` names those of the `[CLS]` rows, if wanted."""
     ps_hidden = _encoder(graph, "ps_encoder", "ps_tokens", None, network)
     bytes_hidden = _encoder(graph, "bytes_encoder", "bytes_tokens", "bytes_types", network)
     hidden = graph.add("Concat", ps_hidden, bytes_hidden, axis=1)  # [B, P + S, D]
@@ -32,13 +57,10 @@ def mm4flow_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
     padding = graph.add("Equal", tokens, graph.constant("pad", np.array(PAD, np.int64)))
     padding = graph.add("Unsqueeze", padding, graph.integers(1))  # [B, 1, P + S]
     mixed = [
-        _fusion(graph, "ps_cross_attention", ps_hidden, hidden, padding, "ps_attention", network),
-        _fusion(graph, "bytes_cross_attention", bytes_hidden, hidden, padding, "bytes_attention", network),
+        _fusion(graph, "ps_cross_attention", ps_hidden, hidden, padding, attentions[0], network),
+        _fusion(graph, "bytes_cross_attention", bytes_hidden, hidden, padding, attentions[1], network),
     ]
-    graph.add("Concat", *mixed, axis=1, output="embedding")
-    logits = graph.add("MatMul", "embedding", graph.matrix("classifier.0.weight"))
-    graph.add("Add", logits, graph.weight("classifier.0.bias"), output="logits")
-    return _model(graph, network)
+    graph.add("Concat", *mixed, axis=1, output=output)
 
 
 def _encoder(graph: Graph, name: str, tokens: str, types: str | None, network: Mm4flowNetwork) -> str:
@@ -115,7 +137,8 @@ def _fusion(
     scores = graph.add("MatMul", states, graph.add("Transpose", both, perm=[0, 2, 1]))  # [B, H, P + S]
     scores = graph.add("Where", padding, graph.constant("minus_infinity", np.array(-np.inf, np.float32)), scores)
     shares = graph.add("Softmax", scores, axis=-1)
-    graph.add("ReduceMean", shares, axes=[1], keepdims=0, output=attention)
+    if attention:
+        graph.add("ReduceMean", shares, axes=[1], keepdims=0, output=attention)
     means = graph.add("Unsqueeze", graph.add("MatMul", shares, both), graph.integers(2))  # [B, H, 1, D]
     values = value.reshape(n_head, -1, d_model).transpose(0, 2, 1)  # [H, D, D/H]
     mixed = graph.add("MatMul", means, graph.constant(f"{name}.value", values))
@@ -125,16 +148,9 @@ def _fusion(
     return graph.add("Add", mixed, graph.weight(f"{name}.out_proj.bias"))
 
 
-def _model(graph: Graph, network: Mm4flowNetwork) -> onnx.ModelProto:
-    inputs = [
+def _inputs() -> list[onnx.ValueInfoProto]:
+    return [
         helper.make_tensor_value_info("ps_tokens", TensorProto.INT64, ["flows", "ps"]),
         helper.make_tensor_value_info("bytes_tokens", TensorProto.INT64, ["flows", "bytes"]),
         helper.make_tensor_value_info("bytes_types", TensorProto.INT64, ["flows", "bytes"]),
     ]
-    outputs = [
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["flows", network.n_class]),
-        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["flows", 2 * network.d_model]),
-        helper.make_tensor_value_info("ps_attention", TensorProto.FLOAT, ["flows", "tokens"]),
-        helper.make_tensor_value_info("bytes_attention", TensorProto.FLOAT, ["flows", "tokens"]),
-    ]
-    return graph.model("mm4flow", inputs, outputs)

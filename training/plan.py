@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from models.checkpoint import refuse_other_files
+from models.checkpoint_writing import refuse_other_files
 from training.config import TrainingError
 from training.files import RUN
 from training.loop import Stage

@@ -12,6 +12,7 @@ import typer
 from models.checkpoint import TracegramNetwork
 from models.packets import TracegramFeatures
 from models.trace import SubjectKind, TraceSettings
+from training.config import TrainingError
 from training.flow_commands import Name, Notes, Version
 from training.options import (
     Accumulate,
@@ -33,12 +34,13 @@ from training.options import (
 )
 from training.parallel import is_first
 from training.plan import Plan
-from training.traces.config import Phase, TraceTrainingConfig
-from training.traces.evaluation import TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
+from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig
+from training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
 from training.traces.export import export_traces_run
 from training.traces.runs import (
     TraceJob,
     TraceRun,
+    joint_of,
     pretrain_packets_run,
     read_trace_run,
     train_traces_run,
@@ -148,10 +150,26 @@ def tune_flows_command(
 def train_traces_command(
     features: Features,
     out: Out,
-    start: Annotated[Path, typer.Option("--start", help="Run of tune-flows.")],
+    start: Annotated[
+        Path | None, typer.Option("--start", help="Run of tune-flows: the published encoder, frozen.")
+    ] = None,
+    encoders: Annotated[
+        list[Path] | None, typer.Option("--encoders", help="Run of pretrain: an MM4flow encoder that learns too.")
+    ] = None,
+    lengths: Annotated[
+        int, typer.Option("--lengths", min=1, help="Payload lengths that an MM4flow encoder reads of a flow.")
+    ] = JOINT_LENGTHS,
+    subject: Annotated[
+        SubjectKind, typer.Option("--subject", help="Whose flows make a trace (with --encoders).")
+    ] = "mac",
+    window_seconds: Annotated[
+        float, typer.Option("--window-seconds", help="Length of a trace; 0: all of a capture (with --encoders).")
+    ] = DEFAULTS.trace.window_seconds,
     b: Annotated[int, typer.Option("-b", min=2, help="Traces in a batch.")] = DEFAULTS.traces.batch,
-    ep: Epochs = DEFAULTS.traces.epochs,
-    lr: Rate = DEFAULTS.traces.learning_rate,
+    ep: Annotated[int | None, typer.Option("-ep", min=1, help="Epochs; by default as the encoder needs.")] = None,
+    lr: Annotated[
+        float | None, typer.Option("-lr", help="Peak learning rate; by default as the encoder needs.")
+    ] = None,
     draws: DrawsOf = DEFAULTS.traces.draws,
     time_encoding: Annotated[
         bool, typer.Option("--time-encoding/--no-time-encoding", help="Read gaps between flows and their durations.")
@@ -161,14 +179,27 @@ def train_traces_command(
     restart: Restart = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Phase 1: aggregation and head learn the labels of traces from the features of the frozen encoder."""
-    config = _config_of(start)
-    network = msgspec.structs.replace(config.network, time_encoding=time_encoding)
+    """Phase 1: aggregation and head learn the labels of traces, and with them an encoder of MM4flow.
+
+    With --start the encoder is the published one, and frozen. Without --start and --encoders: MM4flow's, from nothing.
+    """
+    if start and encoders:
+        raise TrainingError("--start and --encoders: give one of them")
+    if start:
+        config = read_trace_run(start).config
+    else:
+        config = joint_of(encoders or [], lengths, TraceSettings(subject=subject, window_seconds=window_seconds))
+    phase = config.traces
     config = msgspec.structs.replace(
-        config, network=network, traces=Phase(ep, draws, b, lr), seed=seed, threads=threads
+        config,
+        network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
+        traces=Phase(ep or phase.epochs, draws, b, lr or phase.learning_rate),
+        seed=seed,
+        threads=threads,
     )
     with step_progress("train-traces") as after_step:
-        _say(train_traces_run(TraceJob(features, out, config, start, restart, dry_run), after_step), out)
+        job = TraceJob(features, out, config, start, restart, dry_run, encoders or [])
+        _say(train_traces_run(job, after_step), out)
 
 
 def evaluate_traces_command(
@@ -176,10 +207,12 @@ def evaluate_traces_command(
     run: Annotated[Path, typer.Option("--run", help="Run of train-traces: its settings are measured.")],
     out: Out,
     start: Annotated[
-        Path | None, typer.Option("--start", help="Run of pretrain-packets; without: no variant is pre-trained.")
+        list[Path] | None,
+        typer.Option("--start", help="What the folds start from: run of pretrain-packets, or of pretrain."),
     ] = None,
-    variant: Annotated[
-        list[str] | None, typer.Option("--variant", help="What else: no-time, scratch, mm4flow-tuned, main-1 ...")
+    variant: Annotated[list[str] | None, typer.Option("--variant", help=f"What else: {', '.join(VARIANTS)}.")] = None,
+    packets: Annotated[
+        Path | None, typer.Option("--packets", help="Run of pretrain-packets, for the variant tracegram.")
     ] = None,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
@@ -192,12 +225,14 @@ def evaluate_traces_command(
 
     Every fold is kept in --out: an interrupted evaluation goes on where it was.
     """
-    settings = TraceEvaluationSettings(folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()))
+    settings = TraceEvaluationSettings(
+        folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()), tuple(start or ()), packets
+    )
     if dry_run:
-        say_plan(plan_trace_evaluation(features, run, out, settings, start))
+        say_plan(plan_trace_evaluation(features, run, out, settings))
         return
     with step_progress("evaluate-traces") as after_step:
-        figures = evaluate_traces(features, run, out, settings, start, after_step)
+        figures = evaluate_traces(features, run, out, settings, after_step)
     for row in figures.variants:
         low, high = row.all_classes.interval.low, row.all_classes.interval.high
         typer.echo(

@@ -45,20 +45,19 @@ def add_models(app: FastAPI, service: Service) -> None:
     async def load(name: str, version: Version = None) -> dict[str, Any]:
         """Load a model, or swap the one that serves for another version, with no gap.
 
-        It is warmed up first. If it cannot serve, the one that served goes on.
+        It is warmed up first. If it cannot serve, the one that served goes on. A trace model takes the place of the one
+        that serves: `closed_windows` live windows were open, and are closed with the verdict of the old one.
         """
-        trace = service.trace_scorer.checkpoint.name if service.trace_scorer else None
-        if name == trace:
-            raise ApiError(
-                409, "trace_model", f"{name} is the trace model: it is chosen at the start (--trace-checkpoint)"
-            )
         with model_errors():
-            await service.models.load(name, version)
-        return next(entry for entry in _models(service) if entry["name"] == name)
+            closed = await service.load_model(name, version)
+        entry = next(entry for entry in _models(service) if entry["name"] == name)
+        return entry if closed is None else {**entry, "closed_windows": closed}
 
     @app.post("/v1/models/{name}/unload", tags=["models"], response_model=schemas.Models, responses=_ERRORS)
     async def unload(name: str) -> dict[str, Any]:
-        """Serve a model no more; flows that wait for it are finished first."""
+        """Serve a flow model no more; flows that wait for it are finished first."""
+        if service.trace_scorer is not None and name == service.trace_scorer.checkpoint.name:
+            raise ApiError(409, "trace_model", f"{name} is the trace model: load another one in its place instead")
         with model_errors():
             await service.models.unload(name, service.settings.shutdown_seconds)
         return {"models": _models(service)}
@@ -76,6 +75,7 @@ def _models(service: Service) -> list[dict[str, Any]]:
         if checkpoint is not None:
             fields = ("version", "kind", "labels", "min_packets", "metrics")
             entry |= {field: getattr(checkpoint, field, None) for field in fields}
+            entry["min_flows"] = checkpoint.trace.min_flows if isinstance(checkpoint, TracegramCheckpoint) else None
             entry["default"] = name == service.models.default
         entries.append(entry)
     return entries

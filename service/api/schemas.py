@@ -124,7 +124,10 @@ class Trace(Body):
     """The flows of one subject in one window, with their verdict."""
 
     source: Annotated[str, Field(description="name of the input, or URL of the sensor's bus")]
-    subject_kind: Literal["originator", "responder", "pair", "mac"]
+    subject_kind: Annotated[
+        Literal["originator", "responder", "pair", "mac"],
+        Field(description="of traces by MAC `originator` where no MAC could be told: the address stands for it"),
+    ]
     subject: str
     start_us: Annotated[int, Field(description="start of the window, microseconds since the epoch")]
     end_us: Annotated[int, Field(description="end of the window; of the last flow where everything is one window")]
@@ -219,7 +222,12 @@ class Model(Body):
     kind: str | None = None
     labels: list[str] | None = None
     min_packets: int | None = None
+    min_flows: Annotated[int | None, Field(description="fewest flows of a trace that gets a verdict")] = None
     metrics: dict[str, object] | None = None
+    closed_windows: Annotated[
+        int | None,
+        Field(description="of a trace model just loaded: live windows that were closed with the old one's verdict"),
+    ] = None
 
 
 class Models(Body):

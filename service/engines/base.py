@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
-from models.encode import TokenBatch
+from models.encode import TokenBatch, pad
 
 MAX_PADDING = 0.25
 """Largest share of a computed piece that may be padding."""
@@ -137,6 +137,15 @@ def pieces(batch: TokenBatch) -> list[NDArray[np.int64]]:
     if len(order):
         found.append(order[start:])
     return found
+
+
+def piece_inputs(batch: TokenBatch, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """What an MM4flow network reads of the piece `rows`, padded, int64 [len(rows), longest] each, in its order."""
+    return {
+        "ps_tokens": pad(batch.ps_tokens, batch.ps_offsets, rows),
+        "bytes_tokens": pad(batch.bytes_tokens, batch.bytes_offsets, rows),
+        "bytes_types": pad(batch.bytes_types, batch.bytes_offsets, rows),
+    }
 
 
 def pieces_by_length(counts: NDArray[np.int64], max_items: int, max_rows: int) -> list[NDArray[np.int64]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from models.checkpoint import ONNX, ONNX_INT8, read_checkpoint
-from models.encode import TokenBatch, pad
-from service.engines.base import Precision, Scores, padding, pieces
+from models.encode import TokenBatch
+from service.engines.base import Precision, Scores, padding, piece_inputs, pieces
 from service.engines.onnx_session import open_session
 
 
@@ -28,10 +28,6 @@ class OnnxEngine:
         padding_tokens = 0
         for rows in pieces(batch):
             padding_tokens += padding(batch, rows)
-            inputs = {
-                "ps_tokens": pad(batch.ps_tokens, batch.ps_offsets, rows),
-                "bytes_tokens": pad(batch.bytes_tokens, batch.bytes_offsets, rows),
-                "bytes_types": pad(batch.bytes_types, batch.bytes_offsets, rows),
-            }
+            inputs = piece_inputs(batch, rows)
             logits[rows], embeddings[rows] = self._session.run(["logits", "embedding"], inputs)
         return Scores(logits, embeddings, padding_tokens)

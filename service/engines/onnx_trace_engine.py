@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, TRACE_ONNX, read_trace_checkpoint
-from models.packets import PacketTokens, pad_packets
-from service.engines.base import Precision
+from models.encode import encode
+from models.flow import Flow
+from models.packets import PacketTokens, encode_packets, pad_packets
+from service.engines.base import Precision, piece_inputs, pieces
 from service.engines.onnx_session import open_session
-from service.engines.traces import TraceInput, TraceScores, flow_pieces, no_encoder, trace_pieces
+from service.engines.traces import TraceInput, TraceScores, no_encoder, packet_pieces, trace_pieces
 
 
 class OnnxTraceEngine:
@@ -23,20 +26,36 @@ class OnnxTraceEngine:
 
     def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32") -> None:
         self.checkpoint = read_trace_checkpoint(directory)
-        self._encoder = None
-        if self.checkpoint.network.encoder == "tracegram":
+        self._encoder: Any = None
+        if self.checkpoint.has_encoder:
             encoder = ENCODER_ONNX_INT8 if precision == "int8" else ENCODER_ONNX
             read_trace_checkpoint(directory, needs=(encoder,))
             self._encoder = open_session(directory / encoder, threads)
         self._trace = open_session(directory / TRACE_ONNX, threads)
 
-    def embed(self, batch: PacketTokens) -> NDArray[np.float32]:
-        """Features of every flow, [n, F], in the order of the batch."""
-        if self._encoder is None:
+    def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
+        """Features of every flow, [n, F], in order."""
+        own = self.checkpoint.mm4flow
+        if own is None:
+            return self.embed_packets(encode_packets(flows, self.checkpoint.features))
+        batch = encode(flows, own.features)
+        return self._embed(len(batch), pieces(batch), lambda rows: piece_inputs(batch, rows))
+
+    def embed_packets(self, batch: PacketTokens) -> NDArray[np.float32]:
+        """Features by Tracegram's own encoder of sequences that are there already, [n, F], in order."""
+        if self.checkpoint.network.encoder != "tracegram":
             raise no_encoder(self.checkpoint)
-        features = np.empty((len(batch), self.checkpoint.network.feature_size), np.float32)
-        for rows in flow_pieces(batch):
-            (features[rows],) = self._encoder.run(["features"], {"tokens": pad_packets(batch, rows)})
+        return self._embed(len(batch), packet_pieces(batch), lambda rows: {"tokens": pad_packets(batch, rows)})
+
+    def _embed(
+        self,
+        n_flows: int,
+        cut: list[NDArray[np.int64]],
+        inputs: Callable[[NDArray[np.int64]], dict[str, NDArray[np.int64]]],
+    ) -> NDArray[np.float32]:
+        features = np.empty((n_flows, self.checkpoint.network.feature_size), np.float32)
+        for rows in cut:
+            (features[rows],) = self._encoder.run(["features"], inputs(rows))
         return features
 
     def score(self, traces: Sequence[TraceInput]) -> TraceScores:

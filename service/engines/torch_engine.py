@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import WEIGHTS, read_checkpoint
-from models.encode import TokenBatch, pad
+from models.checkpoint import WEIGHTS, Mm4flowNetwork, read_checkpoint
+from models.encode import TokenBatch
 from models.mm4flow import Mm4flow
 from models.mm4flow_packed import Packed, packed_forward
-from service.engines.base import Precision, Scores, padding, pieces
+from service.engines.base import Precision, Scores, padding, piece_inputs, pieces
 from service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
 
 MAX_PACKED_TOKENS = 131_072
@@ -40,11 +40,30 @@ class TorchEngine:
     ) -> None:
         self.checkpoint = read_checkpoint(directory, needs=(WEIGHTS,))
         set_threads(threads)
-        self._device = pick_device(device)
         model = Mm4flow(self.checkpoint.network)
         load_weights(directory / WEIGHTS, model, lambda name: ".cls." in name)  # masked-token heads are for training
-        self._model = model.eval().to(self._device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
-        self._packed = self._device.type == "cuda" if packed is None else packed
+        self._runner = Mm4flowRunner(model, self.checkpoint.network, pick_device(device), precision, packed)
+
+    def run(self, batch: TokenBatch) -> Scores:
+        """Scores of every flow of the batch, in its order."""
+        return self._runner.run(batch)
+
+
+class Mm4flowRunner:
+    """Runs an MM4flow network of given sizes on one device; `precision` and `packed` as of `TorchEngine`."""
+
+    def __init__(
+        self,
+        model: Mm4flow,
+        network: Mm4flowNetwork,
+        device: torch.device,
+        precision: Precision,
+        packed: bool | None = None,
+    ) -> None:
+        self._device = device
+        self._network = network
+        self._model = model.eval().to(device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        self._packed = device.type == "cuda" if packed is None else packed
 
     def run(self, batch: TokenBatch) -> Scores:
         """Scores of every flow of the batch, in its order."""
@@ -52,19 +71,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _run_padded(self, batch: TokenBatch) -> Scores:
-        network = self.checkpoint.network
+        network = self._network
         logits = np.empty((len(batch), network.n_class), np.float32)
         embeddings = np.empty((len(batch), 2 * network.d_model), np.float32)
         cut = pieces(batch)
         for rows in cut:
-            inputs = (
-                torch.from_numpy(pad(tokens, offsets, rows)).to(self._device)
-                for tokens, offsets in (
-                    (batch.ps_tokens, batch.ps_offsets),
-                    (batch.bytes_tokens, batch.bytes_offsets),
-                    (batch.bytes_types, batch.bytes_offsets),
-                )
-            )
+            inputs = (torch.from_numpy(part).to(self._device) for part in piece_inputs(batch, rows).values())
             output = self._model(*inputs)
             logits[rows] = output.logits.float().cpu().numpy()
             embeddings[rows] = output.embedding.float().cpu().numpy()
@@ -80,7 +92,7 @@ class TorchEngine:
         ]
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-        network = self.checkpoint.network
+        network = self._network
         width = network.n_class + 2 * network.d_model
         scores = np.concatenate([part.numpy() for part in found]) if found else np.empty((0, width), np.float32)
         return Scores(scores[:, : network.n_class], scores[:, network.n_class :])

@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from models.checkpoint import WEIGHTS, read_trace_checkpoint
-from models.packets import PacketTokens, pad_packets
-from models.tracegram import Tracegram, is_for_training
+from models.encode import encode
+from models.flow import Flow
+from models.packets import PacketTokens, encode_packets, pad_packets
+from models.tracegram import FlowEncoder, Tracegram, is_for_training
 from service.engines.base import Precision
 from service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
-from service.engines.traces import TraceInput, TraceScores, flow_pieces, no_encoder, trace_pieces
+from service.engines.torch_engine import Mm4flowRunner
+from service.engines.traces import TraceInput, TraceScores, no_encoder, packet_pieces, trace_pieces
 
 
 class TorchTraceEngine:
@@ -27,22 +30,33 @@ class TorchTraceEngine:
         self.checkpoint = read_trace_checkpoint(directory, needs=(WEIGHTS,))
         set_threads(threads)
         self._device = pick_device(device)
-        model = Tracegram(self.checkpoint.network)
+        own = self.checkpoint.mm4flow
+        model = Tracegram(self.checkpoint.network, mm4flow=own.network if own else None)
         load_weights(directory / WEIGHTS, model, is_for_training)
-        self._model = model.eval().to(self._device)
-        if self._model.encoder is not None and precision == "bfloat16":
-            self._model.encoder.bfloat16()
+        model.eval().to(self._device)
+        self._trace, self._packets, self._mm4flow = model.trace, None, None
+        if isinstance(model.encoder, FlowEncoder):
+            self._packets = model.encoder.bfloat16() if precision == "bfloat16" else model.encoder
+        elif model.encoder is not None and own is not None:
+            self._mm4flow = Mm4flowRunner(model.encoder, own.network, self._device, precision)
+
+    def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
+        """Features of every flow, [n, F], in order."""
+        own = self.checkpoint.mm4flow
+        if own is None or self._mm4flow is None:
+            return self.embed_packets(encode_packets(flows, self.checkpoint.features))
+        return self._mm4flow.run(encode(flows, own.features)).embeddings
 
     @torch.inference_mode()
-    def embed(self, batch: PacketTokens) -> NDArray[np.float32]:
-        """Features of every flow, [n, F], in the order of the batch."""
-        if self._model.encoder is None:
+    def embed_packets(self, batch: PacketTokens) -> NDArray[np.float32]:
+        """Features by Tracegram's own encoder of sequences that are there already, [n, F], in order."""
+        if self._packets is None:
             raise no_encoder(self.checkpoint)
         features = np.empty((len(batch), self.checkpoint.network.feature_size), np.float32)
-        cut = flow_pieces(batch)
+        cut = packet_pieces(batch)
         # Every piece is queued before the first result is waited for, so that copies run beside computing.
         found = [
-            copied_back(self._model.encoder(on_device(pad_packets(batch, rows), self._device)).features.float())
+            copied_back(self._packets(on_device(pad_packets(batch, rows), self._device)).features.float())
             for rows in cut
         ]
         if self._device.type == "cuda":
@@ -59,7 +73,7 @@ class TorchTraceEngine:
         importance = [np.empty(0, np.float32)] * len(traces)
         for piece in trace_pieces(traces, network.feature_size):
             features, times = (torch.from_numpy(part).to(self._device) for part in (piece.features, piece.times))
-            output = self._model.trace(features, times, torch.from_numpy(piece.counts))
+            output = self._trace(features, times, torch.from_numpy(piece.counts))
             logits[piece.rows] = output.logits.float().cpu().numpy()
             shares = output.importance.float().cpu().numpy()
             for row, share, count in zip(piece.rows.tolist(), shares, piece.counts.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The protocol that every trace engine fulfils: flows' packet heads to features, and the flows of a trace to scores."""
+"""The protocol that every trace engine fulfils: flows to features, and the features of a trace's flows to scores."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import TracegramCheckpoint
+from models.flow import HEADS_TOKEN_BUDGET, Flow
 from models.packets import PacketTokens
 from models.trace_features import trace_times
 from service.engines.base import (
@@ -23,6 +24,7 @@ from service.engines.base import (
     missing_torch,
     pieces_by_length,
 )
+from service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
 
 MAX_PIECE_TRACES = 64
 
@@ -57,11 +59,11 @@ class TraceEngine(Protocol):
 
     checkpoint: TracegramCheckpoint
 
-    def embed(self, batch: PacketTokens) -> NDArray[np.float32]:
-        """Features of every flow, [n, F], in the order of the batch.
+    def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
+        """Features of every flow by the checkpoint's own encoder, float32 [n, F], in order.
 
         Raises:
-            EngineError: the checkpoint has no encoder of its own: its features are embeddings of a flow checkpoint.
+            EngineError: the checkpoint has no encoder: its features are embeddings of a flow checkpoint.
         """
         ...
 
@@ -97,17 +99,14 @@ def load_trace_engine(
 
 def warm_up(engine: TraceEngine) -> None:
     """Run an engine once on few and on many tokens and flows, so that the first real ones wait for nothing."""
-    network, features = engine.checkpoint.network, engine.checkpoint.features
-    if network.encoder == "tracegram":
-        for count, length in (
-            (1, 2),
-            (MAX_PIECE_FLOWS, 64),
-            (MAX_PIECE_TOKENS // features.max_tokens, features.max_tokens),
-        ):
-            engine.embed(PacketTokens(np.zeros(count * length, np.int32), np.arange(count + 1) * length))
-    for flows in (1, 16):
-        zeros = np.zeros(flows, np.int64)
-        engine.score([TraceInput(np.zeros((flows, network.feature_size), np.float32), zeros, zeros)])
+    checkpoint = engine.checkpoint
+    if checkpoint.has_encoder:
+        full = MAX_PIECE_TOKENS // HEADS_TOKEN_BUDGET
+        for flow, count in ((SHORT_FLOW, 1), (SHORT_FLOW, MAX_PIECE_FLOWS), (LONG_FLOW, full)):
+            engine.embed([flow] * count)
+    for count in (1, 16):
+        zeros = np.zeros(count, np.int64)
+        engine.score([TraceInput(np.zeros((count, checkpoint.network.feature_size), np.float32), zeros, zeros)])
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class TracePiece:
     counts: NDArray[np.int64]
 
 
-def flow_pieces(batch: PacketTokens) -> list[NDArray[np.int64]]:
+def packet_pieces(batch: PacketTokens) -> list[NDArray[np.int64]]:
     """Flows of similar length, as indices."""
     return pieces_by_length(batch.counts, MAX_PIECE_TOKENS, MAX_PIECE_FLOWS)
 
@@ -156,7 +155,10 @@ def _piece(traces: Sequence[TraceInput], rows: NDArray[np.int64], counts: NDArra
 
 
 def no_encoder(checkpoint: TracegramCheckpoint) -> EngineError:
-    """What `embed` raises where the features come from a flow checkpoint."""
+    """What is raised where features are asked for that the checkpoint's encoder, if it has any, does not give."""
     flow = checkpoint.flow_checkpoint
-    source = f"{flow.name} {flow.version}" if flow else "a flow checkpoint"
-    return EngineError(f"{checkpoint.name}: its flow features are the embeddings of {source}: give those to `score`")
+    if flow is None:
+        return EngineError(f"{checkpoint.name}: its encoder is an MM4flow, which reads no packet heads: give it flows")
+    return EngineError(
+        f"{checkpoint.name}: its flow features are the embeddings of {flow.name} {flow.version}: give those to `score`"
+    )

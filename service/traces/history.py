@@ -32,12 +32,15 @@ class TraceHistory:
     def newest(
         self, limit: int, *, subject: str | None = None, label: str | None = None, before: int | None = None
     ) -> list[PastTrace]:
-        """Verdicts, newest first: of a subject, with a label (`unknown` for unknown ones), with lower numbers."""
+        """Verdicts, newest first: of a subject, in capitals or not, with a label (`unknown` for unknown ones), with
+        lower numbers.
+        """
+        wanted = subject.lower() if subject is not None else None
         found = (
             past
             for past in reversed(self._past)
             if (before is None or past.number < before)
-            and (subject is None or past.trace.subject == subject)
+            and (wanted is None or past.trace.subject.lower() == wanted)
             and (label is None or shown_label(past.trace) == label)
         )
         return list(islice(found, limit))

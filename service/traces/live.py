@@ -8,6 +8,8 @@ import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import get_args
 
 import structlog
 
@@ -19,7 +21,7 @@ from service.traces.history import TraceHistory, shown_label
 from service.traces.records import ScoreJob, TraceVerdict
 from service.traces.scorer import TraceScorer
 from service.traces.state import TraceState
-from service.traces.windows import TraceWindows, WindowCounts
+from service.traces.windows import CloseReason, TraceWindows, WindowCounts
 
 log = structlog.get_logger()
 
@@ -32,8 +34,20 @@ SAVE_SECONDS = 60.0
 TraceWatcher = Callable[[TraceVerdict], None]
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A trace model, and the windows of the flows that were embedded for it."""
+
+    windows: TraceWindows
+    scorer: TraceScorer
+
+
 class LiveTraces:
-    """Takes flows without waiting; a task scores and delivers, from `start` to `stop`. Used in one event loop."""
+    """Takes flows without waiting; a task scores and delivers, from `start` to `stop`. Used in one event loop.
+
+    There is one trace model, but between `open` and `close_old` two: flows go to the windows of the one that they were
+    embedded for.
+    """
 
     def __init__(
         self,
@@ -46,9 +60,8 @@ class LiveTraces:
         watcher: TraceWatcher = lambda trace: None,
     ) -> None:
         """`watcher` is told of every verdict; without a `state` open windows are closed at the end."""
-        self.windows = windows
         self.history = history
-        self._scorer = scorer
+        self._models = [_Model(windows, scorer)]
         self._metrics = metrics
         self._state = state
         self._watcher = watcher
@@ -56,6 +69,7 @@ class LiveTraces:
         self._counted = WindowCounts()
         self._work = asyncio.Event()
         self._scoring = asyncio.Lock()
+        self._saving = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="traces")
         self._saved_at = time.monotonic()
         self._stopping = False
@@ -63,14 +77,29 @@ class LiveTraces:
         if state is not None:
             state.load(windows)
 
+    @property
+    def windows(self) -> TraceWindows:
+        """Where new flows go."""
+        return self._models[-1].windows
+
     def deliver_to(self, source: str, sink: TraceWatcher) -> None:
         """Tell `sink` of the verdicts on traces of a source."""
         self._sinks[source] = sink
 
     def take(self, source: str, flow: Flow, outcome: FlowOutcome) -> None:
         """Take a flow of a source, with what the networks made of it."""
-        self.windows.add(source, flow, outcome, time.time())
-        if self.windows.jobs:
+        read_by = outcome.embedded_for
+        model = next((each for each in self._models if each.windows.has_early(source, flow.uid)), None)
+        if model is not None and read_by is not None and read_by is not model.scorer.checkpoint:
+            outcome = FlowOutcome(outcome.verdict)  # its early form counts, which was embedded for the other model
+        elif model is None:
+            newest_first = reversed(self._models)
+            model = next((each for each in newest_first if read_by is None or each.scorer.checkpoint is read_by), None)
+        if model is None:
+            self.windows.counts.late += 1  # the model that could have read it is gone
+            return
+        model.windows.add(source, flow, outcome, time.time())
+        if model.windows.jobs:
             self._work.set()
 
     def start(self) -> None:
@@ -85,7 +114,8 @@ class LiveTraces:
                 async with asyncio.timeout(CHECK_SECONDS):
                     await self._work.wait()
             self._work.clear()
-            self.windows.close_due(time.time())
+            for model in self._models:
+                model.windows.close_due(time.time())
             await self._score()
             self._count()
             if time.monotonic() - self._saved_at >= SAVE_SECONDS:
@@ -93,9 +123,35 @@ class LiveTraces:
 
     async def finish(self, source: str) -> None:
         """A source has ended: close its windows and deliver their verdicts."""
-        self.windows.close_all(source)
+        for model in self._models:
+            model.windows.close_all(source)
         await self._score()
         self._count()
+
+    def open(self, windows: TraceWindows, scorer: TraceScorer) -> None:
+        """Take flows that are embedded for another model into windows of their own, which come `after` those there are.
+
+        `close_old` is to be called once no more flows come that were embedded for the model before.
+        """
+        self._models.append(_Model(windows, scorer))
+
+    async def close_old(self) -> int:
+        """Close and deliver what is open of the models before the newest; gives how many windows that were.
+
+        The state is then that of the newest.
+        """
+        before = self.windows.counts.closed_swapped
+        while len(self._models) > 1:
+            oldest = self._models[0]
+            oldest.windows.close_all(reason="swapped")
+            await self._score()
+            if not oldest.windows.open_windows and not oldest.windows.jobs:
+                self._models = [model for model in self._models if model is not oldest]
+        self._count()
+        if self._state is not None:
+            self._state.keep_for(self._models[-1].scorer.checkpoint)
+        await self.save()
+        return self.windows.counts.closed_swapped - before
 
     async def stop(self) -> None:
         """Keep what is open for the next run, or close and deliver it where nothing is kept. No flow may come after."""
@@ -103,6 +159,8 @@ class LiveTraces:
         self._work.set()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
+        if len(self._models) > 1:
+            await self.close_old()
         if self._state is None:
             self.windows.close_all()
         await self._score()
@@ -115,23 +173,24 @@ class LiveTraces:
     async def _score(self) -> None:
         """Score every window that waits, in order, so that an early verdict never comes after the final one."""
         async with self._scoring:
-            while jobs := self.windows.take_jobs(BATCH_TRACES):
-                await self._score_batch(jobs)
+            for model in list(self._models):
+                while jobs := model.windows.take_jobs(BATCH_TRACES):
+                    await self._score_batch(model, jobs)
 
-    async def _score_batch(self, jobs: list[ScoreJob]) -> None:
+    async def _score_batch(self, model: _Model, jobs: list[ScoreJob]) -> None:
         started = time.perf_counter()
-        found = await asyncio.get_running_loop().run_in_executor(self._thread, self._scorer.score_each, jobs)
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, model.scorer.score_each, jobs)
         self._metrics.trace_score_seconds.observe(time.perf_counter() - started)
         for job, trace in zip(jobs, found, strict=True):
             if trace is None:
                 self._metrics.trace_failures.inc()
             else:
-                self._emit(job, trace)
+                self._emit(model, job, trace)
 
-    def _emit(self, job: ScoreJob, trace: TraceVerdict) -> None:
-        if not job.final and not self._is_sure(job, trace.verdict):
+    def _emit(self, model: _Model, job: ScoreJob, trace: TraceVerdict) -> None:
+        if not job.final and not _is_sure(model, job, trace.verdict):
             return
-        if job.final and self._state is not None and not self.windows.is_capture(job.key.source):
+        if job.final and self._state is not None and not model.windows.is_capture(job.key.source):
             self._state.closed(job.key)
         self._metrics.trace_verdicts.labels(shown_label(trace), "final" if job.final else "early").inc()
         self.history.add(trace)
@@ -140,23 +199,22 @@ class LiveTraces:
         if sink is not None:
             sink(trace)
 
-    def _is_sure(self, job: ScoreJob, verdict: Verdict) -> bool:
-        """Whether an early verdict is worth giving: confident, and not what was said of the window before."""
-        rule = self._scorer.checkpoint.early
-        if verdict.unknown or verdict.confidence < rule.confidence:
-            return False
-        return self.windows.note_early(job.key, verdict.label)
-
     async def save(self) -> None:
-        """Write what is open to the state directory, where there is one; the task does it every `SAVE_SECONDS`."""
+        """Write what is open to the state directory, where there is one; the task does it every `SAVE_SECONDS`.
+
+        While there are two models, what was saved before stays: a snapshot holds the windows of one.
+        """
         self._saved_at = time.monotonic()
         if self._state is None:
             return
-        try:
-            await self._state.save(self.windows)
-        except OSError as error:
-            self._metrics.trace_state_failures.inc()
-            log.warning("open traces were not saved", reason=error.strerror)
+        async with self._saving:
+            if len(self._models) > 1:
+                return
+            try:
+                await self._state.save(self.windows)
+            except OSError as error:
+                self._metrics.trace_state_failures.inc()
+                log.warning("open traces were not saved", reason=error.strerror)
 
     def _count(self) -> None:
         """Bring the metrics up to date."""
@@ -164,13 +222,21 @@ class LiveTraces:
         self._counted = dataclasses.replace(now)
         for outcome in ("flows", "replaced", "late", "cut"):
             self._metrics.trace_flows.labels(outcome).inc(getattr(now, outcome) - getattr(before, outcome))
-        for reason in ("time", "end", "evicted"):
+        for reason in get_args(CloseReason):
             name = f"closed_{reason}"
             self._metrics.trace_windows_closed.labels(reason).inc(getattr(now, name) - getattr(before, name))
         for outcome in ("below_min_flows", "shed"):
             self._metrics.trace_windows_unscored.labels(outcome).inc(getattr(now, outcome) - getattr(before, outcome))
-        self._metrics.trace_windows_open.set(self.windows.open_windows)
-        self._metrics.trace_open_flows.set(self.windows.open_flows)
+        self._metrics.trace_windows_open.set(sum(model.windows.open_windows for model in self._models))
+        self._metrics.trace_open_flows.set(sum(model.windows.open_flows for model in self._models))
+
+
+def _is_sure(model: _Model, job: ScoreJob, verdict: Verdict) -> bool:
+    """Whether an early verdict is worth giving: confident, and not what was said of the window before."""
+    rule = model.scorer.checkpoint.early
+    if verdict.unknown or verdict.confidence < rule.confidence:
+        return False
+    return model.windows.note_early(job.key, verdict.label)
 
 
 def _report_death(task: asyncio.Task[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from models.checkpoint import WEIGHTS, Checkpoint, CheckpointError, TracegramCheckpoint
@@ -29,21 +30,24 @@ def load_traces(chosen: Path | None, engine: EngineName, threads: int = 0) -> Tr
     return load_trace_engine(engine, directory, threads)
 
 
-def fitting(traces: TraceEngine | None, flows: Checkpoint, *, required: bool) -> TraceEngine | None:
-    """The engine for traces, where flows that `flows` classifies can be read by it, else None.
+def fitting(
+    traces: TraceEngine | None, flows: Checkpoint, *, required: bool, warn: Callable[[str], None]
+) -> TraceEngine | None:
+    """The engine for traces, where flows that `flows` classifies can be read by it, else None; `warn` is told why.
 
     Raises:
         CheckpointError: they cannot, and it was `required`.
     """
-    misfit = _misfit(traces.checkpoint, flows) if traces is not None else None
-    if misfit is None:
+    reason = misfit(traces.checkpoint, flows) if traces is not None else None
+    if reason is None:
         return traces
     if required:
-        raise CheckpointError(misfit)
+        raise CheckpointError(reason)
+    warn(f"no traces: {reason}")
     return None
 
 
-def _misfit(traces: TracegramCheckpoint, flows: Checkpoint) -> str | None:
+def misfit(traces: TracegramCheckpoint, flows: Checkpoint) -> str | None:
     """Why the traces' checkpoint cannot read the embeddings of the flows' one, or None."""
     trained = traces.flow_checkpoint
     if trained is None:

@@ -104,9 +104,11 @@ class TopFlow(msgspec.Struct, frozen=True, gc=False):
 class TraceVerdict(msgspec.Struct, frozen=True, gc=False):
     """What the model says of a trace.
 
-    `source` is where its flows came from: the name of an input, or the URL of a sensor's bus. `start_us` and `end_us`
-    are those of the window; where everything is one window, it ends with the last flow. `flows` were scored, `cut`
-    older ones were not. `verdict.final` is False while the window is open. `top_flows` are in falling importance.
+    `source` is where its flows came from: the name of an input, or the URL of a sensor's bus. `subject_kind` says what
+    `subject` is: of traces by MAC it is `originator` where no MAC could be told and the address stands for it.
+    `start_us` and `end_us` are those of the window; where everything is one window, it ends with the last flow. `flows`
+    were scored, `cut` older ones were not. `verdict.final` is False while the window is open. `top_flows` are in
+    falling importance.
     """
 
     source: str

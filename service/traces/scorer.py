@@ -10,6 +10,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from models.trace import subject_kind_of
 from models.verdict import verdicts
 from service.community import community_id
 from service.engines.base import EngineError
@@ -57,7 +58,7 @@ class TraceScorer:
         return [
             TraceVerdict(
                 source=job.key.source,
-                subject_kind=self.checkpoint.trace.subject,
+                subject_kind=subject_kind_of(job.key.subject, self.checkpoint.trace.subject),
                 subject=job.key.subject,
                 start_us=job.key.start_us,
                 end_us=job.end_us,

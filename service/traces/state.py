@@ -82,15 +82,19 @@ class TraceState:
     def __init__(self, directory: Path, checkpoint: TracegramCheckpoint) -> None:
         """Raises: StateError, where the directory cannot be written."""
         self._directory = directory
-        self._header = _Header(
-            STATE_VERSION, f"{checkpoint.name} {checkpoint.version}", checkpoint.trace, checkpoint.network.feature_size
-        )
-        self._window_us = checkpoint.trace.window_us
+        self.keep_for(checkpoint)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._journal = self._open_journal()
         except OSError as error:
             raise StateError(f"{directory}: cannot keep the state of traces there: {error.strerror}") from None
+
+    def keep_for(self, checkpoint: TracegramCheckpoint) -> None:
+        """Keep the windows of that checkpoint from the next snapshot on."""
+        self._header = _Header(
+            STATE_VERSION, f"{checkpoint.name} {checkpoint.version}", checkpoint.trace, checkpoint.network.feature_size
+        )
+        self._window_us = checkpoint.trace.window_us
 
     def load(self, windows: TraceWindows) -> None:
         """Put back what was open, less what was closed since."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
@@ -24,8 +24,9 @@ REMEMBERED_EARLY_FLOWS = 65_536
 
 _SLACK_ENTRIES = 1000
 
-CloseReason = Literal["time", "end", "evicted"]
-"""Why a window was closed: its time was over, its source has ended, or there was no room for it any more."""
+CloseReason = Literal["time", "end", "evicted", "swapped"]
+"""Why a window was closed: its time was over, its source has ended, there was no room for it any more, or another model
+took the place of the one that it is for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class WindowCounts:
     closed_time: int = 0
     closed_end: int = 0
     closed_evicted: int = 0
+    closed_swapped: int = 0
     below_min_flows: int = 0
     shed: int = 0
 
@@ -101,9 +103,13 @@ class TraceWindows:
         bounds: WindowBounds,
         early: EarlyRule | None = None,
         captures: Collection[str] = (),
+        after: TraceWindows | None = None,
     ) -> None:
+        """`after`: windows of another model that take no new flows. Their counts and clocks go on here, and flows that
+        they have forgotten stay forgotten.
+        """
         self.settings = settings
-        self.counts = WindowCounts()
+        self.counts: WindowCounts = after.counts if after is not None else WindowCounts()
         self.jobs: deque[ScoreJob] = deque()
         self.subjects: OrderedDict[SubjectKey, SubjectWindows] = OrderedDict()
         self.open_flows = 0
@@ -113,7 +119,9 @@ class TraceWindows:
         self._captures = frozenset(captures)
         self._sources: dict[str, _Source] = {}
         self._early_flows: dict[tuple[str, str], SubjectKey] = {}
-        self._gone: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._gone: OrderedDict[tuple[str, str], None] = after._gone if after is not None else OrderedDict()
+        for name, clock in after.clocks.items() if after is not None else ():
+            self.restore_source(name, replace(clock))
 
     @property
     def clocks(self) -> dict[str, SourceClock]:
@@ -158,12 +166,16 @@ class TraceWindows:
             while source.ends and source.ends[0][0] <= watermark_us:
                 self._close_next(name, source, "time")
 
-    def close_all(self, source: str | None = None) -> None:
+    def has_early(self, source: str, uid: str) -> bool:
+        """Whether an open window holds the early form of a flow."""
+        return (source, uid) in self._early_flows
+
+    def close_all(self, source: str | None = None, reason: CloseReason = "end") -> None:
         """Close every window of a source, or of all: nothing more will come."""
         for name in [source] if source is not None else list(self._sources):
             ending = self._sources.get(name)
             while ending and ending.ends:
-                self._close_next(name, ending, "end")
+                self._close_next(name, ending, reason)
 
     def take_jobs(self, limit: int) -> list[ScoreJob]:
         """The next windows to be scored, the oldest first; an early one that was closed meanwhile is not worth it."""

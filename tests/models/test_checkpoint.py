@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from models.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint_writing import write_checkpoint
 
 
 @pytest.fixture

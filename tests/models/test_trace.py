@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from models.flow import Flow, PacketHead
-from models.trace import TraceSettings, flow_order, is_instance, make_traces, subject_of
+from models.trace import TraceSettings, flow_order, is_instance, make_traces, subject_kind_of, subject_of
 from service.sources.capture import ReadOptions, read_capture
 
 DATA = Path(__file__).parent.parent / "data" / "captures"
@@ -77,6 +77,20 @@ def test_hosts_of_a_real_network_by_mac():
 def test_subject_kinds(kind, expected):
     one = flow(frame(DEVICE, ROUTER, "10.0.0.9", "10.0.0.10"), orig="10.0.0.9", resp="10.0.0.10")
     assert subject_of(one, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("subject", "kind", "expected"),
+    [
+        (DEVICE, "mac", "mac"),
+        ("10.0.0.9", "mac", "originator"),
+        ("2001:db8:0:1:2:3:4:5", "mac", "originator"),
+        ("fe80::ab", "mac", "originator"),
+        ("10.0.0.9", "responder", "responder"),
+    ],
+)
+def test_an_address_in_the_place_of_a_mac_is_told(subject, kind, expected):
+    assert subject_kind_of(subject, kind) == expected
 
 
 def test_a_pair_is_the_same_both_ways():

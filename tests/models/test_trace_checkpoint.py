@@ -41,6 +41,17 @@ def test_round_trip(trace_checkpoint_dir, checkpoint_dir):
     assert read_any_checkpoint(checkpoint_dir) == read_checkpoint(checkpoint_dir)
 
 
+SIZES = {"d_model": 16, "n_layer": 1, "n_head": 2, "dim_ff": 16, "n_class": 1}
+OWN = {"network": {**SIZES, "d_model": 8}}
+MM4FLOW = {"encoder": "mm4flow"}
+
+
+def own(**sizes):
+    """A manifest's changes to a whole one with an MM4flow of its own, of these sizes."""
+    features = {"payload_lengths": 64, "content_bytes": 5}
+    return {"network": MM4FLOW, "mm4flow": {"network": {**SIZES, **sizes}, "features": features}}
+
+
 FLOW_CHECKPOINT = {"name": "flows", "version": "1", "weights_sha256": "0" * 64}
 
 
@@ -51,7 +62,14 @@ FLOW_CHECKPOINT = {"name": "flows", "version": "1", "weights_sha256": "0" * 64}
         ({"labels": ["dns"]}, "1 labels for a network of 3 classes"),
         ({"labels": ["dns", "dns", "tls"]}, "a label occurs twice"),
         ({"flow_checkpoint": FLOW_CHECKPOINT}, "its encoder is tracegram, but it names a flow checkpoint"),
-        ({"network": {"encoder": "mm4flow"}}, "its encoder is mm4flow, but it names no flow checkpoint"),
+        ({"network": MM4FLOW}, "its encoder is mm4flow, but it names neither a flow checkpoint nor an own mm4flow"),
+        ({"mm4flow": OWN}, "its encoder is tracegram, but it names an own mm4flow"),
+        ({"flow_checkpoint": FLOW_CHECKPOINT, "mm4flow": OWN, "network": MM4FLOW}, "a flow checkpoint and an own mm4"),
+        ({"mm4flow": OWN, "network": MM4FLOW}, "feature_size 32 is not twice the d_model 8 of its mm4flow"),
+        (own(ps_max_tokens=60), "features of 66 tokens for an encoder of at most 60"),
+        (own(bytes_max_tokens=10), "features of 13 tokens for an encoder of at most 10"),
+        (own(n_head=3), "d_model 16 is not a multiple of 3 heads"),
+        ({**own(), "mm4flow": {**own()["mm4flow"], "feature_version": 2}}, "mm4flow feature version 2, this tapline"),
         ({"network": {"feature_size": 8}}, "feature_size 8 is not the encoder's emb_dim 32"),
         ({"network": {"max_seq_len": 256}}, "features of 512 tokens for an encoder of at most 256"),
         ({"features": {"max_tokens": 1}}, "max_tokens"),

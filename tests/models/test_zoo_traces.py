@@ -8,7 +8,6 @@ import pytest
 
 import models
 from models.checkpoint import CARD, read_trace_checkpoint
-from models.packets import encode_packets
 from models.trace import make_traces
 from service.engines.traces import TraceInput, load_trace_engine
 from service.sources.capture import CaptureReader, ReadOptions
@@ -32,7 +31,7 @@ def traces():
 def scores_of(engine, traces):
     given = []
     for trace, _ in traces:
-        features = engine.embed(encode_packets(trace.flows, engine.checkpoint.features))
+        features = engine.embed(trace.flows)
         starts = np.array([flow.start_us for flow in trace.flows], np.int64)
         durations = np.array([flow.duration_us for flow in trace.flows], np.int64)
         given.append(TraceInput(features, starts, durations))

@@ -240,7 +240,8 @@ def test_models_are_loaded_named_swapped_and_unloaded(repository):
         assert "default model" in message(client.post("/v1/models/random/unload"), 409)
         assert "no model nothing here" in message(client.post("/v1/models/nothing/load"), 404)
         traces = service.trace_scorer.checkpoint.name
-        assert f"{traces} is the trace model" in message(client.post(f"/v1/models/{traces}/load"), 409)
+        assert f"{traces} is the trace model" in message(client.post(f"/v1/models/{traces}/unload"), 409)
+        assert client.post(f"/v1/models/{traces}/load").json()["closed_windows"] == 0
         assert {model["name"]: model["kind"] for model in client.get("/v1/models").json()["models"]}[
             traces
         ] == "tracegram"

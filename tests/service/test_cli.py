@@ -212,7 +212,8 @@ def test_lists_in_the_environment_have_commas(monkeypatch):
 def test_a_replay_of_nothing_ends_with_a_sentence(tmp_path):
     result = tapline("watch", "--replay", tmp_path / "missing.pcap")
     assert result.returncode == 1
-    assert result.stderr.strip().endswith("missing.pcap: cannot read it: No such file or directory")
+    assert result.stderr == f"{tmp_path}/missing.pcap: cannot read it: No such file or directory\n"
+    assert result.stdout == ""  # no table of nothing
 
 
 def test_a_port_in_use(checkpoint_dir):

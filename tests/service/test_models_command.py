@@ -41,8 +41,11 @@ def test_models_are_listed_loaded_and_unloaded(url):
     listed = models("list")
     assert "2 (default)" in listed.stdout
     assert "other" in listed.stdout
+    assert "1 packet" in listed.stdout
     assert "1 (default)" in models("load", "random", "--version", "1").stdout
     assert models("load", "other").returncode == 0
+    traces = models("load", "iot-devices").stdout
+    assert ("tracegram" in traces, "1 flow" in traces, "closed with" in traces) == (True, True, False)
     assert models("unload", "other").returncode == 0
     refused = models("unload", "random")
     assert (refused.returncode, "default model" in refused.stderr) == (1, True)

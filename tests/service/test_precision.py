@@ -9,7 +9,6 @@ import pytest
 
 from models.checkpoint import ONNX, ONNX_INT8, CheckpointError, FileRecord, file_sha256, read_checkpoint
 from models.encode import encode
-from models.packets import encode_packets
 from models.trace import make_traces
 from service.engines.base import EngineError, load_engine, load_engines
 from service.engines.torch_engine import TorchEngine
@@ -83,7 +82,7 @@ def test_both_engines_say_the_same_of_traces_with_the_checkpoint_that_ships():
         traces = [trace for path in captures for trace in make_traces(read_capture(path), checkpoint.trace)]
         inputs = [
             TraceInput(
-                engine.embed(encode_packets(trace.flows, checkpoint.features)),
+                engine.embed(trace.flows),
                 np.array([flow.start_us for flow in trace.flows]),
                 np.array([flow.duration_us for flow in trace.flows]),
             )
@@ -112,13 +111,13 @@ def test_packed_sequences_do_not_depend_on_their_batch(checkpoint_dir, monkeypat
 
 
 @pytest.mark.parametrize(("name", "precision", "closest"), [("torch", "bfloat16", 0.999), ("onnx", "int8", 0.999)])
-def test_trace_features_of_other_precisions_point_the_same_way(tmp_path, flows, name, precision, closest):
-    directory = make_trace_checkpoint(tmp_path / "traces" / "1", int8=True)
-    batch = encode_packets(flows)
-    expected = load_trace_engine("torch", directory).embed(batch)
+@pytest.mark.parametrize("encoder", ["tracegram", "own"])
+def test_trace_features_of_other_precisions_point_the_same_way(tmp_path, flows, name, precision, closest, encoder):
+    directory = make_trace_checkpoint(tmp_path / "traces" / "1", encoder, int8=True)
+    expected = load_trace_engine("torch", directory).embed(flows)
     engine = load_trace_engine(name, directory, precision=precision)
     warm_up(engine)
-    found = engine.embed(batch)
+    found = engine.embed(flows)
     cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > closest
     assert np.abs(found - expected).max() > 1e-3  # it is another precision

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from service.repository import Repository, UnknownModelError, newest_version, shipped_checkpoint
+from service.repository import Repository, UnknownModelError, newest_version, shipped_checkpoint, versions_directory
 
 
 @pytest.fixture
@@ -22,6 +22,13 @@ def test_versions_order_by_their_numbers(repository):
     assert repository.find("random").name == "10"
     assert repository.find("random", "9").name == "9"
     assert newest_version(repository.root / "random").name == "10"
+
+
+def test_the_other_versions_of_a_checkpoint_are_beside_it(repository):
+    above = repository.root / "random"
+    assert versions_directory(above / "9", "random") == above
+    assert versions_directory(above, "random") == above
+    assert versions_directory(above / "9", "other") == above / "9"  # a directory of its own, whatever is beside it
 
 
 @pytest.mark.parametrize(

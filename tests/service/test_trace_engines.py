@@ -4,16 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
+from safetensors.torch import load_file
 
-from models.checkpoint import CheckpointError
-from models.packets import PacketTokens, encode_packets
+from models.checkpoint import WEIGHTS, CheckpointError, read_trace_checkpoint
+from models.encode import Mm4flowFeatures, encode
+from models.packets import encode_packets
 from models.trace import TraceSettings, make_traces
-from service.engines.base import MAX_PADDING, EngineError, load_engine, pieces_by_length
-from service.engines.traces import TraceInput, load_trace_engine
+from models.trace_features import trace_times
+from models.tracegram import Tracegram, is_for_training
+from service.engines.base import MAX_PADDING, EngineError, load_engine, piece_inputs, pieces_by_length
+from service.engines.traces import TraceInput, load_trace_engine, warm_up
 from service.sources.capture import read_capture
-from tests.conftest import make_trace_checkpoint
+from tests.conftest import make_flows, make_trace_checkpoint
 
 ROUNDING = 1e-4
 CAPTURES = Path(__file__).parents[1] / "data" / "captures"
@@ -43,8 +49,7 @@ def traces():
 
 
 def test_engines_agree_on_real_flows(trace_checkpoint_dir, flows):
-    batch = encode_packets(flows)
-    ours, reference = (load_trace_engine(name, trace_checkpoint_dir).embed(batch) for name in ("onnx", "torch"))
+    ours, reference = (load_trace_engine(name, trace_checkpoint_dir).embed(flows) for name in ("onnx", "torch"))
     assert reference.shape == (len(flows), WIDTH)
     assert np.ptp(reference, axis=0).min() > 0.1  # the comparison is of something
     np.testing.assert_allclose(ours, reference, atol=ROUNDING)
@@ -67,8 +72,8 @@ def test_importance_sums_to_one_over_the_flows_of_a_trace(engine, traces):
 
 
 def test_a_feature_does_not_depend_on_its_batch(engine, flows):
-    together = engine.embed(encode_packets(flows))[:40]
-    alone = np.concatenate([engine.embed(encode_packets([flow])) for flow in flows[:40]])
+    together = engine.embed(flows)[:40]
+    alone = np.concatenate([engine.embed([flow]) for flow in flows[:40]])
     np.testing.assert_allclose(together, alone, atol=ROUNDING)
 
 
@@ -95,7 +100,7 @@ def test_importance_is_stable_when_flows_of_equal_start_come_in_another_order(en
     found = []
     for order in (chosen, chosen[::-1]):
         (trace,) = make_traces(order, TraceSettings(subject="responder", window_seconds=0))[:1]
-        features = engine.embed(encode_packets(trace.flows))
+        features = engine.embed(trace.flows)
         times = np.array([[flow.start_us, flow.duration_us] for flow in trace.flows]).T
         scores = engine.score([TraceInput(features, *times)])
         found.append(dict(zip((flow.uid for flow in trace.flows), scores.importance[0].tolist(), strict=True)))
@@ -104,7 +109,7 @@ def test_importance_is_stable_when_flows_of_equal_start_come_in_another_order(en
 
 
 def test_nothing_to_do(engine):
-    assert engine.embed(encode_packets([])).shape == (0, WIDTH)
+    assert engine.embed([]).shape == (0, WIDTH)
     assert engine.score([]).logits.shape == (0, 3)
 
 
@@ -126,7 +131,58 @@ def test_with_embeddings_of_a_flow_checkpoint_there_is_nothing_to_embed(tmp_path
     engine = load_trace_engine(name, make_trace_checkpoint(tmp_path / "m" / "1", "mm4flow"))
     assert np.isfinite(engine.score(traces).logits).all()
     with pytest.raises(EngineError, match="embeddings of random 1"):
-        engine.embed(PacketTokens(np.array([259, 257], np.int32), np.array([0, 2])))
+        engine.embed(make_flows(1))
+    warm_up(engine)  # where there is nothing to embed
+
+
+@pytest.fixture(scope="module")
+def own_dir(tmp_path_factory):
+    return make_trace_checkpoint(tmp_path_factory.mktemp("own") / "1", "own", WIDTH, int8=True)
+
+
+def test_an_mm4flow_of_its_own_gives_what_the_network_gives(own_dir, flows):
+    """The weights in torch beside both engines, on flows whose content it must not read, some longer than it reads."""
+    checkpoint = read_trace_checkpoint(own_dir)
+    assert set(checkpoint.files) == {"encoder.onnx", "encoder.int8.onnx", "trace.onnx", "model.safetensors"}
+    kept = load_file(own_dir / WEIGHTS)
+    assert not [name for name in kept if ".cls." in name or ".classifier." in name]
+    model = Tracegram(checkpoint.network, mm4flow=checkpoint.mm4flow.network).eval()
+    missing, unexpected = model.load_state_dict(kept, strict=False)
+    assert (all(is_for_training(name) for name in missing), unexpected) == (True, [])
+    with_payload = [flow for flow in flows if flow.payload_lengths]
+    with_payload += [replace(flow, payload_lengths=flow.payload_lengths * 4) for flow in make_flows(20)]
+    expected = []
+    for flow in with_payload:
+        batch = encode([replace(flow, orig_bytes=b"", resp_bytes=b"")], Mm4flowFeatures(64, 0))
+        inputs = piece_inputs(batch, np.array([0])).values()
+        with torch.inference_mode():
+            expected.append(model.encoder(*map(torch.from_numpy, inputs)).embedding[0].numpy())
+    for name in ("onnx", "torch"):
+        found = load_trace_engine(name, own_dir).embed(with_payload)  # together; expected alone
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(expected, axis=0).min() > 0.1
+    assert max(len(flow.payload_lengths) for flow in with_payload) > 64
+    starts = np.array([flow.start_us for flow in with_payload[:40]])
+    given = TraceInput(np.stack(expected[:40]), starts, np.zeros(40, np.int64))
+    times = torch.from_numpy(trace_times(given.start_us, given.duration_us))[None]
+    with torch.inference_mode():
+        output = model.trace(torch.from_numpy(given.features)[None], times, torch.tensor([40]))
+    for name in ("onnx", "torch"):
+        scores = load_trace_engine(name, own_dir).score([given])
+        np.testing.assert_allclose(scores.logits, output.logits, atol=1e-5)
+        np.testing.assert_allclose(scores.importance[0], output.importance[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_an_mm4flow_of_its_own_reads_no_packet_heads(own_dir, flows, name):
+    engine = load_trace_engine(name, own_dir)
+    warm_up(engine)
+    assert engine.embed([]).shape == (0, WIDTH)
+    chosen = [flow for flow in flows if flow.payload_lengths][:5]
+    without = [replace(flow, heads=[], orig_bytes=b"x", resp_bytes=b"") for flow in chosen]
+    np.testing.assert_allclose(engine.embed(without), engine.embed(chosen), atol=1e-6)
+    with pytest.raises(EngineError, match="which reads no packet heads"):
+        engine.embed_packets(encode_packets(chosen))
 
 
 def test_a_checkpoint_of_the_other_kind_is_named(checkpoint_dir, trace_checkpoint_dir):

@@ -49,7 +49,7 @@ def check_scores(directory):
     tokens = PacketTokens(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)]))
     for name in ("onnx", "torch"):
         engine = load_trace_engine(name, directory)
-        features = engine.embed(tokens)
+        features = engine.embed_packets(tokens)
         np.testing.assert_allclose(features, expected["flow_features"], atol=1e-4)
         zeros = np.zeros(len(rows), np.int64)
         scores = engine.score([TraceInput(features, zeros, zeros)])

@@ -89,29 +89,41 @@ def to_batch(features: Sequence[NDArray[np.float32]], times: Sequence[NDArray[np
     return TraceBatch(torch.from_numpy(padded), torch.from_numpy(clock), torch.from_numpy(counts))
 
 
-def disturb_trace(trace: TraceFeatures, how: TraceAugmentation, rng: np.random.Generator) -> TraceFeatures:
-    """A copy with some flows left out, or one stretch of it; one view, each flow's drawn from those there are."""
-    count = len(trace)
+def kept_flows(count: int, how: TraceAugmentation, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The places of the flows of a trace of `count` that are kept, in order: some left out, or one stretch of it."""
     keep = np.arange(count)
     if count > 1 and rng.random() < how.part:
         length = int(rng.integers(1, count))
         start = int(rng.integers(0, count - length + 1))
         keep = keep[start : start + length]
     wanted = max(1, round(len(keep) * (1 - rng.uniform(0, how.drop_flows))))
-    keep = np.sort(rng.choice(keep, min(wanted, how.most_flows), replace=False))
+    return np.sort(rng.choice(keep, min(wanted, how.most_flows), replace=False))
+
+
+def disturb_trace(trace: TraceFeatures, how: TraceAugmentation, rng: np.random.Generator) -> TraceFeatures:
+    """A copy with `kept_flows` alone; one view, each flow's drawn from those there are."""
+    keep = kept_flows(len(trace), how, rng)
     views = trace.views[rng.integers(0, len(trace.views), len(keep)), keep][None]
     return TraceFeatures(views, trace.start_us[keep], trace.duration_us[keep])
+
+
+def trace_noise(
+    start_us: NDArray[np.int64], duration_us: NDArray[np.int64], how: TraceAugmentation, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """The times of these flows as the networks read them, disturbed, float32 [k, 2]."""
+    times = trace_times(start_us, duration_us)
+    return times * np.exp(rng.normal(0, how.jitter_times, times.shape)).astype(np.float32)
 
 
 def _drawn(
     traces: Sequence[TraceFeatures], rows: NDArray[np.int64], how: TraceAugmentation, rng: np.random.Generator
 ) -> TraceBatch:
     drawn = [disturb_trace(traces[row], how, rng) for row in rows]
-    batch = to_batch([trace.views[0] for trace in drawn], [_times(trace) for trace in drawn])
-    noise = np.exp(rng.normal(0, how.jitter_times, batch.times.shape)).astype(np.float32)
+    times = [trace_noise(trace.start_us, trace.duration_us, how, rng) for trace in drawn]
+    batch = to_batch([trace.views[0] for trace in drawn], times)
     kept = rng.random(batch.features.shape, np.float32) >= how.feature_dropout
     scaled = torch.from_numpy(kept / np.float32(1 - how.feature_dropout))
-    return TraceBatch(batch.features * scaled, batch.times * torch.from_numpy(noise), batch.counts)
+    return TraceBatch(batch.features * scaled, batch.times, batch.counts)
 
 
 def trace_stage(

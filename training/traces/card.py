@@ -14,9 +14,10 @@ WORDS = {
     "trees-header": "trees on header fields",
     "trees-sizes": "trees on packet sizes",
     "no-time": "without time encoding",
-    "scratch": "without pre-training (phase 0)",
-    "mm4flow-frozen": "MM4flow's embedding of payload lengths, of flow-protocols as shipped",
-    "mm4flow-tuned": "MM4flow's embedding of payload lengths, tuned on these labels",
+    "scratch": "without pre-training",
+    "tracegram": "the published encoder, pre-trained, on packet headers",
+    "tracegram-scratch": "the published encoder, without pre-training",
+    "frozen": "the embedding of payload lengths of flow-protocols as shipped",
 }
 
 
@@ -31,17 +32,33 @@ def render_trace_card(manifest: TracegramCheckpoint, run: TraceRun, figures: Tra
 
 
 def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
-    network, features, trace = manifest.network, manifest.features, manifest.trace
-    reads = "headers and payload, own addresses masked" if features.payload else "headers only, no payload"
+    trace = manifest.trace
     window = f"windows of {trace.window_seconds:g} s" if trace.window_seconds else "whole captures"
     return (
         f"# {manifest.name} {manifest.version}\n\n"
-        f"Tracegram, encoder {network.emb_dim}/{network.dim}/{network.depth}/{network.heads} "
-        f"(embedding/width/layers/heads), {network.queries} queries, {len(manifest.labels)} labels. It reads "
-        f"the first {features.max_tokens} tokens of packet heads of a flow ({reads}; addresses, ports and checksums "
-        f"are zero) and the flows of one {'network card' if trace.subject == 'mac' else trace.subject} in {window}.\n\n"
+        f"Tracegram, {manifest.network.queries} queries, {len(manifest.labels)} labels; {_encoder(manifest)} It takes "
+        f"the flows of one {'network card' if trace.subject == 'mac' else trace.subject} in {window}.\n\n"
         f"Trained on {run.traces} traces with {run.flows} flows; phase 1 took {run.seconds / 60:.1f} minutes on "
         f"{run.hardware}."
+    )
+
+
+def _encoder(manifest: TracegramCheckpoint) -> str:
+    """What reads a flow, and what of it."""
+    if manifest.mm4flow is not None:
+        network, reads = manifest.mm4flow.network, manifest.mm4flow.features
+        content = f" and {reads.content_bytes} content bytes each way" if reads.content_bytes else ", no content"
+        return (
+            f"its flow encoder is an MM4flow of its own, {network.d_model}/{network.n_layer}/{network.n_head}/"
+            f"{network.dim_ff} (width/layers/heads/feed-forward), trained with the rest. It reads the first "
+            f"{reads.payload_lengths} payload lengths of a flow{content}; addresses and ports are not read."
+        )
+    features, sizes = manifest.features, manifest.network
+    reads_of_packets = "headers and payload, own addresses masked" if features.payload else "headers only, no payload"
+    return (
+        f"its flow encoder is the published one, {sizes.emb_dim}/{sizes.dim}/{sizes.depth}/{sizes.heads} "
+        f"(embedding/width/layers/heads). It reads the first {features.max_tokens} tokens of packet heads of a flow "
+        f"({reads_of_packets}; addresses, ports and checksums are zero)."
     )
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from models.checkpoint import TracegramNetwork
+from models.checkpoint import Mm4flowNetwork, OwnMm4flow, TracegramNetwork
+from models.encode import Mm4flowFeatures
 from models.packets import TracegramFeatures
 from models.trace import TraceSettings
 from training.config import TrainingConfig
@@ -17,6 +18,10 @@ SMALL = TracegramNetwork(
     n_class=1, feature_size=64, queries=24, emb_dim=64, dim=64, depth=2, heads=4, dim_head=16, n_local_attn_heads=3
 )
 """A network that two cores train in minutes."""
+
+
+JOINT_LENGTHS = 32
+"""Payload lengths of a flow that an MM4flow encoder reads unless told otherwise."""
 
 
 class FlowAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +68,10 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     are drawn (`training.batches.draw_weights`); classes are drawn equally often. `next_token`: weight of the next-token
     loss beside the label's in phase 0.5; `lengths`: that of the payload lengths in both phases of the flow encoder
     (`training.traces.flows.LengthHead`). `clip_norm`, `accumulate`: as of `training.config.TrainingConfig`.
+
+    With `mm4flow` the flow encoder is one of MM4flow's, and learns in phase 1 with the rest (`training.traces.joint`);
+    `flow_labels` is the weight of the flows' labels beside the traces' there, `mask_lengths` the share of lengths that
+    read `[MASK]`.
     """
 
     network: TracegramNetwork = SMALL
@@ -79,6 +88,9 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     label_smoothing: float = 0.05
     weight_decay: float = 0.05
     capture_power: float = 0.5
+    mm4flow: OwnMm4flow | None = None
+    flow_labels: float = 0.3
+    mask_lengths: _Share = 0.05
     clip_norm: float = 1.0
     accumulate: int = 1
     seed: int = 0
@@ -100,3 +112,15 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             threads=self.threads,
             device=self.device,
         )
+
+
+def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTrainingConfig:
+    """The settings of training with an MM4flow encoder of these sizes that reads these features of a flow."""
+    return TraceTrainingConfig(
+        network=msgspec.structs.replace(SMALL, encoder="mm4flow", feature_size=2 * network.d_model),
+        mm4flow=OwnMm4flow(network, features),
+        traces=Phase(50, 512, 16, 2e-3),
+        trace_augmentation=TraceAugmentation(
+            drop_flows=0.3, most_flows=40, part=0.05, jitter_times=0.3, feature_dropout=0.0, views=0
+        ),
+    )

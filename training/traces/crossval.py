@@ -31,8 +31,9 @@ from training.traces.attribution import remove_flows
 from training.traces.baseline import fit_predict
 from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
 from training.traces.data import TraceCorpus, few_of_each, flows_of
-from training.traces.embeddings import mm4flow_features
-from training.traces.flows import FlowLearner, FlowSet, flow_features, new_learner, pretrain_stage, tune_stage
+from training.traces.embeddings import frozen_features
+from training.traces.flows import FlowLearner, FlowSet, flow_features, new_learner, tune_stage
+from training.traces.joint import fit_jointly
 
 PREFIXES = (1, 2, 4, 8, 16, 32)
 """Flows after which an early verdict is measured."""
@@ -42,21 +43,21 @@ TREES: Mapping[str, Literal["header", "sizes"]] = {"trees-header": "header", "tr
 Report = Callable[[StepReport], None]
 
 
-class Variant(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Variant:
     """One way of training that is measured.
 
-    `pretrained`: phase 0.5 starts from the encoder of phase 0. `captures`: so many of each device to learn from, 0 all;
-    the flows of the others are then read without labels (`adapt`). `left_out`: devices that are not learned, whose
-    confidences are kept. `mm4flow`: embedding of MM4flow, `frozen` as it was shipped or `tuned` on lengths.
+    `start`: pre-trained weights of the flow encoder, None without. `captures`: so many of each device to learn from, 0
+    all. `left_out`: devices that are not learned, whose confidences are kept. `frozen`: the encoder is the embedding of
+    the flow checkpoint as it ships. `trees`: a tree ensemble instead.
     """
 
     name: str
     config: TraceTrainingConfig
-    pretrained: bool = True
+    start: Mapping[str, Tensor] | None = None
     captures: int = 0
-    adapt: bool = False
     left_out: tuple[str, ...] = ()
-    mm4flow: Literal["", "frozen", "tuned"] = ""
+    frozen: bool = False
     trees: Literal["", "header", "sizes"] = ""
 
 
@@ -82,7 +83,6 @@ def cross_validate(
     fold_of: NDArray[np.int64],
     folds: Sequence[int],
     directory: Path,
-    start: Mapping[str, Tensor] | None = None,
     report: Report = lambda _: None,
 ) -> list[FoldOutcome]:
     """Train and measure a variant on folds, or read what was measured before."""
@@ -91,7 +91,7 @@ def cross_validate(
         path = outcome_path(directory, variant, fold)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_outcome(path, _measure(corpus, variant, fold_of, fold, directory, start, report))
+            write_outcome(path, _measure(corpus, variant, fold_of, fold, directory, report))
         outcomes.append(read_outcome(path))
     return outcomes
 
@@ -118,14 +118,16 @@ def _measure(
     fold_of: NDArray[np.int64],
     fold: int,
     directory: Path,
-    start: Mapping[str, Tensor] | None,
     report: Report,
 ) -> FoldOutcome:
     train = learning_rows(corpus, variant, fold_of, fold)
     held = np.flatnonzero(fold_of == fold)
     if variant.trees:
         return _measure_trees(corpus, variant.trees, train, held, variant.config.seed)
-    features = _features(corpus, variant, fold_of, fold, train, directory, start, report)
+    if variant.config.mm4flow is not None:
+        fitted = fit_jointly(corpus.traces, corpus.truth, train, variant.config, variant.start, None, report)
+        return _outcome(fitted.trace, [fitted.features[row] for row in held], held, fold)
+    features = frozen_features(corpus) if variant.frozen else _features(corpus, variant, fold, train, directory, report)
     network = fit_traces([features[row] for row in train], corpus.truth[train], variant.config, None, report)
     return _outcome(network, [features[row] for row in held], held, fold)
 
@@ -133,26 +135,19 @@ def _measure(
 def _features(
     corpus: TraceCorpus,
     variant: Variant,
-    fold_of: NDArray[np.int64],
     fold: int,
     train: NDArray[np.int64],
     directory: Path,
-    start: Mapping[str, Tensor] | None,
     report: Report,
 ) -> list[TraceFeatures]:
     """Features of all traces by an encoder that learned from `train` alone; the encoder is kept beside the outcomes."""
     config = variant.config
-    if variant.mm4flow:
-        return mm4flow_features(corpus, train, config, variant.mm4flow)
-    weights = start if variant.pretrained else None
     network = msgspec.structs.replace(config.network, n_class=len(corpus.labels))
     path = directory / "encoders" / f"{encoder_key(variant, network, fold)}.safetensors"
-    learner = new_learner(network, len(corpus.labels), config.seed, weights)
+    learner = new_learner(network, len(corpus.labels), config.seed, variant.start)
     if path.is_file():
         learner.load_state_dict(load_weights(path))
     else:
-        if variant.adapt:
-            learner = adapt_encoder(corpus, np.flatnonzero(fold_of != fold), learner, config, report)
         learner = tune_encoder(corpus, train, learner, config, report)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(learner.state_dict(), path)
@@ -167,17 +162,7 @@ def encoder_key(variant: Variant, network: TracegramNetwork, fold: int) -> str:
         traces=Phase(1, 1, 1, 1.0),
         trace_augmentation=TraceAugmentation(),
     )
-    return fingerprint(plain, variant.pretrained, variant.captures, variant.adapt, variant.left_out, fold)[:16]
-
-
-def adapt_encoder(
-    corpus: TraceCorpus, rows: NDArray[np.int64], learner: FlowLearner, config: TraceTrainingConfig, report: Report
-) -> FlowLearner:
-    """Phase 0 goes on with the flows of these traces, their labels unread."""
-    data = flow_set(corpus, rows, config)
-    loop = config.loop(config.pretrain)
-    trainer = Trainer(learner, loop, config.pretrain.epochs * -(-config.pretrain.draws // config.pretrain.batch))
-    return run_stage(trainer, pretrain_stage(learner, data, config), loop, config.pretrain.epochs, None, report)
+    return fingerprint(plain, variant.start is not None, variant.captures, variant.left_out, fold)[:16]
 
 
 def tune_encoder(

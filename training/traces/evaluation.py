@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,40 +14,56 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.checkpoint import WEIGHTS, read_checkpoint
+from models.checkpoint import TracegramNetwork
 from training.calibrate import softmax
 from training.config import TrainingError
-from training.files import EVALUATION, MODEL, load_weights, write_json
+from training.files import EVALUATION, MODEL, load_weights, read_encoders, write_json
 from training.measured import Curve, Measured
 from training.page import write_report
 from training.plan import Plan
 from training.traces.config import TraceTrainingConfig
 from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, outcome_path, read_outcome
 from training.traces.data import TraceCorpus, folds_of
-from training.traces.embeddings import CHECKPOINT
+from training.traces.embeddings import flow_embedding_width
 from training.traces.runs import TraceJob, classes_of, read_corpus, read_trace_run
 from training.traces.summary import TraceEvaluation, summarise
 
-MAIN, UNKNOWN = "main", "unknown"
+MAIN, UNKNOWN, TREES = "main", "unknown", ("trees-header", "trees-sizes")
+PUBLISHED = ("tracegram", "tracegram-scratch")
 FEW = (1, 2, 5)
 VARIANTS = (
-    MAIN, "trees-header", "trees-sizes", "no-time", "scratch", "mm4flow-frozen", "mm4flow-tuned", UNKNOWN,
-    *(f"{name}-{few}" for few in FEW for name in (MAIN, "trees-header", "trees-sizes", "mm4flow-tuned")),
+    MAIN, *TREES, "no-time", "scratch", *PUBLISHED, "frozen", UNKNOWN,
+    *(f"{name}-{few}" for few in FEW for name in (MAIN, "scratch", *TREES)),
 )  # fmt: skip
-"""What can be measured: the run's settings, tree ensembles, without time encoding, without phase 0, with MM4flow's
-embedding of payload lengths as shipped or tuned, with devices left out; and with 1, 2, 5 captures of each device."""
+"""What can be measured: the run's settings, tree ensembles, without time encoding, without pre-training, the published
+encoder with and without pre-training, the flow checkpoint's embedding of payload lengths as it ships, with devices left
+out; and with 1, 2, 5 captures of each device."""
 
-DEFAULT_VARIANTS = (MAIN, "trees-header", "trees-sizes")
+DEFAULT_VARIANTS = (MAIN, *TREES)
 
 
 @dataclass(frozen=True)
 class TraceEvaluationSettings:
-    """How a run is measured. `tuned` folds chose settings; `left_out` are the labels that `unknown` does not learn."""
+    """How a run is measured. `tuned` folds chose settings; `left_out` are the labels that `unknown` does not learn.
+
+    `start` is what the folds' encoders start from: a run of pretrain-packets, or runs of pretrain for an encoder of
+    MM4flow; `packets` is the run of pretrain-packets that the variant `tracegram` starts from.
+    """
 
     folds: int = 5
     tuned: tuple[int, ...] = ()
     variants: tuple[str, ...] = DEFAULT_VARIANTS
     left_out: tuple[str, ...] = ()
+    start: tuple[Path, ...] = ()
+    packets: Path | None = None
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Pre-trained weights: of the encoder of the run that is measured, and of the published one."""
+
+    main: Mapping[str, Tensor] | None = None
+    packets: Mapping[str, Tensor] | None = None
 
 
 def evaluate_traces(
@@ -54,7 +71,6 @@ def evaluate_traces(
     run: Path,
     directory: Path,
     settings: TraceEvaluationSettings,
-    start: Path | None,
     report: Report = lambda _: None,
 ) -> TraceEvaluation:
     """Cross-validate the settings of a run, and variants of them; write figures and report into `directory`.
@@ -63,47 +79,49 @@ def evaluate_traces(
         TrainingError: `run` is no run of train-traces, or a variant has no such name.
         TraceDataError, SplitError: the features have no traces, or a label has one capture.
     """
-    todo = _prepare(features, run, directory, settings, start)
+    todo = _prepare(features, run, directory, settings)
     for variant in todo.variants:
-        cross_validate(todo.corpus, variant, todo.fold_of, range(settings.folds), directory, todo.weights, report)
+        cross_validate(todo.corpus, variant, todo.fold_of, _wanted(variant, settings), directory, report)
     return summarise_directory(todo.corpus, directory, [variant.name for variant in todo.variants], settings)
 
 
 @dataclass(frozen=True)
 class _Todo:
-    """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus; the encoder of phase 0."""
+    """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus."""
 
     corpus: TraceCorpus
     fold_of: NDArray[np.int64]
     variants: list[Variant]
-    weights: dict[str, Tensor] | None
 
 
-def _prepare(
-    features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings, start: Path | None
-) -> _Todo:
+def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings) -> _Todo:
     record = read_trace_run(run)
     if record.command != "train-traces":
         raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
     torch.set_num_threads(record.config.threads)
     corpus = read_corpus(TraceJob(features, directory, record.config))
     base = classes_of(record.config, corpus)
-    weights = load_weights(start / MODEL) if start else None
+    starts = _starts(base, settings)
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
-    variants = [variant_of(name, base, settings.left_out) for name in names]
-    return _Todo(corpus, folds_of(corpus, settings.folds, 0), variants, weights)
+    variants = [variant_of(name, base, settings.left_out, starts) for name in names]
+    return _Todo(corpus, folds_of(corpus, settings.folds, 0), variants)
+
+
+def _wanted(variant: Variant, settings: TraceEvaluationSettings) -> list[int]:
+    """The folds to train: tuned ones are in no figure but the calibration of what is measured."""
+    return [fold for fold in range(settings.folds) if variant.name == MAIN or fold not in settings.tuned]
 
 
 def plan_trace_evaluation(
-    features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings, start: Path | None
+    features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings
 ) -> Plan:
     """What `evaluate_traces` would do.
 
     Raises:
         TrainingError, TraceDataError, SplitError: as `evaluate_traces`.
     """
-    todo = _prepare(features, run, directory, settings, start)
-    paths = [outcome_path(directory, variant, fold) for variant in todo.variants for fold in range(settings.folds)]
+    todo = _prepare(features, run, directory, settings)
+    paths = [outcome_path(directory, variant, fold) for variant in todo.variants for fold in _wanted(variant, settings)]
     done = sum(path.is_file() for path in paths)
     facts = [
         f"{len(todo.corpus.traces)} traces of {len(todo.corpus.labels)} labels",
@@ -112,6 +130,16 @@ def plan_trace_evaluation(
         f"{len(paths) - done} of {len(paths)} folds to train, {done} were measured before",
     ]
     return Plan("evaluate", facts, [directory])
+
+
+def _starts(config: TraceTrainingConfig, settings: TraceEvaluationSettings) -> Starts:
+    if config.mm4flow is not None:
+        main = read_encoders(settings.start)
+    elif len(settings.start) > 1:
+        raise TrainingError("an encoder of Tracegram starts from one run of pretrain-packets: give one --start")
+    else:
+        main = load_weights(settings.start[0] / MODEL) if settings.start else None
+    return Starts(main, load_weights(settings.packets / MODEL) if settings.packets else None)
 
 
 def summarise_directory(
@@ -127,35 +155,45 @@ def summarise_directory(
     return figures
 
 
-def variant_of(name: str, config: TraceTrainingConfig, left_out: tuple[str, ...] = ()) -> Variant:
+def variant_of(
+    name: str, config: TraceTrainingConfig, left_out: tuple[str, ...] = (), starts: Starts | None = None
+) -> Variant:
     """The variant of this name.
 
     Raises:
-        TrainingError: there is none.
+        TrainingError: there is none, or it needs a pre-trained encoder that is not given.
     """
     if name not in VARIANTS:
         raise TrainingError(f"no variant {name!r}: expected one of {', '.join(VARIANTS)}")
+    starts = starts or Starts()
     few = re.search(r"-(\d+)$", name)
-    variant = Variant(name, config, captures=int(few[1]) if few else 0)
+    variant = Variant(name, config, starts.main, captures=int(few[1]) if few else 0)
     kind = name.removesuffix(few[0]) if few else name
-    changes: dict[str, object] = {}
-    if kind.startswith("trees-"):
-        changes = {"trees": kind.removeprefix("trees-")}
-    elif kind.startswith("mm4flow-"):
-        width = 2 * read_checkpoint(CHECKPOINT, (WEIGHTS,)).network.d_model
-        network = msgspec.structs.replace(config.network, encoder="mm4flow", feature_size=width)
-        changes = {
-            "mm4flow": kind.removeprefix("mm4flow-"),
-            "config": msgspec.structs.replace(config, network=network),
-        }
-    elif kind == "no-time":
-        network = msgspec.structs.replace(config.network, time_encoding=False)
-        changes = {"config": msgspec.structs.replace(config, network=network)}
-    elif kind == "scratch":
-        changes = {"pretrained": False}
-    elif kind == UNKNOWN:
-        changes = {"left_out": left_out}
-    return msgspec.structs.replace(variant, **changes)
+    if kind in TREES:
+        return replace(variant, trees="header" if kind == "trees-header" else "sizes")
+    if kind == "tracegram" and starts.packets is None:
+        raise TrainingError("the variant tracegram is pre-trained: give its run of pretrain-packets")
+    plain = TraceTrainingConfig(trace=config.trace, seed=config.seed, threads=config.threads, device=config.device)
+    network = config.network
+    changes: dict[str, dict[str, Any]] = {
+        "no-time": {"config": msgspec.structs.replace(config, network=_with(network, time_encoding=False))},
+        "scratch": {"start": None},
+        "tracegram": {"config": _sized(plain, network.n_class), "start": starts.packets},
+        "tracegram-scratch": {"config": _sized(plain, network.n_class), "start": None},
+        UNKNOWN: {"left_out": left_out},
+    }
+    if kind == "frozen":
+        frozen = _with(plain.network, encoder="mm4flow", feature_size=flow_embedding_width(), n_class=network.n_class)
+        return replace(variant, frozen=True, config=msgspec.structs.replace(plain, network=frozen))
+    return replace(variant, **changes.get(kind, {}))
+
+
+def _with(network: TracegramNetwork, **changes: object) -> TracegramNetwork:
+    return msgspec.structs.replace(network, **changes)
+
+
+def _sized(config: TraceTrainingConfig, classes: int) -> TraceTrainingConfig:
+    return msgspec.structs.replace(config, network=_with(config.network, n_class=classes))
 
 
 def _reference(name: str) -> str:

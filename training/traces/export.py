@@ -53,6 +53,7 @@ def _manifest(record: TraceRun, name: str, version: str, figures: TraceEvaluatio
         name=name,
         version=version,
         network=network,
+        mm4flow=record.config.mm4flow,
         labels=record.labels,
         features=record.config.features,
         trace=record.config.trace,

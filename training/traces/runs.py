@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,11 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.trace import is_instance
+from models.checkpoint import Mm4flowNetwork
+from models.encode import Mm4flowFeatures
+from models.trace import TraceSettings, is_instance
 from models.tracegram import TraceNetwork
 from training.batches import draw_weights
-from training.config import TrainingError
-from training.files import MODEL, RUN, features_of, fingerprint, load_weights, save_weights, write_json
+from training.config import TrainingConfig, TrainingError
+from training.files import (
+    MODEL,
+    RUN,
+    encoders_of,
+    features_of,
+    fingerprint,
+    load_weights,
+    read_encoders,
+    read_run,
+    save_weights,
+    write_json,
+)
 from training.loop import RunFiles, Stage, Trainer, run_stage
 from training.parallel import ALONE, Group, join_group, world_size
 from training.plan import Plan, expected_tokens, joined, run_notes
@@ -31,10 +44,11 @@ from training.runlog import clear_logs
 from training.samples import read_samples
 from training.state import drop_state, load_state
 from training.traces.aggregate import fit_traces
-from training.traces.config import Phase, TraceTrainingConfig
+from training.traces.config import Phase, TraceTrainingConfig, joint_config
 from training.traces.crossval import Report, encode_traces, flow_set
 from training.traces.data import TraceCorpus, make_trace_corpus
 from training.traces.flows import FlowLearner, FlowSet, new_learner, pretrain_stage, tune_stage
+from training.traces.joint import encoder_weights, fit_jointly
 
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 
@@ -58,7 +72,7 @@ class TraceRun(msgspec.Struct, frozen=True):
 class TraceJob:
     """What every command is told: data, where to write, settings, the run whose encoder it starts from.
 
-    `dry_run` only says what would be done.
+    `dry_run` only says what would be done. `encoders` are runs of pretrain that an encoder of MM4flow starts from.
     """
 
     features: Sequence[Path]
@@ -67,6 +81,7 @@ class TraceJob:
     start: Path | None = None
     restart: bool = False
     dry_run: bool = False
+    encoders: Sequence[Path] = ()
 
 
 def pretrain_packets_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun | Plan:
@@ -127,34 +142,65 @@ def _run_phase(
 
 
 def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun | Plan:
-    """Phase 1 on all traces, with the frozen encoder of `job.start`, in one process.
+    """Phase 1 on all traces, in one process: with the frozen encoder of `job.start`, or one of MM4flow that learns too.
 
     The weights written are those of `models.tracegram.Tracegram`: the encoder's and the trace network's.
 
     Raises:
-        TrainingError: `job.start` is no run of tune-flows on these labels, or the loss is not finite.
+        TrainingError: `job.start` is no run of tune-flows on these labels, `job.encoders` do not fit, or the loss is
+            not finite.
         TraceDataError: there are no traces of two labels.
         SampleError: the features cannot be read.
     """
     if world_size() > 1:
         raise TrainingError("train-traces runs in one process (it normalises by the batch): start it without torchrun")
-    if job.start is None or read_trace_run(job.start).command != "tune-flows":
-        raise TrainingError("train-traces starts from a run of tune-flows: give it with --start")
     corpus = read_corpus(job)
+    starting = _starting(job, corpus)
+    if job.dry_run:
+        return _traces_plan(job, corpus)
+    started = _begin(job, "train-traces")
+    config, files = classes_of(job.config, corpus), _files(job, "train-traces")
+    if isinstance(starting, FlowLearner):
+        features = encode_traces(corpus, starting, config)
+        network = fit_traces(features, corpus.truth, config, files, report)
+        weights = _weights(starting.encoder.state_dict(), network)
+    else:
+        everything = np.arange(len(corpus.traces))
+        fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report)
+        weights = _weights(encoder_weights(fitted.encoder), fitted.trace)
+    flows = sum(len(trace.trace.flows) for trace in corpus.traces)
+    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started)
+
+
+def _starting(job: TraceJob, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor] | None:
+    """The tuned encoder that stays frozen, or the pre-trained weights of one that learns, None for none."""
+    if job.config.mm4flow is not None:
+        return read_encoders(job.encoders)
+    if job.start is None or read_trace_run(job.start).command != "tune-flows":
+        raise TrainingError("train-traces starts from a run of tune-flows (--start) or of pretrain (--encoders)")
     if read_trace_run(job.start).labels != corpus.labels:
         raise TrainingError(f"{job.start}: learned other labels than these features have")
     learner = new_learner(job.config.network, len(corpus.labels), job.config.seed)
     learner.load_state_dict(load_weights(job.start / MODEL))
-    if job.dry_run:
-        return _traces_plan(job, corpus)
-    started = _begin(job, "train-traces")
-    features = encode_traces(corpus, learner, job.config)
-    config = classes_of(job.config, corpus)
-    network = fit_traces(features, corpus.truth, config, _files(job, "train-traces"), report)
-    weights = {f"encoder.{name}": value for name, value in learner.encoder.state_dict().items()}
-    weights |= {f"trace.{name}": value for name, value in network.state_dict().items()}
-    flows = sum(len(trace.trace.flows) for trace in corpus.traces)
-    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started)
+    return learner
+
+
+def _weights(encoder: Mapping[str, Tensor], trace: TraceNetwork) -> dict[str, Tensor]:
+    weights = {f"encoder.{name}": value for name, value in encoder.items()}
+    return weights | {f"trace.{name}": value for name, value in trace.state_dict().items()}
+
+
+def joint_of(encoders: Sequence[Path], lengths: int, trace: TraceSettings) -> TraceTrainingConfig:
+    """The settings of training with an MM4flow encoder of the size of pre-trained ones, or of the default size.
+
+    Raises:
+        TrainingError: a run of `encoders` cannot be read.
+    """
+    default = TrainingConfig()
+    network = Mm4flowNetwork(default.d_model, default.n_layer, default.n_head, default.dim_ff, 1)
+    for directory in encoders:
+        network = read_run(directory, "pretrain").network
+    return msgspec.structs.replace(joint_config(network, Mm4flowFeatures(lengths, 0)), trace=trace)
 
 
 def read_corpus(job: TraceJob) -> TraceCorpus:
@@ -187,6 +233,8 @@ def _steps(phase: Phase) -> int:
 
 
 def _start_of(job: TraceJob) -> str:
+    if job.encoders:
+        return encoders_of(job.encoders)
     if job.start is None:
         return ""
     return fingerprint(msgspec.to_builtins(read_trace_run(job.start)))

@@ -1,4 +1,5 @@
-"""Trace checkpoints with random weights: of the packet encoder, and on the embeddings of the random flow checkpoint."""
+"""Trace checkpoints with random weights: of the packet encoder, on the random flow checkpoint's embeddings, and with an
+MM4flow of their own."""
 
 import pytest
 
@@ -27,3 +28,10 @@ def embedding_traces_dir(tmp_path_factory, checkpoint_dir):
         trace=SETTINGS,
         flow_checkpoint=FlowCheckpoint("random", "1", file_sha256(checkpoint_dir / WEIGHTS)),
     )
+
+
+@pytest.fixture(scope="session")
+def own_traces_dir(tmp_path_factory):
+    """The same with an MM4flow of its own, which reads 64 payload lengths and no content."""
+    directory = tmp_path_factory.mktemp("repository") / "random-own" / "1"
+    return make_trace_checkpoint(directory, encoder="own", width=64, trace=SETTINGS)

@@ -4,6 +4,7 @@ import numpy as np
 
 from models.checkpoint import EarlyVerdict, TracegramCheckpoint, TracegramNetwork
 from models.flow import Flow, PacketHead
+from models.packets import encode_packets
 from service.engines.traces import TraceScores
 
 LABELS = ["camera", "plug", "scale"]
@@ -35,7 +36,8 @@ class NumpyTraceEngine:
         self.scored = []
         self.broken = False
 
-    def embed(self, batch):
+    def embed(self, flows):
+        batch = encode_packets(flows, self.checkpoint.features)
         counts = np.diff(batch.offsets)
         self.embedded.append(len(counts))
         rows = np.repeat(np.arange(len(counts)), counts)

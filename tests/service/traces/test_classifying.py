@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from msgspec import structs
 
 from models.checkpoint import CheckpointError, FlowCheckpoint
-from models.encode import encode
+from models.encode import Mm4flowFeatures, encode
 from models.flow import PacketHead
-from models.packets import encode_packets
 from models.trace import TraceSettings
 from service.api import schemas
 from service.api.app import create_app
@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.traces.loading import fitting, load_traces
 from service.traces.records import ScoreJob, TraceFlow, WindowKey
 from service.traces.scorer import TraceScorer
-from tests.conftest import make_flows, make_trace_checkpoint
+from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
 from tests.service.cli_runner import ROOT, tapline
 from tests.service.traces.fakes import LABELS, WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
 
@@ -45,7 +45,7 @@ def test_flows_get_the_embedding_of_the_packet_encoder(flow_engine):
     found = classifier.classify(flows)
     assert [outcome.embedding is None for outcome in found] == [False, False, True, False, False]
     assert engine.embedded == [4]  # one call for the batch
-    alone = NumpyTraceEngine().embed(encode_packets(flows[3:4], engine.checkpoint.features))
+    alone = NumpyTraceEngine().embed(flows[3:4])
     np.testing.assert_allclose(found[3].embedding, alone[0], rtol=1e-5)
     assert all(outcome.verdict is not None for outcome in found)
 
@@ -56,6 +56,34 @@ def test_flows_get_the_embedding_of_the_flow_network_without_another_pass(flow_e
     found = classifier.classify(flows)
     expected = flow_engine.run(encode(flows)).embeddings
     np.testing.assert_allclose([outcome.embedding for outcome in found], expected, atol=1e-5)
+
+
+def test_flows_get_the_embedding_of_the_encoder_that_the_trace_checkpoint_brings(flow_engine, own_traces_dir):
+    engine = load_traces(own_traces_dir, "onnx")
+    classifier = Classifier(flow_engine, trace_engine=engine)
+    flows = with_heads(make_flows(6))
+    flows[1].heads = []  # no instance of a trace
+    found = classifier.classify(flows)
+    assert [outcome.embedding is None for outcome in found] == [False, True, False, False, False, False]
+    expected = engine.embed([flows[0], *flows[2:]])
+    np.testing.assert_array_equal([outcome.embedding for outcome in found if outcome.embedding is not None], expected)
+    assert classifier.heads == "header"
+
+
+def test_what_is_read_of_a_flow_is_what_either_checkpoint_reads(tmp_path, own_traces_dir):
+    narrow = load_engine("onnx", make_checkpoint(tmp_path / "random" / "1", features=Mm4flowFeatures(8, 0)))
+    alone, both = Classifier(narrow), Classifier(narrow, trace_engine=load_traces(own_traces_dir, "onnx"))
+    (flow,) = with_heads([trace_flow("a", 0)])
+    flow.payload_lengths = [40] * 100
+
+    def changed(place):
+        return structs.replace(flow, payload_lengths=[41 if n == place else 40 for n in range(100)])
+
+    assert [alone.input_hash(changed(place)) != alone.input_hash(flow) for place in (7, 8)] == [True, False]
+    assert [both.input_hash(changed(place)) != both.input_hash(flow) for place in (8, 63, 64)] == [True, True, False]
+    other_heads = structs.replace(flow, heads=[PacketHead(0, b"other")])
+    assert both.input_hash(other_heads) == both.input_hash(flow)
+    assert (alone.tokens(flow), both.tokens(flow)) == (8 + 5, 8 + 5 + 64 + 5)
 
 
 def test_flows_too_short_for_a_verdict_still_count_in_their_trace(flow_engine):
@@ -95,8 +123,11 @@ def test_a_trace_checkpoint_of_other_embeddings_is_refused(flow_engine, tmp_path
     )
     engine = load_traces(other, "onnx")
     with pytest.raises(CheckpointError, match="reads the embeddings of elsewhere 7"):
-        fitting(engine, flow_engine.checkpoint, required=True)
-    assert fitting(engine, flow_engine.checkpoint, required=False) is None
+        fitting(engine, flow_engine.checkpoint, required=True, warn=pytest.fail)
+    warnings = []
+    assert fitting(engine, flow_engine.checkpoint, required=False, warn=warnings.append) is None
+    assert len(warnings) == 1
+    assert warnings[0].startswith("no traces: the trace checkpoint random-mm4flow 1 reads")
 
 
 def job(subject, embeddings, final=True):
@@ -118,6 +149,13 @@ def test_scores_do_not_depend_on_the_batch_and_shares_add_up(rng):
     assert {trace.verdict.label for trace in together} <= set(LABELS)
     assert scorer.score([job("early", rng.normal(size=(2, WIDTH)), final=False)])[0].verdict.final is False
     assert scorer.score([]) == []
+
+
+def test_a_trace_by_mac_says_where_an_address_stands_for_it(rng):
+    checkpoint = trace_checkpoint(trace=TraceSettings(subject="mac"))
+    scorer = TraceScorer(NumpyTraceEngine(checkpoint))
+    jobs = [job(subject, rng.normal(size=(2, WIDTH))) for subject in ("02:00:00:00:00:0a", "10.0.0.5")]
+    assert [trace.subject_kind for trace in scorer.score(jobs)] == ["mac", "originator"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +221,7 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
         following = client.get("/v1/traces", params={"limit": 3, "before": page["next"]}).json()
         assert following["traces"] == everything["traces"][3:6]
         subject = everything["traces"][0]["subject"]
-        own = client.get("/v1/traces", params={"subject": subject}).json()["traces"]
+        own = client.get("/v1/traces", params={"subject": subject.upper()}).json()["traces"]
         assert {trace["subject"] for trace in own} == {subject}
         label = everything["traces"][0]["verdict"]["label"]
         labelled = client.get("/v1/traces", params={"label": label}).json()["traces"]
@@ -197,4 +235,14 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
 
 def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
     with TestClient(create_app(Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none")))) as client:
-        assert client.get("/v1/traces").json() == {"traces": [], "next": None, "open_windows": 0, "open_flows": 0}
+        answer = client.get("/v1/traces")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_traces")
+        assert "no trace checkpoint: start with --trace-checkpoint" in answer.json()["error"]["message"]
+
+
+def test_why_there_are_no_recent_traces_is_said(checkpoint_dir, mac_traces_dir, tmp_path):
+    def reason(**settings):
+        with TestClient(create_app(Service(Settings(checkpoint=checkpoint_dir, **settings)))) as client:
+            return client.get("/v1/traces").json()["error"]["message"]
+
+    assert "no live traffic" in reason(trace_checkpoint=mac_traces_dir)

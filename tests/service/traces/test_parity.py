@@ -52,7 +52,7 @@ def expected_of(commanded):
     }
 
 
-@pytest.fixture(scope="module", params=["mac_traces_dir", "embedding_traces_dir"])
+@pytest.fixture(scope="module", params=["mac_traces_dir", "embedding_traces_dir", "own_traces_dir"])
 def traces_dir(request):
     return request.getfixturevalue(request.param)
 
@@ -149,6 +149,16 @@ def test_formats_say_the_same(options, commanded):
         (trace["subject"], trace["verdict"]["label"], str(trace["flows"])) for trace in commanded["traces"]
     }
     assert all(len(row["top_uids"].split()) == len(row["top_shares"].split()) for row in rows)
+
+
+def test_json_holds_the_lists_that_are_shown(options, commanded):
+    traces, flows = (
+        json.loads(tapline("classify", CAPTURE, *options, "-f", "json", "--show", show).stdout)
+        for show in ("traces", "flows")
+    )
+    assert (set(traces), set(flows)) == ({"traces", "summary"}, {"flows", "summary"})
+    assert comparable(traces["traces"]) == expected_of(commanded)
+    assert len(flows["flows"]) == len(commanded["flows"])
 
 
 def test_the_table_names_subjects_and_says_what_shares_are(options, commanded):

@@ -14,7 +14,7 @@ CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 
 
 def shown(settings) -> str:
-    view = View()
+    view = View(200)
 
     async def main():
         service = Service(settings, view.watch, None, view.watch_trace)

@@ -1,0 +1,73 @@
+"""Writes a checkpoint directory whole or not at all; what is in it is `checkpoint`'s business."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from models.checkpoint import (
+    CARD,
+    MANIFEST,
+    Checkpoint,
+    CheckpointError,
+    FileRecord,
+    TracegramCheckpoint,
+    file_sha256,
+)
+
+_C = TypeVar("_C", Checkpoint, TracegramCheckpoint)
+
+
+def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Path], None]) -> _C:
+    """Write a checkpoint beside `directory` and move it there when it is whole.
+
+    `write_files` puts every other file into the folder it is given. An existing checkpoint is replaced only at the end.
+
+    Returns:
+        The manifest as written, with the files' sizes and hashes.
+
+    Raises:
+        CheckpointError: `directory` holds something else than a checkpoint, which is left alone.
+    """
+    refuse_other_files(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        write_files(staging)
+        files = {
+            path.name: FileRecord(path.stat().st_size, file_sha256(path))
+            for path in sorted(staging.iterdir())
+            if path.name != CARD
+        }
+        written = msgspec.structs.replace(checkpoint, files=files)
+        (staging / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(written), indent=2) + b"\n")
+        staging.chmod(0o755)
+        _replace(directory, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return written
+
+
+def refuse_other_files(directory: Path) -> None:
+    """Check that a checkpoint may be written there.
+
+    Raises:
+        CheckpointError: the directory holds something else than a checkpoint.
+    """
+    if directory.exists() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        raise CheckpointError(f"{directory}: exists and holds no checkpoint: give another directory")
+
+
+def _replace(directory: Path, staging: Path) -> None:
+    if not directory.exists():
+        staging.replace(directory)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+    directory.replace(old / "was")
+    staging.replace(directory)
+    shutil.rmtree(old)

@@ -1,0 +1,166 @@
+"""Training of traces with an encoder of MM4flow that learns too: from captures to a served checkpoint."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from models.checkpoint import Mm4flowNetwork
+from models.encode import Mm4flowFeatures
+from models.tracegram import TraceNetwork
+from service.engines.traces import TraceInput, load_trace_engine
+from training.cli import app
+from training.config import TrainingError
+from training.files import load_weights
+from training.finetune import new_model
+from training.samples import read_samples
+from training.traces.aggregate import score_traces
+from training.traces.config import Phase, TraceTrainingConfig, joint_config
+from training.traces.data import flows_of, make_trace_corpus
+from training.traces.evaluation import Starts, variant_of
+from training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
+from training.traces.runs import TraceJob, read_trace_run, train_traces_run
+
+CAPTURES = Path(__file__).parents[1] / "data" / "traces"
+SIZES = Mm4flowNetwork(16, 1, 2, 32, 1)
+LENGTHS = Mm4flowFeatures(payload_lengths=12, content_bytes=0)
+
+
+def tapline_train(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "devices"
+    tapline_train("extract", CAPTURES, "--label-from-folder", "--heads", "header", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def corpus(features):
+    return make_trace_corpus(read_samples(features), TraceTrainingConfig().trace)
+
+
+@pytest.fixture(scope="module")
+def encoders(features, tmp_path_factory):
+    out = tmp_path_factory.mktemp("encoders") / "ps"
+    small = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32"]
+    tapline_train("pretrain-ps", "--features", features, "--out", out, *small, "--draws", "64", "-ep", "1")
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(features, encoders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "traces"
+    quick = ["--lengths", "12", "-ep", "15", "--draws", "32", "-b", "8", "-lr", "4e-3"]
+    tapline_train("train-traces", "--features", features, "--encoders", encoders, "--out", out, *quick)
+    return out
+
+
+def quick_config(classes=3):
+    config = joint_config(SIZES, LENGTHS)
+    network = msgspec.structs.replace(config.network, n_class=classes)
+    return msgspec.structs.replace(config, network=network, traces=Phase(2, 16, 8, 2e-3))
+
+
+def test_flows_of_equal_tokens_are_encoded_once_and_every_flow_gets_its_own_embedding(corpus):
+    table = make_table(corpus.traces, LENGTHS)
+    flows = flows_of(corpus.traces)
+    heads = [tuple(flow.payload_lengths[:12]) for flow in flows]
+    assert len(table.ps) == len(set(heads)) < len(flows)
+    encoder = new_model(msgspec.structs.replace(SIZES, n_class=3), 0)
+    network = JointNetwork(encoder, TraceNetwork(quick_config().network)).eval()
+    whole = np.concatenate([trace.views[0] for trace in joint_features(network, table, corpus.traces)])
+    some = np.array([5, 3, 28, 5])
+    with torch.no_grad():
+        embedding, logits = network.encode(table, some)
+    np.testing.assert_allclose(embedding.numpy(), whole[some], atol=1e-5)
+    assert logits.shape == (4, 3)
+    first = {head: row for row, head in reversed(list(enumerate(heads)))}
+    np.testing.assert_allclose(whole, whole[[first[head] for head in heads]], atol=1e-6)
+
+
+def test_masked_lengths_change_the_embedding(corpus):
+    table = make_table(corpus.traces, LENGTHS)
+    encoder = new_model(msgspec.structs.replace(SIZES, n_class=3), 0)
+    network = JointNetwork(encoder, TraceNetwork(quick_config().network)).eval()
+    with torch.no_grad():
+        plain, masked = (network.encode(table, np.arange(20), share)[0] for share in (0.0, 1.0))
+    assert not torch.allclose(plain, masked)
+
+
+def test_what_is_learned_reads_the_features_that_are_given(corpus):
+    fitted = fit_jointly(corpus.traces, corpus.truth, np.arange(9), quick_config())
+    table = make_table(corpus.traces, LENGTHS)
+    again = joint_features(JointNetwork(fitted.encoder, fitted.trace), table, corpus.traces)
+    expected = score_traces(fitted.trace, fitted.features).logits
+    np.testing.assert_allclose(score_traces(fitted.trace, again).logits, expected, atol=1e-6)
+
+
+def test_devices_are_learned_and_the_checkpoint_is_served(features, run, corpus, tmp_path):
+    out = ["--out", tmp_path, "--name", "devices", "--version", "1"]
+    tapline_train("export-traces", "--run", run, *out)
+    engine = load_trace_engine("onnx", tmp_path / "devices" / "1")
+    assert engine.checkpoint.mm4flow.features == LENGTHS
+    assert "an MM4flow of its own" in (tmp_path / "devices" / "1" / "README.md").read_text()
+    inputs = [
+        TraceInput(
+            engine.embed(trace.trace.flows),
+            np.array([flow.start_us for flow in trace.trace.flows], np.int64),
+            np.array([flow.duration_us for flow in trace.trace.flows], np.int64),
+        )
+        for trace in corpus.traces
+    ]
+    said = engine.score(inputs).logits.argmax(1)
+    assert (said == corpus.truth).mean() > 0.8
+
+
+def test_an_interrupted_run_goes_on_where_it_was(features, encoders, tmp_path):
+    def interrupt(step):
+        if step.step == 3:
+            raise KeyboardInterrupt
+
+    def job(name):
+        return TraceJob([features], tmp_path / name, quick_config(), encoders=[encoders])
+
+    with pytest.raises(KeyboardInterrupt):
+        train_traces_run(job("broken"), interrupt)
+    train_traces_run(job("broken"))
+    train_traces_run(job("whole"))
+    broken, whole = (load_weights(tmp_path / name / "model.safetensors") for name in ("broken", "whole"))
+    assert all(torch.equal(broken[name], whole[name]) for name in whole)
+
+
+def test_evaluation_beside_the_published_encoder_and_the_frozen_one(features, run, encoders, tmp_path):
+    arguments = ["--features", features, "--run", run, "--start", encoders, "--folds", "3", "--tuned", "0"]
+    variants = ["--variant", "scratch", "--variant", "frozen"]
+    output = tapline_train("evaluate-traces", *arguments, *variants, "--out", tmp_path)
+    assert all(f"{name}: macro-F1" in output for name in ("main", "scratch", "frozen", "trees-header"))
+
+
+def test_variants_of_a_run(run):
+    config = read_trace_run(run).config
+    weights = {"w": torch.zeros(1)}
+    starts = Starts(weights, {"p": torch.ones(1)})
+    assert variant_of("main", config, (), starts).start is weights
+    assert variant_of("scratch", config, (), starts).start is None
+    published = variant_of("tracegram", config, (), starts)
+    assert (published.config.mm4flow, published.start) == (None, starts.packets)
+    assert not variant_of("no-time", config, (), starts).config.network.time_encoding
+    assert variant_of("main-2", config, (), starts).captures == 2
+    with pytest.raises(TrainingError, match="run of pretrain-packets"):
+        variant_of("tracegram", config)
+
+
+def test_encoders_of_another_size_and_two_starts_are_refused(features, encoders, run, tmp_path):
+    both = ["train-traces", "--features", features, "--start", run, "--encoders", encoders, "--out", tmp_path]
+    assert "give one of them" in str(CliRunner().invoke(app, [str(each) for each in both]).exception)
+    other = TraceJob([features], tmp_path, joint_config(Mm4flowNetwork(24, 1, 2, 32, 1), LENGTHS), encoders=[encoders])
+    with pytest.raises(TrainingError, match="do not fit"):
+        train_traces_run(other)
