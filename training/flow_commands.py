@@ -160,10 +160,11 @@ def evaluate_command(
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
     seed: Seed = 0,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Measure the int8 model of each fold beside it.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture, or on its split; writes the report."""
-    settings = EvaluationSettings(folds, seed, tuple(tuned or ()))
+    settings = EvaluationSettings(folds, seed, tuple(tuned or ()), int8)
     if dry_run:
         say_plan(plan_evaluation(features, run, settings, encoders or (), split))
         return
@@ -238,8 +239,9 @@ def _read(notes: Path | None) -> str:
 def _show(figures: Evaluation) -> None:
     interval = figures.macro_f1_interval
     unknown = "-" if figures.unknown_auroc is None else f"{figures.unknown_auroc:.3f}"
+    quantised = "" if figures.macro_f1_int8 is None else f" int8 {figures.macro_f1_int8:.3f},"
     typer.echo(
-        f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}), trees "
+        f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}),{quantised} trees "
         f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
         f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
     )
