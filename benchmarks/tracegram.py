@@ -17,11 +17,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+try:
+    import torch
+    from linear_attention_transformer import LinearAttentionTransformerLM
+except ModuleNotFoundError as missing:
+    sys.exit(f"tracegram.py needs {missing.name}: pip install -e '.[benchmarks]'")
 import numpy as np
-import torch
 from cpu_time import cpu_seconds
 from hardware import describe, report
-from linear_attention_transformer import LinearAttentionTransformerLM
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

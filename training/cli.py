@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ trace_cli.register(app)
 app.add_typer(importing, name="import")
 importing.command("tracegram")(import_tracegram_command)
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ERRORS = (
     CheckpointError,
     ExtractError,
@@ -75,7 +77,8 @@ def main() -> None:
         _end(str(error))
     except OSError as error:  # a full disk, a folder that cannot be written
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        _end(f"{where}{error.strerror or error}")
+        remedy = ": make room and run it again" if error.errno in _FULL else ""
+        _end(f"{where}{error.strerror or error}{remedy}")
 
 
 def _end(sentence: str) -> None:

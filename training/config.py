@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from models.checkpoint import Mm4flowNetwork
 from models.encode import Mm4flowFeatures
 
 
@@ -74,3 +75,15 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def steps_of(config: TrainingConfig) -> int:
     """Optimiser steps of a fine-tuning run, both stages together."""
     return (config.epochs + config.frozen_epochs) * math.ceil(config.draws / config.batch_flows)
+
+
+def network_sizes(config: TrainingConfig, n_class: int) -> Mm4flowNetwork:
+    """The sizes of the network for so many classes.
+
+    Raises:
+        TrainingError: the sizes do not go together.
+    """
+    try:
+        return Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, n_class)
+    except ValueError as error:
+        raise TrainingError(f"the network cannot have these sizes: {error}") from None

@@ -73,6 +73,10 @@ def extract_command(
         console.print(f"{capture}: {warning}", markup=False, highlight=False, soft_wrap=True)
     for reason, count in sorted(manifest.left_out.items()):
         console.print(f"left out: {count} x {reason}", markup=False, highlight=False)
+    if label_from_folder and (
+        empty := sorted({str(origin.folder) for origin in origins if origin.folder} - set(manifest.labels))
+    ):
+        console.print(f"labels without a flow: {', '.join(empty)}", markup=False, highlight=False)
     typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
 
 

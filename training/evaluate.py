@@ -15,11 +15,12 @@ from models.mm4flow import Mm4flow
 from training.baseline import columns, fit_forest, fit_trees, statistics
 from training.batches import first_content, prefix
 from training.calibrate import Floats
-from training.config import TrainingConfig
+from training.config import TrainingConfig, network_sizes
 from training.corpus import Corpus, make_training_set
 from training.finetune import TrainingSet, fit, new_model, predict
 from training.loop import StepReport
 from training.parallel import ALONE, Group
+from training.quantise import int8_logits
 from training.split import halve_labels, spread_captures
 from training.store import StoredFlows, StoredSamples
 
@@ -32,11 +33,15 @@ Logits = NDArray[np.float32]
 
 
 class EvaluationSettings(msgspec.Struct, frozen=True):
-    """How a configuration is measured. Folds in `tuned` served to choose settings and are left out of the headline."""
+    """How a configuration is measured. Folds in `tuned` served to choose settings and are left out of the headline.
+
+    `int8` measures the quantised model of each fold too.
+    """
 
     folds: int = 5
     seed: int = 0
     tuned: tuple[int, ...] = ()
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class FoldOutcome:
 
     `logits` float32 [n, classes], `prefixes` and `contents` the same after so many packets and with so many content
     bytes, `unknown_logits` float32 [m, classes]; of the trees the predicted class, the confidence in it, and the
-    confidence on the unknown flows; of the forest the predicted class; `majority` is the most frequent class.
+    confidence on the unknown flows; of the forest the predicted class; `majority` is the most frequent class. `int8` is
+    the class that the quantised model predicts, empty where it was not asked for.
     """
 
     fold: int
@@ -61,17 +67,12 @@ class FoldOutcome:
     trees_unknown_confidence: Floats
     forest: NDArray[np.int64]
     majority: int
+    int8: NDArray[np.int64]
 
 
 def network_of(corpus: Corpus, config: TrainingConfig, *, background: bool) -> Mm4flowNetwork:
     """The sizes of the network for these labels."""
-    return Mm4flowNetwork(
-        d_model=config.d_model,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        dim_ff=config.dim_ff,
-        n_class=len(corpus.labels) + background,
-    )
+    return network_sizes(config, len(corpus.labels) + background)
 
 
 @dataclass(frozen=True)
@@ -120,20 +121,13 @@ def cross_validate(
     for fold in folds_of(corpus, config, settings):
         model = new_model(network_of(corpus, config, background=fold.background), config.seed, encoders)
         model = fit(model, fold.data, config, report, group=group)
-        outcomes.append(measure(fold.number, corpus, config, model, fold.data, fold.held, fold.strange))
+        outcomes.append(measure(fold, corpus, config, model, int8=settings.int8))
     return outcomes
 
 
-def measure(
-    fold: int,
-    corpus: Corpus,
-    config: TrainingConfig,
-    model: Mm4flow,
-    data: TrainingSet,
-    held: StoredSamples,
-    strange: StoredSamples,
-) -> FoldOutcome:
-    """Measure a model trained on `data`, and simpler ones, on known samples `held` and on `strange` ones."""
+def measure(fold: Fold, corpus: Corpus, config: TrainingConfig, model: Mm4flow, *, int8: bool = False) -> FoldOutcome:
+    """Measure a model trained on the data of a fold, and simpler ones, on its held and its strange flows."""
+    data, held, strange = fold.data, fold.held, fold.strange
     seen = data.truth < len(corpus.labels)
     flows, truth = data.flows, data.truth[seen]
     assert isinstance(flows, StoredFlows)
@@ -144,7 +138,7 @@ def measure(
     unknown_shares = trees.predict_proba(columns(strange.flows)) if len(strange) else np.zeros((0, 1))
     features = config.features
     return FoldOutcome(
-        fold=fold,
+        fold=fold.number,
         captures=held.captures_of(),
         truth=corpus.truth(held),
         logits=predict(model, held.flows, features),
@@ -157,4 +151,11 @@ def measure(
         trees_unknown_confidence=unknown_shares.max(axis=1),
         forest=forest.predict(statistics(held.flows)),
         majority=int(np.bincount(truth).argmax()),
+        int8=_int8_classes(fold, corpus, config, model) if int8 else np.zeros(0, np.int64),
     )
+
+
+def _int8_classes(fold: Fold, corpus: Corpus, config: TrainingConfig, model: Mm4flow) -> NDArray[np.int64]:
+    network = network_of(corpus, config, background=fold.background)
+    logits = int8_logits(model, network, fold.held.flows, config.features)
+    return np.asarray(logits[:, : len(corpus.labels)].argmax(axis=1), np.int64)

@@ -70,10 +70,10 @@ def evaluate_run(
     if split:
         model = load_model(directory, run)
         outcomes = [
-            measure(part.number, corpus, run.config, model, part.data, part.held, part.strange)
+            measure(part, corpus, run.config, model, int8=settings.int8)
             for part in _parts(corpus, run, read_partition(split))
         ]
-        settings = SPLIT_SETTINGS
+        settings = msgspec.structs.replace(SPLIT_SETTINGS, int8=settings.int8)
     else:
         with join_group(run.config.device) as group:
             outcomes = cross_validate(corpus, run.config, settings, read_encoders(encoders), report, group)

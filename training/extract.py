@@ -39,10 +39,10 @@ class ExtractSettings:
 
 
 class ShardReport(msgspec.Struct):
-    """A finished shard, what was left out of it by reason, and its captures with a warning."""
+    """A finished shard, its flows by label, what was left out of it by reason, and its captures with a warning."""
 
     shard: Shard
-    labelled: int
+    labels: dict[str, int]
     left_out: dict[str, int]
     warnings: dict[str, str]
     corrected: list[str]
@@ -90,8 +90,8 @@ def extract(
     the same call after an interruption continues there. `progress` is told how many origins were read.
 
     Raises:
-        ExtractError: no origin has a flow with payload, `directory` holds something else than features, or a reading
-            process was killed.
+        ExtractError: no origin has a flow with payload, `directory` holds something else than features, the disk is
+            full, or a reading process was killed.
     """
     settings = settings or ExtractSettings()
     _refuse_other_files(directory)
@@ -103,13 +103,22 @@ def extract(
     if not manifest.samples:
         shutil.rmtree(staging)
         raise ExtractError(f"{len(origins)} captures hold no flow with payload: {manifest.left_out}")
-    for path in staging.glob("*.json"):
-        path.unlink()
     write_manifest(staging, manifest)
-    if directory.exists():
-        shutil.rmtree(directory)
-    staging.replace(directory)
+    _move(staging, directory, {MANIFEST, *(shard.name for shard in manifest.shards)})
     return manifest
+
+
+def _move(staging: Path, directory: Path, names: set[str]) -> None:
+    """Put a whole feature directory in its place, without what else there is, as the half of a killed process."""
+    for path in staging.iterdir():
+        if path.name not in names:
+            path.unlink()
+    old = directory.parent / f".{directory.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.replace(old)
+    staging.replace(directory)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _refuse_other_files(directory: Path) -> None:
@@ -182,6 +191,11 @@ def _read_groups(
                 number = waiting[done]
                 reports[number] = done.result()
                 progress(len(groups[number]))
+    except OSError as error:  # what cannot be read is counted, so this is a shard that cannot be written
+        raise ExtractError(
+            f"{staging}: cannot write the features ({os.strerror(error.errno) if error.errno else error}); "
+            f"{len(reports)} of {len(groups)} shards are done: make room and run the same command again to go on"
+        ) from None
     except BrokenProcessPool:
         raise ExtractError(
             f"a process that reads captures was killed (out of memory?); {len(reports)} of {len(groups)} shards are "
@@ -217,7 +231,7 @@ def write_group(group: list[Origin], staging: Path, number: int) -> ShardReport:
     name = f"samples-{number:05d}.parquet"
     path = staging / f"{name}.{os.getpid()}"
     left_out: Counter[str] = Counter()
-    report = ShardReport(Shard(name, 0, 0, ""), 0, {}, {}, [])
+    report = ShardReport(Shard(name, 0, 0, ""), {}, {}, {}, [])
     try:
         report.shard.samples = write_table(path, _samples(group, report, left_out))
         if report.shard.samples:
@@ -239,7 +253,8 @@ def _samples(group: list[Origin], report: ShardReport, left_out: Counter[str]) -
         reader = OriginReader(origin, settings.heads)
         for flow in reader:
             label = settings.labels.label_of(origin, flow)
-            report.labelled += label is not None
+            if label is not None:
+                report.labels[label] = report.labels.get(label, 0) + 1
             if flow.uid in settings.labels.corrections:
                 report.corrected.append(flow.uid)
             yield Sample(origin.corpus, origin.capture, label, flow)
@@ -250,9 +265,11 @@ def _samples(group: list[Origin], report: ShardReport, left_out: Counter[str]) -
 
 def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], settings: ExtractSettings) -> Manifest:
     left_out: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
     warnings: dict[str, str] = {}
     for report in reports:
         left_out.update(report.left_out)
+        labels.update(report.labels)
         warnings |= report.warnings
     corrected = {uid for report in reports for uid in report.corrected}
     if missing := len(settings.labels.corrections.keys() - corrected):
@@ -261,7 +278,8 @@ def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], setting
         shards=[report.shard for report in reports if report.shard.samples],
         captures=len(origins),
         samples=sum(report.shard.samples for report in reports),
-        labelled=sum(report.labelled for report in reports),
+        labelled=labels.total(),
+        labels=dict(sorted(labels.items())),
         left_out=dict(left_out),
         warnings=warnings,
         settings={"heads": settings.heads, "labels": settings.labels.describe()},

@@ -105,8 +105,9 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
             clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
         with step_progress(name) as after_step:
-            plan = pretrain_run(Job(features, out, config, restart, dry_run), after_step, modalities, split)
-        _say(plan, dry_run)
+            plan = pretrain_run(Job(features, out, config, restart, dry_run, _announce), after_step, modalities, split)
+        if dry_run:
+            say_plan(plan)
 
 
 def finetune_command(
@@ -145,9 +146,10 @@ def finetune_command(
         clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
     )  # fmt: skip
     with step_progress("finetune") as after_step:
-        job = Job(features, out, config, restart, dry_run)
+        job = Job(features, out, config, restart, dry_run, _announce)
         plan = finetune_run(job, after_step, min_captures, encoders or (), split)
-    _say(plan, dry_run)
+    if dry_run:
+        say_plan(plan)
 
 
 def evaluate_command(
@@ -158,10 +160,11 @@ def evaluate_command(
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
     seed: Seed = 0,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Measure the int8 model of each fold beside it.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture, or on its split; writes the report."""
-    settings = EvaluationSettings(folds, seed, tuple(tuned or ()))
+    settings = EvaluationSettings(folds, seed, tuple(tuned or ()), int8)
     if dry_run:
         say_plan(plan_evaluation(features, run, settings, encoders or (), split))
         return
@@ -236,15 +239,15 @@ def _read(notes: Path | None) -> str:
 def _show(figures: Evaluation) -> None:
     interval = figures.macro_f1_interval
     unknown = "-" if figures.unknown_auroc is None else f"{figures.unknown_auroc:.3f}"
+    quantised = "" if figures.macro_f1_int8 is None else f" int8 {figures.macro_f1_int8:.3f},"
     typer.echo(
-        f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}), trees "
+        f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}),{quantised} trees "
         f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
         f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
     )
 
 
-def _say(plan: Plan, dry_run: bool) -> None:
-    if dry_run:
-        say_plan(plan)
-    elif is_first():
-        console.print(", ".join(plan.facts), markup=False, highlight=False)
+def _announce(plan: Plan) -> None:
+    if is_first():
+        for line in (", ".join(plan.facts), *(f"note: {note}" for note in plan.notes)):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from training.evaluate import FoldOutcome
 from training.measured import Curve, Measured
 from training.page import write_report
 from training.records import EvaluationRecord, Run
-from training.report import EARLY_F1_LOSS, MIN_FLOWS, judge_all, reported_folds
+from training.report import EARLY_F1_LOSS, MIN_FLOWS, has_int8, judge_all, reported_folds
 
 _EARLY = (
     "Every flow cut to its first packets, content included. Early verdicts are worth giving after {}: macro-F1 within "
@@ -46,6 +46,7 @@ def measured_flows(run: Run, outcomes: Sequence[FoldOutcome], record: Evaluation
             "trees on lengths and bytes": np.concatenate([o.trees for o in out]),
             "forest on flow statistics": np.concatenate([o.forest for o in out]),
             "always the most frequent": np.concatenate([np.full(len(o.truth), o.majority) for o in out]),
+            **({"the same model, int8": np.concatenate([o.int8 for o in out])} if has_int8(folds) else {}),
         },
         curves=[
             _curve(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.checkpoint import Checkpoint, TracegramCheckpoint
+from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from training.config import TrainingConfig
 from training.loop import StepReport
 from training.parallel import is_first
@@ -26,28 +27,34 @@ console = Console(stderr=True)
 
 Features = Annotated[list[Path], typer.Option("--features", help="Directory written by `extract`; several times.")]
 Out = Annotated[Path, typer.Option("--out", file_okay=False, help="Directory to write.")]
-Width = Annotated[int, typer.Option("-d", help="Width of the network.")]
-Heads = Annotated[int, typer.Option("-nh", help="Attention heads.")]
-Layers = Annotated[int, typer.Option("-l", help="Layers of each encoder.")]
-FeedForward = Annotated[int, typer.Option("-f", help="Width of the feed-forward blocks.")]
+Width = Annotated[int, typer.Option("-d", min=1, help="Width of the network.")]
+Heads = Annotated[int, typer.Option("-nh", min=1, help="Attention heads.")]
+Layers = Annotated[int, typer.Option("-l", min=1, help="Layers of each encoder.")]
+FeedForward = Annotated[int, typer.Option("-f", min=1, help="Width of the feed-forward blocks.")]
 BatchFlows = Annotated[int, typer.Option("-b", min=1, help="Flows in a batch, all processes together.")]
 Epochs = Annotated[int, typer.Option("-ep", min=1, help="Epochs.")]
 Evaluations = Annotated[int, typer.Option("-ev", min=1, help="Evaluations in an epoch, on what is held out.")]
 Saves = Annotated[int, typer.Option("-sv", min=1, help="Times in an epoch that the state is saved.")]
-Rate = Annotated[float, typer.Option("-lr", help="Highest learning rate.")]
+Rate = Annotated[float, typer.Option("-lr", min=1e-9, max=1, help="Highest learning rate.")]
 Draws = Annotated[int, typer.Option("--draws", min=1, help="Flows drawn in an epoch.")]
 Clip = Annotated[float, typer.Option("--clip", min=1e-6, help="Longest gradient; longer ones are scaled down to it.")]
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a batch is computed in.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU where there is one.")]
-Packets = Annotated[int, typer.Option("--packets", help="Payload lengths that the model reads of a flow.")]
-ContentBytes = Annotated[int, typer.Option("--content-bytes", help="Content bytes that the model reads each way.")]
+Packets = Annotated[
+    int,
+    typer.Option("--packets", min=1, max=MAX_PAYLOAD_LENGTHS, help="Payload lengths that the model reads of a flow."),
+]
+ContentBytes = Annotated[
+    int,
+    typer.Option("--content-bytes", min=0, max=MAX_CONTENT_BYTES, help="Content bytes that the model reads each way."),
+]
 Encoders = Annotated[
     list[Path] | None,
     typer.Option("--encoders", help="Directory written by `pretrain`; one for each encoder, or both."),
 ]
-MinCaptures = Annotated[int, typer.Option("--min-captures", help="Learn the labels that so many captures hold.")]
+MinCaptures = Annotated[int, typer.Option("--min-captures", min=1, help="Learn the labels that so many captures hold.")]
 Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]

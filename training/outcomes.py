@@ -64,6 +64,9 @@ def _outcome(arrays: dict[str, NDArray[Any]], place: int) -> FoldOutcome:
             start = f"{place}/{field.name}/"
             values[field.name] = {int(n[len(start) :]): a for n, a in arrays.items() if n.startswith(start)}
             continue
+        if field.name == "int8" and f"{place}/int8" not in arrays:  # of evaluations that did not know it
+            values["int8"] = np.zeros(0, np.int64)
+            continue
         value = arrays[f"{place}/{field.name}"]
         if field.name in _NAMES:
             values[field.name] = value.tolist()

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checkpoint import Mm4flowNetwork
 from models.encode import FIRST_TOKEN, MASK
 from models.mm4flow import MaskedEncoder, Mm4flow
 from training.batches import Augmentation, Batch, draw_weights, plain_batches, training_batches
-from training.config import TrainingConfig, TrainingError
+from training.config import TrainingConfig, TrainingError, network_sizes
 from training.finetune import EVALUATION_BATCH_FLOWS, epoch_rng, new_model, train_mode
 from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
 from training.parallel import ALONE, Group
@@ -106,7 +105,7 @@ def pretrain(
     Raises:
         TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
     """
-    model = new_model(Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1), config.seed)
+    model = new_model(network_sizes(config, 1), config.seed)
     _train_only(model, modalities)
     trainer = Trainer(model, config, config.epochs * math.ceil(config.draws / config.batch_flows), group)
     stage = pretrain_stage(model, samples, config, modalities, group)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,11 +14,16 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from models.checkpoint import ONNX, ONNX_INT8, Checkpoint
+from models.checkpoint import ONNX, ONNX_INT8, Checkpoint, Mm4flowNetwork
 from models.encode import Mm4flowFeatures
+from models.flow import Flow
+from models.mm4flow import Mm4flow
 from training.batches import plain_batches
 from training.metrics import macro_f1
+from training.onnx_graph import mm4flow_graph
 from training.store import StoredSamples
+
+Logits = NDArray[np.float32]
 
 
 class Int8Comparison(msgspec.Struct, frozen=True):
@@ -62,7 +69,7 @@ def compare_int8(directory: Path, samples: StoredSamples, checkpoint: Checkpoint
     index = {label: number for number, label in enumerate(checkpoint.labels)}
     truth = np.array([index.get(name, -1) for name in samples.label_names], np.int64)[samples.labels]
     whole, small = (
-        onnx_logits(directory / name, samples, checkpoint.features)[:, : len(index)] for name in (ONNX, ONNX_INT8)
+        onnx_logits(directory / name, samples.flows, checkpoint.features)[:, : len(index)] for name in (ONNX, ONNX_INT8)
     )
     said, said_small = whole.argmax(1), small.argmax(1)
     return Int8Comparison(
@@ -76,12 +83,22 @@ def compare_int8(directory: Path, samples: StoredSamples, checkpoint: Checkpoint
     )
 
 
-def onnx_logits(model: Path, samples: StoredSamples, features: Mm4flowFeatures) -> NDArray[np.float32]:
-    """Logits of every sample in order by one ONNX file, float32 [n, classes]."""
+def int8_logits(model: Mm4flow, network: Mm4flowNetwork, flows: Sequence[Flow], features: Mm4flowFeatures) -> Logits:
+    """What the quantised form of a model says of flows, in order, float32 [n, classes]."""
+    weights = {name: value.cpu().numpy() for name, value in model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        whole, small = Path(folder) / ONNX, Path(folder) / ONNX_INT8
+        onnx.save_model(mm4flow_graph(weights, network), whole)
+        quantise(whole, small)
+        return onnx_logits(small, flows, features)
+
+
+def onnx_logits(model: Path, flows: Sequence[Flow], features: Mm4flowFeatures) -> Logits:
+    """Logits of every flow in order by one ONNX file, float32 [n, classes]."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     rows: list[NDArray[np.int64]] = []
     logits: list[NDArray[np.float32]] = []
-    for batch in plain_batches(samples.flows, 64, features):
+    for batch in plain_batches(flows, 64, features):
         inputs = {name: getattr(batch, name).numpy() for name in ("ps_tokens", "bytes_tokens", "bytes_types")}
         rows.append(batch.rows)
         logits.append(session.run(["logits"], inputs)[0])

@@ -109,6 +109,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     confusions: list[Confusion]
     temperature: float
     threshold: float
+    macro_f1_int8: float | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def _scores(folds: Sequence[Judged], n_label: int) -> dict[str, Any]:
         "macro_f1_trees_interval": interval(trees_draws),
         "gain_interval": interval(model_draws - trees_draws),
         "macro_f1_forest": mean_f1(lambda fold: fold.outcome.forest),
+        "macro_f1_int8": mean_f1(lambda fold: fold.outcome.int8) if has_int8(folds) else None,
         "macro_f1_majority": mean_f1(lambda fold: np.full_like(fold.outcome.truth, fold.outcome.majority)),
         "weighted_f1": float(np.mean([weighted_f1(fold.outcome.truth, fold.predicted, n_label) for fold in folds])),
         "macro_f1_capped": float(np.mean([_capped_f1(fold.outcome, fold.predicted, n_label) for fold in folds])),
@@ -207,6 +209,11 @@ def _scores(folds: Sequence[Judged], n_label: int) -> dict[str, Any]:
         ),
         "accuracy": float(np.mean([(fold.predicted == fold.outcome.truth).mean() for fold in folds])),
     }
+
+
+def has_int8(folds: Sequence[Judged]) -> bool:
+    """Whether the quantised models were measured too."""
+    return all(len(fold.outcome.int8) == len(fold.outcome.truth) for fold in folds)
 
 
 def calibrate(outcomes: Sequence[FoldOutcome], n_label: int, false_rejection: float = FALSE_REJECTION) -> Calibrated:

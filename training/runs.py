@@ -16,7 +16,7 @@ from torch import nn
 
 from models.checkpoint import Mm4flowNetwork
 from models.mm4flow import Mm4flow
-from training.config import TrainingConfig, steps_of
+from training.config import TrainingConfig, network_sizes, steps_of
 from training.corpus import Corpus, make_corpus, make_training_set
 from training.evaluate import network_of
 from training.files import (
@@ -53,13 +53,17 @@ _PACKAGES = ("numpy", "scikit-learn", "torch")
 
 @dataclass(frozen=True)
 class Job:
-    """What every training command is told: data, where to write, settings; `dry_run` only says what would be done."""
+    """What every training command is told: data, where to write, settings; `dry_run` only says what would be done.
+
+    `announce` is told what is about to be done.
+    """
 
     features: Sequence[Path]
     directory: Path
     config: TrainingConfig
     restart: bool = False
     dry_run: bool = False
+    announce: Callable[[Plan], None] = lambda _: None
 
 
 def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BOTH, split: Path | None = None) -> Plan:
@@ -76,7 +80,7 @@ def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BO
     config = job.config
     partition = read_partition(split) if split else None
     files = _files(job, "pretrain", modalities, features_of(job.features), partition)
-    network = Mm4flowNetwork(config.d_model, config.n_layer, config.n_head, config.dim_ff, 1)
+    network = network_sizes(config, 1)
     with join_group(config.device) as group:
         samples = open_samples(job.features, _scratch(job))
         if partition:
@@ -85,6 +89,7 @@ def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BO
         plan = _plan(job, files, "pretrain", distinct(samples, config), starting, 0, group)
         if job.dry_run:
             return _with_tokens(plan, pretrain_stage(starting, samples, config, modalities, group), config)
+        job.announce(plan)
         _begin(job, files, group)
         model = pretrain(samples, config, modalities, report, files, group)
         if group.rank == 0:
@@ -125,6 +130,7 @@ def finetune_run(
         plan.notes.extend(too_few(((count.label, count.captures) for count in corpus.all_counts), min_captures))
         if job.dry_run:
             return _with_tokens(plan, finetune_stage("", model, data, job.config, group), job.config)
+        job.announce(plan)
         _begin(job, files, group)
         evaluate = _validation(corpus, job.config, partition)
         trained = fit(model, data, job.config, report, files, group, evaluate)
@@ -165,11 +171,14 @@ def _files(job: Job, *parts: object) -> RunFiles:
 
 def _scratch(job: Job) -> Path:
     """Where the corpus is kept while the run lasts: beside its results, which are on a real disk."""
-    return scratch_folder() if job.dry_run else job.directory
+    if job.dry_run:
+        return scratch_folder()
+    return next(path for path in (job.directory, *job.directory.absolute().parents) if path.is_dir())
 
 
 def _begin(job: Job, files: RunFiles, group: Group) -> None:
     if group.rank == 0:
+        job.directory.mkdir(parents=True, exist_ok=True)
         if job.restart:
             drop_state(job.directory)
         if load_state(job.directory, files.fingerprint) is None:

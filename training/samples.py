@@ -34,7 +34,7 @@ class Shard(msgspec.Struct):
 
 
 class Manifest(msgspec.Struct):
-    """What a feature directory holds: its shards, what was left out by reason, and captures with a warning."""
+    """What a feature directory holds: its shards, what was left out by reason, warnings by capture, flows by label."""
 
     shards: list[Shard]
     captures: int
@@ -45,6 +45,7 @@ class Manifest(msgspec.Struct):
     settings: dict[str, Any]
     flow_format_version: int = FLOW_FORMAT_VERSION
     format_version: int = 1
+    labels: dict[str, int] = {}
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

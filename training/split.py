@@ -53,7 +53,8 @@ def spread_captures(all_held: Held, labels: Collection[str], folds: int, seed: i
     spread = Counter(label for counts in held.values() for label in counts if label)
     if lone := sorted(label for label in labels if spread[label] < 2):
         raise SplitError(
-            f"label {lone[0]!r} has {spread[lone[0]]} capture(s): at least 2 are needed to split by capture"
+            f"label {lone[0]!r} has {spread[lone[0]]} capture(s): at least 2 are needed to split by capture; extract "
+            "more of it, or leave it out (flows: finetune --min-captures 2)"
         )
     order = sorted(held)
     rng.shuffle(order)

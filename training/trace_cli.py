@@ -52,7 +52,7 @@ NETWORK = DEFAULTS.network
 
 Start = Annotated[Path | None, typer.Option("--start", help="Run of the phase before, whose encoder this one takes.")]
 DrawsOf = Annotated[int, typer.Option("--draws", min=1, help="Flows, or traces, drawn in an epoch.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=16, help="Tokens read of a flow.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=16, max=NETWORK.max_seq_len, help="Tokens read of a flow.")]
 Payload = Annotated[bool, typer.Option("--payload", help="Read payload too, own addresses masked; else headers only.")]
 
 
@@ -68,9 +68,9 @@ def register(app: typer.Typer) -> None:
 def pretrain_packets_command(
     features: Features,
     out: Out,
-    d: Annotated[int, typer.Option("-d", help="Width of the network.")] = NETWORK.dim,
-    nh: Annotated[int, typer.Option("-nh", help="Attention heads; a quarter of them attend linearly.")] = NETWORK.heads,
-    l: Annotated[int, typer.Option("-l", help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
+    d: Annotated[int, typer.Option("-d", min=2, help="Width of the network.")] = NETWORK.dim,
+    nh: Annotated[int, typer.Option("-nh", min=1, help="Attention heads, a quarter linear.")] = NETWORK.heads,
+    l: Annotated[int, typer.Option("-l", min=1, help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
     dim_head: Annotated[int, typer.Option("--dim-head", min=0, help="Width of a head; 0: -d by -nh.")] = 0,
     emb_dim: Annotated[int, typer.Option("--emb-dim", min=0, help="Width of tokens and features; 0: as -d.")] = 0,
     b: BatchFlows = DEFAULTS.pretrain.batch,
@@ -88,12 +88,14 @@ def pretrain_packets_command(
     dry_run: DryRun = False,
 ) -> None:
     """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
+    width = emb_dim or d
+    sizes = {
+        "n_class": 1, "feature_size": width, "emb_dim": width, "dim": d, "depth": l, "heads": nh,
+        "dim_head": dim_head or d // nh, "n_local_attn_heads": nh - nh // 4, "queries": NETWORK.queries,
+    }  # fmt: skip
     try:
-        network = TracegramNetwork(
-            n_class=1, feature_size=emb_dim or d, emb_dim=emb_dim or d, dim=d, depth=l, heads=nh,
-            dim_head=dim_head or d // nh, n_local_attn_heads=nh - nh // 4, queries=NETWORK.queries,
-        )  # fmt: skip
-    except ValueError as error:
+        network = msgspec.convert(sizes, TracegramNetwork)
+    except msgspec.ValidationError as error:
         raise typer.BadParameter(str(error)) from None
     config = msgspec.structs.replace(
         DEFAULTS,

@@ -170,6 +170,31 @@ def test_what_would_fail_is_said_without_training(folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "why"),
+    [
+        ("finetune", ["-d", 17], "d_model 17 is not a multiple of 2 heads"),
+        ("pretrain", ["-nh", 3], "d_model 16 is not a multiple of 3 heads"),
+        ("finetune", ["-nh", 0], "Invalid value for '-nh'"),
+        ("finetune", ["-lr", -1], "Invalid value for '-lr'"),
+        ("finetune", ["--packets", 255], "Invalid value for '--packets'"),
+        ("pretrain-packets", ["-nh", 32, "-d", 16], "expected `int` >= 1 - at `$.dim_head`"),
+        ("pretrain-packets", ["-d", 18], "emb_dim must be a multiple of decoder_heads"),
+        ("pretrain-packets", ["--max-tokens", 513], "Invalid value for '--max-tokens'"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(folder, tmp_path, command, options, why):
+    small = SMALL if command != "pretrain-packets" else []
+    features = "devices" if command == "pretrain-packets" else "features"
+    result = invoke(command, "--features", folder / features, "--out", tmp_path / "run", *small, *options)
+    if result.exit_code == 2:
+        assert why.lower() in " ".join(result.output.replace("│", "").split()).lower()
+    else:
+        assert isinstance(result.exception, TrainingError)
+        assert why in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_traces_are_trained_by_one_process(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     start = ["--start", folder / "flows"]

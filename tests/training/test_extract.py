@@ -146,6 +146,42 @@ def test_a_killed_worker_ends_in_one_sentence_and_leaves_what_was_there(tmp_path
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_the_half_of_a_killed_process_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "write_group", _die)
+    with pytest.raises(ExtractError, match="was killed"):
+        extract(find_origins([IOT]), tmp_path / "out")
+    (tmp_path / ".out.partial" / "samples-00000.parquet.77").write_bytes(b"half")
+    monkeypatch.undo()
+    extract(find_origins([IOT]), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "samples-00000.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_ends_in_one_sentence_and_leaves_what_was_there(tmp_path):
+    out = tmp_path / "out"
+    extract(find_origins([IOT]), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    command = f"ulimit -f 4; exec {sys.executable} -m training.cli extract {IOT} --heads full --out {out}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "cannot write the features (File too large); 0 of 1 shards are done: make room" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_label_without_a_flow_is_said(tmp_path):
+    root = tmp_path / "captures"
+    for label in ("camera", "silent"):
+        (root / label).mkdir(parents=True)
+    capture = next(IOT.rglob("*.pcap"))
+    (root / "camera" / "a.pcap").write_bytes(capture.read_bytes())
+    (root / "silent" / "b.pcap").write_bytes(capture.read_bytes()[:24])  # no packet
+    arguments = ["extract", str(root), "--label-from-folder", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert "labels without a flow: silent" in result.output
+    assert list(read_manifest(tmp_path / "out").labels) == ["camera"]
+
+
 def test_a_corrupt_shard_is_named(tmp_path):
     out = tmp_path / "out"
     extract(find_origins([IOT]), out)

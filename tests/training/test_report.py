@@ -1,5 +1,7 @@
 """The figures of a cross-validation: the early point, calibration across folds, outcomes kept on disk."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ def outcome(fold, seed=0, flows=60):
         fold=fold, captures=[f"{fold}-{n // 6}" for n in range(flows)], truth=truth, logits=logits,
         prefixes={1: weak, 8: logits}, contents={0: weak}, unknown_captures=["u"] * 9,
         unknown_logits=rng.normal(0, 1, (9, 4)).astype(np.float32), trees=truth, trees_confidence=np.full(flows, 0.8),
-        trees_unknown_confidence=np.full(9, 0.4), forest=np.zeros(flows, np.int64), majority=0,
+        trees_unknown_confidence=np.full(9, 0.4), forest=np.zeros(flows, np.int64), majority=0, int8=np.full(flows, 2),
     )  # fmt: skip
 
 
@@ -36,7 +38,9 @@ def test_figures_of_a_cross_validation():
     figures = evaluate(outcomes, ["a", "b", "c"], EvaluationSettings(3, tuned=(1,)))
     assert [fold.tuned for fold in figures.folds] == [False, True, False]
     assert figures.macro_f1_trees == 1
-    assert figures.macro_f1_forest == figures.macro_f1_majority == pytest.approx(0.5 / 3)
+    assert figures.macro_f1_forest == figures.macro_f1_majority == figures.macro_f1_int8 == pytest.approx(0.5 / 3)
+    unasked = [replace(outcome, int8=np.zeros(0, np.int64)) for outcome in outcomes]
+    assert evaluate(unasked, ["a", "b", "c"], EvaluationSettings(3)).macro_f1_int8 is None
     reported = [fold for fold in figures.folds if not fold.tuned]
     assert figures.macro_f1 == pytest.approx(np.mean([fold.macro_f1 for fold in reported]))
     assert figures.macro_f1_by_packets["8"] == figures.macro_f1_by_packets["all"] == pytest.approx(figures.macro_f1)

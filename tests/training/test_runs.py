@@ -24,6 +24,7 @@ from training.files import open_samples, read_run
 from training.finetune import fit, new_model, order_lengths
 from training.labels import read_labels
 from training.loop import Trainer
+from training.outcomes import read_outcomes
 from training.pretrain import mask_tokens
 from training.samples import MANIFEST, SampleError, read_manifest, read_samples
 
@@ -100,10 +101,15 @@ def test_learns_the_protocols_it_was_shown(run, features):
 def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     quick = tmp_path / "run"
     tapline_train("finetune", "--features", features, "--out", quick, *SMALL, "-ep", 1)
-    output = tapline_train("evaluate", "--features", features, "--run", quick, "--folds", 2, "--tuned", 0)
+    output = tapline_train("evaluate", "--features", features, "--run", quick, "--folds", 2, "--tuned", 0, "--int8")
     assert "trees" in output
+    assert ", int8 0." in output
     record = json.loads((quick / "evaluation.json").read_text())
     assert [fold["tuned"] for fold in record["figures"]["folds"]] == [True, False]
+    outcome = read_outcomes(quick)[1]
+    same = (outcome.int8 == outcome.logits[:, :4].argmax(axis=1)).mean()
+    assert 0.8 < same <= 1
+    assert record["figures"]["macro_f1_int8"] == pytest.approx(record["figures"]["macro_f1"], abs=0.2)
     assert set(record["figures"]["macro_f1_by_packets"]) == {"1", "2", "4", "8", "16", "32", "all"}
     notes = tmp_path / "notes.md"
     notes.write_text("## Data\n\nSome captures.\n")
