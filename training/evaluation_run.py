@@ -36,7 +36,7 @@ from training.loop import StepReport
 from training.outcomes import OUTCOMES, read_outcomes, write_outcomes
 from training.page import REPORTS
 from training.parallel import is_first, join_group
-from training.partition import Partition, read_partition
+from training.partition import PARTS, Partition, read_partition
 from training.plan import Plan
 from training.records import EvaluationRecord, Run
 from training.report import FALSE_REJECTION, Evaluation, evaluate
@@ -139,7 +139,10 @@ def _parts(corpus: Corpus, run: Run, partition: Partition) -> Iterator[Fold]:
     for fold, part in enumerate((1, 2)):
         held = known.take(parts == part)
         if not len(held):
-            raise SplitError("the split lacks a part: evaluation calibrates on validation and measures on test")
+            raise SplitError(
+                f"the split has no known flow for {PARTS[part]}: split again, with more captures of each label; or "
+                "train and evaluate without --split"
+            )
         yield Fold(fold, data, bool(background), held, strange.take(strange_parts == part))
 
 

@@ -110,25 +110,34 @@ def make_partition(
 def _spread(held: Mapping[str, Counter[str]], shares: dict[str, float], seed: int) -> dict[str, str]:
     """A part for every group: rarest label first, each to the part that lacks most of what it holds.
 
-    Labels in fewer groups than there are parts count as one, so that what is too rare to learn is in every part.
+    A part without a label comes first when no more groups of it are left than parts without it: three captures make
+    three parts. Labels in fewer groups than there are parts count as one, so that what is too rare to learn is in every
+    part.
     """
     spread = Counter(label for labels in held.values() for label in labels)
     rare = {label for label in spread if spread[label] < len(shares)}
     held = {group: Counter({"" if label in rare else label for label in labels}) for group, labels in held.items()}
     spread = Counter(label for labels in held.values() for label in labels)
     got: dict[str, Counter[str]] = {part: Counter() for part in shares}
+    left = Counter(spread)
     order = sorted(held)
     np.random.default_rng(seed).shuffle(order)
     order.sort(key=lambda group: min(spread[label] for label in held[group]))
     part_of = {}
+
+    def needs(part: str, label: str) -> bool:
+        without = [each for each in shares if not got[each][label]]
+        return part in without and left[label] <= len(without)
+
     for group in order:
 
         def lack(part: str, group: str = group) -> float:
-            return sum(shares[part] - got[part][label] / spread[label] for label in held[group])
+            return sum(shares[part] - got[part][label] / spread[label] + needs(part, label) for label in held[group])
 
         best = max(shares, key=lack)
         part_of[group] = best
         got[best].update(held[group].keys())
+        left.subtract(held[group].keys())
     return part_of
 
 

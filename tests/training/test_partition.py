@@ -50,6 +50,16 @@ def test_a_capture_is_in_one_part_and_labels_are_in_all(tmp_path):
     np.testing.assert_array_equal(read_partition(tmp_path / "split.json").parts(stored), parts)
 
 
+@pytest.mark.parametrize(("captures", "sizes"), [(3, (1, 1, 1)), (4, (2, 1, 1)), (5, (3, 1, 1)), (10, (6, 2, 2))])
+def test_three_captures_of_a_label_are_enough_for_three_parts(tmp_path, captures, sizes):
+    stored = samples(tmp_path, captures=2 * captures)
+    parts = make_partition(stored, "capture", 0.2, 0.2, 0, {}).parts(stored)
+    for label in ("a", "b"):
+        mine = stored.take(stored.with_label([label]))
+        found = [len(side) for side in sides(mine.captures_of(), parts[stored.with_label([label])])]
+        assert tuple(found) == sizes
+
+
 def test_a_host_is_in_one_part(tmp_path):
     stored = samples(tmp_path)
     parts = make_partition(stored, "host", 0.25, 0.25, 0, {}).parts(stored)
