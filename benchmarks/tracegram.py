@@ -7,7 +7,8 @@ Published way: `LinearAttentionTransformerLM` of that package as configured ther
 padded to a multiple of 256 tokens, and torch's `TransformerDecoderLayer` with one query over all positions, float32.
 Both sides get the same weights and the same real flows, in one run. The published query attends to padding, so that a
 feature depends on how far its flow is padded; for the comparison of results, not of times, it is told which positions
-are padding. The script fails if features then differ by more than 1e-4. Times are CPU seconds of this process.
+are padding. The script fails if features then differ by more than 1e-4. Times are CPU seconds of this process. Last,
+the encoder of the trace checkpoint that ships, on the same flows: another network, so that only the times compare.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from models.checkpoint import TracegramCheckpoint, TracegramNetwork
 from models.packets import MAX_SEQUENCE, PADDING, VOCABULARY, PacketTokens, TracegramFeatures, encode_packets
 from models.tracegram import Tracegram
 from service.engines.traces import load_trace_engine, packet_pieces
+from service.repository import ZOO, newest_version
 from service.sources.capture import CaptureReader, ReadOptions
+from service.traces.loading import DEFAULT_TRACE_CHECKPOINT
 from training.export import export_traces
 
 PADDED_TO = 256
@@ -148,6 +151,10 @@ def main() -> None:
     what = f"Tracegram's features on CPU, {options.size}, {precision}, {batch.counts.mean():.0f} tokens a flow"
     figures = f"published way {theirs:.1f} flows per CPU second, tapline {ours:.1f}: **{ours / theirs:.1f} times**"
     report(what, f"{figures}, features within {difference:.1e}")
+    shipped = load_trace_engine("onnx", newest_version(ZOO / DEFAULT_TRACE_CHECKPOINT), threads)
+    serving = len(flows) / cpu_seconds(lambda: shipped.embed(flows), options.repeats)
+    name = f"{shipped.checkpoint.name}, the trace checkpoint that ships, its flow features of the same flows"
+    report(name, f"{serving:.0f} flows per CPU second, **{serving / theirs:.0f} times** the published way above")
     if difference > TOLERANCE and not options.int8:
         raise SystemExit("the two sides do not compute the same")
 
