@@ -23,8 +23,8 @@ class _Unit:
 
     generator: int
     size: int
-    here: Tensor
-    inside: Tensor
+    here: slice | Tensor
+    inside: slice | Tensor
 
 
 class Draws:
@@ -48,7 +48,7 @@ class Draws:
         for unit in np.unique(rows % UNITS).tolist():
             here = np.flatnonzero(rows % UNITS == unit)
             size = -(-(flows - unit) // UNITS)
-            places = (torch.from_numpy(each).to(self._device) for each in (here, rows[here] // UNITS))
+            places = (_index(each, self._device) for each in (here, rows[here] // UNITS))
             self._units.append(_Unit(unit, size, *places))
 
     def keep(self, states: Tensor, probability: float, *, shared: bool) -> Tensor:
@@ -68,6 +68,14 @@ class Draws:
     def _draw(self, states: Tensor, size: int, probability: float, generator: int) -> Tensor:
         mask = states.new_empty((size, *states.shape[1:]))
         return mask.bernoulli_(1 - probability, generator=self._generators[generator]).div_(1 - probability)
+
+
+def _index(places: NDArray[np.int64], device: torch.device) -> slice | Tensor:
+    """Increasing places as a slice where they are evenly spaced, which is read and written faster."""
+    steps = np.diff(places)
+    if len(steps) and (steps != steps[0]).any():
+        return torch.from_numpy(places).to(device)
+    return slice(int(places[0]), int(places[-1]) + 1, int(steps[0]) if len(steps) else 1)
 
 
 class FlowDropout(nn.Dropout):

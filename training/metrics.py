@@ -106,7 +106,8 @@ def macro_f1_draws(folds: Sequence[Predictions], n_class: int, min_flows: int, r
     """Bootstrap draws of macro-F1, the mean over folds, float [rounds].
 
     Captures are drawn with replacement in each fold, the same ones at every call with the same captures, so that the
-    draws of two models can be subtracted. A class counts that has `min_flows` in the fold and is in the draw.
+    draws of two models can be subtracted. A class counts that has `min_flows` in the fold and is in the draw; a draw is
+    NaN in which no fold has one.
     """
     per_fold = []
     for fold in folds:
@@ -118,7 +119,10 @@ def macro_f1_draws(folds: Sequence[Predictions], n_class: int, min_flows: int, r
             return float(f1_scores(truth, fold.predicted[rows], n_class)[there].mean()) if there.any() else float("nan")
 
         per_fold.append(bootstrap_draws(fold.captures, measure, rounds))
-    return np.asarray(np.nanmean(per_fold, axis=0))
+    stacked = np.array(per_fold)  # [folds, rounds]
+    there = ~np.isnan(stacked)
+    total = np.where(there, stacked, 0.0).sum(axis=0)
+    return np.asarray(np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan))
 
 
 def interval(draws: Floats) -> Interval:

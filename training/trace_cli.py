@@ -69,8 +69,11 @@ def pretrain_packets_command(
     features: Features,
     out: Out,
     d: Annotated[int, typer.Option("-d", min=2, help="Width of the network.")] = NETWORK.dim,
-    nh: Annotated[int, typer.Option("-nh", min=1, help="Attention heads, a quarter linear.")] = NETWORK.heads,
+    nh: Annotated[int, typer.Option("-nh", min=1, help="Attention heads.")] = NETWORK.heads,
     l: Annotated[int, typer.Option("-l", min=1, help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
+    local_heads: Annotated[
+        int | None, typer.Option("--local-heads", min=0, help="Heads that attend locally; without: three quarters.")
+    ] = None,
     dim_head: Annotated[int, typer.Option("--dim-head", min=0, help="Width of a head; 0: -d by -nh.")] = 0,
     emb_dim: Annotated[int, typer.Option("--emb-dim", min=0, help="Width of tokens and features; 0: as -d.")] = 0,
     b: BatchFlows = DEFAULTS.pretrain.batch,
@@ -89,9 +92,10 @@ def pretrain_packets_command(
 ) -> None:
     """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
     width = emb_dim or d
+    n_local = nh - nh // 4 if local_heads is None else local_heads
     sizes = {
         "n_class": 1, "feature_size": width, "emb_dim": width, "dim": d, "depth": l, "heads": nh,
-        "dim_head": dim_head or d // nh, "n_local_attn_heads": nh - nh // 4, "queries": NETWORK.queries,
+        "dim_head": dim_head or d // nh, "n_local_attn_heads": n_local, "queries": NETWORK.queries,
     }  # fmt: skip
     try:
         network = msgspec.convert(sizes, TracegramNetwork)

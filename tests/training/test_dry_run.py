@@ -137,6 +137,16 @@ def test_every_option_is_explained():
         assert [p.name for p in command.params if not p.help] == []
 
 
+def test_the_published_size_of_the_flow_encoder_can_be_asked_for(folder):
+    sizes = ["-d", 512, "-nh", 12, "-l", 2, "--local-heads", 8, "--dim-head", 256, "--emb-dim", 256]
+    arguments = ["--features", folder / "devices", "--out", folder / "new", *QUICK, *sizes]
+    said = tapline_train("pretrain-packets", *arguments, "--dry-run")
+    assert "2 steps" in said
+    blocks = 2 * (4 * 512 * 12 * 256 + 2 * 4 * 512 * 512)  # attention and feed-forward of two layers
+    parameters = int(said.split(" parameters")[0].rsplit(" ", 1)[1].replace(",", ""))
+    assert blocks < parameters < 1.25 * blocks
+
+
 def test_what_would_be_replaced_is_said(folder):
     said = tapline_train("finetune", "--features", folder / "features", "--out", folder / "run", *SMALL, "--dry-run")
     assert f"note: the finished run in {folder / 'run'} is replaced" in said

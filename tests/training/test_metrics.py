@@ -5,7 +5,17 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from training.calibrate import MOST_FLOWS, capped_weights, fit_temperature, rejection_threshold, softmax
-from training.metrics import auroc, bootstrap_draws, calibration_error, class_scores, f1_scores, macro_f1
+from training.metrics import (
+    Predictions,
+    auroc,
+    bootstrap_draws,
+    calibration_error,
+    class_scores,
+    f1_scores,
+    interval,
+    macro_f1,
+    macro_f1_draws,
+)
 
 
 def test_macro_f1_counts_classes_with_enough_flows(rng):
@@ -60,3 +70,14 @@ def test_a_capture_counts_for_so_many_flows_of_a_class():
 def test_weights_count_in_f1():
     truth, predicted = np.array([0, 0, 1]), np.array([0, 1, 1])
     assert f1_scores(truth, predicted, 2, np.array([1, 0.5, 1])) == pytest.approx([2 / 2.5, 2 / 2.5])
+
+
+def test_draws_without_a_class_that_counts_are_left_out_of_the_interval():
+    classes = np.array([0] * 6 + [1, 2])  # only class 0 has six flows, all of one capture
+    fold = Predictions(classes, classes, ["a"] * 6 + ["b", "c"])
+    draws = macro_f1_draws([fold], 3, 6)
+    assert 0 < np.isnan(draws).mean() < 0.6
+    assert (draws[~np.isnan(draws)] == 1).all()
+    assert interval(draws).low == 1
+    both = macro_f1_draws([fold, Predictions(np.zeros(6, int), np.ones(6, int), ["d"] * 6)], 3, 6)
+    assert set(both.tolist()) == {0.0, 0.5}  # the mean over the folds that have a class in the draw

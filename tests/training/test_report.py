@@ -66,3 +66,13 @@ def test_outcomes_are_read_back(tmp_path):
         read_outcomes(tmp_path)
     with pytest.raises(TrainingError, match="run `evaluate` first"):
         read_outcomes(tmp_path / "absent")
+
+
+def test_outcomes_from_before_int8_was_measured_are_read(tmp_path):
+    write_outcomes(tmp_path, [outcome(0)])
+    with np.load(tmp_path / OUTCOMES) as file:
+        kept = {name: file[name] for name in file.files if not name.endswith("/int8")}
+    np.savez(tmp_path / OUTCOMES, **kept)
+    (read,) = read_outcomes(tmp_path)
+    assert len(read.int8) == 0
+    np.testing.assert_array_equal(read.logits, outcome(0).logits)
