@@ -182,6 +182,8 @@ def watch_command(
     """Show verdicts on live traffic, until Ctrl-C."""
     if not (interface or zeek or replay):
         _fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
+    if replay and (interface or zeek):
+        _fail("a replay beside live traffic: give --replay, or --zeek and --interface", EXIT_USAGE)
     try:
         settings = Settings(
             zeek=zeek or [],

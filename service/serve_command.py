@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -29,7 +30,11 @@ def serve(**given: Any) -> None:
     from service.api.server import serve as run_server
 
     try:
-        run_server(Settings(**{name: value for name, value in given.items() if value not in (None, [])}))
+        settings = Settings(**{name: value for name, value in given.items() if value not in (None, [])})
+        if settings.replay is not None and not os.access(settings.replay, os.R_OK):
+            typer.echo(f"{settings.replay}: cannot be read", err=True)
+            raise typer.Exit(EXIT_FAILED)
+        run_server(settings)
     except ValidationError as error:
         problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
         typer.echo("\n".join(problems), err=True)

@@ -97,6 +97,12 @@ class Settings(BaseSettings):
         return bool(self.zeek or self.interface or self.replay)
 
     @model_validator(mode="after")
+    def _replay_alone(self) -> Settings:
+        if self.replay and (self.zeek or self.interface):
+            raise ValueError("a replay beside live traffic: give --replay, or --zeek and --interface")
+        return self
+
+    @model_validator(mode="after")
     def _stay_local(self) -> Settings:
         if not self.allow_remote and self.api_key is None and not _is_loopback(self.host):
             raise ValueError(

@@ -76,6 +76,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise TrainingError(f"{path}: missing or damaged weights: run the step before again") from None
 
 
+class _Command(msgspec.Struct):
+    """What is read of a run's record before the rest: runs of traces have another one."""
+
+    command: str
+
+
 def read_run(directory: Path, command: str = "finetune") -> Run:
     """The record of a run of `command`.
 
@@ -83,14 +89,15 @@ def read_run(directory: Path, command: str = "finetune") -> Run:
         TrainingError: the directory holds none.
     """
     try:
-        run = msgspec.json.decode((directory / RUN).read_bytes(), type=Run)
+        record = (directory / RUN).read_bytes()
+        found = msgspec.json.decode(record, type=_Command).command
+        if found != command:
+            raise TrainingError(f"{directory}: a run of {found}, expected one of {command}")
+        return msgspec.json.decode(record, type=Run)
     except OSError as error:
         raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of {command}") from None
     except msgspec.DecodeError as error:
         raise TrainingError(f"{directory / RUN}: {error}") from None
-    if run.command != command:
-        raise TrainingError(f"{directory}: a run of {run.command}, expected one of {command}")
-    return run
 
 
 def read_evaluation(directory: Path) -> EvaluationRecord | None:

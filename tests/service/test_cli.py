@@ -133,6 +133,15 @@ def test_usage(arguments):
     assert "Traceback" not in result.stderr
 
 
+def test_a_replay_is_readable_and_alone(tmp_path):
+    missing = tapline("serve", "--replay", tmp_path / "absent.pcap")
+    assert (missing.returncode, missing.stderr.splitlines()) == (1, [f"{tmp_path / 'absent.pcap'}: cannot be read"])
+    for command in ("serve", "watch"):
+        both = tapline(command, "--replay", CAPTURE, "--zeek", "ws://127.0.0.1:9")
+        assert both.returncode == 2
+        assert "a replay beside live traffic" in both.stderr
+
+
 def test_zeek_missing_is_explained(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     for arguments in (("watch", "--interface", "lo"), ("features", CAPTURE, "--reader", "zeek")):

@@ -126,8 +126,17 @@ def test_flows_without_heads_are_refused(features):
 
 def test_one_label_is_refused(features):
     lone = [sample for sample in read_samples(features) if sample.label == "Aria"]
-    with pytest.raises(TraceDataError, match="captures of 2 labels"):
+    with pytest.raises(TraceDataError, match="expected 2 labels or more"):
         make_trace_corpus(lone, TraceTrainingConfig().trace)
+
+
+def test_a_label_of_one_capture_is_not_learned(features):
+    samples = [sample for sample in read_samples(features) if sample.label != "Aria" or "Setup-A-2" in sample.capture]
+    assert sum(sample.label == "Aria" for sample in samples)
+    corpus = make_trace_corpus(samples, TraceTrainingConfig().trace)
+    assert corpus.left_out.labels == ["Aria"]
+    assert corpus.labels == ["HomeMaticPlug", "MAXGateway"]
+    assert {trace.label for trace in corpus.traces} == set(corpus.labels)
 
 
 def test_trees_read_sizes_and_headers():
@@ -214,6 +223,12 @@ def test_phases_evaluation_and_export_give_a_checkpoint_that_is_served(features,
     scores = engine.score([trace])
     assert scores.logits.shape == (1, 3)
     assert scores.importance[0].sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_run_of_traces_is_no_run_of_flows(features, runs):
+    arguments = ["evaluate", "--features", str(features), "--run", str(runs / "traces")]
+    result = CliRunner().invoke(app, arguments)
+    assert "a run of train-traces, expected one of finetune" in str(result.exception)
 
 
 def test_an_evaluation_goes_on_where_it_was(corpus, tmp_path, monkeypatch):

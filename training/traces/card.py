@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from models.checkpoint import TracegramCheckpoint
 from training.metrics import Interval
+from training.traces.data import LOOK_ALIKE
 from training.traces.runs import TraceRun
 from training.traces.summary import FALSE_REJECTION, TraceEvaluation, VariantFigures
 
@@ -85,13 +86,15 @@ def _method(figures: TraceEvaluation) -> str:
         if figures.tuned
         else ""
     )
-    return (
+    text = (
         f"Cross-validated: {figures.folds} folds of whole captures, one trace for each capture, the captures of every "
-        f"device spread evenly.{chosen} Macro-F1 is over the traces of these folds together; intervals are 95 % of a "
+        f"label spread evenly.{chosen} Macro-F1 is over the traces of these folds together; intervals are 95 % of a "
         "bootstrap over captures. The tree ensembles (500 balanced extremely randomised trees on summaries and counts "
-        "of header fields, ports by class among them, or on payload lengths) learn from the same captures. *Merged*: "
-        "the six pairs of devices that are the same hardware count as one."
+        "of header fields, ports by class among them, or on payload lengths) learn from the same captures."
     )
+    if not LOOK_ALIKE.keys() & {row.label for row in figures.classes}:
+        return text
+    return f"{text} *Merged*: pairs of devices that are the same hardware count as one."
 
 
 def _variants(figures: TraceEvaluation) -> str:

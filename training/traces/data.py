@@ -26,6 +26,10 @@ LOOK_ALIKE = {
 """Devices of IoT SENTINEL that are the same hardware as another one, with that other one's label."""
 
 
+MIN_CAPTURES = 2
+"""Captures that a label needs to be learned: with one it could not be measured."""
+
+
 class TraceDataError(ValueError):
     """There are no traces to learn from; the message says what is missing."""
 
@@ -41,12 +45,14 @@ class LabelledTrace:
 
 @dataclass
 class LeftOut:
-    """What the traces do not hold of the captures: flows of other subjects or windows, flows cut, captures without."""
+    """What the traces do not hold of the captures: flows of other subjects or windows, flows cut, captures without, and
+    labels of a single capture, which could not be measured."""
 
     flows: int = 0
     cut: int = 0
     flows_by_label: Counter[str] = field(default_factory=Counter)
     captures: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,14 @@ def make_trace_corpus(samples: Iterable[Sample], settings: TraceSettings) -> Tra
         left_out.cut += trace.cut
         left_out.flows_by_label[label_of[capture]] += missing
         traces.append(LabelledTrace(label_of[capture], capture, trace))
-    labels = sorted({trace.label for trace in traces})
+    counts = Counter(trace.label for trace in traces)
+    labels = sorted(label for label, count in counts.items() if count >= MIN_CAPTURES)
+    left_out.labels = sorted(set(counts) - set(labels))
+    traces = [trace for trace in traces if trace.label in labels]
     if len(labels) < 2:
-        raise TraceDataError(f"traces of {len(labels)} label(s): expected captures of 2 labels or more")
+        raise TraceDataError(
+            f"traces of {len(labels)} label(s) in {MIN_CAPTURES} captures or more: expected 2 labels or more"
+        )
     return TraceCorpus(traces, labels, left_out)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -54,7 +53,10 @@ _PACKAGES = ("numpy", "scikit-learn", "torch")
 
 
 class TraceRun(msgspec.Struct, frozen=True):
-    """What a run was: settings, data by the hash of their manifest, the run it started from, on what and how long."""
+    """What a run was: settings, data by the hash of their manifest, the run it started from, on what and how long.
+
+    `not_learned` are labels of a single capture.
+    """
 
     command: str
     config: TraceTrainingConfig
@@ -66,6 +68,7 @@ class TraceRun(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     hardware: str
     seconds: float
+    not_learned: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun
         everything = np.arange(len(corpus.traces))
         fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report)
         weights = _weights(encoder_weights(fitted.encoder), fitted.trace)
-    flows = sum(len(trace.trace.flows) for trace in corpus.traces)
-    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started)
+    flows, lone = sum(len(trace.trace.flows) for trace in corpus.traces), corpus.left_out.labels
+    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started, not_learned=lone)
 
 
 def _starting(job: TraceJob, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor] | None:
@@ -274,7 +277,6 @@ def _plan(
 
 def _traces_plan(job: TraceJob, corpus: TraceCorpus) -> Plan:
     network = TraceNetwork(classes_of(job.config, corpus).network)
-    captures = Counter(trace.label for trace in corpus.traces)
     facts = [
         f"{len(corpus.traces)} traces of {len(corpus.labels)} labels",
         f"{sum(len(trace.trace.flows) for trace in corpus.traces)} flows",
@@ -282,8 +284,8 @@ def _traces_plan(job: TraceJob, corpus: TraceCorpus) -> Plan:
         f"{_steps(job.config.traces)} steps in one process{_goes_on(job, 'train-traces')}",
     ]
     notes = run_notes(job.directory, "train-traces")
-    lone = sorted(label for label, count in captures.items() if count == 1)
-    notes += [f"one capture only, so that it cannot be measured: {', '.join(lone)}"] if lone else []
+    lone = corpus.left_out.labels
+    notes += [f"one capture only, so that it cannot be measured, not learned: {', '.join(lone)}"] if lone else []
     return Plan("train", facts, [job.directory], notes)
 
 
@@ -309,6 +311,7 @@ def _finish(
     flows: int,
     started: float,
     group: Group = ALONE,
+    not_learned: Sequence[str] = (),
 ) -> TraceRun:
     threads = f"{job.config.threads} CPU thread(s)"
     place = threads if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
@@ -325,6 +328,7 @@ def _finish(
         if group.size > 1
         else f"{platform.machine()}, {place}",
         seconds=round(time.monotonic() - started, 1),
+        not_learned=list(not_learned),
     )
     if group.rank == 0:
         save_weights(weights, job.directory / MODEL)
