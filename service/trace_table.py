@@ -18,7 +18,10 @@ SHOWN_FLOWS = 3
 """Flows shown of a trace; the other formats name more."""
 
 TABLE_COLUMNS = 150
-"""Below this width a table with a column of flows would break words: traces are shown one below the other."""
+"""Below this width the live table has no column of flows."""
+
+UNBOUNDED = 10_000
+"""Columns of a terminal on which every table fits."""
 
 
 class TraceTable:
@@ -40,7 +43,9 @@ class TraceTable:
         """Print the traces, what shares mean, and one sentence that accounts for them."""
         if self._rows:
             rows = sorted(self._rows, key=lambda trace: (trace.source, trace.start_us))
-            console.print(_traces(rows) if console.width >= TABLE_COLUMNS else _listed(rows))
+            table = _traces(rows)
+            wanted = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum
+            console.print(table if wanted <= console.width else _listed(rows))
             console.print(f"{NEAREST_NOTE} {IMPORTANCE_NOTE}", style="dim")
         if self._left_out:
             console.print(f"… and {self._left_out} more traces: --limit 0 shows all", style="dim")
