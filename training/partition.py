@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from training.files import write_json
 from training.split import SplitError
 from training.store import StoredSamples
 
@@ -143,12 +143,7 @@ def _spread(held: Mapping[str, Counter[str]], shares: dict[str, float], seed: in
 
 def write_partition(path: Path, partition: Partition) -> None:
     """Write a partition as JSON, through a temporary file."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_bytes(msgspec.json.format(msgspec.json.encode(partition), indent=1) + b"\n")
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    write_json(path, partition)
 
 
 def read_partition(path: Path) -> Partition:

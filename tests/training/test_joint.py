@@ -1,7 +1,5 @@
 """Training of traces with an encoder of MM4flow that learns too: from captures to a served checkpoint."""
 
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
@@ -12,39 +10,20 @@ from models.checkpoint import Mm4flowNetwork
 from models.encode import Mm4flowFeatures
 from models.tracegram import TraceNetwork
 from service.engines.traces import TraceInput, load_trace_engine
+from tests.training.command import tapline_train
 from training.cli import app
 from training.config import TrainingError
 from training.files import load_weights
 from training.finetune import new_model
-from training.samples import read_samples
 from training.traces.aggregate import score_traces
-from training.traces.config import Phase, TraceTrainingConfig, joint_config
-from training.traces.data import flows_of, make_trace_corpus
+from training.traces.config import Phase, joint_config
+from training.traces.data import flows_of
 from training.traces.evaluation import Starts, variant_of
 from training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
 from training.traces.runs import TraceJob, read_trace_run, train_traces_run
 
-CAPTURES = Path(__file__).parents[1] / "data" / "traces"
 SIZES = Mm4flowNetwork(16, 1, 2, 32, 1)
 LENGTHS = Mm4flowFeatures(payload_lengths=12, content_bytes=0)
-
-
-def tapline_train(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    out = tmp_path_factory.mktemp("features") / "devices"
-    tapline_train("extract", CAPTURES, "--label-from-folder", "--heads", "header", "--out", out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def corpus(features):
-    return make_trace_corpus(read_samples(features), TraceTrainingConfig().trace)
 
 
 @pytest.fixture(scope="module")

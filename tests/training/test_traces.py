@@ -1,7 +1,6 @@
 """Trace training from captures to a served checkpoint, on nine captures of three devices; and what must be refused."""
 
 import json
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -15,6 +14,7 @@ from models.packets import TracegramFeatures
 from models.trace import Trace
 from models.tracegram import TraceNetwork
 from service.engines.traces import TraceInput, load_trace_engine
+from tests.training.command import tapline_train
 from training.cli import app
 from training.config import TrainingError
 from training.files import load_weights
@@ -37,26 +37,7 @@ from training.traces.data import TraceDataError, few_of_each, folds_of, make_tra
 from training.traces.evaluation import variant_of
 from training.traces.runs import TraceJob, pretrain_packets_run
 
-CAPTURES = Path(__file__).parents[1] / "data" / "traces"
 QUICK = ["--draws", "48", "-b", "16", "-ep", "1"]
-
-
-def tapline_train(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    out = tmp_path_factory.mktemp("features") / "devices"
-    tapline_train("extract", CAPTURES, "--label-from-folder", "--heads", "header", "--out", out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def corpus(features):
-    return make_trace_corpus(read_samples(features), TraceTrainingConfig().trace)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,24 @@
+"""What training tests share: the command, and features and traces of nine captures of three devices."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.command import tapline_train
+from training.samples import read_samples
+from training.traces.config import TraceTrainingConfig
+from training.traces.data import make_trace_corpus
+
+CAPTURES = Path(__file__).parents[1] / "data" / "traces"
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "devices"
+    tapline_train("extract", CAPTURES, "--label-from-folder", "--heads", "header", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def corpus(features):
+    return make_trace_corpus(read_samples(features), TraceTrainingConfig().trace)
