@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -16,6 +15,7 @@ from models.checkpoint import CheckpointError
 from service.engines.base import EngineError
 from service.settings import ENV_PREFIX, Settings
 from service.sources.bus.transport import TransportError
+from service.sources.capture import CaptureError, check_capture
 from service.traces.state import StateError
 from service.zeek_process import ZeekError
 
@@ -31,10 +31,12 @@ def serve(**given: Any) -> None:
 
     try:
         settings = Settings(**{name: value for name, value in given.items() if value not in (None, [])})
-        if settings.replay is not None and not os.access(settings.replay, os.R_OK):
-            typer.echo(f"{settings.replay}: cannot be read", err=True)
-            raise typer.Exit(EXIT_FAILED)
+        if settings.replay is not None:
+            check_capture(settings.replay)
         run_server(settings)
+    except CaptureError as error:
+        typer.echo(f"{settings.replay}: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
     except ValidationError as error:
         problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
         typer.echo("\n".join(problems), err=True)

@@ -166,6 +166,8 @@ async def _watch(service: Service, view: View, console: Console) -> int:
                 await _wait(stop, REFRESH_SECONDS)
                 live.update(view.draw(service), refresh=True)
                 failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), None)
+    if not console.is_terminal:
+        console.line()  # the table ends without one where it is not drawn on a terminal
     counts = service.pipeline.counts
     console.print(f"{counts.flows} flows, {counts.delivered} verdicts, {counts.shed} shed, {counts.failed} failed.")
     if failure:

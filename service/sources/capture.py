@@ -19,7 +19,7 @@ from service.sources.packets import PacketRow, ReadCounters
 from service.sources.table import FlowTable
 from service.sources.tunnels import NotThisTunnelError, find_inner
 
-__all__ = ["CaptureError", "CaptureReader", "CaptureTooLargeError", "ReadOptions", "read_capture"]
+__all__ = ["CaptureError", "CaptureReader", "CaptureTooLargeError", "ReadOptions", "check_capture", "read_capture"]
 
 
 @dataclass(frozen=True)
@@ -118,3 +118,19 @@ class CaptureReader:
 def read_capture(source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> Iterator[Flow]:
     """The flows of a capture; see `CaptureReader`, which also has counters."""
     return iter(CaptureReader(source, options))
+
+
+def check_capture(path: Path) -> None:
+    """See whether a file begins as a capture does; pipes and devices, which can be read once only, are left alone.
+
+    Raises:
+        CaptureError: it cannot be opened, is empty, or is no capture.
+    """
+    if path.is_fifo() or path.is_char_device():
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CaptureError(f"cannot read it: {error.strerror}") from None
+    with file:
+        open_blocks(ByteSource(file, max_bytes=None))

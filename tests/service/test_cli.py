@@ -144,9 +144,30 @@ def test_usage(arguments):
     assert "Traceback" not in result.stderr
 
 
-def test_a_replay_is_readable_and_alone(tmp_path):
-    missing = tapline("serve", "--replay", tmp_path / "absent.pcap")
-    assert (missing.returncode, missing.stderr.splitlines()) == (1, [f"{tmp_path / 'absent.pcap'}: cannot be read"])
+@pytest.mark.parametrize("command", ["serve", "watch"])
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("absent.pcap", None, "cannot read it: No such file or directory"),
+        ("empty.pcap", b"", "the capture is empty; expected a pcap or pcapng file"),
+        (
+            "text.txt",
+            b"some text",
+            "expected a pcap or pcapng file, plain or compressed with gzip or zstd; this is neither",
+        ),
+        (".", None, "cannot read it: Is a directory"),
+    ],
+)
+def test_a_replay_of_no_capture_ends_with_a_sentence(tmp_path, command, name, content, problem):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    result = tapline(command, "--replay", path)
+    assert (result.returncode, result.stderr.splitlines()) == (1, [f"{path}: {problem}"])
+    assert result.stdout == ""  # no table of nothing
+
+
+def test_a_replay_is_alone():
     for command in ("serve", "watch"):
         both = tapline(command, "--replay", CAPTURE, "--zeek", "ws://127.0.0.1:9")
         assert both.returncode == 2
@@ -227,13 +248,6 @@ def test_lists_in_the_environment_have_commas(monkeypatch):
     monkeypatch.setenv("TAPLINE_SHARDS", "1")
     settings = Settings()
     assert (settings.zeek, settings.shards) == (["ws://127.0.0.1:1", "ws://127.0.0.1:2"], ["1"])
-
-
-def test_a_replay_of_nothing_ends_with_a_sentence(tmp_path):
-    result = tapline("watch", "--replay", tmp_path / "missing.pcap")
-    assert result.returncode == 1
-    assert result.stderr == f"{tmp_path}/missing.pcap: cannot read it: No such file or directory\n"
-    assert result.stdout == ""  # no table of nothing
 
 
 def test_a_port_in_use(checkpoint_dir):
