@@ -13,7 +13,7 @@ from models.checkpoint import CheckpointError, TracegramCheckpoint, checkpoint_k
 from service.batcher import Batcher
 from service.classifier import Classifier
 from service.engines.base import load_engines
-from service.engines.traces import TraceEngine, load_trace_engine, warm_up
+from service.engines.traces import TraceEngine, warm_up
 from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
@@ -25,7 +25,7 @@ from service.settings import Settings
 from service.sources.bus.transport import TlsFiles
 from service.traces.history import TraceHistory
 from service.traces.live import LiveTraces, TraceWatcher
-from service.traces.loading import fitting, load_traces, misfit
+from service.traces.loading import fitting, load_beside, load_traces, misfit
 from service.traces.offline import CaptureTraces
 from service.traces.scorer import TraceScorer
 from service.traces.state import TraceState
@@ -59,7 +59,9 @@ class Service:
         self.metrics = Metrics()
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
-        self._trace_engine = load_traces(settings.trace_checkpoint, settings.engine, settings.threads)
+        self._trace_engine = load_traces(
+            settings.trace_checkpoint, settings.engine, settings.threads, settings.precision
+        )
         repository, self.default_model = find_models(settings)
         if self._trace_engine is not None:
             name = self._trace_engine.checkpoint.name
@@ -149,7 +151,7 @@ class Service:
         return closed
 
     def _warm_trace_engine(self, directory: Path) -> TraceEngine:
-        engine = load_trace_engine(self.settings.engine, directory, self.settings.threads)
+        engine = load_beside(self.settings.engine, directory, self.settings.threads, self.settings.precision)
         warm_up(engine)
         return engine
 

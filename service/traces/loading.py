@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from models.checkpoint import WEIGHTS, Checkpoint, CheckpointError, TracegramCheckpoint
-from service.engines.base import EngineName
+from models.checkpoint import (
+    ENCODER_ONNX_INT8,
+    WEIGHTS,
+    Checkpoint,
+    CheckpointError,
+    TracegramCheckpoint,
+    read_trace_checkpoint,
+)
+from service.engines.base import EngineName, Precision
 from service.engines.traces import TraceEngine, load_trace_engine
 from service.repository import ZOO, newest_version
 
@@ -15,8 +22,12 @@ NO_TRACES = Path("none")
 """Given as a trace checkpoint: no traces."""
 
 
-def load_traces(chosen: Path | None, engine: EngineName, threads: int = 0) -> TraceEngine | None:
+def load_traces(
+    chosen: Path | None, engine: EngineName, threads: int = 0, precision: Precision = "float32"
+) -> TraceEngine | None:
     """The engine for traces: of the directory `chosen`, or of the checkpoint that ships; None for no traces.
+
+    `precision` as of `load_beside`.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -27,7 +38,21 @@ def load_traces(chosen: Path | None, engine: EngineName, threads: int = 0) -> Tr
     directory = newest_version(chosen or ZOO / DEFAULT_TRACE_CHECKPOINT)
     if chosen is None and not directory.is_dir():
         return None
-    return load_trace_engine(engine, directory, threads)
+    return load_beside(engine, directory, threads, precision)
+
+
+def load_beside(engine: EngineName, directory: Path, threads: int, precision: Precision) -> TraceEngine:
+    """The engine of a trace checkpoint in the precision of the flow models beside it.
+
+    Its encoder is in float32 where int8 is asked for and the checkpoint has no `encoder.int8.onnx`: one flag is for all
+    models, and not every checkpoint has every form.
+
+    Raises:
+        CheckpointError, EngineError: as of `load_trace_engine`.
+    """
+    if precision == "int8" and ENCODER_ONNX_INT8 not in read_trace_checkpoint(directory).files:
+        precision = "float32"
+    return load_trace_engine(engine, directory, threads, precision)
 
 
 def fitting(

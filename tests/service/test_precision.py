@@ -15,6 +15,7 @@ from service.engines.torch_engine import TorchEngine
 from service.engines.traces import TraceInput, load_trace_engine, warm_up
 from service.repository import shipped_checkpoint
 from service.sources.capture import read_capture
+from service.traces.loading import load_beside
 from tests.conftest import make_flows, make_trace_checkpoint
 from training.quantise import quantise
 
@@ -121,6 +122,20 @@ def test_trace_features_of_other_precisions_point_the_same_way(tmp_path, flows, 
     cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > closest
     assert np.abs(found - expected).max() > 1e-3  # it is another precision
+
+
+def test_the_service_loads_traces_in_the_precision_of_the_flow_models_where_they_have_it(tmp_path, flows):
+    with_int8 = make_trace_checkpoint(tmp_path / "int8" / "1", "own", int8=True)
+    without = make_trace_checkpoint(tmp_path / "float32" / "1", "own")
+    for directory, engine, precision, changes in (
+        (with_int8, "onnx", "int8", True),
+        (with_int8, "torch", "bfloat16", True),
+        (with_int8, "onnx", "float32", False),
+        (without, "onnx", "int8", False),
+    ):
+        found = load_beside(engine, directory, 0, precision).embed(flows)
+        expected = load_trace_engine(engine, directory).embed(flows)
+        assert (np.abs(found - expected).max() > 1e-3) == changes
 
 
 def test_what_an_engine_does_not_have_is_said(checkpoint_dir, trace_checkpoint_dir):
