@@ -1,9 +1,10 @@
-"""A model swapped again and again under traffic: is a flow lost, is there a gap, does memory come back?
+"""Models swapped again and again under traffic: is a flow lost, is there a gap, does memory come back?
 
     python benchmarks/reload.py CAPTURE... [--reloads 50] [--repository DIR]
 
-The default model is loaded anew, warmed and swapped while flows keep coming; resident memory is read after each swap.
-The longest time between two answers during a swap stands beside the longest without any.
+The default flow model, and then the trace model, is loaded anew, warmed and swapped while flows keep coming, each of
+which gets the features of the trace model in the same batch; resident memory is read after each swap. The longest time
+between two answers during a swap stands beside the longest without any.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from service.settings import Settings
 from service.sources.capture import CaptureReader, ReadOptions
 
 FLOWS_AT_ONCE = 32
+QUIET_SECONDS = 3.0
 
 
 def resident_mb() -> float:
@@ -62,31 +64,48 @@ class Traffic:
 
 
 async def measure(service: Service, flows: list[Flow], reloads: int) -> None:
-    """Swap, watch, print."""
+    """Swap the flow model, then the trace model; watch, print."""
+    names = {"flow": service.models.default}
+    if service.trace_scorer is not None:
+        names["trace"] = service.trace_scorer.checkpoint.name
     async with service.running():
         traffic = Traffic(service, flows)
         task = asyncio.create_task(traffic.run())
-        await asyncio.sleep(3)
-        quiet_gap, swapping_from = traffic.longest_gap_seconds(0), len(traffic.answers_at)
-        memory, seconds = [resident_mb()], []
-        for _ in range(reloads):
-            started = time.perf_counter()
-            await service.models.load(service.models.default)
-            seconds.append(time.perf_counter() - started)
-            await asyncio.sleep(0.1)
-            memory.append(resident_mb())
-        gap = traffic.longest_gap_seconds(swapping_from)
+        await asyncio.sleep(QUIET_SECONDS)
+        quiet_gap = traffic.longest_gap_seconds(0)
+        for kind, name in names.items():
+            await swap(service, traffic, kind, name, reloads, quiet_gap)
         traffic.stopping = True
         await task
     lost = traffic.sent - traffic.answered
-    print(f"reloads    {reloads} of {service.models.default}, {statistics.median(seconds):.2f} s each (median)")
     print(f"flows      {traffic.sent} sent, {traffic.answered} answered, {lost} lost")
-    print(f"gap        {gap * 1000:.0f} ms at most between answers while swapping, {quiet_gap * 1000:.0f} ms without")
-    tenth = memory[min(10, len(memory) - 1)]
-    print(f"memory     {memory[0]:.0f} MiB before, {tenth:.0f} after 10 reloads, {memory[-1]:.0f} after {reloads}")
     report(
-        f"{reloads} reloads under traffic",
-        f"**{lost} of {traffic.sent} flows lost**, {memory[0]:.0f} MiB before, {memory[-1]:.0f} MiB after; "
+        f"{reloads} reloads each of {' and '.join(names)} model under traffic",
+        f"**{lost} of {traffic.sent} flows lost**",
+    )
+
+
+async def swap(service: Service, traffic: Traffic, kind: str, name: str, reloads: int, quiet_gap: float) -> None:
+    """Swap one model again and again; print how long it took, the longest gap and the memory."""
+    swapping_from = len(traffic.answers_at)
+    memory, seconds = [resident_mb()], []
+    for _ in range(reloads):
+        started = time.perf_counter()
+        await service.load_model(name)
+        seconds.append(time.perf_counter() - started)
+        await asyncio.sleep(0.1)
+        memory.append(resident_mb())
+    gap = traffic.longest_gap_seconds(swapping_from)
+    early = min(10, reloads)
+    print(f"{kind:<10} {reloads} reloads of {name}, {statistics.median(seconds):.2f} s each (median)")
+    print(f"  gap      {gap * 1000:.0f} ms at most between answers while swapping, {quiet_gap * 1000:.0f} ms without")
+    before, soon, after = memory[0], memory[early], memory[-1]
+    print(
+        f"  memory   {before:.0f} MiB before, {soon:.0f} after {early} reloads, {after:.0f} after {reloads}", flush=True
+    )
+    report(
+        f"{reloads} reloads of a {kind} model under traffic",
+        f"{before:.0f} MiB before, {after:.0f} MiB after; "
         f"{gap * 1000:.0f} ms at most between answers ({quiet_gap * 1000:.0f} ms without)",
     )
 
@@ -101,7 +120,7 @@ def main() -> None:
     flows = [
         flow
         for path in options.captures
-        for flow in CaptureReader(path, ReadOptions(heads="none"))
+        for flow in CaptureReader(path, ReadOptions(heads="header"))
         if flow.payload_lengths
     ]
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
