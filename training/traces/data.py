@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,6 +71,14 @@ class TraceCorpus:
         """Class index of each trace, int64 [n]."""
         index = {label: number for number, label in enumerate(self.labels)}
         return np.array([index[trace.label] for trace in self.traces], np.int64)
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of everything that is learned from and measured on: labels, captures, every flow of every trace."""
+        digest = hashlib.sha256(msgspec.json.encode(self.labels))
+        for trace in self.traces:
+            digest.update(msgspec.msgpack.encode(trace))
+        return digest.hexdigest()
 
     def merged(self, pairs: Mapping[str, str]) -> NDArray[np.int64]:
         """For each class the index of the class that it counts for when `pairs` are merged, int64 [classes]."""
