@@ -13,6 +13,7 @@ from models.checkpoint import TracegramNetwork
 from models.packets import TracegramFeatures
 from models.trace import SubjectKind, TraceSettings
 from training.config import TrainingError
+from training.files import EVALUATION
 from training.flow_commands import Name, Notes, Version
 from training.options import (
     Accumulate,
@@ -32,9 +33,11 @@ from training.options import (
     step_progress,
     write_or_say,
 )
+from training.page import REPORTS
 from training.parallel import is_first
 from training.plan import Plan
 from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig
+from training.traces.data import look_alike
 from training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
 from training.traces.export import export_traces_run
 from training.traces.runs import (
@@ -46,6 +49,7 @@ from training.traces.runs import (
     train_traces_run,
     tune_flows_run,
 )
+from training.traces.summary import REFERENCE, TraceEvaluation
 
 DEFAULTS = TraceTrainingConfig()
 NETWORK = DEFAULTS.network
@@ -237,13 +241,8 @@ def evaluate_traces_command(
         return
     with step_progress("evaluate-traces") as after_step:
         figures = evaluate_traces(features, run, out, settings, after_step)
-    for row in figures.variants:
-        low, high = row.all_classes.interval.low, row.all_classes.interval.high
-        typer.echo(
-            f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}), look-alike devices merged "
-            f"{row.merged.macro_f1:.3f}, gain on trees {row.gain:+.3f}"
-        )
-    typer.echo(f"{out / 'evaluation.json'}")
+    _say_figures(figures)
+    typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
 
 
 def export_traces_command(
@@ -263,6 +262,15 @@ def export_traces_command(
     )
     if not dry_run:
         typer.echo(f"{to}: {len(checkpoint.labels)} labels")
+
+
+def _say_figures(figures: TraceEvaluation) -> None:
+    alike = look_alike({row.label for row in figures.classes})
+    for row in figures.variants:
+        low, high = row.all_classes.interval.low, row.all_classes.interval.high
+        merged = f", look-alike devices merged {row.merged.macro_f1:.3f}" if alike else ""
+        gain = "" if row.name.startswith(REFERENCE) else f", gain on trees {row.gain:+.3f}"
+        typer.echo(f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}){merged}{gain}")
 
 
 def _config_of(start: Path | None) -> TraceTrainingConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.flow import Flow
-from models.trace import Trace, TraceSettings, make_traces
+from models.trace import Trace, TraceSettings, make_traces, subject_kind_of
 from training.samples import Sample
 from training.split import fold_of_captures
 
@@ -27,6 +27,11 @@ LOOK_ALIKE = {
     "WeMoInsightSwitch2": "WeMoInsightSwitch",
 }
 """Devices of IoT SENTINEL that are the same hardware as another one, with that other one's label."""
+
+
+def look_alike(labels: Collection[str]) -> bool:
+    """Whether both labels of a pair in `LOOK_ALIKE` are among these: merging the pairs then changes figures."""
+    return any(label in labels and other in labels for label, other in LOOK_ALIKE.items())
 
 
 MIN_CAPTURES = 2
@@ -71,6 +76,10 @@ class TraceCorpus:
         """Class index of each trace, int64 [n]."""
         index = {label: number for number, label in enumerate(self.labels)}
         return np.array([index[trace.label] for trace in self.traces], np.int64)
+
+    def by_address(self, settings: TraceSettings) -> int:
+        """How many traces bear an address though they were asked for by MAC: their link has none."""
+        return sum(subject_kind_of(each.trace.subject, settings.subject) != settings.subject for each in self.traces)
 
     @cached_property
     def sha256(self) -> str:

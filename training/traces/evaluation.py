@@ -23,7 +23,7 @@ from training.page import write_report
 from training.plan import Plan
 from training.traces.config import TraceTrainingConfig
 from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, measured_folds, read_outcome
-from training.traces.data import TraceCorpus, folds_of
+from training.traces.data import TraceCorpus, folds_of, look_alike
 from training.traces.embeddings import flow_embedding_width
 from training.traces.runs import TraceJob, classes_of, read_corpus, read_trace_run
 from training.traces.summary import TraceEvaluation, summarise
@@ -250,7 +250,7 @@ def _measured(corpus: TraceCorpus, outcomes: dict[str, dict[int, FoldOutcome]], 
         [point.calibration_error for point in figures.prefixes],
     )
     return Measured(
-        title="Devices by their traces",
+        title="Devices by their traces" if look_alike(corpus.labels) else "Labels of traces",
         unit="trace",
         labels=corpus.labels,
         truth=corpus.truth[rows],
