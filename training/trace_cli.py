@@ -283,6 +283,8 @@ def _say(run: TraceRun | Plan, out: Path) -> None:
         return
     what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
     if is_first():
-        console.print(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}", markup=False, highlight=False)
         if run.not_learned:
-            console.print(f"note: one capture only, not learned: {', '.join(run.not_learned)}", markup=False)
+            note = f"note: one capture only, not learned: {', '.join(run.not_learned)}"
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+        line = f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

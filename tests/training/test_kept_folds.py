@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
 
-from tests.training.command import tapline_train
-from training.cli import app
+from tests.training.command import invoke, tapline_train
 from training.config import TrainingError
 from training.samples import read_samples
 from training.traces import crossval
@@ -121,8 +119,7 @@ def run(features, tmp_path_factory):
 
 
 def evaluate(features, run, out, *options):
-    arguments = ["evaluate-traces", "--features", features, "--run", run, "--out", out, *options]
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return invoke("evaluate-traces", "--features", features, "--run", run, "--out", out, *options)
 
 
 def test_the_command_refuses_folds_of_something_else_before_it_trains(features, run, tmp_path, monkeypatch):
