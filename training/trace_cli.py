@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from models.checkpoint import TracegramNetwork
+from models.flow import MAX_CONTENT_BYTES
 from models.packets import TracegramFeatures
 from models.trace import SubjectKind, TraceSettings
 from training.config import TrainingError
@@ -36,7 +37,7 @@ from training.options import (
 from training.page import REPORTS
 from training.parallel import is_first
 from training.plan import Plan
-from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig
+from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
 from training.traces.data import look_alike
 from training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
 from training.traces.export import export_traces_run
@@ -167,6 +168,15 @@ def train_traces_command(
     lengths: Annotated[
         int, typer.Option("--lengths", min=1, help="Payload lengths that an MM4flow encoder reads of a flow.")
     ] = JOINT_LENGTHS,
+    content_bytes: Annotated[
+        int,
+        typer.Option(
+            "--content-bytes",
+            min=0,
+            max=MAX_CONTENT_BYTES,
+            help="Content bytes each way that it reads, own addresses masked; 0: headers only.",
+        ),
+    ] = 0,
     subject: Annotated[
         SubjectKind, typer.Option("--subject", help="Whose flows make a trace (with --encoders).")
     ] = "mac",
@@ -196,7 +206,8 @@ def train_traces_command(
     if start:
         config = read_trace_run(start).config
     else:
-        config = joint_of(encoders or [], lengths, TraceSettings(subject=subject, window_seconds=window_seconds))
+        trace = TraceSettings(subject=subject, window_seconds=window_seconds)
+        config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
     phase = config.traces
     config = msgspec.structs.replace(
         config,
@@ -220,7 +231,10 @@ def evaluate_traces_command(
     ] = None,
     variant: Annotated[list[str] | None, typer.Option("--variant", help=f"What else: {', '.join(VARIANTS)}.")] = None,
     packets: Annotated[
-        Path | None, typer.Option("--packets", help="Run of pretrain-packets, for the variant tracegram.")
+        list[Path] | None,
+        typer.Option(
+            "--packets", help="Run of pretrain-packets: of headers for tracegram, of payload for tracegram-payload."
+        ),
     ] = None,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
@@ -234,7 +248,7 @@ def evaluate_traces_command(
     Every fold is kept in --out: an interrupted evaluation goes on where it was.
     """
     settings = TraceEvaluationSettings(
-        folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()), tuple(start or ()), packets
+        folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()), tuple(start or ()), tuple(packets or ())
     )
     if dry_run:
         say_plan(plan_trace_evaluation(features, run, out, settings))

@@ -23,6 +23,14 @@ SMALL = TracegramNetwork(
 JOINT_LENGTHS = 32
 """Payload lengths of a flow that an MM4flow encoder reads unless told otherwise."""
 
+JOINT_CONTENT = 64
+"""Content bytes each way of a flow that it reads where payload is measured."""
+
+
+def encoder_features(lengths: int, content_bytes: int) -> Mm4flowFeatures:
+    """What an MM4flow encoder of a trace checkpoint reads of a flow: own addresses are masked wherever content is."""
+    return Mm4flowFeatures(lengths, content_bytes, mask_addresses=content_bytes > 0)
+
 
 class FlowAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the flows of phases 0 and 0.5 differ from the recorded ones."""

@@ -194,7 +194,7 @@ def _weights(encoder: Mapping[str, Tensor], trace: TraceNetwork) -> dict[str, Te
     return weights | {f"trace.{name}": value for name, value in trace.state_dict().items()}
 
 
-def joint_of(encoders: Sequence[Path], lengths: int, trace: TraceSettings) -> TraceTrainingConfig:
+def joint_of(encoders: Sequence[Path], features: Mm4flowFeatures, trace: TraceSettings) -> TraceTrainingConfig:
     """The settings of training with an MM4flow encoder of the size of pre-trained ones, or of the default size.
 
     Raises:
@@ -204,7 +204,7 @@ def joint_of(encoders: Sequence[Path], lengths: int, trace: TraceSettings) -> Tr
     network = Mm4flowNetwork(default.d_model, default.n_layer, default.n_head, default.dim_ff, 1)
     for directory in encoders:
         network = read_run(directory, "pretrain").network
-    return msgspec.structs.replace(joint_config(network, Mm4flowFeatures(lengths, 0)), trace=trace)
+    return msgspec.structs.replace(joint_config(network, features), trace=trace)
 
 
 def read_corpus(job: TraceJob) -> TraceCorpus:
