@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -152,3 +153,14 @@ def encoders_of(directories: Sequence[Path]) -> str:
 def fingerprint(*parts: object) -> str:
     """A hash of everything that decides a run."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def weights_hash(weights: Mapping[str, Tensor] | None) -> str:
+    """A hash of weights by their names, "" without any."""
+    if weights is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -51,6 +51,7 @@ from training.page import REPORTS
 from training.parallel import is_first
 from training.plan import Plan
 from training.pretrain import BOTH, Modality
+from training.records import Run
 from training.report import FALSE_REJECTION, Evaluation
 from training.runs import Job, finetune_run, pretrain_run
 
@@ -105,9 +106,8 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
             clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
         with step_progress(name) as after_step:
-            plan = pretrain_run(Job(features, out, config, restart, dry_run, _announce), after_step, modalities, split)
-        if dry_run:
-            say_plan(plan)
+            done = pretrain_run(Job(features, out, config, restart, dry_run, _announce), after_step, modalities, split)
+        _say(done, out)
 
 
 def finetune_command(
@@ -147,9 +147,8 @@ def finetune_command(
     )  # fmt: skip
     with step_progress("finetune") as after_step:
         job = Job(features, out, config, restart, dry_run, _announce)
-        plan = finetune_run(job, after_step, min_captures, encoders or (), split)
-    if dry_run:
-        say_plan(plan)
+        done = finetune_run(job, after_step, min_captures, encoders or (), split)
+    _say(done, out)
 
 
 def evaluate_command(
@@ -177,7 +176,7 @@ def evaluate_command(
         figures = evaluate_run(features, run, settings, encoders or (), split, after_step)
     if is_first():
         _show(figures)
-        typer.echo(f"{run / 'report.html'}")
+        typer.echo(f"figures and report: {run / EVALUATION}, {run / REPORTS[1]}")
 
 
 def calibrate_command(
@@ -198,7 +197,7 @@ def calibrate_command(
         say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
         return
     _show(figures)
-    typer.echo(result)
+    typer.echo(f"{result}: {run / EVALUATION}")
 
 
 def export_command(
@@ -245,6 +244,17 @@ def _show(figures: Evaluation) -> None:
         f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
         f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
     )
+
+
+def _say(done: Run | Plan, out: Path) -> None:
+    if isinstance(done, Plan):
+        say_plan(done)
+        return
+    background = " and a background class" if done.labels and done.network.n_class > len(done.labels) else ""
+    what = f"{len(done.labels)} labels{background}, " if done.labels else ""
+    if is_first():
+        line = f"{what}{done.flows} flows in {done.seconds:.0f} s: {out}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _announce(plan: Plan) -> None:

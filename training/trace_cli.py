@@ -14,6 +14,7 @@ from models.flow import MAX_CONTENT_BYTES
 from models.packets import TracegramFeatures
 from models.trace import SubjectKind, TraceSettings
 from training.config import TrainingError
+from training.files import EVALUATION
 from training.flow_commands import Name, Notes, Version
 from training.options import (
     Accumulate,
@@ -33,9 +34,11 @@ from training.options import (
     step_progress,
     write_or_say,
 )
+from training.page import REPORTS
 from training.parallel import is_first
 from training.plan import Plan
 from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
+from training.traces.data import look_alike
 from training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
 from training.traces.export import export_traces_run
 from training.traces.runs import (
@@ -47,6 +50,7 @@ from training.traces.runs import (
     train_traces_run,
     tune_flows_run,
 )
+from training.traces.summary import REFERENCE, TraceEvaluation
 
 DEFAULTS = TraceTrainingConfig()
 NETWORK = DEFAULTS.network
@@ -248,13 +252,8 @@ def evaluate_traces_command(
         return
     with step_progress("evaluate-traces") as after_step:
         figures = evaluate_traces(features, run, out, settings, after_step)
-    for row in figures.variants:
-        low, high = row.all_classes.interval.low, row.all_classes.interval.high
-        typer.echo(
-            f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}), look-alike devices merged "
-            f"{row.merged.macro_f1:.3f}, gain on trees {row.gain:+.3f}"
-        )
-    typer.echo(f"{out / 'evaluation.json'}")
+    _say_figures(figures)
+    typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
 
 
 def export_traces_command(
@@ -276,6 +275,15 @@ def export_traces_command(
         typer.echo(f"{to}: {len(checkpoint.labels)} labels")
 
 
+def _say_figures(figures: TraceEvaluation) -> None:
+    alike = look_alike({row.label for row in figures.classes})
+    for row in figures.variants:
+        low, high = row.all_classes.interval.low, row.all_classes.interval.high
+        merged = f", look-alike devices merged {row.merged.macro_f1:.3f}" if alike else ""
+        gain = "" if row.name.startswith(REFERENCE) else f", gain on trees {row.gain:+.3f}"
+        typer.echo(f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}){merged}{gain}")
+
+
 def _config_of(start: Path | None) -> TraceTrainingConfig:
     return read_trace_run(start).config if start else DEFAULTS
 
@@ -286,6 +294,8 @@ def _say(run: TraceRun | Plan, out: Path) -> None:
         return
     what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
     if is_first():
-        console.print(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}", markup=False, highlight=False)
         if run.not_learned:
-            console.print(f"note: one capture only, not learned: {', '.join(run.not_learned)}", markup=False)
+            note = f"note: one capture only, not learned: {', '.join(run.not_learned)}"
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+        line = f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

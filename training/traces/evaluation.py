@@ -22,8 +22,8 @@ from training.measured import Curve, Measured
 from training.page import write_report
 from training.plan import Plan
 from training.traces.config import JOINT_CONTENT, TraceTrainingConfig, encoder_features
-from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, outcome_path, read_outcome
-from training.traces.data import TraceCorpus, folds_of
+from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, measured_folds, read_outcome
+from training.traces.data import TraceCorpus, folds_of, look_alike
 from training.traces.embeddings import flow_embedding_width
 from training.traces.runs import TraceJob, classes_of, read_corpus, read_trace_run
 from training.traces.summary import TraceEvaluation, summarise
@@ -76,7 +76,8 @@ def evaluate_traces(
     """Cross-validate the settings of a run, and variants of them; write figures and report into `directory`.
 
     Raises:
-        TrainingError: `run` is no run of train-traces, or a variant has no such name.
+        TrainingError: `run` is no run of train-traces, a variant has no such name, the settings contradict each other
+            or the traces, or `directory` has folds that were measured on something else.
         TraceDataError, SplitError: the features have no traces, or a label has one capture.
     """
     todo = _prepare(features, run, directory, settings)
@@ -87,11 +88,13 @@ def evaluate_traces(
 
 @dataclass(frozen=True)
 class _Todo:
-    """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus."""
+    """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus; for each variant the folds
+    that were measured before."""
 
     corpus: TraceCorpus
     fold_of: NDArray[np.int64]
     variants: list[Variant]
+    measured: list[frozenset[int]]
 
 
 def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings) -> _Todo:
@@ -100,11 +103,35 @@ def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: Tra
         raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
     torch.set_num_threads(record.config.threads)
     corpus = read_corpus(TraceJob(features, directory, record.config))
+    _check(settings, corpus)
     base = classes_of(record.config, corpus)
     starts = _starts(base, settings)
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
     variants = [variant_of(name, base, settings.left_out, starts) for name in names]
-    return _Todo(corpus, folds_of(corpus, settings.folds, 0), variants)
+    fold_of = folds_of(corpus, settings.folds, 0)
+    if (filled := len(np.unique(fold_of))) < settings.folds:
+        raise TrainingError(
+            f"--folds {settings.folds}: the {len(fold_of)} captures fill {filled} of them: give {filled} or fewer"
+        )
+    measured = [measured_folds(corpus, variant, fold_of, directory) for variant in variants]
+    return _Todo(corpus, fold_of, variants, measured)
+
+
+def _check(settings: TraceEvaluationSettings, corpus: TraceCorpus) -> None:
+    """Refuse what would fail, or say nothing, only after everything was trained."""
+    if missing := [fold for fold in settings.tuned if not 0 <= fold < settings.folds]:
+        raise TrainingError(f"--tuned {missing[0]}: expected one of the folds 0 to {settings.folds - 1}")
+    if len(set(settings.tuned)) == settings.folds:
+        raise TrainingError("--tuned: every fold served to choose settings: leave one at least to be measured on")
+    if (UNKNOWN in settings.variants) != bool(settings.left_out):
+        raise TrainingError(
+            f"--variant {UNKNOWN} and --left-out go together: it learns all labels but those left out, and is measured "
+            "on these"
+        )
+    if strange := sorted(set(settings.left_out) - set(corpus.labels)):
+        raise TrainingError(f"--left-out {strange[0]}: no such label: expected one of {', '.join(corpus.labels)}")
+    if len(set(corpus.labels) - set(settings.left_out)) < 2:
+        raise TrainingError("--left-out: fewer than two labels remain to be learned: leave out fewer")
 
 
 def _wanted(variant: Variant, settings: TraceEvaluationSettings) -> list[int]:
@@ -121,13 +148,14 @@ def plan_trace_evaluation(
         TrainingError, TraceDataError, SplitError: as `evaluate_traces`.
     """
     todo = _prepare(features, run, directory, settings)
-    paths = [outcome_path(directory, variant, fold) for variant in todo.variants for fold in _wanted(variant, settings)]
-    done = sum(path.is_file() for path in paths)
+    wanted = [frozenset(_wanted(variant, settings)) for variant in todo.variants]
+    folds = sum(map(len, wanted))
+    done = sum(len(some & before) for some, before in zip(wanted, todo.measured, strict=True))
     facts = [
         f"{len(todo.corpus.traces)} traces of {len(todo.corpus.labels)} labels",
         f"{settings.folds} folds of captures",
         f"variants {', '.join(variant.name for variant in todo.variants)}",
-        f"{len(paths) - done} of {len(paths)} folds to train, {done} were measured before",
+        f"{folds - done} of {folds} folds to train, {done} were measured before",
     ]
     return Plan("evaluate", facts, [directory])
 
@@ -228,7 +256,7 @@ def _measured(corpus: TraceCorpus, outcomes: dict[str, dict[int, FoldOutcome]], 
         [point.calibration_error for point in figures.prefixes],
     )
     return Measured(
-        title="Devices by their traces",
+        title="Devices by their traces" if look_alike(corpus.labels) else "Labels of traces",
         unit="trace",
         labels=corpus.labels,
         truth=corpus.truth[rows],

@@ -55,7 +55,7 @@ _PACKAGES = ("numpy", "scikit-learn", "torch")
 class TraceRun(msgspec.Struct, frozen=True):
     """What a run was: settings, data by the hash of their manifest, the run it started from, on what and how long.
 
-    `not_learned` are labels of a single capture.
+    `not_learned` are labels of a single capture; `by_address` counts the traces that bear an address in place of a MAC.
     """
 
     command: str
@@ -69,6 +69,7 @@ class TraceRun(msgspec.Struct, frozen=True):
     hardware: str
     seconds: float
     not_learned: list[str] = []
+    by_address: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,8 @@ def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun
         everything = np.arange(len(corpus.traces))
         fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report)
         weights = _weights(encoder_weights(fitted.encoder), fitted.trace)
-    flows, lone = sum(len(trace.trace.flows) for trace in corpus.traces), corpus.left_out.labels
-    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started, not_learned=lone)
+    flows = sum(len(trace.trace.flows) for trace in corpus.traces)
+    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started, corpus=corpus)
 
 
 def _starting(job: TraceJob, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor] | None:
@@ -311,7 +312,7 @@ def _finish(
     flows: int,
     started: float,
     group: Group = ALONE,
-    not_learned: Sequence[str] = (),
+    corpus: TraceCorpus | None = None,
 ) -> TraceRun:
     threads = f"{job.config.threads} CPU thread(s)"
     place = threads if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
@@ -328,7 +329,8 @@ def _finish(
         if group.size > 1
         else f"{platform.machine()}, {place}",
         seconds=round(time.monotonic() - started, 1),
-        not_learned=list(not_learned),
+        not_learned=corpus.left_out.labels if corpus else [],
+        by_address=corpus.by_address(job.config.trace) if corpus else 0,
     )
     if group.rank == 0:
         save_weights(weights, job.directory / MODEL)
