@@ -234,10 +234,7 @@ def evaluate_traces_command(
     ] = None,
     variant: Annotated[list[str] | None, typer.Option("--variant", help=f"What else: {', '.join(VARIANTS)}.")] = None,
     packets: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--packets", help="Run of pretrain-packets: of headers for tracegram, of payload for tracegram-payload."
-        ),
+        Path | None, typer.Option("--packets", help="Run of pretrain-packets, for the variant tracegram.")
     ] = None,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
@@ -251,7 +248,7 @@ def evaluate_traces_command(
     Every fold is kept in --out: an interrupted evaluation goes on where it was.
     """
     settings = TraceEvaluationSettings(
-        folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()), tuple(start or ()), tuple(packets or ())
+        folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()), tuple(start or ()), packets
     )
     if dry_run:
         say_plan(plan_trace_evaluation(features, run, out, settings))

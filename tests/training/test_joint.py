@@ -123,36 +123,22 @@ def test_evaluation_beside_the_published_encoder_and_the_frozen_one(features, ru
     assert all(f"{name}: macro-F1" in output for name in ("main", "scratch", "frozen", "trees-header"))
 
 
-@pytest.fixture(scope="module")
-def packets(features, tmp_path_factory):
-    """Runs of pretrain-packets by whether they read payload."""
-    made = {payload: tmp_path_factory.mktemp("packets") for payload in (False, True)}
-    small = ["-d", "16", "-nh", "2", "-l", "1", "-ep", "1", "--draws", "32", "--max-tokens", "64"]
-    for payload, out in made.items():
-        tapline_train(
-            "pretrain-packets", "--features", features, *small, *(["--payload"] if payload else []), "--out", out
-        )
-    return made
-
-
-def test_variants_of_a_run(run, packets):
+def test_variants_of_a_run(run):
     config = read_trace_run(run).config
     weights = {"w": torch.zeros(1)}
-    starts = Starts(weights, packets)
+    starts = Starts(weights, {"p": torch.ones(1)})
     assert variant_of("main", config, (), starts).start is weights
     assert variant_of("scratch", config, (), starts).start is None
-    for name, payload in (("tracegram", False), ("tracegram-payload", True)):
-        published = variant_of(name, config, (), starts)
-        assert (published.config.mm4flow, published.config.features.payload) == (None, payload)
-        assert published.start.keys() == load_weights(packets[payload] / "model.safetensors").keys()
+    published = variant_of("tracegram", config, (), starts)
+    assert (published.config.mm4flow, published.start) == (None, starts.packets)
     reads = variant_of("payload", config, (), starts).config.mm4flow.features
     assert (reads.payload_lengths, reads.content_bytes, reads.mask_addresses) == (12, 64, True)
     assert not variant_of("no-time", config, (), starts).config.network.time_encoding
     assert variant_of("main-2", config, (), starts).captures == 2
-    with pytest.raises(TrainingError, match="run of pretrain-packets on headers"):
+    with pytest.raises(TrainingError, match="run of pretrain-packets"):
         variant_of("tracegram", config)
-    with pytest.raises(TrainingError, match="take tracegram-payload"):
-        variant_of("payload", variant_of("tracegram", config, (), starts).config)
+    with pytest.raises(TrainingError, match="of a run with an MM4flow encoder"):
+        variant_of("payload", published.config)
 
 
 def test_encoders_of_another_size_and_two_starts_are_refused(features, encoders, run, tmp_path):

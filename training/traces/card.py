@@ -191,7 +191,8 @@ def _attribution(held: Faithfulness | None) -> str:
     return (
         f"Attribution: without the {held.removed_share:.0%} of flows that it found most important the confidence in "
         f"the label {_falls(held.top)} on average, without as many random ones {_falls(held.random, held.top)}; "
-        f"difference {held.difference:.3f} ({_range(held.difference_interval)}) over {held.traces} traces.{doubt} "
+        f"difference {held.difference:.3f} ({_range(held.difference_interval)}) over {held.traces} "
+        f"{'trace' if held.traces == 1 else 'traces'}.{doubt} "
         "Importance is correlation, not proof of cause."
     )
 

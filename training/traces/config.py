@@ -52,6 +52,9 @@ class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """most flows kept: longer traces cost time and teach no more"""
     part: _Share = 0.1
     """probability of keeping one stretch of the trace only"""
+    short_parts: bool = False
+    """lengths of stretches are drawn by their logarithm, and every other one is the beginning of the trace: the network
+    learns how little a few flows say"""
     jitter_times: float = 0.3
     """standard deviation of the change of the logarithms of gaps and durations"""
     feature_dropout: _Share = 0.1
@@ -129,6 +132,12 @@ def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTra
         mm4flow=OwnMm4flow(network, features),
         traces=Phase(50, 512, 16, 2e-3),
         trace_augmentation=TraceAugmentation(
-            drop_flows=0.3, most_flows=40, part=0.05, jitter_times=0.3, feature_dropout=0.0, views=0
+            drop_flows=0.3,
+            most_flows=40,
+            part=0.1,
+            short_parts=True,
+            jitter_times=0.3,
+            feature_dropout=0.0,
+            views=0,
         ),
     )

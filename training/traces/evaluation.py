@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from models.checkpoint import TracegramNetwork
 from training.calibrate import softmax
 from training.config import TrainingError
-from training.files import EVALUATION, MODEL, encoders_of, load_weights, read_encoders, write_json
+from training.files import EVALUATION, MODEL, command_of, encoders_of, load_weights, read_encoders, write_json
 from training.measured import Curve, Measured
 from training.page import write_report
 from training.plan import Plan
@@ -30,16 +30,15 @@ from training.traces.runs import TraceJob, classes_of, read_corpus, read_trace_r
 from training.traces.summary import TraceEvaluation, summarise
 
 MAIN, UNKNOWN, TREES = "main", "unknown", ("trees-header", "trees-sizes")
-PUBLISHED = ("tracegram", "tracegram-scratch", "tracegram-payload")
+PUBLISHED = ("tracegram", "tracegram-scratch")
 FEW = (1, 2, 5)
 VARIANTS = (
     MAIN, *TREES, "no-time", "scratch", "payload", *PUBLISHED, "frozen", UNKNOWN,
     *(f"{name}-{few}" for few in FEW for name in (MAIN, "scratch", *TREES)),
 )  # fmt: skip
 """What can be measured: the run's settings, tree ensembles, without time encoding, without pre-training, with content
-bytes (own addresses masked), the published encoder with and without pre-training and on payload (own addresses masked),
-the flow checkpoint's embedding of payload lengths as it ships, with devices left out; and with 1, 2, 5 captures of each
-device."""
+bytes (own addresses masked), the published encoder with and without pre-training, the flow checkpoint's embedding of
+payload lengths as it ships, with devices left out; and with 1, 2, 5 captures of each device."""
 
 DEFAULT_VARIANTS = (MAIN, *TREES)
 
@@ -49,7 +48,7 @@ class TraceEvaluationSettings:
     """How a run is measured. `tuned` folds chose settings; `left_out` are the labels that `unknown` does not learn.
 
     `start` is what the folds' encoders start from: a run of pretrain-packets, or runs of pretrain for an encoder of
-    MM4flow; `packets` are the runs of pretrain-packets that `tracegram` and `tracegram-payload` start from.
+    MM4flow; `packets` is the run of pretrain-packets that the variant `tracegram` starts from.
     """
 
     folds: int = 5
@@ -57,16 +56,15 @@ class TraceEvaluationSettings:
     variants: tuple[str, ...] = DEFAULT_VARIANTS
     left_out: tuple[str, ...] = ()
     start: tuple[Path, ...] = ()
-    packets: tuple[Path, ...] = ()
+    packets: Path | None = None
 
 
 @dataclass(frozen=True)
 class Starts:
-    """Pre-trained weights of the encoder of the run that is measured; runs of the published one, by whether they read
-    payload."""
+    """Pre-trained weights: of the encoder of the run that is measured, and of the published one."""
 
     main: Mapping[str, Tensor] | None = None
-    packets: Mapping[bool, Path] = field(default_factory=dict)
+    packets: Mapping[str, Tensor] | None = None
 
 
 def evaluate_traces(
@@ -167,11 +165,15 @@ def _starts(config: TraceTrainingConfig, settings: TraceEvaluationSettings) -> S
     elif len(settings.start) > 1:
         raise TrainingError("an encoder of Tracegram starts from one run of pretrain-packets: give one --start")
     else:
-        main = load_weights(settings.start[0] / MODEL) if settings.start else None
-    runs = {read_trace_run(path).config.features.payload: path for path in settings.packets}
-    if len(runs) < len(settings.packets):
-        raise TrainingError("--packets: give one run that reads headers and one that reads payload")
-    return Starts(main, runs)
+        main = _pretrained(settings.start[0]) if settings.start else None
+    return Starts(main, _pretrained(settings.packets) if settings.packets else None)
+
+
+def _pretrained(run: Path) -> dict[str, Tensor]:
+    """An encoder that has read no label: one of a later phase knows those of the traces that a fold measures."""
+    if (found := command_of(run)) != "pretrain-packets":
+        raise TrainingError(f"{run}: {f'a run of {found}' if found else 'no run'}, expected one of pretrain-packets")
+    return load_weights(run / MODEL)
 
 
 def summarise_directory(
@@ -203,19 +205,20 @@ def variant_of(
     kind = name.removesuffix(few[0]) if few else name
     if kind in TREES:
         return replace(variant, trees="header" if kind == "trees-header" else "sizes")
+    if kind == "tracegram" and starts.packets is None:
+        raise TrainingError("the variant tracegram is pre-trained: give its run of pretrain-packets")
     plain = TraceTrainingConfig(trace=config.trace, seed=config.seed, threads=config.threads, device=config.device)
     network = config.network
     changes: dict[str, dict[str, Any]] = {
         "no-time": {"config": msgspec.structs.replace(config, network=_with(network, time_encoding=False))},
         "scratch": {"start": None},
+        "tracegram": {"config": _sized(plain, network.n_class), "start": starts.packets},
         "tracegram-scratch": {"config": _sized(plain, network.n_class), "start": None},
         UNKNOWN: {"left_out": left_out},
     }
-    if kind in ("tracegram", "tracegram-payload"):
-        return _published(variant, _sized(plain, network.n_class), starts, kind == "tracegram-payload")
     if kind == "payload":
         if config.mm4flow is None:
-            raise TrainingError("the variant payload is of a run with an MM4flow encoder: take tracegram-payload")
+            raise TrainingError("the variant payload is of a run with an MM4flow encoder")
         reads = encoder_features(config.mm4flow.features.payload_lengths, JOINT_CONTENT)
         content = msgspec.structs.replace(config.mm4flow, features=reads)
         return replace(variant, config=msgspec.structs.replace(config, mm4flow=content))
@@ -223,16 +226,6 @@ def variant_of(
         frozen = _with(plain.network, encoder="mm4flow", feature_size=flow_embedding_width(), n_class=network.n_class)
         return replace(variant, frozen=True, config=msgspec.structs.replace(plain, network=frozen))
     return replace(variant, **changes.get(kind, {}))
-
-
-def _published(variant: Variant, config: TraceTrainingConfig, starts: Starts, payload: bool) -> Variant:
-    """The published encoder, pre-trained; what it reads of a flow is as its run of phase 0 read it."""
-    if payload not in starts.packets:
-        what = "payload (--payload)" if payload else "headers"
-        raise TrainingError(f"the variant {variant.name} is pre-trained: give a run of pretrain-packets on {what}")
-    run = starts.packets[payload]
-    features = read_trace_run(run).config.features
-    return replace(variant, config=msgspec.structs.replace(config, features=features), start=load_weights(run / MODEL))
 
 
 def _with(network: TracegramNetwork, **changes: object) -> TracegramNetwork:
