@@ -80,7 +80,16 @@ def extract_command(
         empty := sorted({str(origin.folder) for origin in origins if origin.folder} - set(manifest.labels))
     ):
         console.print(f"labels without a flow: {', '.join(empty)}", markup=False, highlight=False)
+    if not manifest.labelled and (hint := _unlabelled(source)):
+        console.print(f"note: no flow has a label: {hint}", markup=False, highlight=False, soft_wrap=True)
     typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
+
+
+def _unlabelled(labels: Labels) -> str:
+    """Why labels that were asked for may not be there, "" where none were."""
+    if labels.from_folder:
+        return "--label-from-folder takes the first folder below the one given: give the folder that holds the labels"
+    return f"none of these captures and endpoints is in {labels.table.name}" if labels.table else ""
 
 
 def _extract_plan(found: Outline, out: Path, settings: ExtractSettings) -> Plan:

@@ -16,7 +16,7 @@ from torch import nn
 
 from models.checkpoint import Mm4flowNetwork
 from models.mm4flow import Mm4flow
-from training.config import TrainingConfig, network_sizes, steps_of
+from training.config import TrainingConfig, TrainingError, network_sizes, steps_of
 from training.corpus import Corpus, make_corpus, make_training_set
 from training.evaluate import network_of
 from training.files import (
@@ -29,6 +29,7 @@ from training.files import (
     fingerprint,
     open_samples,
     read_encoders,
+    read_run,
     save_weights,
     scratch_folder,
     write_json,
@@ -113,7 +114,8 @@ def finetune_run(
     run gives the plan.
 
     Raises:
-        TrainingError: fewer than two labels can be learned, the loss is not finite, or the state cannot be saved.
+        TrainingError: fewer than two labels can be learned, the encoders are of other sizes, the loss is not finite, or
+            the state cannot be saved.
         SampleError: the features cannot be read.
         SplitError: the split is not one of these features.
     """
@@ -129,6 +131,7 @@ def finetune_run(
         train = corpus.samples if parts is None else corpus.samples.take(parts == 0)
         data = make_training_set(corpus, train, background, job.config)
         network = network_of(corpus, job.config, background=bool(background))
+        _check_sizes(encoders, network)
         model = new_model(network, job.config.seed, read_encoders(encoders))
         plan = _plan(job, files, "finetune", train, model, len(corpus.labels), group)
         plan.notes.extend(too_few(((count.label, count.captures) for count in corpus.all_counts), min_captures))
@@ -146,6 +149,17 @@ def finetune_run(
         run = _record(job, "finetune", network, group, started, flows, corpus, min_captures, starting, split)
         _finish(job, run, group)
     return run
+
+
+def _check_sizes(encoders: Sequence[Path], network: Mm4flowNetwork) -> None:
+    """Refuse encoders of other sizes: other heads would load without a word and read something else."""
+    for directory in encoders:
+        found = read_run(directory, "pretrain").network
+        if msgspec.structs.replace(found, n_class=network.n_class) != network:
+            raise TrainingError(
+                f"{directory}: the encoders do not fit: give their sizes, "
+                f"-d {found.d_model} -nh {found.n_head} -l {found.n_layer} -f {found.dim_ff}"
+            )
 
 
 def _validation(

@@ -10,6 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from tests.training.command import invoke, tapline_train
+from training.cli import main
 from training.config import TrainingError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -77,6 +78,26 @@ def test_labels_need_labels(tmp_path):
     tapline_train("extract", PROTOCOLS / "pcap" / "tk.pcap", "--out", tmp_path / "unlabelled")
     result = invoke("labels", "--features", tmp_path / "unlabelled")
     assert "no flow has a label: extract with --labels or --label-from-folder" in str(result.exception)
+
+
+def test_a_label_asked_for_that_no_flow_has_is_said(tmp_path):
+    said = tapline_train("extract", CAPTURES / "Aria", "--label-from-folder", "--out", tmp_path / "out")
+    assert "note: no flow has a label: --label-from-folder takes the first folder below the one given" in said
+    said = tapline_train("extract", CAPTURES / "Aria", "--labels", PROTOCOLS / "flows.csv", "--out", tmp_path / "out")
+    assert "note: no flow has a label: none of these captures and endpoints is in flows.csv" in said
+    assert "note:" not in tapline_train("extract", CAPTURES / "Aria", "--out", tmp_path / "out")
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.data_commands.find_origins", interrupt)
+    monkeypatch.setattr("sys.argv", ["tapline-train", "extract", str(CAPTURES), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert "tapline-train: interrupted: repeat the command" in capsys.readouterr().err
 
 
 def full(*_arguments, **_options):

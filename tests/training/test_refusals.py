@@ -77,6 +77,15 @@ def test_options_out_of_range(folder, tmp_path, command, options, why):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("options", [["-nh", 4], ["-d", 32], ["-l", 2]], ids=str)
+def test_encoders_of_other_sizes(folder, tmp_path, options):
+    arguments = ["--features", folder / "protocols", "--encoders", folder / "encoders", *SMALL, *options]
+    for dry in ([], ["--dry-run"]):
+        result = invoke("finetune", *arguments, "--out", tmp_path / "new", *dry)
+        assert str(result.exception).endswith("the encoders do not fit: give their sizes, -d 16 -nh 2 -l 1 -f 32")
+    assert not (tmp_path / "new").exists()
+
+
 def evaluate_traces(folder, *options, features="devices", run="traces"):
     arguments = ["--features", folder / features, "--run", folder / run, "--out", folder / "new", "--folds", 3]
     return [str(invoke("evaluate-traces", *arguments, *options, *dry).exception) for dry in ([], ["--dry-run"])]

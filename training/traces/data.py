@@ -131,7 +131,8 @@ def make_trace_corpus(samples: Iterable[Sample], settings: TraceSettings) -> Tra
     traces = [trace for trace in traces if trace.label in labels]
     if len(labels) < 2:
         raise TraceDataError(
-            f"traces of {len(labels)} label(s) in {MIN_CAPTURES} captures or more: expected 2 labels or more"
+            f"traces of {len(labels)} label(s) in {MIN_CAPTURES} captures or more: expected 2 labels or more; "
+            "label more captures"
         )
     return TraceCorpus(traces, labels, left_out)
 
