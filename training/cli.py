@@ -33,7 +33,7 @@ importing = typer.Typer(help="Import published checkpoints.", no_args_is_help=Tr
 data_commands.register(app)
 flow_commands.register(app)
 trace_cli.register(app)
-app.add_typer(importing, name="import")
+app.add_typer(importing, name="import", rich_help_panel="Published checkpoints")
 importing.command("tracegram")(import_tracegram_command)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

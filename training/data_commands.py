@@ -33,12 +33,14 @@ from training.plan import Plan, joined, too_few
 from training.store import StoredSamples
 from training.traces.data import MIN_CAPTURES as TRACE_CAPTURES
 
+PANEL = "Data"
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tapline-train`."""
-    app.command("extract")(extract_command)
-    app.command("labels")(labels_command)
-    app.command("split")(split_command)
+    app.command("extract", rich_help_panel=PANEL)(extract_command)
+    app.command("labels", rich_help_panel=PANEL)(labels_command)
+    app.command("split", rich_help_panel=PANEL)(split_command)
 
 
 def extract_command(
@@ -127,8 +129,8 @@ def split_command(
     by: Annotated[
         By, typer.Option("--by", help="What stays together; flow: nothing, figures are then too good.")
     ] = "capture",
-    validation: Annotated[float, typer.Option("--validation", help="Share for validation.")] = 0.2,
-    test: Annotated[float, typer.Option("--test", help="Share for the test.")] = 0.2,
+    validation: Annotated[float, typer.Option("--validation", min=0, max=1, help="Share for validation.")] = 0.2,
+    test: Annotated[float, typer.Option("--test", min=0, max=1, help="Share for the test.")] = 0.2,
     seed: Seed = 0,
     packets: Packets = 32,
     content_bytes: ContentBytes = 64,

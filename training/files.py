@@ -83,6 +83,14 @@ class _Command(msgspec.Struct):
     command: str
 
 
+def command_of(directory: Path) -> str:
+    """The command that made a run, "" where there is no record of one."""
+    try:
+        return msgspec.json.decode((directory / RUN).read_bytes(), type=_Command).command
+    except (OSError, msgspec.DecodeError):
+        return ""
+
+
 def read_run(directory: Path, command: str = "finetune") -> Run:
     """The record of a run of `command`.
 
@@ -120,7 +128,7 @@ def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
     """Weights of pre-trained encoders from runs of pretrain, None without one."""
     weights: dict[str, Tensor] = {}
     for directory in directories:
-        weights |= load_weights(directory / ENCODERS)
+        weights |= load_weights(_encoders_file(directory))
     return weights or None
 
 
@@ -142,12 +150,14 @@ def features_of(features: Iterable[Path]) -> dict[str, str]:
 
 def encoders_of(directories: Sequence[Path]) -> str:
     """The hash of the encoders that a run starts from, "" without any."""
-    hashes = []
-    for directory in directories:
-        if not (directory / ENCODERS).is_file():
-            raise TrainingError(f"{directory}: no {ENCODERS}: expected a run of pretrain")
-        hashes.append(file_sha256(directory / ENCODERS))
-    return "+".join(hashes)
+    return "+".join(file_sha256(_encoders_file(directory)) for directory in directories)
+
+
+def _encoders_file(directory: Path) -> Path:
+    path = directory / ENCODERS
+    if not path.is_file():
+        raise TrainingError(f"{directory}: no {ENCODERS}: expected a run of pretrain")
+    return path
 
 
 def fingerprint(*parts: object) -> str:

@@ -59,21 +59,23 @@ Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
 Version = Annotated[str, typer.Option("--version", help="Version of the checkpoint.")]
 Notes = Annotated[Path | None, typer.Option("--notes", help="Markdown put into the card.")]
 
+PANEL = "Models of flows"
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tapline-train`."""
     _add_pretrain(app, "pretrain", BOTH, "Pre-train both encoders by masked-token prediction; labels are not read.")
     _add_pretrain(app, "pretrain-ps", ("ps",), "Pre-train the encoder of payload lengths alone.")
     _add_pretrain(app, "pretrain-bytes", ("bytes",), "Pre-train the encoder of content bytes alone.")
-    app.command("finetune")(finetune_command)
-    app.command("evaluate")(evaluate_command)
-    app.command("calibrate")(calibrate_command)
-    app.command("export")(export_command)
-    app.command("card")(card_command)
+    app.command("finetune", rich_help_panel=PANEL)(finetune_command)
+    app.command("evaluate", rich_help_panel=PANEL)(evaluate_command)
+    app.command("calibrate", rich_help_panel=PANEL)(calibrate_command)
+    app.command("export", rich_help_panel=PANEL)(export_command)
+    app.command("card", rich_help_panel=PANEL)(card_command)
 
 
 def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...], text: str) -> None:
-    @app.command(name, help=text)
+    @app.command(name, help=text, rich_help_panel=PANEL)
     def pretrain_command(
         features: Features,
         out: Out,
@@ -188,10 +190,10 @@ def calibrate_command(
 ) -> None:
     """Fit temperature and unknown threshold again, at another false-rejection rate; nothing is trained."""
     figures = calibrate_run(run, false_rejection, dry_run=dry_run)
-    rejected = "-" if figures.unknown_rejected is None else f"{figures.unknown_rejected:.1%}"
+    unknown = "" if figures.unknown_rejected is None else f" and {figures.unknown_rejected:.1%} of unknown ones"
     result = (
         f"temperature {figures.temperature:.3f}, unknown below {figures.threshold:.3f}: rejects "
-        f"{figures.known_rejected:.1%} of known flows and {rejected} of unknown ones"
+        f"{figures.known_rejected:.1%} of known flows{unknown}"
     )
     if dry_run:
         say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))

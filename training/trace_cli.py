@@ -10,9 +10,9 @@ import msgspec
 import typer
 
 from models.checkpoint import TracegramNetwork
-from models.flow import MAX_CONTENT_BYTES
+from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from models.packets import TracegramFeatures
-from models.trace import SubjectKind, TraceSettings
+from models.trace import SubjectKind
 from training.config import TrainingError
 from training.files import EVALUATION
 from training.flow_commands import Name, Notes, Version
@@ -32,6 +32,7 @@ from training.options import (
     console,
     say_plan,
     step_progress,
+    trace_settings,
     write_or_say,
 )
 from training.page import REPORTS
@@ -58,16 +59,19 @@ NETWORK = DEFAULTS.network
 Start = Annotated[Path | None, typer.Option("--start", help="Run of the phase before, whose encoder this one takes.")]
 DrawsOf = Annotated[int, typer.Option("--draws", min=1, help="Flows, or traces, drawn in an epoch.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=16, max=NETWORK.max_seq_len, help="Tokens read of a flow.")]
+Window = Annotated[float, typer.Option("--window-seconds", min=0, help="Length of a trace; 0: all of a capture.")]
 Payload = Annotated[bool, typer.Option("--payload", help="Read payload too, own addresses masked; else headers only.")]
+
+PANEL = "Models of traces"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tapline-train`."""
-    app.command("pretrain-packets")(pretrain_packets_command)
-    app.command("tune-flows")(tune_flows_command)
-    app.command("train-traces")(train_traces_command)
-    app.command("evaluate-traces")(evaluate_traces_command)
-    app.command("export-traces")(export_traces_command)
+    app.command("pretrain-packets", rich_help_panel=PANEL)(pretrain_packets_command)
+    app.command("tune-flows", rich_help_panel=PANEL)(tune_flows_command)
+    app.command("train-traces", rich_help_panel=PANEL)(train_traces_command)
+    app.command("evaluate-traces", rich_help_panel=PANEL)(evaluate_traces_command)
+    app.command("export-traces", rich_help_panel=PANEL)(export_traces_command)
 
 
 def pretrain_packets_command(
@@ -126,9 +130,7 @@ def tune_flows_command(
     out: Out,
     start: Start = None,
     subject: Annotated[SubjectKind, typer.Option("--subject", help="Whose flows make a trace.")] = "mac",
-    window_seconds: Annotated[
-        float, typer.Option("--window-seconds", help="Length of a trace; 0: all of a capture.")
-    ] = DEFAULTS.trace.window_seconds,
+    window_seconds: Window = DEFAULTS.trace.window_seconds,
     b: BatchFlows = DEFAULTS.tune.batch,
     ep: Epochs = DEFAULTS.tune.epochs,
     lr: Rate = DEFAULTS.tune.learning_rate,
@@ -144,7 +146,7 @@ def tune_flows_command(
     """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
     config = msgspec.structs.replace(
         _config_of(start),
-        trace=TraceSettings(subject=subject, window_seconds=window_seconds),
+        trace=trace_settings(subject, window_seconds),
         tune=Phase(ep, draws, b, lr),
         seed=seed,
         threads=threads,
@@ -166,7 +168,10 @@ def train_traces_command(
         list[Path] | None, typer.Option("--encoders", help="Run of pretrain: an MM4flow encoder that learns too.")
     ] = None,
     lengths: Annotated[
-        int, typer.Option("--lengths", min=1, help="Payload lengths that an MM4flow encoder reads of a flow.")
+        int,
+        typer.Option(
+            "--lengths", min=1, max=MAX_PAYLOAD_LENGTHS, help="Payload lengths that an MM4flow encoder reads of a flow."
+        ),
     ] = JOINT_LENGTHS,
     content_bytes: Annotated[
         int,
@@ -180,13 +185,11 @@ def train_traces_command(
     subject: Annotated[
         SubjectKind, typer.Option("--subject", help="Whose flows make a trace (with --encoders).")
     ] = "mac",
-    window_seconds: Annotated[
-        float, typer.Option("--window-seconds", help="Length of a trace; 0: all of a capture (with --encoders).")
-    ] = DEFAULTS.trace.window_seconds,
+    window_seconds: Window = DEFAULTS.trace.window_seconds,
     b: Annotated[int, typer.Option("-b", min=2, help="Traces in a batch.")] = DEFAULTS.traces.batch,
     ep: Annotated[int | None, typer.Option("-ep", min=1, help="Epochs; by default as the encoder needs.")] = None,
     lr: Annotated[
-        float | None, typer.Option("-lr", help="Peak learning rate; by default as the encoder needs.")
+        float | None, typer.Option("-lr", min=1e-9, max=1, help="Peak learning rate; by default as the encoder needs.")
     ] = None,
     draws: DrawsOf = DEFAULTS.traces.draws,
     time_encoding: Annotated[
@@ -206,7 +209,7 @@ def train_traces_command(
     if start:
         config = read_trace_run(start).config
     else:
-        trace = TraceSettings(subject=subject, window_seconds=window_seconds)
+        trace = trace_settings(subject, window_seconds)
         config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
     phase = config.traces
     config = msgspec.structs.replace(

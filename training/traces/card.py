@@ -20,6 +20,7 @@ WORDS = {
     "trees-header": "trees on header fields",
     "trees-sizes": "trees on packet sizes",
     "no-time": "without time encoding",
+    "payload": "with content bytes, own addresses masked",
     "scratch": "without pre-training",
     "tracegram": "the published encoder, pre-trained, on packet headers",
     "tracegram-scratch": "the published encoder, without pre-training",
@@ -72,7 +73,10 @@ def _encoder(manifest: TracegramCheckpoint) -> str:
     """What reads a flow, and what of it."""
     if manifest.mm4flow is not None:
         network, reads = manifest.mm4flow.network, manifest.mm4flow.features
-        content = f" and {reads.content_bytes} content bytes each way" if reads.content_bytes else ", no content"
+        masked = ", own addresses masked" if reads.mask_addresses else ""
+        content = (
+            f" and {reads.content_bytes} content bytes each way{masked}" if reads.content_bytes else ", no content"
+        )
         return (
             f"its flow encoder is an MM4flow of its own, {network.d_model}/{network.n_layer}/{network.n_head}/"
             f"{network.dim_ff} (width/layers/heads/feed-forward), trained with the rest. It reads the first "
@@ -187,7 +191,8 @@ def _attribution(held: Faithfulness | None) -> str:
     return (
         f"Attribution: without the {held.removed_share:.0%} of flows that it found most important the confidence in "
         f"the label {_falls(held.top)} on average, without as many random ones {_falls(held.random, held.top)}; "
-        f"difference {held.difference:.3f} ({_range(held.difference_interval)}) over {held.traces} traces.{doubt} "
+        f"difference {held.difference:.3f} ({_range(held.difference_interval)}) over {held.traces} "
+        f"{'trace' if held.traces == 1 else 'traces'}.{doubt} "
         "Importance is correlation, not proof of cause."
     )
 

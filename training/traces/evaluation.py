@@ -17,10 +17,11 @@ from torch import Tensor
 from models.checkpoint import TracegramNetwork
 from training.calibrate import softmax
 from training.config import TrainingError
-from training.files import EVALUATION, MODEL, load_weights, read_encoders, write_json
+from training.files import EVALUATION, MODEL, command_of, encoders_of, load_weights, read_encoders, write_json
 from training.measured import Curve, Measured
 from training.page import write_report
 from training.plan import Plan
+from training.split import check_filled, check_tuned
 from training.traces.config import JOINT_CONTENT, TraceTrainingConfig, encoder_features
 from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, measured_folds, read_outcome
 from training.traces.data import TraceCorpus, folds_of, look_alike
@@ -101,28 +102,26 @@ def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: Tra
     record = read_trace_run(run)
     if record.command != "train-traces":
         raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
+    if record.config.mm4flow is not None and encoders_of(settings.start) != record.start:
+        raise TrainingError(f"{run}: learned from other encoders: give --start what train-traces had as --encoders")
     torch.set_num_threads(record.config.threads)
     corpus = read_corpus(TraceJob(features, directory, record.config))
+    if corpus.labels != record.labels:
+        raise TrainingError(f"{run}: learned other labels than these features have: give the features of the run")
     _check(settings, corpus)
     base = classes_of(record.config, corpus)
     starts = _starts(base, settings)
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
     variants = [variant_of(name, base, settings.left_out, starts) for name in names]
     fold_of = folds_of(corpus, settings.folds, 0)
-    if (filled := len(np.unique(fold_of))) < settings.folds:
-        raise TrainingError(
-            f"--folds {settings.folds}: the {len(fold_of)} captures fill {filled} of them: give {filled} or fewer"
-        )
+    check_filled(settings.folds, fold_of.tolist())
     measured = [measured_folds(corpus, variant, fold_of, directory) for variant in variants]
     return _Todo(corpus, fold_of, variants, measured)
 
 
 def _check(settings: TraceEvaluationSettings, corpus: TraceCorpus) -> None:
     """Refuse what would fail, or say nothing, only after everything was trained."""
-    if missing := [fold for fold in settings.tuned if not 0 <= fold < settings.folds]:
-        raise TrainingError(f"--tuned {missing[0]}: expected one of the folds 0 to {settings.folds - 1}")
-    if len(set(settings.tuned)) == settings.folds:
-        raise TrainingError("--tuned: every fold served to choose settings: leave one at least to be measured on")
+    check_tuned(settings.folds, settings.tuned)
     if (UNKNOWN in settings.variants) != bool(settings.left_out):
         raise TrainingError(
             f"--variant {UNKNOWN} and --left-out go together: it learns all labels but those left out, and is measured "
@@ -166,8 +165,15 @@ def _starts(config: TraceTrainingConfig, settings: TraceEvaluationSettings) -> S
     elif len(settings.start) > 1:
         raise TrainingError("an encoder of Tracegram starts from one run of pretrain-packets: give one --start")
     else:
-        main = load_weights(settings.start[0] / MODEL) if settings.start else None
-    return Starts(main, load_weights(settings.packets / MODEL) if settings.packets else None)
+        main = _pretrained(settings.start[0]) if settings.start else None
+    return Starts(main, _pretrained(settings.packets) if settings.packets else None)
+
+
+def _pretrained(run: Path) -> dict[str, Tensor]:
+    """An encoder that has read no label: one of a later phase knows those of the traces that a fold measures."""
+    if (found := command_of(run)) != "pretrain-packets":
+        raise TrainingError(f"{run}: {f'a run of {found}' if found else 'no run'}, expected one of pretrain-packets")
+    return load_weights(run / MODEL)
 
 
 def summarise_directory(

@@ -27,6 +27,7 @@ from training.config import TrainingConfig, TrainingError
 from training.files import (
     MODEL,
     RUN,
+    command_of,
     encoders_of,
     features_of,
     fingerprint,
@@ -229,6 +230,8 @@ def read_trace_run(directory: Path) -> TraceRun:
     except OSError as error:
         raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a finished run") from None
     except msgspec.DecodeError as error:
+        if (found := command_of(directory)) in ("pretrain", "finetune"):
+            raise TrainingError(f"{directory}: a run of {found}, expected one of trace training") from None
         raise TrainingError(f"{directory / RUN}: not a run of trace training: {error}") from None
 
 
