@@ -15,8 +15,8 @@ from training.cli import app
 from training.config import TrainingError
 from training.files import load_weights
 from training.finetune import new_model
-from training.traces.aggregate import score_traces
-from training.traces.config import Phase, joint_config
+from training.traces.aggregate import kept_flows, score_traces
+from training.traces.config import Phase, TraceAugmentation, joint_config
 from training.traces.data import flows_of
 from training.traces.evaluation import Starts, variant_of
 from training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
@@ -114,6 +114,20 @@ def test_an_interrupted_run_goes_on_where_it_was(features, encoders, tmp_path):
     train_traces_run(job("whole"))
     broken, whole = (load_weights(tmp_path / name / "model.safetensors") for name in ("broken", "whole"))
     assert all(torch.equal(broken[name], whole[name]) for name in whole)
+
+
+def test_short_parts_of_a_trace_are_stretches_drawn_by_the_logarithm_of_their_length():
+    rng = np.random.default_rng(0)
+    how = TraceAugmentation(drop_flows=0.0, most_flows=64, part=1.0, short_parts=True)
+    parts = [kept_flows(64, how, rng) for _ in range(1200)]
+    assert all((np.diff(part) == 1).all() for part in parts)
+    lengths = np.array([len(part) for part in parts])
+    for low, high in ((1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 64)):
+        assert 1 / 8 < ((lengths >= low) & (lengths < high)).mean() < 5 / 24
+    assert 0.5 < np.mean([part[0] == 0 for part in parts]) < 0.6
+    plain = TraceAugmentation(drop_flows=0.0, most_flows=64, part=1.0)
+    assert np.mean([len(kept_flows(64, plain, rng)) < 8 for _ in range(1200)]) < 0.2
+    assert len(kept_flows(1, how, rng)) == 1
 
 
 def test_evaluation_beside_the_published_encoder_and_the_frozen_one(features, run, encoders, tmp_path):
