@@ -60,6 +60,29 @@ Start = Annotated[Path | None, typer.Option("--start", help="Run of the phase be
 DrawsOf = Annotated[int, typer.Option("--draws", min=1, help="Flows, or traces, drawn in an epoch.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=16, max=NETWORK.max_seq_len, help="Tokens read of a flow.")]
 Window = Annotated[float, typer.Option("--window-seconds", min=0, help="Length of a trace; 0: all of a capture.")]
+Subject = Annotated[SubjectKind, typer.Option("--subject", help="Whose flows make a trace.")]
+Lengths = Annotated[
+    int,
+    typer.Option(
+        "--lengths", min=1, max=MAX_PAYLOAD_LENGTHS, help="Payload lengths that an MM4flow encoder reads of a flow."
+    ),
+]
+JointContent = Annotated[
+    int,
+    typer.Option(
+        "--content-bytes",
+        min=0,
+        max=MAX_CONTENT_BYTES,
+        help="Content bytes each way that it reads, own addresses masked; 0: headers only.",
+    ),
+]
+OF_START = {
+    "lengths": "--lengths",
+    "content_bytes": "--content-bytes",
+    "subject": "--subject",
+    "window_seconds": "--window-seconds",
+}
+"""What train-traces takes from the run that it starts from: parameter and option."""
 Payload = Annotated[bool, typer.Option("--payload", help="Read payload too, own addresses masked; else headers only.")]
 
 PANEL = "Models of traces"
@@ -129,7 +152,7 @@ def tune_flows_command(
     features: Features,
     out: Out,
     start: Start = None,
-    subject: Annotated[SubjectKind, typer.Option("--subject", help="Whose flows make a trace.")] = "mac",
+    subject: Subject = "mac",
     window_seconds: Window = DEFAULTS.trace.window_seconds,
     b: BatchFlows = DEFAULTS.tune.batch,
     ep: Epochs = DEFAULTS.tune.epochs,
@@ -159,6 +182,7 @@ def tune_flows_command(
 
 
 def train_traces_command(
+    context: typer.Context,
     features: Features,
     out: Out,
     start: Annotated[
@@ -167,24 +191,9 @@ def train_traces_command(
     encoders: Annotated[
         list[Path] | None, typer.Option("--encoders", help="Run of pretrain: an MM4flow encoder that learns too.")
     ] = None,
-    lengths: Annotated[
-        int,
-        typer.Option(
-            "--lengths", min=1, max=MAX_PAYLOAD_LENGTHS, help="Payload lengths that an MM4flow encoder reads of a flow."
-        ),
-    ] = JOINT_LENGTHS,
-    content_bytes: Annotated[
-        int,
-        typer.Option(
-            "--content-bytes",
-            min=0,
-            max=MAX_CONTENT_BYTES,
-            help="Content bytes each way that it reads, own addresses masked; 0: headers only.",
-        ),
-    ] = 0,
-    subject: Annotated[
-        SubjectKind, typer.Option("--subject", help="Whose flows make a trace (with --encoders).")
-    ] = "mac",
+    lengths: Lengths = JOINT_LENGTHS,
+    content_bytes: JointContent = 0,
+    subject: Subject = "mac",
     window_seconds: Window = DEFAULTS.trace.window_seconds,
     b: Annotated[int, typer.Option("-b", min=2, help="Traces in a batch.")] = DEFAULTS.traces.batch,
     ep: Annotated[int | None, typer.Option("-ep", min=1, help="Epochs; by default as the encoder needs.")] = None,
@@ -202,10 +211,13 @@ def train_traces_command(
 ) -> None:
     """Phase 1: aggregation and head learn the labels of traces, and with them an encoder of MM4flow.
 
-    With --start the encoder is the published one, and frozen. Without --start and --encoders: MM4flow's, from nothing.
+    With --start the encoder is the published one, and frozen; what it reads and what a trace is are as in that run.
+    Without --start and --encoders: MM4flow's, from nothing.
     """
     if start and encoders:
         raise TrainingError("--start and --encoders: give one of them")
+    if start and (given := [option for name, option in OF_START.items() if _is_given(context, name)]):
+        raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
     if start:
         config = read_trace_run(start).config
     else:
@@ -276,6 +288,11 @@ def export_traces_command(
     )
     if not dry_run:
         typer.echo(f"{to}: {len(checkpoint.labels)} labels")
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _say_figures(figures: TraceEvaluation) -> None:

@@ -77,6 +77,15 @@ def test_options_out_of_range(folder, tmp_path, command, options, why):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "options", [["--subject", "mac"], ["--window-seconds", 60], ["--lengths", 8], ["--content-bytes", 8]], ids=str
+)
+def test_what_a_run_to_start_from_has_decided(folder, tmp_path, options):
+    arguments = ["--features", folder / "devices", "--start", folder / "traces", "--out", tmp_path / "new", *options]
+    said = str(invoke("train-traces", *arguments).exception)
+    assert said == f"{options[0]}: with --start it is as that run had it: leave it out"
+
+
 @pytest.mark.parametrize("options", [["-nh", 4], ["-d", 32], ["-l", 2]], ids=str)
 def test_encoders_of_other_sizes(folder, tmp_path, options):
     arguments = ["--features", folder / "protocols", "--encoders", folder / "encoders", *SMALL, *options]
