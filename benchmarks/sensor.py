@@ -1,9 +1,10 @@
-"""What the Zeek package costs: plain Zeek, the package writing logs, and the package publishing to a client.
+"""What the Zeek package costs: plain Zeek, the package writing logs, publishing to a client, and that compiled.
 
     python benchmarks/sensor.py CAPTURE [PUBLISHED_SCRIPT...] [--repeats 1]
 
-All in one run on the same capture; needs `zeek` on PATH. The client drains the bus and drops what it gets. With the
-published MM4flow scripts given, they are measured too. Times are CPU seconds of the Zeek process, and wall seconds.
+All in one run on the same capture, in turns, so that other work on the machine meets them alike; needs `zeek` on PATH.
+The client drains the bus and drops what it gets. With the published MM4flow scripts given, they are measured too. Times
+are CPU seconds of the Zeek process, and wall seconds; they and the ratios are medians over the turns.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import argparse
 import asyncio
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hardware import describe, report
@@ -29,6 +32,8 @@ from service.sources.bus.source import BusSource, make_transport
 from service.sources.bus.transport import TlsFiles
 
 SCRIPTS = ROOT / "zeek" / "scripts"
+COMPILED = ["-O", "ZAM", "--optimize-files=zeek/scripts/"]
+"""What the README of the package advises: its own scripts compiled, Zeek's as they are."""
 
 
 def run_zeek(arguments: list[str]) -> tuple[float, float]:
@@ -63,7 +68,7 @@ def drain(port: int, stop: threading.Event) -> threading.Thread:
     return thread
 
 
-def publishing(capture: str) -> tuple[float, float]:
+def publishing(capture: str, *arguments: str) -> tuple[float, float]:
     """The package over the bus, every flow delivered."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,10 +76,20 @@ def publishing(capture: str) -> tuple[float, float]:
     stop = threading.Event()
     thread = drain(port, stop)
     try:
-        return run_zeek(["-C", "-r", capture, str(SCRIPTS / "replay.zeek"), f"Tapline::listen_port={port}/tcp"])
+        scripts = [str(SCRIPTS / "replay.zeek"), f"Tapline::listen_port={port}/tcp"]
+        return run_zeek([*arguments, "-C", "-r", capture, *scripts])
     finally:
         stop.set()
         thread.join()
+
+
+def measure(ways: dict[str, Callable[[], tuple[float, float]]], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """CPU and wall seconds of every way, one turn of all after the other."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            times[name].append(way())
+    return times
 
 
 def main() -> None:
@@ -89,21 +104,22 @@ def main() -> None:
         "plain Zeek": lambda: run_zeek(["-C", "-r", capture]),
         "package, logs": lambda: run_zeek(["-C", "-r", capture, str(SCRIPTS / "offline.zeek")]),
         "package, publishing": lambda: publishing(capture),
+        "package compiled, publishing": lambda: publishing(capture, *COMPILED),
     }
     if options.published:
         scripts = [str(path.resolve()) for path in options.published]
         ways["published scripts"] = lambda: run_zeek(["-C", "-r", capture, *scripts])
     print(f"machine  {describe()}")
-    print(f"input    {options.capture.name}, {options.capture.stat().st_size / 1e6:.0f} MB; best of {options.repeats}")
-    plain = None
-    for name, way in ways.items():
-        cpu, wall = min(way() for _ in range(options.repeats))
-        plain = plain or (cpu, wall)
-        ratios = f"{cpu / plain[0]:.2f} and {wall / plain[1]:.2f} times plain"
-        print(f"{name:<20} {cpu:6.1f} s CPU, {wall:6.1f} s wall: {ratios}")
+    size_mb = options.capture.stat().st_size / 1e6
+    print(f"input    {options.capture.name}, {size_mb:.0f} MB; median of {options.repeats}", flush=True)
+    times = measure(ways, options.repeats)
+    plain = times["plain Zeek"]
+    for name, turns in times.items():
+        cpu, wall = (statistics.median(turn[i] for turn in turns) for i in (0, 1))
+        ratios = [statistics.median(a[i] / b[i] for a, b in zip(turns, plain, strict=True)) for i in (0, 1)]
+        print(f"{name:<29} {cpu:6.1f} s CPU, {wall:6.1f} s wall: {ratios[0]:.2f} and {ratios[1]:.2f} times plain")
         if name != "plain Zeek":
-            report(f"Zeek: {name}, {options.capture.name}", f"**{cpu / plain[0]:.2f} times** plain Zeek's CPU")
-        sys.stdout.flush()
+            report(f"Zeek: {name}, {options.capture.name}", f"**{ratios[0]:.2f} times** plain Zeek's CPU")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Writer(Protocol):
 
 
 def writer(format_: Format, file: TextIO, limit: int, show: Show = "all") -> Writer:
-    """The writer for a format; `limit` bounds the rows of the tables (0: all)."""
+    """The writer for a format; `limit` bounds the rows of the tables (0: all), which hold what started first."""
     if format_ == "table":
         return _Shown(TableWriter(file, limit, show), show)
     if format_ == "json":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -18,6 +19,8 @@ from service.report import InputSummary, Summary
 
 PROGRESS_MIN_BYTES = 4 << 20
 """Inputs below this are read without a progress bar."""
+
+Row = TypeVar("Row")
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -49,47 +52,74 @@ def flow_cells(flow: Flow) -> tuple[str | Text, ...]:
     )
 
 
+class FirstRows(Generic[Row]):
+    """Keeps the `limit` rows (0: all) that come first in the order of `key`, in whatever order they are added.
+
+    Holds at most twice as many rows.
+    """
+
+    def __init__(self, limit: int, key: Callable[[Row], Any]) -> None:
+        self._limit = limit
+        self._key = key
+        self._rows: list[Row] = []
+        self._added = 0
+
+    def add(self, row: Row) -> None:
+        """Take a row."""
+        self._added += 1
+        self._rows.append(row)
+        if self._limit and len(self._rows) >= 2 * self._limit:
+            self._rows = self.rows()
+
+    def rows(self) -> list[Row]:
+        """The first rows, in order; those with equal keys in the order in which they came."""
+        rows = sorted(self._rows, key=self._key)
+        return rows[: self._limit] if self._limit else rows
+
+    @property
+    def left_out(self) -> int:
+        """Rows that are not among the first."""
+        return max(0, self._added - self._limit) if self._limit else 0
+
+
 class FlowTable:
-    """Collects the rows to show, at most `limit` (0: all), and draws them with the summary."""
+    """Collects the rows to show, the `limit` flows (0: all) that started first, and draws them with the summary."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._rows: list[tuple[Flow, Verdict]] = []
-        self._left_out = 0
+        self._rows = FirstRows[tuple[Flow, Verdict]](limit, key=lambda row: row[0].start_us)
 
     def add(self, flow: Flow, verdict: Verdict) -> None:
         """Take a classified flow."""
-        if self._limit and len(self._rows) >= self._limit:
-            self._left_out += 1
-        else:
-            self._rows.append((flow, verdict))
+        self._rows.add((flow, verdict))
 
     def draw(self, console: Console, summary: Summary) -> None:
         """Print flows and summary."""
-        if self._rows:
-            console.print(self._flows())
-        if self._left_out:
-            console.print(f"… and {self._left_out} more flows: --limit 0 shows all", style="dim")
+        rows = self._rows.rows()
+        if rows:
+            console.print(_flows(rows))
+        if left_out := self._rows.left_out:
+            console.print(f"… and {left_out} flows that started later: --limit 0 shows all", style="dim")
         if summary.labels:
             console.print(_labels(summary))
         console.print(summary_text(summary))
 
-    def _flows(self) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, title="Flows", title_justify="left", title_style="bold")
-        table.add_column("label", no_wrap=True)
-        table.add_column("confidence", justify="right")
-        table.add_column("proto")
-        table.add_column("originator", overflow="fold")
-        table.add_column("responder", overflow="fold")
-        table.add_column("payload packets", justify="right")
-        table.add_column("bytes", justify="right", no_wrap=True)
-        for flow, verdict in sorted(self._rows, key=lambda row: row[0].start_us):
-            table.add_row(
-                label_text(verdict),
-                f"{verdict.confidence:.2f}",
-                *flow_cells(flow),
-            )
-        return table
+
+def _flows(rows: list[tuple[Flow, Verdict]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Flows", title_justify="left", title_style="bold")
+    table.add_column("label", no_wrap=True)
+    table.add_column("confidence", justify="right")
+    table.add_column("proto")
+    table.add_column("originator", overflow="fold")
+    table.add_column("responder", overflow="fold")
+    table.add_column("payload packets", justify="right")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for flow, verdict in rows:
+        table.add_row(
+            label_text(verdict),
+            f"{verdict.confidence:.2f}",
+            *flow_cells(flow),
+        )
+    return table
 
 
 def label_text(verdict: Verdict) -> Text:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.report import Summary, TraceSummary
-from service.terminal import endpoint_text, label_text
+from service.terminal import FirstRows, endpoint_text, label_text
 from service.traces.records import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, TraceVerdict
 
 SHOWN_FLOWS = 3
@@ -25,30 +25,24 @@ UNBOUNDED = 10_000
 
 
 class TraceTable:
-    """Collects the traces to show, at most `limit` (0: all), and draws them."""
+    """Collects the traces to show, the first `limit` (0: all) by input and window, and draws them."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._rows: list[TraceVerdict] = []
-        self._left_out = 0
+        self._rows = FirstRows[TraceVerdict](limit, key=lambda trace: (trace.source, trace.start_us))
 
     def add(self, trace: TraceVerdict) -> None:
         """Take a trace."""
-        if self._limit and len(self._rows) >= self._limit:
-            self._left_out += 1
-        else:
-            self._rows.append(trace)
+        self._rows.add(trace)
 
     def draw(self, console: Console, summary: Summary) -> None:
         """Print the traces, what shares mean, and one sentence that accounts for them."""
-        if self._rows:
-            rows = sorted(self._rows, key=lambda trace: (trace.source, trace.start_us))
+        if rows := self._rows.rows():
             table = _traces(rows)
             wanted = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum
             console.print(table if wanted <= console.width else _listed(rows))
             console.print(f"{NEAREST_NOTE} {IMPORTANCE_NOTE}", style="dim")
-        if self._left_out:
-            console.print(f"… and {self._left_out} more traces: --limit 0 shows all", style="dim")
+        if left_out := self._rows.left_out:
+            console.print(f"… and {left_out} more traces: --limit 0 shows all", style="dim")
         if summary.traces is not None:
             console.print(traces_text(summary.traces))
 

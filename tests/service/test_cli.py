@@ -13,6 +13,7 @@ import urllib.request
 import pytest
 
 from service.settings import ENV_PREFIX, Settings
+from service.terminal import endpoint_text
 from tests.service.cli_runner import CODE, ROOT, tapline
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
@@ -34,9 +35,19 @@ def test_table(classify):
     result = classify(CAPTURE, "--limit", "3")
     assert result.returncode == 0
     assert "By label" in result.stdout
-    assert "more flows: --limit 0 shows all" in result.stdout
+    assert "flows that started later: --limit 0 shows all" in result.stdout
     assert "flows classified by random 1" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+def test_limit_shows_the_flows_that_start_first(classify):
+    flows = json.loads(classify(CAPTURE, "-f", "json").stdout)["flows"]
+    first = sorted(flows, key=lambda flow: flow["start_us"])[:5]
+    assert first != flows[:5], "flows come when they end, so that the first to come are others"
+    table, _, end = classify(CAPTURE, "--limit", "5").stdout.partition("… and ")
+    rows = [line.split() for line in table.splitlines() if line.rstrip().endswith((" B", " KiB"))]
+    assert [row[-4] for row in rows] == [endpoint_text(flow["resp_h"], flow["resp_p"], flow["proto"]) for flow in first]
+    assert end.startswith(f"{len(flows) - 5} flows that started later: --limit 0 shows all")
 
 
 def test_formats_say_the_same(classify):

@@ -37,6 +37,12 @@ export {
 	## The cluster node that serves the bus and takes verdicts. Empty: the manager.
 	const serving_node = "" &redef;
 
+	## Time that a flow waits at most for others to be published with; 0sec: none.
+	option publish_delay: interval = 50msec;
+
+	## Flows that are published together at most.
+	const publish_together = 64;
+
 	## Whether this process is the one that serves the bus and takes verdicts.
 	global is_serving: function(): bool;
 }
@@ -50,20 +56,18 @@ function is_serving(): bool
 	return serving_node == "" ? Cluster::local_node_type() == Cluster::MANAGER : Cluster::node == serving_node;
 	}
 
-function subject(id: conn_id): addr
+function subject(f: Flow): addr
 	{
 	if ( shard_by == "orig" )
-		return id$orig_h;
+		return f$orig_h;
 	if ( shard_by == "resp" )
-		return id$resp_h;
-	return Site::is_local_addr(id$resp_h) && ! Site::is_local_addr(id$orig_h) ? id$resp_h : id$orig_h;
+		return f$resp_h;
+	return Site::is_local_addr(f$resp_h) && ! Site::is_local_addr(f$orig_h) ? f$resp_h : f$orig_h;
 	}
 
-function topic_of(c: connection): string
+function topic_of(f: Flow): string
 	{
-	if ( shards == 1 )
-		return flows_topic + "0";
-	local shard = cat(fnv1a32(subject(c$id)) % shards);
+	local shard = cat(fnv1a32(subject(f)) % shards);
 	while ( |shard| < |cat(shards - 1)| )
 		shard = "0" + shard;
 	return flows_topic + shard;
@@ -72,15 +76,39 @@ function topic_of(c: connection): string
 # A service that takes some shards only must see holes in those alone, so each shard counts by itself.
 global shard_seqs: table[string] of count &default=0;
 
+# Flows that go out together, which wakes the threads of the bus once and not for each.
+global waiting: vector of Flow;
+
+function publish_waiting()
+	{
+	local topic = flows_topic + "0";
+	for ( _, f in waiting )
+		{
+		if ( shards > 1 )
+			{
+			topic = topic_of(f);
+			f$seq = ++shard_seqs[topic];
+			}
+		Cluster::publish(topic, Tapline::flow, f$version, f$sensor, f$seq, f$final, f$uid, f$start_us,
+		    f$duration_us, f$orig_h, f$orig_p, f$resp_h, f$resp_p, f$proto, f$service, f$conn_state, f$orig_pkts,
+		    f$resp_pkts, f$orig_ip_bytes, f$resp_ip_bytes, f$up, f$down, f$payload_lengths, f$orig_bytes,
+		    f$resp_bytes, f$link_type, f$heads_kind, f$heads);
+		}
+	waiting = vector();
+	}
+
+event publish_due()
+	{
+	publish_waiting();
+	}
+
 hook deliver(c: connection, f: Flow)
 	{
-	local topic = topic_of(c);
-	if ( shards > 1 )
-		f$seq = ++shard_seqs[topic];
-	Cluster::publish(topic, Tapline::flow, f$version, f$sensor, f$seq, f$final, f$uid, f$start_us,
-	    f$duration_us, f$orig_h, f$orig_p, f$resp_h, f$resp_p, f$proto, f$service, f$conn_state, f$orig_pkts,
-	    f$resp_pkts, f$orig_ip_bytes, f$resp_ip_bytes, f$up, f$down, f$payload_lengths, f$orig_bytes,
-	    f$resp_bytes, f$link_type, f$heads_kind, f$heads);
+	waiting += f;
+	if ( |waiting| >= publish_together || publish_delay == 0sec )
+		publish_waiting();
+	else if ( |waiting| == 1 )
+		schedule publish_delay { publish_due() };
 	}
 
 function open_server()

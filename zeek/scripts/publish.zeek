@@ -73,17 +73,19 @@ event early_due(c: connection)
 	local st = c$tapline;
 	if ( st$early || st$closed || zeek_is_terminating() )
 		return;
-	# Brings the packet counts of the record up to date.
-	if ( connection_exists(c$id) )
-		lookup_connection(c$id);
+	# Looking it up brings the packet counts of the record up to date. What comes back must be used, because -O ZAM leaves
+	# out calls whose result is not; and it may be another connection, since two of ICMP errors can have the same ports.
+	local now = connection_exists(c$id) ? lookup_connection(c$id) : c;
+	if ( now$uid != c$uid )
+		now = c;
 	# The deadline alone is no reason to publish what is published as final in a moment.
-	if ( ! st$early_due && is_over(c) )
+	if ( ! st$early_due && is_over(now) )
 		return;
 	st$early_due = T;
 	st$early = T;
 	st$early_mark = mark(st);
 	++counters$early;
-	hook deliver(c, build_flow(c, F));
+	hook deliver(now, build_flow(now, F));
 	}
 
 event connection_state_remove(c: connection)

@@ -34,6 +34,8 @@ function loss_percent(): double
 
 function publish_stats()
 	{
+	# Nothing numbered may come after the number that says how many there are.
+	publish_waiting();
 	local n = get_net_stats();
 	local k = counters;
 	Cluster::publish(stats_topic, Tapline::stats, format_version, sensor_name,
