@@ -102,7 +102,12 @@ def classify(
     scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
     trace_checkpoint: TraceCheckpoint = None,
     show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
-    limit: Annotated[int, typer.Option(min=0, help="rows of a table, the flows that start first; 0 for all; captures are read whole all the same")] = 50,
+    limit: Annotated[
+        int,
+        typer.Option(
+            min=0, help="rows of a table, the flows that start first; 0 for all; captures are read whole all the same"
+        ),
+    ] = 50,
     reader: Reader = "auto",
     engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
 ) -> None:
