@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import msgspec
 from models.checkpoint import (
     CARD,
     MANIFEST,
+    AnyCheckpoint,
     Checkpoint,
     CheckpointError,
     FileRecord,
@@ -26,16 +28,28 @@ _C = TypeVar("_C", Checkpoint, TracegramCheckpoint)
 def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Path], None]) -> _C:
     """Write a checkpoint beside `directory` and move it there when it is whole.
 
-    `write_files` puts every other file into the folder it is given. An existing checkpoint is replaced only at the end.
+    `write_files` puts every other file into the folder it is given. An existing checkpoint is replaced only at the end;
+    a failure leaves nothing, not even the folders above it.
 
     Returns:
         The manifest as written, with the files' sizes and hashes.
 
     Raises:
-        CheckpointError: `directory` holds something else than a checkpoint, which is left alone.
+        CheckpointError: `directory` holds something else than a checkpoint, which is left alone; or the manifest has a
+            name, a version or a label that could not be read back.
     """
+    _refuse_unreadable(directory, checkpoint)
     refuse_other_files(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    made = _make_folders(directory.parent)
+    try:
+        return _write_whole(directory, checkpoint, write_files)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is not empty: the checkpoint is there
+                folder.rmdir()
+
+
+def _write_whole(directory: Path, checkpoint: _C, write_files: Callable[[Path], None]) -> _C:
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         write_files(staging)
@@ -51,6 +65,21 @@ def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Pat
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return written
+
+
+def _make_folders(directory: Path) -> list[Path]:
+    """Make a folder and those above it; gives the ones that were not there, the deepest first."""
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _refuse_unreadable(directory: Path, checkpoint: AnyCheckpoint) -> None:
+    """Check a manifest as its reader will, which a record that was made in this process never was."""
+    try:
+        msgspec.json.decode(msgspec.json.encode(checkpoint), type=type(checkpoint))
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{directory}: this would be no readable checkpoint: {error}") from None
 
 
 def refuse_other_files(directory: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow
+from models.own_addresses import Content, content_without_addresses
 
 FEATURE_VERSION = 1
 """Version of the encoding; a checkpoint of another version is refused."""
@@ -27,10 +28,14 @@ BYTES_MAX_TOKENS = 512
 
 
 class Mm4flowFeatures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much of a flow a checkpoint reads: payload lengths, and content bytes each way."""
+    """How much of a flow a checkpoint reads: payload lengths, and content bytes each way.
+
+    `mask_addresses`: the addresses of the flow's endpoints are zero in its content.
+    """
 
     payload_lengths: int = MAX_PAYLOAD_LENGTHS
     content_bytes: int = MAX_CONTENT_BYTES
+    mask_addresses: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.payload_lengths <= MAX_PAYLOAD_LENGTHS:
@@ -91,7 +96,7 @@ def encode(flows: Sequence[Flow], features: Mm4flowFeatures | None = None) -> To
     """
     features = features or Mm4flowFeatures()
     ps_tokens, ps_offsets = _encode_lengths(flows, features.payload_lengths)
-    return TokenBatch(ps_tokens, ps_offsets, *_encode_content(flows, features.content_bytes))
+    return TokenBatch(ps_tokens, ps_offsets, *_encode_content(_contents(flows, features), features.content_bytes))
 
 
 def pad(
@@ -124,11 +129,17 @@ def _encode_lengths(flows: Sequence[Flow], limit: int) -> tuple[NDArray[np.int32
     return _fill(offsets, [(offsets[:-1], CLS), (offsets[1:] - 1, SEP)], values), offsets
 
 
+def _contents(flows: Sequence[Flow], features: Mm4flowFeatures) -> list[Content]:
+    if features.mask_addresses and features.content_bytes:
+        return [content_without_addresses(flow) for flow in flows]
+    return [Content(flow.orig_bytes, flow.resp_bytes) for flow in flows]
+
+
 def _encode_content(
-    flows: Sequence[Flow], limit: int
+    contents: Sequence[Content], limit: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    forward = np.fromiter((min(len(flow.orig_bytes), limit) for flow in flows), np.int64, len(flows))
-    backward = np.fromiter((min(len(flow.resp_bytes), limit) for flow in flows), np.int64, len(flows))
+    forward = np.fromiter((min(len(content.orig), limit) for content in contents), np.int64, len(contents))
+    backward = np.fromiter((min(len(content.resp), limit) for content in contents), np.int64, len(contents))
     while (over := forward + backward > BYTES_MAX_TOKENS - 3).any():  # the longer gives, the originator when equal
         longer = forward >= backward
         forward = forward - (over & longer)
@@ -136,15 +147,15 @@ def _encode_content(
     offsets = _offsets(forward + backward + 3)
     content = b"".join(
         chain.from_iterable(
-            (flow.orig_bytes[:f], flow.resp_bytes[:b])
-            for flow, f, b in zip(flows, forward.tolist(), backward.tolist(), strict=True)
+            (content.orig[:f], content.resp[:b])
+            for content, f, b in zip(contents, forward.tolist(), backward.tolist(), strict=True)
         )
     )
     middle = offsets[:-1] + forward + 1
     values = np.frombuffer(content, np.uint8).astype(np.int32) + FIRST_TOKEN
     tokens = _fill(offsets, [(offsets[:-1], CLS), (middle, SEP), (offsets[1:] - 1, SEP)], values)
     parts = np.stack((forward + 2, backward + 1), axis=1).ravel()
-    types = np.repeat(np.tile(np.array([0, 1], np.int32), len(flows)), parts)
+    types = np.repeat(np.tile(np.array([0, 1], np.int32), len(contents)), parts)
     return tokens, types, offsets
 
 

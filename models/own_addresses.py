@@ -1,4 +1,4 @@
-"""The addresses of a flow's own endpoints wherever its packet heads repeat them: binary, as text, in DHCP's fields.
+"""The addresses of a flow's own endpoints wherever its packets repeat them: binary, as text, in DHCP's fields.
 
 A capture of one device repeats that device's addresses, and a model that reads them learns the unit, not its kind. Only
 the flow itself is looked at, so an address is not found in a flow that neither end nor link layer bears.
@@ -10,8 +10,10 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.flow import Flow
 from models.packet_headers import ETHERNET, HeadBytes, IpHeaders
@@ -23,6 +25,7 @@ _DHCP_OPTIONS = frozenset({50, 54, 61})  # requested address, server, client ide
 _DHCP_OPTIONS_AT = 240
 _UDP_HEADER_BYTES = 8
 _HOST_SPECIFIC_BYTES = 3
+_MACS_BYTES = 12
 
 
 def mask_own_addresses(heads: HeadBytes, flows: Sequence[Flow], *headers: IpHeaders) -> None:
@@ -37,28 +40,48 @@ def mask_own_addresses(heads: HeadBytes, flows: Sequence[Flow], *headers: IpHead
         first, last = heads.first[index], heads.first[index + 1]
         if first == last:
             continue
-        macs = _macs(heads, first, last) if flow.link_type == ETHERNET else set()
-        macs.update(mac for address in (flow.orig_h, flow.resp_h) if (mac := _mac_inside(address)))
-        patterns = [_mac_pattern(mac) for mac in macs]
-        patterns += [pattern for address in (flow.orig_h, flow.resp_h) if (pattern := _ip_pattern(address))]
         start, end = int(heads.starts[first]), int(heads.ends[last - 1])
-        data = heads.raw[start:end].tobytes()
-        for pattern in patterns:
-            for match in pattern.finditer(data):
-                heads.raw[start + match.start() : start + match.end()] = 0
+        _mask_named(heads.raw[start:end], flow)
     _mask_dhcp(heads, flows, headers)
 
 
-def _macs(heads: HeadBytes, first: int, last: int) -> set[bytes]:
+class Content(NamedTuple):
+    """The content bytes of a flow, from its originator and from its responder."""
+
+    orig: bytes
+    resp: bytes
+
+
+def content_without_addresses(flow: Flow) -> Content:
+    """The content of a flow with zeros where `mask_own_addresses` puts them. MAC addresses are known from its heads."""
+    parts = [np.frombuffer(content, np.uint8).copy() for content in (flow.orig_bytes, flow.resp_bytes)]
+    for part in parts:
+        _mask_named(part, flow)
+        if _is_dhcp(flow):
+            _mask_message(part)
+    return Content(*(part.tobytes() for part in parts))
+
+
+def _mask_named(raw: NDArray[np.uint8], flow: Flow) -> None:
+    """Zero the addresses of the endpoints of a flow in its bytes, in place."""
+    macs = _macs(flow) if flow.link_type == ETHERNET else set()
+    macs.update(mac for address in (flow.orig_h, flow.resp_h) if (mac := _mac_inside(address)))
+    patterns = [_mac_pattern(mac) for mac in macs]
+    patterns += [pattern for address in (flow.orig_h, flow.resp_h) if (pattern := _ip_pattern(address))]
+    data = raw.tobytes()
+    for pattern in patterns:
+        for match in pattern.finditer(data):
+            raw[match.start() : match.end()] = 0
+
+
+def _macs(flow: Flow) -> set[bytes]:
     """Unicast addresses in the Ethernet headers of a flow's heads."""
-    found: set[bytes] = set()
-    for head in range(first, last):
-        start = heads.starts[head]
-        if heads.ends[head] - start < 12:
-            continue
-        frame = heads.raw[start : start + 12].tobytes()
-        found.update(mac for mac in (frame[:6], frame[6:]) if not mac[0] & 1 and any(mac))
-    return found
+    frames = [head.data[:_MACS_BYTES] for head in flow.heads if len(head.data) >= _MACS_BYTES]
+    return {mac for frame in frames for mac in (frame[:6], frame[6:]) if not mac[0] & 1 and any(mac)}
+
+
+def _is_dhcp(flow: Flow) -> bool:
+    return flow.proto == "udp" and {flow.orig_p, flow.resp_p} <= _DHCP_PORTS
 
 
 @lru_cache(65_536)
@@ -106,26 +129,24 @@ def _ip_pattern(text: str) -> re.Pattern[bytes] | None:
 
 
 def _mask_dhcp(heads: HeadBytes, flows: Sequence[Flow], headers: Sequence[IpHeaders]) -> None:
-    is_dhcp = np.fromiter(
-        (flow.proto == "udp" and {flow.orig_p, flow.resp_p} <= _DHCP_PORTS for flow in flows), np.bool_, len(flows)
-    )
+    is_dhcp = np.fromiter(map(_is_dhcp, flows), np.bool_, len(flows))
     if not is_dhcp.any():
         return
     for found in headers:
         chosen = np.flatnonzero(is_dhcp[heads.flow[found.head]] & ~found.is_fragment)
         for head, at in zip(found.head[chosen].tolist(), found.transport[chosen].tolist(), strict=True):
-            _mask_message(heads, at + _UDP_HEADER_BYTES, int(heads.ends[head]))
+            _mask_message(heads.raw[at + _UDP_HEADER_BYTES : int(heads.ends[head])])
 
 
-def _mask_message(heads: HeadBytes, start: int, end: int) -> None:
-    """Zero the fields of the DHCP message in `raw[start:end]` (RFC 2131, 2132) that name client or server."""
+def _mask_message(message: NDArray[np.uint8]) -> None:
+    """Zero the fields of a DHCP message (RFC 2131, 2132), whole or cut, that name client or server, in place."""
     for offset, size in _DHCP_FIELDS:
-        heads.raw[min(start + offset, end) : min(start + offset + size, end)] = 0
-    if heads.raw[start + _DHCP_OPTIONS_AT - 4 : start + _DHCP_OPTIONS_AT].tobytes() != _DHCP_MAGIC:
+        message[offset : offset + size] = 0
+    if message[_DHCP_OPTIONS_AT - len(_DHCP_MAGIC) : _DHCP_OPTIONS_AT].tobytes() != _DHCP_MAGIC:
         return
-    at = start + _DHCP_OPTIONS_AT
-    while at + 1 < end and heads.raw[at] != 255:
-        size = int(heads.raw[at + 1])
-        if heads.raw[at] in _DHCP_OPTIONS:
-            heads.raw[min(at + 2, end) : min(at + 2 + size, end)] = 0
-        at += 1 if heads.raw[at] == 0 else 2 + size
+    at = _DHCP_OPTIONS_AT
+    while at + 1 < len(message) and message[at] != 255:
+        size = int(message[at + 1])
+        if message[at] in _DHCP_OPTIONS:
+            message[at + 2 : at + 2 + size] = 0
+        at += 1 if message[at] == 0 else 2 + size

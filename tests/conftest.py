@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from models.checkpoint import (
@@ -28,6 +29,9 @@ from models.mm4flow import Mm4flow
 from models.tracegram import Tracegram
 from training.export import export_traces
 from training.onnx_graph import mm4flow_graph
+
+settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
+settings.load_profile("tapline")
 
 LABELS = ["dns", "http", "tls"]
 

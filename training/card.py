@@ -9,6 +9,7 @@ from training.calibrate import MOST_FLOWS
 from training.config import TrainingConfig
 from training.corpus import ClassCount
 from training.metrics import Interval
+from training.partition import PARTS
 from training.records import EvaluationRecord
 from training.report import MIN_FLOWS, Evaluation
 
@@ -54,8 +55,8 @@ def _evaluation(record: EvaluationRecord) -> str:
         (
             "## How good it is",
             _method(record),
-            _headline(figures),
-            _folds(figures),
+            _headline(record),
+            _folds(record),
             "### By payload packets seen\n\n"
             + _by_points(figures.macro_f1_by_packets, figures.calibration_error_by_packets)
             + f"\n\nEarly verdicts are worth giving after {figures.early_packets} payload packet(s).",
@@ -83,8 +84,7 @@ def _int8(manifest: Checkpoint) -> str:
 def _method(record: EvaluationRecord) -> str:
     settings = record.settings
     how = (
-        f"Measured on the part for the test of the split {record.split}, calibrated on the part for validation (fold 0 "
-        "below; the test is fold 1)."
+        f"Measured on the part for the test of the split {record.split}, calibrated on the part for validation."
         if record.split
         else f"Cross-validated: {settings.folds} folds of whole captures, no capture on both sides, labels spread as "
         "evenly as possible."
@@ -104,18 +104,22 @@ def _method(record: EvaluationRecord) -> str:
     return text
 
 
-def _headline(figures: Evaluation) -> str:
+def _headline(record: EvaluationRecord) -> str:
+    figures = record.figures
+    fitted = "each fold with the temperature of the other folds"
+    if record.split:
+        fitted = "the temperature is the one that fits the part for validation"
     return (
         "| | this model | tree ensemble |\n|---|---|---|\n"
         f"| macro-F1 | {figures.macro_f1:.3f} ({_range(figures.macro_f1_interval)}) | "
         f"{figures.macro_f1_trees:.3f} ({_range(figures.macro_f1_trees_interval)}) |\n"
-        f"| *unknown* protocols, AUROC of the confidence | {_figure(figures.unknown_auroc)} | "
+        f"| *unknown* labels, AUROC of the confidence | {_figure(figures.unknown_auroc)} | "
         f"{_figure(figures.unknown_auroc_trees)} |\n\n"
         f"Gain in macro-F1 on the tree ensemble, 95 %: {_range(figures.gain_interval)}. Macro-F1 of the forest "
         f"{figures.macro_f1_forest:.3f}, of always the most frequent class {figures.macro_f1_majority:.3f}. Weighted "
         f"F1 {figures.weighted_f1:.3f}, accuracy over flows {figures.accuracy:.3f}. "
-        f"Expected calibration error {figures.calibration_error:.3f} (15 bins; each fold with the temperature of the "
-        f"other folds; the checkpoint's is {figures.temperature:.2f}).\n\n"
+        f"Expected calibration error {figures.calibration_error:.3f} (15 bins; {fitted}; the checkpoint's is "
+        f"{figures.temperature:.2f}).\n\n"
         f"Where the flows of a class in one capture weigh no more than {MOST_FLOWS} together: macro-F1 "
         f"{figures.macro_f1_capped:.3f}, tree ensemble {figures.macro_f1_capped_trees:.3f}, calibration error "
         f"{figures.calibration_error_capped:.3f}.\n\n"
@@ -130,10 +134,10 @@ def _unknown(figures: Evaluation) -> str:
         f"{figures.known_rejected:.1%} of the known"
     )
     if figures.unknown_rejected is None:
-        return f"{text}. There was no rarer protocol to measure on."
+        return f"{text}. There was no rarer label to measure on."
     return (
-        f"{text} and {figures.unknown_rejected:.1%} of the flows of protocols that the fold's model never saw. Half of "
-        "the rare protocols, another half in each fold, is background to train on; the other half is what is measured."
+        f"{text} and {figures.unknown_rejected:.1%} of the flows of labels that the fold's model never saw. Half of "
+        "the rare labels, another half in each fold, is background to train on; the other half is what is measured."
     )
 
 
@@ -156,17 +160,19 @@ def _by_class(figures: Evaluation) -> str:
 
 
 def _confusions(figures: Evaluation) -> str:
+    if not figures.confusions:
+        return "None: every flow was called by its label."
     rows = [f"| {row.label} | {row.called} | {row.flows} | {row.captures} |" for row in figures.confusions]
     return "\n".join(["| is | was called | flows | in captures |", "|---|---|---|---|", *rows])
 
 
-def _folds(figures: Evaluation) -> str:
-    lines = [
-        "| fold | captures | flows | classes | macro-F1 | trees | accuracy | trees | ECE | AUROC | trees |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for fold in figures.folds:
+def _folds(record: EvaluationRecord) -> str:
+    names = "captures | flows | classes | macro-F1 | trees | accuracy | trees | ECE | AUROC | trees"
+    lines = [f"| {'part' if record.split else 'fold'} | {names} |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for fold in record.figures.folds:
         name = f"{fold.fold} (settings chosen here)" if fold.tuned else str(fold.fold)
+        if record.split:  # its part for validation counts as tuned: it calibrates, and is in no figure
+            name = PARTS[1 + fold.fold]
         lines.append(
             f"| {name} | {fold.captures} | {fold.flows} | {fold.classes} | {_figure(fold.macro_f1)} | "
             f"{_figure(fold.macro_f1_trees)} | {fold.accuracy:.3f} | {fold.accuracy_trees:.3f} | "
@@ -181,7 +187,7 @@ def _classes_learned(labels: Sequence[ClassCount], background: Sequence[ClassCou
     if background:
         names = ", ".join(sorted(count.label for count in background))
         flows = sum(count.flows for count in background)
-        lines += ["", f"Background, {flows} flows of {len(background)} protocols that are too rare to learn: {names}."]
+        lines += ["", f"Background, {flows} flows of {len(background)} labels that are too rare to learn: {names}."]
     return "\n".join(lines)
 
 

@@ -33,10 +33,12 @@ importing = typer.Typer(help="Import published checkpoints.", no_args_is_help=Tr
 data_commands.register(app)
 flow_commands.register(app)
 trace_cli.register(app)
-app.add_typer(importing, name="import")
+app.add_typer(importing, name="import", rich_help_panel="Published checkpoints")
 importing.command("tracegram")(import_tracegram_command)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_INTERRUPTED = 130
+"""What typer ends with on Ctrl-C."""
 _ERRORS = (
     CheckpointError,
     ExtractError,
@@ -79,12 +81,16 @@ def main() -> None:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         remedy = ": make room and run it again" if error.errno in _FULL else ""
         _end(f"{where}{error.strerror or error}{remedy}")
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            _end("interrupted: repeat the command; what trains goes on from the last state that it saved", _INTERRUPTED)
+        raise
 
 
-def _end(sentence: str) -> None:
+def _end(sentence: str, status: int = 1) -> None:
     if is_first():  # of the processes of a group, one speaks
         console.print(f"tapline-train: {sentence}", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(1)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from models.flow import HeadsKind
 from training.corpus import count_labels
 from training.extract import ExtractSettings, Outline, extract, find_origins, outline
 from training.files import features_of, open_samples, scratch_folder
-from training.labels import Labels, read_corrections, read_labels
+from training.labels import LabelError, Labels, read_corrections, read_labels
 from training.leaks import find_leaks
 from training.options import (
     MIN_CAPTURES,
@@ -31,13 +31,16 @@ from training.options import (
 from training.partition import PARTS, By, Partition, make_partition, write_partition
 from training.plan import Plan, joined, too_few
 from training.store import StoredSamples
+from training.traces.data import MIN_CAPTURES as TRACE_CAPTURES
+
+PANEL = "Data"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tapline-train`."""
-    app.command("extract")(extract_command)
-    app.command("labels")(labels_command)
-    app.command("split")(split_command)
+    app.command("extract", rich_help_panel=PANEL)(extract_command)
+    app.command("labels", rich_help_panel=PANEL)(labels_command)
+    app.command("split", rich_help_panel=PANEL)(split_command)
 
 
 def extract_command(
@@ -77,7 +80,16 @@ def extract_command(
         empty := sorted({str(origin.folder) for origin in origins if origin.folder} - set(manifest.labels))
     ):
         console.print(f"labels without a flow: {', '.join(empty)}", markup=False, highlight=False)
+    if not manifest.labelled and (hint := _unlabelled(source)):
+        console.print(f"note: no flow has a label: {hint}", markup=False, highlight=False, soft_wrap=True)
     typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
+
+
+def _unlabelled(labels: Labels) -> str:
+    """Why labels that were asked for may not be there, "" where none were."""
+    if labels.from_folder:
+        return "--label-from-folder takes the first folder below the one given: give the folder that holds the labels"
+    return f"none of these captures and endpoints is in {labels.table.name}" if labels.table else ""
 
 
 def _extract_plan(found: Outline, out: Path, settings: ExtractSettings) -> Plan:
@@ -101,9 +113,23 @@ def _extract_plan(found: Outline, out: Path, settings: ExtractSettings) -> Plan:
 
 
 def labels_command(features: Features) -> None:
-    """Show how many captures and flows each label has."""
-    for count in count_labels(open_samples(features, scratch_folder())):
-        typer.echo(f"{count.label}\t{count.captures}\t{count.flows}")
+    """Show how many captures and flows each label has, and which labels are in too few captures to be learned."""
+    counts = count_labels(open_samples(features, scratch_folder()))
+    for count in counts:
+        typer.echo("\t".join([count.label, str(count.captures), str(count.flows), *_not_learned(count.captures)]))
+    if not counts:
+        raise LabelError("no flow has a label: extract with --labels or --label-from-folder")
+    flows, traces = (sum(count.captures >= least for count in counts) for least in (MIN_CAPTURES, TRACE_CAPTURES))
+    line = f"label, captures, flows of {len(counts)} labels: finetune learns {flows} of them, train-traces {traces}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _not_learned(captures: int) -> list[str]:
+    """Why a label of so many captures is not learned, nothing where it is: flows need more captures than traces."""
+    if captures < TRACE_CAPTURES:
+        needs = f"train-traces needs {TRACE_CAPTURES}, finetune {MIN_CAPTURES} (--min-captures)"
+        return [f"not learned: a single capture; {needs}"]
+    return [f"not learned by finetune: it needs {MIN_CAPTURES} captures (--min-captures)"] * (captures < MIN_CAPTURES)
 
 
 def split_command(
@@ -112,8 +138,8 @@ def split_command(
     by: Annotated[
         By, typer.Option("--by", help="What stays together; flow: nothing, figures are then too good.")
     ] = "capture",
-    validation: Annotated[float, typer.Option("--validation", help="Share for validation.")] = 0.2,
-    test: Annotated[float, typer.Option("--test", help="Share for the test.")] = 0.2,
+    validation: Annotated[float, typer.Option("--validation", min=0, max=1, help="Share for validation.")] = 0.2,
+    test: Annotated[float, typer.Option("--test", min=0, max=1, help="Share for the test.")] = 0.2,
     seed: Seed = 0,
     packets: Packets = 32,
     content_bytes: ContentBytes = 64,
@@ -129,7 +155,7 @@ def split_command(
         write_partition(out, partition)
     _show_parts(samples, partition, Mm4flowFeatures(packets, content_bytes))
     if not dry_run:
-        typer.echo(f"{out}")
+        typer.echo(f"{len(samples)} flows in {len(PARTS)} parts by {by}: {out}")
 
 
 def _show_parts(samples: StoredSamples, partition: Partition, features: Mm4flowFeatures) -> None:

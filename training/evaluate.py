@@ -21,7 +21,7 @@ from training.finetune import TrainingSet, fit, new_model, predict
 from training.loop import StepReport
 from training.parallel import ALONE, Group
 from training.quantise import int8_logits
-from training.split import halve_labels, spread_captures
+from training.split import check_filled, halve_labels, spread_captures
 from training.store import StoredFlows, StoredSamples
 
 PREFIXES = (1, 2, 4, 8, 16, 32)
@@ -95,6 +95,7 @@ def folds_of(corpus: Corpus, config: TrainingConfig, settings: EvaluationSetting
     """
     samples = corpus.samples
     fold_of = spread_captures(corpus.known().held(), corpus.labels, settings.folds, settings.seed)
+    check_filled(settings.folds, fold_of.values())
     for fold in range(settings.folds):
         background, unseen = halve_labels(corpus.rare, fold)
         aside = samples.in_captures(capture for capture, of in fold_of.items() if of == fold)

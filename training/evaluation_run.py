@@ -40,7 +40,7 @@ from training.partition import PARTS, Partition, read_partition
 from training.plan import Plan
 from training.records import EvaluationRecord, Run
 from training.report import FALSE_REJECTION, Evaluation, evaluate
-from training.split import SplitError, halve_labels
+from training.split import SplitError, check_tuned, halve_labels
 
 SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))
 """On a split, fold 0 is the part for validation, which settings may be chosen on, fold 1 the test."""
@@ -63,7 +63,7 @@ def evaluate_run(
         TrainingError: the features, encoders or split are not those of the run, or training fails.
         SplitError: a label has too few captures, or the split lacks a part.
     """
-    run = _checked_run(features, directory, encoders, split)
+    run = _checked_run(features, directory, encoders, split, settings)
     torch.set_num_threads(run.config.threads)
     started = time.monotonic()
     corpus = make_corpus(open_samples(features, directory), run.min_captures)
@@ -97,7 +97,7 @@ def plan_evaluation(
     Raises:
         TrainingError, SplitError: as `evaluate_run`.
     """
-    run = _checked_run(features, directory, encoders, split)
+    run = _checked_run(features, directory, encoders, split, settings)
     corpus = make_corpus(open_samples(features, scratch_folder()), run.min_captures)
     if split:
         load_model(directory, run)
@@ -119,8 +119,17 @@ def plan_evaluation(
     return Plan("evaluate", facts, [directory / name for name in (EVALUATION, OUTCOMES, *REPORTS)], notes)
 
 
-def _checked_run(features: Sequence[Path], directory: Path, encoders: Sequence[Path], split: Path | None) -> Run:
+def _checked_run(
+    features: Sequence[Path],
+    directory: Path,
+    encoders: Sequence[Path],
+    split: Path | None,
+    settings: EvaluationSettings,
+) -> Run:
     run = read_run(directory)
+    check_tuned(settings.folds, settings.tuned)
+    if split and settings.tuned:
+        raise TrainingError("--tuned: a split has no folds: give either --split or --tuned")
     if features_of(features) != run.features or encoders_of(encoders) != run.encoders:
         raise TrainingError(
             f"{directory}: made from other features or encoders: give --features and --encoders of the run"

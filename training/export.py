@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from models.checkpoint import (
@@ -24,6 +25,7 @@ from models.checkpoint import (
 )
 from models.checkpoint_writing import write_checkpoint
 from models.tracegram import is_for_training
+from training.config import TrainingError
 from training.onnx_graph import features_graph, mm4flow_graph
 from training.quantise import compare_int8, quantise
 from training.store import StoredSamples
@@ -46,6 +48,10 @@ def export(
 
     Both float32 files hold the same numbers, so that every engine gives the same scores. With `int8_samples`, labelled
     flows, a quantised model is written too and the manifest's metrics say what it costs on them.
+
+    Raises:
+        CheckpointError: as `models.checkpoint_writing.write_checkpoint`.
+        TrainingError: there is no room for the weights.
     """
     metrics = dict(checkpoint.metrics)
 
@@ -74,6 +80,7 @@ def export_traces(
     training reads is left out. `int8` adds a quantised flow encoder.
 
     Raises:
+        CheckpointError, TrainingError: as `export`.
         ValueError: the encoder's graph cannot read as many tokens as the checkpoint's features have.
     """
 
@@ -99,7 +106,12 @@ def _encoder_graph(weights: Mapping[str, NDArray[np.float32]], checkpoint: Trace
 
 def _write_weights(staging: Path, weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     kept = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
-    save_file(kept, staging / WEIGHTS)
+    try:
+        save_file(kept, staging / WEIGHTS)
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise TrainingError(
+            f"cannot write the weights of the checkpoint ({error}): make room and run it again"
+        ) from None
     return kept
 
 

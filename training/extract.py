@@ -102,7 +102,8 @@ def extract(
     manifest = _manifest(origins, reports, settings)
     if not manifest.samples:
         shutil.rmtree(staging)
-        raise ExtractError(f"{len(origins)} captures hold no flow with payload: {manifest.left_out}")
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(manifest.left_out.items()))
+        raise ExtractError(f"{len(origins)} captures hold no flow with payload: {reasons or 'they are empty'}")
     write_manifest(staging, manifest)
     _move(staging, directory, {MANIFEST, *(shard.name for shard in manifest.shards)})
     return manifest

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -82,6 +83,14 @@ class _Command(msgspec.Struct):
     command: str
 
 
+def command_of(directory: Path) -> str:
+    """The command that made a run, "" where there is no record of one."""
+    try:
+        return msgspec.json.decode((directory / RUN).read_bytes(), type=_Command).command
+    except (OSError, msgspec.DecodeError):
+        return ""
+
+
 def read_run(directory: Path, command: str = "finetune") -> Run:
     """The record of a run of `command`.
 
@@ -119,7 +128,7 @@ def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
     """Weights of pre-trained encoders from runs of pretrain, None without one."""
     weights: dict[str, Tensor] = {}
     for directory in directories:
-        weights |= load_weights(directory / ENCODERS)
+        weights |= load_weights(_encoders_file(directory))
     return weights or None
 
 
@@ -141,14 +150,27 @@ def features_of(features: Iterable[Path]) -> dict[str, str]:
 
 def encoders_of(directories: Sequence[Path]) -> str:
     """The hash of the encoders that a run starts from, "" without any."""
-    hashes = []
-    for directory in directories:
-        if not (directory / ENCODERS).is_file():
-            raise TrainingError(f"{directory}: no {ENCODERS}: expected a run of pretrain")
-        hashes.append(file_sha256(directory / ENCODERS))
-    return "+".join(hashes)
+    return "+".join(file_sha256(_encoders_file(directory)) for directory in directories)
+
+
+def _encoders_file(directory: Path) -> Path:
+    path = directory / ENCODERS
+    if not path.is_file():
+        raise TrainingError(f"{directory}: no {ENCODERS}: expected a run of pretrain")
+    return path
 
 
 def fingerprint(*parts: object) -> str:
     """A hash of everything that decides a run."""
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def weights_hash(weights: Mapping[str, Tensor] | None) -> str:
+    """A hash of weights by their names, "" without any."""
+    if weights is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

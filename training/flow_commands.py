@@ -51,6 +51,7 @@ from training.page import REPORTS
 from training.parallel import is_first
 from training.plan import Plan
 from training.pretrain import BOTH, Modality
+from training.records import Run
 from training.report import FALSE_REJECTION, Evaluation
 from training.runs import Job, finetune_run, pretrain_run
 
@@ -58,21 +59,23 @@ Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
 Version = Annotated[str, typer.Option("--version", help="Version of the checkpoint.")]
 Notes = Annotated[Path | None, typer.Option("--notes", help="Markdown put into the card.")]
 
+PANEL = "Models of flows"
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tapline-train`."""
     _add_pretrain(app, "pretrain", BOTH, "Pre-train both encoders by masked-token prediction; labels are not read.")
     _add_pretrain(app, "pretrain-ps", ("ps",), "Pre-train the encoder of payload lengths alone.")
     _add_pretrain(app, "pretrain-bytes", ("bytes",), "Pre-train the encoder of content bytes alone.")
-    app.command("finetune")(finetune_command)
-    app.command("evaluate")(evaluate_command)
-    app.command("calibrate")(calibrate_command)
-    app.command("export")(export_command)
-    app.command("card")(card_command)
+    app.command("finetune", rich_help_panel=PANEL)(finetune_command)
+    app.command("evaluate", rich_help_panel=PANEL)(evaluate_command)
+    app.command("calibrate", rich_help_panel=PANEL)(calibrate_command)
+    app.command("export", rich_help_panel=PANEL)(export_command)
+    app.command("card", rich_help_panel=PANEL)(card_command)
 
 
 def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...], text: str) -> None:
-    @app.command(name, help=text)
+    @app.command(name, help=text, rich_help_panel=PANEL)
     def pretrain_command(
         features: Features,
         out: Out,
@@ -105,9 +108,8 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
             clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
         with step_progress(name) as after_step:
-            plan = pretrain_run(Job(features, out, config, restart, dry_run, _announce), after_step, modalities, split)
-        if dry_run:
-            say_plan(plan)
+            done = pretrain_run(Job(features, out, config, restart, dry_run, _announce), after_step, modalities, split)
+        _say(done, out)
 
 
 def finetune_command(
@@ -147,9 +149,8 @@ def finetune_command(
     )  # fmt: skip
     with step_progress("finetune") as after_step:
         job = Job(features, out, config, restart, dry_run, _announce)
-        plan = finetune_run(job, after_step, min_captures, encoders or (), split)
-    if dry_run:
-        say_plan(plan)
+        done = finetune_run(job, after_step, min_captures, encoders or (), split)
+    _say(done, out)
 
 
 def evaluate_command(
@@ -177,7 +178,7 @@ def evaluate_command(
         figures = evaluate_run(features, run, settings, encoders or (), split, after_step)
     if is_first():
         _show(figures)
-        typer.echo(f"{run / 'report.html'}")
+        typer.echo(f"figures and report: {run / EVALUATION}, {run / REPORTS[1]}")
 
 
 def calibrate_command(
@@ -189,16 +190,16 @@ def calibrate_command(
 ) -> None:
     """Fit temperature and unknown threshold again, at another false-rejection rate; nothing is trained."""
     figures = calibrate_run(run, false_rejection, dry_run=dry_run)
-    rejected = "-" if figures.unknown_rejected is None else f"{figures.unknown_rejected:.1%}"
+    unknown = "" if figures.unknown_rejected is None else f" and {figures.unknown_rejected:.1%} of unknown ones"
     result = (
         f"temperature {figures.temperature:.3f}, unknown below {figures.threshold:.3f}: rejects "
-        f"{figures.known_rejected:.1%} of known flows and {rejected} of unknown ones"
+        f"{figures.known_rejected:.1%} of known flows{unknown}"
     )
     if dry_run:
         say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
         return
     _show(figures)
-    typer.echo(result)
+    typer.echo(f"{result}: {run / EVALUATION}")
 
 
 def export_command(
@@ -245,6 +246,17 @@ def _show(figures: Evaluation) -> None:
         f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
         f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
     )
+
+
+def _say(done: Run | Plan, out: Path) -> None:
+    if isinstance(done, Plan):
+        say_plan(done)
+        return
+    background = " and a background class" if done.labels and done.network.n_class > len(done.labels) else ""
+    what = f"{len(done.labels)} labels{background}, " if done.labels else ""
+    if is_first():
+        line = f"{what}{done.flows} flows in {done.seconds:.0f} s: {out}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _announce(plan: Plan) -> None:

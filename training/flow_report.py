@@ -70,26 +70,35 @@ def _curve(title: str, axis: str, f1: Mapping[str, float], error: Mapping[str, f
 def _facts(run: Run, record: EvaluationRecord) -> dict[str, str]:
     network = run.network
     size = f"{network.d_model}/{network.n_layer}/{network.n_head}/{network.dim_ff} (width/layers/heads/feed-forward)"
-    how = f"split {record.split}" if record.split else f"cross-validation, {record.settings.folds} folds of captures"
-    tuned = ", ".join(str(fold) for fold in record.settings.tuned)
+    how = f"cross-validation, {record.settings.folds} folds of captures"
+    if tuned := ", ".join(str(fold) for fold in record.settings.tuned):
+        how += f"; settings were chosen on fold {tuned}, which is left out here"
+    if record.split:
+        how = f"the part for the test of the split {record.split}"
     return {
         "network": size,
         "reads": f"{run.config.features.payload_lengths} payload lengths, "
         f"{run.config.features.content_bytes} content bytes each way",
         "trained": f"{run.config.epochs} epochs of {run.config.draws} flows on {run.hardware}, seed {run.config.seed}; "
         f"encoders {'pre-trained' if run.encoders else 'from scratch'}",
-        "measured by": how + (f"; settings were chosen on fold {tuned}, which is left out here" if tuned else ""),
+        "measured by": how,
         "features": ", ".join(f"{name} ({digest[:12]})" for name, digest in run.features.items()),
     }
 
 
 def _notes(record: EvaluationRecord) -> list[str]:
-    return [
+    macro = (
         f"Macro-F1 is the mean over folds of the mean F1 of the classes with {MIN_FLOWS} flows or more in the fold; "
-        "the other figures are of all flows together. No capture is on both sides.",
-        "Each fold is calibrated with the temperature that fits the other folds. The threshold of unknown is set so "
-        f"that {record.figures.false_rejection:.0%} of known flows are rejected, a capture weighing no more than 20 "
-        "flows of a class.",
+        "the other figures are of all flows together. No capture is on both sides."
+    )
+    calibrated = "Each fold is calibrated with the temperature that fits the other folds."
+    if record.split:
+        macro = f"Macro-F1 is the mean F1 of the classes with {MIN_FLOWS} flows or more; the other figures are of all."
+        calibrated = "The temperature is the one that fits the part for validation."
+    return [
+        macro,
+        f"{calibrated} The threshold of unknown is set so that {record.figures.false_rejection:.0%} of known flows are "
+        "rejected, a capture weighing no more than 20 flows of a class.",
         f"Rivals learn from the same flows: {TREES} extremely randomised trees on the first 16 lengths and 48 bytes "
         f"each way, a random forest of {TREES} on statistics of the lengths, and the most frequent class.",
     ]

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.checkpoint import Checkpoint, TracegramCheckpoint
 from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
+from models.trace import SubjectKind, TraceSettings
 from training.config import TrainingConfig
 from training.loop import StepReport
 from training.parallel import is_first
@@ -67,6 +69,18 @@ Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes th
 def default_processes() -> int:
     """One for each core that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def trace_settings(subject: SubjectKind, window_seconds: float) -> TraceSettings:
+    """What a trace is, as a checkpoint may carry it.
+
+    Raises:
+        typer.BadParameter: no window can be that long or that short.
+    """
+    try:
+        return msgspec.convert({"subject": subject, "window_seconds": window_seconds}, TraceSettings)
+    except msgspec.ValidationError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def say_plan(plan: Plan) -> None:

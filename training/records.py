@@ -12,7 +12,10 @@ from training.report import Evaluation
 
 
 class Run(msgspec.Struct, frozen=True):
-    """What a run was: settings, data by the hash of their manifest, what was learned, on what and how long."""
+    """What a run was: settings, data by the hash of their manifest, what was learned, on what and how long.
+
+    `flows` is how many it learned from.
+    """
 
     command: str
     config: TrainingConfig
@@ -26,6 +29,7 @@ class Run(msgspec.Struct, frozen=True):
     hardware: str
     seconds: float
     split: str = ""
+    flows: int = 0
 
 
 class EvaluationRecord(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from torch import nn
 
 from models.checkpoint import Mm4flowNetwork
 from models.mm4flow import Mm4flow
-from training.config import TrainingConfig, network_sizes, steps_of
+from training.config import TrainingConfig, TrainingError, network_sizes, steps_of
 from training.corpus import Corpus, make_corpus, make_training_set
 from training.evaluate import network_of
 from training.files import (
@@ -29,6 +29,7 @@ from training.files import (
     fingerprint,
     open_samples,
     read_encoders,
+    read_run,
     save_weights,
     scratch_folder,
     write_json,
@@ -66,10 +67,12 @@ class Job:
     announce: Callable[[Plan], None] = lambda _: None
 
 
-def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BOTH, split: Path | None = None) -> Plan:
+def pretrain_run(
+    job: Job, report: Report, modalities: tuple[Modality, ...] = BOTH, split: Path | None = None
+) -> Run | Plan:
     """Pre-train encoders on every flow of the features, labels unread, and write them to a run directory.
 
-    With a split, what it keeps for validation and the test is left out.
+    With a split, what it keeps for validation and the test is left out. A dry run gives the plan.
 
     Raises:
         TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
@@ -86,7 +89,8 @@ def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BO
         if partition:
             samples = samples.take(~partition.held_out(samples))
         starting = new_model(network, config.seed)
-        plan = _plan(job, files, "pretrain", distinct(samples, config), starting, 0, group)
+        kinds = distinct(samples, config)
+        plan = _plan(job, files, "pretrain", kinds, starting, 0, group)
         if job.dry_run:
             return _with_tokens(plan, pretrain_stage(starting, samples, config, modalities, group), config)
         job.announce(plan)
@@ -96,20 +100,22 @@ def pretrain_run(job: Job, report: Report, modalities: tuple[Modality, ...] = BO
             starts = tuple(f"{modality}_encoder." for modality in modalities)
             weights = {name: value for name, value in model.state_dict().items() if name.startswith(starts)}
             save_weights(weights, job.directory / ENCODERS)
-            write_json(job.directory / RUN, _record(job, "pretrain", network, group, started, split=split))
-            drop_state(job.directory)
-    return plan
+        run = _record(job, "pretrain", network, group, started, len(kinds), split=split)
+        _finish(job, run, group)
+    return run
 
 
 def finetune_run(
     job: Job, report: Report, min_captures: int, encoders: Sequence[Path] = (), split: Path | None = None
-) -> Plan:
-    """Train on labelled flows, rare protocols as background, and write weights to a run directory.
+) -> Run | Plan:
+    """Train on labelled flows, rare labels as background, and write weights to a run directory.
 
-    With a split, only on its part for training; half of the rare protocols are then left to measure *unknown* with.
+    With a split, only on its part for training; half of the rare labels are then left to measure *unknown* with. A dry
+    run gives the plan.
 
     Raises:
-        TrainingError: fewer than two labels can be learned, the loss is not finite, or the state cannot be saved.
+        TrainingError: fewer than two labels can be learned, the encoders are of other sizes, the loss is not finite, or
+            the state cannot be saved.
         SampleError: the features cannot be read.
         SplitError: the split is not one of these features.
     """
@@ -125,6 +131,7 @@ def finetune_run(
         train = corpus.samples if parts is None else corpus.samples.take(parts == 0)
         data = make_training_set(corpus, train, background, job.config)
         network = network_of(corpus, job.config, background=bool(background))
+        _check_sizes(encoders, network)
         model = new_model(network, job.config.seed, read_encoders(encoders))
         plan = _plan(job, files, "finetune", train, model, len(corpus.labels), group)
         plan.notes.extend(too_few(((count.label, count.captures) for count in corpus.all_counts), min_captures))
@@ -138,10 +145,21 @@ def finetune_run(
             save_weights(trained.state_dict(), job.directory / MODEL)
             for measured in (EVALUATION, OUTCOMES):  # of the run before
                 (job.directory / measured).unlink(missing_ok=True)
-            record = _record(job, "finetune", network, group, started, corpus, min_captures, starting, split)
-            write_json(job.directory / RUN, record)
-            drop_state(job.directory)
-    return plan
+        flows = len(data.flows)
+        run = _record(job, "finetune", network, group, started, flows, corpus, min_captures, starting, split)
+        _finish(job, run, group)
+    return run
+
+
+def _check_sizes(encoders: Sequence[Path], network: Mm4flowNetwork) -> None:
+    """Refuse encoders of other sizes: other heads would load without a word and read something else."""
+    for directory in encoders:
+        found = read_run(directory, "pretrain").network
+        if msgspec.structs.replace(found, n_class=network.n_class) != network:
+            raise TrainingError(
+                f"{directory}: the encoders do not fit: give their sizes, "
+                f"-d {found.d_model} -nh {found.n_head} -l {found.n_layer} -f {found.dim_ff}"
+            )
 
 
 def _validation(
@@ -206,12 +224,19 @@ def _with_tokens(plan: Plan, stage: Stage, config: TrainingConfig) -> Plan:
     return plan
 
 
+def _finish(job: Job, run: Run, group: Group) -> None:
+    if group.rank == 0:
+        write_json(job.directory / RUN, run)
+        drop_state(job.directory)
+
+
 def _record(
     job: Job,
     command: str,
     network: Mm4flowNetwork,
     group: Group,
     started: float,
+    flows: int,
     corpus: Corpus | None = None,
     min_captures: int = 0,
     encoders: str = "",
@@ -235,6 +260,7 @@ def _record(
         else f"{platform.machine()}, {place}",
         seconds=round(time.monotonic() - started, 1),
         split=file_name(split),
+        flows=flows,
     )
 
 

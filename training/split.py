@@ -75,6 +75,28 @@ def spread_captures(all_held: Held, labels: Collection[str], folds: int, seed: i
     return fold_of
 
 
+def check_tuned(folds: int, tuned: Collection[int]) -> None:
+    """Check the folds that served to choose settings.
+
+    Raises:
+        SplitError: one of them is no fold, or none is left to be measured on.
+    """
+    if strange := [fold for fold in tuned if not 0 <= fold < folds]:
+        raise SplitError(f"--tuned {strange[0]}: expected one of the folds 0 to {folds - 1}")
+    if len(set(tuned)) == folds:
+        raise SplitError("--tuned: every fold served to choose settings: leave one at least to be measured on")
+
+
+def check_filled(folds: int, fold_of: Collection[int]) -> None:
+    """Check that every fold has a capture, given the fold of each.
+
+    Raises:
+        SplitError: there are more folds than captures.
+    """
+    if (filled := len(set(fold_of))) < folds:
+        raise SplitError(f"--folds {folds}: the captures fill {filled} of them: give {filled} or fewer")
+
+
 def halve_labels(labels: Sequence[str], seed: int) -> tuple[set[str], set[str]]:
     """Two random halves of the labels: background to train on, and labels kept for measuring *unknown*."""
     shuffled = sorted(labels)

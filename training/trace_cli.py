@@ -10,9 +10,11 @@ import msgspec
 import typer
 
 from models.checkpoint import TracegramNetwork
+from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from models.packets import TracegramFeatures
-from models.trace import SubjectKind, TraceSettings
+from models.trace import SubjectKind
 from training.config import TrainingError
+from training.files import EVALUATION
 from training.flow_commands import Name, Notes, Version
 from training.options import (
     Accumulate,
@@ -30,11 +32,14 @@ from training.options import (
     console,
     say_plan,
     step_progress,
+    trace_settings,
     write_or_say,
 )
+from training.page import REPORTS
 from training.parallel import is_first
 from training.plan import Plan
-from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig
+from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
+from training.traces.data import look_alike
 from training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
 from training.traces.export import export_traces_run
 from training.traces.runs import (
@@ -46,6 +51,7 @@ from training.traces.runs import (
     train_traces_run,
     tune_flows_run,
 )
+from training.traces.summary import REFERENCE, TraceEvaluation
 
 DEFAULTS = TraceTrainingConfig()
 NETWORK = DEFAULTS.network
@@ -53,16 +59,42 @@ NETWORK = DEFAULTS.network
 Start = Annotated[Path | None, typer.Option("--start", help="Run of the phase before, whose encoder this one takes.")]
 DrawsOf = Annotated[int, typer.Option("--draws", min=1, help="Flows, or traces, drawn in an epoch.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=16, max=NETWORK.max_seq_len, help="Tokens read of a flow.")]
+Window = Annotated[float, typer.Option("--window-seconds", min=0, help="Length of a trace; 0: all of a capture.")]
+Subject = Annotated[SubjectKind, typer.Option("--subject", help="Whose flows make a trace.")]
+Lengths = Annotated[
+    int,
+    typer.Option(
+        "--lengths", min=1, max=MAX_PAYLOAD_LENGTHS, help="Payload lengths that an MM4flow encoder reads of a flow."
+    ),
+]
+JointContent = Annotated[
+    int,
+    typer.Option(
+        "--content-bytes",
+        min=0,
+        max=MAX_CONTENT_BYTES,
+        help="Content bytes each way that it reads, own addresses masked; 0: headers only.",
+    ),
+]
+OF_START = {
+    "lengths": "--lengths",
+    "content_bytes": "--content-bytes",
+    "subject": "--subject",
+    "window_seconds": "--window-seconds",
+}
+"""What train-traces takes from the run that it starts from: parameter and option."""
 Payload = Annotated[bool, typer.Option("--payload", help="Read payload too, own addresses masked; else headers only.")]
+
+PANEL = "Models of traces"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tapline-train`."""
-    app.command("pretrain-packets")(pretrain_packets_command)
-    app.command("tune-flows")(tune_flows_command)
-    app.command("train-traces")(train_traces_command)
-    app.command("evaluate-traces")(evaluate_traces_command)
-    app.command("export-traces")(export_traces_command)
+    app.command("pretrain-packets", rich_help_panel=PANEL)(pretrain_packets_command)
+    app.command("tune-flows", rich_help_panel=PANEL)(tune_flows_command)
+    app.command("train-traces", rich_help_panel=PANEL)(train_traces_command)
+    app.command("evaluate-traces", rich_help_panel=PANEL)(evaluate_traces_command)
+    app.command("export-traces", rich_help_panel=PANEL)(export_traces_command)
 
 
 def pretrain_packets_command(
@@ -120,10 +152,8 @@ def tune_flows_command(
     features: Features,
     out: Out,
     start: Start = None,
-    subject: Annotated[SubjectKind, typer.Option("--subject", help="Whose flows make a trace.")] = "mac",
-    window_seconds: Annotated[
-        float, typer.Option("--window-seconds", help="Length of a trace; 0: all of a capture.")
-    ] = DEFAULTS.trace.window_seconds,
+    subject: Subject = "mac",
+    window_seconds: Window = DEFAULTS.trace.window_seconds,
     b: BatchFlows = DEFAULTS.tune.batch,
     ep: Epochs = DEFAULTS.tune.epochs,
     lr: Rate = DEFAULTS.tune.learning_rate,
@@ -139,7 +169,7 @@ def tune_flows_command(
     """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
     config = msgspec.structs.replace(
         _config_of(start),
-        trace=TraceSettings(subject=subject, window_seconds=window_seconds),
+        trace=trace_settings(subject, window_seconds),
         tune=Phase(ep, draws, b, lr),
         seed=seed,
         threads=threads,
@@ -152,6 +182,7 @@ def tune_flows_command(
 
 
 def train_traces_command(
+    context: typer.Context,
     features: Features,
     out: Out,
     start: Annotated[
@@ -160,19 +191,14 @@ def train_traces_command(
     encoders: Annotated[
         list[Path] | None, typer.Option("--encoders", help="Run of pretrain: an MM4flow encoder that learns too.")
     ] = None,
-    lengths: Annotated[
-        int, typer.Option("--lengths", min=1, help="Payload lengths that an MM4flow encoder reads of a flow.")
-    ] = JOINT_LENGTHS,
-    subject: Annotated[
-        SubjectKind, typer.Option("--subject", help="Whose flows make a trace (with --encoders).")
-    ] = "mac",
-    window_seconds: Annotated[
-        float, typer.Option("--window-seconds", help="Length of a trace; 0: all of a capture (with --encoders).")
-    ] = DEFAULTS.trace.window_seconds,
+    lengths: Lengths = JOINT_LENGTHS,
+    content_bytes: JointContent = 0,
+    subject: Subject = "mac",
+    window_seconds: Window = DEFAULTS.trace.window_seconds,
     b: Annotated[int, typer.Option("-b", min=2, help="Traces in a batch.")] = DEFAULTS.traces.batch,
     ep: Annotated[int | None, typer.Option("-ep", min=1, help="Epochs; by default as the encoder needs.")] = None,
     lr: Annotated[
-        float | None, typer.Option("-lr", help="Peak learning rate; by default as the encoder needs.")
+        float | None, typer.Option("-lr", min=1e-9, max=1, help="Peak learning rate; by default as the encoder needs.")
     ] = None,
     draws: DrawsOf = DEFAULTS.traces.draws,
     time_encoding: Annotated[
@@ -185,14 +211,18 @@ def train_traces_command(
 ) -> None:
     """Phase 1: aggregation and head learn the labels of traces, and with them an encoder of MM4flow.
 
-    With --start the encoder is the published one, and frozen. Without --start and --encoders: MM4flow's, from nothing.
+    With --start the encoder is the published one, and frozen; what it reads and what a trace is are as in that run.
+    Without --start and --encoders: MM4flow's, from nothing.
     """
     if start and encoders:
         raise TrainingError("--start and --encoders: give one of them")
+    if start and (given := [option for name, option in OF_START.items() if _is_given(context, name)]):
+        raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
     if start:
         config = read_trace_run(start).config
     else:
-        config = joint_of(encoders or [], lengths, TraceSettings(subject=subject, window_seconds=window_seconds))
+        trace = trace_settings(subject, window_seconds)
+        config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
     phase = config.traces
     config = msgspec.structs.replace(
         config,
@@ -237,13 +267,8 @@ def evaluate_traces_command(
         return
     with step_progress("evaluate-traces") as after_step:
         figures = evaluate_traces(features, run, out, settings, after_step)
-    for row in figures.variants:
-        low, high = row.all_classes.interval.low, row.all_classes.interval.high
-        typer.echo(
-            f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}), look-alike devices merged "
-            f"{row.merged.macro_f1:.3f}, gain on trees {row.gain:+.3f}"
-        )
-    typer.echo(f"{out / 'evaluation.json'}")
+    _say_figures(figures)
+    typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
 
 
 def export_traces_command(
@@ -265,6 +290,20 @@ def export_traces_command(
         typer.echo(f"{to}: {len(checkpoint.labels)} labels")
 
 
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _say_figures(figures: TraceEvaluation) -> None:
+    alike = look_alike({row.label for row in figures.classes})
+    for row in figures.variants:
+        low, high = row.all_classes.interval.low, row.all_classes.interval.high
+        merged = f", look-alike devices merged {row.merged.macro_f1:.3f}" if alike else ""
+        gain = "" if row.name.startswith(REFERENCE) else f", gain on trees {row.gain:+.3f}"
+        typer.echo(f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}){merged}{gain}")
+
+
 def _config_of(start: Path | None) -> TraceTrainingConfig:
     return read_trace_run(start).config if start else DEFAULTS
 
@@ -275,6 +314,8 @@ def _say(run: TraceRun | Plan, out: Path) -> None:
         return
     what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
     if is_first():
-        console.print(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}", markup=False, highlight=False)
         if run.not_learned:
-            console.print(f"note: one capture only, not learned: {', '.join(run.not_learned)}", markup=False)
+            note = f"note: one capture only, not learned: {', '.join(run.not_learned)}"
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+        line = f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

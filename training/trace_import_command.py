@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from models.checkpoint import TracegramCheckpoint
-from models.trace import SubjectKind, TraceSettings
+from models.trace import SubjectKind
 from training.importing import read_labels_file
-from training.options import DryRun, write_or_say
+from training.options import DryRun, trace_settings, write_or_say
 from training.trace_importing import import_tracegram
 
 
@@ -32,10 +32,7 @@ def import_tracegram_command(
     if bool(labels) == bool(labels_file):
         raise typer.BadParameter("give either --labels or --labels-file")
     names = read_labels_file(labels_file) if labels_file else [label.strip() for label in labels.split(",")]
-    try:
-        settings = TraceSettings(subject, window)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    settings = trace_settings(subject, window)
 
     def write(folder: Path) -> TracegramCheckpoint:
         return import_tracegram(encoder, trace, config, names, folder, name, version, settings, not header_only)

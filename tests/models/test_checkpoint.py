@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import msgspec
 import pytest
 
 from models.checkpoint import CheckpointError, read_checkpoint
@@ -81,3 +82,26 @@ def test_a_failed_write_leaves_the_old_checkpoint(copy):
         write_checkpoint(copy, checkpoint, fail)
     assert read_checkpoint(copy) == checkpoint
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+@pytest.mark.parametrize("folders", ["1", "new/repository/random/1"])
+def test_a_failed_write_leaves_nothing(copy, tmp_path, folders):
+    def fail(folder):
+        (folder / "model.onnx").write_bytes(b"half")
+        raise OSError("disk full")
+
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(root / folders, read_checkpoint(copy), fail)
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "Mine"}, {"name": "../mine"}, {"version": ""}, {"labels": ["a", "b", "c" * 500]}], ids=str
+)
+def test_what_could_not_be_read_back_is_not_written(copy, tmp_path, changes):
+    checkpoint = msgspec.structs.replace(read_checkpoint(copy), **changes)
+    with pytest.raises(CheckpointError, match="this would be no readable checkpoint: Expected `str`"):
+        write_checkpoint(tmp_path / "new" / "1", checkpoint, lambda folder: None)
+    assert not (tmp_path / "new").exists()

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.encode import Mm4flowFeatures, encode, pad
-from models.flow import Flow
+from models.flow import Flow, PacketHead
+from models.packet_headers import ETHERNET
 
 
 def flow(lengths=(), forward=b"", backward=b""):
@@ -38,6 +39,39 @@ def test_content_is_cut_as_published(forward, backward, kept):
     first, last = np.flatnonzero(tokens == 3)
     assert (first - 1, last - first - 1) == kept
     assert len(tokens) <= 512
+
+
+MAC = b"\xb0\xc5\x54\xaa\xbb\xcc"
+
+
+@pytest.mark.parametrize("text", [MAC, b"B0:C5:54:AA:BB:CC", b"\x0a\x00\x00\x01", b"10.0.0.2", b"AAbbCC"])
+def test_own_addresses_in_content(text):
+    named = flow([3], b"<" + text + b">", b"say " + text)
+    named.link_type, named.heads = ETHERNET, [PacketHead(0, bytes(6) + MAC + b"\x08\x00")]
+    masked = encode([named], Mm4flowFeatures(content_bytes=64, mask_addresses=True))
+    zero, close = 7, 7 + ord(">")
+    size = len(text)
+    assert masked.bytes_tokens.tolist()[2:] == [zero] * size + [close, 3, *(7 + b for b in b"say "), *[zero] * size, 3]
+    as_it_is = encode([named], Mm4flowFeatures(content_bytes=64))
+    assert as_it_is.bytes_tokens[2] == 7 + text[0]
+    assert len(as_it_is.bytes_tokens) == len(masked.bytes_tokens)
+
+
+def test_other_addresses_in_content_stay():
+    other = flow([3], b"10.0.0.11 or 110.0.0.1", MAC)
+    plain, masked = (encode([other], Mm4flowFeatures(content_bytes=64, mask_addresses=mask)) for mask in (False, True))
+    assert plain.bytes_tokens.tolist() == masked.bytes_tokens.tolist()
+
+
+def test_dhcp_in_content():
+    message = bytearray(b"\x01\x01\x06\x00" + b"\x77" * 236)
+    message[236:240] = b"\x63\x82\x53\x63"
+    message += b"\x35\x01\x01\x32\x04\x77\x77\x77\x77\x37\x02\x01\x03"
+    asked = flow([253], bytes(message))
+    asked.proto, asked.orig_p, asked.resp_p = "udp", 68, 67
+    tokens = encode([asked], Mm4flowFeatures(mask_addresses=True)).bytes_tokens[1 : 1 + len(message)] - 7
+    expected = bytes(message[:12]) + bytes(8) + bytes(message[20:28]) + bytes(16) + bytes(message[44:245])
+    assert bytes(tokens.tolist()) == expected + bytes(4) + bytes(message[249:])
 
 
 def test_no_flows():

@@ -32,7 +32,7 @@ def test_a_verdict_does_not_depend_on_its_batch(engine):
     np.testing.assert_allclose(together, alone, atol=ROUNDING)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, len(FLOWS) - 1), min_size=1, max_size=40))
 def test_order_and_company_do_not_matter(checkpoint_dir_engine, chosen):
     engine, expected = checkpoint_dir_engine

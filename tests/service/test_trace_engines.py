@@ -77,7 +77,7 @@ def test_a_feature_does_not_depend_on_its_batch(engine, flows):
     np.testing.assert_allclose(together, alone, atol=ROUNDING)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=20))
 def test_order_and_company_of_traces_do_not_matter(expected_scores, chosen):
     engine, traces, expected = expected_scores

@@ -1,11 +1,15 @@
-"""Runs `tapline-train` in this process, as training tests do; a command that fails fails the test with what it said."""
+"""Runs `tapline-train` in this process, as training tests do; `tapline_train` fails the test with what it said."""
 
 from typer.testing import CliRunner
 
 from training.cli import app
 
 
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 def tapline_train(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = invoke(*arguments)
     assert result.exit_code == 0, result.output + repr(result.exception)
     return result.output

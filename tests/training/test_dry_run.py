@@ -7,8 +7,8 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
+from tests.training.command import invoke, tapline_train
 from training.cli import app
 from training.config import TrainingError
 
@@ -27,16 +27,6 @@ def commands():
         parts = getattr(command, "commands", None)
         found |= {(name, part): each for part, each in parts.items()} if parts else {(name,): command}
     return found
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def tapline_train(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
 
 
 @pytest.fixture(scope="module")

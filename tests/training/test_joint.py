@@ -15,8 +15,8 @@ from training.cli import app
 from training.config import TrainingError
 from training.files import load_weights
 from training.finetune import new_model
-from training.traces.aggregate import score_traces
-from training.traces.config import Phase, joint_config
+from training.traces.aggregate import kept_flows, score_traces
+from training.traces.config import Phase, TraceAugmentation, joint_config
 from training.traces.data import flows_of
 from training.traces.evaluation import Starts, variant_of
 from training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
@@ -116,6 +116,20 @@ def test_an_interrupted_run_goes_on_where_it_was(features, encoders, tmp_path):
     assert all(torch.equal(broken[name], whole[name]) for name in whole)
 
 
+def test_short_parts_of_a_trace_are_stretches_drawn_by_the_logarithm_of_their_length():
+    rng = np.random.default_rng(0)
+    how = TraceAugmentation(drop_flows=0.0, most_flows=64, part=1.0, short_parts=True)
+    parts = [kept_flows(64, how, rng) for _ in range(1200)]
+    assert all((np.diff(part) == 1).all() for part in parts)
+    lengths = np.array([len(part) for part in parts])
+    for low, high in ((1, 2), (2, 4), (4, 8), (8, 16), (16, 32), (32, 64)):
+        assert 1 / 8 < ((lengths >= low) & (lengths < high)).mean() < 5 / 24
+    assert 0.5 < np.mean([part[0] == 0 for part in parts]) < 0.6
+    plain = TraceAugmentation(drop_flows=0.0, most_flows=64, part=1.0)
+    assert np.mean([len(kept_flows(64, plain, rng)) < 8 for _ in range(1200)]) < 0.2
+    assert len(kept_flows(1, how, rng)) == 1
+
+
 def test_evaluation_beside_the_published_encoder_and_the_frozen_one(features, run, encoders, tmp_path):
     arguments = ["--features", features, "--run", run, "--start", encoders, "--folds", "3", "--tuned", "0"]
     variants = ["--variant", "scratch", "--variant", "frozen"]
@@ -131,10 +145,14 @@ def test_variants_of_a_run(run):
     assert variant_of("scratch", config, (), starts).start is None
     published = variant_of("tracegram", config, (), starts)
     assert (published.config.mm4flow, published.start) == (None, starts.packets)
+    reads = variant_of("payload", config, (), starts).config.mm4flow.features
+    assert (reads.payload_lengths, reads.content_bytes, reads.mask_addresses) == (12, 64, True)
     assert not variant_of("no-time", config, (), starts).config.network.time_encoding
     assert variant_of("main-2", config, (), starts).captures == 2
     with pytest.raises(TrainingError, match="run of pretrain-packets"):
         variant_of("tracegram", config)
+    with pytest.raises(TrainingError, match="of a run with an MM4flow encoder"):
+        variant_of("payload", published.config)
 
 
 def test_encoders_of_another_size_and_two_starts_are_refused(features, encoders, run, tmp_path):

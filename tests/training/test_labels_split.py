@@ -70,7 +70,7 @@ captures = st.dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(captures, st.integers(0, 5))
 def test_each_capture_is_in_one_fold_and_labels_are_spread(held, seed):
     everything = samples(held)

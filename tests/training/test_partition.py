@@ -1,5 +1,7 @@
 """Splits into training, validation and test keep together what they say; leaks across them are found and counted."""
 
+import re
+
 import msgspec
 import numpy as np
 import pytest
@@ -143,7 +145,15 @@ def test_a_run_is_trained_on_one_part_and_measured_on_another(tmp_path):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, (result.output, result.exception)
     assert "macro-F1 is" not in result.output
-    assert "for validation" in result.output
+    assert "calibrated on the part for validation." in result.output
+    assert re.findall(r"^\| (part|validation|test|fold|\d.*?) \|", result.output, re.MULTILINE)[:3] == [
+        "part", "validation", "test"
+    ]  # fmt: skip
+    assert "settings chosen" not in result.output
+    assert "protocol" not in result.output
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "the part for the test of the split split.json" in report
+    assert "settings were chosen" not in report
     assert (tmp_path / "run" / "report.html").read_text().count("<svg") >= 6
     assert (tmp_path / "zoo" / "s" / "1" / "model.int8.onnx").is_file()
     result = CliRunner().invoke(app, ["evaluate", *features, *run])

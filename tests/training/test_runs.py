@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from models.checkpoint import Mm4flowNetwork, read_checkpoint
 from models.encode import encode
 from models.mm4flow import Mm4flow
 from models.verdict import verdicts
 from service.engines.base import load_engine
-from training.cli import app, main
+from tests.training.command import invoke, tapline_train
+from training.cli import main
 from training.config import TrainingConfig, TrainingError
 from training.corpus import make_corpus, make_training_set
 from training.evaluate import network_of
@@ -31,12 +31,6 @@ from training.samples import MANIFEST, SampleError, read_manifest, read_samples
 DATA = Path(__file__).parents[1] / "data"
 PROTOCOLS = DATA / "protocols"
 SMALL = ["-d", "32", "-nh", "2", "-l", "1", "-f", "64", "--packets", "8", "--content-bytes", "24", "--draws", "256"]
-
-
-def tapline_train(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +118,9 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
 
 
 def test_evaluation_refuses_other_data_than_the_run_learned_from(run, features):
-    arguments = ["evaluate", "--features", str(features), "--run", str(run / "run"), "--folds", "2"]
-    result = CliRunner().invoke(app, arguments)
-    assert "made from other features or encoders" in str(result.exception)
-    result = CliRunner().invoke(app, [*arguments, "--encoders", str(features)])
+    arguments = ["evaluate", "--features", features, "--run", run / "run", "--folds", 2]
+    assert "made from other features or encoders" in str(invoke(*arguments).exception)
+    result = invoke(*arguments, "--encoders", features)
     assert "expected a run of pretrain" in str(result.exception)
 
 
@@ -174,7 +167,7 @@ def test_a_failing_run_leaves_what_was_there(features, tmp_path, monkeypatch):
         raise TrainingError("the loss is nan in step 3: lower the learning rate (-lr)")
 
     monkeypatch.setattr(Trainer, "work", bad)
-    result = CliRunner().invoke(app, ["finetune", "--features", str(features), "--out", str(out), *SMALL, "-ep", "1"])
+    result = invoke("finetune", "--features", features, "--out", out, *SMALL, "-ep", 1)
     assert isinstance(result.exception, TrainingError)
     assert {name: (out / name).read_bytes() for name in before} == before
 
@@ -199,8 +192,8 @@ def test_one_encoder_is_trained_and_the_other_left_out(features, tmp_path):
 
 
 def test_two_feature_directories_of_one_name_are_not_mixed_up(features, tmp_path):
-    arguments = ["finetune", "--features", str(features), "--features", str(features), "--out", str(tmp_path / "run")]
-    assert "two feature directories of this name" in str(CliRunner().invoke(app, arguments).exception)
+    result = invoke("finetune", "--features", features, "--features", features, "--out", tmp_path / "run")
+    assert "two feature directories of this name" in str(result.exception)
 
 
 def test_labels_in_too_few_captures_cannot_be_learned(features, tmp_path):

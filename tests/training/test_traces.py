@@ -225,6 +225,10 @@ def test_phases_start_from_the_phase_before(features, runs, tmp_path):
     arguments = ["train-traces", "--features", str(features), "--start", str(runs / "packets"), "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert "starts from a run of tune-flows" in str(result.exception)
+    arguments = ["evaluate-traces", "--features", str(features), "--run", str(runs / "traces"), "--out", str(tmp_path)]
+    for start, found in ((runs / "flows", "a run of tune-flows"), (tmp_path, "no run")):
+        result = CliRunner().invoke(app, [*arguments, "--start", str(start), "--dry-run"])
+        assert str(result.exception) == f"{start}: {found}, expected one of pretrain-packets"
     with pytest.raises(TrainingError, match="no variant 'best'"):
         variant_of("best", TraceTrainingConfig())
 

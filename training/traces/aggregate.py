@@ -93,8 +93,9 @@ def kept_flows(count: int, how: TraceAugmentation, rng: np.random.Generator) -> 
     """The places of the flows of a trace of `count` that are kept, in order: some left out, or one stretch of it."""
     keep = np.arange(count)
     if count > 1 and rng.random() < how.part:
-        length = int(rng.integers(1, count))
-        start = int(rng.integers(0, count - length + 1))
+        length = int(count ** rng.random()) if how.short_parts else int(rng.integers(1, count))
+        from_start = how.short_parts and rng.random() < 0.5
+        start = 0 if from_start else int(rng.integers(0, count - length + 1))
         keep = keep[start : start + length]
     wanted = max(1, round(len(keep) * (1 - rng.uniform(0, how.drop_flows))))
     return np.sort(rng.choice(keep, min(wanted, how.most_flows), replace=False))

@@ -23,6 +23,14 @@ SMALL = TracegramNetwork(
 JOINT_LENGTHS = 32
 """Payload lengths of a flow that an MM4flow encoder reads unless told otherwise."""
 
+JOINT_CONTENT = 64
+"""Content bytes each way of a flow that it reads where payload is measured."""
+
+
+def encoder_features(lengths: int, content_bytes: int) -> Mm4flowFeatures:
+    """What an MM4flow encoder of a trace checkpoint reads of a flow: own addresses are masked wherever content is."""
+    return Mm4flowFeatures(lengths, content_bytes, mask_addresses=content_bytes > 0)
+
 
 class FlowAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the flows of phases 0 and 0.5 differ from the recorded ones."""
@@ -44,6 +52,9 @@ class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """most flows kept: longer traces cost time and teach no more"""
     part: _Share = 0.1
     """probability of keeping one stretch of the trace only"""
+    short_parts: bool = False
+    """lengths of stretches are drawn by their logarithm, and every other one is the beginning of the trace: the network
+    learns how little a few flows say"""
     jitter_times: float = 0.3
     """standard deviation of the change of the logarithms of gaps and durations"""
     feature_dropout: _Share = 0.1
@@ -121,6 +132,12 @@ def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTra
         mm4flow=OwnMm4flow(network, features),
         traces=Phase(50, 512, 16, 2e-3),
         trace_augmentation=TraceAugmentation(
-            drop_flows=0.3, most_flows=40, part=0.05, jitter_times=0.3, feature_dropout=0.0, views=0
+            drop_flows=0.3,
+            most_flows=40,
+            part=0.1,
+            short_parts=True,
+            jitter_times=0.3,
+            feature_dropout=0.0,
+            views=0,
         ),
     )

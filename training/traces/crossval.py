@@ -1,25 +1,28 @@
 """Cross-validation of trace models over captures: trains every fold and keeps what it said of the traces left out.
 
-A fold's outcome is a file, so that a broken evaluation goes on where it was. Figures belong to `summary`.
+A fold's outcome is a file, so that a broken evaluation goes on where it was; it says what it was measured on, and is
+not taken for a measurement of anything else. Figures belong to `summary`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from models.checkpoint import TracegramNetwork
+from models.checkpoint import WEIGHTS, TracegramNetwork, file_sha256
 from models.tracegram import TraceNetwork
 from training.batches import draw_weights
-from training.files import fingerprint, load_weights, save_weights
+from training.config import TrainingError
+from training.files import fingerprint, load_weights, save_weights, weights_hash
 from training.loop import StepReport, Trainer, run_stage
 from training.traces.aggregate import (
     TraceFeatures,
@@ -31,12 +34,14 @@ from training.traces.attribution import remove_flows
 from training.traces.baseline import fit_predict
 from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
 from training.traces.data import TraceCorpus, few_of_each, flows_of
-from training.traces.embeddings import frozen_features
+from training.traces.embeddings import CHECKPOINT, frozen_features
 from training.traces.flows import FlowLearner, FlowSet, flow_features, new_learner, tune_stage
 from training.traces.joint import fit_jointly
 
 PREFIXES = (1, 2, 4, 8, 16, 32)
 """Flows after which an early verdict is measured."""
+
+FINGERPRINT = "fingerprint"
 
 TREES: Mapping[str, Literal["header", "sizes"]] = {"trees-header": "header", "trees-sizes": "sizes"}
 
@@ -85,15 +90,59 @@ def cross_validate(
     directory: Path,
     report: Report = lambda _: None,
 ) -> list[FoldOutcome]:
-    """Train and measure a variant on folds, or read what was measured before."""
+    """Train and measure a variant on folds, or read what was measured before.
+
+    Raises:
+        TrainingError: as `measured_folds`, before anything is trained; or an outcome cannot be written.
+    """
+    measured = measured_folds(corpus, variant, fold_of, directory)
     outcomes = []
     for fold in folds:
         path = outcome_path(directory, variant, fold)
-        if not path.is_file():
+        if fold not in measured:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_outcome(path, _measure(corpus, variant, fold_of, fold, directory, report))
+            outcome = _measure(corpus, variant, fold_of, fold, directory, report)
+            write_outcome(path, outcome, outcome_fingerprint(corpus, variant, fold_of))
         outcomes.append(read_outcome(path))
     return outcomes
+
+
+def measured_folds(
+    corpus: TraceCorpus, variant: Variant, fold_of: NDArray[np.int64], directory: Path
+) -> frozenset[int]:
+    """The folds of a variant whose outcomes are in `directory`.
+
+    Raises:
+        TrainingError: one of them was measured on something else, or does not say on what, or is damaged.
+    """
+    paths = sorted((directory / variant.name).glob("fold-*.safetensors"))
+    if not paths:
+        return frozenset()
+    wanted = outcome_fingerprint(corpus, variant, fold_of)
+    for path in paths:
+        if _fingerprint_of(path) != wanted:
+            raise TrainingError(
+                f"{path}: not measured with these settings, starting weights, traces and folds: give another --out, "
+                f"or delete {path.parent} to measure it again"
+            )
+    return frozenset(int(path.stem.removeprefix("fold-")) for path in paths)
+
+
+def outcome_fingerprint(corpus: TraceCorpus, variant: Variant, fold_of: NDArray[np.int64]) -> str:
+    """A hash of what the outcomes of a variant depend on; how many threads and what device computed them is not."""
+    plain = replace(
+        variant,
+        name="",
+        config=_anywhere(variant.config),
+        start=None,
+        left_out=tuple(sorted(set(variant.left_out))),
+    )
+    shipped = file_sha256(CHECKPOINT / WEIGHTS) if variant.frozen else ""
+    return fingerprint(plain, weights_hash(variant.start), shipped, corpus.sha256, fold_of.tolist(), PREFIXES)
+
+
+def _anywhere(config: TraceTrainingConfig) -> TraceTrainingConfig:
+    return msgspec.structs.replace(config, threads=1, device="auto")
 
 
 def outcome_path(directory: Path, variant: Variant, fold: int) -> Path:
@@ -143,7 +192,7 @@ def _features(
     """Features of all traces by an encoder that learned from `train` alone; the encoder is kept beside the outcomes."""
     config = variant.config
     network = msgspec.structs.replace(config.network, n_class=len(corpus.labels))
-    path = directory / "encoders" / f"{encoder_key(variant, network, fold)}.safetensors"
+    path = directory / "encoders" / f"{encoder_key(corpus, variant, network, train)}.safetensors"
     learner = new_learner(network, len(corpus.labels), config.seed, variant.start)
     if path.is_file():
         learner.load_state_dict(load_weights(path))
@@ -154,15 +203,16 @@ def _features(
     return encode_traces(corpus, learner, config)
 
 
-def encoder_key(variant: Variant, network: TracegramNetwork, fold: int) -> str:
-    """Names what a fold's encoder depends on, so that variants that differ in phase 1 alone share it."""
+def encoder_key(corpus: TraceCorpus, variant: Variant, network: TracegramNetwork, train: NDArray[np.int64]) -> str:
+    """Names what an encoder that learned from the traces `train` depends on, so that variants that differ in phase 1
+    alone share it."""
     plain = msgspec.structs.replace(
-        variant.config,
+        _anywhere(variant.config),
         network=msgspec.structs.replace(network, time_encoding=True, queries=1),
         traces=Phase(1, 1, 1, 1.0),
         trace_augmentation=TraceAugmentation(),
     )
-    return fingerprint(plain, variant.start is not None, variant.captures, variant.left_out, fold)[:16]
+    return fingerprint(plain, weights_hash(variant.start), corpus.sha256, train.tolist())[:16]
 
 
 def tune_encoder(
@@ -219,18 +269,49 @@ def _measure_trees(
     return FoldOutcome(held, np.log(shares + 1e-4).astype(np.float32), {}, nothing.astype(np.int64), nothing, nothing)
 
 
-def write_outcome(path: Path, outcome: FoldOutcome) -> None:
-    """Write an outcome, whole or not at all."""
+def write_outcome(path: Path, outcome: FoldOutcome, measured_on: str) -> None:
+    """Write an outcome with the fingerprint of what it was measured on, whole or not at all.
+
+    Raises:
+        TrainingError: it could not be written.
+    """
     staging = path.with_name(f".{path.name}")
     tables = {name: getattr(outcome, name) for name in ("rows", "logits", "removal_rows", "top", "random")}
     tables |= {f"prefix-{count}": logits for count, logits in outcome.prefixes.items()}
-    save_file({name: np.ascontiguousarray(table) for name, table in tables.items()}, staging)
-    staging.replace(path)
+    try:
+        save_file(
+            {name: np.ascontiguousarray(table) for name, table in tables.items()}, staging, {FINGERPRINT: measured_on}
+        )
+        staging.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path}: cannot write the fold ({error}): make room and run it again") from None
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _fingerprint_of(path: Path) -> str:
+    """What an outcome was measured on, "" where it does not say so."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return str((file.metadata() or {}).get(FINGERPRINT, ""))
+    except (OSError, SafetensorError):
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> TrainingError:
+    return TrainingError(f"{path}: damaged: delete it, and evaluate again to measure that fold")
 
 
 def read_outcome(path: Path) -> FoldOutcome:
-    """Read an outcome that `write_outcome` wrote."""
-    tables = load_file(path)
+    """Read an outcome that `write_outcome` wrote.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    try:
+        tables = load_file(path)
+    except (OSError, SafetensorError):
+        raise _damaged(path) from None
     prefixes = {
         int(name.removeprefix("prefix-")): table for name, table in tables.items() if name.startswith("prefix-")
     }

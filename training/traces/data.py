@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models.flow import Flow
-from models.trace import Trace, TraceSettings, make_traces
+from models.trace import Trace, TraceSettings, make_traces, subject_kind_of
 from training.samples import Sample
 from training.split import fold_of_captures
 
@@ -24,6 +27,11 @@ LOOK_ALIKE = {
     "WeMoInsightSwitch2": "WeMoInsightSwitch",
 }
 """Devices of IoT SENTINEL that are the same hardware as another one, with that other one's label."""
+
+
+def look_alike(labels: Collection[str]) -> bool:
+    """Whether both labels of a pair in `LOOK_ALIKE` are among these: merging the pairs then changes figures."""
+    return any(label in labels and other in labels for label, other in LOOK_ALIKE.items())
 
 
 MIN_CAPTURES = 2
@@ -69,6 +77,18 @@ class TraceCorpus:
         index = {label: number for number, label in enumerate(self.labels)}
         return np.array([index[trace.label] for trace in self.traces], np.int64)
 
+    def by_address(self, settings: TraceSettings) -> int:
+        """How many traces bear an address though they were asked for by MAC: their link has none."""
+        return sum(subject_kind_of(each.trace.subject, settings.subject) != settings.subject for each in self.traces)
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of everything that is learned from and measured on: labels, captures, every flow of every trace."""
+        digest = hashlib.sha256(msgspec.json.encode(self.labels))
+        for trace in self.traces:
+            digest.update(msgspec.msgpack.encode(trace))
+        return digest.hexdigest()
+
     def merged(self, pairs: Mapping[str, str]) -> NDArray[np.int64]:
         """For each class the index of the class that it counts for when `pairs` are merged, int64 [classes]."""
         index = {label: number for number, label in enumerate(self.labels)}
@@ -111,7 +131,8 @@ def make_trace_corpus(samples: Iterable[Sample], settings: TraceSettings) -> Tra
     traces = [trace for trace in traces if trace.label in labels]
     if len(labels) < 2:
         raise TraceDataError(
-            f"traces of {len(labels)} label(s) in {MIN_CAPTURES} captures or more: expected 2 labels or more"
+            f"traces of {len(labels)} label(s) in {MIN_CAPTURES} captures or more: expected 2 labels or more; "
+            "label more captures"
         )
     return TraceCorpus(traces, labels, left_out)
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from models.checkpoint import TracegramNetwork
 from training.calibrate import softmax
 from training.config import TrainingError
-from training.files import EVALUATION, MODEL, load_weights, read_encoders, write_json
+from training.files import EVALUATION, MODEL, command_of, encoders_of, load_weights, read_encoders, write_json
 from training.measured import Curve, Measured
 from training.page import write_report
 from training.plan import Plan
-from training.traces.config import TraceTrainingConfig
-from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, outcome_path, read_outcome
-from training.traces.data import TraceCorpus, folds_of
+from training.split import check_filled, check_tuned
+from training.traces.config import JOINT_CONTENT, TraceTrainingConfig, encoder_features
+from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, measured_folds, read_outcome
+from training.traces.data import TraceCorpus, folds_of, look_alike
 from training.traces.embeddings import flow_embedding_width
 from training.traces.runs import TraceJob, classes_of, read_corpus, read_trace_run
 from training.traces.summary import TraceEvaluation, summarise
@@ -32,12 +33,12 @@ MAIN, UNKNOWN, TREES = "main", "unknown", ("trees-header", "trees-sizes")
 PUBLISHED = ("tracegram", "tracegram-scratch")
 FEW = (1, 2, 5)
 VARIANTS = (
-    MAIN, *TREES, "no-time", "scratch", *PUBLISHED, "frozen", UNKNOWN,
+    MAIN, *TREES, "no-time", "scratch", "payload", *PUBLISHED, "frozen", UNKNOWN,
     *(f"{name}-{few}" for few in FEW for name in (MAIN, "scratch", *TREES)),
 )  # fmt: skip
-"""What can be measured: the run's settings, tree ensembles, without time encoding, without pre-training, the published
-encoder with and without pre-training, the flow checkpoint's embedding of payload lengths as it ships, with devices left
-out; and with 1, 2, 5 captures of each device."""
+"""What can be measured: the run's settings, tree ensembles, without time encoding, without pre-training, with content
+bytes (own addresses masked), the published encoder with and without pre-training, the flow checkpoint's embedding of
+payload lengths as it ships, with devices left out; and with 1, 2, 5 captures of each device."""
 
 DEFAULT_VARIANTS = (MAIN, *TREES)
 
@@ -76,7 +77,8 @@ def evaluate_traces(
     """Cross-validate the settings of a run, and variants of them; write figures and report into `directory`.
 
     Raises:
-        TrainingError: `run` is no run of train-traces, or a variant has no such name.
+        TrainingError: `run` is no run of train-traces, a variant has no such name, the settings contradict each other
+            or the traces, or `directory` has folds that were measured on something else.
         TraceDataError, SplitError: the features have no traces, or a label has one capture.
     """
     todo = _prepare(features, run, directory, settings)
@@ -87,24 +89,48 @@ def evaluate_traces(
 
 @dataclass(frozen=True)
 class _Todo:
-    """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus."""
+    """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus; for each variant the folds
+    that were measured before."""
 
     corpus: TraceCorpus
     fold_of: NDArray[np.int64]
     variants: list[Variant]
+    measured: list[frozenset[int]]
 
 
 def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings) -> _Todo:
     record = read_trace_run(run)
     if record.command != "train-traces":
         raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
+    if record.config.mm4flow is not None and encoders_of(settings.start) != record.start:
+        raise TrainingError(f"{run}: learned from other encoders: give --start what train-traces had as --encoders")
     torch.set_num_threads(record.config.threads)
     corpus = read_corpus(TraceJob(features, directory, record.config))
+    if corpus.labels != record.labels:
+        raise TrainingError(f"{run}: learned other labels than these features have: give the features of the run")
+    _check(settings, corpus)
     base = classes_of(record.config, corpus)
     starts = _starts(base, settings)
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
     variants = [variant_of(name, base, settings.left_out, starts) for name in names]
-    return _Todo(corpus, folds_of(corpus, settings.folds, 0), variants)
+    fold_of = folds_of(corpus, settings.folds, 0)
+    check_filled(settings.folds, fold_of.tolist())
+    measured = [measured_folds(corpus, variant, fold_of, directory) for variant in variants]
+    return _Todo(corpus, fold_of, variants, measured)
+
+
+def _check(settings: TraceEvaluationSettings, corpus: TraceCorpus) -> None:
+    """Refuse what would fail, or say nothing, only after everything was trained."""
+    check_tuned(settings.folds, settings.tuned)
+    if (UNKNOWN in settings.variants) != bool(settings.left_out):
+        raise TrainingError(
+            f"--variant {UNKNOWN} and --left-out go together: it learns all labels but those left out, and is measured "
+            "on these"
+        )
+    if strange := sorted(set(settings.left_out) - set(corpus.labels)):
+        raise TrainingError(f"--left-out {strange[0]}: no such label: expected one of {', '.join(corpus.labels)}")
+    if len(set(corpus.labels) - set(settings.left_out)) < 2:
+        raise TrainingError("--left-out: fewer than two labels remain to be learned: leave out fewer")
 
 
 def _wanted(variant: Variant, settings: TraceEvaluationSettings) -> list[int]:
@@ -121,13 +147,14 @@ def plan_trace_evaluation(
         TrainingError, TraceDataError, SplitError: as `evaluate_traces`.
     """
     todo = _prepare(features, run, directory, settings)
-    paths = [outcome_path(directory, variant, fold) for variant in todo.variants for fold in _wanted(variant, settings)]
-    done = sum(path.is_file() for path in paths)
+    wanted = [frozenset(_wanted(variant, settings)) for variant in todo.variants]
+    folds = sum(map(len, wanted))
+    done = sum(len(some & before) for some, before in zip(wanted, todo.measured, strict=True))
     facts = [
         f"{len(todo.corpus.traces)} traces of {len(todo.corpus.labels)} labels",
         f"{settings.folds} folds of captures",
         f"variants {', '.join(variant.name for variant in todo.variants)}",
-        f"{len(paths) - done} of {len(paths)} folds to train, {done} were measured before",
+        f"{folds - done} of {folds} folds to train, {done} were measured before",
     ]
     return Plan("evaluate", facts, [directory])
 
@@ -138,8 +165,15 @@ def _starts(config: TraceTrainingConfig, settings: TraceEvaluationSettings) -> S
     elif len(settings.start) > 1:
         raise TrainingError("an encoder of Tracegram starts from one run of pretrain-packets: give one --start")
     else:
-        main = load_weights(settings.start[0] / MODEL) if settings.start else None
-    return Starts(main, load_weights(settings.packets / MODEL) if settings.packets else None)
+        main = _pretrained(settings.start[0]) if settings.start else None
+    return Starts(main, _pretrained(settings.packets) if settings.packets else None)
+
+
+def _pretrained(run: Path) -> dict[str, Tensor]:
+    """An encoder that has read no label: one of a later phase knows those of the traces that a fold measures."""
+    if (found := command_of(run)) != "pretrain-packets":
+        raise TrainingError(f"{run}: {f'a run of {found}' if found else 'no run'}, expected one of pretrain-packets")
+    return load_weights(run / MODEL)
 
 
 def summarise_directory(
@@ -182,6 +216,12 @@ def variant_of(
         "tracegram-scratch": {"config": _sized(plain, network.n_class), "start": None},
         UNKNOWN: {"left_out": left_out},
     }
+    if kind == "payload":
+        if config.mm4flow is None:
+            raise TrainingError("the variant payload is of a run with an MM4flow encoder")
+        reads = encoder_features(config.mm4flow.features.payload_lengths, JOINT_CONTENT)
+        content = msgspec.structs.replace(config.mm4flow, features=reads)
+        return replace(variant, config=msgspec.structs.replace(config, mm4flow=content))
     if kind == "frozen":
         frozen = _with(plain.network, encoder="mm4flow", feature_size=flow_embedding_width(), n_class=network.n_class)
         return replace(variant, frozen=True, config=msgspec.structs.replace(plain, network=frozen))
@@ -222,7 +262,7 @@ def _measured(corpus: TraceCorpus, outcomes: dict[str, dict[int, FoldOutcome]], 
         [point.calibration_error for point in figures.prefixes],
     )
     return Measured(
-        title="Devices by their traces",
+        title="Devices by their traces" if look_alike(corpus.labels) else "Labels of traces",
         unit="trace",
         labels=corpus.labels,
         truth=corpus.truth[rows],

@@ -27,6 +27,10 @@ def export_traces_run(
     if record.command != "train-traces":
         raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
     figures = read_trace_evaluation(evaluation) if evaluation else None
+    if figures and {row.label for row in figures.classes} - set(record.labels):
+        raise TrainingError(
+            f"{evaluation}: measured on other labels than {run} learned: give the evaluation of this run"
+        )
     weights = {key: value.numpy() for key, value in load_weights(run / MODEL).items()}
     manifest = _manifest(record, name, version, figures)
     return export_traces(out, manifest, weights, render_trace_card(manifest, record, figures, notes))

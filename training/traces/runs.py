@@ -27,6 +27,7 @@ from training.config import TrainingConfig, TrainingError
 from training.files import (
     MODEL,
     RUN,
+    command_of,
     encoders_of,
     features_of,
     fingerprint,
@@ -55,7 +56,7 @@ _PACKAGES = ("numpy", "scikit-learn", "torch")
 class TraceRun(msgspec.Struct, frozen=True):
     """What a run was: settings, data by the hash of their manifest, the run it started from, on what and how long.
 
-    `not_learned` are labels of a single capture.
+    `not_learned` are labels of a single capture; `by_address` counts the traces that bear an address in place of a MAC.
     """
 
     command: str
@@ -69,6 +70,7 @@ class TraceRun(msgspec.Struct, frozen=True):
     hardware: str
     seconds: float
     not_learned: list[str] = []
+    by_address: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,8 @@ def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun
         everything = np.arange(len(corpus.traces))
         fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report)
         weights = _weights(encoder_weights(fitted.encoder), fitted.trace)
-    flows, lone = sum(len(trace.trace.flows) for trace in corpus.traces), corpus.left_out.labels
-    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started, not_learned=lone)
+    flows = sum(len(trace.trace.flows) for trace in corpus.traces)
+    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started, corpus=corpus)
 
 
 def _starting(job: TraceJob, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor] | None:
@@ -193,7 +195,7 @@ def _weights(encoder: Mapping[str, Tensor], trace: TraceNetwork) -> dict[str, Te
     return weights | {f"trace.{name}": value for name, value in trace.state_dict().items()}
 
 
-def joint_of(encoders: Sequence[Path], lengths: int, trace: TraceSettings) -> TraceTrainingConfig:
+def joint_of(encoders: Sequence[Path], features: Mm4flowFeatures, trace: TraceSettings) -> TraceTrainingConfig:
     """The settings of training with an MM4flow encoder of the size of pre-trained ones, or of the default size.
 
     Raises:
@@ -203,7 +205,7 @@ def joint_of(encoders: Sequence[Path], lengths: int, trace: TraceSettings) -> Tr
     network = Mm4flowNetwork(default.d_model, default.n_layer, default.n_head, default.dim_ff, 1)
     for directory in encoders:
         network = read_run(directory, "pretrain").network
-    return msgspec.structs.replace(joint_config(network, Mm4flowFeatures(lengths, 0)), trace=trace)
+    return msgspec.structs.replace(joint_config(network, features), trace=trace)
 
 
 def read_corpus(job: TraceJob) -> TraceCorpus:
@@ -228,6 +230,8 @@ def read_trace_run(directory: Path) -> TraceRun:
     except OSError as error:
         raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a finished run") from None
     except msgspec.DecodeError as error:
+        if (found := command_of(directory)) in ("pretrain", "finetune"):
+            raise TrainingError(f"{directory}: a run of {found}, expected one of trace training") from None
         raise TrainingError(f"{directory / RUN}: not a run of trace training: {error}") from None
 
 
@@ -311,7 +315,7 @@ def _finish(
     flows: int,
     started: float,
     group: Group = ALONE,
-    not_learned: Sequence[str] = (),
+    corpus: TraceCorpus | None = None,
 ) -> TraceRun:
     threads = f"{job.config.threads} CPU thread(s)"
     place = threads if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
@@ -328,7 +332,8 @@ def _finish(
         if group.size > 1
         else f"{platform.machine()}, {place}",
         seconds=round(time.monotonic() - started, 1),
-        not_learned=list(not_learned),
+        not_learned=corpus.left_out.labels if corpus else [],
+        by_address=corpus.by_address(job.config.trace) if corpus else 0,
     )
     if group.rank == 0:
         save_weights(weights, job.directory / MODEL)

@@ -69,7 +69,7 @@ class PrefixFigures(msgspec.Struct, frozen=True):
 
 
 class UnknownFigures(msgspec.Struct, frozen=True):
-    """Devices that were not learned: AUROC of the confidence, and the share that the threshold rejects."""
+    """Labels that were not learned, `devices`: AUROC of the confidence, and the share that the threshold rejects."""
 
     devices: list[str]
     traces: int
@@ -79,12 +79,12 @@ class UnknownFigures(msgspec.Struct, frozen=True):
 
 class EarlyFigures(msgspec.Struct, frozen=True):
     """The early rule: from this confidence on, with so many flows; on held traces the share that gets an early verdict,
-    and how often it is right."""
+    and how often it is right; None where none gets one."""
 
     confidence: float
     min_flows: int
     share: float
-    accuracy: float
+    accuracy: float | None
 
 
 class Confused(msgspec.Struct, frozen=True):
@@ -97,7 +97,8 @@ class Confused(msgspec.Struct, frozen=True):
 
 class TraceEvaluation(msgspec.Struct, frozen=True):
     """Everything measured on captures kept from training; the folds in `tuned` served to choose settings and are left
-    out of every figure but temperature and thresholds."""
+    out of every figure but temperature and thresholds. `unknown` and `faithfulness` are None where no trace shows
+    them."""
 
     main: str
     folds: int
@@ -113,7 +114,7 @@ class TraceEvaluation(msgspec.Struct, frozen=True):
     known_rejected: float
     unknown: UnknownFigures | None
     early: EarlyFigures
-    faithfulness: Faithfulness
+    faithfulness: Faithfulness | None
 
 
 def variant_figures(
@@ -150,7 +151,7 @@ def summarise(
     """All figures of the outcomes of each variant, by fold.
 
     `references` names for each variant the trees that learned from as many captures; `unknown` the variant that left
-    out the devices `left_out`.
+    out the labels `left_out`.
     """
     reported = [fold for fold in range(folds) if fold not in tuned]
     by_variant = {name: {fold: found[fold] for fold in reported if fold in found} for name, found in outcomes.items()}
@@ -179,9 +180,7 @@ def summarise(
         known_rejected=float((shares < final.threshold).mean()),
         unknown=_unknown(corpus, list(by_variant[unknown].values()), left_out, final) if unknown else None,
         early=_early(corpus, held, final.temperature),
-        faithfulness=faithfulness(
-            np.concatenate([each.top for each in held]), np.concatenate([each.random for each in held])
-        ),
+        faithfulness=_faithfulness(held),
     )
 
 
@@ -248,11 +247,18 @@ def _mistakes(corpus: TraceCorpus, rows: Ints, predicted: Ints) -> list[Confused
     return [Confused(corpus.labels[pairs[i][0]], corpus.labels[pairs[i][1]], int(counts[i])) for i in order]
 
 
+def _faithfulness(held: Sequence[FoldOutcome]) -> Faithfulness | None:
+    top = np.concatenate([fold.top for fold in held])
+    return faithfulness(top, np.concatenate([fold.random for fold in held])) if len(top) else None
+
+
 def _unknown(
     corpus: TraceCorpus, outcomes: Sequence[FoldOutcome], left_out: Sequence[str], final: Calibrated
-) -> UnknownFigures:
+) -> UnknownFigures | None:
     rows = _rows(outcomes)
     strange = np.isin(corpus.truth[rows], [corpus.labels.index(label) for label in left_out])
+    if strange.all() or not strange.any():
+        return None
     confidence = softmax(_logits(outcomes), final.temperature).max(axis=1)
     return UnknownFigures(
         sorted(left_out),
@@ -263,7 +269,7 @@ def _unknown(
 
 
 def _early(corpus: TraceCorpus, held: Sequence[FoldOutcome], temperature: float) -> EarlyFigures:
-    """The lowest confidence from which early verdicts are right often enough, else the highest that is tried."""
+    """The lowest confidence from which early verdicts are seen to be right often enough, else the highest tried."""
     rows = _rows(held)
     truth = corpus.truth[rows]
     flows = np.array([len(corpus.traces[row].trace.flows) for row in rows])
@@ -275,9 +281,9 @@ def _early(corpus: TraceCorpus, held: Sequence[FoldOutcome], temperature: float)
             sure = (said < 0) & (flows > count) & (shares.max(axis=1) >= confidence)
             said[sure] = shares.argmax(axis=1)[sure]
         early = said >= 0
-        accuracy = float((said == truth)[early].mean()) if early.any() else 1.0
+        accuracy = float((said == truth)[early].mean()) if early.any() else None
         found = EarlyFigures(confidence, EARLY_MIN_FLOWS, float(early.mean()), accuracy)
-        if accuracy >= EARLY_ACCURACY:
+        if accuracy is not None and accuracy >= EARLY_ACCURACY:
             break
     if found is None:
         raise AssertionError("there are confidences to try")

@@ -233,7 +233,7 @@ def test_segments_beyond_holes_of_many_flows_take_bounded_memory(monkeypatch):
     assert reader.skipped == {"segments out of order given up for lack of room": 20}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(SEEDS), st.data())
 def test_mutated_captures_raise_nothing_else(seed, data):
     changed = bytearray(seed)
@@ -259,7 +259,7 @@ def test_mutated_captures_raise_nothing_else(seed, data):
             assert flow.duration_us >= 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.binary(min_size=1, max_size=120), max_size=20),
     st.sampled_from([0, 1, 9, 51, 101, 105, 113, 127, 239, 276]),
