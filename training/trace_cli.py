@@ -83,6 +83,13 @@ OF_START = {
     "window_seconds": "--window-seconds",
 }
 """What train-traces takes from the run that it starts from: parameter and option."""
+Background = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--background",
+        help="Directory written by `extract`, of traffic that bears none of the labels; several times.",
+    ),
+]
 Payload = Annotated[bool, typer.Option("--payload", help="Read payload too, own addresses masked; else headers only.")]
 
 PANEL = "Models of traces"
@@ -191,6 +198,7 @@ def train_traces_command(
     encoders: Annotated[
         list[Path] | None, typer.Option("--encoders", help="Run of pretrain: an MM4flow encoder that learns too.")
     ] = None,
+    background: Background = None,
     lengths: Lengths = JOINT_LENGTHS,
     content_bytes: JointContent = 0,
     subject: Subject = "mac",
@@ -216,6 +224,8 @@ def train_traces_command(
     """
     if start and encoders:
         raise TrainingError("--start and --encoders: give one of them")
+    if start and background:
+        raise TrainingError("--background is learned with an encoder of MM4flow: leave --start or it out")
     if start and (given := [option for name, option in OF_START.items() if _is_given(context, name)]):
         raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
     if start:
@@ -232,7 +242,7 @@ def train_traces_command(
         threads=threads,
     )
     with step_progress("train-traces") as after_step:
-        job = TraceJob(features, out, config, start, restart, dry_run, encoders or [])
+        job = TraceJob(features, out, config, start, restart, dry_run, encoders or [], background or [])
         _say(train_traces_run(job, after_step), out)
 
 
@@ -253,6 +263,7 @@ def evaluate_traces_command(
     left_out: Annotated[
         list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
     ] = None,
+    background: Background = None,
     dry_run: DryRun = False,
 ) -> None:
     """Cross-validate a run's settings and variants of them by capture, beside tree ensembles, and calibrate.
@@ -260,7 +271,13 @@ def evaluate_traces_command(
     Every fold is kept in --out: an interrupted evaluation goes on where it was.
     """
     settings = TraceEvaluationSettings(
-        folds, tuple(tuned or ()), tuple(variant or ()), tuple(left_out or ()), tuple(start or ()), packets
+        folds,
+        tuple(tuned or ()),
+        tuple(variant or ()),
+        tuple(left_out or ()),
+        tuple(start or ()),
+        packets,
+        tuple(background or ()),
     )
     if dry_run:
         say_plan(plan_trace_evaluation(features, run, out, settings))
@@ -313,6 +330,7 @@ def _say(run: TraceRun | Plan, out: Path) -> None:
         say_plan(run)
         return
     what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
+    what += f"{run.background_traces} background traces, " if run.background_traces else ""
     if is_first():
         if run.not_learned:
             note = f"note: one capture only, not learned: {', '.join(run.not_learned)}"

@@ -127,11 +127,16 @@ def _drawn(
     return TraceBatch(batch.features * scaled, batch.times, batch.counts)
 
 
+def class_weights(truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How often to draw each trace, float64 [n]: every class, and every capture of a class, equally often."""
+    return draw_weights(truth, np.arange(len(truth)), 0.0, 0.0)
+
+
 def trace_stage(
     network: TraceNetwork, traces: Sequence[TraceFeatures], truth: NDArray[np.int64], config: TraceTrainingConfig
 ) -> Stage:
     """Phase 1: every class is drawn equally often, and every capture of a class."""
-    weights = draw_weights(truth, np.arange(len(truth)), 0.0, 0.0)
+    weights = class_weights(truth)
     labels = torch.from_numpy(truth)
 
     def share(batch: TraceBatch, rows: NDArray[np.int64], mine: NDArray[np.int64]) -> Tensor:
@@ -163,9 +168,9 @@ def _epoch(
 
 @torch.no_grad()
 def settle_norms(
-    network: TraceNetwork, traces: Sequence[TraceFeatures], truth: NDArray[np.int64], config: TraceTrainingConfig
+    network: TraceNetwork, traces: Sequence[TraceFeatures], weights: NDArray[np.float64], config: TraceTrainingConfig
 ) -> TraceNetwork:
-    """Give batch normalisation the statistics of these weights, over traces drawn as in training.
+    """Give batch normalisation the statistics of these weights, over traces drawn as in training, by `weights` [n].
 
     The running mean of the weights never saw a batch, and the statistics collected on the way are of other weights.
     """
@@ -174,7 +179,6 @@ def settle_norms(
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
-    weights = draw_weights(truth, np.arange(len(truth)), 0.0, 0.0)
     network.train()
     done = 0
     for epoch in range(config.traces.epochs, config.traces.epochs + SETTLE_BATCHES):
@@ -250,7 +254,7 @@ def fit_traces(
     sharpen(network)
     trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
     trained = run_stage(trainer, trace_stage(network, scaled, truth, config), loop, phase.epochs, files, report)
-    return fold_scale(settle_norms(trained, scaled, truth, config), scale)
+    return fold_scale(settle_norms(trained, scaled, class_weights(truth), config), scale)
 
 
 @dataclass(frozen=True)

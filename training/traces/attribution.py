@@ -41,14 +41,19 @@ class Faithfulness(msgspec.Struct, frozen=True):
     difference_interval: Interval
 
 
-def remove_flows(network: TraceNetwork, traces: Sequence[TraceFeatures], temperature: float, seed: int) -> Removals:
-    """Score every trace as it is, without its most important flows, and without random ones."""
+def remove_flows(
+    network: TraceNetwork, traces: Sequence[TraceFeatures], temperature: float, seed: int, labels: int | None = None
+) -> Removals:
+    """Score every trace as it is, without its most important flows, and without random ones.
+
+    `labels`: so many classes can be said, the first ones; None: all.
+    """
     rng = np.random.default_rng(seed)
     rows = np.array([row for row, trace in enumerate(traces) if len(trace) >= MIN_FLOWS], np.int64)
     whole = [traces[row] for row in rows]
     scored = score_traces(network, whole)
     shares = softmax(scored.logits, temperature)
-    said = shares.argmax(axis=1)
+    said = shares[:, :labels].argmax(axis=1)
 
     def fall(kept: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
         parts = [trace.part(rest) for trace, rest in zip(whole, kept, strict=True)]

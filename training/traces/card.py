@@ -11,6 +11,7 @@ from models.checkpoint import TracegramCheckpoint
 from models.trace import SubjectKind
 from training.metrics import Interval
 from training.traces.attribution import MIN_FLOWS, Faithfulness
+from training.traces.background import CONFIDENT, LONG_FLOWS, BackgroundFigures, BackgroundShares
 from training.traces.data import look_alike
 from training.traces.runs import TraceRun
 from training.traces.summary import FALSE_REJECTION, EarlyFigures, TraceEvaluation, VariantFigures
@@ -20,6 +21,7 @@ WORDS = {
     "trees-header": "trees on header fields",
     "trees-sizes": "trees on packet sizes",
     "no-time": "without time encoding",
+    "no-background": "without the background class",
     "payload": "with content bytes, own addresses masked",
     "scratch": "without pre-training",
     "tracegram": "the published encoder, pre-trained, on packet headers",
@@ -56,7 +58,16 @@ def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
         f"Tracegram, {manifest.network.queries} queries, {len(manifest.labels)} labels; {_encoder(manifest)} It takes "
         f"the flows of one {SUBJECTS[trace.subject]} in {window}.{_by_address(run)}\n\n"
         f"Trained on {run.traces} traces with {run.flows} flows; phase 1 took {run.seconds / 60:.1f} minutes on "
-        f"{run.hardware}.{lone}"
+        f"{run.hardware}.{_learned_background(run)}{lone}"
+    )
+
+
+def _learned_background(run: TraceRun) -> str:
+    if not run.background:
+        return ""
+    return (
+        f" {run.background_traces} traces of other traffic were learned as background, a class that is never a "
+        "verdict: what it takes, the confidence lacks."
     )
 
 
@@ -167,12 +178,29 @@ def _confidence(figures: TraceEvaluation, thing: str) -> str:
         f"{figures.threshold:.3f} is set to reject {FALSE_REJECTION:.0%} of known traces and rejects "
         f"{figures.known_rejected:.1%} of those measured"
     )
+    background = f"\n\n{_background(figures.background)}" if figures.background else ""
     if figures.unknown is None:
-        return f"{text}. It was not measured on {thing}s that were not learned."
+        return f"{text}. It was not measured on {thing}s that were not learned.{background}"
     unknown = figures.unknown
     return (
         f"{text}, and {unknown.rejected:.1%} of {unknown.traces} traces of {thing}s that a model trained without them "
-        f"never saw ({', '.join(unknown.devices)}); AUROC of the confidence {unknown.auroc:.3f}."
+        f"never saw ({', '.join(unknown.devices)}); AUROC of the confidence {unknown.auroc:.3f}.{background}"
+    )
+
+
+def _background(figures: BackgroundFigures) -> str:
+    long = f" Of those with {LONG_FLOWS} flows or more, {_strange(figures.long)}." if figures.long else ""
+    return (
+        f"*Background*: other traffic, {figures.captures} captures. Each fold learned one half of them, another one "
+        f"each time, and was measured on the rest: of its traces, {_strange(figures.all)}.{long}"
+    )
+
+
+def _strange(shares: BackgroundShares) -> str:
+    return (
+        f"{shares.traces} with {shares.verdicts} verdicts, {shares.rejected:.1%} are called unknown, and "
+        f"{shares.confident:.1%} get a label with a confidence above {CONFIDENT:g}; AUROC of the confidence against "
+        f"that in known traces {shares.auroc:.3f}"
     )
 
 

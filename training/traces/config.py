@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -82,7 +82,7 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     With `mm4flow` the flow encoder is one of MM4flow's, and learns in phase 1 with the rest (`training.traces.joint`);
     `flow_labels` is the weight of the flows' labels beside the traces' there, `mask_lengths` the share of lengths that
-    read `[MASK]`.
+    read `[MASK]`, `background_share` that of draws that are background where there is any.
     """
 
     network: TracegramNetwork = SMALL
@@ -102,6 +102,7 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     mm4flow: OwnMm4flow | None = None
     flow_labels: float = 0.3
     mask_lengths: _Share = 0.05
+    background_share: _Share = 0.15
     clip_norm: float = 1.0
     accumulate: int = 1
     seed: int = 0
@@ -123,6 +124,15 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
             threads=self.threads,
             device=self.device,
         )
+
+
+def decisive(config: TraceTrainingConfig, *, background: bool) -> dict[str, Any]:
+    """The settings that decide what is learned, to be hashed: not how many threads and what device compute it, nor how
+    often background is drawn where there is none."""
+    settings: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(config, threads=1, device="auto"))
+    if not background:
+        del settings["background_share"]
+    return settings
 
 
 def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTrainingConfig:

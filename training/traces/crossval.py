@@ -7,7 +7,7 @@ not taken for a measurement of anything else. Figures belong to `summary`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from models.checkpoint import WEIGHTS, TracegramNetwork, file_sha256
+from models.encode import Mm4flowFeatures
 from models.tracegram import TraceNetwork
 from training.batches import draw_weights
 from training.config import TrainingError
@@ -31,12 +32,13 @@ from training.traces.aggregate import (
     score_traces,
 )
 from training.traces.attribution import remove_flows
+from training.traces.background import background_hash, halve_background
 from training.traces.baseline import fit_predict
-from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
-from training.traces.data import TraceCorpus, few_of_each, flows_of
+from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig, decisive
+from training.traces.data import LabelledTrace, TraceCorpus, few_of_each, flows_of
 from training.traces.embeddings import CHECKPOINT, frozen_features
 from training.traces.flows import FlowLearner, FlowSet, flow_features, new_learner, tune_stage
-from training.traces.joint import fit_jointly
+from training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
 
 PREFIXES = (1, 2, 4, 8, 16, 32)
 """Flows after which an early verdict is measured."""
@@ -54,7 +56,9 @@ class Variant:
 
     `start`: pre-trained weights of the flow encoder, None without. `captures`: so many of each device to learn from, 0
     all. `left_out`: devices that are not learned, whose confidences are kept. `frozen`: the encoder is the embedding of
-    the flow checkpoint as it ships. `trees`: a tree ensemble instead.
+    the flow checkpoint as it ships. `trees`: a tree ensemble instead. `background`: traces of anything else; each fold
+    learns one half of their captures as a class after the labels, and is measured on the other. Only `main` and
+    `unknown` of a run with an MM4flow encoder have it: the other variants compare what is read, and how.
     """
 
     name: str
@@ -64,14 +68,17 @@ class Variant:
     left_out: tuple[str, ...] = ()
     frozen: bool = False
     trees: Literal["", "header", "sizes"] = ""
+    background: Sequence[LabelledTrace] = ()
 
 
 @dataclass(frozen=True)
 class FoldOutcome:
-    """What one fold said of traces it did not learn from: `rows` int64 [m] of the corpus, `logits` float32 [m, C].
+    """What one fold said of traces it did not learn from: `rows` int64 [m] of the corpus, `logits` float32 [m, C], of
+    C + 1 where it learned background.
 
     `prefixes` int64-named: the same after so many flows. `removal_rows` int64 [r] of the corpus, `top` and `random`
-    float64 [r]: fall of the confidence without flows (`training.traces.attribution`).
+    float64 [r]: fall of the confidence without flows (`training.traces.attribution`). `background` float32 [b, C + 1]
+    are the logits of the half of the background that it did not learn, `background_flows` int64 [b] their flows.
     """
 
     rows: NDArray[np.int64]
@@ -80,6 +87,8 @@ class FoldOutcome:
     removal_rows: NDArray[np.int64]
     top: NDArray[np.float64]
     random: NDArray[np.float64]
+    background: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    background_flows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def cross_validate(
@@ -130,19 +139,14 @@ def measured_folds(
 
 def outcome_fingerprint(corpus: TraceCorpus, variant: Variant, fold_of: NDArray[np.int64]) -> str:
     """A hash of what the outcomes of a variant depend on; how many threads and what device computed them is not."""
-    plain = replace(
-        variant,
-        name="",
-        config=_anywhere(variant.config),
-        start=None,
-        left_out=tuple(sorted(set(variant.left_out))),
+    plain = msgspec.to_builtins(
+        replace(variant, name="", start=None, left_out=tuple(sorted(set(variant.left_out))), background=())
     )
+    plain["config"] = decisive(variant.config, background=bool(variant.background))
+    del plain["background"]  # its hash stands for it, so that folds without it are those of before there was any
+    strange = [background_hash(variant.background)] if variant.background else []
     shipped = file_sha256(CHECKPOINT / WEIGHTS) if variant.frozen else ""
-    return fingerprint(plain, weights_hash(variant.start), shipped, corpus.sha256, fold_of.tolist(), PREFIXES)
-
-
-def _anywhere(config: TraceTrainingConfig) -> TraceTrainingConfig:
-    return msgspec.structs.replace(config, threads=1, device="auto")
+    return fingerprint(plain, weights_hash(variant.start), shipped, corpus.sha256, fold_of.tolist(), PREFIXES, *strange)
 
 
 def outcome_path(directory: Path, variant: Variant, fold: int) -> Path:
@@ -174,11 +178,35 @@ def _measure(
     if variant.trees:
         return _measure_trees(corpus, variant.trees, train, held, variant.config.seed)
     if variant.config.mm4flow is not None:
-        fitted = fit_jointly(corpus.traces, corpus.truth, train, variant.config, variant.start, None, report)
-        return _outcome(fitted.trace, [fitted.features[row] for row in held], held, fold)
+        return _measure_jointly(corpus, variant, variant.config.mm4flow.features, train, held, fold, report)
     features = frozen_features(corpus) if variant.frozen else _features(corpus, variant, fold, train, directory, report)
     network = fit_traces([features[row] for row in train], corpus.truth[train], variant.config, None, report)
-    return _outcome(network, [features[row] for row in held], held, fold)
+    return _outcome(network, [features[row] for row in held], held, fold, len(corpus.labels))
+
+
+def _measure_jointly(
+    corpus: TraceCorpus,
+    variant: Variant,
+    reads: Mm4flowFeatures,
+    train: NDArray[np.int64],
+    held: NDArray[np.int64],
+    fold: int,
+    report: Report,
+) -> FoldOutcome:
+    halves = halve_background(variant.background, fold)
+    fitted = fit_jointly(
+        corpus.traces, corpus.truth, train, variant.config, variant.start, None, report, halves.learned
+    )
+    outcome = _outcome(fitted.trace, [fitted.features[row] for row in held], held, fold, len(corpus.labels))
+    if not halves.measured:
+        return outcome
+    network = JointNetwork(fitted.encoder, fitted.trace)
+    features = joint_features(network, make_table(halves.measured, reads), halves.measured)
+    return replace(
+        outcome,
+        background=score_traces(fitted.trace, features).logits,
+        background_flows=np.array([len(trace) for trace in features], np.int64),
+    )
 
 
 def _features(
@@ -207,12 +235,13 @@ def encoder_key(corpus: TraceCorpus, variant: Variant, network: TracegramNetwork
     """Names what an encoder that learned from the traces `train` depends on, so that variants that differ in phase 1
     alone share it."""
     plain = msgspec.structs.replace(
-        _anywhere(variant.config),
+        variant.config,
         network=msgspec.structs.replace(network, time_encoding=True, queries=1),
         traces=Phase(1, 1, 1, 1.0),
         trace_augmentation=TraceAugmentation(),
     )
-    return fingerprint(plain, weights_hash(variant.start), corpus.sha256, train.tolist())[:16]
+    settings = decisive(plain, background=False)
+    return fingerprint(settings, weights_hash(variant.start), corpus.sha256, train.tolist())[:16]
 
 
 def tune_encoder(
@@ -244,9 +273,9 @@ def encode_traces(corpus: TraceCorpus, learner: FlowLearner, config: TraceTraini
 
 
 def _outcome(
-    network: TraceNetwork, features: Sequence[TraceFeatures], held: NDArray[np.int64], fold: int
+    network: TraceNetwork, features: Sequence[TraceFeatures], held: NDArray[np.int64], fold: int, labels: int
 ) -> FoldOutcome:
-    removals = remove_flows(network, features, 1.0, fold)
+    removals = remove_flows(network, features, 1.0, fold, labels)
     prefixes = {
         count: score_traces(network, [trace.part(slice(count)) for trace in features]).logits for count in PREFIXES
     }
@@ -276,7 +305,8 @@ def write_outcome(path: Path, outcome: FoldOutcome, measured_on: str) -> None:
         TrainingError: it could not be written.
     """
     staging = path.with_name(f".{path.name}")
-    tables = {name: getattr(outcome, name) for name in ("rows", "logits", "removal_rows", "top", "random")}
+    strange = ("background", "background_flows") if len(outcome.background) else ()
+    tables = {name: getattr(outcome, name) for name in ("rows", "logits", "removal_rows", "top", "random", *strange)}
     tables |= {f"prefix-{count}": logits for count, logits in outcome.prefixes.items()}
     try:
         save_file(

@@ -17,28 +17,39 @@ from torch import Tensor
 from models.checkpoint import TracegramNetwork
 from training.calibrate import softmax
 from training.config import TrainingError
-from training.files import EVALUATION, MODEL, command_of, encoders_of, load_weights, read_encoders, write_json
+from training.files import (
+    EVALUATION,
+    MODEL,
+    command_of,
+    encoders_of,
+    features_of,
+    load_weights,
+    read_encoders,
+    write_json,
+)
 from training.measured import Curve, Measured
 from training.page import write_report
 from training.plan import Plan
 from training.split import check_filled, check_tuned
 from training.traces.config import JOINT_CONTENT, TraceTrainingConfig, encoder_features
 from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, measured_folds, read_outcome
-from training.traces.data import TraceCorpus, folds_of, look_alike
+from training.traces.data import LabelledTrace, TraceCorpus, folds_of, look_alike
 from training.traces.embeddings import flow_embedding_width
-from training.traces.runs import TraceJob, classes_of, read_corpus, read_trace_run
+from training.traces.runs import TraceJob, TraceRun, classes_of, read_background, read_corpus, read_trace_run
 from training.traces.summary import TraceEvaluation, summarise
 
 MAIN, UNKNOWN, TREES = "main", "unknown", ("trees-header", "trees-sizes")
+NO_BACKGROUND = "no-background"
 PUBLISHED = ("tracegram", "tracegram-scratch")
 FEW = (1, 2, 5)
 VARIANTS = (
-    MAIN, *TREES, "no-time", "scratch", "payload", *PUBLISHED, "frozen", UNKNOWN,
+    MAIN, *TREES, "no-time", "scratch", "payload", *PUBLISHED, "frozen", UNKNOWN, NO_BACKGROUND,
     *(f"{name}-{few}" for few in FEW for name in (MAIN, "scratch", *TREES)),
 )  # fmt: skip
 """What can be measured: the run's settings, tree ensembles, without time encoding, without pre-training, with content
 bytes (own addresses masked), the published encoder with and without pre-training, the flow checkpoint's embedding of
-payload lengths as it ships, with devices left out; and with 1, 2, 5 captures of each device."""
+payload lengths as it ships, with devices left out, without the run's background; and with 1, 2, 5 captures of each
+device. Only `main` and `unknown` learn the run's background: the others compare what is read, and how."""
 
 DEFAULT_VARIANTS = (MAIN, *TREES)
 
@@ -48,7 +59,8 @@ class TraceEvaluationSettings:
     """How a run is measured. `tuned` folds chose settings; `left_out` are the labels that `unknown` does not learn.
 
     `start` is what the folds' encoders start from: a run of pretrain-packets, or runs of pretrain for an encoder of
-    MM4flow; `packets` is the run of pretrain-packets that the variant `tracegram` starts from.
+    MM4flow; `packets` is the run of pretrain-packets that the variant `tracegram` starts from; `background` are the
+    features that the run learned as background.
     """
 
     folds: int = 5
@@ -57,6 +69,7 @@ class TraceEvaluationSettings:
     left_out: tuple[str, ...] = ()
     start: tuple[Path, ...] = ()
     packets: Path | None = None
+    background: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,39 +97,52 @@ def evaluate_traces(
     todo = _prepare(features, run, directory, settings)
     for variant in todo.variants:
         cross_validate(todo.corpus, variant, todo.fold_of, _wanted(variant, settings), directory, report)
-    return summarise_directory(todo.corpus, directory, [variant.name for variant in todo.variants], settings)
+    names = [variant.name for variant in todo.variants]
+    return summarise_directory(todo.corpus, directory, names, settings, todo.background)
 
 
 @dataclass(frozen=True)
 class _Todo:
     """What an evaluation measures: variants on the folds `fold_of`, int64 [n], of a corpus; for each variant the folds
-    that were measured before."""
+    that were measured before; the background of the run."""
 
     corpus: TraceCorpus
     fold_of: NDArray[np.int64]
     variants: list[Variant]
     measured: list[frozenset[int]]
+    background: list[LabelledTrace]
 
 
 def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings) -> _Todo:
-    record = read_trace_run(run)
-    if record.command != "train-traces":
-        raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
-    if record.config.mm4flow is not None and encoders_of(settings.start) != record.start:
-        raise TrainingError(f"{run}: learned from other encoders: give --start what train-traces had as --encoders")
+    record = _read_run(run, settings)
     torch.set_num_threads(record.config.threads)
-    corpus = read_corpus(TraceJob(features, directory, record.config))
+    job = TraceJob(features, directory, record.config, background=settings.background)
+    corpus = read_corpus(job)
     if corpus.labels != record.labels:
         raise TrainingError(f"{run}: learned other labels than these features have: give the features of the run")
     _check(settings, corpus)
     base = classes_of(record.config, corpus)
     starts = _starts(base, settings)
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
-    variants = [variant_of(name, base, settings.left_out, starts) for name in names]
+    background = read_background(job, corpus)
+    variants = [variant_of(name, base, settings.left_out, starts, background) for name in names]
     fold_of = folds_of(corpus, settings.folds, 0)
     check_filled(settings.folds, fold_of.tolist())
     measured = [measured_folds(corpus, variant, fold_of, directory) for variant in variants]
-    return _Todo(corpus, fold_of, variants, measured)
+    return _Todo(corpus, fold_of, variants, measured, background)
+
+
+def _read_run(run: Path, settings: TraceEvaluationSettings) -> TraceRun:
+    """The record of the run, which learned from what the settings name."""
+    record = read_trace_run(run)
+    if record.command != "train-traces":
+        raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
+    if record.config.mm4flow is not None and encoders_of(settings.start) != record.start:
+        raise TrainingError(f"{run}: learned from other encoders: give --start what train-traces had as --encoders")
+    if sorted(features_of(settings.background).values()) != sorted(record.background.values()):
+        had = f"another background, {', '.join(record.background)}" if record.background else "no background"
+        raise TrainingError(f"{run}: learned {had}: give as --background what train-traces had")
+    return record
 
 
 def _check(settings: TraceEvaluationSettings, corpus: TraceCorpus) -> None:
@@ -127,6 +153,8 @@ def _check(settings: TraceEvaluationSettings, corpus: TraceCorpus) -> None:
             f"--variant {UNKNOWN} and --left-out go together: it learns all labels but those left out, and is measured "
             "on these"
         )
+    if NO_BACKGROUND in settings.variants and not settings.background:
+        raise TrainingError(f"--variant {NO_BACKGROUND}: the run has no background: leave it out")
     if strange := sorted(set(settings.left_out) - set(corpus.labels)):
         raise TrainingError(f"--left-out {strange[0]}: no such label: expected one of {', '.join(corpus.labels)}")
     if len(set(corpus.labels) - set(settings.left_out)) < 2:
@@ -152,6 +180,7 @@ def plan_trace_evaluation(
     done = sum(len(some & before) for some, before in zip(wanted, todo.measured, strict=True))
     facts = [
         f"{len(todo.corpus.traces)} traces of {len(todo.corpus.labels)} labels",
+        *([f"{len(todo.background)} background traces"] if todo.background else []),
         f"{settings.folds} folds of captures",
         f"variants {', '.join(variant.name for variant in todo.variants)}",
         f"{folds - done} of {folds} folds to train, {done} were measured before",
@@ -177,22 +206,32 @@ def _pretrained(run: Path) -> dict[str, Tensor]:
 
 
 def summarise_directory(
-    corpus: TraceCorpus, directory: Path, names: Sequence[str], settings: TraceEvaluationSettings
+    corpus: TraceCorpus,
+    directory: Path,
+    names: Sequence[str],
+    settings: TraceEvaluationSettings,
+    background: Sequence[LabelledTrace] = (),
 ) -> TraceEvaluation:
     """The figures of the outcomes in a directory, written there as JSON and as a report."""
     outcomes = {name: _outcomes(directory / name) for name in names}
     references = {name: _reference(name) for name in names if _reference(name) in names}
     unknown = UNKNOWN if UNKNOWN in names else None
-    figures = summarise(corpus, outcomes, MAIN, settings.folds, settings.tuned, references, unknown, settings.left_out)
+    figures = summarise(
+        corpus, outcomes, MAIN, settings.folds, settings.tuned, references, unknown, settings.left_out, background
+    )
     write_json(directory / EVALUATION, figures)
     write_report(directory, _measured(corpus, outcomes, figures))
     return figures
 
 
 def variant_of(
-    name: str, config: TraceTrainingConfig, left_out: tuple[str, ...] = (), starts: Starts | None = None
+    name: str,
+    config: TraceTrainingConfig,
+    left_out: tuple[str, ...] = (),
+    starts: Starts | None = None,
+    background: Sequence[LabelledTrace] = (),
 ) -> Variant:
-    """The variant of this name.
+    """The variant of this name; `main` and `unknown` alone learn the background.
 
     Raises:
         TrainingError: there is none, or it needs a pre-trained encoder that is not given.
@@ -214,7 +253,8 @@ def variant_of(
         "scratch": {"start": None},
         "tracegram": {"config": _sized(plain, network.n_class), "start": starts.packets},
         "tracegram-scratch": {"config": _sized(plain, network.n_class), "start": None},
-        UNKNOWN: {"left_out": left_out},
+        UNKNOWN: {"left_out": left_out, "background": background},
+        MAIN: {"background": () if few else background},
     }
     if kind == "payload":
         if config.mm4flow is None:
@@ -248,6 +288,7 @@ def _outcomes(directory: Path) -> dict[int, FoldOutcome]:
 
 def _measured(corpus: TraceCorpus, outcomes: dict[str, dict[int, FoldOutcome]], figures: TraceEvaluation) -> Measured:
     reported = [fold for fold in range(figures.folds) if fold not in figures.tuned]
+    labels = len(corpus.labels)  # columns: background may follow
 
     def logits(name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         return np.concatenate([outcomes[name][fold].logits for fold in reported])
@@ -266,10 +307,10 @@ def _measured(corpus: TraceCorpus, outcomes: dict[str, dict[int, FoldOutcome]], 
         unit="trace",
         labels=corpus.labels,
         truth=corpus.truth[rows],
-        probabilities=softmax(logits(MAIN), figures.temperature),
+        probabilities=softmax(logits(MAIN), figures.temperature)[:, :labels],
         captures=[corpus.traces[row].capture for row in rows],
         threshold=figures.threshold,
-        rivals={row.name: logits(row.name).argmax(axis=1) for row in whole if row.name != MAIN},
+        rivals={row.name: logits(row.name)[:, :labels].argmax(axis=1) for row in whole if row.name != MAIN},
         curves=[curve],
         notes=["Folds that served to choose settings are left out of every figure."] if figures.tuned else [],
     )

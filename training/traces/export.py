@@ -31,6 +31,11 @@ def export_traces_run(
         raise TrainingError(
             f"{evaluation}: measured on other labels than {run} learned: give the evaluation of this run"
         )
+    if figures and (figures.background is not None) != bool(record.background):
+        raise TrainingError(
+            f"{evaluation}: one of the two has learned background and the other has not, it or {run}: give the "
+            "evaluation of this run"
+        )
     weights = {key: value.numpy() for key, value in load_weights(run / MODEL).items()}
     manifest = _manifest(record, name, version, figures)
     return export_traces(out, manifest, weights, render_trace_card(manifest, record, figures, notes))
@@ -51,7 +56,8 @@ def read_trace_evaluation(directory: Path) -> TraceEvaluation:
 
 
 def _manifest(record: TraceRun, name: str, version: str, figures: TraceEvaluation | None) -> TracegramCheckpoint:
-    network = msgspec.structs.replace(record.config.network, n_class=len(record.labels))
+    background = bool(record.background)
+    network = msgspec.structs.replace(record.config.network, n_class=len(record.labels) + background)
     plain = TracegramCheckpoint(
         kind="tracegram",
         name=name,
@@ -61,8 +67,10 @@ def _manifest(record: TraceRun, name: str, version: str, figures: TraceEvaluatio
         labels=record.labels,
         features=record.config.features,
         trace=record.config.trace,
+        unknown=Unknown(background=background),
         provenance={
             "features": record.features,
+            **({"background": record.background} if background else {}),
             "start": record.start,
             "versions": record.versions,
             "config": msgspec.to_builtins(record.config),
@@ -73,7 +81,7 @@ def _manifest(record: TraceRun, name: str, version: str, figures: TraceEvaluatio
     return msgspec.structs.replace(
         plain,
         calibration=Calibration(round(figures.temperature, 4)),
-        unknown=Unknown(round(figures.threshold, 4)),
+        unknown=Unknown(round(figures.threshold, 4), background),
         early=EarlyVerdict(figures.early.confidence, figures.early.min_flows),
         metrics={"cross_validation": msgspec.to_builtins(figures)},
     )

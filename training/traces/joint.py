@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.checkpoint import TracegramNetwork
 from models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode, pad
 from models.flow import Flow
 from models.mm4flow import Mm4flow, Mm4flowOutput
@@ -26,6 +27,7 @@ from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
 from training.traces.aggregate import (
     Scale,
     TraceFeatures,
+    class_weights,
     fold_scale,
     gather_features,
     kept_flows,
@@ -141,7 +143,8 @@ def joint_features(network: JointNetwork, table: FlowTable, traces: Sequence[Lab
 
 @dataclass(frozen=True)
 class Jointly:
-    """What joint training gives: encoder and trace network, and the features of every trace of the corpus."""
+    """What joint training gives: encoder and trace network, and the features of every trace of the corpus, then of the
+    background."""
 
     encoder: Mm4flow
     trace: TraceNetwork
@@ -157,6 +160,21 @@ def encoder_weights(encoder: Mm4flow) -> dict[str, Tensor]:
     }
 
 
+@dataclass(frozen=True)
+class _Learned:
+    """What is learned: class index of every trace, `truth` int64 [n], the traces to draw, `rows` int64 [m], and how
+    often each, `weights` float64 [m], which sum to 1."""
+
+    truth: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+def network_with(network: TracegramNetwork, *, background: bool) -> TracegramNetwork:
+    """The network of so many labels, with a class more for background."""
+    return msgspec.structs.replace(network, n_class=network.n_class + background)
+
+
 def fit_jointly(
     traces: Sequence[LabelledTrace],
     truth: NDArray[np.int64],
@@ -165,43 +183,62 @@ def fit_jointly(
     start: Mapping[str, Tensor] | None = None,
     files: RunFiles | None = None,
     report: Callable[[StepReport], None] = lambda _: None,
+    background: Sequence[LabelledTrace] = (),
 ) -> Jointly:
     """Learn from the traces `train` of all `traces`; `start` are pre-trained encoders, without them from nothing.
+
+    `background`, all of it learned, is the class after the labels, of which the settings' network has the number.
 
     Raises:
         TrainingError: the encoders do not fit, the loss is not finite, or the state cannot be saved or read.
     """
     if config.mm4flow is None:
         raise ValueError("expected settings with an MM4flow encoder")
-    table = make_table(traces, config.mm4flow.features)
-    sizes = msgspec.structs.replace(config.mm4flow.network, n_class=config.network.n_class)
-    encoder = new_model(sizes, config.seed, start)
+    everything = [*traces, *background]
+    learned = _learned(truth, train, background, config)
+    table = make_table(everything, config.mm4flow.features)
+    sizes = network_with(config.network, background=bool(background))
+    encoder = new_model(msgspec.structs.replace(config.mm4flow.network, n_class=sizes.n_class), config.seed, start)
     torch.manual_seed(config.seed)
-    trace = TraceNetwork(config.network)
+    trace = TraceNetwork(sizes)
     sharpen(trace)
     network = JointNetwork(encoder, trace)
-    before = joint_features(network, table, traces)
-    scale = scale_of([before[row] for row in train])
+    before = joint_features(network, table, everything)
+    scale = scale_of([before[row] for row in learned.rows])
     loop, phase = config.loop(config.traces), config.traces
     trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
-    stage = _stage(network, table, truth, train, scale, config)
+    stage = _stage(network, table, learned, scale, config)
     trained = run_stage(trainer, stage, loop, phase.epochs, files, report)
-    features = joint_features(trained, table, traces)
-    mine = standardise([features[row] for row in train], scale)
-    settled = settle_norms(trained.trace, mine, truth[train], config)
+    features = joint_features(trained, table, everything)
+    mine = standardise([features[row] for row in learned.rows], scale)
+    settled = settle_norms(trained.trace, mine, learned.weights, config)
     return Jointly(trained.encoder.eval(), fold_scale(settled, scale), features)
+
+
+def _learned(
+    truth: NDArray[np.int64], train: NDArray[np.int64], background: Sequence[LabelledTrace], config: TraceTrainingConfig
+) -> _Learned:
+    """Every label is drawn equally often, and every capture of the background, whose share the settings say."""
+    weights = class_weights(truth[train])
+    if not background:
+        return _Learned(truth, train, weights)
+    captures = np.unique([trace.capture for trace in background], return_inverse=True)[1]
+    strange = draw_weights(np.zeros(len(background), np.int64), captures, 0.0, 0.0)
+    return _Learned(
+        np.concatenate((truth, np.full(len(background), config.network.n_class))),
+        np.concatenate((train, len(truth) + np.arange(len(background)))),
+        np.concatenate((weights * (1 - config.background_share), strange * config.background_share)),
+    )
 
 
 def _stage(
     network: JointNetwork,
     table: FlowTable,
-    truth: NDArray[np.int64],
-    train: NDArray[np.int64],
+    learned: _Learned,
     scale: Scale,
     config: TraceTrainingConfig,
 ) -> Stage:
-    weights = draw_weights(truth[train], np.arange(len(train)), 0.0, 0.0)
-    labels = torch.from_numpy(truth)
+    labels = torch.from_numpy(learned.truth)
     mean, deviation = torch.from_numpy(scale.mean), torch.from_numpy(scale.deviation)
 
     def share(batch: list[_Drawn], rows: NDArray[np.int64]) -> Tensor:
@@ -223,7 +260,7 @@ def _stage(
         return loss * len(rows) / len(batch)
 
     def works(epoch: int) -> Iterator[Work]:
-        for batch in _epoch(table, train, weights, config, epoch):
+        for batch in _epoch(table, learned, config, epoch):
             pieces = table.pieces(np.concatenate([each.flows for each in batch]))
             real, computed = np.sum([table.tokens(kinds) for kinds in pieces], axis=0).tolist()
             yield Work(len(batch), real, computed, partial(share, batch))
@@ -243,14 +280,13 @@ class _Drawn:
 
 def _epoch(
     table: FlowTable,
-    train: NDArray[np.int64],
-    weights: NDArray[np.float64],
+    learned: _Learned,
     config: TraceTrainingConfig,
     epoch: int,
 ) -> Iterator[list[_Drawn]]:
     rng = np.random.default_rng([config.seed, 2, epoch])
     phase, how = config.traces, config.trace_augmentation
-    drawn = rng.choice(train, phase.draws, p=weights)
+    drawn = rng.choice(learned.rows, phase.draws, p=learned.weights)
     for start in range(0, phase.draws, phase.batch):
         batch = []
         for trace in drawn[start : start + phase.batch].tolist():

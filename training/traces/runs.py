@@ -44,11 +44,12 @@ from training.runlog import clear_logs
 from training.samples import read_samples
 from training.state import drop_state, load_state
 from training.traces.aggregate import fit_traces
-from training.traces.config import Phase, TraceTrainingConfig, joint_config
+from training.traces.background import make_background
+from training.traces.config import Phase, TraceTrainingConfig, decisive, joint_config
 from training.traces.crossval import Report, encode_traces, flow_set
-from training.traces.data import TraceCorpus, make_trace_corpus
+from training.traces.data import LabelledTrace, TraceCorpus, make_trace_corpus
 from training.traces.flows import FlowLearner, FlowSet, new_learner, pretrain_stage, tune_stage
-from training.traces.joint import encoder_weights, fit_jointly
+from training.traces.joint import encoder_weights, fit_jointly, network_with
 
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 
@@ -57,6 +58,7 @@ class TraceRun(msgspec.Struct, frozen=True):
     """What a run was: settings, data by the hash of their manifest, the run it started from, on what and how long.
 
     `not_learned` are labels of a single capture; `by_address` counts the traces that bear an address in place of a MAC.
+    `background` are the features of the class after the labels, as `features`, with so many traces; {} without.
     """
 
     command: str
@@ -71,13 +73,16 @@ class TraceRun(msgspec.Struct, frozen=True):
     seconds: float
     not_learned: list[str] = []
     by_address: int = 0
+    background: dict[str, str] = {}
+    background_traces: int = 0
 
 
 @dataclass(frozen=True)
 class TraceJob:
     """What every command is told: data, where to write, settings, the run whose encoder it starts from.
 
-    `dry_run` only says what would be done. `encoders` are runs of pretrain that an encoder of MM4flow starts from.
+    `dry_run` only says what would be done. `encoders` are runs of pretrain that an encoder of MM4flow starts from,
+    `background` features of anything but the labels, which train-traces learns with it.
     """
 
     features: Sequence[Path]
@@ -87,6 +92,7 @@ class TraceJob:
     restart: bool = False
     dry_run: bool = False
     encoders: Sequence[Path] = ()
+    background: Sequence[Path] = ()
 
 
 def pretrain_packets_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun | Plan:
@@ -154,15 +160,16 @@ def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun
     Raises:
         TrainingError: `job.start` is no run of tune-flows on these labels, `job.encoders` do not fit, or the loss is
             not finite.
-        TraceDataError: there are no traces of two labels.
+        TraceDataError: there are no traces of two labels, or the background is not one (`make_background`).
         SampleError: the features cannot be read.
     """
     if world_size() > 1:
         raise TrainingError("train-traces runs in one process (it normalises by the batch): start it without torchrun")
     corpus = read_corpus(job)
     starting = _starting(job, corpus)
+    background = read_background(job, corpus)
     if job.dry_run:
-        return _traces_plan(job, corpus)
+        return _traces_plan(job, corpus, background)
     started = _begin(job, "train-traces")
     config, files = classes_of(job.config, corpus), _files(job, "train-traces")
     if isinstance(starting, FlowLearner):
@@ -171,16 +178,19 @@ def train_traces_run(job: TraceJob, report: Report = lambda _: None) -> TraceRun
         weights = _weights(starting.encoder.state_dict(), network)
     else:
         everything = np.arange(len(corpus.traces))
-        fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report)
+        fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report, background)
         weights = _weights(encoder_weights(fitted.encoder), fitted.trace)
     flows = sum(len(trace.trace.flows) for trace in corpus.traces)
-    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started, corpus=corpus)
+    learned = _Learned(corpus, len(background))
+    return _finish(job, "train-traces", weights, corpus.labels, len(corpus.traces), flows, started, learned=learned)
 
 
 def _starting(job: TraceJob, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor] | None:
     """The tuned encoder that stays frozen, or the pre-trained weights of one that learns, None for none."""
     if job.config.mm4flow is not None:
         return read_encoders(job.encoders)
+    if job.background:
+        raise TrainingError("--background is learned with an encoder of MM4flow: train without --start")
     if job.start is None or read_trace_run(job.start).command != "tune-flows":
         raise TrainingError("train-traces starts from a run of tune-flows (--start) or of pretrain (--encoders)")
     if read_trace_run(job.start).labels != corpus.labels:
@@ -212,6 +222,18 @@ def read_corpus(job: TraceJob) -> TraceCorpus:
     """The labelled traces of the features of a job."""
     samples = (sample for path in job.features for sample in read_samples(path))
     return make_trace_corpus(samples, job.config.trace)
+
+
+def read_background(job: TraceJob, corpus: TraceCorpus) -> list[LabelledTrace]:
+    """The traces of the background of a job, none where it has none.
+
+    Raises:
+        TraceDataError: as `training.traces.background.make_background`.
+    """
+    if not job.background:
+        return []
+    samples = (sample for path in job.background for sample in read_samples(path))
+    return make_background(samples, job.config.trace, {trace.capture for trace in corpus.traces})
 
 
 def classes_of(config: TraceTrainingConfig, corpus: TraceCorpus) -> TraceTrainingConfig:
@@ -249,8 +271,10 @@ def _start_of(job: TraceJob) -> str:
 
 def _files(job: TraceJob, command: str) -> RunFiles:
     """Where a run keeps its state: to be taken up with as many threads, on whatever device, as there are by then."""
-    what = msgspec.structs.replace(job.config, threads=1, device="auto")
-    return RunFiles(job.directory, fingerprint(what, command, features_of(job.features), _start_of(job)))
+    what = decisive(job.config, background=bool(job.background))
+    strange = [features_of(job.background)] if job.background else []
+    decided = fingerprint(what, command, features_of(job.features), _start_of(job), *strange)
+    return RunFiles(job.directory, decided)
 
 
 def _goes_on(job: TraceJob, command: str) -> str:
@@ -279,10 +303,11 @@ def _plan(
     return Plan("train", joined(facts), [job.directory], run_notes(job.directory, command))
 
 
-def _traces_plan(job: TraceJob, corpus: TraceCorpus) -> Plan:
-    network = TraceNetwork(classes_of(job.config, corpus).network)
+def _traces_plan(job: TraceJob, corpus: TraceCorpus, background: Sequence[LabelledTrace]) -> Plan:
+    network = TraceNetwork(network_with(classes_of(job.config, corpus).network, background=bool(background)))
     facts = [
         f"{len(corpus.traces)} traces of {len(corpus.labels)} labels",
+        *([f"{len(background)} background traces"] if background else []),
         f"{sum(len(trace.trace.flows) for trace in corpus.traces)} flows",
         f"{sum(p.numel() for p in network.parameters()):,} parameters",
         f"{_steps(job.config.traces)} steps in one process{_goes_on(job, 'train-traces')}",
@@ -291,6 +316,14 @@ def _traces_plan(job: TraceJob, corpus: TraceCorpus) -> Plan:
     lone = corpus.left_out.labels
     notes += [f"one capture only, so that it cannot be measured, not learned: {', '.join(lone)}"] if lone else []
     return Plan("train", facts, [job.directory], notes)
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What a run of train-traces learned from: labelled traces, and so many of the background."""
+
+    corpus: TraceCorpus
+    background: int
 
 
 def _begin(job: TraceJob, command: str, group: Group = ALONE) -> float:
@@ -315,7 +348,7 @@ def _finish(
     flows: int,
     started: float,
     group: Group = ALONE,
-    corpus: TraceCorpus | None = None,
+    learned: _Learned | None = None,
 ) -> TraceRun:
     threads = f"{job.config.threads} CPU thread(s)"
     place = threads if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
@@ -332,8 +365,10 @@ def _finish(
         if group.size > 1
         else f"{platform.machine()}, {place}",
         seconds=round(time.monotonic() - started, 1),
-        not_learned=corpus.left_out.labels if corpus else [],
-        by_address=corpus.by_address(job.config.trace) if corpus else 0,
+        not_learned=learned.corpus.left_out.labels if learned else [],
+        by_address=learned.corpus.by_address(job.config.trace) if learned else 0,
+        background=features_of(job.background),
+        background_traces=learned.background if learned else 0,
     )
     if group.rank == 0:
         save_weights(weights, job.directory / MODEL)

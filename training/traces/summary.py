@@ -1,4 +1,7 @@
-"""From the outcomes of cross-validation to the figures that the card and the manifest state."""
+"""From the outcomes of cross-validation to the figures that the card and the manifest state.
+
+They are of the labels alone: a background class takes its share of the confidence, and is never what is said.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ from training.metrics import (
     macro_f1_draws,
 )
 from training.traces.attribution import Faithfulness, faithfulness
+from training.traces.background import BackgroundFigures, Confidences, background_figures
 from training.traces.crossval import PREFIXES, FoldOutcome
-from training.traces.data import LOOK_ALIKE, TraceCorpus
+from training.traces.data import LOOK_ALIKE, LabelledTrace, TraceCorpus
 
 FALSE_REJECTION = 0.02
 """Share of known traces that the unknown rule may reject: two devices that look alike share their confidence in halves,
@@ -98,7 +102,7 @@ class Confused(msgspec.Struct, frozen=True):
 class TraceEvaluation(msgspec.Struct, frozen=True):
     """Everything measured on captures kept from training; the folds in `tuned` served to choose settings and are left
     out of every figure but temperature and thresholds. `unknown` and `faithfulness` are None where no trace shows
-    them."""
+    them, `background` where none was learned."""
 
     main: str
     folds: int
@@ -115,14 +119,15 @@ class TraceEvaluation(msgspec.Struct, frozen=True):
     unknown: UnknownFigures | None
     early: EarlyFigures
     faithfulness: Faithfulness | None
+    background: BackgroundFigures | None = None
 
 
 def variant_figures(
     corpus: TraceCorpus, name: str, outcomes: Mapping[int, FoldOutcome], reference: Mapping[int, FoldOutcome]
 ) -> VariantFigures:
     """The figures of one variant by fold; `reference` are outcomes of the trees, on the same folds at least."""
-    rows, predicted = _together(list(outcomes.values()))
-    _, rival = _together([reference[fold] for fold in outcomes])
+    rows, predicted = _together(corpus, list(outcomes.values()))
+    _, rival = _together(corpus, [reference[fold] for fold in outcomes])
     merge = corpus.merged(LOOK_ALIKE)
     scores = [_score(corpus, rows, said, classes) for said, classes in ((predicted, None), (predicted, merge))]
     gains = _draws(corpus, rows, predicted) - _draws(corpus, rows, rival)
@@ -147,18 +152,19 @@ def summarise(
     references: Mapping[str, str],
     unknown: str | None = None,
     left_out: Sequence[str] = (),
+    background: Sequence[LabelledTrace] = (),
 ) -> TraceEvaluation:
     """All figures of the outcomes of each variant, by fold.
 
     `references` names for each variant the trees that learned from as many captures; `unknown` the variant that left
-    out the labels `left_out`.
+    out the labels `left_out`; `background` what `main` learned of anything else.
     """
     reported = [fold for fold in range(folds) if fold not in tuned]
     by_variant = {name: {fold: found[fold] for fold in reported if fold in found} for name, found in outcomes.items()}
     final = _calibrate(corpus, list(outcomes[main].values()))
     held = list(by_variant[main].values())
-    rows, predicted = _together(held)
-    shares = softmax(_logits(held), final.temperature).max(axis=1)
+    rows, predicted = _together(corpus, held)
+    shares = _shares(corpus, _logits(held), final.temperature).max(axis=1)
     captures = [corpus.traces[row].capture for row in rows]
     figures = [
         variant_figures(corpus, name, found, by_variant[references.get(name, REFERENCE)])
@@ -181,6 +187,7 @@ def summarise(
         unknown=_unknown(corpus, list(by_variant[unknown].values()), left_out, final) if unknown else None,
         early=_early(corpus, held, final.temperature),
         faithfulness=_faithfulness(held),
+        background=_background(corpus, by_variant[main], background, final) if background else None,
     )
 
 
@@ -189,7 +196,7 @@ def _calibrate(corpus: TraceCorpus, outcomes: Sequence[FoldOutcome]) -> Calibrat
     logits, truth = _logits(outcomes), corpus.truth[_rows(outcomes)]
     ones = np.ones(len(truth))
     temperature = fit_temperature(logits, truth, ones, len(corpus.labels))
-    confidence = softmax(logits, temperature).max(axis=1)
+    confidence = _shares(corpus, logits, temperature).max(axis=1)
     return Calibrated(temperature, rejection_threshold(confidence, ones, FALSE_REJECTION))
 
 
@@ -201,9 +208,14 @@ def _logits(outcomes: Sequence[FoldOutcome]) -> NDArray[np.float32]:
     return np.concatenate([outcome.logits for outcome in outcomes])
 
 
-def _together(outcomes: Sequence[FoldOutcome]) -> tuple[Ints, Ints]:
-    """Rows of the corpus and the class said of each, both int64 [m]."""
-    return _rows(outcomes), np.asarray(_logits(outcomes).argmax(axis=1))
+def _together(corpus: TraceCorpus, outcomes: Sequence[FoldOutcome]) -> tuple[Ints, Ints]:
+    """Rows of the corpus and the label said of each, both int64 [m]."""
+    return _rows(outcomes), np.asarray(_logits(outcomes)[:, : len(corpus.labels)].argmax(axis=1))
+
+
+def _shares(corpus: TraceCorpus, logits: NDArray[np.float32], temperature: float) -> Floats:
+    """Shares of the labels, float64 [n, labels], as `models.verdict.probabilities`: background takes its own first."""
+    return softmax(logits, temperature)[:, : len(corpus.labels)]
 
 
 def _macro(corpus: TraceCorpus, rows: Ints, predicted: Ints, classes: Ints | None = None) -> float:
@@ -231,7 +243,7 @@ def _prefixes(corpus: TraceCorpus, held: Sequence[FoldOutcome], temperature: flo
     figures = []
     for count in (*PREFIXES, 0):
         logits = np.concatenate([each.prefixes[count] if count else each.logits for each in held])
-        shares = softmax(logits, temperature)
+        shares = _shares(corpus, logits, temperature)
         said = shares.argmax(axis=1)
         error = calibration_error(shares.max(axis=1), said == truth)
         figures.append(PrefixFigures(count, _macro(corpus, rows, said), error))
@@ -259,13 +271,26 @@ def _unknown(
     strange = np.isin(corpus.truth[rows], [corpus.labels.index(label) for label in left_out])
     if strange.all() or not strange.any():
         return None
-    confidence = softmax(_logits(outcomes), final.temperature).max(axis=1)
+    confidence = _shares(corpus, _logits(outcomes), final.temperature).max(axis=1)
     return UnknownFigures(
         sorted(left_out),
         int(strange.sum()),
         auroc(confidence[~strange], confidence[strange]),
         float((confidence[strange] < final.threshold).mean()),
     )
+
+
+def _background(
+    corpus: TraceCorpus, held: Mapping[int, FoldOutcome], background: Sequence[LabelledTrace], final: Calibrated
+) -> BackgroundFigures:
+    folds = list(held.values())
+    flows = np.array([len(corpus.traces[row].trace.flows) for row in _rows(folds)], np.int64)
+    known = Confidences(_shares(corpus, _logits(folds), final.temperature).max(axis=1), flows)
+    strange = {
+        fold: Confidences(_shares(corpus, each.background, final.temperature).max(axis=1), each.background_flows)
+        for fold, each in held.items()
+    }
+    return background_figures(background, strange, known, final.threshold)
 
 
 def _early(corpus: TraceCorpus, held: Sequence[FoldOutcome], temperature: float) -> EarlyFigures:
@@ -277,7 +302,7 @@ def _early(corpus: TraceCorpus, held: Sequence[FoldOutcome], temperature: float)
     for confidence in EARLY_CONFIDENCES:
         said = np.full(len(rows), -1)
         for count in (each for each in PREFIXES if each >= EARLY_MIN_FLOWS):
-            shares = softmax(np.concatenate([each.prefixes[count] for each in held]), temperature)
+            shares = _shares(corpus, np.concatenate([each.prefixes[count] for each in held]), temperature)
             sure = (said < 0) & (flows > count) & (shares.max(axis=1) >= confidence)
             said[sure] = shares.argmax(axis=1)[sure]
         early = said >= 0
