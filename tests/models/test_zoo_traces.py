@@ -9,11 +9,13 @@ import pytest
 import models
 from models.checkpoint import CARD, read_trace_checkpoint
 from models.trace import make_traces
+from models.verdict import verdicts
 from service.engines.traces import TraceInput, load_trace_engine
 from service.sources.capture import CaptureReader, ReadOptions
 from training.traces.summary import TraceEvaluation
 
 SHIPPED = Path(models.__file__).parent / "zoo" / "iot-devices" / "1"
+ANDROID = Path(__file__).parents[1] / "data" / "captures" / "android.pcap"
 CAPTURES = sorted((Path(__file__).parents[1] / "data" / "traces").glob("*/*.pcap"))
 
 
@@ -30,7 +32,7 @@ def traces():
 
 def scores_of(engine, traces):
     given = []
-    for trace, _ in traces:
+    for trace in traces:
         features = engine.embed(trace.flows)
         starts = np.array([flow.start_us for flow in trace.flows], np.int64)
         durations = np.array([flow.duration_us for flow in trace.flows], np.int64)
@@ -39,7 +41,8 @@ def scores_of(engine, traces):
 
 
 def test_both_engines_agree_on_real_traces(traces):
-    onnx, reference = (scores_of(load_trace_engine(name, SHIPPED), traces) for name in ("onnx", "torch"))
+    known = [trace for trace, _ in traces]
+    onnx, reference = (scores_of(load_trace_engine(name, SHIPPED), known) for name in ("onnx", "torch"))
     np.testing.assert_allclose(onnx.logits, reference.logits, atol=1e-3)
     for one, other in zip(onnx.importance, reference.importance, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
@@ -48,8 +51,18 @@ def test_both_engines_agree_on_real_traces(traces):
 
 def test_it_knows_the_bundled_captures_that_it_was_trained_on(traces):
     engine = load_trace_engine("onnx", SHIPPED)
-    said = [engine.checkpoint.labels[index] for index in scores_of(engine, traces).logits.argmax(axis=1)]
-    assert said == [label for _, label in traces]
+    said = verdicts(scores_of(engine, [trace for trace, _ in traces]).logits, engine.checkpoint)
+    assert [verdict.label for verdict in said] == [label for _, label in traces]
+    assert not any(verdict.unknown for verdict in said)
+
+
+def test_hosts_that_are_none_of_its_devices_are_unknown():
+    engine = load_trace_engine("onnx", SHIPPED)
+    phones = make_traces(CaptureReader(ANDROID, ReadOptions(heads="header")), engine.checkpoint.trace)
+    said = verdicts(scores_of(engine, phones).logits, engine.checkpoint, with_scores=True)
+    assert len(said) == 4
+    assert all(verdict.unknown for verdict in said)
+    assert all(list(verdict.scores) == engine.checkpoint.labels for verdict in said)
 
 
 def test_the_card_states_what_was_measured():
