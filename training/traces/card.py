@@ -140,12 +140,20 @@ def _variants(figures: TraceEvaluation, thing: str, *, alike: bool) -> str:
     merged = ["merged"] if alike else []
     names = [f"captures of each {thing}", "traces", "macro-F1", *merged, "gain on the trees on header fields"]
     lines = [f"| {_row(names)}", f"|---{'|---' * len(names)}|"]
-    return "\n".join(lines + [_variant(row, alike=alike) for row in figures.variants])
+    rows = [_variant(row, alike=alike, background=figures.background is not None) for row in figures.variants]
+    note = (
+        "\n\nOnly the first row, and the model of *Unknown* below, learned the background."
+        if figures.background
+        else ""
+    )
+    return "\n".join(lines + rows) + note
 
 
-def _variant(row: VariantFigures, *, alike: bool) -> str:
+def _variant(row: VariantFigures, *, alike: bool, background: bool) -> str:
     name, _, few = row.name.rpartition("-")
     kind, captures = (name, few) if few.isdigit() else (row.name, "all")
+    if background and row.name != "main" and kind == "main":
+        kind = "no-background"
     gain = "" if kind == "trees-header" else f"{row.gain:+.3f} ({_range(row.gain_interval)})"
     scores = (row.all_classes, row.merged) if alike else (row.all_classes,)
     return _row(
