@@ -1,4 +1,4 @@
-"""What training tests share: the command, and features and traces of nine captures of three devices."""
+"""What training tests share: features and traces of nine captures of three devices, features of flows by protocol."""
 
 from pathlib import Path
 
@@ -9,13 +9,22 @@ from training.samples import read_samples
 from training.traces.config import TraceTrainingConfig
 from training.traces.data import make_trace_corpus
 
-CAPTURES = Path(__file__).parents[1] / "data" / "traces"
+DATA = Path(__file__).parents[1] / "data"
+CAPTURES, PROTOCOLS = DATA / "traces", DATA / "protocols"
 
 
 @pytest.fixture(scope="session")
 def features(tmp_path_factory):
     out = tmp_path_factory.mktemp("features") / "devices"
     tapline_train("extract", CAPTURES, "--label-from-folder", "--heads", "header", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def protocols(tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "protocols"
+    table = PROTOCOLS / "flows.csv"
+    tapline_train("extract", PROTOCOLS / "pcap", "--labels", table, "--confidence", "DPI", "--out", out)
     return out
 
 

@@ -21,14 +21,6 @@ TRACES = ["-ep", "1", "--draws", "16", "-b", "8"]
 
 
 @pytest.fixture(scope="module")
-def protocols(tmp_path_factory):
-    out = tmp_path_factory.mktemp("features") / "protocols"
-    table = PROTOCOLS / "flows.csv"
-    tapline_train("extract", PROTOCOLS / "pcap", "--labels", table, "--confidence", "DPI", "--out", out)
-    return out
-
-
-@pytest.fixture(scope="module")
 def runs(protocols, features, tmp_path_factory):
     """A run of finetune and one of train-traces, with the last line that each said."""
     root = tmp_path_factory.mktemp("runs")

@@ -11,18 +11,16 @@ from training.config import TrainingError
 from training.split import SplitError
 from training.traces import crossval
 
-DATA = Path(__file__).parents[1] / "data"
-PROTOCOLS, CAPTURES = DATA / "protocols", DATA / "traces"
+CAPTURES = Path(__file__).parents[1] / "data" / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
 TRACES = ["-ep", "1", "--draws", "16", "-b", "8"]
 
 
 @pytest.fixture(scope="module")
-def folder(features, tmp_path_factory):
+def folder(features, protocols, tmp_path_factory):
     """`protocols` and `devices` with a run of each kind on them, and `two` devices of the three."""
     root = tmp_path_factory.mktemp("all")
-    table = PROTOCOLS / "flows.csv"
-    tapline_train("extract", PROTOCOLS / "pcap", "--labels", table, "--confidence", "DPI", "--out", root / "protocols")
+    shutil.copytree(protocols, root / "protocols")
     tapline_train("finetune", "--features", root / "protocols", "--out", root / "flows", *SMALL, "-ep", 1)
     shutil.copytree(features, root / "devices")
     tapline_train("pretrain-ps", "--features", root / "devices", "--out", root / "encoders", *SMALL, "-ep", 1)

@@ -34,11 +34,9 @@ SMALL = ["-d", "32", "-nh", "2", "-l", "1", "-f", "64", "--packets", "8", "--con
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    out = tmp_path_factory.mktemp("features") / "protocols"
-    table = PROTOCOLS / "flows.csv"
-    tapline_train("extract", PROTOCOLS / "pcap", "--labels", table, "--confidence", "DPI", "--out", out)
-    return out
+def features(protocols):
+    """Here of protocols, not of devices."""
+    return protocols
 
 
 @pytest.fixture(scope="module")
