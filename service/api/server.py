@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import structlog
 import uvicorn
 
 from service.api.app import create_app
+from service.api.protocol import DeadlineProtocol, Deadlines
 from service.runtime import Service
 from service.settings import Settings
 
 log = structlog.get_logger()
+
+
+_TICKS_PER_SECOND = 10
 
 
 class ListenError(RuntimeError):
@@ -39,6 +45,14 @@ class _Server(uvicorn.Server):
             for number in stop_signals:
                 loop.remove_signal_handler(number)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; once a second connections are checked."""
+        if counter % _TICKS_PER_SECOND == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, DeadlineProtocol):
+                    connection.check()
+        return await super().on_tick(counter)
+
     def _stop(self, name: str) -> None:
         log.info("stopping", signal=name)
         self.should_exit = True
@@ -52,6 +66,7 @@ def serve(settings: Settings) -> None:
         ListenError: the address cannot be listened on.
     """
     _configure_log()
+    gc.freeze()  # what was imported stays: to look through it again and again would hold requests up for 100 ms
     with _listening(settings) as listener:
         service = Service(settings)
         checkpoint = service.classifier.checkpoint
@@ -59,9 +74,12 @@ def serve(settings: Settings) -> None:
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
         log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}")
+        deadlines = Deadlines(settings.client_timeout_seconds, settings.client_min_bytes_per_second)
         config = uvicorn.Config(
             create_app(service),
-            log_level="warning",
+            http=partial(DeadlineProtocol, deadlines=deadlines),  # type: ignore[arg-type]
+            ws="none",
+            log_level="error",  # what is wrong with a request is answered, not logged
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
