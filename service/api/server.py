@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 
 _TICKS_PER_SECOND = 10
+_CUT_OFF_SECONDS = 5
+"""How long requests may take to end when they were cut off."""
 
 
 class ListenError(RuntimeError):
@@ -32,6 +34,10 @@ class ListenError(RuntimeError):
 
 class _Server(uvicorn.Server):
     """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained."""
+
+    def __init__(self, config: uvicorn.Config, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._drain_seconds = drain_seconds
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -44,6 +50,20 @@ class _Server(uvicorn.Server):
         finally:
             for number in stop_signals:
                 loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests finish within the limit, then cut their connections off, which ends them in order."""
+        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._cut_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _cut_off(self) -> None:
+        log.info("cutting requests off", requests=len(self.server_state.tasks), after_seconds=self._drain_seconds)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, DeadlineProtocol):
+                connection.transport.abort()
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; once a second connections are checked."""
@@ -82,10 +102,10 @@ def serve(settings: Settings) -> None:
             log_level="error",  # what is wrong with a request is answered, not logged
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+            timeout_graceful_shutdown=round(settings.shutdown_seconds) + _CUT_OFF_SECONDS,
             h11_max_incomplete_event_size=64 << 10,
         )
-        _Server(config).run(sockets=[listener])
+        _Server(config, settings.shutdown_seconds).run(sockets=[listener])
     log.info("stopped")
 
 
