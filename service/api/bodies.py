@@ -23,7 +23,8 @@ _MESSAGE_LETTERS = 200
 _TEXT = rb'"(?:[^"\\]++|\\.)*+"'
 _INNER = rb'\{(?:[^{}"]++|' + _TEXT + rb")*+\}"
 _FLOW = re.compile(rb'[ \t\r\n]*+(\{(?:[^{}"]++|' + _TEXT + rb"|" + _INNER + rb")*+\})[ \t\r\n]*+([,\]])", re.DOTALL)
-_BEGIN = re.compile(rb'[ \t\r\n]*+\{[ \t\r\n]*+"flows"[ \t\r\n]*+:[ \t\r\n]*+\[[ \t\r\n]*+(\]?)')
+_BEGIN = re.compile(rb'[ \t\r\n]*+\{[ \t\r\n]*+"flows"[ \t\r\n]*+:[ \t\r\n]*+\[')
+_EMPTY = re.compile(rb"[ \t\r\n]*+\]")
 _END = re.compile(rb"[ \t\r\n]*+\}[ \t\r\n]*+")
 
 _EXPECTED = 'body: expected {"flows": [...]}, a list of flows as `tapline features` writes them, and nothing else'
@@ -58,7 +59,9 @@ class FlowsBody:
                     self._fail(_EXPECTED)
                 self._left = text
                 return
-            at, self._inside, self._over = begin.end(), not begin[1], bool(begin[1])
+            at, self._inside = begin.end(), True
+        if self._inside and not self._count and (empty := _EMPTY.match(text, at)) is not None:
+            at, self._inside, self._over = empty.end(), False, True
         while self._inside and (found := _FLOW.match(text, at, at + MAX_FLOW_BYTES)) is not None:
             self._take(found[1])
             at = found.end()

@@ -129,7 +129,9 @@ def udp_capture(flows, payload_bytes=200, gap_us=1_000_000):
         payload = bytes([index % 251]) * payload_bytes
         udp = struct.pack(">HHHH", 1024 + index % 60_000, 53, 8 + len(payload), 0) + payload
         source = bytes([10, 0, index >> 8 & 255, index & 255])
-        ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), index & 0xFFFF, 0, 64, 17, 0, source, bytes([192, 0, 2, 1]))
+        ip = struct.pack(
+            ">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), index & 0xFFFF, 0, 64, 17, 0, source, bytes([192, 0, 2, 1])
+        )
         total = sum(struct.unpack(">10H", ip))
         checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
         ip = ip[:10] + struct.pack(">H", checksum) + ip[12:]
