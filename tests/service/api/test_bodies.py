@@ -51,7 +51,8 @@ def test_the_pieces_do_not_matter(steps, ascii_only, count):
     [
         "", "null", "[]", "{}", '{"flows": 5}', '{"flows": null}', '{"flows": {}}', '{"flow": []}', '{"flows": []',
         '{"flows": []}}', '{"flows": []} x', '{"flows": [], "more": 1}', "\ufeff" + '{"flows": []}', '{"flows": [1]}',
-        '{"flows": [%s,]}', '{"flows": [,%s]}', '{"flows": [%s %s]}', '{"flows": [%s', '{"flows": [%s]', '{"flows": ["%s"]}',
+        '{"flows": [%s,]}', '{"flows": [,%s]}', '{"flows": [%s %s]}', '{"flows": [%s', '{"flows": [%s]',
+        '{"flows": ["%s"]}',
         '{"flows": [[%s]]}', '{"flows": [{"uid": {"uid": {"uid": {}}}}]}', '{"flows": [{]}', '{"flows": [{"uid": "]}',
     ],
 )  # fmt: skip

@@ -9,8 +9,9 @@ from tests.service.client import api_client
 KEY = "schlüssel"
 ROUTES = [
     ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/"), ("GET", "/docs"), ("GET", "/redoc"),
-    ("GET", "/openapi.json"), ("GET", "/static-offline-docs/swagger-ui.css"), ("GET", "/v1/live"), ("GET", "/v1/traces"),
-    ("GET", "/v1/models"), ("POST", "/v1/models/random/load"), ("POST", "/v1/models/random/unload"),
+    ("GET", "/openapi.json"), ("GET", "/static-offline-docs/swagger-ui.css"), ("GET", "/v1/live"),
+    ("GET", "/v1/traces"), ("GET", "/v1/models"),
+    ("POST", "/v1/models/random/load"), ("POST", "/v1/models/random/unload"),
     ("POST", "/v1/classify/pcap"), ("POST", "/v1/classify/flows"), ("GET", "/nowhere"), ("OPTIONS", "/v1/models"),
 ]  # fmt: skip
 OPEN = {"/healthz", "/readyz", "/", "/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"}
@@ -48,8 +49,9 @@ def test_no_route_answers_a_foreign_name_or_page(local, method, path):
 @pytest.mark.parametrize(
     "host",
     [
-        "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "192.0.2.9", "0.0.0.0", "", "a@127.0.0.1",
-        "127.0.0.1:80:80", "[::1", "2130706433", "tapline.example", "127.0.0.1 evil", "127.0.0.1/x", "ｌocalhost",
+        "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "192.0.2.9", "0.0.0.0", "",
+        "a@127.0.0.1", "127.0.0.1:80:80", "[::1", "2130706433", "tapline.example", "127.0.0.1 evil",
+        "127.0.0.1/x", "\uff4cocalhost",
     ],
 )  # fmt: skip
 def test_hosts_that_are_not_the_machine_itself(local, host):
