@@ -14,6 +14,10 @@ MAX_FLOWS = 10_000
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(max_length=128)]
+Address = Annotated[
+    Name,
+    Field(description="IPv4 or IPv6 address", json_schema_extra={"anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
+]
 ContentHex = Annotated[str, Field(max_length=2 * MAX_CONTENT_BYTES, pattern="^([0-9a-fA-F]{2})*$")]
 
 
@@ -35,17 +39,17 @@ class FlowFields(Body):
 
     uid: Annotated[str, Field(min_length=1, max_length=128)]
     start_us: Annotated[Count, Field(description="first packet, microseconds since the epoch")]
-    orig_h: Name
+    orig_h: Address
     orig_p: Port
-    resp_h: Name
+    resp_h: Address
     resp_p: Port
-    proto: Annotated[str, Field(pattern="^(tcp|udp|icmp|[0-9]{1,3})$")]
+    proto: Annotated[str, Field(pattern=r"^(tcp|udp|icmp|[01]?[0-9]{1,2}|2[0-4][0-9]|25[0-5])$")]
     duration_us: Count = 0
     community_id: Annotated[Name, Field(description="ignored when sent: it follows from the flow")] = ""
     up: Annotated[Count, Field(description="packets with payload from the originator")] = 0
     down: Count = 0
     payload_lengths: Annotated[
-        list[Annotated[int, Field(ge=-65535, le=65535)]],
+        list[Annotated[int, Field(ge=-65535, le=65535, json_schema_extra={"not": {"const": 0}})]],
         Field(max_length=MAX_PAYLOAD_LENGTHS, description="+n from the originator, -n from the responder, in order"),
     ] = []
     orig_bytes: Annotated[ContentHex, Field(description="first content bytes of the originator, hex")] = ""
@@ -66,9 +70,9 @@ class FlowFields(Body):
 class FlowIn(FlowFields):
     """A flow to classify; tokens are accepted, since `tapline features --tokens` writes them, and not read."""
 
-    ps_tokens: list[int] | None = None
-    bytes_tokens: list[int] | None = None
-    bytes_types: list[int] | None = None
+    ps_tokens: list[int] = []
+    bytes_tokens: list[int] = []
+    bytes_types: list[int] = []
 
 
 class FlowsRequest(Body):
