@@ -10,8 +10,9 @@ import urllib.request
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from service.console import make_console, say
 
 EXIT_USAGE = 2
 TIMEOUT_SECONDS = 120
@@ -66,7 +67,7 @@ def _show(models: list[dict[str, Any]]) -> None:
             str(len(model["labels"] or [])) if model["version"] else "-",
             _needs(model),
         )
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 def _needs(model: dict[str, Any]) -> str:
@@ -81,7 +82,7 @@ def _needs(model: dict[str, Any]) -> str:
 def _ask(method: str, url: str, path: str, api_key: str | None) -> Any:
     key = os.environ.get("TAPLINE_API_KEY") if api_key is None else api_key
     if key is not None and not key.strip():
-        typer.echo("the API key is empty: give it a value, or leave it out", err=True)
+        say("the API key is empty: give it a value, or leave it out")
         raise typer.Exit(EXIT_USAGE)
     headers: dict[str, Any] = {"X-API-Key": key.encode()} if key is not None else {}
     try:
@@ -106,5 +107,5 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
+    say(message)
     raise typer.Exit(1)

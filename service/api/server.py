@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,6 +15,7 @@ import uvicorn
 
 from service.api.app import create_app
 from service.api.protocol import DeadlineProtocol, Deadlines
+from service.log_lines import configure_logs
 from service.runtime import Service
 from service.settings import Settings
 
@@ -32,12 +31,31 @@ class ListenError(RuntimeError):
     """The address cannot be listened on; the message says why."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained."""
+class GaveUpError(RuntimeError):
+    """A part of the service could not be kept alive; the message says which."""
 
-    def __init__(self, config: uvicorn.Config, drain_seconds: float) -> None:
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained.
+
+    It also ends where a part of the service cannot be kept alive.
+    """
+
+    def __init__(self, config: uvicorn.Config, gave_up: asyncio.Event, drain_seconds: float) -> None:
         super().__init__(config)
+        self._gave_up = gave_up
         self._drain_seconds = drain_seconds
+
+    async def main_loop(self) -> None:
+        watching = asyncio.create_task(self._stop_when_given_up(), name="gave up")
+        try:
+            await super().main_loop()
+        finally:
+            watching.cancel()
+
+    async def _stop_when_given_up(self) -> None:
+        await self._gave_up.wait()
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -84,8 +102,9 @@ def serve(settings: Settings) -> None:
     Raises:
         CheckpointError, EngineError, TransportError: nothing can be served.
         ListenError: the address cannot be listened on.
+        GaveUpError: a part of the service died again and again.
     """
-    _configure_log()
+    configure_logs()
     gc.freeze()  # what was imported stays: to look through it again and again would hold requests up for 100 ms
     with _listening(settings) as listener:
         service = Service(settings)
@@ -105,21 +124,10 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=round(settings.shutdown_seconds) + _CUT_OFF_SECONDS,
             h11_max_incomplete_event_size=64 << 10,
         )
-        _Server(config, settings.shutdown_seconds).run(sockets=[listener])
+        _Server(config, service.supervisor.gave_up, settings.shutdown_seconds).run(sockets=[listener])
     log.info("stopped")
-
-
-def _configure_log() -> None:
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken upload is answered, not logged
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
+    if service.supervisor.failure:
+        raise GaveUpError(service.supervisor.failure)
 
 
 def _listening(settings: Settings) -> socket.socket:
