@@ -52,18 +52,28 @@ def main() -> None:
     options = msgspec.json.decode(sys.argv[1], type=WorkerOptions)
     resource.setrlimit(resource.RLIMIT_AS, (options.memory_bytes, options.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    reader = CaptureReader(sys.stdin.buffer, ReadOptions(heads=options.heads, max_bytes=options.max_capture_bytes))
-    error = None
+    end = EndMessage()
     try:
-        flows = iter(reader)
+        reader = CaptureReader(sys.stdin.buffer, ReadOptions(heads=options.heads, max_bytes=options.max_capture_bytes))
+        end = _send_flows(reader)
+    except CaptureError as error:
+        end.error = str(error)
+    _send(end)
+
+
+def _send_flows(reader: CaptureReader) -> EndMessage:
+    """Send all flows; the last message, with all counters however it went."""
+    error = None
+    flows = iter(reader)
+    try:
         while batch := list(islice(flows, FLOWS_PER_MESSAGE)):
             _send(FlowsMessage(batch))
     except CaptureError as found:
         error = str(found)
     except MemoryError:
-        del flows, batch
+        del flows
         error = "reading this capture takes more memory than is allowed"
-    _send(EndMessage(reader.packets, dict(reader.skipped), reader.warning, error))
+    return EndMessage(reader.packets, dict(reader.skipped), reader.warning, error)
 
 
 def _send(message: Message) -> None:

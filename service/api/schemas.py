@@ -27,13 +27,10 @@ Address = Annotated[
     Name,
     Field(description="IPv4 or IPv6 address", json_schema_extra={"anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
 ]
-Length = Annotated[
-    int, Field(ge=-MAX_PAYLOAD_LENGTH, le=MAX_PAYLOAD_LENGTH, json_schema_extra={"not": {"const": 0}})
-]
-ContentHex = Annotated[str, Field(max_length=2 * MAX_CONTENT_BYTES, pattern="^([0-9a-fA-F]{2})*$")]
-
-
+Length = Annotated[int, Field(ge=-MAX_PAYLOAD_LENGTH, le=MAX_PAYLOAD_LENGTH, json_schema_extra={"not": {"const": 0}})]
+HEX = "^([0-9a-fA-F]{2})*$"
 MAX_HEAD_HEX = 2 * (HEADS_TOKEN_BUDGET - HEAD_TOKEN_COST)
+ContentHex = Annotated[str, Field(max_length=2 * MAX_CONTENT_BYTES, pattern=HEX)]
 Tokens = Annotated[list[int], Field(max_length=512)]
 
 
@@ -47,7 +44,7 @@ class PacketHead(Body):
     """The first bytes of a packet."""
 
     gap_us: Count
-    data: Annotated[str, Field(max_length=MAX_HEAD_HEX, pattern="^([0-9a-fA-F]{2})*$", description="hex, link layer on")]
+    data: Annotated[str, Field(max_length=MAX_HEAD_HEX, pattern=HEX, description="hex, link layer on")]
 
 
 class FlowFields(Body):
@@ -69,10 +66,7 @@ class FlowFields(Body):
         Field(max_length=MAX_PAYLOAD_LENGTHS, description="+n from the originator, -n from the responder, in order"),
     ] = []
     orig_bytes: Annotated[ContentHex, Field(description="first content bytes of the originator, hex")] = ""
-    resp_bytes: Length = Annotated[
-    int, Field(ge=-MAX_PAYLOAD_LENGTH, le=MAX_PAYLOAD_LENGTH, json_schema_extra={"not": {"const": 0}})
-]
-ContentHex = ""
+    resp_bytes: ContentHex = ""
     orig_pkts: Count = 0
     resp_pkts: Count = 0
     orig_ip_bytes: Count = 0

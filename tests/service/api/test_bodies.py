@@ -14,7 +14,7 @@ from service.api.errors import ApiError
 from service.api.schemas import MAX_FLOWS
 
 FLOW = {
-    "uid": 'a"{[\\', "start_us": 1, "orig_h": "192.0.2.1", "orig_p": 1, "resp_h": "2001:db8::1", "resp_p": 2,
+    "uid": 'a"{[\\', "start_us": 1, "orig_h": "192.0.2.1", "orig_p": 1, "resp_h": "192.0.2.2", "resp_p": 2,
     "proto": "tcp", "heads_kind": "header", "heads": [{"gap_us": 0, "data": "00"}, {"gap_us": 1, "data": "0102"}],
     "service": "}]ü",
 }  # fmt: skip
