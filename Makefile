@@ -5,7 +5,7 @@ CAPTURE ?= tests/data/captures/android.pcap
 
 SECONDS ?= 600
 
-.PHONY: run test fuzz clean
+.PHONY: run test fuzz soak clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -20,6 +20,10 @@ test: .venv-dev/installed
 # Every fuzz target in turn; `make fuzz SECONDS=60 TARGETS=captures` for one of them.
 fuzz: .venv-dev/installed
 	.venv-dev/bin/python -m tests.fuzz $(SECONDS) $(TARGETS)
+
+# A service under mixed traffic with faults injected; memory, descriptors, threads and accounting are checked at the end.
+soak: .venv-dev/installed
+	.venv-dev/bin/python -m tests.soak $(SECONDS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -52,17 +52,22 @@ def packets_of(path: Path) -> tuple[int, list[tuple[int, int, bytes]]]:
 
 def case(random: random.Random) -> None:
     """Read one mutated capture and check all that comes out."""
-    file = random.choice((_mutated_packets, _mutated_file))(random)
+    mutated = file(random)
     heads = random.choice(("none", "header", "full"))
     flows = []
     try:
-        flows = list(CaptureReader(io.BytesIO(file), ReadOptions(heads=heads, max_bytes=64 << 20)))
+        flows = list(CaptureReader(io.BytesIO(mutated), ReadOptions(heads=heads, max_bytes=64 << 20)))
     except CaptureError:
         return
     for flow in flows:
         check(flow)
     encode(flows, Mm4flowFeatures())
     encode_packets(flows)
+
+
+def file(random: random.Random) -> bytes:
+    """A mutated capture."""
+    return random.choice((_mutated_packets, _mutated_file))(random)
 
 
 def check(flow: Flow) -> None:
@@ -87,10 +92,10 @@ def _mutated_packets(random: random.Random) -> bytes:
         random.shuffle(chosen)
     if random.random() < 0.1:
         link = random.choice(LINKS)
-    file = bytearray(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262_144, link))
+    made = bytearray(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262_144, link))
     for time_us, wire, data in chosen:
-        file += _packet(time_us, wire, data, random)
-    return bytes(file)
+        made += _packet(time_us, wire, data, random)
+    return bytes(made)
 
 
 def _packet(time_us: int, wire: int, data: bytes, random: random.Random) -> bytes:

@@ -56,7 +56,7 @@ def case(random: random.Random) -> None:
     source = BusSource(NoTransport(), _metrics, flows.append)  # type: ignore[arg-type]
     with structlog.testing.capture_logs():
         for _ in range(20):
-            source._receive(_incoming(_frame(random)))
+            source._receive(_incoming(frame(random)))
     assert source.state.faults == 0
     assert len(source.state.sensors) <= MAX_SENSORS + 1
     assert all(len(sensor.last_seq) <= MAX_TOPICS for sensor in source.state.sensors.values())
@@ -75,19 +75,20 @@ def _incoming(text: bytes) -> BusEvent | EventError:
         return error
 
 
-def _frame(random: random.Random) -> bytes:
+def frame(random: random.Random) -> bytes:
+    """A frame, most likely a wrong one."""
     topic, name, args = random.choice(EVENTS)
     args = list(args)
     for _ in range(random.choice((0, 1, 1, 1, 3))):
         _change(args, random)
     if random.random() < 0.1:
         topic = random.choice(TEXTS)
-    frame = msgspec.json.encode(
+    text = msgspec.json.encode(
         {"type": "data-message", "topic": topic, "data": [{"data": 1}, {"data": 1}, _vector(name, args)]}
     )
     if random.random() < 0.05:
-        frame = frame.replace(b'"tap-1"', b"[" * 5000 + b"1" + b"]" * 5000)
-    return spoil(frame, random) if random.random() < 0.3 else frame
+        text = text.replace(b'"tap-1"', b"[" * 5000 + b"1" + b"]" * 5000)
+    return spoil(text, random) if random.random() < 0.3 else text
 
 
 def _vector(name: str, args: list[Any]) -> dict[str, Any]:
