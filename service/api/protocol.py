@@ -127,6 +127,8 @@ class DeadlineProtocol(H11Protocol):
     def _phase(self) -> Phase | None:
         if self.transport.get_write_buffer_size():
             return "answer"
+        if self.transport.is_closing():
+            return None
         answered = self.cycle is None or self.cycle.response_complete
         if self.conn.their_state is h11.IDLE:
             return "head" if answered else None
