@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import Request
+from fastapi.responses import StreamingResponse
 
 from models.flow import Flow
 from service.api.bodies import read_flows
@@ -24,7 +25,7 @@ _JSON = ("application/json", "+json")
 _STEP_FLOWS = 256
 
 
-async def classify_body(request: Request, service: Service, batcher: Batcher, desk: Desk) -> Response:
+async def classify_body(request: Request, service: Service, batcher: Batcher, desk: Desk) -> StreamingResponse:
     """Read the flows, classify them, answer.
 
     Raises:
@@ -44,7 +45,15 @@ async def classify_body(request: Request, service: Service, batcher: Batcher, de
     for step in range(0, len(found), _STEP_FLOWS):
         await desk.do(answer.take, found, range(step, min(step + _STEP_FLOWS, len(found))))
     await answer.score_traces(desk)
-    return Response(await desk.do(answer.encoded), media_type="application/json")
+    pieces = await desk.do(answer.pieces)
+    length = str(sum(map(len, pieces)))
+    return StreamingResponse(_sent(pieces), media_type="application/json", headers={"Content-Length": length})
+
+
+async def _sent(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    """The pieces in turn: written at once, a large answer would hold up everybody else."""
+    for piece in pieces:
+        yield piece
 
 
 class _Answer:
@@ -88,13 +97,14 @@ class _Answer:
                 self._trace_records.append(msgspec.json.encode(trace))
         self._builder.account_traces(self._traces.counts, self._traces.failed)
 
-    def encoded(self) -> bytes:
+    def pieces(self) -> list[bytes]:
         """The body."""
-        return b"".join(self._parts())
+        summary = msgspec.json.encode(self._builder.finish([self._entry]))
+        flows, traces = _joined(self._flows), _joined(self._trace_records)
+        return [b'{"flows":[', *flows, b'],"traces":[', *traces, b'],"summary":' + summary + b"}"]
 
-    def _parts(self) -> Iterator[bytes]:
-        yield b'{"flows":['
-        yield b",".join(self._flows)
-        yield b'],"traces":['
-        yield b",".join(self._trace_records)
-        yield b'],"summary":' + msgspec.json.encode(self._builder.finish([self._entry])) + b"}"
+
+def _joined(records: list[bytes]) -> list[bytes]:
+    """The elements of a list in pieces."""
+    steps = range(0, len(records), _STEP_FLOWS)
+    return [(b"," if step else b"") + b",".join(records[step : step + _STEP_FLOWS]) for step in steps]
