@@ -142,7 +142,8 @@ class Load:
                 await asyncio.sleep(0.5)
 
     async def _post(self, client: httpx.AsyncClient, route: str, body: bytes, accept: str) -> None:
-        answer = await client.post(route, content=body, headers={"accept": accept})
+        kind = "application/json" if route.endswith("flows") else "application/octet-stream"
+        answer = await client.post(route, content=body, headers={"accept": accept, "content-type": kind})
         self.statuses[answer.status_code] += 1
         if answer.status_code not in EXPECTED:
             self.unexpected.append(f"{route}: {answer.status_code} {answer.text[:200]}")
