@@ -19,6 +19,8 @@ from service import __version__
 from service.classifier import DEFAULT_CHECKPOINT, Classifier
 from service.classify import classify_inputs
 from service.engines.base import EngineError, EngineName, load_engine
+from service.engines.thread import hanging_engine
+from service.engines.trial import try_out
 from service.inputs import ReaderName, open_input
 from service.models_command import app as models_app
 from service.output import Format, Show, writer
@@ -28,7 +30,7 @@ from service.serve_command import serve
 from service.settings import Settings
 from service.sources.bus.transport import TransportError
 from service.sources.capture import CaptureError, ReadOptions
-from service.traces.loading import fitting, load_traces
+from service.traces.loading import fitting, load_beside, trace_directory
 from service.traces.state import StateError
 from service.watch import watch
 from service.zeek_process import ZeekError
@@ -66,6 +68,12 @@ def main() -> None:
         _forget_output()
         typer.echo(f"cannot write the result: {error.strerror}", err=True)
         sys.exit(EXIT_FAILED)
+    except SystemExit as end:
+        if hanging_engine():  # nothing waits for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
+        raise
 
 
 def _forget_output() -> None:
@@ -115,8 +123,12 @@ def classify(
     errors = Console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
+        traces_directory = None if show == "flows" else trace_directory(trace_checkpoint)
+        for each in (directory, traces_directory):
+            if each is not None:
+                try_out(each, engine)
         flow_engine = load_engine(engine, directory)
-        trace_engine = None if show == "flows" else load_traces(trace_checkpoint, engine)
+        trace_engine = load_beside(engine, traces_directory) if traces_directory is not None else None
         trace_engine = fitting(
             trace_engine,
             flow_engine.checkpoint,
@@ -129,7 +141,10 @@ def classify(
     if show == "traces" and trace_engine is None:
         _fail("no trace checkpoint, so there are no traces to show: give --trace-checkpoint DIR", EXIT_USAGE)
     with _opened(output, captures) as file:
-        summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
+        try:
+            summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
+        except EngineError as error:
+            _fail(str(error), EXIT_FAILED)
     if any(entry.error or entry.warning for entry in summary.inputs):
         raise typer.Exit(EXIT_FAILED)
 

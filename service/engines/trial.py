@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,28 +85,21 @@ class _Trial:
         Raises:
             CheckpointError, EngineError: it went badly.
         """
-        assert self._process.stdout is not None
-        with self._process.stdout:
-            try:
-                answer, _ = self._process.communicate(timeout=self._seconds)
-            except subprocess.TimeoutExpired:
-                answer = b""
-                self._process.kill()
+        try:
+            answer, _ = self._process.communicate(timeout=self._seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise CheckpointError(
+                f"{self._directory}: loading and running it once took longer than {self._seconds:g} seconds: give "
+                "another checkpoint, or more time (--model-trial-seconds)"
+            ) from None
         try:
             result = msgspec.json.decode(answer, type=TrialResult)
         except msgspec.DecodeError:
-            raise CheckpointError(self._died(self._process.wait())) from None
+            raise CheckpointError(
+                f"{self._directory}: the engine died of it (status {self._process.returncode}), as when it takes more "
+                "memory than its size explains: export it again"
+            ) from None
         if result.error is not None:
             raise (EngineError if result.of_engine else CheckpointError)(result.error)
-
-    def _died(self, status: int) -> str:
-        """What to say of a trial that ended without a word."""
-        if status in (-signal.SIGKILL, -signal.SIGALRM):
-            return (
-                f"{self._directory}: loading and running it once took longer than {self._seconds:g} seconds: give it "
-                "more time (--model-trial-seconds), or another checkpoint"
-            )
-        return (
-            f"{self._directory}: the engine died of it (status {status}), as when it takes more memory than its size "
-            "explains: export it again"
-        )

@@ -32,8 +32,12 @@ MEMORY_PER_FILE_BYTE = 8
 """What loading and running may take beside the libraries: so much, and so much for each byte of the files."""
 
 
+ORPHAN_SECONDS = 5.0
+"""So much later it ends by itself, where nobody is left to kill it."""
+
+
 class TrialOptions(msgspec.Struct, frozen=True):
-    """What is tried, in JSON the only argument. The process ends by itself after `seconds`."""
+    """What is tried, in JSON the only argument. Who started the process kills it after `seconds`."""
 
     directory: str
     engine: EngineName
@@ -51,7 +55,7 @@ class TrialResult(msgspec.Struct, frozen=True):
 def main() -> None:
     """Try, say how it went, end."""
     options = msgspec.json.decode(sys.argv[1], type=TrialOptions)
-    signal.setitimer(signal.ITIMER_REAL, options.seconds)
+    signal.setitimer(signal.ITIMER_REAL, options.seconds + ORPHAN_SECONDS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         try_out(options)
