@@ -11,17 +11,18 @@ from typing import Annotated, NoReturn, TextIO
 
 import msgspec
 import typer
-from rich.console import Console
 
 from models.checkpoint import CheckpointError
 from models.flow import HeadsKind
 from service import __version__
 from service.classifier import DEFAULT_CHECKPOINT, Classifier
 from service.classify import classify_inputs
+from service.console import make_console, say
 from service.engines.base import EngineError, EngineName, load_engine
 from service.engines.thread import hanging_engine
 from service.engines.trial import try_out
 from service.inputs import ReaderName, open_input
+from service.log_lines import configure_logs
 from service.models_command import app as models_app
 from service.output import Format, Show, writer
 from service.report import feature_lines
@@ -59,6 +60,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to th
 
 def main() -> None:
     """Run the command line; a closed pipe ends it quietly, a full disk with a sentence."""
+    configure_logs()
     try:
         app()
     except BrokenPipeError:
@@ -66,7 +68,7 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
     except OSError as error:
         _forget_output()
-        typer.echo(f"cannot write the result: {error.strerror}", err=True)
+        say(f"cannot write the result: {error.strerror}")
         sys.exit(EXIT_FAILED)
     except SystemExit as end:
         if hanging_engine():  # nothing waits for it
@@ -120,7 +122,7 @@ def classify(
     engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
 ) -> None:
     """Say what each flow and each trace of a capture is."""
-    errors = Console(stderr=True)
+    errors = make_console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
         traces_directory = None if show == "flows" else trace_directory(trace_checkpoint)
@@ -174,7 +176,7 @@ def features(
                 problem = str(error)
             if problem:
                 failed = True
-                typer.echo(f"{name}: {problem}", err=True)
+                say(f"{name}: {problem}")
     if failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -245,5 +247,5 @@ def _opened(output: Path | None, inputs: list[str]) -> Iterator[TextIO]:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(message, err=True)
+    say(message)
     raise typer.Exit(status)
