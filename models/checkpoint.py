@@ -16,8 +16,9 @@ import msgspec
 from models.checkpoint_files import CheckpointError as CheckpointError
 from models.checkpoint_files import FileRecord as FileRecord
 from models.checkpoint_files import file_sha256 as file_sha256
-from models.checkpoint_files import is_file_name, read_inside, read_recorded, reason_of
+from models.checkpoint_files import is_file_name, read_inside, read_recorded
 from models.encode import BYTES_MAX_TOKENS, FEATURE_VERSION, PS_MAX_TOKENS, Mm4flowFeatures
+from models.foreign_text import clean
 from models.packets import PACKET_FEATURE_VERSION, TracegramFeatures
 from models.trace import TraceSettings
 
@@ -292,7 +293,7 @@ def _read_versions(directory: Path, text: bytes) -> _Versions:
     try:
         versions = msgspec.json.decode(text, type=_Versions)
     except _UNREADABLE as error:
-        raise CheckpointError(f"{directory / MANIFEST}: not a checkpoint manifest: {reason_of(error)}") from None
+        raise CheckpointError(f"{directory / MANIFEST}: not a checkpoint manifest: {clean(str(error))}") from None
     _verify_version(directory, "format", versions.format_version, FORMAT_VERSION)
     _verify_version(directory, "feature", versions.feature_version, _FEATURE_VERSIONS[versions.kind])
     return versions
@@ -309,7 +310,7 @@ def _verified(directory: Path, text: bytes, manifest: type[_C], needs: Callable[
     try:
         checkpoint = msgspec.json.decode(text, type=manifest)
     except _UNREADABLE as error:
-        raise CheckpointError(f"{directory / MANIFEST}: {reason_of(error)}") from None
+        raise CheckpointError(f"{directory / MANIFEST}: {clean(str(error))}") from None
     _verify(directory, checkpoint, needs(checkpoint))
     return checkpoint
 

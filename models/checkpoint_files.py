@@ -14,7 +14,6 @@ import msgspec
 MAX_FILE_BYTES = 2 << 30
 """Largest file of a checkpoint; an ONNX file cannot be larger, it is one protobuf message."""
 
-_MAX_REASON_CHARS = 200
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
@@ -74,9 +73,3 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def reason_of(error: Exception) -> str:
-    """What a decoder says of a manifest, short and on one line: it may quote what others wrote."""
-    text = "".join(char if char.isprintable() else " " for char in str(error))
-    return text if len(text) <= _MAX_REASON_CHARS else f"{text[: _MAX_REASON_CHARS - 1]}…"

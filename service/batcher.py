@@ -201,8 +201,9 @@ class Batcher:
         Raises:
             EngineStalledError: its engine hangs. Who starts the lane again hears of it until the engine answers.
         """
-        while not lane.retired and (self._queue or not self._stopping):
-            lane.classifier.thread.check()
+        engine = lane.classifier.thread
+        while not (lane.retired or engine.is_closed) and (self._queue or not self._stopping):
+            engine.check()
             batch = await self._next_batch(lane)
             try:
                 if batch:
@@ -246,17 +247,19 @@ class Batcher:
                     await self._arrived.wait()
 
     async def _compute(self, lane: _Lane, batch: list[_Item]) -> None:
-        """Answer a batch.
+        """Answer a batch; what is left of it when this returns has no outcome.
 
         Raises:
-            EngineStalledError: the engine hangs; the flows are counted, and for others to answer.
+            EngineStalledError: the engine hangs.
         """
         loop, flows = asyncio.get_running_loop(), [item.flow for item in batch]
         try:
             found = await loop.run_in_executor(lane.thread, lane.classifier.classify_each, flows)
         except EngineStalledError:
-            self.failing = True
             self._metrics.failures.labels("BACKEND").inc(len(batch))
+            if lane.classifier.thread.is_closed:
+                return
+            self.failing = True
             raise
         self.failing = all(outcome is None for outcome in found)
         self._metrics.failures.labels("BACKEND").inc(found.count(None))

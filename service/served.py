@@ -91,8 +91,8 @@ class ServedModels:
     async def load(self, name: str, version: str | None = None) -> Checkpoint:
         """Load a version of a model, the newest where none is given, and serve it in place of the loaded one.
 
-        The new one is tried out, and warm before it takes a flow; the old one finishes its batches; flows that wait stay in the queue.
-        Whatever is wrong with the new one, the old one goes on.
+        The new one is tried out, and warm before it takes a flow; the old one finishes its batches; flows that wait
+        stay in the queue. Whatever is wrong with the new one, the old one goes on.
 
         Raises:
             UnknownModelError: there is no such model or version.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import AnyCheckpoint, CheckpointError, read_file
+from models.foreign_text import clean
 from service.engines.base import EngineError
 from service.engines.onnx_file import OnnxFileError, check_onnx
 
@@ -116,7 +117,7 @@ def _fits(declared: list[Any], shape: tuple[int | None, ...]) -> bool:
 
 def _names(names: Collection[str]) -> str:
     """The first few of the names that a graph has chosen, short."""
-    return ", ".join(ascii(name[:32])[1:-1] for name in sorted(names)[:4])
+    return ", ".join(clean(name, 32) for name in sorted(names)[:4])
 
 
 def _shown(shape: Collection[Any]) -> str:

@@ -66,7 +66,7 @@ class EngineThread:
                 weakref.finalize(self, self._calls.put, None)
             call = self._current = _Call(work)
             self._calls.put(call)
-            if not self._closed.is_set() and not call.over.wait(self.timeout_seconds):
+            if not self.is_closed and not call.over.wait(self.timeout_seconds):
                 self._late = call
             self._current = None
             self.check()
@@ -75,13 +75,18 @@ class EngineThread:
         result: _T = call.result
         return result
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
+
     def check(self) -> None:
         """Raise where calls would fail.
 
         Raises:
             EngineStalledError: a call is late, or `close` was called.
         """
-        if self._closed.is_set():
+        if self.is_closed:
             raise EngineStalledError(f"{self._name} takes no more: the service is stopping")
         if self.is_stalled:
             raise EngineStalledError(f"{self._name} did not answer within {self.timeout_seconds:g} seconds")

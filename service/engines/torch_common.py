@@ -12,7 +12,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from models.checkpoint import WEIGHTS, AnyCheckpoint, CheckpointError, read_file
-from models.checkpoint_files import reason_of
+from models.foreign_text import clean
 
 
 def load_weights(directory: Path, checkpoint: AnyCheckpoint, model: nn.Module, may_lack: Callable[[str], bool]) -> None:
@@ -29,14 +29,14 @@ def load_weights(directory: Path, checkpoint: AnyCheckpoint, model: nn.Module, m
         broken = [name for name, value in weights.items() if not value.isfinite().all()]
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except Exception as error:  # the reader of safetensors raises what it meets: KeyError, TypeError, ...
-        raise CheckpointError(f"{path}: {reason_of(error)}: export it again") from None
+        raise CheckpointError(f"{path}: {clean(str(error))}: export it again") from None
     needed = [name for name in missing if not may_lack(name)]
     if needed or unexpected:
         raise CheckpointError(
-            f"{path}: missing {needed[:3]}, unexpected {[name[:32] for name in unexpected[:3]]}: export it again"
+            f"{path}: missing {needed[:3]}, unexpected {[clean(name, 32) for name in unexpected[:3]]}: export it again"
         )
     if broken:
-        raise CheckpointError(f"{path}: expected numbers, got NaN or infinity in {broken[:3]}: export it again")
+        raise CheckpointError(f"{path}: expected numbers, got NaN or infinity in {broken[:3]}: train it again")
 
 
 def count_gpus() -> int:

@@ -45,9 +45,7 @@ def load_traces(
     return None if directory is None else load_beside(engine, directory, threads, precision)
 
 
-def load_beside(
-    engine: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32"
-) -> TraceEngine:
+def load_beside(engine: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32") -> TraceEngine:
     """The engine of a trace checkpoint in the precision of the flow models beside it.
 
     Its encoder is in float32 where int8 is asked for and the checkpoint has no `encoder.int8.onnx`: one flag is for all
