@@ -14,7 +14,7 @@ from service.batcher import Batcher
 from service.classifier import Classifier
 from service.engines.base import load_engines
 from service.engines.thread import EngineThread
-from service.engines.traces import TraceEngine, warm_up
+from service.engines.traces import TraceEngine
 from service.engines.trial import try_out, try_out_aside
 from service.gpu import gpu_collector
 from service.live import LivePipeline
@@ -159,14 +159,14 @@ class Service:
             raise ModelBusyError("traces are off since the start: start again with --trace-checkpoint DIR")
         async with self.models.changing():
             await self._try_out(directory)
-            engine = await asyncio.to_thread(self._warm_trace_engine, directory)
-            checkpoint = engine.checkpoint
+            scorer = await asyncio.to_thread(self._warm_scorer, directory)
+            engine, checkpoint = scorer.engine, scorer.checkpoint
             if checkpoint.name != name:
                 raise CheckpointError(f"{directory}: holds a model named {checkpoint.name}, expected {name}")
             fitting(engine, self.classifier.checkpoint, required=True, warn=log.warning)
             if self.traces is not None:
                 refuse_endless(self.settings, checkpoint)
-            self._trace_engine, self.trace_scorer = engine, self._scorer(engine)
+            self._trace_engine, self.trace_scorer = engine, scorer
             if self.traces is not None:
                 windows = trace_windows(self.settings, checkpoint, after=self.traces.windows)
                 self.traces.open(windows, self.trace_scorer)
@@ -178,10 +178,11 @@ class Service:
             log.info("trace model loaded", model=name, version=checkpoint.version, closed_windows=closed)
         return closed
 
-    def _warm_trace_engine(self, directory: Path) -> TraceEngine:
-        engine = load_beside(self.settings.engine, directory, self.settings.threads, self.settings.precision)
-        warm_up(engine)
-        return engine
+    def _warm_scorer(self, directory: Path) -> TraceScorer:
+        settings = self.settings
+        scorer = self._scorer(load_beside(settings.engine, directory, settings.threads, settings.precision))
+        scorer.warm_up()
+        return scorer
 
     def _retraced(self, classifier: Classifier) -> Classifier:
         """The same classifier for the trace model that serves now, where that can read its flows."""
@@ -209,8 +210,8 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Warm up, serve, then drain within the limit."""
-        if self._trace_engine is not None:
-            await asyncio.to_thread(warm_up, self._trace_engine)
+        if self.trace_scorer is not None:
+            await asyncio.to_thread(self.trace_scorer.warm_up)
         await self.models.start()
         try:
             for name in self.settings.load_models:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from models.checkpoint import CheckpointError
-from service.engines.base import EngineError, EngineName, Precision
+from service.engines.base import EngineName, Precision
 from service.engines.trial_worker import TrialOptions, TrialResult
 from service.repository import ZOO
 
@@ -33,7 +33,7 @@ def try_out(
     """See whether an engine can serve a checkpoint; takes `seconds` at most.
 
     Raises:
-        CheckpointError, EngineError: it cannot; the message says why.
+        CheckpointError: it cannot; the message says why.
     """
     if not _ships(directory):
         with _Trial(directory, engine, precision, seconds) as trial:
@@ -44,7 +44,7 @@ async def try_out_aside(directory: Path, engine: EngineName, precision: Precisio
     """As `try_out`, beside the event loop; cancelled, it ends at once.
 
     Raises:
-        CheckpointError, EngineError: as there.
+        CheckpointError: as there.
     """
     if not _ships(directory):
         with _Trial(directory, engine, precision, seconds) as trial:
@@ -83,7 +83,7 @@ class _Trial:
         """Wait for the end.
 
         Raises:
-            CheckpointError, EngineError: it went badly.
+            CheckpointError: it went badly.
         """
         try:
             answer, _ = self._process.communicate(timeout=self._seconds)
@@ -102,4 +102,4 @@ class _Trial:
                 "memory than its size explains: export it again"
             ) from None
         if result.error is not None:
-            raise (EngineError if result.of_engine else CheckpointError)(result.error)
+            raise CheckpointError(result.error)

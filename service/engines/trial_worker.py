@@ -46,10 +46,9 @@ class TrialOptions(msgspec.Struct, frozen=True):
 
 
 class TrialResult(msgspec.Struct, frozen=True):
-    """Why the checkpoint cannot be served, None where it can; `of_engine` where another engine could."""
+    """Why the checkpoint cannot be served, None where it can."""
 
     error: str | None = None
-    of_engine: bool = False
 
 
 def main() -> None:
@@ -63,7 +62,7 @@ def main() -> None:
     except CheckpointError as error:
         result = TrialResult(str(error))
     except EngineError as error:
-        result = TrialResult(f"{options.directory}: {error}", of_engine=True)
+        result = TrialResult(f"{options.directory}: {error}")
     except MemoryError:
         result = TrialResult(f"{options.directory}: needs more memory than its size explains: export it again")
     except Exception as error:

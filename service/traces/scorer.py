@@ -15,7 +15,7 @@ from service.classifier import BATCH_TIMEOUT_SECONDS
 from service.community import community_id
 from service.engines.base import EngineError
 from service.engines.thread import EngineStalledError, EngineThread
-from service.engines.traces import TraceEngine, TraceInput
+from service.engines.traces import TraceEngine, TraceInput, warm_up
 from service.traces.records import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
 
 log = structlog.get_logger()
@@ -30,7 +30,11 @@ class TraceScorer:
         """`timeout_seconds`: longest time that the engine may take for a batch."""
         self.checkpoint = engine.checkpoint
         self.thread = EngineThread(f"the trace engine of {engine.checkpoint.name}", timeout_seconds)
-        self._engine = engine
+        self.engine = engine
+
+    def warm_up(self) -> None:
+        """Run the engine on what fills it, so that the first real traces wait for nothing."""
+        self.thread.call(lambda: warm_up(self.engine))
 
     def score_each(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict | None]:
         """As `score`, but whatever the engine raises costs one trace its verdict, and none of the others theirs.
@@ -59,7 +63,7 @@ class TraceScorer:
         if not jobs:
             return []
         inputs = [_input(job.flows) for job in jobs]
-        scores = self.thread.call(lambda: self._engine.score(inputs))
+        scores = self.thread.call(lambda: self.engine.score(inputs))
         expected = (len(jobs), self.checkpoint.network.n_class)
         counts = [(len(job.flows),) for job in jobs]
         if scores.logits.shape != expected or [shares.shape for shares in scores.importance] != counts:
