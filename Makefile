@@ -3,7 +3,9 @@ PYTHON ?= python3
 PORT ?= 8000
 CAPTURE ?= tests/data/captures/android.pcap
 
-.PHONY: run test clean
+SECONDS ?= 600
+
+.PHONY: run test fuzz soak clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -14,6 +16,14 @@ test: .venv-dev/installed
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/mypy models service training
 	.venv-dev/bin/pytest
+
+# Every fuzz target in turn; `make fuzz SECONDS=60 TARGETS=captures` for one of them.
+fuzz: .venv-dev/installed
+	.venv-dev/bin/python -m tests.fuzz $(SECONDS) $(TARGETS)
+
+# A service under mixed traffic with faults injected; memory, descriptors, threads and accounting are checked at the end.
+soak: .venv-dev/installed
+	.venv-dev/bin/python -m tests.soak $(SECONDS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
