@@ -29,7 +29,8 @@ def load_weights(directory: Path, checkpoint: AnyCheckpoint, model: nn.Module, m
         broken = [name for name, value in weights.items() if not value.isfinite().all()]
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except Exception as error:  # the reader of safetensors raises what it meets: KeyError, TypeError, ...
-        raise CheckpointError(f"{path}: {clean(str(error))}: export it again") from None
+        reason = str(error).strip().rsplit("\n", 1)[-1].strip()
+        raise CheckpointError(f"{path}: {clean(reason)}: export it again") from None
     needed = [name for name in missing if not may_lack(name)]
     if needed or unexpected:
         raise CheckpointError(
