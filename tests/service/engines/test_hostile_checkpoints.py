@@ -1,9 +1,16 @@
 """Checkpoints of strangers: whatever one does, there is a sentence in time, and nothing else happens."""
 
+import contextlib
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -15,7 +22,7 @@ from service.engines.trial import try_out
 from service.runtime import Service
 from service.settings import Settings
 from tests.conftest import make_flows, make_trace_checkpoint
-from tests.service.cli_runner import tapline
+from tests.service.cli_runner import CODE, ROOT, tapline
 from tests.service.engines import hostile
 from tests.service.test_cli import CAPTURE
 
@@ -164,3 +171,51 @@ def test_the_command_line_says_a_sentence(flows_dir):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert "it has loops or branches" in result.stderr
+
+
+def test_a_service_stops_while_a_trial_goes_on(flows_dir, tmp_path):
+    shutil.copytree(flows_dir, tmp_path / "random" / "2")
+    hostile.edit(tmp_path / "random" / "2", version="2")
+    hostile.change_graph(tmp_path / "random" / "2", "model.onnx", hostile.hours_of_products)
+    arguments = [
+        "serve", "--port", 0, "--repository", tmp_path, "--checkpoint", tmp_path / "random",
+        "--trace-checkpoint", "none",
+        "--model-trial-seconds", 3000, "--shutdown-seconds", 1,
+    ]  # fmt: skip
+    (tmp_path / "random" / "2").rename(tmp_path / "later")  # what serves first is version 1
+    command = [sys.executable, "-W", "error", "-c", CODE, *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            url = next(re.findall(r"url=(\S+)", line)[0] for line in process.stderr if "event=serving" in line)
+            (tmp_path / "later").rename(tmp_path / "random" / "2")
+            until_ready(url)
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(httpx.post, f"{url}/v1/models/random/load", timeout=SECONDS)
+                trial = child_of(process)
+                process.terminate()
+                errors = process.stderr.read()
+                assert process.wait(SECONDS) == 0
+                asked.exception(SECONDS)
+        finally:
+            process.kill()
+    assert "event=stopped" in errors
+    assert not Path(f"/proc/{trial}").exists()
+
+
+def until_ready(url):
+    for _ in range(SECONDS * 20):
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError("not ready")
+
+
+def child_of(process):
+    """The process number of the trial, once there is one."""
+    for _ in range(SECONDS * 20):
+        for path in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            if found := path.read_text().split():
+                return found[0]
+        time.sleep(0.05)
+    raise AssertionError("no trial began")
