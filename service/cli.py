@@ -147,7 +147,8 @@ def classify(
             summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
         except EngineError as error:
             _fail(str(error), EXIT_FAILED)
-    if any(entry.error or entry.warning for entry in summary.inputs):
+    failed = summary.failed + (summary.traces.failed if summary.traces else 0)
+    if failed or any(entry.error or entry.warning for entry in summary.inputs):
         raise typer.Exit(EXIT_FAILED)
 
 
