@@ -5,7 +5,7 @@ CAPTURE ?= tests/data/captures/android.pcap
 
 SECONDS ?= 600
 
-.PHONY: run test fuzz soak clean
+.PHONY: run test test-fast fuzz soak clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -25,15 +25,29 @@ fuzz: .venv-dev/installed
 soak: .venv-dev/installed
 	.venv-dev/bin/python -m tests.soak $(SECONDS)
 
-.venv/installed: pyproject.toml constraints.txt
+# What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
+test-fast: .venv-$(notdir $(PYTHON))/installed
+	.venv-$(notdir $(PYTHON))/bin/pytest tests/models tests/service -m "not slow"
+
+.venv/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv-dev/installed: pyproject.toml constraints.txt
+.venv-dev/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-python%/installed: pyproject.toml constraints.txt | python
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: python
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "tapline needs Python 3.11 or later, and \
+	$(PYTHON) is $$($(PYTHON) -V 2>&1): name another, as in make run PYTHON=python3.12" >&2; exit 1; }
+
 clean:
-	rm -rf .venv .venv-dev
+	rm -rf .venv .venv-dev .venv-python*

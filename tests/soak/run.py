@@ -148,11 +148,10 @@ def _judge(report: Report, load: Load, account: Any, before: Sample, samples: li
     early = statistics.median(sample.rss_mb for sample in samples[quarter : 2 * quarter] or samples)
     late = statistics.median(sample.rss_mb for sample in samples[-quarter:])
     peak = max(sample.rss_mb for sample in samples)
-    report.check(
-        late <= early * MAX_GROWTH + SLACK_MB,
-        f"memory {before.rss_mb:.0f} MB before, {early:.0f} in the second quarter, {late:.0f} in the last, {peak:.0f} at "
-        "most",
+    memory = (
+        f"{before.rss_mb:.0f} MB before, {early:.0f} in the second quarter, {late:.0f} in the last, {peak:.0f} at most"
     )
+    report.check(late <= early * MAX_GROWTH + SLACK_MB, f"memory {memory}")
 
 
 def _free_port() -> int:
