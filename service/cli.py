@@ -126,9 +126,7 @@ def classify(
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
         traces_directory = None if show == "flows" else trace_directory(trace_checkpoint)
-        for each in (directory, traces_directory):
-            if each is not None:
-                try_out(each, engine)
+        try_out(*(each for each in (directory, traces_directory) if each is not None), engine=engine)
         flow_engine = load_engine(engine, directory)
         trace_engine = load_beside(engine, traces_directory) if traces_directory is not None else None
         trace_engine = fitting(

@@ -67,9 +67,13 @@ class Service:
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
         repository, self.default_model = find_models(settings)
-        for directory in (trace_directory(settings.trace_checkpoint), repository.find(self.default_model)):
-            if directory is not None:
-                try_out(directory, settings.engine, settings.precision, settings.model_trial_seconds)
+        served = (trace_directory(settings.trace_checkpoint), repository.find(self.default_model))
+        try_out(
+            *(directory for directory in served if directory is not None),
+            engine=settings.engine,
+            precision=settings.precision,
+            seconds=settings.model_trial_seconds,
+        )
         self._trace_engine = load_traces(
             settings.trace_checkpoint, settings.engine, settings.threads, settings.precision
         )

@@ -7,6 +7,7 @@ are not tried: who can change them can change this file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -28,15 +29,20 @@ _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "2", "OPENBLAS_N
 
 
 def try_out(
-    directory: Path, engine: EngineName, precision: Precision = "float32", seconds: float = TRIAL_SECONDS
+    *directories: Path, engine: EngineName, precision: Precision = "float32", seconds: float = TRIAL_SECONDS
 ) -> None:
-    """See whether an engine can serve a checkpoint; takes `seconds` at most.
+    """See whether an engine can serve checkpoints, all at the same time; each may take `seconds`.
 
     Raises:
         CheckpointError: it cannot; the message says why.
     """
-    if not _ships(directory):
-        with _Trial(directory, engine, precision, seconds) as trial:
+    with contextlib.ExitStack() as stack:
+        trials = [
+            stack.enter_context(_Trial(directory, engine, precision, seconds))
+            for directory in directories
+            if not _ships(directory)
+        ]
+        for trial in trials:
             trial.wait()
 
 

@@ -55,7 +55,7 @@ def case(random: random_module.Random) -> None:
         try:
             read_any_checkpoint(directory)
             engine, precision = random.choice(WAYS)
-            try_out(directory, engine, precision, TRIAL_SECONDS)
+            try_out(directory, engine=engine, precision=precision, seconds=TRIAL_SECONDS)
             if engine == "onnx" and precision == "float32":
                 serve(directory)
         except (CheckpointError, EngineError) as error:

@@ -48,7 +48,7 @@ def traces_dir(traces_source, tmp_path):
 def refused(directory, engine="onnx", precision="float32", seconds=SECONDS):
     """The sentence with which a checkpoint is refused."""
     with pytest.raises(CheckpointError) as found:
-        try_out(directory, engine, precision, seconds)
+        try_out(directory, engine=engine, precision=precision, seconds=seconds)
     message = str(found.value)
     assert str(directory) in message
     assert "\n" not in message
@@ -135,7 +135,7 @@ def test_a_trial_imports_nothing_from_the_current_directory(checkpoint_dir, tmp_
     for name in ("service", "models", "numpy"):
         (tmp_path / f"{name}.py").write_text("open('imported', 'w').close(); raise SystemExit(7)\n")
     monkeypatch.chdir(tmp_path)
-    try_out(checkpoint_dir, "onnx", seconds=SECONDS)
+    try_out(checkpoint_dir, engine="onnx", seconds=SECONDS)
     assert not (tmp_path / "imported").exists()
 
 
