@@ -19,6 +19,8 @@ from service.classifier import DEFAULT_CHECKPOINT, Classifier
 from service.classify import classify_inputs
 from service.console import make_console, say
 from service.engines.base import EngineError, EngineName, load_engine
+from service.engines.thread import hanging_engine
+from service.engines.trial import try_out
 from service.inputs import ReaderName, open_input
 from service.log_lines import configure_logs
 from service.models_command import app as models_app
@@ -29,7 +31,7 @@ from service.serve_command import serve
 from service.settings import Settings
 from service.sources.bus.transport import TransportError
 from service.sources.capture import CaptureError, ReadOptions
-from service.traces.loading import fitting, load_traces
+from service.traces.loading import fitting, load_beside, trace_directory
 from service.traces.state import StateError
 from service.watch import watch
 from service.zeek_process import ZeekError
@@ -68,6 +70,12 @@ def main() -> None:
         _forget_output()
         say(f"cannot write the result: {error.strerror}")
         sys.exit(EXIT_FAILED)
+    except SystemExit as end:
+        if hanging_engine():  # nothing waits for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
+        raise
 
 
 def _forget_output() -> None:
@@ -117,8 +125,10 @@ def classify(
     errors = make_console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
+        traces_directory = None if show == "flows" else trace_directory(trace_checkpoint)
+        try_out(*(each for each in (directory, traces_directory) if each is not None), engine=engine)
         flow_engine = load_engine(engine, directory)
-        trace_engine = None if show == "flows" else load_traces(trace_checkpoint, engine)
+        trace_engine = load_beside(engine, traces_directory) if traces_directory is not None else None
         trace_engine = fitting(
             trace_engine,
             flow_engine.checkpoint,
@@ -131,8 +141,12 @@ def classify(
     if show == "traces" and trace_engine is None:
         _fail("no trace checkpoint, so there are no traces to show: give --trace-checkpoint DIR", EXIT_USAGE)
     with _opened(output, captures) as file:
-        summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
-    if any(entry.error or entry.warning for entry in summary.inputs):
+        try:
+            summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
+        except EngineError as error:
+            _fail(str(error), EXIT_FAILED)
+    failed = summary.failed + (summary.traces.failed if summary.traces else 0)
+    if failed or any(entry.error or entry.warning for entry in summary.inputs):
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -61,6 +61,12 @@ class Settings(BaseSettings):
     )
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
+    model_trial_seconds: float = Field(
+        30, gt=0, le=3600, description="longest time that loading and running a checkpoint once may take"
+    )
+    engine_timeout_seconds: float = Field(
+        60, gt=0, le=3600, description="longest time of a batch; an engine that hangs on is given up, and the service"
+    )
     threads: int = Field(0, ge=0, le=1024, description="threads of the engine, 0 for one per core")
     max_batch_size: int = Field(256, ge=1, le=65536, description="most flows in a batch")
     max_batch_tokens: int = Field(65_536, ge=1, le=1 << 26, description="most tokens in a batch; one flow always fits")

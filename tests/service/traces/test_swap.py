@@ -180,7 +180,7 @@ def test_swaps_under_traffic_lose_no_flow(repository):
     async def main():
         service = Service(settings_of(repository, zeek=[source]), trace_watcher=delivered.append)
         sent, swapping = 0, True
-        async with asyncio.timeout(60), service.running():
+        async with asyncio.timeout(180), service.running():
 
             async def traffic():
                 nonlocal sent
@@ -253,7 +253,7 @@ def test_a_trace_model_is_swapped_by_rest(repository):
 def test_what_cannot_serve_is_refused(repository, settings, name, error, message):
     async def main():
         service = Service(settings_of(repository, **settings))
-        async with asyncio.timeout(60), service.running():
+        async with asyncio.timeout(180), service.running():
             with pytest.raises(error, match=message):
                 await service.load_model(name)
         return service
