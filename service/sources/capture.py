@@ -106,7 +106,7 @@ class CaptureReader:
             return []
         payload = row.data[row.offset : row.offset + min(row.have, row.length)]
         try:
-            inner = find_inner(payload, flow.ports()[1 - flow.orig])
+            inner = find_inner(payload, row.length, flow.ports()[1 - flow.orig])
         except NotThisTunnelError:
             flow.not_a_tunnel = True
             return []

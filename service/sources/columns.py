@@ -14,7 +14,18 @@ import numpy.typing as npt
 from service.sources.frames import ETHERNET, LINUX_COOKED, LINUX_COOKED_2, RAW_LINK_TYPES, FrameDecoder
 from service.sources.icmp import COUNTERPARTS_V4, COUNTERPARTS_V6, ONE_WAY
 from service.sources.ip import Frame
-from service.sources.packets import ICMP, ICMP6, TCP, UDP, UDP_TUNNEL, Int64Array, PacketBlock, PacketRow, ReadCounters
+from service.sources.packets import (
+    CLOCK,
+    ICMP,
+    ICMP6,
+    TCP,
+    UDP,
+    UDP_TUNNEL,
+    Int64Array,
+    PacketBlock,
+    PacketRow,
+    ReadCounters,
+)
 from service.sources.ports import TUNNEL_PORTS
 
 Bytes = npt.NDArray[np.uint8]
@@ -65,6 +76,20 @@ class BlockDecoder:
 
     def rows(self, block: PacketBlock) -> Iterable[PacketRow]:
         """The packets of flows in a block."""
+        columns, left = self._decode(block)
+        if not len(left):
+            return columns.rows()
+        return chain.from_iterable(self._merge(block, columns, left))
+
+    def count(self, block: PacketBlock) -> None:
+        """Counts what `rows` would count of a block, without making rows."""
+        columns, left = self._decode(block)
+        for packet in left[~columns.counted[left]].tolist():
+            self._one(block, packet)
+
+    def _decode(self, block: PacketBlock) -> tuple[_Columns, Int64Array]:
+        """The columns of the ordinary packets, and which of the others to decode one by one."""
+        self._correct_wire(block)
         raw = np.frombuffer(block.data, dtype=np.uint8)
         ip_start, is_arp = _ip_starts(raw, block)
         is_short = block.captured < _SHORTEST_IP_BYTES
@@ -76,10 +101,16 @@ class BlockDecoder:
             chosen = np.flatnonzero(version == wanted)
             if len(chosen):
                 decode(chosen, ip_start[chosen])
-        left = np.flatnonzero(~(columns.done | is_arp | is_short))
-        if not len(left):
-            return columns.rows()
-        return chain.from_iterable(self._merge(block, columns, left))
+        columns.counted = is_arp | is_short
+        leading = _leads_a_clock_that_steps_back(block.time_us)
+        return columns, np.flatnonzero(~(columns.done | (columns.counted & ~leading)))
+
+    def _correct_wire(self, block: PacketBlock) -> None:
+        """No packet was shorter on the wire than what was captured of it, whatever the file says."""
+        wrong = block.wire < block.captured
+        if wrong.any():
+            self._counters.beyond_zeek["an original length below what was captured"] += int(wrong.sum())
+            block.wire = np.maximum(block.wire, block.captured)
 
     def _skip(self, reason: str, packets: Mask) -> None:
         if packets.any():
@@ -93,7 +124,8 @@ class BlockDecoder:
             if before > done:
                 yield islice(rows, before - done)
                 done = before
-            yield self._one(block, packet)
+            found = [] if columns.counted[packet] else self._one(block, packet)
+            yield found or [_clock_row(int(block.time_us[packet]))]
         yield rows
 
     def _one(self, block: PacketBlock, packet: int) -> list[PacketRow]:
@@ -109,6 +141,18 @@ class BlockDecoder:
             outer=block.data, outer_start=start, outer_end=end,
         )  # fmt: skip
         return self._frames.decode(frame, link)
+
+
+def _leads_a_clock_that_steps_back(time_us: Int64Array) -> Mask:
+    """Which packets are later than all before them, in a block in which a later packet is not; none elsewhere."""
+    latest = np.maximum.accumulate(time_us)
+    if (time_us == latest).all():
+        return np.zeros(len(time_us), dtype=np.bool_)
+    return cast("Mask", np.concatenate(([True], time_us[1:] > latest[:-1])))
+
+
+def _clock_row(time_us: int) -> PacketRow:
+    return PacketRow(time_us, b"", 0, CLOCK, 0, 0, 0, 0, 0, 0, b"", 0, b"", 0, 0, 0, 0)
 
 
 def _be16(raw: Bytes, at: Int64Array) -> Int64Array:
@@ -159,13 +203,14 @@ def _gather(raw: Bytes, at: Int64Array, layout: np.dtype[np.void]) -> npt.NDArra
 
 
 class _Columns:
-    """The columns of a block's rows; `done` says for which packets they are filled."""
+    """The columns of a block's rows; `done` says for which packets they are filled, `counted` which are no flow's."""
 
     def __init__(self, block: PacketBlock, raw: Bytes) -> None:
         count = len(block.start)
         self._block = block
         self._raw = raw
         self.done: Mask = np.zeros(count, dtype=np.bool_)
+        self.counted: Mask = np.zeros(count, dtype=np.bool_)
         self._keys = np.zeros((count, _KEY_BYTES), dtype=np.uint8)
         names = ("side", "kind", "length", "total", "have", "offset", "flags", "seq", "ack", "link")
         self._ints = {name: np.zeros(count, dtype=np.int64) for name in names}
