@@ -1,4 +1,4 @@
-"""What stands between a link header and IP, whatever the link: EtherTypes with their tags and shims, MPLS, LLC and SNAP,
+"""What stands between a link header and IP, whatever the link: EtherTypes with their tags and shims, MPLS, LLC, SNAP,
 PPP with its compressed headers, and Ethernet, which all of them may carry. Every link layer and tunnel comes here.
 
 Zeek 8.0 follows fewer of them; `Frame.beyond_zeek` says so (src/packet_analysis/protocol)."""

@@ -128,7 +128,7 @@ class FrameDecoder:
         return self._types.ethertype(frame, start, end, int.from_bytes(frame.data[at : at + 2]), after)
 
     def _bsd_loopback(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        """The address family, or an EtherType, in the byte order of the capturing host; or a PPP header in its place."""
+        """The address family, or an EtherType, in the byte order of the capturing host; or PPP in its place."""
         if end - start <= 4:
             return self._types.cut()
         field = frame.data[start : start + 4]

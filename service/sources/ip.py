@@ -231,27 +231,25 @@ class IpPackets:
         kind, size, flags, seq, ack = protocol, minimum, 0, 0, 0
         if protocol == UDP:
             kind = UDP_TUNNEL
-            if header.length_unknown:
-                stated = int.from_bytes(data[body + 4 : body + 6])
-                payload = stated if minimum <= stated < payload else payload
         elif protocol == TCP:
             size = (data[body + 12] >> 4) * 4
             flags = data[body + 13]
             seq, ack = int.from_bytes(data[body + 4 : body + 8]), int.from_bytes(data[body + 8 : body + 12])
         have = min(available, payload) - size
-        if protocol == TCP:
-            if size < minimum or have < 0:
-                kind, have = TCP_BAD_HEADER, 0 if size >= minimum else NO_TCP_HEADER
-            elif header.length_unknown or header.jumbo:
-                kind = TCP_OFFLOADED
+        if protocol == TCP and size < minimum:
+            kind, have = TCP_BAD_HEADER, NO_TCP_HEADER
+        elif have < 0:
+            kind, have = TCP_BAD_HEADER if protocol == TCP else kind, 0
+        elif protocol == TCP and (header.length_unknown or header.jumbo):
+            kind = TCP_OFFLOADED
         key, side = _key(header, data, body)
         head = min(max(size, minimum), available, max(payload, minimum))
         head_end = frame.head_end if frame.head_end >= 0 else min(body + head, frame.outer_end)
         if frame.beyond_zeek:
             self._counters.beyond_zeek[frame.beyond_zeek] += 1
         row = PacketRow(
-            frame.time_us, key, side, kind, max(0, payload - size), header.total, have if kind == TCP_BAD_HEADER else max(0, have), flags, seq,
-            ack, data, body + size, frame.outer, frame.outer_start, head_end, frame.outer_end, frame.link,
+            frame.time_us, key, side, kind, max(0, payload - size), header.total, have, flags, seq, ack,
+            data, body + size, frame.outer, frame.outer_start, head_end, frame.outer_end, frame.link,
         )  # fmt: skip
         return [row]
 
@@ -316,7 +314,7 @@ def _parse(data: bytes, start: int, end: int) -> _Header | None:
         length=chain.length,
         total=(payload or chain.jumbo_bytes) + 40,
         jumbo=not payload and chain.jumbo_bytes > 0,
-        length_unknown=not (payload or chain.jumbo_bytes or chain.protocol == _NO_NEXT),
+        length_unknown=not (payload or chain.jumbo_bytes) and chain.protocol in _LEAST_BYTES,
         protocol=chain.protocol,
         source=chain.source,
         target=chain.target,
