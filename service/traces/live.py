@@ -17,6 +17,8 @@ from models.flow import Flow
 from models.verdict import Verdict
 from service.classifier import FlowOutcome
 from service.metrics import Metrics
+from service.quiet_log import QuietLog
+from service.supervisor import Part, Supervisor
 from service.traces.history import TraceHistory, shown_label
 from service.traces.records import ScoreJob, TraceVerdict
 from service.traces.scorer import TraceScorer
@@ -73,7 +75,8 @@ class LiveTraces:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="traces")
         self._saved_at = time.monotonic()
         self._stopping = False
-        self._task: asyncio.Task[None] | None = None
+        self._part: Part | None = None
+        self._log = QuietLog(log)
         if state is not None:
             state.load(windows)
 
@@ -102,10 +105,9 @@ class LiveTraces:
         if model.windows.jobs:
             self._work.set()
 
-    def start(self) -> None:
+    def start(self, supervisor: Supervisor) -> None:
         """Start to work; call once, in the event loop in which flows come."""
-        self._task = asyncio.create_task(self._run(), name="traces")
-        self._task.add_done_callback(_report_death)
+        self._part = supervisor.start("traces", self._run)
 
     async def _run(self) -> None:
         """Close windows when they are over, score, deliver and keep the state."""
@@ -157,8 +159,8 @@ class LiveTraces:
         """Keep what is open for the next run, or close and deliver it where nothing is kept. No flow may come after."""
         self._stopping = True
         self._work.set()
-        if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._part is not None and self._part.task is not None:
+            await asyncio.gather(self._part.task, return_exceptions=True)
         if len(self._models) > 1:
             await self.close_old()
         if self._state is None:
@@ -179,13 +181,20 @@ class LiveTraces:
 
     async def _score_batch(self, model: _Model, jobs: list[ScoreJob]) -> None:
         started = time.perf_counter()
-        found = await asyncio.get_running_loop().run_in_executor(self._thread, model.scorer.score_each, jobs)
-        self._metrics.trace_score_seconds.observe(time.perf_counter() - started)
+        found: list[TraceVerdict | None] = [None] * len(jobs)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, model.scorer.score_each, jobs)
+        finally:
+            self._metrics.trace_score_seconds.observe(time.perf_counter() - started)
+            self._metrics.trace_failures.inc(found.count(None))
         for job, trace in zip(jobs, found, strict=True):
             if trace is None:
-                self._metrics.trace_failures.inc()
-            else:
+                continue
+            try:
                 self._emit(model, job, trace)
+            except Exception as error:  # of a sink: it costs this verdict, not the others
+                self._metrics.trace_failures.inc()
+                self._log.error("emit", "a verdict was not delivered", error=type(error).__name__, exc_info=error)
 
     def _emit(self, model: _Model, job: ScoreJob, trace: TraceVerdict) -> None:
         if not job.final and not _is_sure(model, job, trace.verdict):
@@ -237,8 +246,3 @@ def _is_sure(model: _Model, job: ScoreJob, verdict: Verdict) -> bool:
     if verdict.unknown or verdict.confidence < rule.confidence:
         return False
     return model.windows.note_early(job.key, verdict.label)
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("live traces died", error=type(task.exception()).__name__, exc_info=task.exception())

@@ -12,6 +12,7 @@ from models.trace import TraceSettings
 from models.verdict import UNKNOWN
 from service.classifier import FlowOutcome
 from service.metrics import Metrics
+from service.supervisor import Supervisor
 from service.traces import live as live_module
 from service.traces.history import TraceHistory
 from service.traces.live import LiveTraces
@@ -46,7 +47,7 @@ def make_live(engine, delivered, state=None, window_seconds=600.0, **bounds):
 
 def play(traces, body):
     async def main():
-        traces.start()
+        traces.start(Supervisor(Metrics()))
         try:
             async with asyncio.timeout(20):
                 await body()
@@ -187,14 +188,14 @@ class TestState:
         traces = make_live(engine, delivered, TraceState(directory, engine.checkpoint), lateness_seconds=60)
 
         async def main():
-            traces.start()
+            traces.start(Supervisor(Metrics()))
             async with asyncio.timeout(20):
                 for flow in flows:
                     traces.take(BUS, flow, embedding(int(flow.uid)))
                 await asyncio.sleep(0.05)
                 if kill:
                     traces._stopping = True
-                    await traces._task
+                    await traces._part.task
                     traces._state.close()
                 else:
                     await traces.stop()
