@@ -79,8 +79,8 @@ class BlockDecoder:
             if len(chosen):
                 decode(chosen, ip_start[chosen])
         columns.counted = is_arp | is_short | is_foreign
-        leading = _leads_a_clock_that_steps_back(block.time_us)
-        return columns, np.flatnonzero(~(columns.done | (columns.counted & ~leading)))
+        columns.leading = _leads_a_clock_that_steps_back(block.time_us)
+        return columns, np.flatnonzero(~(columns.done | (columns.counted & ~columns.leading)))
 
     def _skip_foreign(self, links: Int64Array) -> Mask:
         """Counts the packets of link types that cannot be decoded, and says which they are."""
@@ -111,7 +111,7 @@ class BlockDecoder:
                 yield islice(rows, before - done)
                 done = before
             found = [] if columns.counted[packet] else self._one(block, packet)
-            yield found or [_clock_row(int(block.time_us[packet]))]
+            yield found or ([_clock_row(int(block.time_us[packet]))] if columns.leading[packet] else [])
         yield rows
 
     def _one(self, block: PacketBlock, packet: int) -> list[PacketRow]:
@@ -179,7 +179,8 @@ def _by_link(links: Int64Array) -> Iterator[tuple[int, Int64Array | slice]]:
 
 
 class _Columns:
-    """The columns of a block's rows; `done` says for which packets they are filled, `counted` which are no flow's."""
+    """The columns of a block's rows; `done` says for which packets they are filled, `counted` which are no flow's,
+    `leading` by which of those time passes."""
 
     def __init__(self, block: PacketBlock, raw: Bytes) -> None:
         count = len(block.start)
@@ -187,6 +188,7 @@ class _Columns:
         self._raw = raw
         self.done: Mask = np.zeros(count, dtype=np.bool_)
         self.counted: Mask = np.zeros(count, dtype=np.bool_)
+        self.leading: Mask = np.zeros(count, dtype=np.bool_)
         self._keys = np.zeros((count, _KEY_BYTES), dtype=np.uint8)
         names = ("side", "kind", "length", "total", "have", "offset", "flags", "seq", "ack", "link")
         self._ints = {name: np.zeros(count, dtype=np.int64) for name in names}

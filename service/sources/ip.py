@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from models.flow import MAX_PAYLOAD_LENGTH
 from service.sources.fragments import Fragment, Reassembler, rebuild_ipv4
 from service.sources.icmp import COUNTERPARTS_V4, COUNTERPARTS_V6, ONE_WAY
 from service.sources.ipv6 import UNFRAGMENTABLE_END, Ipv6Headers, rebuild_ipv6
@@ -223,7 +224,7 @@ class IpPackets:
 
     def _transport(self, frame: Frame, header: _Header, body: int, end: int, wire_end: int) -> list[PacketRow]:
         data, protocol, available = frame.data, header.protocol, end - body
-        payload = wire_end - body
+        payload = min(wire_end - body, MAX_PAYLOAD_LENGTH)
         minimum = _LEAST_BYTES.get(protocol, 0)
         # With a payload of 0 the header is padding, and yet tells the flow.
         if (payload and payload < minimum) or available < minimum:

@@ -105,16 +105,6 @@ class LiveFlow(msgspec.Struct, gc=False):
         room -= size
         self.head_room = room if room >= HEAD_TOKEN_COST else 0
 
-    def silent_us(self) -> int:
-        """When the flow has been silent for too long."""
-        due = self.last_us + self.timeout_us
-        return due if due > self.timer_us else self.timer_us
-
-    def set_timer(self, now_us: int) -> None:
-        """Notes that its silence was looked at, if it was time to."""
-        if now_us >= self.timer_us:
-            self.timer_us = self.last_us + self.timeout_us
-
     def set_timeout(self, timeout_us: int, last_us: int) -> None:
         """Gives the flow another timeout, counted from its last packet."""
         if timeout_us != self.timeout_us:
@@ -122,7 +112,7 @@ class LiveFlow(msgspec.Struct, gc=False):
 
     def due_us(self, now_us: int) -> int:
         """When the flow ends if no packet comes. DNS over UDP is looked at every ten seconds and ends if silent."""
-        due = self.silent_us()
+        due = max(self.last_us + self.timeout_us, self.timer_us)
         if not self.recheck_us:
             return due
         if now_us >= self.recheck_us:
@@ -242,7 +232,7 @@ class TcpFlow(LiveFlow, gc=False):
 
     def due_us(self, now_us: int) -> int:
         """When the flow ends if no packet comes."""
-        due = self.silent_us()
+        due = max(self.last_us + self.timeout_us, self.timer_us)
         if self.delete_due_us:
             return min(due, self.delete_due_us)
         orig, resp = self.ends()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from models.flow import MAX_COUNT
 from service.sources.container import ByteSource
 from service.sources.errors import CaptureError
 from service.sources.packets import PacketBlock
@@ -25,7 +26,6 @@ _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _MAX_BLOCK_BYTES = 1 << 24
 _MAX_INTERFACES = 4096
 _NO_LINK = 0xFFFF
-_LATEST_US = 1 << 61
 _OPTION_TSRESOL = 9
 _OPTION_TSOFFSET = 14
 
@@ -166,7 +166,7 @@ class PcapngReader:
             return f"packet {self._packets + 1} claims {captured:,} captured bytes"
         interface = self._interfaces[which]
         if units is not None:
-            self._last_time_us = min(max(0, interface.time_us(units)), _LATEST_US)
+            self._last_time_us = min(max(0, interface.time_us(units)), MAX_COUNT)
         self._packets += 1
         columns.start.append(start)
         columns.captured.append(min(captured, interface.snap_length) if interface.snap_length else captured)

@@ -274,7 +274,8 @@ class FlowTable:
             flow = self._flows.get(key)
             if flow is None or flow.number != number:
                 continue
-            flow.set_timer(now_us)
+            if now_us >= flow.timer_us:
+                flow.timer_us = flow.last_us + flow.timeout_us
             due_us = flow.due_us(self._seen_us(due_at_us) if flow.recheck_us else now_us)
             if due_us <= now_us and isinstance(flow, TcpFlow) and flow.extends_silence(now_us):
                 due_us = flow.due_us(now_us)

@@ -115,7 +115,7 @@ def _shake_hands(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, fro
         peer.acked = 1
         interactive = flow.service_port() in INTERACTIVE_PORTS
         flow.set_timeout(INTERACTIVE_TIMEOUT_US if interactive else ESTABLISHED_TIMEOUT_US, time_us)
-        flow.saw_resp = True
+        flow.saw_resp = end.said_more = True
         flow.steady = not (peer.holes or peer.stored > 1)
     else:
         return False
