@@ -12,7 +12,7 @@ from rich.console import Console
 
 from models.flow import Flow
 from models.verdict import Verdict
-from service.report import Summary, classified
+from service.report import Summary, classified, left_out_text
 from service.terminal import FlowTable
 from service.trace_table import TraceTable
 from service.traces.records import TraceVerdict
@@ -107,6 +107,8 @@ class TableWriter:
             self._flows.draw(self._console, summary)
         if self._show != "flows":
             self._traces.draw(self._console, summary)
+        for text in filter(None, map(left_out_text, summary.inputs)):
+            self._console.print(text, style="dim", markup=False, soft_wrap=True)
 
 
 class JsonWriter:

@@ -11,7 +11,7 @@ from models.flow import Flow, HeadsKind
 from service.sources.capture import CaptureError, CaptureReader, ReadOptions
 from service.sources.logs import LogError, is_log_directory, read_log_directory
 from service.sources.ndjson import FlowLines
-from service.sources.zeek import read_flow_log
+from service.sources.zeek import FlowLog
 
 FLOW_LOG = "tapline_flow.log"
 _NOT_TRAFFIC = {".csv", ".md", ".txt", ".json"}
@@ -64,7 +64,9 @@ class OriginReader:
         if path.is_dir():
             yield from read_log_directory(path)
         elif path.name == FLOW_LOG:
-            yield from read_flow_log(path)
+            log = FlowLog(path)
+            yield from log
+            self.warning = log.warning or ""
         else:
             reader = _open_lines(path) or CaptureReader(path, ReadOptions(heads=self.heads))
             yield from reader

@@ -96,6 +96,7 @@ class CaptureReader:
                 self._counters.packets += len(block.start)
                 self._table.process_block(self._blocks.rows(block), block.time_us)
                 yield from self._table.take()
+            self._frames.finish()
             self._table.finish()
             yield from self._table.take()
             self._counters.skipped.update(blocks.skipped)

@@ -36,6 +36,7 @@ class Datagram:
     header: bytes
     started_us: int
     next_header: int
+    fragments: int = 0
     size: int = 0
     stored: int = 0
     front: int = 0
@@ -45,6 +46,7 @@ class Datagram:
 
     def add(self, fragment: Fragment) -> None:
         """Takes what is new of a fragment."""
+        self.fragments += 1
         payload, base = fragment.payload, fragment.offset
         upper = base + len(payload)
         if base == 0:
@@ -88,13 +90,14 @@ class Datagram:
 
 
 class Reassembler:
-    """The datagrams that wait for fragments. `dropped` counts those given up for lack of room.
+    """The datagrams that wait for fragments. `dropped` counts those given up for lack of room, `expired` the fragments
+    of those that waited too long.
 
     Its clock is the latest time seen, so that one that steps back does not end what waits.
     """
 
     def __init__(self) -> None:
-        self.dropped = 0
+        self.dropped = self.expired = 0
         self._datagrams: dict[Key, Datagram] = {}
         self._cost = 0
         self._clock_us = 0
@@ -126,7 +129,12 @@ class Reassembler:
             key = next(iter(self._datagrams))
             if self._datagrams[key].started_us + TIMEOUT_US > self._clock_us:
                 return
+            self.expired += self._datagrams[key].fragments
             self._remove(key)
+
+    def waiting(self) -> int:
+        """Fragments of datagrams that are not whole yet."""
+        return sum(datagram.fragments for datagram in self._datagrams.values())
 
 
 def rebuild_ipv4(header: bytes, payload: bytes) -> bytes:

@@ -78,6 +78,10 @@ class FrameDecoder:
         """The packets of flows that a captured packet holds: none, one, or several (aggregated 802.11 frames)."""
         return self._link(frame, frame.start, frame.end, link)
 
+    def finish(self) -> None:
+        """The capture is over."""
+        self._ip.finish()
+
     def inner(self, row: PacketRow, start: int, link: int, depth: int) -> list[PacketRow]:
         """The packets inside a tunnel datagram `row`, whose inner packet starts at `start` of the row's data."""
         end = row.offset + min(row.have, row.length)

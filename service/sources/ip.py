@@ -97,6 +97,12 @@ class IpPackets:
         self._link = link
         self._fragments = Reassembler()
 
+    def finish(self) -> None:
+        """The capture is over: counts the fragments that waited in vain."""
+        missing = self._fragments.expired + self._fragments.waiting()
+        if missing:
+            self._counters.skipped["fragments without the rest of their datagram"] += missing
+
     def decode(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
         """The rows of the IP packet in `data[start:end]`, which may be followed by padding."""
         header = _parse(frame.data, start, end)
