@@ -22,6 +22,7 @@ from service.sources.columns import BlockDecoder
 from service.sources.container import ByteSource
 from service.sources.formats import MAGIC_BYTES, is_plain_capture, open_blocks
 from service.sources.frames import FrameDecoder
+from service.sources.logs import DAMAGED, open_log
 from service.sources.packets import PacketBlock, ReadCounters
 from service.zeek_process import ZeekError, package_scripts, zeek_executable
 
@@ -188,15 +189,15 @@ class FlowLog:
     def __iter__(self) -> Iterator[Flow]:
         good_lines = 0
         try:
-            with self._path.open("rb") as lines:
+            with open_log(self._path) as lines:
                 while line := lines.readline(MAX_LINE_BYTES):
                     if (flow := _parse(line)) is None:
                         self.bad_lines += 1
                         continue
                     good_lines += 1
                     yield flow
-        except OSError as error:
-            raise CaptureError(f"cannot read it: {error.strerror}") from None
+        except DAMAGED as error:
+            raise CaptureError(f"cannot read it: {getattr(error, 'strerror', None) or 'it is damaged'}") from None
         if self.bad_lines and not good_lines:
             raise CaptureError(
                 "Zeek's log is not what this version reads; install the tapline package of the same release"
