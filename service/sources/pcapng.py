@@ -22,6 +22,7 @@ _INTERFACE = 1
 _OBSOLETE_PACKET = 2
 _SIMPLE_PACKET = 3
 _ENHANCED_PACKET = 6
+_LEAST_BYTES = {_INTERFACE: 8, _OBSOLETE_PACKET: 20, _SIMPLE_PACKET: 4, _ENHANCED_PACKET: 20}
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _MAX_BLOCK_BYTES = 1 << 24
 _MAX_INTERFACES = 4096
@@ -126,26 +127,23 @@ class PcapngReader:
 
     def _read_block(self, kind: int, data: bytes, start: int, end: int, columns: _Columns) -> str | None:
         """Takes one block whose body is `data[start:end]`; says what is wrong with it, or None."""
-        try:
-            if kind == _ENHANCED_PACKET:
-                which, high, low, captured, wire = struct.unpack_from(self._order + "5I", data, start)
-                return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
-            if kind == _OBSOLETE_PACKET:
-                which, _, high, low, captured, wire = struct.unpack_from(self._order + "HH4I", data, start)
-                return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
-            if kind == _SIMPLE_PACKET:
-                (wire,) = struct.unpack_from(self._order + "I", data, start)
-                there = end - start - 4
-                return self._add(
-                    columns, 0, None, min(wire or there, self._simple_limit(), there), wire, start + 4, end
-                )
-            if kind == _INTERFACE:
-                return self._add_interface(data, start, end)
-        except (struct.error, IndexError):
+        if end - start < _LEAST_BYTES.get(kind, 0):
             if kind == _INTERFACE:  # the interfaces after it keep their numbers
                 self._interfaces.append(_Interface(_NO_LINK, 0))
             return "a block is shorter than its kind allows"
-        return None
+        if kind == _SIMPLE_PACKET and not self._interfaces:
+            return f"packet {self._packets + 1} names an interface that is not described"
+        if kind == _ENHANCED_PACKET:
+            which, high, low, captured, wire = struct.unpack_from(self._order + "5I", data, start)
+            return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
+        if kind == _OBSOLETE_PACKET:
+            which, _, high, low, captured, wire = struct.unpack_from(self._order + "HH4I", data, start)
+            return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
+        if kind == _SIMPLE_PACKET:
+            (wire,) = struct.unpack_from(self._order + "I", data, start)
+            there = end - start - 4
+            return self._add(columns, 0, None, min(wire or there, self._simple_limit(), there), wire, start + 4, end)
+        return self._add_interface(data, start, end) if kind == _INTERFACE else None
 
     def _simple_limit(self) -> int:
         return self._interfaces[0].snap_length or MAX_CAPTURED_BYTES

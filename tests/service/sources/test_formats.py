@@ -221,7 +221,7 @@ def test_pcapng_interfaces_each_have_their_link_type_snap_length_and_clock():
     data += b.enhanced(b.Packet(3, cooked), 3, units_per_second=10**3)
     reader = CaptureReader(io.BytesIO(data))
     flows = b.by_start(reader)
-    assert [(flow.start_us - PACKETS[0].time_us, flow.payload_lengths) for flow in flows] == [
+    assert [(flow.start_us - b.START_S * 1_000_000, flow.payload_lengths) for flow in flows] == [
         (0, [5]), (2_000_000, [len("second, of which some was cut")]), (3_000_000, [5]),
     ]  # fmt: skip
     assert [flow.orig_bytes for flow in flows] == [b"first", b"second", b"third"]
