@@ -50,9 +50,17 @@ EXCUSED = {
 def test_flows_are_zeeks(name):
     tally = compare(DATA / "captures" / name, DATA / "zeek-logs" / name, listing=False)
     assert tally.connections > 0
-    assert (tally.found, tally.extra) == (tally.connections, 0)
+    assert (tally.found, tally.extra, tally.not_read) == (tally.connections, 0, 0)
     assert dict(tally.causes) == EXCUSED.get(name, {})
     assert tally.identical + tally.excused == tally.compared
+
+
+def test_what_zeek_does_not_read_is_listed_as_that(tmp_path):
+    (tmp_path / "conn.log").write_text("#fields\tuid\n")
+    for name, cause in (("717-sll-vlan.pcap", "EtherType 8100 after Linux cooked"), ("nflog-be.pcap", "")):
+        tally = compare(DATA / "odd" / name, tmp_path, listing=False)
+        expected = {f"Zeek does not read: {cause}": 1} if cause else {"extra flow": 1}
+        assert (tally.extra, tally.not_read, dict(tally.causes)) == (not cause, bool(cause), expected)
 
 
 def blocks_of(path):

@@ -99,7 +99,10 @@ CARRIERS = {
     "ppp serial, cisco hdlc": (50, lambda kind, body: struct.pack(">HH", 0x8F00, kind) + body),
     "fddi": (10, lambda kind, body: bytes(13) + snap(kind, body)),
     "token ring": (6, lambda kind, body: bytes(14) + snap(kind, body)),
-    "token ring with a route": (6, lambda kind, body: bytes(8) + b"\x80" + bytes(5) + b"\6" + bytes(5) + snap(kind, body)),
+    "token ring with a route": (
+        6,
+        lambda kind, body: bytes(8) + b"\x80" + bytes(5) + b"\6" + bytes(5) + snap(kind, body),
+    ),
     "gre": (1, gre),
     "ethernet in gre": (1, lambda kind, body: gre(0x6558, b.ethernet(body, kind))),
     "erspan": (1, lambda kind, body: gre(0x88BE, b.ethernet(body, kind))),

@@ -156,7 +156,9 @@ def test_all_rotated_files_are_read_and_one_there_twice_once(tmp_path):
 
 
 def test_other_separators_and_marks_of_unset_fields(tmp_path):
-    head = "#separator \\x2c\n#unset_field,NONE\n#fields,ts,uid,id.orig_h,id.orig_p,id.resp_h,id.resp_p,proto,duration\n"
+    head = (
+        "#separator \\x2c\n#unset_field,NONE\n#fields,ts,uid,id.orig_h,id.orig_p,id.resp_h,id.resp_p,proto,duration\n"
+    )
     write(tmp_path, head + "1.5,A,10.0.0.1,5,10.0.0.2,53,udp,NONE\n", "", "")
     (flow,) = LogDirectory(tmp_path)
     assert (flow.uid, flow.start_us, flow.duration_us) == ("A", 1_500_000, 0)
