@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from service.sources.ethertypes import ETHERNET_TYPES, LEAD_ON
 from service.sources.frames import ETHERNET, LINUX_COOKED, LINUX_COOKED_2, RAW_LINK_TYPES, FrameDecoder
 from service.sources.icmp import COUNTERPARTS_V4, COUNTERPARTS_V6, ONE_WAY
 from service.sources.ip import Frame
@@ -35,6 +36,8 @@ _KEY_BYTES = 38
 _SHORTEST_IP_BYTES = 20
 _TUNNEL_PORT = np.zeros(65_536, dtype=np.bool_)
 _TUNNEL_PORT[list(TUNNEL_PORTS)] = True
+_LEADS_NOWHERE = np.arange(65_536) >= ETHERNET_TYPES
+_LEADS_NOWHERE[list(LEAD_ON)] = False
 _TEREDO_PREFIX = 0x20010000
 
 TRACEGRAM_LINKS = {ETHERNET: 3, LINUX_COOKED: 9, LINUX_COOKED_2: 20, 0: 1, 108: 1}
@@ -67,10 +70,10 @@ class BlockDecoder:
         """The columns of the ordinary packets, and which of the others to decode one by one."""
         self._correct_wire(block)
         raw = np.frombuffer(block.data, dtype=np.uint8)
-        ip_start, is_arp = _ip_starts(raw, block)
+        ip_start, is_other = _ip_starts(raw, block)
         is_foreign = self._skip_foreign(block.link)
         is_short = (block.captured < _SHORTEST_IP_BYTES) & ~is_foreign
-        self._skip("not IP", is_arp)
+        self._skip("not IP", is_other)
         self._skip("link layer cut", is_short)
         columns = _Columns(block, raw)
         version = np.where(ip_start >= 0, raw[np.maximum(ip_start, 0)] >> 4, 0)
@@ -78,7 +81,7 @@ class BlockDecoder:
             chosen = np.flatnonzero(version == wanted)
             if len(chosen):
                 decode(chosen, ip_start[chosen])
-        columns.counted = is_arp | is_short | is_foreign
+        columns.counted = is_other | is_short | is_foreign
         columns.leading = _leads_a_clock_that_steps_back(block.time_us)
         return columns, np.flatnonzero(~(columns.done | (columns.counted & ~columns.leading)))
 
@@ -142,9 +145,9 @@ def _clock_row(time_us: int) -> PacketRow:
 
 
 def _ip_starts(raw: Bytes, block: PacketBlock) -> tuple[Int64Array, Mask]:
-    """Where IP begins in each packet, -1 if that takes more than tags to find; and which packets are ARP."""
+    """Where IP begins in each packet, -1 if that takes more than tags to find; and what is not IP."""
     ip_start = np.full(len(block.start), -1, dtype=np.int64)
-    is_arp = np.zeros(len(block.start), dtype=np.bool_)
+    is_other = np.zeros(len(block.start), dtype=np.bool_)
     for link, chosen in _by_link(block.link):
         start, captured = block.start[chosen], block.captured[chosen]
         if link == ETHERNET:
@@ -165,8 +168,9 @@ def _ip_starts(raw: Bytes, block: PacketBlock) -> tuple[Int64Array, Mask]:
             continue
         is_ip = usable & ((ethertype == 0x0800) | (ethertype == 0x86DD))
         ip_start[chosen] = np.where(is_ip, at, -1)
-        is_arp[chosen] = usable & (captured >= _SHORTEST_IP_BYTES) & ((ethertype == 0x0806) | (ethertype == 0x8035))
-    return ip_start, is_arp
+        if link not in RAW_LINK_TYPES:
+            is_other[chosen] = usable & (captured >= _SHORTEST_IP_BYTES) & _LEADS_NOWHERE[ethertype]
+    return ip_start, is_other
 
 
 def _by_link(links: Int64Array) -> Iterator[tuple[int, Int64Array | slice]]:

@@ -32,6 +32,9 @@ _SHIMS = {
 _ARP = frozenset({0x0806, 0x8035})
 _KNOWN = frozenset({*_IP, *_ARP, *_MPLS, *_SHIMS, _PBB, _PPPOE, _BRIDGED, _MACSEC, _NSH, _TRILL, _PPP_ETHERTYPE, _WCCP})
 
+LEAD_ON = _KNOWN - _ARP | {_FABRIC_PATH}
+"""EtherTypes behind which there may be IP."""
+
 _ZEEK_FOLLOWS = {
     "Ethernet": _IP | _VLAN | {0x8847, _PBB, _PPPOE, _VNTAG},
     "a VLAN tag": _IP | {0x8100, 0x8847, _PBB, _PPPOE, _VNTAG},

@@ -90,9 +90,8 @@ def process(flow: TcpFlow, row: PacketRow) -> None:
         flow.saw_orig = True
     else:
         flow.saw_resp = True
-    there = min(length, have) if have >= length or kind == TCP_OFFLOADED else 0
-    if there > 0 and not flags & RST and position >= 0:
-        end.take(position + (1 if flags & SYN else 0), there, data, offset)
+    if length and not flags & RST and position >= 0 and (have >= length or (kind == TCP_OFFLOADED and have)):
+        end.take(position + (1 if flags & SYN else 0), min(length, have), data, offset)
     if end.fins or end.state == RESET:
         _check_end_of_data(flow, end, peer)
     if closing:
