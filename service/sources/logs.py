@@ -25,6 +25,7 @@ _ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
 _TRANSPORTS = {"tcp", "udp", "icmp"}
 _MAX_LINE_CHARS = 1 << 22
 _MAX_DIGITS = 19
+_UNSET = frozenset({"-", "(empty)"})
 _ROTATED = r"(?:[._-]\d[\w:.+-]*)?"
 """What rotation puts into a name, by Zeek and its tools before `.log`, by logrotate after it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -166,7 +167,7 @@ class _Layout:
         self._needed = needed
         self._separator = "\t"
         self._fields: list[str] = []
-        self._unset = {"-", "(empty)"}
+        self._unset: set[str] = set()
 
     def row(self, raw: bytes, number: int) -> _Row | None:
         """The row of a line, None for a header's.
@@ -174,7 +175,7 @@ class _Layout:
         Raises:
             LogError: it is none, or the layout has no such field.
         """
-        line = raw.decode("utf-8", "replace").lstrip("\ufeff").rstrip("\r\n")
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").rstrip("\r\n")
         where = f"{self._path} line {number}"
         if line.startswith("{"):
             return self._json_row(line, where)
@@ -186,7 +187,9 @@ class _Layout:
         values = line.split(self._separator)
         if len(values) != len(self._fields):
             raise LogError(f"{where}: {len(values)} values for {len(self._fields)} fields")
-        return _Row(self._fields, ["-" if value in self._unset else value for value in values], where)
+        if self._unset:
+            values = ["-" if value in self._unset else value for value in values]
+        return _Row(self._fields, values, where)
 
     def _json_row(self, line: str, where: str) -> _Row:
         try:
@@ -207,7 +210,7 @@ class _Layout:
             return
         name, *values = line.split(self._separator)
         if name in ("#unset_field", "#empty_field") and values:
-            self._unset.add(values[0])
+            self._unset |= {values[0]} - _UNSET
         elif name == "#fields":
             self._fields = values
             if missing := [name for name in self._needed if name not in values]:
@@ -221,6 +224,8 @@ def _json_text(value: object) -> str:
 
 
 def _unescape(text: str) -> str:
+    if "\\" not in text:
+        return text
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
 
 
@@ -234,7 +239,7 @@ class _Row(dict[str, str]):
     def text(self, name: str) -> str:
         """The field, "" when it is unset, empty or not logged."""
         value = self.get(name, "-")
-        return "" if value in {"-", "(empty)"} else _unescape(value)
+        return "" if value in _UNSET else _unescape(value)
 
     def count(self, name: str) -> int:
         """The field as a number, 0 when it is unset or not logged."""
