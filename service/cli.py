@@ -11,15 +11,16 @@ from typing import Annotated, NoReturn, TextIO
 
 import msgspec
 import typer
-from rich.console import Console
 
 from models.checkpoint import CheckpointError
 from models.flow import Flow, HeadsKind
 from service import __version__
 from service.classifier import DEFAULT_CHECKPOINT, Classifier
 from service.classify import account, classify_inputs
+from service.console import make_console, say
 from service.engines.base import EngineError, EngineName, load_engine
 from service.inputs import FlowInput, ReaderName, open_input
+from service.log_lines import configure_logs
 from service.models_command import app as models_app
 from service.output import Format, Show, writer
 from service.report import InputSummary, feature_lines, left_out_text, nothing_understood
@@ -58,6 +59,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to th
 
 def main() -> None:
     """Run the command line; a closed pipe ends it quietly, a full disk with a sentence."""
+    configure_logs()
     try:
         app()
     except BrokenPipeError:
@@ -65,7 +67,7 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
     except OSError as error:
         _forget_output()
-        typer.echo(f"cannot write the result: {error.strerror}", err=True)
+        say(f"cannot write the result: {error.strerror}")
         sys.exit(EXIT_FAILED)
 
 
@@ -113,7 +115,7 @@ def classify(
     engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
 ) -> None:
     """Say what each flow and each trace of a capture is."""
-    errors = Console(stderr=True)
+    errors = make_console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
         flow_engine = load_engine(engine, directory)
@@ -161,7 +163,7 @@ def features(
             except CaptureError as error:
                 entry.error = str(error)
             for text in filter(None, (input_problem(entry), left_out_text(entry))):
-                typer.echo(text, err=True)
+                say(text)
     if any(entry.error or entry.warning for entry in entries) or nothing_understood(entries):
         raise typer.Exit(EXIT_FAILED)
 
@@ -240,5 +242,5 @@ def _opened(output: Path | None, inputs: list[str]) -> Iterator[TextIO]:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(message, err=True)
+    say(message)
     raise typer.Exit(status)

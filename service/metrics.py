@@ -163,7 +163,9 @@ class Metrics:
             "tapline_trace_failures", "Live windows on which the engine failed", registry=registry
         )
         self.trace_state_failures = Counter(
-            "tapline_trace_state_failures", "Times that open windows could not be saved", registry=registry
+            "tapline_trace_state_failures",
+            "Times that open windows, or that one was closed, could not be saved",
+            registry=registry,
         )
         self.trace_score_seconds = Histogram(
             "tapline_trace_score_seconds", "Time to score a batch of windows", buckets=_SLOW, registry=registry

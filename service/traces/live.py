@@ -22,7 +22,7 @@ from service.supervisor import Part, Supervisor
 from service.traces.history import TraceHistory, shown_label
 from service.traces.records import ScoreJob, TraceVerdict
 from service.traces.scorer import TraceScorer
-from service.traces.state import TraceState
+from service.traces.state import WRITE_FAULTS, TraceState
 from service.traces.windows import CloseReason, TraceWindows, WindowCounts
 
 log = structlog.get_logger()
@@ -200,13 +200,23 @@ class LiveTraces:
         if not job.final and not _is_sure(model, job, trace.verdict):
             return
         if job.final and self._state is not None and not model.windows.is_capture(job.key.source):
-            self._state.closed(job.key)
+            self._note_closed(self._state, job)
         self._metrics.trace_verdicts.labels(shown_label(trace), "final" if job.final else "early").inc()
         self.history.add(trace)
         self._watcher(trace)
         sink = self._sinks.get(job.key.source)
         if sink is not None:
             sink(trace)
+
+    def _note_closed(self, state: TraceState, job: ScoreJob) -> None:
+        try:
+            state.closed(job.key)
+        except WRITE_FAULTS as error:
+            self._note_failure("closed", "a closed trace was not noted", error)
+
+    def _note_failure(self, kind: str, event: str, error: BaseException) -> None:
+        self._metrics.trace_state_failures.inc()
+        self._log.warning(kind, event, reason=getattr(error, "strerror", None) or type(error).__name__)
 
     async def save(self) -> None:
         """Write what is open to the state directory, where there is one; the task does it every `SAVE_SECONDS`.
@@ -221,9 +231,8 @@ class LiveTraces:
                 return
             try:
                 await self._state.save(self.windows)
-            except OSError as error:
-                self._metrics.trace_state_failures.inc()
-                log.warning("open traces were not saved", reason=error.strerror)
+            except WRITE_FAULTS as error:
+                self._note_failure("save", "open traces were not saved", error)
 
     def _count(self) -> None:
         """Bring the metrics up to date."""
