@@ -47,6 +47,8 @@ class LiveFlow(msgspec.Struct, gc=False):
     """A live flow of any protocol.
 
     * `key`: as in `PacketRow`; `sides` are its endpoints, `orig` is the index of the originator.
+    * `timer_us`: when its silence is looked at next. Later than `last_us` and `timeout_us` make it where the clock has
+      stepped back: as in Zeek, that ends no flow before its time.
     * `number`: flows count from 1 in order of their starts; `previous_us`: the last packet whose head was kept.
     * `heads`: the packet heads one behind the other, each after its gap and size, to save memory.
     * `lengths`: signed payload lengths, positive from side 0; `room` and `head_room`: how much more fits.
@@ -65,6 +67,7 @@ class LiveFlow(msgspec.Struct, gc=False):
     sides: tuple[Side, Side]
     lengths: array[int]
     link: int = 0
+    timer_us: int = 0
     room: int = MAX_PAYLOAD_LENGTHS
     heads: bytes = b""
     inspect: int = 0
@@ -102,9 +105,14 @@ class LiveFlow(msgspec.Struct, gc=False):
         room -= size
         self.head_room = room if room >= HEAD_TOKEN_COST else 0
 
+    def set_timeout(self, timeout_us: int, last_us: int) -> None:
+        """Gives the flow another timeout, counted from its last packet."""
+        if timeout_us != self.timeout_us:
+            self.timeout_us, self.timer_us = timeout_us, last_us + timeout_us
+
     def due_us(self, now_us: int) -> int:
         """When the flow ends if no packet comes. DNS over UDP is looked at every ten seconds and ends if silent."""
-        due = self.last_us + self.timeout_us
+        due = max(self.last_us + self.timeout_us, self.timer_us)
         if not self.recheck_us:
             return due
         if now_us >= self.recheck_us:
@@ -219,12 +227,12 @@ class TcpFlow(LiveFlow, gc=False):
         ssh = orig.content[:4].upper() == b"SSH-" and resp.content[:4].upper() == b"SSH-"
         ftp = resp.content[:3] in (b"220", b"120") and orig.content[:5].upper() == b"USER "
         if ssh or ftp:
-            self.timeout_us = INTERACTIVE_TIMEOUT_US
+            self.set_timeout(INTERACTIVE_TIMEOUT_US, self.last_us)
         return ssh or ftp
 
     def due_us(self, now_us: int) -> int:
         """When the flow ends if no packet comes."""
-        due = self.last_us + self.timeout_us
+        due = max(self.last_us + self.timeout_us, self.timer_us)
         if self.delete_due_us:
             return min(due, self.delete_due_us)
         orig, resp = self.ends()
@@ -250,8 +258,7 @@ class TcpFlow(LiveFlow, gc=False):
             return "RSTRH" if quiet_orig else "RSTR"
         if orig.state == RESET:
             if quiet_resp:
-                only_syn = orig.previous == SYN_SENT and orig.packets <= 2 + orig.payloads
-                return "RSTOS0" if only_syn else "OTH"
+                return "OTH" if orig.said_more else "RSTOS0"
             return "RSTO"
         if orig.state == CLOSED:
             return "SF" if resp.state == CLOSED else "SH" if quiet_resp else "S2"
