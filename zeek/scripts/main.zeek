@@ -117,9 +117,9 @@ export {
 	type State: record {
 		## Sender of the first packet.
 		first_h: addr;
-		first_p: count;
-		## Both endpoints are one host, so that only the ports tell the direction.
+		## Both endpoints are one host, so that only the ports tell the direction; then that of the first packet.
 		same_host: bool &default=F;
+		first_p: count &default=0;
 		## F: left out by a filter.
 		observed: bool &default=T;
 		## Payload packets from the first packet's sender, and back.
@@ -157,6 +157,7 @@ redef record connection += {
 global early_due: event(c: connection);
 global extension_bytes: function(ip6: ip6_hdr): count;
 global transport_bytes: function(c: connection, p: pkt_hdr): count;
+global captured_source_port: function(c: connection, p: pkt_hdr): count;
 global make_early_due: function(c: connection);
 global sent_by_orig: function(c: connection): bool;
 
