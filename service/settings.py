@@ -6,10 +6,11 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_serializer, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.engines.base import EngineName, Precision
+from service.sources.bus.transport import shown_url
 
 ENV_PREFIX = "TAPLINE_"
 
@@ -76,7 +77,9 @@ class Settings(BaseSettings):
     zeek: TextList = Field(
         [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
     )
-    interface: TextList = Field([], description="network interface to start Zeek on; may be repeated")
+    interface: TextList = Field(
+        [], description="network interface to start Zeek on, or eth0=NAME to name the sensor; may be repeated"
+    )
     zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
     zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
     zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
@@ -90,6 +93,10 @@ class Settings(BaseSettings):
         1.0, ge=0, description="speed of the replay: 2 is twice as fast as it was, 0 as fast as it goes"
     )
     shutdown_seconds: float = Field(10, ge=0, description="longest time to finish work when asked to stop")
+
+    @field_serializer("zeek", when_used="json")
+    def _show_no_passwords(self, urls: list[str]) -> list[str]:
+        return [shown_url(url) for url in urls]
 
     @property
     def is_live(self) -> bool:

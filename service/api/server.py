@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import uvicorn
 from service.api.app import create_app
 from service.runtime import Service
 from service.settings import Settings
+from service.signals import stop_signals
 
 log = structlog.get_logger()
 
@@ -25,18 +25,18 @@ class ListenError(RuntimeError):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained."""
+    """uvicorn's server, except that SIGTERM, SIGINT and SIGHUP end it with status 0 once it has drained."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        stop_signals = (signal.SIGTERM, signal.SIGINT)
-        for number in stop_signals:
+        asked = stop_signals()
+        for number in asked:
             loop.add_signal_handler(number, self._stop, number.name)
         try:
             yield
         finally:
-            for number in stop_signals:
+            for number in asked:
                 loop.remove_signal_handler(number)
 
     def _stop(self, name: str) -> None:
@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         CheckpointError, EngineError, TransportError: nothing can be served.
