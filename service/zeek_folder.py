@@ -105,7 +105,14 @@ def _end_zeeks(folder: Path) -> None:
             for process in found:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(process, number)
-            found = [process for process in found if not select.select([process], [], [], END_SECONDS)[0]]
+            found = [process for process in found if not _has_ended(process)]
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a process ends within `END_SECONDS`, by its descriptor."""
+    waiting = select.poll()
+    waiting.register(process, select.POLLIN)
+    return bool(waiting.poll(END_SECONDS * 1000))
 
 
 def _process(number: int, mark: bytes) -> int | None:

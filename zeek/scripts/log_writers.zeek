@@ -33,7 +33,7 @@ event log_writer_up(node: string) &is_used
 event Cluster::node_up(name: string, id: string)
 	{
 	if ( Log::enable_local_logging && serves(name) )
-		Cluster::publish(Cluster::node_topic(name), Tapline::log_writer_up, Cluster::node);
+		Cluster::publish(Cluster::nodeid_topic(id), Tapline::log_writer_up, Cluster::node);
 	}
 
 event Cluster::node_down(name: string, id: string)
