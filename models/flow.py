@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Annotated, Literal
+import socket
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -24,14 +25,36 @@ HEAD_TOKEN_COST = 10
 
 MAX_PACKET_HEADS = HEADS_TOKEN_BUDGET // HEAD_TOKEN_COST
 
+MAX_PAYLOAD_LENGTH = 2**31 - 1
+"""Longest payload of one packet: segments above 65,535 bytes exist (BIG TCP; jumbograms, RFC 2675)."""
+
+MAX_COUNT = 2**53 - 1
+"""Largest count and latest time (June 2255, in microseconds): exact in a double, as JSON is read elsewhere."""
+
+MAX_NAME_CHARS = 128
+"""Longest uid, sensor, service and the like: names are remembered, and memory is bounded."""
+
 HeadsKind = Literal["none", "header", "full"]
 """Which bytes packet heads hold: nothing, the headers alone, or headers and payload."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Length = Annotated[int, msgspec.Meta(ge=-MAX_PAYLOAD_LENGTH, le=MAX_PAYLOAD_LENGTH)]
+Lengths = Annotated[list[Length], msgspec.Meta(max_length=MAX_PAYLOAD_LENGTHS)]
+LinkType = Annotated[int, msgspec.Meta(ge=0, le=255)]
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
+Uid = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
+Content = Annotated[bytes, msgspec.Meta(max_length=MAX_CONTENT_BYTES)]
+HeadBytes = Annotated[bytes, msgspec.Meta(max_length=HEADS_TOKEN_BUDGET - HEAD_TOKEN_COST)]
+
+PROTOCOLS = frozenset({"tcp", "udp", "icmp", *map(str, range(256))})
+"""What `proto` may be: a name, or the decimal number of any other IP protocol."""
 
 _PROTOCOL_NUMBERS = {"tcp": 6, "udp": 17}
 
 
 class FlowError(ValueError):
-    """A flow in JSON does not have the form that this version reads; the message names the field."""
+    """A flow is not one that this version reads; the message names the field, never its content."""
 
 
 class PacketHead(msgspec.Struct, gc=False):
@@ -40,14 +63,16 @@ class PacketHead(msgspec.Struct, gc=False):
     `gap_us` is the time since the flow's previous packet in microseconds, 0 for the first.
     """
 
-    gap_us: int
-    data: bytes
+    gap_us: Count
+    data: HeadBytes
 
 
 class Flow(msgspec.Struct, gc=False):
     """One Zeek connection: what the models read of it and its conn fields.
 
-    Bounded: at most `MAX_PAYLOAD_LENGTHS` lengths, `MAX_CONTENT_BYTES` bytes each way, and the heads of the first
+    The types of the fields are its bounds: whatever decodes a flow checks them, and `check_flow` the rest.
+
+    At most `MAX_PAYLOAD_LENGTHS` lengths, `MAX_CONTENT_BYTES` bytes each way, and the heads of the first
     packets that fill `HEADS_TOKEN_BUDGET` tokens (each costs `HEAD_TOKEN_COST` and its length; the last is cut to what
     fits).
 
@@ -63,29 +88,29 @@ class Flow(msgspec.Struct, gc=False):
     * `complete`: False for a flow published early, while it still lives.
     """
 
-    uid: str
-    start_us: int
-    duration_us: int
-    orig_h: str
-    orig_p: int
-    resp_h: str
-    resp_p: int
-    proto: str
-    up: int = 0
-    down: int = 0
-    payload_lengths: list[int] = msgspec.field(default_factory=list)
-    orig_bytes: bytes = b""
-    resp_bytes: bytes = b""
-    orig_pkts: int = 0
-    resp_pkts: int = 0
-    orig_ip_bytes: int = 0
-    resp_ip_bytes: int = 0
-    link_type: int = 0
+    uid: Uid
+    start_us: Count
+    duration_us: Count
+    orig_h: Name
+    orig_p: Port
+    resp_h: Name
+    resp_p: Port
+    proto: Name
+    up: Count = 0
+    down: Count = 0
+    payload_lengths: Lengths = msgspec.field(default_factory=list)
+    orig_bytes: Content = b""
+    resp_bytes: Content = b""
+    orig_pkts: Count = 0
+    resp_pkts: Count = 0
+    orig_ip_bytes: Count = 0
+    resp_ip_bytes: Count = 0
+    link_type: LinkType = 0
     heads_kind: HeadsKind = "none"
-    heads: list[PacketHead] = msgspec.field(default_factory=list)
-    service: str = ""
-    conn_state: str = ""
-    sensor: str = ""
+    heads: Annotated[list[PacketHead], msgspec.Meta(max_length=MAX_PACKET_HEADS)] = msgspec.field(default_factory=list)
+    service: Name = ""
+    conn_state: Name = ""
+    sensor: Name = ""
     complete: bool = True
 
 
@@ -96,18 +121,61 @@ def ip_protocol_number(proto: str, address: str) -> int:
     return _PROTOCOL_NUMBERS.get(proto) or int(proto)
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
-_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-_Length = Annotated[int, msgspec.Meta(ge=-65535, le=65535)]
-_Name = Annotated[str, msgspec.Meta(max_length=128)]
+def check_flow(flow: Flow) -> Flow:
+    """The flow itself, where it is one: what its types cannot say is checked here, for every source alike.
+
+    Raises:
+        FlowError: an address is none (a scope id belongs to none), the two are of different IP versions, an IP
+            protocol is none, a packet with payload has none, the heads fill more than `HEADS_TOKEN_BUDGET` tokens, or
+            the flow ends after `MAX_COUNT`.
+    """
+    for name, address in (("orig_h", flow.orig_h), ("resp_h", flow.resp_h)):
+        if not _is_address(address):
+            raise FlowError(f"expected an IPv4 or IPv6 address - at `$.{name}`")
+    if (":" in flow.orig_h) is not (":" in flow.resp_h):
+        raise FlowError("expected two addresses of one IP version - at `$.resp_h`")
+    if flow.proto not in PROTOCOLS:
+        raise FlowError("expected `tcp`, `udp`, `icmp` or an IP protocol number up to 255 - at `$.proto`")
+    if 0 in flow.payload_lengths:
+        raise FlowError("expected lengths of packets with payload, got 0 - at `$.payload_lengths`")
+    if flow.heads and sum([HEAD_TOKEN_COST + len(head.data) for head in flow.heads]) > HEADS_TOKEN_BUDGET:
+        raise FlowError(f"expected heads that fill at most {HEADS_TOKEN_BUDGET} tokens - at `$.heads`")
+    if flow.start_us + flow.duration_us > MAX_COUNT:
+        raise FlowError(f"expected an end up to {MAX_COUNT} us - at `$.duration_us`")
+    return flow
+
+
+def flow_of(fields: Mapping[str, Any]) -> Flow:
+    """The flow of fields by name, checked.
+
+    Raises:
+        FlowError: a field is missing, has a wrong type or is out of bounds.
+    """
+    try:
+        return check_flow(msgspec.convert(fields, Flow))
+    except msgspec.ValidationError as error:
+        raise FlowError(str(error)) from None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 _ContentHex = Annotated[str, msgspec.Meta(max_length=2 * MAX_CONTENT_BYTES, pattern="^([0-9a-fA-F]{2})*$")]
-_HeadHex = Annotated[str, msgspec.Meta(max_length=2 * HEADS_TOKEN_BUDGET, pattern="^([0-9a-fA-F]{2})*$")]
+_HeadHex = Annotated[
+    str, msgspec.Meta(max_length=2 * (HEADS_TOKEN_BUDGET - HEAD_TOKEN_COST), pattern="^([0-9a-fA-F]{2})*$")
+]
+_Tokens = Annotated[list[int], msgspec.Meta(max_length=512)]
 
 
 class PacketHeadLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """A packet head in JSON: the gap in microseconds, the bytes in hex."""
 
-    gap_us: _Count
+    gap_us: Count
     data: _HeadHex
 
 
@@ -117,38 +185,36 @@ class FlowLine(msgspec.Struct, gc=False, forbid_unknown_fields=True, omit_defaul
     The token fields are written on request and ignored when read back, as `community_id` is: both follow from the flow.
     """
 
-    uid: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-    start_us: _Count
-    orig_h: _Name
-    orig_p: _Port
-    resp_h: _Name
-    resp_p: _Port
-    proto: Annotated[str, msgspec.Meta(pattern="^(tcp|udp|icmp|[0-9]{1,3})$")]
-    duration_us: _Count = 0
-    community_id: _Name = ""
-    up: _Count = 0
-    down: _Count = 0
-    payload_lengths: Annotated[list[_Length], msgspec.Meta(max_length=MAX_PAYLOAD_LENGTHS)] = msgspec.field(
-        default_factory=list
-    )
+    uid: Uid
+    start_us: Count
+    orig_h: Name
+    orig_p: Port
+    resp_h: Name
+    resp_p: Port
+    proto: Name
+    duration_us: Count = 0
+    community_id: Name = ""
+    up: Count = 0
+    down: Count = 0
+    payload_lengths: Lengths = msgspec.field(default_factory=list)
     orig_bytes: _ContentHex = ""
     resp_bytes: _ContentHex = ""
-    orig_pkts: _Count = 0
-    resp_pkts: _Count = 0
-    orig_ip_bytes: _Count = 0
-    resp_ip_bytes: _Count = 0
-    link_type: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+    orig_pkts: Count = 0
+    resp_pkts: Count = 0
+    orig_ip_bytes: Count = 0
+    resp_ip_bytes: Count = 0
+    link_type: LinkType = 0
     heads_kind: HeadsKind = "none"
     heads: Annotated[list[PacketHeadLine], msgspec.Meta(max_length=MAX_PACKET_HEADS)] = msgspec.field(
         default_factory=list
     )
-    service: _Name = ""
-    conn_state: _Name = ""
-    sensor: _Name = ""
+    service: Name = ""
+    conn_state: Name = ""
+    sensor: Name = ""
     complete: bool = True
-    ps_tokens: list[int] | msgspec.UnsetType = msgspec.UNSET
-    bytes_tokens: list[int] | msgspec.UnsetType = msgspec.UNSET
-    bytes_types: list[int] | msgspec.UnsetType = msgspec.UNSET
+    ps_tokens: _Tokens | msgspec.UnsetType = msgspec.UNSET
+    bytes_tokens: _Tokens | msgspec.UnsetType = msgspec.UNSET
+    bytes_types: _Tokens | msgspec.UnsetType = msgspec.UNSET
 
 
 _SAME_IN_JSON = [name for name in Flow.__struct_fields__ if name not in {"orig_bytes", "resp_bytes", "heads"}]
@@ -169,22 +235,15 @@ def line_to_flow(line: FlowLine) -> Flow:
     """The flow of a JSON form.
 
     Raises:
-        FlowError: an address is not an address, a length is 0, or the IP protocol is out of range.
+        FlowError: as of `check_flow`.
     """
-    for name in ("orig_h", "resp_h"):
-        try:
-            ipaddress.ip_address(getattr(line, name))
-        except ValueError:
-            raise FlowError(f"expected an IPv4 or IPv6 address - at `$.{name}`") from None
-    if 0 in line.payload_lengths:
-        raise FlowError("expected lengths of packets with payload, got 0 - at `$.payload_lengths`")
-    if line.proto.isdigit() and int(line.proto) > 255:
-        raise FlowError("expected `tcp`, `udp`, `icmp` or an IP protocol number up to 255 - at `$.proto`")
-    return Flow(
-        **{name: getattr(line, name) for name in _SAME_IN_JSON},
-        orig_bytes=bytes.fromhex(line.orig_bytes),
-        resp_bytes=bytes.fromhex(line.resp_bytes),
-        heads=[PacketHead(head.gap_us, bytes.fromhex(head.data)) for head in line.heads],
+    return check_flow(
+        Flow(
+            **{name: getattr(line, name) for name in _SAME_IN_JSON},
+            orig_bytes=bytes.fromhex(line.orig_bytes),
+            resp_bytes=bytes.fromhex(line.resp_bytes),
+            heads=[PacketHead(head.gap_us, bytes.fromhex(head.data)) for head in line.heads],
+        )
     )
 
 
@@ -200,4 +259,6 @@ def parse_flow(text: bytes | str) -> Flow:
     try:
         return line_to_flow(_DECODER.decode(text))
     except msgspec.DecodeError as error:  # ValidationError, its subclass, names the field
-        raise FlowError(str(error)) from None
+        raise FlowError(str(error)[:MAX_NAME_CHARS]) from None
+    except (RecursionError, UnicodeDecodeError):
+        raise FlowError("expected a JSON object in UTF-8") from None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import structlog
@@ -20,6 +21,7 @@ from models.flow import Flow
 from service.classifier import Classifier, FlowOutcome
 from service.fair_queue import FairQueue
 from service.metrics import Metrics
+from service.supervisor import Part, Supervisor
 
 log = structlog.get_logger()
 
@@ -54,6 +56,13 @@ class _Item:
     group: _Group
     index: int
     queued_at: float = field(default_factory=time.perf_counter)
+    answered: bool = False
+
+    def answer(self, outcome: FlowOutcome | None) -> None:
+        """Give the flow its outcome, None if the engine failed on it; only the first counts."""
+        if not self.answered:
+            self.answered = True
+            self.group.answer(self.index, outcome)
 
 
 @dataclass(eq=False)
@@ -63,7 +72,7 @@ class _Lane:
     classifier: Classifier
     thread: ThreadPoolExecutor
     retired: bool = False
-    task: asyncio.Task[None] | None = None
+    part: Part | None = None
 
 
 class Batcher:
@@ -81,7 +90,9 @@ class Batcher:
         max_batch_tokens: int = 65_536,
         max_queue_delay_ms: float = 5.0,
         max_queue_size: int = 16_384,
+        supervisor: Supervisor | None = None,
     ) -> None:
+        self._supervisor = supervisor or Supervisor(metrics)
         self.max_batch_size = max_batch_size
         self.max_queue_size = max_queue_size
         self.failing = False
@@ -114,8 +125,9 @@ class Batcher:
 
     def start(self) -> None:
         """Start the lanes; call once, in the event loop that will submit."""
-        for lane in self._lanes:
-            lane.task = asyncio.create_task(self._work(lane), name="batcher")
+        for number, lane in enumerate(self._lanes, 1):
+            name = f"engine {number} of {lane.classifier.checkpoint.name}"
+            lane.part = self._supervisor.start(name, partial(self._work, lane))
 
     async def replace(self, classifiers: Sequence[Classifier]) -> None:
         """Classify with others from the next batch on; returns when the old ones have finished theirs."""
@@ -124,18 +136,17 @@ class Batcher:
         for lane in old:
             lane.retired = True
         self._arrived.set()
-        await asyncio.wait([lane.task for lane in old if lane.task])
+        await asyncio.gather(*_tasks(old), return_exceptions=True)
 
     async def stop(self, drain_seconds: float) -> None:
         """Take no more, finish what is queued within the limit, answer the rest with `VerdictError`."""
         self._stopping = True
         self._arrived.set()
-        tasks = [lane.task for lane in self._lanes if lane.task]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=drain_seconds)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        if tasks := _tasks(self._lanes):
+            await asyncio.wait(tasks, timeout=drain_seconds)
+        await self._supervisor.stop(lane.part for lane in self._lanes if lane.part)
+        for lane in self._lanes:
+            lane.thread.shutdown(wait=False)
         self._cancel_queued()
 
     def submit(
@@ -187,15 +198,17 @@ class Batcher:
 
     async def _work(self, lane: _Lane) -> None:
         """Batch after batch, until the lane is retired, or the service stops and nothing is left."""
-        try:
-            while not lane.retired and (self._queue or not self._stopping):
-                batch = await self._next_batch(lane)
+        while not lane.retired and (self._queue or not self._stopping):
+            batch = await self._next_batch(lane)
+            try:
                 if batch:
                     await self._compute(lane, batch)
-                async with self._room:
-                    self._room.notify_all()
-        finally:
-            lane.thread.shutdown(wait=False)
+            finally:
+                for item in batch:
+                    item.answer(None)  # whatever happened, every waiter hears of it
+            async with self._room:
+                self._room.notify_all()
+        lane.thread.shutdown(wait=False)
 
     async def _next_batch(self, lane: _Lane) -> list[_Item]:
         """What is next, without those nobody waits for any more; empty when there is nothing more for this lane."""
@@ -241,20 +254,24 @@ class Batcher:
             self.failing = True
             log.error("engine failed", error=type(error).__name__, uid=batch[0].flow.uid)
             self._metrics.failures.labels("BACKEND").inc()
-            batch[0].group.answer(batch[0].index, None)
+            batch[0].answer(None)
             return
         self.failing = False
         self._metrics.observe_batch(lane.classifier.last_timing, len(batch))
         for item, outcome in zip(batch, found, strict=True):
             if outcome.verdict is not None:
                 self._metrics.count_verdict(outcome.verdict)
-            item.group.answer(item.index, outcome)
+            item.answer(outcome)
 
     def _cancel_queued(self) -> None:
         self._metrics.failures.labels("CANCELED").inc(len(self._queue))
         for item in self._queue.take(len(self._queue)):
             if not item.group.done.done():
                 item.group.done.set_exception(VerdictError("the service is stopping"))
+
+
+def _tasks(lanes: Sequence[_Lane]) -> list[asyncio.Task[None]]:
+    return [lane.part.task for lane in lanes if lane.part and lane.part.task]
 
 
 def _lane(classifier: Classifier) -> _Lane:

@@ -17,6 +17,7 @@ from service.batcher import Batcher, VerdictError
 from service.classifier import FlowOutcome
 from service.fair_queue import FairQueue, HeavyHitters
 from service.metrics import Metrics
+from service.quiet_log import QuietLog
 
 log = structlog.get_logger()
 
@@ -78,6 +79,7 @@ class LivePipeline:
         self._open: OrderedDict[str, _Early] = OrderedDict()
         self._arrived = asyncio.Event()
         self._in_flight = 0
+        self._log = QuietLog(log)
         self._working: set[asyncio.Task[None]] = set()
 
     @property
@@ -122,7 +124,7 @@ class LivePipeline:
     async def run(self) -> None:
         """Feed the batcher until cancelled."""
         slots = asyncio.Semaphore(BATCHES_AT_ONCE)
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks:  # where a batch fails, the others are accounted for, and this ends
             while True:
                 await slots.acquire()
                 while not len(self._queue):
@@ -151,13 +153,14 @@ class LivePipeline:
             await asyncio.wait(set(self._working), timeout=limit_seconds)
 
     async def _classify(self, batch: list[LiveFlow]) -> None:
+        found: list[FlowOutcome | None] = []
         try:
             found = await self._batcher.classify([live.flow for live in batch], caller="live", urgent=True)
         except VerdictError:
-            self._count("failed", len(batch))
-            return
+            return  # the service is stopping
         finally:
             self._in_flight -= len(batch)
+            self._count("failed", len(batch) - len(found))
         for live, outcome in zip(batch, found, strict=True):
             if outcome is None:
                 self._count("failed")
@@ -182,7 +185,11 @@ class LivePipeline:
             seconds = time.perf_counter() - live.arrived_at
             self.latencies_seconds.append(seconds)
             self._metrics.live_seconds.observe(seconds)
-        live.deliver(flow, outcome)
+        try:
+            live.deliver(flow, outcome)
+        except Exception as error:  # of a sink: it costs this verdict, not the others
+            self._metrics.failures.labels("OTHER").inc()
+            self._log.error("deliver", "a verdict was not delivered", error=type(error).__name__, exc_info=error)
 
     def _remember(self, uid: str, early: _Early) -> None:
         self._open[uid] = early

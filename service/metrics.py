@@ -71,6 +71,14 @@ class Metrics:
         self.lengths_out_of_vocabulary = Counter(
             "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
         )
+        self.part_up = Gauge(
+            "tapline_part_up", "1 while a long-lived part of the service runs, 0 while it is down", ["part"],
+            registry=registry,
+        )  # fmt: skip
+        self.part_deaths = Counter(
+            "tapline_part_deaths", "Times that a part ended by an error and was started again", ["part"],
+            registry=registry,
+        )  # fmt: skip
         self._add_live(registry)
         self._add_traces(registry)
 
@@ -102,8 +110,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.bus_refused = Counter(
-            "tapline_bus_refused_events", "Events refused: malformed, or of another schema version", ["url", "reason"],
-            registry=registry,
+            "tapline_bus_refused_events", "Events refused: malformed, of another schema version, or a fault of ours",
+            ["url", "reason"], registry=registry,
         )  # fmt: skip
         self.sensor_counts = Gauge(
             "tapline_sensor_counts", "A sensor's own counters since its start", ["sensor", "counter"], registry=registry
@@ -155,7 +163,9 @@ class Metrics:
             "tapline_trace_failures", "Live windows on which the engine failed", registry=registry
         )
         self.trace_state_failures = Counter(
-            "tapline_trace_state_failures", "Times that open windows could not be saved", registry=registry
+            "tapline_trace_state_failures",
+            "Times that open windows, or that one was closed, could not be saved",
+            registry=registry,
         )
         self.trace_score_seconds = Histogram(
             "tapline_trace_score_seconds", "Time to score a batch of windows", buckets=_SLOW, registry=registry

@@ -48,7 +48,16 @@ class Replay:
         self._watcher = watcher
 
     async def run(self) -> None:
-        """Play once; `problem` then says what was wrong with the capture."""
+        """Play once, also where it fails; `problem` then says what was wrong."""
+        try:
+            await self._run()
+        except Exception as error:  # begun again it would play flows twice
+            self.problem = f"it failed: {type(error).__name__}"
+            log.error("replay failed", capture=str(self.capture), exc_info=error)
+        finally:
+            self.finished.set()
+
+    async def _run(self) -> None:
         options = WorkerOptions(_MAX_CAPTURE_BYTES, _MEMORY_BYTES, self._heads)
         try:
             with self.capture.open("rb") as file:
@@ -63,7 +72,6 @@ class Replay:
             await self._traces.finish(self.source)
         report = log.warning if self.problem else log.info
         report("replay finished", capture=str(self.capture), flows=self._pipeline.counts.received, problem=self.problem)
-        self.finished.set()
 
     async def _play(self, stream: CaptureStream) -> None:
         clock = asyncio.get_running_loop().time

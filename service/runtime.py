@@ -23,6 +23,7 @@ from service.sensors import Sensors, Watcher
 from service.served import ModelBusyError, ServedModels
 from service.settings import Settings
 from service.sources.bus.transport import TlsFiles
+from service.supervisor import Supervisor
 from service.traces.history import TraceHistory
 from service.traces.live import LiveTraces, TraceWatcher
 from service.traces.loading import fitting, load_beside, load_traces, misfit
@@ -57,6 +58,7 @@ class Service:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.supervisor = Supervisor(self.metrics)
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
         self._trace_engine = load_traces(
@@ -83,6 +85,7 @@ class Service:
             spool_verdicts=settings.spool_verdicts,
             watcher=watcher,
             traces=self.traces,
+            supervisor=self.supervisor,
         )
         self.replay: Replay | None = None
         if settings.replay:
@@ -169,6 +172,7 @@ class Service:
             max_batch_tokens=self.settings.max_batch_tokens,
             max_queue_delay_ms=self.settings.max_queue_delay_ms,
             max_queue_size=self.settings.max_queue_size,
+            supervisor=self.supervisor,
         )
 
     def capture_traces(self, classifier: Classifier, name: str) -> CaptureTraces | None:
@@ -187,13 +191,13 @@ class Service:
             for name in self.settings.load_models:
                 await self.models.load(name)
             async with self.sensors.running(self.settings.shutdown_seconds):
-                feeding = [asyncio.create_task(part.run()) for part in (*self.zeeks, self.replay) if part]
+                feeding = [self.supervisor.start(f"zeek on {zeek.interface}", zeek.run) for zeek in self.zeeks]
+                if self.replay is not None:
+                    feeding.append(self.supervisor.start("replay", self.replay.run))
                 try:
                     yield
                 finally:
-                    for task in feeding:
-                        task.cancel()
-                    await asyncio.gather(*feeding, return_exceptions=True)
+                    await self.supervisor.stop(feeding)
         finally:
             await self.models.stop(self.settings.shutdown_seconds)
 
@@ -207,6 +211,8 @@ class Service:
 
     def not_ready(self) -> str | None:
         """Why no work should be sent here now, or None."""
+        if down := self.supervisor.down():
+            return down
         waiting = self.batcher.waiting_flows
         if waiting > READY_QUEUE_SHARE * self.batcher.max_queue_size:
             return f"{waiting} flows are waiting"

@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-import structlog
 
 from models.flow import Flow
 from models.verdict import Verdict
@@ -19,9 +18,8 @@ from service.sinks.zeek import ZeekSink, trace_verdict_row, verdict_row
 from service.sources.bus.events import VerdictsAck, trace_verdicts_event, verdicts_event
 from service.sources.bus.source import BusSource, make_transport
 from service.sources.bus.transport import TlsFiles, Transport, TransportError, shown_url
+from service.supervisor import Part, Supervisor
 from service.traces.live import LiveTraces
-
-log = structlog.get_logger()
 
 Watcher = Callable[[Flow, Verdict], None]
 
@@ -53,6 +51,7 @@ class Sensors:
         spool_verdicts: int = 0,
         watcher: Watcher = lambda flow, verdict: None,
         traces: LiveTraces | None = None,
+        supervisor: Supervisor,
     ) -> None:
         """`spool_verdicts` 0 sends no verdicts back; `watcher` is told of every verdict; `traces` get all flows."""
         if len({shown_url(url) for url in urls}) < len(urls):
@@ -62,11 +61,12 @@ class Sensors:
         self._spool_verdicts = spool_verdicts
         self._watcher = watcher
         self._traces = traces
+        self._supervisor = supervisor
         self.sensors = [self._sensor(make_transport(url, tls, list(shards))) for url in urls]
 
     def _sensor(self, transport: Transport) -> Sensor:
-        flow_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, verdicts_event)
-        trace_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, trace_verdicts_event)
+        flow_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, verdicts_event, "flow verdicts")
+        trace_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, trace_verdicts_event, "trace verdicts")
         sinks: list[ZeekSink[Any]] = [flow_sink, trace_sink] if self._spool_verdicts else []
         if self._traces is not None and sinks:
             self._traces.deliver_to(transport.url, lambda trace: trace_sink.put(trace_verdict_row(trace)))
@@ -99,14 +99,7 @@ class Sensors:
     @contextlib.asynccontextmanager
     async def running(self, drain_seconds: float) -> AsyncIterator[None]:
         """Receive while the block runs; then stop receiving, finish what is under way within the limit, close."""
-        if self._traces is not None:
-            self._traces.start()
-        receiving = [asyncio.create_task(sensor.source.run()) for sensor in self.sensors]
-        working = [asyncio.create_task(self._pipeline.run())]
-        working += [asyncio.create_task(sink.run()) for sensor in self.sensors for sink in sensor.sinks]
-        working += [asyncio.create_task(self._confirm(sensor)) for sensor in self.sensors]
-        for task in (*receiving, *working):
-            task.add_done_callback(_report_death)
+        parts = self._start()
         try:
             yield
         finally:
@@ -117,24 +110,37 @@ class Sensors:
                 await self._traces.stop()
             connected = [sensor for sensor in self.sensors if sensor.source.state.connected]
             await asyncio.gather(*(sink.drain(drain_seconds) for sensor in connected for sink in sensor.sinks))
-            for task in (*working, *receiving):
-                task.cancel()
-            await asyncio.gather(*working, *receiving, return_exceptions=True)
+            await self._supervisor.stop(parts)
+
+    def _start(self) -> list[Part]:
+        """Start every part of the live path."""
+        start = self._supervisor.start
+        if self._traces is not None:
+            self._traces.start(self._supervisor)
+        parts = [start("live path", self._pipeline.run)]
+        for sensor in self.sensors:
+            url = sensor.source.state.url
+            parts += [start(f"{sink.kind} to {url}", sink.run) for sink in sensor.sinks]
+            parts.append(start(f"end of {url}", partial(self._confirm, sensor)))
+            parts.append(start(f"bus {url}", sensor.source.run))
+        return parts
 
     async def _confirm(self, sensor: Sensor) -> None:
         """Answer a sensor's end marker once every flow before it and its traces have verdicts, and Zeek has those."""
         while True:
             await sensor.source.end_marker.wait()
             sensor.source.end_marker.clear()
-            while self._pipeline.waiting_flows:
-                await asyncio.sleep(0.02)
-            if self._traces is not None:
-                await self._traces.finish(sensor.source.state.url)
-            while self._pipeline.waiting_flows or sensor.pending_verdicts:
-                await asyncio.sleep(0.02)
-            await sensor.source.confirm_finished()
+            try:
+                await self._finish(sensor)
+            except BaseException:
+                sensor.source.end_marker.set()  # it is still to be answered
+                raise
 
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("a part of the live path died", error=type(task.exception()).__name__, exc_info=task.exception())
+    async def _finish(self, sensor: Sensor) -> None:
+        while self._pipeline.waiting_flows:
+            await asyncio.sleep(0.02)
+        if self._traces is not None:
+            await self._traces.finish(sensor.source.state.url)
+        while self._pipeline.waiting_flows or sensor.pending_verdicts:
+            await asyncio.sleep(0.02)
+        await sensor.source.confirm_finished()

@@ -27,7 +27,7 @@ EXIT_USAGE = 2
 def serve(**given: Any) -> None:
     """Serve the REST API and metrics; nothing leaves this machine unless you say so."""
     # imports the web framework, which other commands do without
-    from service.api.server import ListenError
+    from service.api.server import GaveUpError, ListenError
     from service.api.server import serve as run_server
 
     try:
@@ -43,6 +43,9 @@ def serve(**given: Any) -> None:
         problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
         typer.echo("\n".join(problems), err=True)
         raise typer.Exit(EXIT_USAGE) from None
+    except GaveUpError as error:
+        typer.echo(f"gave up: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
     except (CheckpointError, EngineError, StateError, TransportError, ZeekError, ListenError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_FAILED if isinstance(error, ListenError | ZeekError) else EXIT_USAGE) from None
@@ -57,7 +60,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default = "" if field.default in (None, False, []) else f"default: {field.default}; "
     help_text = f"{field.description} [{default}env {ENV_PREFIX}{name.upper()}]"
     option = typer.Option(f"--{name.replace('_', '-')}", help=help_text, show_default=False)
-    annotation = Annotated.__class_getitem__((_option_type(field.annotation) | None, option))  # type: ignore[attr-defined]
+    annotation: Any = Annotated[_option_type(field.annotation) | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -165,7 +165,7 @@ async def _watch(service: Service, view: View, console: Console) -> int:
             while not stop.is_set() and not failure:
                 await _wait(stop, REFRESH_SECONDS)
                 live.update(view.draw(service), refresh=True)
-                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), None)
+                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), service.supervisor.failure)
     if not console.is_terminal:
         console.line()  # the table ends without one where it is not drawn on a terminal
     counts = service.pipeline.counts

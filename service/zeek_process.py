@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from service import zeek_guard
+from service.foreign_text import clean
 from service.sources.bus.transport import pause_seconds
 from service.zeek_folder import OWNER_VARIABLE, FolderInUseError, sweep, zeek_folder
 
@@ -166,11 +167,10 @@ def ending(status: int, said: bytes) -> str:
     number = status - 128 if status > 128 else -status
     if number > 0:
         return f"was ended by signal {number} ({signal.strsignal(number) or 'unknown'})"
-    lines = ["".join(filter(str.isprintable, line)).strip() for line in said.decode(errors="replace").splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line for line in map(str.strip, said.decode(errors="replace").splitlines()) if line]
     errors = [line for line in lines if "error" in line.lower()]
     word = (errors or lines)[-1:]
-    text = f"ended with status {status}" + (f": {word[0][:200]}" if word else ", and said nothing")
+    text = f"ended with status {status}" + (f": {clean(word[0])}" if word else ", and said nothing")
     return text + (" (capturing takes root, or CAP_NET_RAW)" if word and NO_RIGHT.search(word[0]) else "")
 
 

@@ -26,6 +26,10 @@ def live(service: Service) -> schemas.Live:
         ],
         buses=[_bus(sensor) for sensor in service.sensors.sensors],
         traces=_traces(service),
+        parts=[
+            schemas.Part(name=part.name, running=part.running, deaths=part.deaths, reason=part.reason)
+            for part in service.supervisor.parts.values()
+        ],
     )
 
 
@@ -51,6 +55,7 @@ def _bus(sensor: Sensor) -> schemas.Bus:
         reason=state.reason,
         connections=state.connections,
         refused=state.malformed,
+        faults=state.faults,
         pending_verdicts=sensor.pending_verdicts,
         sensors=[_sensor(name, account) for name, account in state.sensors.items()],
     )

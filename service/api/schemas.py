@@ -255,7 +255,8 @@ class Bus(Body):
     peer_version: str
     reason: Annotated[str, Field(description="why it is not connected")]
     connections: int
-    refused: int
+    refused: Annotated[int, Field(description="events that were malformed, or of another schema version")]
+    faults: Annotated[int, Field(description="events that set off a fault of the service's own")]
     pending_verdicts: Annotated[int, Field(description="verdicts that Zeek has not acknowledged yet")]
     sensors: list[Sensor]
 
@@ -277,6 +278,15 @@ class LiveTraces(Body):
     counts: dict[str, int]
 
 
+class Part(Body):
+    """A long-lived task of the service; one that ends by an error is started again."""
+
+    name: str
+    running: bool
+    deaths: int
+    reason: Annotated[str, Field(description="the error of its last death, by name")]
+
+
 class Live(Body):
     """The live path: what came, what became of it, and where it comes from."""
 
@@ -285,6 +295,7 @@ class Live(Body):
     shed_by_subject: list[Subject]
     buses: list[Bus]
     traces: Annotated[LiveTraces | None, Field(description="null where there is no trace checkpoint")]
+    parts: Annotated[list[Part], Field(description="the long-lived tasks of the service")]
 
 
 class Health(Body):

@@ -24,8 +24,30 @@ class ListenError(RuntimeError):
     """The address cannot be listened on; the message says why."""
 
 
+class GaveUpError(RuntimeError):
+    """A part of the service could not be kept alive; the message says which."""
+
+
 class _Server(uvicorn.Server):
-    """uvicorn's server, except that SIGTERM, SIGINT and SIGHUP end it with status 0 once it has drained."""
+    """uvicorn's server, except that SIGTERM, SIGINT and SIGHUP end it with status 0 once it has drained.
+
+    It also ends where a part of the service cannot be kept alive.
+    """
+
+    def __init__(self, config: uvicorn.Config, gave_up: asyncio.Event) -> None:
+        super().__init__(config)
+        self._gave_up = gave_up
+
+    async def main_loop(self) -> None:
+        watching = asyncio.create_task(self._stop_when_given_up(), name="gave up")
+        try:
+            await super().main_loop()
+        finally:
+            watching.cancel()
+
+    async def _stop_when_given_up(self) -> None:
+        await self._gave_up.wait()
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -50,6 +72,7 @@ def serve(settings: Settings) -> None:
     Raises:
         CheckpointError, EngineError, TransportError: nothing can be served.
         ListenError: the address cannot be listened on.
+        GaveUpError: a part of the service died again and again.
     """
     _configure_log()
     with _listening(settings) as listener:
@@ -67,8 +90,10 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
             h11_max_incomplete_event_size=64 << 10,
         )
-        _Server(config).run(sockets=[listener])
+        _Server(config, service.supervisor.gave_up).run(sockets=[listener])
     log.info("stopped")
+    if service.supervisor.failure:
+        raise GaveUpError(service.supervisor.failure)
 
 
 def _configure_log() -> None:

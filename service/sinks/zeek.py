@@ -45,8 +45,12 @@ class ZeekSink(Generic[Row]):
         metrics: Metrics,
         spool_verdicts: int,
         make_event: Callable[[str, int, Sequence[Row]], BusEvent],
+        kind: str = "verdicts",
     ) -> None:
-        """`make_event` puts the name of a service run, the number of a batch and its rows together."""
+        """`make_event` puts the name of a service run, the number of a batch and its rows together; `kind` names what
+        goes back.
+        """
+        self.kind = kind
         self.service = f"tapline-{secrets.token_hex(6)}"
         self._transport = transport
         self._metrics = metrics

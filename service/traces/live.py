@@ -17,10 +17,12 @@ from models.flow import Flow
 from models.verdict import Verdict
 from service.classifier import FlowOutcome
 from service.metrics import Metrics
+from service.quiet_log import QuietLog
+from service.supervisor import Part, Supervisor
 from service.traces.history import TraceHistory, shown_label
 from service.traces.records import ScoreJob, TraceVerdict
 from service.traces.scorer import TraceScorer
-from service.traces.state import TraceState
+from service.traces.state import WRITE_FAULTS, TraceState
 from service.traces.windows import CloseReason, TraceWindows, WindowCounts
 
 log = structlog.get_logger()
@@ -73,7 +75,8 @@ class LiveTraces:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="traces")
         self._saved_at = time.monotonic()
         self._stopping = False
-        self._task: asyncio.Task[None] | None = None
+        self._part: Part | None = None
+        self._log = QuietLog(log)
         if state is not None:
             state.load(windows)
 
@@ -102,10 +105,9 @@ class LiveTraces:
         if model.windows.jobs:
             self._work.set()
 
-    def start(self) -> None:
+    def start(self, supervisor: Supervisor) -> None:
         """Start to work; call once, in the event loop in which flows come."""
-        self._task = asyncio.create_task(self._run(), name="traces")
-        self._task.add_done_callback(_report_death)
+        self._part = supervisor.start("traces", self._run)
 
     async def _run(self) -> None:
         """Close windows when they are over, score, deliver and keep the state."""
@@ -157,8 +159,8 @@ class LiveTraces:
         """Keep what is open for the next run, or close and deliver it where nothing is kept. No flow may come after."""
         self._stopping = True
         self._work.set()
-        if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._part is not None and self._part.task is not None:
+            await asyncio.gather(self._part.task, return_exceptions=True)
         if len(self._models) > 1:
             await self.close_old()
         if self._state is None:
@@ -179,25 +181,42 @@ class LiveTraces:
 
     async def _score_batch(self, model: _Model, jobs: list[ScoreJob]) -> None:
         started = time.perf_counter()
-        found = await asyncio.get_running_loop().run_in_executor(self._thread, model.scorer.score_each, jobs)
-        self._metrics.trace_score_seconds.observe(time.perf_counter() - started)
+        found: list[TraceVerdict | None] = [None] * len(jobs)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, model.scorer.score_each, jobs)
+        finally:
+            self._metrics.trace_score_seconds.observe(time.perf_counter() - started)
+            self._metrics.trace_failures.inc(found.count(None))
         for job, trace in zip(jobs, found, strict=True):
             if trace is None:
-                self._metrics.trace_failures.inc()
-            else:
+                continue
+            try:
                 self._emit(model, job, trace)
+            except Exception as error:  # of a sink: it costs this verdict, not the others
+                self._metrics.trace_failures.inc()
+                self._log.error("emit", "a verdict was not delivered", error=type(error).__name__, exc_info=error)
 
     def _emit(self, model: _Model, job: ScoreJob, trace: TraceVerdict) -> None:
         if not job.final and not _is_sure(model, job, trace.verdict):
             return
         if job.final and self._state is not None and not model.windows.is_capture(job.key.source):
-            self._state.closed(job.key)
+            self._note_closed(self._state, job)
         self._metrics.trace_verdicts.labels(shown_label(trace), "final" if job.final else "early").inc()
         self.history.add(trace)
         self._watcher(trace)
         sink = self._sinks.get(job.key.source)
         if sink is not None:
             sink(trace)
+
+    def _note_closed(self, state: TraceState, job: ScoreJob) -> None:
+        try:
+            state.closed(job.key)
+        except WRITE_FAULTS as error:
+            self._note_failure("closed", "a closed trace was not noted", error)
+
+    def _note_failure(self, kind: str, event: str, error: BaseException) -> None:
+        self._metrics.trace_state_failures.inc()
+        self._log.warning(kind, event, reason=getattr(error, "strerror", None) or type(error).__name__)
 
     async def save(self) -> None:
         """Write what is open to the state directory, where there is one; the task does it every `SAVE_SECONDS`.
@@ -212,9 +231,8 @@ class LiveTraces:
                 return
             try:
                 await self._state.save(self.windows)
-            except OSError as error:
-                self._metrics.trace_state_failures.inc()
-                log.warning("open traces were not saved", reason=error.strerror)
+            except WRITE_FAULTS as error:
+                self._note_failure("save", "open traces were not saved", error)
 
     def _count(self) -> None:
         """Bring the metrics up to date."""
@@ -237,8 +255,3 @@ def _is_sure(model: _Model, job: ScoreJob, verdict: Verdict) -> bool:
     if verdict.unknown or verdict.confidence < rule.confidence:
         return False
     return model.windows.note_early(job.key, verdict.label)
-
-
-def _report_death(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("live traces died", error=type(task.exception()).__name__, exc_info=task.exception())

@@ -128,6 +128,11 @@ class TraceWindows:
         """The clock of each source."""
         return {name: source.clock for name, source in self._sources.items()}
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more is open than may be."""
+        return self.open_flows > self._bounds.max_open_flows or len(self.subjects) > self._bounds.max_subjects
+
     def is_capture(self, source: str) -> bool:
         """Whether a source is a capture."""
         return source in self._captures

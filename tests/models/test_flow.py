@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from models.flow import Flow, FlowError, PacketHead, flow_to_line, ip_protocol_number, parse_flow
+from models.flow import Flow, FlowError, PacketHead, flow_of, flow_to_line, ip_protocol_number, parse_flow
 from service.community import community_id
 
 FLOW = Flow(
@@ -46,11 +46,22 @@ def test_bytes_are_lower_case_hex():
         ({"colour": "red"}, "Object contains unknown field `colour`"),
         ({"orig_h": "example.org"}, "expected an IPv4 or IPv6 address - at `$.orig_h`"),
         ({"payload_lengths": [1, 0]}, "expected lengths of packets with payload, got 0 - at `$.payload_lengths`"),
-        ({"payload_lengths": [70000]}, "Expected `int` <= 65535 - at `$.payload_lengths[0]`"),
+        ({"payload_lengths": [2**31]}, "Expected `int` <= 2147483647 - at `$.payload_lengths[0]`"),
         ({"payload_lengths": [1] * 255}, "Expected `array` of length <= 254 - at `$.payload_lengths`"),
         ({"orig_bytes": "0"}, "Expected `str` matching regex '^([0-9a-fA-F]{2})*$' - at `$.orig_bytes`"),
         ({"orig_p": 65536}, "Expected `int` <= 65535 - at `$.orig_p`"),
         ({"proto": "300"}, "expected `tcp`, `udp`, `icmp` or an IP protocol number up to 255 - at `$.proto`"),
+        ({"proto": "006"}, "expected `tcp`, `udp`, `icmp` or an IP protocol number up to 255 - at `$.proto`"),
+        ({"resp_h": "fe80::1%eth0"}, "expected an IPv4 or IPv6 address - at `$.resp_h`"),
+        ({"resp_h": "2001:db8::1"}, "expected two addresses of one IP version - at `$.resp_h`"),
+        ({"resp_h": "10.0.0.2\0"}, "expected an IPv4 or IPv6 address - at `$.resp_h`"),
+        (
+            {"heads": [{"gap_us": 0, "data": "00" * 250}] * 2},
+            "expected heads that fill at most 510 tokens - at `$.heads`",
+        ),
+        ({"start_us": 2**53 - 1}, "expected an end up to 9007199254740991 us - at `$.duration_us`"),
+        ({"start_us": 2**53}, "Expected `int` <= 9007199254740991 - at `$.start_us`"),
+        ({"sensor": "s" * 129}, "Expected `str` of length <= 128 - at `$.sensor`"),
         ({"start_us": -1}, "Expected `int` >= 0 - at `$.start_us`"),
     ],
 )
@@ -60,9 +71,24 @@ def test_bad_fields_are_named(changes, message):
     assert str(error.value) == message
 
 
-def test_not_json():
-    with pytest.raises(FlowError, match=r"malformed|trailing"):
-        parse_flow(b"{]")
+@pytest.mark.parametrize("text", [b"{]", b"[" * 100_000, b'{"uid": "\xff"}', b""])
+def test_not_json(text):
+    with pytest.raises(FlowError):
+        parse_flow(text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"orig_p": 70000}, {"payload_lengths": [2**31]}, {"orig_bytes": bytes(257)}, {"proto": "sctp"}, {"uid": ""}],
+)
+def test_flows_made_of_fields_and_flows_decoded_have_the_same_bounds(changes):
+    fields = msgspec.structs.asdict(FLOW)
+    assert flow_of(fields) == FLOW
+    with pytest.raises(FlowError):
+        flow_of({**fields, **changes})
+    if "proto" not in changes:  # a field's own bounds hold wherever a flow is decoded
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.structs.replace(FLOW, **changes)), type=Flow)
 
 
 def test_protocol_numbers():

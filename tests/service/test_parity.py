@@ -23,6 +23,7 @@ from service.sources.bus.frames import event_of, parse_frame
 from service.sources.bus.transport import TlsFiles
 from service.sources.capture import CaptureReader, ReadOptions
 from service.sources.zeek import ZeekReader
+from service.supervisor import Supervisor
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SCRIPTS = DATA.parent.parent / "zeek" / "scripts"
@@ -134,7 +135,9 @@ class TestWithZeek:
 
         pipeline.take = take
         url = f"ws://127.0.0.1:{port}"
-        sensors = Sensors([url], pipeline, metrics, tls=TlsFiles(), spool_verdicts=10_000)
+        sensors = Sensors(
+            [url], pipeline, metrics, tls=TlsFiles(), spool_verdicts=10_000, supervisor=Supervisor(metrics)
+        )
         batcher.start()
         async with asyncio.timeout(60), sensors.running(5):
             process = await asyncio.create_subprocess_exec(

@@ -203,7 +203,7 @@ def test_one_folder_holds_one_zeek(tmp_path):
         (1, b"", "ended with status 1, and said nothing"),
         (0, b"listening on lo\n\n", "ended with status 0: listening on lo"),
         (1, b"error: one\nfatal error: two\nlast words\n", "ended with status 1: fatal error: two"),
-        (1, b"\x1b[31mfatal error\x1b[0m: \xff\x07\n", "ended with status 1: [31mfatal error[0m: \ufffd"),
+        (1, b"\x1b[31merror\x1b[0m \xff\x07\n", "ended with status 1: \\x1b[31merror\\x1b[0m \ufffd\\x07"),
         (
             1,
             b"fatal error: problem with interface lo (pcap_error: socket: Operation not permitted (pcap_activate))\n",

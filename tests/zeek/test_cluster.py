@@ -16,6 +16,7 @@ from service.sinks import zeek as sink
 from service.sources.bus.events import TraceVerdictRow
 from service.sources.bus.transport import TlsFiles
 from service.sources.capture import CaptureReader
+from service.supervisor import Supervisor
 from tests.zeek.clusters import CAPTURES, Cluster, has_zeromq
 
 pytestmark = [pytest.mark.zeek, pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")]
@@ -53,6 +54,7 @@ class Serving:
             tls=TlsFiles(),
             spool_verdicts=10_000,
             watcher=lambda flow, verdict: self.flows.append(flow),
+            supervisor=Supervisor(metrics),
         )
         (self.sensor,) = self.sensors.sensors
         self.sent = Counter()

@@ -1,14 +1,13 @@
 ##! Publishing flows on the bus, and the WebSocket server through which services reach it.
 
 @load base/frameworks/cluster
-@load base/misc/version
 @load base/utils/site
 @load ./main
 
 # From 8.1 on a single Zeek has no cluster backend unless one is loaded, and drops what is published. Broker's connects
 # nothing and listens nowhere; where Zeek is built without it, ZeroMQ's runs its exchange on ports 5555 and 5556.
-@if ( Version::number >= 80100 && ! Cluster::is_enabled() && ! Supervisor::is_supervisor() )
-@if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
+@ifdef ( Cluster::CLUSTER_BACKEND_NONE )
+@if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE && ! Cluster::is_enabled() && ! Supervisor::is_supervisor() )
 @ifdef ( Cluster::CLUSTER_BACKEND_BROKER )
 @load frameworks/cluster/backend/broker
 @else
@@ -147,13 +146,15 @@ function open_server()
 		Reporter::fatal(fmt("Tapline cannot listen on %s port %s", listen_addr, listen_port));
 	}
 
-# Before Zeek's own, which says what is missing but not what to load.
+# Before Zeek's own message, which says what is missing but not what to load.
+@ifdef ( Cluster::CLUSTER_BACKEND_NONE )
 event zeek_init() &priority=10
 	{
 	if ( Cluster::is_enabled() && Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
 		Reporter::fatal("Tapline needs a cluster backend, and this Zeek has none by default: load " +
 		    "frameworks/cluster/backend/zeromq on every node, before Tapline");
 	}
+@endif
 
 event zeek_init()
 	{

@@ -157,7 +157,6 @@ redef record connection += {
 global early_due: event(c: connection);
 global extension_bytes: function(ip6: ip6_hdr): count;
 global transport_bytes: function(c: connection, p: pkt_hdr): count;
-global captured_source_port: function(c: connection, p: pkt_hdr): count;
 global make_early_due: function(c: connection);
 global sent_by_orig: function(c: connection): bool;
 

@@ -5,9 +5,10 @@ The contract, field by field, is in `zeek/README.md`. Transports know nothing of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -15,10 +16,21 @@ from models.flow import (
     HEAD_TOKEN_COST,
     HEADS_TOKEN_BUDGET,
     MAX_CONTENT_BYTES,
-    MAX_PAYLOAD_LENGTHS,
+    MAX_COUNT,
+    MAX_NAME_CHARS,
     Flow,
+    FlowError,
     HeadsKind,
+    Lengths,
+    LinkType,
+    Name,
     PacketHead,
+    Port,
+    Uid,
+    check_flow,
+)
+from models.flow import (
+    Count as FlowCount,
 )
 
 SCHEMA_VERSION = 1
@@ -63,53 +75,77 @@ class FlowEvent:
     topic: str
 
 
-class Stats(msgspec.Struct, frozen=True):
+class Stats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """`Tapline::stats`: a sensor's own counters since its start. `loss_percent` is -1.0 where Zeek cannot judge it."""
 
-    sensor: str
-    time_us: int
-    seq: int
-    early: int
-    finals: int
-    unchanged: int
-    without_payload: int
-    filtered: int
-    gaps: int
-    cut: int
-    packets: int
-    dropped: int
-    link: int
-    bytes: int
-    loss_percent: float
+    sensor: Name
+    time_us: FlowCount
+    seq: FlowCount
+    early: FlowCount
+    finals: FlowCount
+    unchanged: FlowCount
+    without_payload: FlowCount
+    filtered: FlowCount
+    gaps: FlowCount
+    cut: FlowCount
+    packets: FlowCount
+    dropped: FlowCount
+    link: FlowCount
+    bytes: FlowCount
+    loss_percent: Annotated[float, msgspec.Meta(ge=-1, le=1e6)]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """`Tapline::finished`: a sensor has published all that it ever will; `seq` was its last number."""
 
-    sensor: str
-    seq: int
+    sensor: Name
+    seq: FlowCount
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictsAck:
+class VerdictsAck(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """`Tapline::verdicts_ack`: Zeek has logged a batch."""
 
-    service: str
-    batch: int
-    logged: int
+    service: Name
+    batch: FlowCount
+    logged: FlowCount
 
 
 SensorEvent = FlowEvent | Stats | Finished | VerdictsAck
 
-_LENGTHS: msgspec.json.Decoder[list[int]] = msgspec.json.Decoder(list[int])
-_HEADS_KINDS: dict[str, HeadsKind] = {"none": "none", "header": "header", "full": "full"}
 
-_FLOW_TYPES = (
-    int, str, int, bool, str, int, int, str, int, str, int, str, str, str, int, int, int, int, int, int, str, str, str,
-    int, str, str,
-)  # fmt: skip
-_STATS_TYPES = (int, str, *[int] * 13, float)
+class _FlowArgs(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The arguments of `Tapline::flow` behind the schema version, within the bounds of a `Flow`."""
+
+    sensor: Name
+    seq: FlowCount
+    final: bool
+    uid: Uid
+    start_us: FlowCount
+    duration_us: FlowCount
+    orig_h: Name
+    orig_p: Port
+    resp_h: Name
+    resp_p: Port
+    proto: Name
+    service: Name
+    conn_state: Name
+    orig_pkts: FlowCount
+    resp_pkts: FlowCount
+    orig_ip_bytes: FlowCount
+    resp_ip_bytes: FlowCount
+    up: FlowCount
+    down: FlowCount
+    payload_lengths: str
+    orig_bytes: str
+    resp_bytes: str
+    link_type: LinkType
+    heads_kind: HeadsKind
+    heads: str
+
+
+_Record = TypeVar("_Record", bound=msgspec.Struct)
+_LENGTHS: msgspec.json.Decoder[Lengths] = msgspec.json.Decoder(Lengths)
+_PLACE = re.compile(r"`\$\[(\d+)\]`")
 
 
 def parse_event(event: BusEvent) -> SensorEvent | None:
@@ -117,57 +153,62 @@ def parse_event(event: BusEvent) -> SensorEvent | None:
 
     Raises:
         SchemaVersionError: the sensor speaks another version.
-        EventError: too few or too many fields, a wrong type, or a value out of bounds.
+        EventError: too few or too many fields, a wrong type, a value out of bounds, or a flow that is none.
     """
     parser = _PARSERS.get(event.name)
     return parser(event) if parser else None
 
 
-def _checked(event: BusEvent, types: tuple[type, ...]) -> Sequence[Any]:
-    """The arguments, when version, number and types are those of the contract."""
+def _read(event: BusEvent, kind: type[_Record]) -> _Record:
+    """The arguments as a record, when version, number, types and bounds are those of the contract."""
     args = event.args
     if not args or type(args[0]) is not int:
         raise EventError(f"{event.name}: no schema version")
     if args[0] != SCHEMA_VERSION:
+        version = args[0] if 0 <= args[0] <= MAX_COUNT else "unknown to us"
         raise SchemaVersionError(
-            f"{event.name} of schema version {args[0]}: this service reads version {SCHEMA_VERSION}, "
+            f"{event.name} of schema version {version}: this service reads version {SCHEMA_VERSION}, "
             "install the tapline package of the same release on the sensor"
         )
-    if len(args) != len(types):
-        raise EventError(f"{event.name}: {len(args)} fields instead of {len(types)}")
-    for index, (value, expected) in enumerate(zip(args, types, strict=True)):
-        if type(value) is not expected:
-            raise EventError(f"{event.name}: field {index} is {type(value).__name__}, not {expected.__name__}")
-        if expected is int and value < 0:  # type: ignore[operator]
-            raise EventError(f"{event.name}: field {index} is negative")
-    return args
+    if len(args) - 1 != len(kind.__struct_fields__):
+        raise EventError(f"{event.name}: {len(args)} fields instead of {len(kind.__struct_fields__) + 1}")
+    if len(event.topic) > MAX_NAME_CHARS:
+        raise EventError(f"{event.name}: a topic of more than {MAX_NAME_CHARS} characters")
+    try:
+        return msgspec.convert(args[1:], kind)
+    except msgspec.ValidationError as error:
+        raise EventError(f"{event.name}: {_named(str(error), kind)}") from None
+
+
+def _named(message: str, kind: type[msgspec.Struct]) -> str:
+    """msgspec's message with the name of the field in the place of its number, and without its content."""
+    if message.startswith("Invalid enum value"):
+        message = f"Invalid value -{message.rpartition('-')[2]}"
+    return _PLACE.sub(lambda match: f"`{kind.__struct_fields__[int(match[1])]}`", message)
 
 
 def _parse_flow(event: BusEvent) -> FlowEvent:
-    (
-        _, sensor, seq, final, uid, start_us, duration_us, orig_h, orig_p, resp_h, resp_p, proto, service, conn_state,
-        orig_pkts, resp_pkts, orig_ip_bytes, resp_ip_bytes, up, down, lengths, orig_bytes, resp_bytes, link_type,
-        heads_kind, heads,
-    ) = _checked(event, _FLOW_TYPES)  # fmt: skip
+    args = _read(event, _FlowArgs)
     flow = Flow(
-        uid, start_us, duration_us, orig_h, orig_p, resp_h, resp_p, proto, up, down, _lengths(lengths),
-        _hex("orig_bytes", orig_bytes, MAX_CONTENT_BYTES), _hex("resp_bytes", resp_bytes, MAX_CONTENT_BYTES),
-        orig_pkts, resp_pkts, orig_ip_bytes, resp_ip_bytes, link_type, _heads_kind(heads_kind), _heads(heads),
-        service, conn_state, sensor, final,
+        args.uid, args.start_us, args.duration_us, args.orig_h, args.orig_p, args.resp_h, args.resp_p, args.proto,
+        args.up, args.down, _lengths(args.payload_lengths), _hex("orig_bytes", args.orig_bytes, MAX_CONTENT_BYTES),
+        _hex("resp_bytes", args.resp_bytes, MAX_CONTENT_BYTES), args.orig_pkts, args.resp_pkts, args.orig_ip_bytes,
+        args.resp_ip_bytes, args.link_type, args.heads_kind, _heads(args.heads), args.service, args.conn_state,
+        args.sensor, args.final,
     )  # fmt: skip
-    return FlowEvent(flow, seq, event.topic)
+    try:
+        return FlowEvent(check_flow(flow), args.seq, event.topic)
+    except FlowError as error:
+        raise EventError(f"{event.name}: {error}") from None
 
 
 def _lengths(text: str) -> list[int]:
     try:
-        lengths = _LENGTHS.decode(f"[{text}]")
-    except msgspec.DecodeError:
+        return _LENGTHS.decode(f"[{text}]")
+    except msgspec.ValidationError as error:
+        raise EventError(f"payload_lengths: {error}") from None
+    except (msgspec.DecodeError, RecursionError):
         raise EventError("payload_lengths: not numbers with commas between them") from None
-    if len(lengths) > MAX_PAYLOAD_LENGTHS:
-        raise EventError(f"payload_lengths: {len(lengths)}, more than {MAX_PAYLOAD_LENGTHS}")
-    if lengths and (min(lengths) < -65535 or max(lengths) > 65535 or 0 in lengths):
-        raise EventError("payload_lengths: a length that no packet has")
-    return lengths
 
 
 def _hex(name: str, text: str, limit: int) -> bytes:
@@ -179,21 +220,15 @@ def _hex(name: str, text: str, limit: int) -> bytes:
         raise EventError(f"{name}: not hex") from None
 
 
-def _heads_kind(text: str) -> HeadsKind:
-    if text not in _HEADS_KINDS:
-        raise EventError("heads_kind: not none, header or full")
-    return _HEADS_KINDS[text]
-
-
 def _heads(text: str) -> list[PacketHead]:
     """`gap_us:hex;gap_us:hex...`, within the budget of tokens."""
     if not text:
         return []
     found = []
     budget = HEADS_TOKEN_BUDGET
-    for part in text.split(";"):
+    for part in text.split(";", HEADS_TOKEN_BUDGET):
         gap, separator, data = part.partition(":")
-        if not separator or not gap.isdecimal() or len(gap) > 18:
+        if not separator or not (gap.isascii() and gap.isdecimal()) or len(gap) > 15:
             raise EventError("heads: not gap_us:hex with semicolons between them")
         found.append(PacketHead(int(gap), _hex("heads", data, HEADS_TOKEN_BUDGET)))
         budget -= HEAD_TOKEN_COST + len(found[-1].data)
@@ -202,25 +237,11 @@ def _heads(text: str) -> list[PacketHead]:
     return found
 
 
-def _parse_stats(event: BusEvent) -> Stats:
-    return Stats(*_checked(event, _STATS_TYPES)[1:])
-
-
-def _parse_finished(event: BusEvent) -> Finished:
-    _, sensor, seq = _checked(event, (int, str, int))
-    return Finished(sensor, seq)
-
-
-def _parse_ack(event: BusEvent) -> VerdictsAck:
-    _, service, batch, logged = _checked(event, (int, str, int, int))
-    return VerdictsAck(service, batch, logged)
-
-
 _PARSERS: dict[str, Callable[[BusEvent], SensorEvent]] = {
     "Tapline::flow": _parse_flow,
-    "Tapline::stats": _parse_stats,
-    "Tapline::finished": _parse_finished,
-    "Tapline::verdicts_ack": _parse_ack,
+    "Tapline::stats": lambda event: _read(event, Stats),
+    "Tapline::finished": lambda event: _read(event, Finished),
+    "Tapline::verdicts_ack": lambda event: _read(event, VerdictsAck),
 }
 
 

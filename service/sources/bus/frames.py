@@ -53,7 +53,7 @@ def parse_frame(text: bytes | str) -> Frame:
     """
     try:
         return _DECODER.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise EventError("a frame that is not a message of Zeek's WebSocket API") from None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,6 +42,7 @@ class NativeTransport:
         self._endpoint: Any = None
         self._connected = self._was_connected = False
         self._lost = asyncio.Event()
+        self._broken: Exception | None = None
 
     async def run(self, receive: Receive) -> None:
         """Peer, receive and peer again until cancelled."""
@@ -50,10 +51,10 @@ class NativeTransport:
         # One subscriber per topic: in Broker 1.4 a topic added to a subscriber silences the first one.
         subscribers = [endpoint.make_subscriber(topic) for topic in self._topics]
         loop = asyncio.get_running_loop()
-        loop.add_reader(statuses.fd(), self._take_statuses, statuses, receive)
+        loop.add_reader(statuses.fd(), self._guard, self._take_statuses, statuses, receive)
         for messages in subscribers:
-            loop.add_reader(messages.fd(), self._take_messages, messages, receive)
-        self._endpoint = endpoint
+            loop.add_reader(messages.fd(), self._guard, self._take_messages, messages, receive)
+        self._endpoint, self._broken = endpoint, None
         try:
             await self._keep_peering(endpoint)
         finally:
@@ -69,6 +70,8 @@ class NativeTransport:
             self._lost.clear()
             endpoint.peer_nosync(self._host, self._port, NO_RETRY)
             await self._lost.wait()
+            if self._broken is not None:
+                raise TransportError("Broker's bindings failed") from self._broken
             failures = 0 if self._was_connected else failures + 1
             self._was_connected = False
             await asyncio.sleep(pause_seconds(failures))
@@ -94,6 +97,14 @@ class NativeTransport:
                 setattr(configuration, f"openssl_{name}", str(path))
         return configuration
 
+    def _guard(self, take: Callable[[Any, Receive], None], subscriber: Any, receive: Receive) -> None:
+        """Call back from the loop, where nobody hears of an error: `run` ends by it."""
+        try:
+            take(subscriber, receive)
+        except Exception as error:
+            self._broken = error
+            self._lost.set()
+
     def _take_statuses(self, statuses: Any, receive: Receive) -> None:
         for status in statuses.poll():
             code = status.code()
@@ -112,11 +123,14 @@ class NativeTransport:
 
     def _take_messages(self, messages: Any, receive: Receive) -> None:
         for topic, data in messages.poll():
-            try:
-                event = self._events.Event(data)
-                receive(BusEvent(topic, event.name(), [self._incoming(value) for value in event.args()]))
-            except Exception:  # the bindings raise their own kinds for a message that is no event
-                receive(EventError("a message without an event"))
+            receive(self._event(topic, data))
+
+    def _event(self, topic: str, data: Any) -> BusEvent | EventError:
+        try:
+            event = self._events.Event(data)
+            return BusEvent(topic, event.name(), [self._incoming(value) for value in event.args()])
+        except Exception:  # the bindings raise their own kinds for a message that is no event
+            return EventError("a message without an event")
 
     def _incoming(self, value: Any) -> Any:
         if isinstance(value, self._broker.Count):

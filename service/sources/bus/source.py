@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
 
 from models.flow import Flow
+from service.foreign_text import clean
 from service.metrics import Metrics
+from service.quiet_log import QuietLog
 from service.sources.bus.events import (
     ACKS_TOPIC,
     FLOWS_TOPIC,
@@ -42,9 +44,11 @@ log = structlog.get_logger()
 MAX_SENSORS = 256
 """Sensors told apart on one connection (the workers of a cluster); more are counted together."""
 
+MAX_TOPICS = 64
+"""Topics of a sensor whose numbering is followed; the one silent for longest is forgotten first."""
+
 OTHER_SENSORS = "other"
-LOG_SECONDS = 10
-"""At most one line of a kind in so many seconds."""
+MAX_VERSION_CHARS = 32
 
 
 @dataclass
@@ -56,12 +60,14 @@ class SensorState:
     missed: int = 0
     restarts: int = 0
     stats: Stats | None = None
-    last_seq: dict[str, int] = field(default_factory=dict)
+    last_seq: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
     def place(self, topic: str, seq: int) -> int:
         """Take the number of an event of a topic; returns how many before it never came."""
-        last = self.last_seq.get(topic)
+        last = self.last_seq.pop(topic, None)
         self.last_seq[topic] = seq
+        if len(self.last_seq) > MAX_TOPICS:
+            self.last_seq.popitem(last=False)
         if last is None:
             return 0
         if seq <= last:
@@ -81,7 +87,7 @@ class BusState:
     reason: str = "not yet connected"
     connections: int = 0
     malformed: int = 0
-    finished: set[str] = field(default_factory=set)
+    faults: int = 0
     sensors: dict[str, SensorState] = field(default_factory=dict)
 
 
@@ -103,19 +109,23 @@ class BusSource:
         self._take_ack = take_ack
         self._on_connected = on_connected
         self._closed = False
-        self._logged: dict[str, float] = {}
-        self._finished: list[Finished] = []
+        self._log = QuietLog(log, url=transport.url)
+        self._finished: dict[str, None] = {}
         self.end_marker = asyncio.Event()
 
     async def run(self) -> None:
         """Receive until cancelled."""
         self._metrics.bus_connected.labels(self.state.url).set(0)
-        await self.transport.run(self._receive)
+        try:
+            await self.transport.run(self._receive)
+        finally:
+            if self.state.connected:
+                self._disconnected(Disconnected("the task of the connection ended"))
 
     async def confirm_finished(self) -> None:
         """Answer the end markers that came: all flows before them have their verdicts."""
         while self._finished:
-            await self.transport.publish(finished_ack_event(self._finished.pop().sensor))
+            await self.transport.publish(finished_ack_event(self._finished.popitem()[0]))
 
     def close(self) -> None:
         """Take no more flows; the connection stays for the acknowledgements of verdicts."""
@@ -127,6 +137,8 @@ class BusSource:
                 self._handle(incoming)
             except EventError as error:
                 self._refuse(error)
+            except Exception as error:  # whatever an event sets off costs that event, not the connection
+                self._fault(error)
         elif isinstance(incoming, EventError):
             self._refuse(incoming)
         elif isinstance(incoming, Connected):
@@ -144,8 +156,8 @@ class BusSource:
         elif isinstance(parsed, VerdictsAck):
             self._take_ack(parsed)
         elif isinstance(parsed, Finished):
-            self.state.finished.add(self._name(parsed.sensor))
-            self._finished.append(parsed)
+            if len(self._finished) < MAX_SENSORS:
+                self._finished[parsed.sensor] = None
             self.end_marker.set()
 
     def _flow(self, event: FlowEvent) -> None:
@@ -155,7 +167,7 @@ class BusSource:
         missed = sensor.place(event.topic, event.seq)
         if missed:
             self._metrics.bus_missed.labels(name).inc(missed)
-            self._log("gap", "flows of a sensor are missing", sensor=name, missed=missed)
+            self._log.warning("gap", "flows of a sensor are missing", sensor=name, missed=missed)
         sensor.flows += 1
         sensor.early += not flow.complete
         self._metrics.bus_flows.labels(name, "final" if flow.complete else "early").inc()
@@ -170,34 +182,33 @@ class BusSource:
             self._metrics.sensor_loss.labels(name).set(stats.loss_percent / 100)
 
     def _name(self, sensor: str) -> str:
-        known = self.state.sensors
-        return sensor if sensor in known or len(known) < MAX_SENSORS else OTHER_SENSORS
+        known, name = self.state.sensors, clean(sensor)
+        return name if name in known or len(known) < MAX_SENSORS else OTHER_SENSORS
 
     def _refuse(self, error: EventError) -> None:
         self.state.malformed += 1
         kind = "version" if isinstance(error, SchemaVersionError) else "malformed"
         self._metrics.bus_refused.labels(self.state.url, kind).inc()
-        self._log(kind, "event refused", reason=str(error))
+        self._log.warning(kind, "event refused", reason=clean(str(error)))
+
+    def _fault(self, error: Exception) -> None:
+        self.state.faults += 1
+        self._metrics.bus_refused.labels(self.state.url, "fault").inc()
+        self._log.error("fault", "an event could not be worked on", error=type(error).__name__, exc_info=error)
 
     def _connected(self, connected: Connected) -> None:
         self.state.connected, self.state.reason = True, ""
-        self.state.peer_version = connected.peer_version
+        self.state.peer_version = clean(connected.peer_version, MAX_VERSION_CHARS)
         self.state.connections += 1
         self._metrics.bus_connected.labels(self.state.url).set(1)
         self._metrics.bus_connections.labels(self.state.url).inc()
         self._on_connected()
-        log.info("sensor connected", url=self.state.url, zeek=connected.peer_version)
+        log.info("sensor connected", url=self.state.url, zeek=self.state.peer_version)
 
     def _disconnected(self, disconnected: Disconnected) -> None:
         self.state.connected, self.state.reason = False, disconnected.reason
         self._metrics.bus_connected.labels(self.state.url).set(0)
-        self._log("connection", "sensor not connected, trying again", reason=disconnected.reason)
-
-    def _log(self, kind: str, event: str, **fields: object) -> None:
-        now = time.monotonic()
-        if now - self._logged.get(kind, -LOG_SECONDS) >= LOG_SECONDS:
-            self._logged[kind] = now
-            log.warning(event, url=self.state.url, **fields)
+        self._log.warning("connection", "sensor not connected, trying again", reason=disconnected.reason)
 
 
 def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None) -> Transport:

@@ -11,6 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
+from service.foreign_text import clean
 from service.sources.bus.events import BusEvent, EventError
 from service.sources.bus.frames import HANDSHAKE_PATH, event_frame, event_of, parse_frame, subscription_frame
 from service.sources.bus.transport import (
@@ -81,7 +82,7 @@ class WebSocketTransport:
         async with asyncio.timeout(CONNECT_SECONDS):
             frame = parse_frame(await connection.recv(decode=False))
         if frame.type != "ack":
-            raise EventError(f"Zeek refused the subscription: {frame.code or frame.type}")
+            raise EventError(f"Zeek refused the subscription: {clean(frame.code or frame.type)}")
         self._connection = connection
         receive(Connected(frame.version))
 
@@ -92,7 +93,7 @@ class WebSocketTransport:
             try:
                 frame = parse_frame(text)
                 if frame.type == "error":
-                    receive(EventError(f"Zeek did not take an event of ours: {frame.code}"))
+                    receive(EventError(f"Zeek did not take an event of ours: {clean(frame.code)}"))
                 elif frame.type == "data-message":
                     receive(event_of(frame))
             except EventError as error:
@@ -139,4 +140,4 @@ def _reason(error: Exception, doubt: str) -> str:
         return "refused: that is not Zeek's WebSocket API"
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno).lower()
-    return str(error) or type(error).__name__
+    return clean(str(error)) or type(error).__name__

@@ -12,11 +12,13 @@ from models.trace import TraceSettings
 from models.verdict import UNKNOWN
 from service.classifier import FlowOutcome
 from service.metrics import Metrics
+from service.supervisor import Supervisor
 from service.traces import live as live_module
 from service.traces.history import TraceHistory
 from service.traces.live import LiveTraces
 from service.traces.scorer import TraceScorer
-from service.traces.state import JOURNAL, OLD_JOURNAL, SNAPSHOT, StateError, TraceState
+from service.traces.state import DAMAGED, JOURNAL, SNAPSHOT, StateError, TraceState
+from service.traces.state_files import Journal
 from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.service.traces.fakes import WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
 
@@ -46,7 +48,7 @@ def make_live(engine, delivered, state=None, window_seconds=600.0, **bounds):
 
 def play(traces, body):
     async def main():
-        traces.start()
+        traces.start(Supervisor(Metrics()))
         try:
             async with asyncio.timeout(20):
                 await body()
@@ -187,14 +189,14 @@ class TestState:
         traces = make_live(engine, delivered, TraceState(directory, engine.checkpoint), lateness_seconds=60)
 
         async def main():
-            traces.start()
+            traces.start(Supervisor(Metrics()))
             async with asyncio.timeout(20):
                 for flow in flows:
                     traces.take(BUS, flow, embedding(int(flow.uid)))
                 await asyncio.sleep(0.05)
                 if kill:
                     traces._stopping = True
-                    await traces._task
+                    await traces._part.task
                     traces._state.close()
                 else:
                     await traces.stop()
@@ -234,7 +236,7 @@ class TestState:
         clock.now = NOW + 663.0  # the first window is over, the second is not
         self.run(tmp_path, delivered, clock, [], kill=True)
         assert [trace.subject for trace in delivered] == ["10.0.0.5"]
-        assert (tmp_path / JOURNAL).read_bytes().count(b"\n") == 1
+        assert len(list(Journal(tmp_path / JOURNAL).lines())) == 1
         again = self.run(tmp_path, delivered, clock, [trace_flow(3, NOW + 30), trace_flow(4, NOW + 610)])
         assert [trace.subject for trace in delivered] == ["10.0.0.5"]
         assert again.windows.counts.late == 1
@@ -270,14 +272,74 @@ class TestState:
 
     def test_files_are_private_and_nothing_is_left_beside_them(self, tmp_path, clock):
         self.run(tmp_path / "state", [], clock, [trace_flow(1, NOW)])
-        assert {path.name for path in (tmp_path / "state").iterdir()} == {SNAPSHOT, JOURNAL}
+        assert {path.name for path in (tmp_path / "state").iterdir()} == {SNAPSHOT, "lock"}
         assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "state").iterdir())
-        assert not (tmp_path / "state" / OLD_JOURNAL).exists()
 
     def test_a_directory_that_cannot_be_written_is_refused(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(StateError, match="cannot keep the state of traces there"):
             TraceState(tmp_path / "file", trace_checkpoint())
+
+    def test_one_service_holds_a_directory(self, tmp_path):
+        checkpoint = trace_checkpoint()
+        first = TraceState(tmp_path, checkpoint)
+        with pytest.raises(StateError, match="another service keeps its state there"):
+            TraceState(tmp_path, checkpoint)
+        first.close()
+        TraceState(tmp_path, checkpoint).close()
+
+    def test_whatever_byte_of_a_snapshot_changes_the_rest_is_used_and_the_service_starts(self, tmp_path, clock):
+        flows = [trace_flow(n, NOW, f"10.0.0.{n}") for n in range(40)]
+        self.run(tmp_path, [], clock, flows)
+        path = tmp_path / SNAPSHOT
+        whole = path.read_bytes()
+        kept = []
+        for place in range(0, len(whole), max(1, len(whole) // 40)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+            engine = NumpyTraceEngine(trace_checkpoint(early=EarlyVerdict(1.0, 64)))
+            state = TraceState(tmp_path, engine.checkpoint)
+            traces = make_live(engine, [], state)
+            kept.append(traces.windows.open_flows)
+            state.close()
+            assert (tmp_path / DAMAGED).read_bytes() == path.read_bytes()
+        assert kept == sorted(kept)  # all that stands before the damage
+        assert kept[0] == 0
+        assert kept[-1] >= 38
+
+    def test_a_snapshot_of_more_than_fits_is_used_as_far_as_it_does(self, tmp_path, clock):
+        self.run(tmp_path, [], clock, [trace_flow(n, NOW, f"10.0.0.{n}") for n in range(40)])
+        engine = NumpyTraceEngine(trace_checkpoint(early=EarlyVerdict(1.0, 64)))
+        state = TraceState(tmp_path, engine.checkpoint)
+        traces = make_live(engine, [], state, max_open_flows=10)
+        assert traces.windows.open_flows == 11
+        state.close()
+
+    def test_a_full_disk_costs_notes_and_snapshots_until_there_is_room(self, tmp_path, clock, monkeypatch):
+        delivered = []
+        engine = NumpyTraceEngine(trace_checkpoint(early=EarlyVerdict(1.0, 64)))
+        state = TraceState(tmp_path, engine.checkpoint)
+        traces = make_live(engine, delivered, state)
+        (tmp_path / JOURNAL).symlink_to("/dev/full")
+
+        async def body():
+            for error in (OSError(28, "No space left on device"), MemoryError(), OverflowError()):
+                with monkeypatch.context() as patch:
+                    patch.setattr(os, "fsync", lambda _, error=error: (_ for _ in ()).throw(error))
+                    traces.take(BUS, trace_flow("1", NOW), embedding(1))
+                    await traces.finish(BUS)
+                    await traces.save()
+            assert len(delivered) == 1  # of one window; the verdict goes out although it could not be noted
+            for name in (JOURNAL, f"{JOURNAL}.old"):
+                (tmp_path / name).unlink(missing_ok=True)
+            traces.take(BUS, trace_flow("2", NOW + 700), embedding(2))
+            await traces.finish(BUS)
+            assert len(list(Journal(tmp_path / JOURNAL).lines())) == 1
+            await traces.save()
+            assert (tmp_path / SNAPSHOT).exists()
+
+        play(traces, body)
+        assert len(delivered) == 2
+        assert value(traces, "tapline_trace_state_failures_total") == 4
 
     def test_a_full_disk_costs_the_snapshot_not_the_service(self, tmp_path, clock, monkeypatch):
         delivered = []

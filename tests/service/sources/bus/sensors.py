@@ -46,8 +46,12 @@ class WebSocketSensor:
             async for text in connection:
                 event = event_of(parse_frame(text))
                 self.received.append((event.name, plain(event.args)))
+                await self.taken(event)
         finally:
             self.connections.discard(connection)
+
+    async def taken(self, event):
+        """Called with every event of a service; sensors of some tests answer."""
 
     async def send(self, text):
         for connection in list(self.connections):

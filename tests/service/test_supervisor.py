@@ -1,0 +1,370 @@
+"""Long-lived parts: whatever one dies of, it runs again, it is counted, and red is shown while it is down."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.metrics import Metrics
+from service.runtime import Service
+from service.settings import Settings
+from service.sources.bus.events import BusEvent, Count, EventError, FlowEvent, Stats
+from service.supervisor import Supervisor
+from tests.conftest import make_trace_checkpoint
+from tests.service.sources.bus.sensors import WebSocketSensor
+from tests.service.sources.bus.test_events import FLOW_ARGS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+KINDS = [
+    ValueError, KeyError, OSError, OverflowError, RecursionError, MemoryError, UnicodeError, ArithmeticError,
+    AssertionError, StopAsyncIteration, asyncio.CancelledError, EventError,
+]  # fmt: skip
+
+
+class Once:
+    """Raises an error at the first call, and passes on every later one."""
+
+    def __init__(self, then, error):
+        self.then = then
+        self.error = error
+        self.calls = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == 1:
+            raise self.error
+        return self.then(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, lambda text: ExceptionGroup(text, [ValueError(text)])])
+def test_a_part_runs_again_after_any_error(kind):
+    async def main():
+        supervisor = Supervisor(Metrics(), first_pause_seconds=0.001)
+        running = asyncio.Event()
+        downs = []
+
+        async def run():
+            part = supervisor.parts["part"]
+            if part.deaths < 2:
+                raise kind("fault")
+            running.set()
+            await asyncio.Event().wait()
+
+        died = supervisor._died
+
+        def note(part, error):
+            died(part, error)
+            downs.append(supervisor.down())
+
+        supervisor._died = note
+        part = supervisor.start("part", run)
+        async with asyncio.timeout(20):
+            await running.wait()
+        assert len(downs) == 2
+        assert all(reason.startswith("part is down: ") for reason in downs)
+        assert (part.deaths, part.running, supervisor.down(), supervisor.failure) == (2, True, None, None)
+        assert supervisor._metrics.registry.get_sample_value("tapline_part_deaths_total", {"part": "part"}) == 2
+        assert supervisor._metrics.registry.get_sample_value("tapline_part_up", {"part": "part"}) == 1
+        await supervisor.stop([part])
+        assert supervisor.parts == {}
+
+    asyncio.run(main())
+
+
+def test_it_gives_up_on_a_part_that_dies_again_and_again():
+    async def main():
+        supervisor = Supervisor(Metrics(), deaths_in_a_row=3, first_pause_seconds=0.001)
+
+        async def run():
+            raise ValueError("always")
+
+        part = supervisor.start("part", run)
+        async with asyncio.timeout(20):
+            await supervisor.gave_up.wait()
+        assert supervisor.failure == "part died 3 times in a row: ValueError"
+        assert supervisor.down() == "part is down: ValueError"
+        assert part.deaths == 3
+
+    asyncio.run(main())
+
+
+def test_a_part_that_comes_to_its_end_is_not_down():
+    async def main():
+        supervisor = Supervisor(Metrics())
+
+        async def run():
+            return
+
+        await supervisor.start("part", run).task
+        assert supervisor.down() is None
+
+    asyncio.run(main())
+
+
+def flow_event(uid, seq, **changes):
+    args = [Count(arg) if type(arg) is int else arg for arg in FLOW_ARGS]
+    args[2], args[3], args[4], args[5] = Count(seq), True, uid, Count(1_700_000_000_000_000 + seq)
+    for index, value in changes.items():
+        args[int(index[1:])] = value
+    return BusEvent("tapline/flows/0", "Tapline::flow", args)
+
+
+class Sensor(WebSocketSensor):
+    """Acknowledges every batch of verdicts, as Zeek does when it has logged them."""
+
+    async def taken(self, event):
+        if event.name in ("Tapline::verdicts", "Tapline::trace_verdicts"):
+            _, batch, service, rows = event.args
+            args = [Count(1), service, Count(batch), Count(len(rows))]
+            await self.publish(BusEvent("tapline/acks", "Tapline::verdicts_ack", args))
+
+
+class Live:
+    """A service with one fake sensor and live traces, and what it says of every flow."""
+
+    def __init__(self, checkpoint_dir, trace_checkpoint, sensor, state_dir):
+        settings = Settings(
+            checkpoint=checkpoint_dir, trace_checkpoint=trace_checkpoint, zeek=[sensor.url], state_dir=state_dir,
+            shutdown_seconds=2,
+        )  # fmt: skip
+        self.seen = {}
+        self.service = Service(settings, watcher=self._watch)
+        self.sensor = sensor
+        self.said = []
+        died = self.service.supervisor._died
+
+        def note(part, error):
+            died(part, error)
+            self.said.append(self.service.not_ready())
+
+        self.service.supervisor._died = note
+
+    def _watch(self, flow, verdict):
+        self.seen.setdefault(flow.uid, asyncio.Event()).set()
+
+    async def verdict(self, uid):
+        await self.seen.setdefault(uid, asyncio.Event()).wait()
+
+    def part(self, start):
+        (found,) = [part for part in self.service.supervisor.parts.values() if part.name.startswith(start)]
+        return found
+
+
+@pytest.fixture(scope="module")
+def trace_checkpoint(tmp_path_factory):
+    return make_trace_checkpoint(tmp_path_factory.mktemp("traces") / "random-tracegram" / "1")
+
+
+def live(checkpoint_dir, trace_checkpoint, state_dir, body):
+    async def main():
+        async with asyncio.timeout(60), Sensor().running() as sensor:
+            running = Live(checkpoint_dir, trace_checkpoint, sensor, state_dir)
+            async with running.service.running():
+                await sensor.wait_for_client()
+                await body(running)
+            return running
+
+    return asyncio.run(main())
+
+
+def break_live_path(running, error):
+    queue = running.service.pipeline._queue
+    queue.take = Once(queue.take, error)
+
+
+def break_engine(running, error):
+    queue = running.service.batcher._queue
+    queue.take = Once(queue.take, error)
+
+
+def break_bus(running, error):
+    transport = running.service.sensors.sensors[0].source.transport
+    transport._drain = Once(transport._drain, error)
+
+
+def break_traces(running, error):
+    windows = running.service.traces.windows
+    windows.close_due = Once(windows.close_due, error)
+
+
+def break_sink(index):
+    def change(running, error):
+        sink = running.service.sensors.sensors[0].sinks[index]
+        sink._resend_overdue = Once(sink._resend_overdue, error)
+        sink._changed.set()
+
+    return change
+
+
+def break_end(running, error):
+    source = running.service.sensors.sensors[0].source
+    source.confirm_finished = Once(source.confirm_finished, error)
+
+
+PARTS = {
+    "live path": break_live_path,
+    "engine 1": break_engine,
+    "bus": break_bus,
+    "traces": break_traces,
+    "flow verdicts": break_sink(0),
+    "trace verdicts": break_sink(1),
+    "end of": break_end,
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("kind", [ValueError, RecursionError, asyncio.CancelledError])
+def test_every_part_of_the_service_runs_again(checkpoint_dir, trace_checkpoint, tmp_path, name, kind):
+    async def body(running):
+        await running.sensor.publish(flow_event("C1", 1))
+        await running.verdict("C1")
+        assert running.service.not_ready() is None
+        part = running.part(name)
+        PARTS[name](running, kind("fault"))
+        if name == "bus":
+            await running.sensor.cut()
+        if name == "end of":
+            await running.sensor.publish(BusEvent("tapline/stats", "Tapline::finished", [Count(1), "tap-1", Count(1)]))
+        seq = 1
+        while not part.deaths:  # until the fault has struck; the flow of the stroke itself may be lost, and counted
+            seq += 1
+            await running.sensor.publish(flow_event(f"C{seq}", seq))
+            await asyncio.sleep(0.02)
+        while not part.running:
+            await asyncio.sleep(0.01)
+        await running.sensor.wait_for_client()
+        await running.sensor.publish(flow_event("Clast", seq + 1))
+        await running.verdict("Clast")
+        assert running.service.not_ready() is None
+        if name == "end of":
+            while ("Tapline::finished_ack", [1, "tap-1"]) not in running.sensor.received:
+                await asyncio.sleep(0.02)
+
+    running = live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body)
+    assert len(running.said) == 1
+    assert running.said[0].endswith(f"is down: {kind.__name__}")
+    counts = running.service.pipeline.counts
+    assert counts.received == counts.delivered + counts.superseded + counts.shed + counts.skipped + counts.failed
+
+
+BAD = [
+    flow_event("bad", 2, a8=Count(70_000)),
+    flow_event("bad", 2, a7="no address"),
+    flow_event("bad", 2, a7="fe80::1%eth0", a9="fe80::2"),
+    flow_event("bad", 2, a11="sctp"),
+    flow_event("b" * 900_000, 2),
+    flow_event("bad", 2, a1="s" * 100_000),
+    flow_event("bad", 10**400),
+    flow_event("bad", 2, a5=Count(2**63)),
+    BusEvent("tapline/flows/" + "0" * 100_000, "Tapline::flow", flow_event("bad", 2).args),
+    BusEvent("tapline/stats", "Tapline::stats", [Count(1), "tap-1", *[Count(10**400)] * 13, 0.5]),
+    BusEvent("tapline/stats", "Tapline::finished", [Count(1), "f" * 100_000, Count(1)]),
+    BusEvent("tapline/flows/0", "Tapline::flow", [Count(10**4000)]),
+]
+BAD_FRAMES = [
+    '{"type":"data-message","topic":"tapline/flows/0","data":' + '[{"data":' * 100_000,
+    "[" * 100_000,
+    '{"type":"error","code":"' + "x" * 500_000 + '"}',
+    '{"type":"data-message","topic":"t","data":[{"data":1},{"data":1},{"data":[{"data":"e"},{"data":[{"data":'
+    + "[" * 5000 + "]" * 5000 + "}]}]}]}",
+]  # fmt: skip
+
+
+def test_what_is_malformed_costs_itself_and_a_counter(checkpoint_dir, trace_checkpoint, tmp_path):
+    async def body(running):
+        for event in BAD:
+            await running.sensor.publish(event)
+        for frame in BAD_FRAMES:
+            await running.sensor.send(frame)
+        await running.sensor.publish(flow_event("Cgood", 1))
+        await running.verdict("Cgood")
+        source = running.service.sensors.sensors[0].source
+        assert source.state.malformed == len(BAD) + len(BAD_FRAMES)
+        assert (source.state.faults, source.state.connections) == (0, 1)
+        assert set(source.state.sensors) == {"tap-1"}
+        assert running.service.not_ready() is None
+        assert running.said == []
+
+    live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body)
+
+
+def test_a_fault_of_ours_costs_the_event(checkpoint_dir, trace_checkpoint, tmp_path):
+    async def body(running):
+        source = running.service.sensors.sensors[0].source
+        source._stats = Once(source._stats, RecursionError("fault"))
+        stats = BusEvent("tapline/stats", "Tapline::stats", [Count(1), "tap-1", *[Count(1)] * 13, 0.5])
+        for _ in range(2):
+            await running.sensor.publish(stats)
+        await running.sensor.publish(flow_event("Cgood", 1))
+        await running.verdict("Cgood")
+        assert (source.state.faults, source.state.malformed, source.state.connections) == (1, 0, 1)
+        assert isinstance(source.state.sensors["tap-1"].stats, Stats)
+
+    live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body)
+
+
+def test_a_sink_that_fails_costs_its_verdict(checkpoint_dir, trace_checkpoint, tmp_path):
+    async def body(running):
+        running._watch, watch = Once(running._watch, KeyError("fault")), running._watch
+        running.service.sensors._watcher = running._watch
+        await running.sensor.publish(flow_event("Clost", 1))
+        await running.sensor.publish(flow_event("Cgood", 2))
+        await running.verdict("Cgood")
+        assert running.said == []
+        assert watch is not None
+
+    running = live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body)
+    assert running.service.metrics.registry.get_sample_value("tapline_failures_total", {"reason": "OTHER"}) == 1
+
+
+def test_names_are_bounded_whatever_is_sent(checkpoint_dir, trace_checkpoint, tmp_path):
+    async def body(running):
+        source = running.service.sensors.sensors[0].source
+        for index in range(2000):
+            flow = flow_event(f"C{index}", index, a1=f"sensor {index} " + "s" * 100)
+            source._receive(BusEvent(f"tapline/flows/{index}", flow.name, [_plain(arg) for arg in flow.args]))
+            source._receive(BusEvent("t", "Tapline::finished", [1, f"end {index}", 1]))
+        assert len(source.state.sensors) == 257
+        assert all(len(sensor.last_seq) <= 64 for sensor in source.state.sensors.values())
+        assert len(source._finished) <= 256
+        assert source.state.malformed == 0
+
+    running = live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body)
+    assert isinstance(running, Live)
+
+
+def _plain(arg):
+    return int(arg) if isinstance(arg, Count) else arg
+
+
+GIVES_UP = """
+from service.live import LivePipeline
+from service.supervisor import Supervisor
+from service.cli import main
+import sys
+
+async def fail(self):
+    raise RuntimeError("always")
+
+LivePipeline.run = fail
+Supervisor.__init__.__kwdefaults__.update(deaths_in_a_row=2, first_pause_seconds=0.001)
+sys.argv = ["tapline", "serve", "--port", "0", "--zeek", "ws://127.0.0.1:9", "--trace-checkpoint", "none"]
+main()
+"""
+
+
+def test_a_service_that_cannot_be_kept_alive_ends_with_a_sentence_and_status_1():
+    found = subprocess.run([sys.executable, "-c", GIVES_UP], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert "gave up: live path died 2 times in a row: RuntimeError" in found.stderr
+    assert found.returncode == 1
+
+
+def test_events_of_tests_are_real_ones():
+    from service.sources.bus.events import parse_event
+
+    event = flow_event("C1", 1)
+    parsed = parse_event(BusEvent(event.topic, event.name, [_plain(arg) for arg in event.args]))
+    assert isinstance(parsed, FlowEvent)
