@@ -117,7 +117,7 @@ class Cluster:
         path = self.folder / node / log
         rows = [line.split("\t") for line in path.read_text().splitlines()] if path.exists() else []
         names = next((row[1:] for row in rows if row[0] == "#fields"), [])
-        return [dict(zip(names, row, strict=True)) for row in rows if not row[0].startswith("#")]
+        return [dict(zip(names, row, strict=True)) for row in rows if row[0][:1] != "#" and len(row) == len(names)]
 
 
 def _layout(ports):

@@ -7,7 +7,7 @@ redef Tapline::early_packets = 0;
 redef Tapline::early_interval = 0sec;
 redef Tapline::early_bytes = 0;
 
-module Play;
+module Tapline;
 
 global go: event() &is_used;
 
@@ -43,8 +43,14 @@ event go()
 	continue_processing();
 	}
 
+event all_ended()
+	{
+	publish_stats();
+	}
+
 event Pcap::file_done(path: string)
 	{
 	set_network_time(network_time() + 1day);
+	schedule 0sec { all_ended() };
 	}
 @endif

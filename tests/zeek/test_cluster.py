@@ -28,6 +28,11 @@ TRACE = TraceVerdictRow(
 DEADLINE_SECONDS = 150
 
 
+@pytest.fixture(autouse=True)
+def soon_again(monkeypatch):
+    monkeypatch.setattr(sink, "ACK_SECONDS", 2.0)
+
+
 async def until(condition, cluster, seconds=DEADLINE_SECONDS):
     """Wait for something to become true; a node that dies first fails the test with what it said."""
     try:
@@ -102,9 +107,7 @@ def test_what_is_acknowledged_is_in_the_loggers_log(backend, checkpoint_dir, tmp
 
 
 @pytest.mark.parametrize("backend", BY)
-def test_nothing_is_acknowledged_while_no_logger_is_there_to_write_it(backend, checkpoint_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(sink, "ACK_SECONDS", 2.0)
-
+def test_nothing_is_acknowledged_while_no_logger_is_there_to_write_it(backend, checkpoint_dir, tmp_path):
     async def main():
         cluster = Cluster(tmp_path, backend)
         serving = Serving(cluster, checkpoint_dir)
