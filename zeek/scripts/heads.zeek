@@ -161,23 +161,19 @@ function fragment_header_end(data: string, start: count): count
 	return kind == fragment_kind && |data| >= at + 8 ? at + 8 : 0;
 	}
 
-# Offset of the frame's own IP header where the event's packet was put together from fragments, of which the frame is one;
-# otherwise -1. Then nothing but the frame's own header tells what is in the frame: Zeek may still give the datagram's
-# length as the frame's.
-function fragment_offset(c: connection, data: string, p: pkt_hdr): int
+# Where the frame's own IP header ends if the event's packet was put together from fragments, of which the frame is one;
+# otherwise 0. Then only the frame's own header tells what is in the frame: Zeek may still give the datagram's length as
+# the frame's. `start` is where an IP header lies, the frame's first one is looked at in any case.
+function fragment_end(c: connection, data: string, p: pkt_hdr, start: int): count
 	{
 	if ( ! c?$tunnel && p?$ip && ! p$ip$MF && p$ip$offset == 0 )
-		return -1;
+		return 0;
 	# A first fragment cut by the snap length is not put together with others.
 	if ( ! p?$tcp && ! p?$udp && ! p?$icmp && c$id$proto in protocols_with_header )
-		return -1;
-	local offset = c?$tunnel ? link_bytes(data) : ip_offset(c, data, p);
-	if ( offset >= 0 && fragment_header_end(data, int_to_count(offset)) > 0 )
-		return offset;
-	if ( ! c?$tunnel )
-		return -1;
-	offset = ip_offset(c, data, p);
-	return offset >= 0 && fragment_header_end(data, int_to_count(offset)) > 0 ? offset : -1;
+		return 0;
+	local first = link_bytes(data);
+	local end = first < 0 ? 0 : fragment_header_end(data, int_to_count(first));
+	return end > 0 || start < 0 || start == first ? end : fragment_header_end(data, int_to_count(start));
 	}
 
 # Whether a packet in an Ethernet frame may be put together from fragments, as far as its event tells.
@@ -191,22 +187,22 @@ function may_be_reassembled(data: string, p: pkt_hdr): bool
 # Bytes of the frame up to the end of the transport header, given the packet's IP length and its payload's.
 function header_bytes(c: connection, data: string, p: pkt_hdr, ip_bytes: count, payload: count): count
 	{
-	local fragment = fragment_offset(c, data, p);
-	if ( fragment >= 0 )
-		return fragment_header_end(data, int_to_count(fragment));
 	local offset = ip_offset(c, data, p);
+	local end = fragment_end(c, data, p, offset);
+	if ( end > 0 )
+		return end;
 	if ( offset < 0 )
 		return |data|;
 	return int_to_count(offset) + (ip_bytes > 0 ? ip_bytes - payload : p$ip$hl + transport_bytes(c, p));
 	}
 
-# Bytes of the frame that were captured, without what follows the IP packet where the frame is a fragment.
+# Bytes of the frame that were captured; where it is a fragment, those up to the end of its IP packet.
 function whole_bytes(c: connection, data: string, p: pkt_hdr): count
 	{
-	local fragment = fragment_offset(c, data, p);
-	if ( fragment < 0 )
+	local first = link_bytes(data);
+	if ( fragment_end(c, data, p, first) == 0 )
 		return |data|;
-	local start = int_to_count(fragment);
+	local start = int_to_count(first);
 	local is_v4 = bytestring_to_count(data[start]) / 16 == 4;
 	return start + (is_v4 ? bytestring_to_count(data[start+2:start+4]) : 40 + bytestring_to_count(data[start+4:start+6]));
 	}
