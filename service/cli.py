@@ -25,6 +25,7 @@ from service.inputs import FlowInput, ReaderName, open_input
 from service.log_lines import configure_logs
 from service.models_command import app as models_app
 from service.output import Format, Show, writer
+from service.process_title import hide_passwords
 from service.report import InputSummary, feature_lines, left_out_text, nothing_understood
 from service.repository import newest_version, shipped_checkpoint
 from service.serve_command import serve
@@ -198,7 +199,8 @@ app.add_typer(models_app, name="models")
 @app.command("watch")
 def watch_command(
     interface: Annotated[
-        list[str] | None, typer.Option(help="start Zeek on this network interface; repeatable")
+        list[str] | None,
+        typer.Option(help="start Zeek on this interface, or eth0=NAME to name the sensor; repeatable"),
     ] = None,
     zeek: Annotated[
         list[str] | None, typer.Option(help="attach to a running sensor: ws://host:port; repeatable")
@@ -208,8 +210,11 @@ def watch_command(
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
     trace_checkpoint: TraceCheckpoint = None,
     log_dir: Annotated[
-        Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: nowhere]")
+        Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: it writes none]")
     ] = None,
+    return_verdicts: Annotated[
+        bool, typer.Option("--return-verdicts", help="send verdicts back to Zeek's logs and notices, as `serve` does")
+    ] = False,
 ) -> None:
     """Show verdicts on live traffic, until Ctrl-C."""
     if not (interface or zeek or replay):
@@ -225,6 +230,9 @@ def watch_command(
             checkpoint=checkpoint,
             trace_checkpoint=trace_checkpoint,
         )
+        hide_passwords(settings.zeek)
+        if not return_verdicts:
+            settings = settings.model_copy(update={"spool_verdicts": 0})
         raise typer.Exit(watch(settings, log_dir))
     except (CheckpointError, EngineError, StateError, TransportError) as error:
         _fail(str(error), EXIT_USAGE)

@@ -6,11 +6,12 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_serializer, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.engines.base import EngineName, Precision
+from service.sources.bus.transport import shown_url
 
 ENV_PREFIX = "TAPLINE_"
 
@@ -95,7 +96,9 @@ class Settings(BaseSettings):
     zeek: TextList = Field(
         [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
     )
-    interface: TextList = Field([], description="network interface to start Zeek on; may be repeated")
+    interface: TextList = Field(
+        [], description="network interface to start Zeek on, or eth0=NAME to name the sensor; may be repeated"
+    )
     zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
     zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
     zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
@@ -127,6 +130,10 @@ class Settings(BaseSettings):
         if text != text.strip() or any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
             raise ValueError("expected a key without blanks at its ends, line ends and control characters")
         return key
+
+    @field_serializer("zeek", when_used="json")
+    def _show_no_passwords(self, urls: list[str]) -> list[str]:
+        return [shown_url(url) for url in urls]
 
     @property
     def is_live(self) -> bool:
