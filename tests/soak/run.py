@@ -24,6 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 QUIET_SECONDS = 60
 """The longest wait for the service to finish what it has."""
 
+WARM_SAMPLES = 100
+"""Seconds after which memory is no longer that of a service that does everything for the first time."""
+
+MAX_PEAK_MB = 600
 MAX_GROWTH = 1.2
 SLACK_MB = 40
 """Memory at the end may be so many times that of the first quarter, and so much more."""
@@ -153,7 +157,8 @@ def _judge(report: Report, load: Load, account: Any, before: Sample, samples: li
     memory = (
         f"{before.rss_mb:.0f} MB before, {early:.0f} in the second quarter, {late:.0f} in the last, {peak:.0f} at most"
     )
-    report.check(late <= early * MAX_GROWTH + SLACK_MB, f"memory {memory}")
+    report.check(late <= early * MAX_GROWTH + SLACK_MB or len(samples) < WARM_SAMPLES, f"memory {memory}")
+    report.check(peak <= MAX_PEAK_MB, f"memory at most {MAX_PEAK_MB} MB")
 
 
 def _tenths(samples: list[Sample]) -> list[float]:
