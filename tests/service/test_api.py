@@ -9,6 +9,7 @@ import zstandard
 
 from models.flow import FlowLine
 from service.api import schemas
+from service.batcher import VerdictError
 from service.runtime import Service
 from service.settings import Settings
 from tests.conftest import make_checkpoint
@@ -209,6 +210,18 @@ def test_a_killed_reader_costs_one_answer(client, monkeypatch):
     assert "process that reads this capture died" in body["summary"]["inputs"][0]["warning"]
     monkeypatch.undo()
     assert upload(client, CAPTURE.read_bytes()).json()["summary"]["inputs"][0]["warning"] is None
+
+
+@pytest.mark.parametrize("headers", [{}, NDJSON])
+def test_flows_without_verdicts_because_the_model_goes_are_told(client, monkeypatch, headers):
+    async def stopping(flows):
+        raise VerdictError("the service is stopping")
+
+    monkeypatch.setattr(client.app.state.service.batcher, "classify", stopping)
+    text = upload(client, CAPTURE.read_bytes(), **headers).text
+    (entry,) = json.loads(text.splitlines()[-1] if headers else text)["summary"]["inputs"]
+    assert entry["flows"] > 5
+    assert "not all flows were classified: the service is stopping" in entry["warning"]
 
 
 @pytest.fixture
