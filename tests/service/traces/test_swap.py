@@ -189,6 +189,7 @@ def test_swaps_under_traffic_lose_no_flow(repository):
                         flow.uid, sent = f"{seed}-{flow.uid}", sent + 1
                         service.pipeline.take(flow, lambda flow, outcome: service.traces.take(source, flow, outcome))
                     await asyncio.sleep(0.01)
+                    await until(lambda: service.pipeline.waiting_flows < 200)  # no more than this machine computes
 
             task = asyncio.create_task(traffic())
             closed = []
@@ -198,7 +199,7 @@ def test_swaps_under_traffic_lose_no_flow(repository):
             await until(lambda: service.traces.windows.open_flows)
             swapping = False
             await task
-            await service.pipeline.drain(20)
+            await service.pipeline.drain(120)
         return service, sent, closed
 
     service, sent, closed = asyncio.run(main())
