@@ -73,14 +73,15 @@ class _InputWork:
         for flow in batch:
             if not self.classifier.accepts(flow):
                 self.builder.leave_out(flow)
-        for flow, outcome in zip(accepted, self.classifier.classify(accepted), strict=True):
-            if self.traces is not None:
+        for flow, outcome in zip(accepted, self.classifier.classify_each(accepted), strict=True):
+            if self.traces is not None and outcome is not None:
                 self.traces.add(flow, outcome)
-            if outcome.verdict is None:
+            if outcome is not None and outcome.verdict is None:
                 self.builder.leave_out(flow)
                 continue
-            self.builder.add(flow, outcome.verdict)
-            self.writer.add(flow, outcome.verdict, self.entry.name)
+            verdict = outcome.verdict if outcome is not None else None
+            self.builder.add(flow, verdict)
+            self.writer.add(flow, verdict, self.entry.name)
         self._write_traces()
 
     def finish(self) -> None:

@@ -194,6 +194,7 @@ def _read_groups(
         if (report := _finished(staging, number)) is not None:
             reports[number] = report
             progress(len(group))
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # a worker that is started anew imports nothing of where it is started
     try:
         with ProcessPoolExecutor(settings.processes, initializer=_take_settings, initargs=(settings,)) as pool:
             waiting = {

@@ -5,9 +5,9 @@ How Zeek comes to its features is the package's business (`zeek/`), the fields o
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +24,7 @@ from service.sources.formats import MAGIC_BYTES, is_plain_capture, open_blocks
 from service.sources.frames import FrameDecoder
 from service.sources.logs import DAMAGED, open_log
 from service.sources.packets import PacketBlock, ReadCounters
+from service.zeek_folder import OWNER_VARIABLE, sweep, zeek_folder
 from service.zeek_process import ZeekError, package_scripts, zeek_executable
 
 DEFAULT_TIMEOUT_SECONDS = 4 * 3600.0
@@ -89,8 +90,8 @@ class ZeekReader:
 
     def __iter__(self) -> Iterator[Flow]:
         try:
-            with tempfile.TemporaryDirectory(prefix="tapline-zeek-") as name:
-                folder = Path(name)
+            with zeek_folder() as folder:
+                sweep(folder)
                 if not self._is_readable_by_zeek() or not self._run(self._path, folder):
                     self._rewrite_and_run(folder)
                 else:
@@ -113,6 +114,7 @@ class ZeekReader:
             process = subprocess.Popen(
                 [self._zeek, "-r", str(capture and capture.resolve()), *self._arguments],
                 cwd=folder,
+                env={**os.environ, OWNER_VARIABLE: str(folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,

@@ -105,6 +105,7 @@ async def _under_load(load: Load, good: AcknowledgingSensor, bad: AcknowledgingS
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    await load.last_flow(good)
     return samples
 
 
@@ -133,6 +134,7 @@ def _judge(report: Report, load: Load, account: Any, before: Sample, samples: li
     report.lines.append(f"slowest /healthz: {load.slowest_health_ms:.0f} ms")
     report.check(not load.unexpected, f"{len(load.unexpected)} unexpected answers: {load.unexpected[:3]}")
     report.check(account["ready"], f"ready at the end: {account['why']}")
+    report.lines.append("memory in MB, tenths of the time: " + " ".join(f"{tenth:.0f}" for tenth in _tenths(samples)))
     report.check(
         sensor["flows"] + sensor["missed"] == load.sent,
         f"{sensor['flows']} flows of the sensor came + {sensor['missed']} counted as missed = {load.sent} sent",
@@ -152,6 +154,12 @@ def _judge(report: Report, load: Load, account: Any, before: Sample, samples: li
         f"{before.rss_mb:.0f} MB before, {early:.0f} in the second quarter, {late:.0f} in the last, {peak:.0f} at most"
     )
     report.check(late <= early * MAX_GROWTH + SLACK_MB, f"memory {memory}")
+
+
+def _tenths(samples: list[Sample]) -> list[float]:
+    """Median memory of each tenth of the time."""
+    step = max(1, len(samples) // 10)
+    return [statistics.median(each.rss_mb for each in samples[at : at + step]) for at in range(0, len(samples), step)]
 
 
 def _free_port() -> int:
