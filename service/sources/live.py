@@ -38,6 +38,7 @@ DNS_RECHECK_US = 10_000_000
 DEAD_US = 5_000_001
 """A TCP flow that is closed on one side and has nothing on the other ends after more than five seconds."""
 
+_MAPPED = bytes(10) + b"\xff\xff"
 _HEAD = struct.Struct("<QH")
 _DNS_SILENCE_US = 9_000_000
 _BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
@@ -136,13 +137,14 @@ class LiveFlow(msgspec.Struct, gc=False):
         orig, resp = self.sides[orig_side], self.sides[1 - orig_side]
         ports = self.ports()
         lengths = self.lengths.tolist()
+        orig_h, resp_h = _address_texts(self.address(orig_side), self.address(1 - orig_side))
         return Flow(
             uid=self._uid(),
             start_us=self.start_us,
             duration_us=max(0, self.last_us - self.start_us),
-            orig_h=_address_text(self.address(orig_side)),
+            orig_h=orig_h,
             orig_p=ports[orig_side],
-            resp_h=_address_text(self.address(1 - orig_side)),
+            resp_h=resp_h,
             resp_p=ports[1 - orig_side],
             proto=_protocol_text(self.protocol),
             up=orig.payloads,
@@ -267,12 +269,13 @@ class TcpFlow(LiveFlow, gc=False):
         return {(SYN_SENT, INACTIVE): "S0", (ESTABLISHED, ESTABLISHED): "S1"}.get((orig.state, resp.state), "OTH")
 
 
-def _address_text(packed: bytes) -> str:
-    if len(packed) == 4:
-        return socket.inet_ntop(socket.AF_INET, packed)
-    if packed.startswith(b"\0\0\0\0\0\0\0\0\0\0\xff\xff"):
-        return socket.inet_ntop(socket.AF_INET, packed[12:])
-    return socket.inet_ntop(socket.AF_INET6, packed)
+def _address_texts(orig: bytes, resp: bytes) -> tuple[str, str]:
+    """The addresses as Zeek writes them: IPv4 mapped into IPv6 as IPv4, where the other end is IPv4 too."""
+    if len(orig) == 4:
+        return socket.inet_ntop(socket.AF_INET, orig), socket.inet_ntop(socket.AF_INET, resp)
+    if orig.startswith(_MAPPED) and resp.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, orig[12:]), socket.inet_ntop(socket.AF_INET, resp[12:])
+    return socket.inet_ntop(socket.AF_INET6, orig), socket.inet_ntop(socket.AF_INET6, resp)
 
 
 def _protocol_text(number: int) -> str:

@@ -74,6 +74,7 @@ class PcapngReader:
         self._packets = 0
         self._last_time_us = 0
         self._seen_section = False
+        self._to_pass = 0  # bytes of a block that is not held in memory, as none of its kind is needed
         self._first_skipped: str | None = None
         self.skipped: Counter[str] = Counter()
 
@@ -83,7 +84,10 @@ class PcapngReader:
             if not fresh:
                 self._note_the_end()
                 return
-            data = b"".join((self._carry, fresh, BLOCK_PADDING))
+            passed = min(len(fresh), self._to_pass)
+            self._to_pass -= passed
+            self._position += passed
+            data = b"".join((self._carry, fresh[passed:], BLOCK_PADDING))
             columns = _Columns()
             end = self._read_blocks(data, columns)
             self._carry = data[end : -len(BLOCK_PADDING)]
@@ -100,6 +104,9 @@ class PcapngReader:
                 length = self._start_section(data, position)
             elif not self._seen_section:
                 raise CaptureError("expected a pcapng section header at the start of the capture; it is damaged")
+            if length > _MAX_BLOCK_BYTES and length % 4 == 0 and kind not in (_SECTION, *_LEAST_BYTES):
+                self._to_pass = position + length - limit  # more than is ever held at once
+                return limit
             if length < 12 or length % 4 or length > _MAX_BLOCK_BYTES:
                 self._damaged(position, f"a block claims {length:,} bytes")
                 break
@@ -203,7 +210,7 @@ class PcapngReader:
             self.warning = self._source.damage
         elif not self._seen_section:
             raise CaptureError("the capture ends inside its section header; no packet can be read")
-        elif self._carry:
+        elif self._carry or self._to_pass:
             self.warning = (
                 f"the capture ends in the middle of packet {self._packets + 1} at byte "
                 f"{self._position + len(self._carry)}; what came before was read"

@@ -239,3 +239,18 @@ def test_pcapng_time_beyond_what_a_record_holds_is_bounded():
     late = struct.pack("<5I", 0, 0xFFFFFFFF, 0xFFFFFFFF, len(PACKETS[0].data), len(PACKETS[0].data))
     (flow,) = b.read(b.section() + b.interface() + b.block(6, late + PACKETS[0].data))
     assert check_flow(flow).start_us == MAX_COUNT
+
+
+@pytest.mark.parametrize("size", [8, 5_000_000, (16 << 20) + 4, 50_000_000])
+def test_pcapng_blocks_of_other_kinds_are_passed_over_whatever_their_size(size):
+    data = b.section() + b.interface() + b.enhanced(PACKETS[0]) + b.block(0x0BAD, bytes(size)) + b.enhanced(PACKETS[1])
+    flows, skipped, warning = damaged(gzip.compress(data, 1))
+    check(flows)
+    assert (skipped, warning) == ({}, None)
+
+
+def test_pcapng_that_ends_inside_a_large_block_of_another_kind():
+    data = b.section() + b.interface() + b.enhanced(PACKETS[0]) + b.block(0x0BAD, bytes(20 << 20))[:-8]
+    flows, _, warning = damaged(data)
+    assert len(flows) == 1
+    assert "the capture ends in the middle" in warning

@@ -2,6 +2,7 @@
 
 import io
 import random
+import socket
 import struct
 
 import pytest
@@ -236,3 +237,20 @@ def test_what_waits_for_fragments_outlasts_a_clock_that_steps_back():
     assert whole is not None
     assert whole.joined() == bytes(8) + b"12345678"
     assert waiting.waiting() == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", ("10.0.0.1", "10.0.0.2")),
+        ("::ffff:10.0.0.1", "2001:db8::2", ("::ffff:10.0.0.1", "2001:db8::2")),
+        ("::", "::ffff:10.0.0.2", ("::", "::ffff:10.0.0.2")),
+        ("fe80::1", "ff02::1", ("fe80::1", "ff02::1")),
+    ],
+)
+def test_addresses_are_of_one_version(source, target, expected):
+    ends = (socket.inet_pton(socket.AF_INET6, address) for address in (source, target))
+    flow = one(b.ethernet(b.ipv6(17, b.udp(4000, 7000, b"payload"), *ends)))
+    assert (flow.orig_h, flow.resp_h) == expected
+    (line,) = feature_lines([flow], tokens=False)
+    assert parse_flow(b.json_of(line)) == flow
