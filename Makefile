@@ -3,7 +3,9 @@ PYTHON ?= python3
 PORT ?= 8000
 CAPTURE ?= tests/data/captures/android.pcap
 
-.PHONY: run test clean
+SECONDS ?= 600
+
+.PHONY: run test test-fast fuzz soak clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -15,15 +17,37 @@ test: .venv-dev/installed
 	.venv-dev/bin/mypy models service training
 	.venv-dev/bin/pytest
 
-.venv/installed: pyproject.toml constraints.txt
+# Every fuzz target in turn; `make fuzz SECONDS=60 TARGETS=captures` for one of them.
+fuzz: .venv-dev/installed
+	.venv-dev/bin/python -m tests.fuzz $(SECONDS) $(TARGETS)
+
+# A service under mixed traffic with faults injected; memory, descriptors, threads and accounting are checked at the end.
+soak: .venv-dev/installed
+	.venv-dev/bin/python -m tests.soak $(SECONDS)
+
+# What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
+test-fast: .venv-$(notdir $(PYTHON))/installed
+	.venv-$(notdir $(PYTHON))/bin/pytest tests/models tests/service -m "not slow"
+
+.venv/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv-dev/installed: pyproject.toml constraints.txt
+.venv-dev/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-python%/installed: pyproject.toml constraints.txt | python
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: python
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "tapline needs Python 3.11 or later, and \
+	$(PYTHON) is $$($(PYTHON) -V 2>&1): name another, as in make run PYTHON=python3.12" >&2; exit 1; }
+
 clean:
-	rm -rf .venv .venv-dev
+	rm -rf .venv .venv-dev .venv-python*

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from models.foreign_text import clean
+
 FLOW_FORMAT_VERSION = 1
 """Version of the flow record and of its JSON form; checkpoints and the bus carry it."""
 
@@ -259,6 +261,6 @@ def parse_flow(text: bytes | str) -> Flow:
     try:
         return line_to_flow(_DECODER.decode(text))
     except msgspec.DecodeError as error:  # ValidationError, its subclass, names the field
-        raise FlowError(str(error)[:MAX_NAME_CHARS]) from None
+        raise FlowError(clean(str(error), MAX_NAME_CHARS)) from None  # it names a field that is not known
     except (RecursionError, UnicodeDecodeError):
         raise FlowError("expected a JSON object in UTF-8") from None

@@ -11,15 +11,16 @@ from typing import Annotated, NoReturn, TextIO
 
 import msgspec
 import typer
-from rich.console import Console
 
 from models.checkpoint import CheckpointError
 from models.flow import HeadsKind
 from service import __version__
 from service.classifier import DEFAULT_CHECKPOINT, Classifier
 from service.classify import classify_inputs
+from service.console import make_console, say
 from service.engines.base import EngineError, EngineName, load_engine
 from service.inputs import ReaderName, open_input
+from service.log_lines import configure_logs
 from service.models_command import app as models_app
 from service.output import Format, Show, writer
 from service.process_title import hide_passwords
@@ -58,6 +59,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to th
 
 def main() -> None:
     """Run the command line; a closed pipe ends it quietly, a full disk with a sentence."""
+    configure_logs()
     try:
         app()
     except BrokenPipeError:
@@ -65,7 +67,7 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
     except OSError as error:
         _forget_output()
-        typer.echo(f"cannot write the result: {error.strerror}", err=True)
+        say(f"cannot write the result: {error.strerror}")
         sys.exit(EXIT_FAILED)
 
 
@@ -113,7 +115,7 @@ def classify(
     engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
 ) -> None:
     """Say what each flow and each trace of a capture is."""
-    errors = Console(stderr=True)
+    errors = make_console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
         flow_engine = load_engine(engine, directory)
@@ -160,7 +162,7 @@ def features(
                 problem = str(error)
             if problem:
                 failed = True
-                typer.echo(f"{name}: {problem}", err=True)
+                say(f"{name}: {problem}")
     if failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -238,5 +240,5 @@ def _opened(output: Path | None, inputs: list[str]) -> Iterator[TextIO]:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    typer.echo(message, err=True)
+    say(message)
     raise typer.Exit(status)

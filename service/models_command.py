@@ -9,8 +9,9 @@ import urllib.request
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from service.console import make_console, say
 
 TIMEOUT_SECONDS = 120
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -64,7 +65,7 @@ def _show(models: list[dict[str, Any]]) -> None:
             str(len(model["labels"] or [])) if model["version"] else "-",
             _needs(model),
         )
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 def _needs(model: dict[str, Any]) -> str:
@@ -100,5 +101,5 @@ def _message(error: urllib.error.HTTPError) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
+    say(message)
     raise typer.Exit(1)

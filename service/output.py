@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any, Literal, Protocol, TextIO
 
 import msgspec
-from rich.console import Console
 
 from models.flow import Flow
+from models.foreign_text import sheet_cell
 from models.verdict import Verdict
+from service.console import make_console
 from service.report import Summary, classified
 from service.terminal import FlowTable
 from service.trace_table import TraceTable
@@ -88,7 +89,7 @@ class TableWriter:
 
     def __init__(self, file: TextIO, limit: int, show: Show) -> None:
         self._show = show
-        self._console = Console(file=file, highlight=False, width=None if file.isatty() else 160)
+        self._console = make_console(file, width=None if file.isatty() else 160)
         self._flows = FlowTable(limit)
         self._traces = TraceTable(limit)
 
@@ -209,7 +210,7 @@ class TraceCsvWriter:
     def add_trace(self, trace: TraceVerdict) -> None:
         """Write the trace's row."""
         *cells, _, _ = _cells(TRACE_CSV_COLUMNS, trace.verdict, trace)
-        uids = " ".join(flow.uid for flow in trace.top_flows)
+        uids = sheet_cell(" ".join(flow.uid for flow in trace.top_flows))
         shares = " ".join(f"{flow.share:g}" for flow in trace.top_flows)
         self._rows.writerow([*cells, uids, shares])
 
@@ -219,4 +220,5 @@ class TraceCsvWriter:
 
 def _cells(columns: tuple[str, ...], verdict: Verdict | None, record: object) -> list[Any]:
     """The values of columns: of the verdict, or else of the record that it is about."""
-    return [getattr(verdict if column in Verdict.__struct_fields__ else record, column, "") for column in columns]
+    found = (getattr(verdict if column in Verdict.__struct_fields__ else record, column, "") for column in columns)
+    return [sheet_cell(value) if isinstance(value, str) else value for value in found]

@@ -12,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from models.checkpoint import CheckpointError
+from service.console import say
 from service.engines.base import EngineError
 from service.process_title import hide_passwords
 from service.settings import ENV_PREFIX, Settings
@@ -37,17 +38,17 @@ def serve(**given: Any) -> None:
             check_capture(settings.replay)
         run_server(settings)
     except CaptureError as error:
-        typer.echo(f"{settings.replay}: {error}", err=True)
+        say(f"{settings.replay}: {error}")
         raise typer.Exit(EXIT_FAILED) from None
     except ValidationError as error:
         problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
-        typer.echo("\n".join(problems), err=True)
+        say("\n".join(problems))
         raise typer.Exit(EXIT_USAGE) from None
     except GaveUpError as error:
-        typer.echo(f"gave up: {error}", err=True)
+        say(f"gave up: {error}")
         raise typer.Exit(EXIT_FAILED) from None
     except (CheckpointError, EngineError, StateError, TransportError, ZeekError, ListenError) as error:
-        typer.echo(str(error), err=True)
+        say(str(error))
         raise typer.Exit(EXIT_FAILED if isinstance(error, ListenError | ZeekError) else EXIT_USAGE) from None
 
 

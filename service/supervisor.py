@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from service.foreign_text import clean
+from models.foreign_text import clean
 from service.metrics import Metrics
 
 log = structlog.get_logger()

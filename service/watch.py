@@ -16,6 +16,7 @@ from rich.text import Text
 
 from models.flow import Flow
 from models.verdict import UNKNOWN, Verdict
+from service.console import Cleaned, make_console
 from service.live import OPEN_FLOWS
 from service.runtime import Service
 from service.settings import Settings
@@ -147,7 +148,7 @@ def watch(settings: Settings, log_dir: Path | None) -> int:
         CaptureError: the replay's capture gave nothing at all.
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
-    console = Console()
+    console = make_console()
     view = View(console.width)
     service = Service(settings, view.watch, log_dir, view.watch_trace)
     return asyncio.run(_watch(service, view, console))
@@ -161,10 +162,10 @@ async def _watch(service: Service, view: View, console: Console) -> int:
     failure = None
     async with service.running():
         await _begun(service, stop)
-        with Live(view.draw(service), console=console, auto_refresh=False, transient=False) as live:
+        with Live(Cleaned(view.draw(service)), console=console, auto_refresh=False, transient=False) as live:
             while not stop.is_set() and not failure:
                 await _wait(stop, REFRESH_SECONDS)
-                live.update(view.draw(service), refresh=True)
+                live.update(Cleaned(view.draw(service)), refresh=True)
                 failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), service.supervisor.failure)
     if not console.is_terminal:
         console.line()  # the table ends without one where it is not drawn on a terminal

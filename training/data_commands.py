@@ -9,6 +9,7 @@ import typer
 
 from models.encode import Mm4flowFeatures
 from models.flow import HeadsKind
+from models.foreign_text import clean
 from training.corpus import count_labels
 from training.extract import ExtractSettings, Outline, extract, find_origins, outline
 from training.files import features_of, open_samples, scratch_folder
@@ -73,9 +74,9 @@ def extract_command(
         task = progress.add_task("captures", total=len(origins))
         manifest = extract(origins, out, settings, lambda count: progress.advance(task, count))
     for capture, warning in manifest.warnings.items():
-        console.print(f"{capture}: {warning}", markup=False, highlight=False, soft_wrap=True)
+        console.print(clean(f"{capture}: {warning}"), markup=False, highlight=False, soft_wrap=True)
     for reason, count in sorted(manifest.left_out.items()):
-        console.print(f"left out: {count} x {reason}", markup=False, highlight=False)
+        console.print(clean(f"left out: {count} x {reason}"), markup=False, highlight=False)
     if label_from_folder and (
         empty := sorted({str(origin.folder) for origin in origins if origin.folder} - set(manifest.labels))
     ):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
-import sys
 from collections.abc import Iterator
 
 import structlog
 import uvicorn
 
 from service.api.app import create_app
+from service.log_lines import configure_logs
 from service.runtime import Service
 from service.settings import Settings
 from service.signals import stop_signals
@@ -74,7 +73,7 @@ def serve(settings: Settings) -> None:
         ListenError: the address cannot be listened on.
         GaveUpError: a part of the service died again and again.
     """
-    _configure_log()
+    configure_logs()
     with _listening(settings) as listener:
         service = Service(settings)
         checkpoint = service.classifier.checkpoint
@@ -94,19 +93,6 @@ def serve(settings: Settings) -> None:
     log.info("stopped")
     if service.supervisor.failure:
         raise GaveUpError(service.supervisor.failure)
-
-
-def _configure_log() -> None:
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken upload is answered, not logged
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
 
 
 def _listening(settings: Settings) -> socket.socket:

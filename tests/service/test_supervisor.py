@@ -13,7 +13,7 @@ from service.settings import Settings
 from service.sources.bus.events import BusEvent, Count, EventError, FlowEvent, Stats
 from service.supervisor import Supervisor
 from tests.conftest import make_trace_checkpoint
-from tests.service.sources.bus.sensors import WebSocketSensor
+from tests.service.sources.bus.sensors import AcknowledgingSensor
 from tests.service.sources.bus.test_events import FLOW_ARGS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -112,16 +112,6 @@ def flow_event(uid, seq, **changes):
     return BusEvent("tapline/flows/0", "Tapline::flow", args)
 
 
-class Sensor(WebSocketSensor):
-    """Acknowledges every batch of verdicts, as Zeek does when it has logged them."""
-
-    async def taken(self, event):
-        if event.name in ("Tapline::verdicts", "Tapline::trace_verdicts"):
-            _, batch, service, rows = event.args
-            args = [Count(1), service, Count(batch), Count(len(rows))]
-            await self.publish(BusEvent("tapline/acks", "Tapline::verdicts_ack", args))
-
-
 class Live:
     """A service with one fake sensor and live traces, and what it says of every flow."""
 
@@ -160,7 +150,7 @@ def trace_checkpoint(tmp_path_factory):
 
 def live(checkpoint_dir, trace_checkpoint, state_dir, body):
     async def main():
-        async with asyncio.timeout(60), Sensor().running() as sensor:
+        async with asyncio.timeout(60), AcknowledgingSensor().running() as sensor:
             running = Live(checkpoint_dir, trace_checkpoint, sensor, state_dir)
             async with running.service.running():
                 await sensor.wait_for_client()

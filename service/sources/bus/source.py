@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from models.flow import Flow
-from service.foreign_text import clean
+from models.foreign_text import clean
 from service.metrics import Metrics
 from service.quiet_log import QuietLog
 from service.sources.bus.events import (

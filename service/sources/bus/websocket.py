@@ -11,7 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
-from service.foreign_text import clean
+from models.foreign_text import clean
 from service.sources.bus.events import BusEvent, EventError
 from service.sources.bus.frames import HANDSHAKE_PATH, event_frame, event_of, parse_frame, subscription_frame
 from service.sources.bus.transport import (

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import msgspec
 from websockets.asyncio.server import serve
 
-from service.sources.bus.events import BusEvent
+from service.sources.bus.events import BusEvent, Count
 from service.sources.bus.frames import event_frame, event_of, parse_frame
 
 DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
@@ -69,6 +69,16 @@ class WebSocketSensor:
             connection.transport.abort()
         while self.connections:
             await asyncio.sleep(0.01)
+
+
+class AcknowledgingSensor(WebSocketSensor):
+    """Acknowledges every batch of verdicts, as Zeek does when it has logged them."""
+
+    async def taken(self, event):
+        if event.name in ("Tapline::verdicts", "Tapline::trace_verdicts"):
+            _, batch, service, rows = event.args
+            args = [Count(1), service, Count(batch), Count(len(rows))]
+            await self.publish(BusEvent("tapline/acks", "Tapline::verdicts_ack", args))
 
 
 class NativeSensor:

@@ -5,30 +5,24 @@ from __future__ import annotations
 MAX_SHOWN_CHARS = 256
 """Longest foreign text that is shown in full."""
 
+UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def clean(text: str, limit: int = MAX_SHOWN_CHARS, keep: str = "") -> str:
-    """The text in one piece of at most `limit` characters, where what does not print stands as its escape.
+    """The text, at most `limit` characters of it, with a mark in the place of each character that does not print.
 
-    Control characters steer a terminal, characters that turn the direction of writing hide what follows; both are
-    written out (`\\x1b`), but for those in `keep`.
+    Control characters steer a terminal or begin a new line of a log, characters that turn the direction of writing
+    hide what follows. Those in `keep` stay.
     """
     if len(text) > limit:
         text = f"{text[: limit - 1]}…"
     if text.isprintable():
         return text
-    return "".join(
-        char
-        if char.isprintable() or char in keep
-        else char.encode("ascii", "backslashreplace").decode()
-        if not char.isascii()
-        else f"\\x{ord(char):02x}"
-        for char in text
-    )
+    return "".join(char if char.isprintable() or char in keep else UNPRINTABLE for char in text)
 
 
 def sheet_cell(text: str) -> str:
     """The text as a cell that a spreadsheet shows and does not compute (OWASP, "CSV Injection")."""
-    text = clean(text)
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+    return f"'{clean(text)}" if text.startswith(_FORMULA_STARTS) else clean(text)

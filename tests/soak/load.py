@@ -1,0 +1,176 @@
+"""The load of a soak and its faults: sensors, uploads and requests, good and bad, until they are told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from models.flow import Flow, flow_to_line
+from service.sources.bus.events import BusEvent, Count
+from service.sources.capture import ReadOptions, read_capture
+from service.traces.state import JOURNAL
+from tests.fuzz import captures, frames
+from tests.fuzz.mutation import spoil
+from tests.service.sources.bus.sensors import AcknowledgingSensor
+from tests.soak.process import children
+
+ANDROID = Path(__file__).resolve().parent.parent / "data" / "captures" / "android.pcap"
+FLOWS_PER_SECOND = 100
+EXPECTED = {200, 400, 413, 415, 422, 429, 503, 507}
+"""Answers that a client may get, whatever it sends; anything else is a fault."""
+
+
+@dataclass
+class Load:
+    """Everything that is done to one service."""
+
+    api: int
+    pid: int
+    state: Path
+    random: random.Random
+    sent: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
+    injected: Counter[str] = field(default_factory=Counter)
+    slowest_health_ms: float = 0.0
+    unexpected: list[str] = field(default_factory=list)
+
+    def client(self) -> httpx.AsyncClient:
+        """A client of the service."""
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.api}", timeout=60)
+
+    async def flows(self, sensor: AcknowledgingSensor, *, seconds: float) -> None:
+        """Publish real flows, early and final forms, numbered, while the time lasts."""
+        flows = [flow for flow in read_capture(ANDROID, ReadOptions(heads="header")) if flow.payload_lengths]
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while loop.time() < until:
+            for flow in self.random.sample(flows, 10):
+                uid = f"S{self.sent}"
+                for complete in (False, True):
+                    self.sent += 1
+                    await sensor.publish(flow_event(flow, uid, self.sent, complete=complete))
+            await asyncio.sleep(20 / FLOWS_PER_SECOND)
+
+    async def wrong_frames(self, sensor: AcknowledgingSensor) -> None:
+        """Publish frames that are malformed."""
+        while True:
+            await sensor.send(frames.frame(self.random).decode("utf-8", "replace"))
+            self.injected["malformed frames"] += 1
+            await asyncio.sleep(0.05)
+
+    async def cuts(self, sensors: list[AcknowledgingSensor]) -> None:
+        """Cut connections to sensors."""
+        while True:
+            await asyncio.sleep(self.random.uniform(4, 9))
+            await self.random.choice(sensors).cut()
+            self.injected["bus connections cut"] += 1
+
+    async def uploads(self) -> None:
+        """Upload captures, real and mutated; now and then go away in the middle."""
+        async with self.client() as client:
+            while True:
+                body = ANDROID.read_bytes() if self.random.random() < 0.3 else captures.file(self.random)
+                if self.random.random() < 0.2:
+                    await self._leave(body)
+                    continue
+                accept = self.random.choice(("application/json", "application/x-ndjson"))
+                await self._post(client, "/v1/classify/pcap", body, accept)
+
+    async def requests(self) -> None:
+        """Send flows as JSON, as they are and spoiled."""
+        flows = [flow_to_line(flow) for flow in read_capture(ANDROID)][:50]
+        whole = msgspec.json.encode({"flows": flows})
+        async with self.client() as client:
+            while True:
+                body = whole if self.random.random() < 0.5 else spoil(whole, self.random)
+                await self._post(client, "/v1/classify/flows", body, "application/json")
+                await asyncio.sleep(0.2)
+
+    async def reloads(self) -> None:
+        """Load the default model again, and one that there is not."""
+        async with self.client() as client:
+            while True:
+                await asyncio.sleep(self.random.uniform(8, 12))
+                found = [
+                    (await client.post(f"/v1/models/{name}/load")).status_code for name in ("flow-protocols", "none")
+                ]
+                self.injected["models loaded again"] += 1
+                if found not in ([200, 404], [409, 404], [503, 404]):
+                    self.unexpected.append(f"loading models: {found}")
+
+    async def kills(self) -> None:
+        """Kill a process that reads a capture."""
+        while True:
+            await asyncio.sleep(self.random.uniform(3, 6))
+            for pid in children(self.pid)[:1]:
+                if b"capture_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+                    self.injected["reading processes killed"] += 1
+
+    async def full_disk(self) -> None:
+        """Let the journal of traces have no room for a while."""
+        journal = self.state / JOURNAL
+        while True:
+            await asyncio.sleep(self.random.uniform(10, 15))
+            journal.unlink(missing_ok=True)
+            journal.symlink_to("/dev/full")
+            self.injected["times without room"] += 1
+            await asyncio.sleep(3)
+            for path in (journal, journal.with_name(f"{journal.name}.old")):
+                if path.is_symlink():
+                    path.unlink()
+
+    async def health(self) -> None:
+        """Ask for life signs and metrics."""
+        loop = asyncio.get_running_loop()
+        async with self.client() as client:
+            while True:
+                asked = loop.time()
+                answer = await client.get("/healthz")
+                self.slowest_health_ms = max(self.slowest_health_ms, (loop.time() - asked) * 1000)
+                if answer.status_code != 200 or (await client.get("/metrics")).status_code != 200:
+                    self.unexpected.append("health or metrics")
+                await asyncio.sleep(0.5)
+
+    async def _post(self, client: httpx.AsyncClient, route: str, body: bytes, accept: str) -> None:
+        answer = await client.post(route, content=body, headers={"accept": accept})
+        self.statuses[answer.status_code] += 1
+        if answer.status_code not in EXPECTED:
+            self.unexpected.append(f"{route}: {answer.status_code} {answer.text[:200]}")
+        elif "ndjson" in answer.headers["content-type"]:
+            last = msgspec.json.decode(answer.text.splitlines()[-1])
+            if not {"summary", "error"} & set(last):
+                self.unexpected.append(f"{route}: the stream ended without a summary")
+        else:
+            msgspec.json.decode(answer.content)
+
+    async def _leave(self, body: bytes) -> None:
+        """Send a part of a capture and go."""
+        _, writer = await asyncio.open_connection("127.0.0.1", self.api)
+        head = f"POST /v1/classify/pcap HTTP/1.1\r\nhost: 127.0.0.1:{self.api}\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body[: self.random.randrange(len(body) + 1)])
+        await writer.drain()
+        await asyncio.sleep(self.random.choice((0, 0.05, 0.5)))
+        writer.transport.abort()
+        self.injected["clients that left"] += 1
+
+
+def flow_event(flow: Flow, uid: str, seq: int, *, complete: bool) -> BusEvent:
+    """A flow as a sensor publishes it, fresh."""
+    args: list[Any] = [
+        1, "tap-a", seq, complete, uid, flow.start_us, flow.duration_us, flow.orig_h, flow.orig_p, flow.resp_h,
+        flow.resp_p, flow.proto, flow.service, flow.conn_state, flow.orig_pkts, flow.resp_pkts, flow.orig_ip_bytes,
+        flow.resp_ip_bytes, flow.up, flow.down, ",".join(map(str, flow.payload_lengths)), flow.orig_bytes.hex(),
+        flow.resp_bytes.hex(), flow.link_type, flow.heads_kind,
+        ";".join(f"{head.gap_us}:{head.data.hex()}" for head in flow.heads),
+    ]  # fmt: skip
+    return BusEvent("tapline/flows/0", "Tapline::flow", [Count(arg) if type(arg) is int else arg for arg in args])

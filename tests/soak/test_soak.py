@@ -1,0 +1,10 @@
+"""A short soak; `make soak SECONDS=600` is the long one."""
+
+from tests.soak.run import soak
+
+SECONDS = 20
+
+
+def test_soak():
+    report = soak(SECONDS, seed=3)
+    assert report.wrong == [], "\n".join(report.lines)
