@@ -160,11 +160,7 @@ class Batcher:
             QueueFullError: there is no room for all of them; none is queued.
             VerdictError: the service is stopping.
         """
-        if self._stopping:
-            raise VerdictError("the service is stopping")
-        if len(self._queue) + len(flows) > self.max_queue_size:
-            self._metrics.failures.labels("REJECTED").inc(len(flows))
-            raise QueueFullError(f"{len(self._queue)} flows are waiting, the limit is {self.max_queue_size}")
+        self.check_room(len(flows))
         group = _Group(asyncio.get_running_loop().create_future(), [None] * len(flows), len(flows))
         if not flows:
             group.done.set_result([])
@@ -178,10 +174,23 @@ class Batcher:
         self._arrived.set()
         return group.done
 
+    def check_room(self, flows: int) -> None:
+        """See whether so many flows can be queued now.
+
+        Raises:
+            QueueFullError: there is no room for all of them.
+            VerdictError: the service is stopping.
+        """
+        if self._stopping:
+            raise VerdictError("the service is stopping")
+        if len(self._queue) + flows > self.max_queue_size:
+            self._metrics.failures.labels("REJECTED").inc(flows)
+            raise QueueFullError(f"{len(self._queue)} flows are waiting, the limit is {self.max_queue_size}")
+
     async def classify(
         self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = False
     ) -> list[FlowOutcome | None]:
-        """Outcomes in order; waits for room where the queue is full. For bulk work that has no deadline."""
+        """Outcomes in order, a batch at a time; waits for room where the queue is full."""
         found: list[FlowOutcome | None] = []
         step = min(self.max_batch_size, self.max_queue_size)
         for start in range(0, len(flows), step):

@@ -28,7 +28,7 @@ class FlowsMessage(msgspec.Struct, tag="flows"):
 
 
 class EndMessage(msgspec.Struct, tag="end"):
-    """The last message: the reader's counters; `error` where the input is not a capture at all."""
+    """The last message: the reader's counters; `error` where it is no capture, or could not be read any further."""
 
     packets: int = 0
     skipped: dict[str, int] = {}
@@ -52,16 +52,28 @@ def main() -> None:
     options = msgspec.json.decode(sys.argv[1], type=WorkerOptions)
     resource.setrlimit(resource.RLIMIT_AS, (options.memory_bytes, options.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    end = EndMessage()
     try:
         reader = CaptureReader(sys.stdin.buffer, ReadOptions(heads=options.heads, max_bytes=options.max_capture_bytes))
-        flows = iter(reader)
+        end = _send_flows(reader)
+    except CaptureError as error:
+        end.error = str(error)
+    _send(end)
+
+
+def _send_flows(reader: CaptureReader) -> EndMessage:
+    """Send all flows; the last message, with all counters however it went."""
+    error = None
+    flows = iter(reader)
+    try:
         while batch := list(islice(flows, FLOWS_PER_MESSAGE)):
             _send(FlowsMessage(batch))
-        _send(EndMessage(reader.packets, dict(reader.skipped), reader.warning))
-    except CaptureError as error:
-        _send(EndMessage(error=str(error)))
+    except CaptureError as found:
+        error = str(found)
     except MemoryError:
-        _send(EndMessage(error="reading this capture takes more memory than is allowed"))
+        del flows
+        error = "reading this capture takes more memory than is allowed"
+    return EndMessage(reader.packets, dict(reader.skipped), reader.warning, error)
 
 
 def _send(message: Message) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
@@ -15,6 +16,14 @@ from service.capture_worker import LENGTH, EndMessage, FlowsMessage, Message, Wo
 
 MAX_MESSAGE_BYTES = 16 << 20
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+_PACKAGES = str(Path(__file__).resolve().parent.parent)
+_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from service.capture_worker import main; main()"
+
+
+def worker_command(options: WorkerOptions) -> list[str]:
+    """The command of a worker: this very package, whatever lies in the current directory (`-P`: not on the path)."""
+    return [sys.executable, "-P", "-c", _START, _PACKAGES, msgspec.json.encode(options).decode()]
 
 
 class CaptureStream:
@@ -28,27 +37,39 @@ class CaptureStream:
         self._file = file
         self._options = options
         self._timeout_seconds = timeout_seconds
-        self._process: asyncio.subprocess.Process | None = None
+        self._output = asyncio.StreamReader()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: asyncio.ReadTransport | None = None
 
     async def __aenter__(self) -> CaptureStream:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "service.capture_worker",
-            msgspec.json.encode(self._options).decode(),
+        # Not asyncio's own: that one loses sight of a process whose starter is cancelled, and says so at every exit.
+        self._process = subprocess.Popen(
+            worker_command(self._options),
             stdin=self._file,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,  # a traceback could quote traffic
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a traceback could quote traffic
         )
+        try:
+            loop = asyncio.get_running_loop()
+            protocol = asyncio.StreamReaderProtocol(self._output)
+            self._pipe, _ = await loop.connect_read_pipe(lambda: protocol, self._process.stdout)
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        process = self._process
+        if process is None:
+            return
+        process.kill()
+        if self._pipe is not None:
+            self._pipe.close()
+        elif process.stdout is not None:
+            process.stdout.close()
+        await asyncio.shield(asyncio.to_thread(process.wait))  # short: it was killed
 
-    async def batches(self) -> AsyncIterator[list[Flow]]:
+    async def batches(self) -> AsyncGenerator[list[Flow], None]:
         """Batches of flows until the capture ends; then `end` says how it went.
 
         The time limit counts the worker's time only, not that of whoever takes the flows.
@@ -71,9 +92,7 @@ class CaptureStream:
             yield message.flows
 
     async def _receive(self) -> FlowsMessage | EndMessage:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        (length,) = LENGTH.unpack(await self._process.stdout.readexactly(LENGTH.size))
+        (length,) = LENGTH.unpack(await self._output.readexactly(LENGTH.size))
         if length > MAX_MESSAGE_BYTES:
             raise ValueError("message too long")
-        return _DECODER.decode(await self._process.stdout.readexactly(length))
+        return _DECODER.decode(await self._output.readexactly(length))

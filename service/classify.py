@@ -44,7 +44,7 @@ def classify_inputs(
             with progress(console, name, source) as flows:
                 for batch in _batches(flows):
                     work.classify(batch)
-            _account(entry, source)
+            account(entry, source)
         except CaptureError as error:
             entry.error = str(error)
         work.finish()
@@ -98,7 +98,8 @@ class _InputWork:
                 self.writer.add_trace(trace)
 
 
-def _account(entry: InputSummary, source: FlowInput) -> None:
+def account(entry: InputSummary, source: FlowInput) -> None:
+    """Take over what a source counted, once it has been read."""
     entry.packets = source.packets
     entry.skipped = dict(source.skipped)
     entry.warning = source.warning

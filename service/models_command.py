@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,18 +14,19 @@ from rich.table import Table
 
 from service.console import make_console, say
 
+EXIT_USAGE = 2
 TIMEOUT_SECONDS = 120
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 app = typer.Typer(no_args_is_help=True, help="List, load and unload the models of a running service.")
 
 Url = Annotated[str, typer.Option(help="where the service listens", envvar="TAPLINE_URL")]
-Key = Annotated[str, typer.Option(help="its API key", envvar="TAPLINE_API_KEY")]
+Key = Annotated[str | None, typer.Option(help="its API key [env TAPLINE_API_KEY]", show_default=False)]
 Name = Annotated[str, typer.Argument(help="name of the model")]
 
 
 @app.command("list")
-def list_models(url: Url = DEFAULT_URL, api_key: Key = "") -> None:
+def list_models(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     """Show the models of the repository, and those that serve."""
     _show(_ask("GET", url, "/v1/models", api_key)["models"])
 
@@ -34,7 +36,7 @@ def load_model(
     name: Name,
     version: Annotated[str, typer.Option(help="the newest where none is given")] = "",
     url: Url = DEFAULT_URL,
-    api_key: Key = "",
+    api_key: Key = None,
 ) -> None:
     """Load a model, or swap the one that serves for another version, with no gap.
 
@@ -48,7 +50,7 @@ def load_model(
 
 
 @app.command("unload")
-def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: Key = "") -> None:
+def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     """Serve a model no more."""
     _show(_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/unload", api_key)["models"])
 
@@ -77,8 +79,12 @@ def _needs(model: dict[str, Any]) -> str:
     return "-"
 
 
-def _ask(method: str, url: str, path: str, api_key: str) -> Any:
-    headers = {"X-API-Key": api_key} if api_key else {}
+def _ask(method: str, url: str, path: str, api_key: str | None) -> Any:
+    key = os.environ.get("TAPLINE_API_KEY") if api_key is None else api_key
+    if key is not None and not key.strip():
+        say("the API key is empty: give it a value, or leave it out")
+        raise typer.Exit(EXIT_USAGE)
+    headers: dict[str, Any] = {"X-API-Key": key.encode()} if key is not None else {}
     try:
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             raise ValueError("expected http:// or https://")

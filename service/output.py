@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import errno
+import io
+import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol, TextIO
@@ -13,7 +17,7 @@ from models.flow import Flow
 from models.foreign_text import sheet_cell
 from models.verdict import Verdict
 from service.console import make_console
-from service.report import Summary, classified
+from service.report import Summary, classified, left_out_text
 from service.terminal import FlowTable
 from service.trace_table import TraceTable
 from service.traces.records import TraceVerdict
@@ -108,6 +112,51 @@ class TableWriter:
             self._flows.draw(self._console, summary)
         if self._show != "flows":
             self._traces.draw(self._console, summary)
+        for text in filter(None, map(left_out_text, summary.inputs)):
+            self._console.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+class _Spool:
+    """Bytes kept for later: the first `_SPOOL_BYTES` in memory, what follows on disk."""
+
+    def __init__(self) -> None:
+        self._memory: list[bytes] = []
+        self._memory_left = _SPOOL_BYTES
+        self._file: io.FileIO | None = None
+        self._file_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Keep all of it, or none.
+
+        Raises:
+            OSError: there is no room on disk.
+        """
+        if self._file is None and len(data) <= self._memory_left:
+            self._memory.append(data)
+            self._memory_left -= len(data)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)
+        self._file.seek(self._file_bytes)
+        if self._file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._file_bytes += len(data)
+
+    def pieces(self) -> Iterator[bytes]:
+        """All that was kept, in order."""
+        yield from self._memory
+        if self._file is not None:
+            self._file.seek(0)
+            left = self._file_bytes
+            while piece := self._file.read(min(left, _PIECE_BYTES)):
+                left -= len(piece)
+                yield piece
+
+    def close(self) -> None:
+        """Forget it."""
+        self._memory.clear()
+        if self._file is not None:
+            self._file.close()
 
 
 class JsonWriter:
@@ -120,8 +169,8 @@ class JsonWriter:
         self._file = file
         self._show = show
         self._separator = '{"flows": [\n'
-        self._trace_separator = "\n"
-        self._traces = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, "w+", encoding="utf-8")
+        self._trace_separator = b"\n"
+        self._traces = _Spool()
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write the flow's element."""
@@ -129,9 +178,13 @@ class JsonWriter:
         self._separator = ",\n"
 
     def add_trace(self, trace: TraceVerdict) -> None:
-        """Keep the trace's element."""
-        self._traces.write(self._trace_separator + msgspec.json.encode(trace).decode())
-        self._trace_separator = ",\n"
+        """Keep the trace's element.
+
+        Raises:
+            OSError: there is no room for it; it is left out.
+        """
+        self._traces.add(self._trace_separator + msgspec.json.encode(trace))
+        self._trace_separator = b",\n"
 
     def ending(self, summary: Summary) -> Iterator[str]:
         """What is left to write, in pieces: the flows' end, the traces, the summary."""
@@ -139,16 +192,20 @@ class JsonWriter:
             yield "{"
         else:
             yield (self._separator if self._separator.startswith("{") else "") + "\n], "
-        with self._traces:
-            if self._show != "flows":
-                yield from self._trace_list()
+        if self._show != "flows":
+            yield from self._trace_list()
+        self.close()
         yield f'"summary": {msgspec.json.encode(summary).decode()}}}\n'
+
+    def close(self) -> None:
+        """Forget the traces that wait."""
+        self._traces.close()
 
     def _trace_list(self) -> Iterator[str]:
         yield '"traces": ['
-        self._traces.seek(0)
-        while piece := self._traces.read(_PIECE_BYTES):
-            yield piece
+        whole = codecs.getincrementaldecoder("utf-8")()  # a piece may end within a letter
+        for piece in self._traces.pieces():
+            yield whole.decode(piece)
         yield "\n], "
 
     def finish(self, summary: Summary) -> None:

@@ -33,7 +33,7 @@ from service.traces.offline import CaptureTraces
 from service.traces.scorer import TraceScorer
 from service.traces.state import TraceState
 from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
-from service.zeek_process import ZeekOnInterface
+from service.zeek_process import zeeks_on
 
 log = structlog.get_logger()
 
@@ -89,7 +89,7 @@ class Service:
         self.trace_scorer = self._scorer(self._trace_engine) if self._trace_engine else None
         self.traces = live_traces(settings, self.trace_scorer, self.metrics, trace_watcher)
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
-        self.zeeks = [ZeekOnInterface(name, log_dir) for name in settings.interface]
+        self.zeeks = zeeks_on(settings.interface, log_dir)
         self.sensors = Sensors(
             [*settings.zeek, *(zeek.url for zeek in self.zeeks)],
             self.pipeline,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_origin
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_serializer, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.engines.base import EngineName, Precision
+from service.sources.bus.transport import shown_url
 
 ENV_PREFIX = "TAPLINE_"
 
@@ -33,6 +35,9 @@ class Settings(BaseSettings):
         None, description="key that requests must carry (Authorization: Bearer KEY, or X-API-Key)"
     )
     allow_remote: bool = Field(False, description="listen on other than loopback addresses without an API key")
+    served_names: TextList = Field(
+        [], description="names (or addresses) that requests may call this service by, beside its own; may be repeated"
+    )
     repository: Path | None = Field(
         None, description="model repository, NAME/VERSION/ below it; the models that ship where not given"
     )
@@ -74,6 +79,15 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         30, gt=0, le=3600, description="longest time that a request with flows waits; what is late is not computed"
     )
+    client_timeout_seconds: float = Field(
+        10, ge=1, le=3600, description="longest time that a client may take for a request's head, and between progress"
+    )
+    client_min_bytes_per_second: int = Field(
+        1024,
+        ge=1,
+        le=1 << 30,
+        description="slowest that a client may send a body or read an answer: else it is cut off",
+    )
     max_body_mb: int = Field(32, ge=1, le=1024, description="largest JSON body, in MiB")
     parse_timeout_seconds: float = Field(600, gt=0, description="longest time that one capture may be read")
     parse_memory_mb: int = Field(
@@ -82,7 +96,9 @@ class Settings(BaseSettings):
     zeek: TextList = Field(
         [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
     )
-    interface: TextList = Field([], description="network interface to start Zeek on; may be repeated")
+    interface: TextList = Field(
+        [], description="network interface to start Zeek on, or eth0=NAME to name the sensor; may be repeated"
+    )
     zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
     zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
     zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
@@ -97,6 +113,28 @@ class Settings(BaseSettings):
     )
     shutdown_seconds: float = Field(10, ge=0, description="longest time to finish work when asked to stop")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_empty(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """An empty text is not a value: above all not a key that lets everybody in."""
+        for name, value in given.items():
+            text = value.get_secret_value() if isinstance(value, SecretStr) else value
+            if isinstance(text, str) and not text.strip() and not _is_list(cls.model_fields.get(name)):
+                raise ValueError(f"{ENV_PREFIX}{name.upper()} is empty: give it a value, or leave it out")
+        return given
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        text = key.get_secret_value() if key is not None else ""
+        if text != text.strip() or any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
+            raise ValueError("expected a key without blanks at its ends, line ends and control characters")
+        return key
+
+    @field_serializer("zeek", when_used="json")
+    def _show_no_passwords(self, urls: list[str]) -> list[str]:
+        return [shown_url(url) for url in urls]
+
     @property
     def is_live(self) -> bool:
         """Whether flows come from sensors or a replay."""
@@ -110,14 +148,19 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stay_local(self) -> Settings:
-        if not self.allow_remote and self.api_key is None and not _is_loopback(self.host):
+        if not self.allow_remote and self.api_key is None and not is_loopback(self.host):
             raise ValueError(
                 f"listening on {self.host} would let others in: give an API key (--api-key), or --allow-remote"
             )
         return self
 
 
-def _is_loopback(host: str) -> bool:
+def _is_list(field: FieldInfo | None) -> bool:
+    return field is not None and get_origin(field.annotation) is list
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own alone."""
     if host == "localhost":
         return True
     try:

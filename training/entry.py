@@ -11,7 +11,7 @@ def main() -> None:
         from training.cli import main as run
     except ModuleNotFoundError as error:
         sys.exit(
-            f"tapline-train needs {error.name}: install the extra `train` from where this tapline came from (in a "
-            "checkout: pip install '.[train]'), or run `make test` and use .venv-dev"
+            f"tapline-train needs {error.name}: install the extra `train` from where this tapline came from "
+            "(pip install '.[train]' in a checkout), or run `make test` and use .venv-dev"
         )
     run()

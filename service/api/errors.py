@@ -39,9 +39,11 @@ class ErrorBody(BaseModel):
 class ApiError(HTTPException):
     """An error with its status and code; `retry` adds Retry-After."""
 
-    def __init__(self, status: int, code: str, message: str, *, retry: bool = False) -> None:
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else None
-        super().__init__(status, message, headers)
+    def __init__(
+        self, status: int, code: str, message: str, *, retry: bool = False, headers: dict[str, str] | None = None
+    ) -> None:
+        again = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retry else {}
+        super().__init__(status, message, {**again, **(headers or {})})
         self.code = code
 
 
@@ -62,6 +64,17 @@ def overload_as_api_error() -> Iterator[None]:
         raise ApiError(503, "busy", str(error), retry=True) from None
     except VerdictError as error:
         raise ApiError(503, "stopping", str(error), retry=True) from None
+
+
+@contextlib.contextmanager
+def disk_as_api_error() -> Iterator[None]:
+    """Turn a capture that cannot be kept on disk (`TMPDIR` is full, or is not there) into 507."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        log.warning("no room for an upload", reason=reason)
+        raise ApiError(507, "no_room", f"the capture cannot be kept while it is read: {reason}", retry=True) from None
 
 
 def _place(item: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from service.repository import UnknownModelError
 from service.runtime import Service
 from service.served import ModelBusyError
 
-_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 404, 409, 422)}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (404, 409, 422)}
 Version = Annotated[str | None, Query(max_length=32, description="the newest where none is given")]
 
 

@@ -6,15 +6,32 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.flow import MAX_CONTENT_BYTES, MAX_PACKET_HEADS, MAX_PAYLOAD_LENGTHS
+from models.flow import (
+    HEAD_TOKEN_COST,
+    HEADS_TOKEN_BUDGET,
+    MAX_CONTENT_BYTES,
+    MAX_COUNT,
+    MAX_NAME_CHARS,
+    MAX_PACKET_HEADS,
+    MAX_PAYLOAD_LENGTH,
+    MAX_PAYLOAD_LENGTHS,
+)
 
 MAX_FLOWS = 10_000
 """Most flows in one request."""
 
-Count = Annotated[int, Field(ge=0, lt=2**62)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Name = Annotated[str, Field(max_length=128)]
-ContentHex = Annotated[str, Field(max_length=2 * MAX_CONTENT_BYTES, pattern="^([0-9a-fA-F]{2})*$")]
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+Address = Annotated[
+    Name,
+    Field(description="IPv4 or IPv6 address", json_schema_extra={"anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}),
+]
+Length = Annotated[int, Field(ge=-MAX_PAYLOAD_LENGTH, le=MAX_PAYLOAD_LENGTH, json_schema_extra={"not": {"const": 0}})]
+HEX = "^([0-9a-fA-F]{2})*$"
+MAX_HEAD_HEX = 2 * (HEADS_TOKEN_BUDGET - HEAD_TOKEN_COST)
+ContentHex = Annotated[str, Field(max_length=2 * MAX_CONTENT_BYTES, pattern=HEX)]
+Tokens = Annotated[list[int], Field(max_length=512)]
 
 
 class Body(BaseModel):
@@ -27,25 +44,25 @@ class PacketHead(Body):
     """The first bytes of a packet."""
 
     gap_us: Count
-    data: Annotated[str, Field(max_length=1020, pattern="^([0-9a-fA-F]{2})*$", description="hex, link layer on")]
+    data: Annotated[str, Field(max_length=MAX_HEAD_HEX, pattern=HEX, description="hex, link layer on")]
 
 
 class FlowFields(Body):
     """A flow, as `tapline features` writes it."""
 
-    uid: Annotated[str, Field(min_length=1, max_length=128)]
+    uid: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
     start_us: Annotated[Count, Field(description="first packet, microseconds since the epoch")]
-    orig_h: Name
+    orig_h: Address
     orig_p: Port
-    resp_h: Name
+    resp_h: Address
     resp_p: Port
-    proto: Annotated[str, Field(pattern="^(tcp|udp|icmp|[0-9]{1,3})$")]
+    proto: Annotated[str, Field(pattern=r"^(tcp|udp|icmp|[1-9]?[0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])$")]
     duration_us: Count = 0
     community_id: Annotated[Name, Field(description="ignored when sent: it follows from the flow")] = ""
     up: Annotated[Count, Field(description="packets with payload from the originator")] = 0
     down: Count = 0
     payload_lengths: Annotated[
-        list[Annotated[int, Field(ge=-65535, le=65535)]],
+        list[Length],
         Field(max_length=MAX_PAYLOAD_LENGTHS, description="+n from the originator, -n from the responder, in order"),
     ] = []
     orig_bytes: Annotated[ContentHex, Field(description="first content bytes of the originator, hex")] = ""
@@ -66,9 +83,9 @@ class FlowFields(Body):
 class FlowIn(FlowFields):
     """A flow to classify; tokens are accepted, since `tapline features --tokens` writes them, and not read."""
 
-    ps_tokens: list[int] | None = None
-    bytes_tokens: list[int] | None = None
-    bytes_types: list[int] | None = None
+    ps_tokens: Tokens = []
+    bytes_tokens: Tokens = []
+    bytes_types: Tokens = []
 
 
 class FlowsRequest(Body):

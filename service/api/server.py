@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
+import gc
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import structlog
 import uvicorn
 
 from service.api.app import create_app
+from service.api.protocol import DeadlineProtocol, Deadlines
 from service.log_lines import configure_logs
 from service.runtime import Service
 from service.settings import Settings
+from service.signals import stop_signals
 
 log = structlog.get_logger()
+
+
+_TICKS_PER_SECOND = 10
+_CUT_OFF_SECONDS = 5
+"""How long requests may take to end when they were cut off."""
 
 
 class ListenError(RuntimeError):
@@ -28,14 +36,15 @@ class GaveUpError(RuntimeError):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained.
+    """uvicorn's server, except that SIGTERM, SIGINT and SIGHUP end it with status 0 once it has drained.
 
     It also ends where a part of the service cannot be kept alive.
     """
 
-    def __init__(self, config: uvicorn.Config, gave_up: asyncio.Event) -> None:
+    def __init__(self, config: uvicorn.Config, gave_up: asyncio.Event, drain_seconds: float) -> None:
         super().__init__(config)
         self._gave_up = gave_up
+        self._drain_seconds = drain_seconds
 
     async def main_loop(self) -> None:
         watching = asyncio.create_task(self._stop_when_given_up(), name="gave up")
@@ -51,14 +60,36 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        stop_signals = (signal.SIGTERM, signal.SIGINT)
-        for number in stop_signals:
+        asked = stop_signals()
+        for number in asked:
             loop.add_signal_handler(number, self._stop, number.name)
         try:
             yield
         finally:
-            for number in stop_signals:
+            for number in asked:
                 loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests finish within the limit, then cut their connections off, which ends them in order."""
+        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._cut_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _cut_off(self) -> None:
+        log.info("cutting requests off", requests=len(self.server_state.tasks), after_seconds=self._drain_seconds)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, DeadlineProtocol):
+                connection.transport.abort()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; once a second connections are checked."""
+        if counter % _TICKS_PER_SECOND == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, DeadlineProtocol):
+                    connection.check()
+        return await super().on_tick(counter)
 
     def _stop(self, name: str) -> None:
         log.info("stopping", signal=name)
@@ -66,7 +97,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         CheckpointError, EngineError, TransportError: nothing can be served.
@@ -74,6 +105,7 @@ def serve(settings: Settings) -> None:
         GaveUpError: a part of the service died again and again.
     """
     configure_logs()
+    gc.freeze()  # what was imported stays: to look through it again and again would hold requests up for 100 ms
     with _listening(settings) as listener:
         service = Service(settings)
         checkpoint = service.classifier.checkpoint
@@ -81,15 +113,18 @@ def serve(settings: Settings) -> None:
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
         log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}")
+        deadlines = Deadlines(settings.client_timeout_seconds, settings.client_min_bytes_per_second)
         config = uvicorn.Config(
             create_app(service),
-            log_level="warning",
+            http=partial(DeadlineProtocol, deadlines=deadlines),  # type: ignore[arg-type]
+            ws="none",
+            log_level="error",  # what is wrong with a request is answered, not logged
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+            timeout_graceful_shutdown=round(settings.shutdown_seconds) + _CUT_OFF_SECONDS,
             h11_max_incomplete_event_size=64 << 10,
         )
-        _Server(config, service.supervisor.gave_up).run(sockets=[listener])
+        _Server(config, service.supervisor.gave_up, settings.shutdown_seconds).run(sockets=[listener])
     log.info("stopped")
     if service.supervisor.failure:
         raise GaveUpError(service.supervisor.failure)

@@ -1,4 +1,4 @@
-"""`GET /v1/traces`: what the live path lately said of traces; and the traces of a request's flows."""
+"""`GET /v1/traces`: what the live path lately said of traces."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from fastapi import FastAPI, Query, Response
 
 from service.api import schemas
 from service.api.errors import ApiError, ErrorBody
-from service.report import SummaryBuilder
 from service.runtime import Service
-from service.traces.offline import CaptureTraces
-from service.traces.records import TraceVerdict
 
 MAX_PAGE = 1000
 
-_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 404, 422)}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (404, 422)}
 SubjectName = Annotated[str | None, Query(max_length=128, description="only of this subject")]
 LabelName = Annotated[str | None, Query(max_length=128, description="only with this label; unknown for unknown ones")]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="most verdicts in the answer")]
@@ -48,17 +45,3 @@ def add_traces(app: FastAPI, service: Service) -> None:
             "open_flows": live.windows.open_flows,
         }
         return Response(msgspec.json.encode(answer), media_type="application/json")
-
-
-def all_traces(traces: CaptureTraces | None, builder: SummaryBuilder) -> list[TraceVerdict]:
-    """Close and score the traces of a request's flows, and count them; empty where there are none. May take long."""
-    found: list[TraceVerdict] = []
-    if traces is None:
-        return found
-    traces.finish()
-    while batch := traces.ready():
-        found += batch
-    for trace in found:
-        builder.add_trace(trace)
-    builder.account_traces(traces.counts, traces.failed)
-    return found

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import io
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import PurePath
 from typing import BinaryIO, cast
 
@@ -17,10 +17,13 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from models.flow import Flow
-from service.api.errors import ApiError, overload_as_api_error
+from service.api.desk import Desk
+from service.api.errors import ApiError, disk_as_api_error, overload_as_api_error
+from service.api.wanted import resources
 from service.batcher import Batcher, VerdictError
 from service.capture_worker import WorkerOptions
 from service.captures import CaptureStream
+from service.classifier import FlowOutcome
 from service.output import JsonWriter, NdjsonWriter
 from service.report import InputSummary, SummaryBuilder
 from service.runtime import Service
@@ -29,38 +32,52 @@ from service.traces.offline import CaptureTraces
 NDJSON = "application/x-ndjson"
 FILE_PART = "file"
 MAX_NAME = 128
+WRITE_BYTES = 1 << 20
 
 
-async def classify_upload(request: Request, service: Service, batcher: Batcher) -> StreamingResponse:
+async def classify_upload(request: Request, service: Service, batcher: Batcher, desk: Desk) -> StreamingResponse:
     """Receive the capture, start reading it, and answer once its first flows or its fault are known.
 
+    What it holds (a place for captures, files, a process) is given back when the request ends, however it ends.
+
     Raises:
-        ApiError: 400 no file, 413 too large, 422 not a capture, 503 too many at a time.
+        ApiError: 400 no file, 413 too large, 422 not a capture, 503 too many at a time, 507 no room for it on disk.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        with overload_as_api_error():
-            stack.enter_context(service.upload_slot())
+    stack = resources(request)
+    with overload_as_api_error():
+        stack.enter_context(service.upload_slot())
+    with disk_as_api_error():
         file, name = await _receive(request, stack)
-        size_bytes = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        service.metrics.upload_bytes.inc(size_bytes)
-        if not size_bytes:
-            raise ApiError(422, "bad_capture", "the capture is empty")
-        settings = service.settings
-        heads = batcher.classifier.heads
-        options = WorkerOptions(settings.max_capture_mb << 20, settings.parse_memory_mb << 20, heads)
+    size_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    service.metrics.upload_bytes.inc(size_bytes)
+    if not size_bytes:
+        raise ApiError(422, "bad_capture", "the capture is empty")
+    settings = service.settings
+    heads = batcher.classifier.heads
+    options = WorkerOptions(settings.max_capture_mb << 20, settings.parse_memory_mb << 20, heads)
+    try:
         stream = await stack.enter_async_context(CaptureStream(file, options, settings.parse_timeout_seconds))
-        batches = stream.batches()
-        first: list[Flow] = await anext(batches, [])
-        if stream.end.error:
-            raise ApiError(422, "bad_capture", stream.end.error)
-        as_ndjson = NDJSON in request.headers.get("accept", "")
-        body = _Answer(service, batcher, stream, batches, name, as_ndjson=as_ndjson).chunks(first, stack.pop_all())
-        return StreamingResponse(body, media_type=NDJSON if as_ndjson else "application/json")
+    except OSError as error:
+        raise ApiError(503, "busy", f"no process can be started to read it: {error.strerror}", retry=True) from None
+    batches = await stack.enter_async_context(contextlib.aclosing(stream.batches()))
+    first: list[Flow] = await anext(batches, [])
+    if stream.end.error and not first:
+        raise ApiError(422, "bad_capture", stream.end.error)
+    as_ndjson = NDJSON in request.headers.get("accept", "")
+    answer = _Answer(service, batcher, desk, stream, name, as_ndjson=as_ndjson)
+    stack.callback(answer.close)
+    chunks = await stack.enter_async_context(contextlib.aclosing(answer.chunks(first, batches)))
+    return StreamingResponse(chunks, media_type=NDJSON if as_ndjson else "application/json")
 
 
 async def _receive(request: Request, stack: contextlib.AsyncExitStack) -> tuple[BinaryIO, str]:
-    """The capture as a file on disk, and its name: a multipart part `file`, or the whole body."""
+    """The capture as a file on disk, and its name: a multipart part `file`, or the whole body.
+
+    Raises:
+        ApiError: 400 no such part.
+        OSError: it cannot be kept on disk.
+    """
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         try:
             form = await stack.enter_async_context(request.form(max_files=1, max_fields=8))
@@ -70,13 +87,24 @@ async def _receive(request: Request, stack: contextlib.AsyncExitStack) -> tuple[
         if not isinstance(part, UploadFile):
             raise ApiError(400, "no_file", f"send the capture as the part `{FILE_PART}`, or as the whole body")
         spooled = cast("tempfile.SpooledTemporaryFile[bytes]", part.file)
-        spooled.rollover()  # the worker reads a real file descriptor
+        await asyncio.to_thread(spooled.rollover)  # the worker reads a real file descriptor
         return cast(BinaryIO, spooled), PurePath(part.filename or "capture").name[:MAX_NAME]
-    file = stack.enter_context(tempfile.TemporaryFile())
+    file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+    waiting = bytearray()
     async for chunk in request.stream():
-        file.write(chunk)
-    file.flush()
+        waiting += chunk
+        if len(waiting) >= WRITE_BYTES:
+            await asyncio.to_thread(_write, file, bytes(waiting))
+            waiting.clear()
+    await asyncio.to_thread(_write, file, bytes(waiting))
     return cast(BinaryIO, file), "capture"
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    """Write all of it: a file without a buffer says at once when the disk is full."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 class _Answer:
@@ -86,48 +114,55 @@ class _Answer:
         self,
         service: Service,
         batcher: Batcher,
+        desk: Desk,
         stream: CaptureStream,
-        batches: AsyncIterator[list[Flow]],
         name: str,
         *,
         as_ndjson: bool,
     ) -> None:
         self._service = service
         self._batcher = batcher
+        self._desk = desk
         self._stream = stream
-        self._batches = batches
         self._buffer = io.StringIO()
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
         self._traces = service.capture_traces(batcher.classifier, name)
         self._builder = SummaryBuilder(batcher.classifier.checkpoint, self._traces.checkpoint if self._traces else None)
         self._entry = InputSummary(name)
 
-    async def chunks(self, first: list[Flow], resources: contextlib.AsyncExitStack) -> AsyncIterator[str]:
-        """The body, piece by piece; releases `resources` at the end or when the client goes away."""
-        async with resources:
-            try:
-                await self._classify(first)
-                yield self._taken()
-                async for flows in self._batches:
-                    await self._classify(flows)
-                    yield self._taken()
-            except VerdictError as error:
-                self._entry.warning = str(error)
-            if self._traces is not None:
-                self._traces.finish()
-                await self._add_traces(self._traces)
-                self._builder.account_traces(self._traces.counts, self._traces.failed)
-            for piece in self._ending():
-                yield piece
+    def close(self) -> None:
+        """Forget what waits to be written."""
+        if isinstance(self._writer, JsonWriter):
+            self._writer.close()
 
-    async def _classify(self, flows: list[Flow]) -> None:
+    async def chunks(self, first: list[Flow], batches: AsyncIterator[list[Flow]]) -> AsyncGenerator[str, None]:
+        """The body, piece by piece; whatever it lacks in the end, its summary says."""
+        try:
+            yield await self._classify(first)
+            async for flows in batches:
+                yield await self._classify(flows)
+        except VerdictError as error:
+            self._warn(f"not all flows were classified: {error}")
+        if self._traces is not None:
+            await self._desk.do(self._traces.finish)
+            yield await self._add_traces(self._traces)
+            self._builder.account_traces(self._traces.counts, self._traces.failed)
+        for piece in self._ending():
+            yield piece
+
+    async def _classify(self, flows: list[Flow]) -> str:
+        self._entry.flows += len(flows)
         classifier = self._batcher.classifier
         accepted = [flow for flow in flows if classifier.accepts(flow)]
-        self._entry.flows += len(flows)
         for flow in flows:
             if not classifier.accepts(flow):
                 self._leave_out(flow)
-        for flow, outcome in zip(accepted, await self._batcher.classify(accepted), strict=True):
+        text = await self._desk.do(self._take, accepted, await self._batcher.classify(accepted))
+        return text if self._traces is None else text + await self._add_traces(self._traces)
+
+    def _take(self, accepted: list[Flow], found: list[FlowOutcome | None]) -> str:
+        """Write flows with their outcomes."""
+        for flow, outcome in zip(accepted, found, strict=True):
             if outcome is not None and self._traces is not None:
                 self._traces.add(flow, outcome)
             if outcome is not None and outcome.verdict is None:
@@ -136,15 +171,24 @@ class _Answer:
             verdict = outcome.verdict if outcome else None
             self._builder.add(flow, verdict)
             self._writer.add(flow, verdict, self._entry.name)
-        if self._traces is not None:
-            await self._add_traces(self._traces)
+        return self._taken()
 
-    async def _add_traces(self, traces: CaptureTraces) -> None:
-        """Write the traces that are complete."""
+    async def _add_traces(self, traces: CaptureTraces) -> str:
+        """Write the traces that are complete; those that there is no room for on disk are left out."""
         while found := await asyncio.to_thread(traces.ready):
             for trace in found:
                 self._builder.add_trace(trace)
-                self._writer.add_trace(trace)
+                try:
+                    self._writer.add_trace(trace)
+                except OSError as error:
+                    self._warn(f"traces are missing, there is no room for them: {error.strerror}")
+        return self._taken()
+
+    def _warn(self, message: str) -> None:
+        """Say in the summary, once, that something is missing."""
+        said = self._entry.warning
+        if said is None or message not in said:
+            self._entry.warning = f"{said}; {message}" if said else message
 
     def _leave_out(self, flow: Flow) -> None:
         self._builder.leave_out(flow)
@@ -156,7 +200,9 @@ class _Answer:
         end, metrics = self._stream.end, self._service.metrics
         self._entry.packets = end.packets
         self._entry.skipped = end.skipped
-        self._entry.warning = self._entry.warning or end.warning
+        for problem in (end.error, end.warning):
+            if problem is not None:
+                self._warn(problem)
         metrics.packets.inc(end.packets)
         for reason, count in end.skipped.items():
             metrics.packets_skipped.labels(reason).inc(count)

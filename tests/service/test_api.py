@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from fastapi.testclient import TestClient
 
 from models.flow import FlowLine
 from service.api import schemas
-from service.api.app import create_app
+from service.batcher import VerdictError
 from service.runtime import Service
 from service.settings import Settings
 from tests.conftest import make_checkpoint
 from tests.service.cli_runner import tapline
+from tests.service.client import api_client
 
 CAPTURE = Path(__file__).resolve().parent.parent / "data" / "captures" / "android.pcap"
 NDJSON = {"accept": "application/x-ndjson"}
@@ -26,7 +26,7 @@ def client(checkpoint_dir):
         checkpoint=checkpoint_dir, trace_checkpoint="none", max_upload_mb=1, max_body_mb=1, max_capture_mb=2,
         max_uploads=2,
     )  # fmt: skip
-    with TestClient(create_app(Service(settings)), raise_server_exceptions=False) as client:
+    with api_client(Service(settings), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -138,11 +138,11 @@ def test_flows_as_features_writes_them(client):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"colour": 1}, "flows.0.colour: Extra inputs are not permitted"),
-        ({"orig_p": "80"}, "flows.0.orig_p: Input should be a valid integer"),
+        ({"colour": 1}, "flows.0: Object contains unknown field `colour`"),
+        ({"orig_p": "80"}, "flows.0: Expected `int`, got `str` - at `$.orig_p`"),
         ({"payload_lengths": [1, 0]}, "flows.0: expected lengths of packets with payload, got 0"),
         ({"orig_h": "nowhere"}, "flows.0: expected an IPv4 or IPv6 address - at `$.orig_h`"),
-        ({"orig_bytes": "xyz"}, "flows.0.orig_bytes: String should match pattern"),
+        ({"orig_bytes": "xyz"}, "flows.0: Expected `str` matching regex"),
     ],
 )
 def test_bad_flows_are_named(client, change, text):
@@ -196,7 +196,7 @@ def test_the_flow_of_the_api_is_the_flow_of_the_command_line():
 
 def test_an_api_key_guards_all_but_the_probes(checkpoint_dir):
     settings = Settings(checkpoint=checkpoint_dir, api_key="s3cret", host="0.0.0.0")
-    with TestClient(create_app(Service(settings))) as client:
+    with api_client(Service(settings)) as client:
         assert "API key" in message(client.get("/v1/models"), 401)
         assert message(client.get("/metrics", headers={"x-api-key": "wrong"}), 401)
         assert client.get("/v1/models", headers={"x-api-key": "s3cret"}).status_code == 200
@@ -212,6 +212,18 @@ def test_a_killed_reader_costs_one_answer(client, monkeypatch):
     assert upload(client, CAPTURE.read_bytes()).json()["summary"]["inputs"][0]["warning"] is None
 
 
+@pytest.mark.parametrize("headers", [{}, NDJSON])
+def test_flows_without_verdicts_because_the_model_goes_are_told(client, monkeypatch, headers):
+    async def stopping(flows):
+        raise VerdictError("the service is stopping")
+
+    monkeypatch.setattr(client.app.state.service.batcher, "classify", stopping)
+    text = upload(client, CAPTURE.read_bytes(), **headers).text
+    (entry,) = json.loads(text.splitlines()[-1] if headers else text)["summary"]["inputs"]
+    assert entry["flows"] > 5
+    assert "not all flows were classified: the service is stopping" in entry["warning"]
+
+
 @pytest.fixture
 def repository(tmp_path):
     for name, version in (("random", "1"), ("random", "2"), ("other", "1")):
@@ -221,7 +233,7 @@ def repository(tmp_path):
 
 def test_models_are_loaded_named_swapped_and_unloaded(repository):
     service = Service(Settings(repository=repository, model="random", load_models=["other"]))
-    with TestClient(create_app(service)) as client:
+    with api_client(service) as client:
 
         def answer(model):
             body = {"flows": features()[:2]}
@@ -254,7 +266,7 @@ def test_models_are_loaded_named_swapped_and_unloaded(repository):
 
 def test_a_request_that_waits_too_long_is_answered_and_not_computed(checkpoint_dir, engine, monkeypatch):
     service = Service(Settings(checkpoint=checkpoint_dir, request_timeout_seconds=0.2))
-    with TestClient(create_app(service)) as client:
+    with api_client(service) as client:
         monkeypatch.setattr(service.classifier, "_engine", engine)
         engine.gate.clear()
         body = {"flows": features()[:2]}

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from msgspec import structs
 
 from models.checkpoint import CheckpointError, FlowCheckpoint
@@ -10,7 +9,6 @@ from models.encode import Mm4flowFeatures, encode
 from models.flow import PacketHead
 from models.trace import TraceSettings
 from service.api import schemas
-from service.api.app import create_app
 from service.classifier import Classifier
 from service.engines.base import EngineError, load_engine
 from service.engines.traces import TraceScores
@@ -21,6 +19,7 @@ from service.traces.records import ScoreJob, TraceFlow, WindowKey
 from service.traces.scorer import TraceScorer
 from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
 from tests.service.cli_runner import ROOT, tapline
+from tests.service.client import api_client
 from tests.service.traces.fakes import LABELS, WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
@@ -209,7 +208,7 @@ def test_a_window_without_end_is_refused_live_but_not_for_captures(checkpoint_di
 def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
     settings = Settings(checkpoint=checkpoint_dir, trace_checkpoint=mac_traces_dir, replay=CAPTURE, speed=0)
     service = Service(settings)
-    with TestClient(create_app(service)) as client:
+    with api_client(service) as client:
         client.portal.call(service.replay.finished.wait)
         everything = client.get("/v1/traces").json()
         schemas.Traces.model_validate(everything)
@@ -234,7 +233,7 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
 
 
 def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
-    with TestClient(create_app(Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none")))) as client:
+    with api_client(Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none"))) as client:
         answer = client.get("/v1/traces")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_traces")
         assert "no trace checkpoint: start with --trace-checkpoint" in answer.json()["error"]["message"]
@@ -242,7 +241,7 @@ def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
 
 def test_why_there_are_no_recent_traces_is_said(checkpoint_dir, mac_traces_dir, tmp_path):
     def reason(**settings):
-        with TestClient(create_app(Service(Settings(checkpoint=checkpoint_dir, **settings)))) as client:
+        with api_client(Service(Settings(checkpoint=checkpoint_dir, **settings))) as client:
             return client.get("/v1/traces").json()["error"]["message"]
 
     assert "no live traffic" in reason(trace_checkpoint=mac_traces_dir)

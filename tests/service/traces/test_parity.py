@@ -12,15 +12,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fastapi.testclient import TestClient
 
 from models.trace import make_traces
 from service.api import schemas
-from service.api.app import create_app
 from service.runtime import Service
 from service.settings import Settings
 from service.sources.capture import ReadOptions, read_capture
 from tests.service.cli_runner import ROOT, tapline
+from tests.service.client import api_client
 from tests.service.traces.conftest import SETTINGS
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
@@ -72,7 +71,7 @@ def commanded(options):
 @pytest.fixture(scope="module")
 def client(checkpoint_dir, traces_dir):
     settings = Settings(checkpoint=checkpoint_dir, trace_checkpoint=traces_dir)
-    with TestClient(create_app(Service(settings))) as client:
+    with api_client(Service(settings)) as client:
         yield client
 
 

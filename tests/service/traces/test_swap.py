@@ -6,12 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 
 from models.checkpoint import CheckpointError, EarlyVerdict, FlowCheckpoint
 from models.trace import TraceSettings
 from service.api import schemas
-from service.api.app import create_app
 from service.classifier import FlowOutcome
 from service.runtime import Service
 from service.served import ModelBusyError
@@ -21,6 +19,7 @@ from service.traces.scorer import TraceScorer
 from service.traces.state import TraceState
 from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
+from tests.service.client import api_client
 from tests.service.traces.fakes import NumpyTraceEngine, trace_checkpoint, trace_flow
 from tests.service.traces.test_classifying import CAPTURE, with_heads
 from tests.service.traces.test_live import BUS, NOW, clock, make_live, play, until, value  # noqa: F401
@@ -218,7 +217,7 @@ def test_swaps_under_traffic_lose_no_flow(repository):
 
 
 def test_a_trace_model_is_swapped_by_rest(repository):
-    with TestClient(create_app(Service(settings_of(repository)))) as client:
+    with api_client(Service(settings_of(repository))) as client:
 
         def traces_by():
             answer = client.post("/v1/classify/pcap", content=CAPTURE.read_bytes()).json()
