@@ -3,13 +3,15 @@
 CAPTURES is a folder of captures; LOGS has, for each of them, a folder of the same name (with or without its ending)
 that holds conn.log, ps.log and raw.log (plain or gzip) as Zeek with the published MM4flow scripts writes them,
 checksums ignored. Flows are matched by endpoints, protocol and start within 1 ms. Each disagreement gets a cause by
-rule (see `causes`); the published scripts have known faults, and what differs for them alone is counted apart.
+rule (see `causes`); the published scripts have known faults, and what differs for them alone is counted apart. So is
+what Zeek does not read: link headers, lengths and nestings that the reader counts as beyond Zeek.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ from models.flow import MAX_PAYLOAD_LENGTHS, Flow
 from service.sources.capture import CaptureError, CaptureReader, ReadOptions
 
 START_TOLERANCE_US = 1_000
+NOT_READ = "Zeek does not read"
+EXCUSED = re.compile(f"published script:|{NOT_READ}:")
 ENDPOINTS = ("id.orig_h", "id.orig_p", "id.resp_h", "id.resp_p")
 
 
@@ -58,6 +62,7 @@ class Tally:
     connections: int = 0
     found: int = 0
     extra: int = 0
+    not_read: int = 0
     compared: int = 0
     identical: int = 0
     excused: int = 0
@@ -66,7 +71,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Adds another tally to this one."""
-        for name in ("captures", "connections", "found", "extra", "compared", "identical", "excused", "same_counts"):
+        for name in self.__dataclass_fields__.keys() - {"causes"}:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.causes += other.causes
 
@@ -99,12 +104,14 @@ def read_logs(folder: Path) -> list[Logged]:
     return list(logged.values())
 
 
-def read_flows(path: Path) -> list[Flow]:
+def read_flows(path: Path) -> tuple[list[Flow], str]:
+    """The flows of a capture, and what of it Zeek does not read, "" where there is nothing."""
     try:
-        return list(CaptureReader(path, ReadOptions(heads="none")))
+        reader = CaptureReader(path, ReadOptions(heads="none"))
+        return list(reader), ", ".join(sorted(reader.beyond_zeek))
     except CaptureError as error:
         print(f"  {path.name}: {error}", file=sys.stderr)
-        return []
+        return [], ""
 
 
 def pair(logged: list[Logged], flows: list[Flow]) -> tuple[list[tuple[Logged, Flow | None]], list[Flow]]:
@@ -140,8 +147,9 @@ def same_counts(conn: dict[str, str], flow: Flow) -> bool:
     )
 
 
-def causes(connection: Logged, flow: Flow | None, orphans: list[Flow]) -> list[str]:
-    """What differs between a connection and its flow, each with the first rule that explains it."""
+def causes(connection: Logged, flow: Flow | None, orphans: list[Flow], not_read: str) -> list[str]:
+    """What differs between a connection and its flow, each with the first rule that explains it; in a capture that
+    holds what Zeek does not read, that is the last rule."""
     if flow is None:
         return [f"missing: {missing_cause(connection, orphans)}"]
     found = []
@@ -150,7 +158,7 @@ def causes(connection: Logged, flow: Flow | None, orphans: list[Flow]) -> list[s
         found.append(f"lengths: {lengths_cause(connection, flow)}")
     if connection.raw is not None and connection.raw != (flow.orig_bytes.hex(), flow.resp_bytes.hex()):
         found.append(f"content: {content_cause(connection, flow)}")
-    return found
+    return [cause.replace("unexplained", f"{NOT_READ}: {not_read}") if not_read else cause for cause in found]
 
 
 def missing_cause(connection: Logged, orphans: list[Flow]) -> str:
@@ -210,26 +218,29 @@ def content_cause(connection: Logged, flow: Flow) -> str:
 
 def compare(capture: Path, logs: Path, listing: bool) -> Tally:
     tally = Tally(captures=1)
-    pairs, orphans = pair(read_logs(logs), read_flows(capture))
+    flows, not_read = read_flows(capture)
+    pairs, orphans = pair(read_logs(logs), flows)
     tally.connections = len(pairs)
-    tally.extra = len(orphans)
+    tally.extra = 0 if not_read else len(orphans)
+    tally.not_read = len(orphans) - tally.extra
     for connection, flow in pairs:
         tally.found += flow is not None
         tally.same_counts += flow is not None and same_counts(connection.conn, flow)
-        differences = causes(connection, flow, orphans)
+        differences = causes(connection, flow, orphans, not_read)
         if connection.ps is not None:
             tally.compared += 1
             tally.identical += not differences
-            tally.excused += bool(differences) and all("published script:" in cause for cause in differences)
+            tally.excused += bool(differences) and all(EXCUSED.search(cause) for cause in differences)
         for cause in differences:
             tally.causes[cause] += 1
             if listing:
                 print(f"  {capture}: {' '.join(connection.key)} {connection.conn['ts']}: {cause}")
     for flow in orphans:
-        tally.causes["extra flow"] += 1
+        cause = f"{NOT_READ}: {not_read}" if not_read else "extra flow"
+        tally.causes[cause] += 1
         if listing:
             ends = f"{flow.orig_h} {flow.orig_p} {flow.resp_h} {flow.resp_p} {flow.proto}"
-            print(f"  {capture}: {ends} {flow.start_us / 1e6:.6f}: extra flow")
+            print(f"  {capture}: {ends} {flow.start_us / 1e6:.6f}: {cause}")
     return tally
 
 
@@ -244,10 +255,13 @@ def report(tally: Tally) -> None:
     share = 100 * tally.found / max(1, tally.connections)
     print(f"  found with the same endpoints, direction, protocol and start: {tally.found} ({share:.2f} %)")
     print(f"  flows that Zeek does not have: {tally.extra}")
+    print(f"  flows of captures that hold what Zeek does not read: {tally.not_read}")
     share = 100 * tally.identical / max(1, tally.compared)
     print(f"  with payload {tally.compared}, identical lengths and content: {tally.identical} ({share:.2f} %)")
     share = 100 * (tally.identical + tally.excused) / max(1, tally.compared)
-    print(f"  identical, or different only by faults of the published scripts: {share:.2f} %")
+    print(
+        f"  identical, or different only by faults of the published scripts or what Zeek does not read: {share:.2f} %"
+    )
     share = 100 * tally.same_counts / max(1, tally.connections)
     print(f"  same packet and byte counts, duration and state as conn.log: {tally.same_counts} ({share:.2f} %)")
     for cause, count in tally.causes.most_common():

@@ -7,14 +7,18 @@ ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from models.checkpoint_files import CheckpointError as CheckpointError
+from models.checkpoint_files import FileRecord as FileRecord
+from models.checkpoint_files import file_sha256 as file_sha256
+from models.checkpoint_files import is_file_name, read_inside, read_recorded
 from models.encode import BYTES_MAX_TOKENS, FEATURE_VERSION, PS_MAX_TOKENS, Mm4flowFeatures
+from models.foreign_text import clean
 from models.packets import PACKET_FEATURE_VERSION, TracegramFeatures
 from models.trace import TraceSettings
 
@@ -28,10 +32,6 @@ ENCODER_ONNX_INT8 = "encoder.int8.onnx"
 TRACE_ONNX = "trace.onnx"
 CARD = "README.md"
 MAX_MANIFEST_BYTES = 4 << 20
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be served; the message says which, why and what to do."""
 
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=65536)]
@@ -54,6 +54,12 @@ class Mm4flowNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for heads in (self.n_head, self.fusion_heads):
             if self.d_model % heads:
                 raise ValueError(f"d_model {self.d_model} is not a multiple of {heads} heads")
+
+    @property
+    def least_weights(self) -> int:
+        """Weights that such a network has in any case."""
+        layer = self.d_model * (4 * self.d_model + 2 * self.dim_ff)
+        return 2 * self.n_layer * layer + self.d_model * (self.ps_max_tokens + self.bytes_max_tokens)
 
 
 class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,11 +100,18 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.emb_dim % self.decoder_heads or self.dim % 2 or self.dim_head % 2:
             raise ValueError("emb_dim must be a multiple of decoder_heads, dim and dim_head even")
 
+    @property
+    def least_weights(self) -> int:
+        """Weights that such a network has in any case, without an MM4flow."""
+        layer = self.dim * (4 * self.heads * self.dim_head + 8 * self.dim)
+        encoder = self.depth * layer + self.emb_dim * self.decoder_ff if self.encoder == "tracegram" else 0
+        return 16 * self.feature_size**2 + self.queries * (self.feature_size + self.queries) + encoder
+
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How logits become confidence: softmax of logits over the temperature (Guo et al., ICML 2017)."""
 
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    temperature: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
 
 
 class Unknown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,13 +123,6 @@ class Unknown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     background: bool = False
-
-
-class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Size and SHA-256 of a file of the checkpoint."""
-
-    size_bytes: int
-    sha256: str
 
 
 _Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -217,6 +223,18 @@ _FEATURE_VERSIONS = {"mm4flow": FEATURE_VERSION, "tracegram": PACKET_FEATURE_VER
 _WHAT = {"mm4flow": "a flow checkpoint (mm4flow)", "tracegram": "a trace checkpoint (tracegram)"}
 
 
+_UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+
+
+def read_file(directory: Path, checkpoint: AnyCheckpoint, name: str) -> bytes:
+    """A file of a checkpoint whose manifest was read, verified: what is run is these very bytes.
+
+    Raises:
+        CheckpointError: the checkpoint has none of this name, or it is not the one that was written.
+    """
+    return read_recorded(directory / name, _record(directory, checkpoint, name))
+
+
 def read_checkpoint(directory: Path, needs: tuple[str, ...] = (ONNX,)) -> Checkpoint:
     """Read and verify the directory of a flow checkpoint; `needs` names the files that must be there.
 
@@ -274,8 +292,8 @@ def _read(directory: Path, manifest: type[_C], kind: str, needs: Callable[[_C], 
 def _read_versions(directory: Path, text: bytes) -> _Versions:
     try:
         versions = msgspec.json.decode(text, type=_Versions)
-    except msgspec.DecodeError as error:
-        raise CheckpointError(f"{directory / MANIFEST}: not a checkpoint manifest: {error}") from None
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{directory / MANIFEST}: not a checkpoint manifest: {clean(str(error))}") from None
     _verify_version(directory, "format", versions.format_version, FORMAT_VERSION)
     _verify_version(directory, "feature", versions.feature_version, _FEATURE_VERSIONS[versions.kind])
     return versions
@@ -291,20 +309,18 @@ def _verify_version(directory: Path, what: str, got: int, expected: int) -> None
 def _verified(directory: Path, text: bytes, manifest: type[_C], needs: Callable[[_C], tuple[str, ...]]) -> _C:
     try:
         checkpoint = msgspec.json.decode(text, type=manifest)
-    except msgspec.DecodeError as error:
-        raise CheckpointError(f"{directory / MANIFEST}: {error}") from None
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{directory / MANIFEST}: {clean(str(error))}") from None
     _verify(directory, checkpoint, needs(checkpoint))
     return checkpoint
 
 
 def _read_manifest(directory: Path) -> bytes:
-    path = directory / MANIFEST
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, not a checkpoint manifest")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{directory}: no readable {MANIFEST} ({error.strerror}): not a checkpoint") from None
+        return read_inside(directory / MANIFEST, MAX_MANIFEST_BYTES)
+    except CheckpointError as error:
+        reason = str(error).removeprefix(f"{directory / MANIFEST}: ")
+        raise CheckpointError(f"{directory}: no readable {MANIFEST} ({reason}): not a checkpoint") from None
 
 
 def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) -> None:
@@ -318,14 +334,32 @@ def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) 
         raise CheckpointError(f"{directory}: a label occurs twice")
     if isinstance(checkpoint, TracegramCheckpoint):
         _verify_encoder(directory, checkpoint)
+    else:
+        _verify_tokens(directory, checkpoint.features, checkpoint.network)
     for name in needs:
-        if name not in checkpoint.files:
-            raise CheckpointError(f"{directory}: {name} is not part of this checkpoint")
+        _record(directory, checkpoint, name)
+    _verify_sizes(directory, checkpoint)
     for name, record in checkpoint.files.items():
-        if Path(name).name != name:
-            raise CheckpointError(f"{directory}: a file name with a path in the manifest")
+        if not is_file_name(name):
+            raise CheckpointError(f"{directory}: a file name with a path in the manifest: export it again")
         if name in needs:
-            _verify_file(directory / name, record)
+            read_recorded(directory / name, record)
+
+
+def _record(directory: Path, checkpoint: AnyCheckpoint, name: str) -> FileRecord:
+    record = checkpoint.files.get(name)
+    if record is None:
+        raise CheckpointError(f"{directory}: {name} is not part of this checkpoint")
+    return record
+
+
+def _verify_sizes(directory: Path, checkpoint: AnyCheckpoint) -> None:
+    """Refuse a network that the files cannot hold, before anything of its size is made."""
+    weights, size_bytes = checkpoint.network.least_weights, sum(file.size_bytes for file in checkpoint.files.values())
+    if isinstance(checkpoint, TracegramCheckpoint) and checkpoint.mm4flow is not None:
+        weights += checkpoint.mm4flow.network.least_weights
+    if checkpoint.files and weights > size_bytes:  # a weight takes a byte at least, as int8
+        raise CheckpointError(f"{directory}: {weights} weights or more in files of {size_bytes} bytes: export it again")
 
 
 def _verify_encoder(directory: Path, checkpoint: TracegramCheckpoint) -> None:
@@ -353,27 +387,13 @@ def _verify_own(directory: Path, own: OwnMm4flow, feature_size: int) -> None:
         raise CheckpointError(
             f"{directory}: feature_size {feature_size} is not twice the d_model {own.network.d_model} of its mm4flow"
         )
+    _verify_tokens(directory, own.features, own.network)
+
+
+def _verify_tokens(directory: Path, features: Mm4flowFeatures, network: Mm4flowNetwork) -> None:
     for tokens, most in (
-        (own.features.most_ps_tokens, own.network.ps_max_tokens),
-        (own.features.most_bytes_tokens, own.network.bytes_max_tokens),
+        (features.most_ps_tokens, network.ps_max_tokens),
+        (features.most_bytes_tokens, network.bytes_max_tokens),
     ):
         if tokens > most:
             raise CheckpointError(f"{directory}: features of {tokens} tokens for an encoder of at most {most}")
-
-
-def _verify_file(path: Path, record: FileRecord) -> None:
-    try:
-        size_bytes = path.stat().st_size
-        digest = file_sha256(path) if size_bytes == record.size_bytes else ""
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
-    if size_bytes != record.size_bytes:
-        raise CheckpointError(f"{path}: {size_bytes} bytes, the manifest says {record.size_bytes}")
-    if digest != record.sha256:
-        raise CheckpointError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

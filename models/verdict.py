@@ -73,7 +73,7 @@ class Judge(Protocol):
 
 
 def probabilities(logits: NDArray[np.float32], checkpoint: Judge) -> NDArray[np.float64]:
-    """Calibrated probabilities of the labels, float64 [n, labels], of logits float32 [n, classes].
+    """Calibrated probabilities of the labels, float64 [n, labels], of finite logits float32 [n, classes].
 
     The background class, where there is one, takes its share first: the labels then add up to less than 1.
     """
@@ -83,8 +83,14 @@ def probabilities(logits: NDArray[np.float32], checkpoint: Judge) -> NDArray[np.
     return shares[:, : len(checkpoint.labels)]
 
 
-def verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: bool = False) -> list[Verdict]:
-    """One verdict for each row of logits float32 [n, classes]."""
+def verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: bool = False) -> list[Verdict | None]:
+    """One verdict for each row of logits float32 [n, classes]; None where one of them is no finite number."""
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
+    judged = iter(_verdicts(logits[finite], checkpoint, with_scores=with_scores))
+    return [next(judged) if is_finite else None for is_finite in finite.tolist()]
+
+
+def _verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: bool) -> list[Verdict]:
     shares = probabilities(logits, checkpoint)
     order = np.argsort(-shares, axis=1, kind="stable")[:, : ALTERNATIVES + 1]
     ranked = np.take_along_axis(shares, order, axis=1).round(6).tolist()

@@ -15,15 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-import structlog
-
 from models.flow import Flow
 from service.classifier import Classifier, FlowOutcome
+from service.engines.thread import EngineStalledError
 from service.fair_queue import FairQueue
 from service.metrics import Metrics
-from service.supervisor import Part, Supervisor
-
-log = structlog.get_logger()
+from service.supervisor import STEADY_SECONDS, Part, Supervisor
 
 
 class QueueFullError(RuntimeError):
@@ -127,7 +124,8 @@ class Batcher:
         """Start the lanes; call once, in the event loop that will submit."""
         for number, lane in enumerate(self._lanes, 1):
             name = f"engine {number} of {lane.classifier.checkpoint.name}"
-            lane.part = self._supervisor.start(name, partial(self._work, lane))
+            steady_seconds = max(STEADY_SECONDS, 2 * lane.classifier.thread.timeout_seconds)
+            lane.part = self._supervisor.start(name, partial(self._work, lane), steady_seconds)
 
     async def replace(self, classifiers: Sequence[Classifier]) -> None:
         """Classify with others from the next batch on; returns when the old ones have finished theirs."""
@@ -146,6 +144,7 @@ class Batcher:
             await asyncio.wait(tasks, timeout=drain_seconds)
         await self._supervisor.stop(lane.part for lane in self._lanes if lane.part)
         for lane in self._lanes:
+            lane.classifier.thread.close()
             lane.thread.shutdown(wait=False)
         self._cancel_queued()
 
@@ -206,8 +205,14 @@ class Batcher:
             return self.submit(flows, caller=caller, urgent=urgent)
 
     async def _work(self, lane: _Lane) -> None:
-        """Batch after batch, until the lane is retired, or the service stops and nothing is left."""
-        while not lane.retired and (self._queue or not self._stopping):
+        """Batch after batch, until the lane is retired, or the service stops and nothing is left.
+
+        Raises:
+            EngineStalledError: its engine hangs. Who starts the lane again hears of it until the engine answers.
+        """
+        engine = lane.classifier.thread
+        while not (lane.retired or engine.is_closed) and (self._queue or not self._stopping):
+            engine.check()
             batch = await self._next_batch(lane)
             try:
                 if batch:
@@ -251,24 +256,25 @@ class Batcher:
                     await self._arrived.wait()
 
     async def _compute(self, lane: _Lane, batch: list[_Item]) -> None:
-        loop = asyncio.get_running_loop()
+        """Answer a batch; what is left of it when this returns has no outcome.
+
+        Raises:
+            EngineStalledError: the engine hangs.
+        """
+        loop, flows = asyncio.get_running_loop(), [item.flow for item in batch]
         try:
-            found = await loop.run_in_executor(lane.thread, lane.classifier.classify, [item.flow for item in batch])
-        except Exception as error:  # whatever the engine raised, every waiter must hear of it
-            if len(batch) > 1:  # one bad flow must not cost the others their verdicts: halve until it stands alone
-                middle = len(batch) // 2
-                await self._compute(lane, batch[:middle])
-                await self._compute(lane, batch[middle:])
+            found = await loop.run_in_executor(lane.thread, lane.classifier.classify_each, flows)
+        except EngineStalledError:
+            self._metrics.failures.labels("BACKEND").inc(len(batch))
+            if lane.classifier.thread.is_closed:
                 return
             self.failing = True
-            log.error("engine failed", error=type(error).__name__, uid=batch[0].flow.uid)
-            self._metrics.failures.labels("BACKEND").inc()
-            batch[0].answer(None)
-            return
-        self.failing = False
+            raise
+        self.failing = all(outcome is None for outcome in found)
+        self._metrics.failures.labels("BACKEND").inc(found.count(None))
         self._metrics.observe_batch(lane.classifier.last_timing, len(batch))
         for item, outcome in zip(batch, found, strict=True):
-            if outcome.verdict is not None:
+            if outcome is not None and outcome.verdict is not None:
                 self._metrics.count_verdict(outcome.verdict)
             item.answer(outcome)
 

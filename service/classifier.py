@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from models.checkpoint import TracegramCheckpoint
@@ -15,10 +16,16 @@ from models.encode import Mm4flowFeatures, encode
 from models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from models.trace import is_instance
 from models.verdict import Verdict, verdicts
-from service.engines.base import Engine, EngineError
+from service.engines.base import Engine, EngineError, Scores
+from service.engines.thread import EngineStalledError, EngineThread
 from service.engines.traces import TraceEngine
 
+log = structlog.get_logger()
+
 DEFAULT_CHECKPOINT = "flow-protocols"
+
+BATCH_TIMEOUT_SECONDS = 600.0
+"""Longest time that an engine may take for a batch where nobody waits for live verdicts."""
 
 SPECIAL_TOKENS = 5
 """Tokens of a flow beside its lengths and bytes: two around the lengths, three around the content."""
@@ -33,6 +40,16 @@ class Timing:
     tokens: int
     padding_tokens: int
     lengths_out_of_vocabulary: int
+
+    def plus(self, other: Timing) -> Timing:
+        """What both cost together."""
+        return Timing(
+            self.encode_seconds + other.encode_seconds,
+            self.compute_seconds + other.compute_seconds,
+            self.tokens + other.tokens,
+            self.padding_tokens + other.padding_tokens,
+            self.lengths_out_of_vocabulary + other.lengths_out_of_vocabulary,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +66,7 @@ class FlowOutcome:
 
 
 class Classifier:
-    """Classifies batches of flows with a checkpoint; one call at a time per instance.
+    """Classifies batches of flows with a checkpoint; one call at a time per instance, whose deadline is its thread's.
 
     With a `trace_engine` flows that count in traces get their embeddings in the same pass: those that the flow network
     computes anyway, or those of the trace checkpoint's own encoder.
@@ -62,13 +79,16 @@ class Classifier:
         trace_engine: TraceEngine | None = None,
         min_packets: int | None = None,
         with_scores: bool = False,
+        thread: EngineThread | None = None,
     ) -> None:
+        """`thread`: where the engines compute, with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
         self.trace_engine = trace_engine
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
         self._engine = engine
         self._with_scores = with_scores
+        self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
         self._reads = [self.checkpoint.features]
         self._reads_heads = False
         if trace_engine is not None:
@@ -79,7 +99,11 @@ class Classifier:
     def with_traces(self, trace_engine: TraceEngine | None) -> Classifier:
         """The same on the same engine, for other traces."""
         return Classifier(
-            self._engine, trace_engine=trace_engine, min_packets=self.min_packets, with_scores=self._with_scores
+            self._engine,
+            trace_engine=trace_engine,
+            min_packets=self.min_packets,
+            with_scores=self._with_scores,
+            thread=self.thread,
         )
 
     @property
@@ -113,20 +137,42 @@ class Classifier:
         heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._reads_heads else 0
         return heads + sum(_tokens(flow, read) for read in self._reads)
 
-    def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome]:
-        """One outcome for each flow, in order.
+    def classify_each(self, flows: Sequence[Flow]) -> list[FlowOutcome | None]:
+        """As `classify`, but whatever the engine raises costs one flow its outcome, and none of the others theirs.
 
         Raises:
-            EngineError: the engine gave another number of scores than it got flows.
+            EngineStalledError: the engine did not answer in time, and would not any sooner for one.
+        """
+        try:
+            return self.classify(flows)
+        except EngineStalledError:
+            raise
+        except Exception as error:
+            if len(flows) > 1:  # halve until the bad one stands alone
+                middle = len(flows) // 2
+                found = self.classify_each(flows[:middle])
+                before = self.last_timing
+                found += self.classify_each(flows[middle:])
+                self.last_timing = before.plus(self.last_timing)
+                return found
+            log.error("engine failed", error=type(error).__name__, uid=flows[0].uid)
+            self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
+            return [None]
+
+    def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome | None]:
+        """One outcome for each flow, in order; None where the network's numbers for it are not finite.
+
+        Raises:
+            EngineError: the engine gave another number of scores than it should.
+            EngineStalledError: it gave none in time.
         """
         if not flows:
             return []
         start = time.perf_counter()
         batch = encode(flows, self.checkpoint.features)
         encoded = time.perf_counter()
-        scores = self._engine.run(batch)
-        if len(scores.logits) != len(flows):
-            raise EngineError(f"the engine scored {len(scores.logits)} flows of {len(flows)}")
+        scores = self.thread.call(lambda: self._engine.run(batch))
+        self._check_shapes(scores, len(flows))
         found = verdicts(scores.logits, self.checkpoint, with_scores=self._with_scores)
         embeddings = self._embeddings(flows, scores.embeddings)
         self.last_timing = Timing(
@@ -136,11 +182,27 @@ class Classifier:
             scores.padding_tokens,
             batch.lengths_out_of_vocabulary,
         )
-        traced = self.trace_engine.checkpoint if self.trace_engine is not None else None
+        finite = np.asarray(np.isfinite(scores.embeddings).all(axis=1))
         return [
-            FlowOutcome(self._verdict(flow, verdict), embedding, None if embedding is None else traced)
-            for flow, verdict, embedding in zip(flows, found, embeddings, strict=True)
+            self._outcome(flow, verdict, embedding) if is_finite and verdict is not None else None
+            for flow, verdict, embedding, is_finite in zip(flows, found, embeddings, finite.tolist(), strict=True)
         ]
+
+    def _check_shapes(self, scores: Scores, flows: int) -> None:
+        network = self.checkpoint.network
+        if len(scores.logits) != flows:
+            raise EngineError(f"the engine scored {len(scores.logits)} flows of {flows}")
+        expected = [(flows, network.n_class), (flows, 2 * network.d_model)]
+        found = [scores.logits.shape, scores.embeddings.shape]
+        if found != expected:
+            raise EngineError(f"the engine gave arrays of shapes {found}, expected {expected}")
+
+    def _outcome(self, flow: Flow, verdict: Verdict, embedding: NDArray[np.float32] | None) -> FlowOutcome | None:
+        if embedding is None or self.trace_engine is None:
+            return FlowOutcome(self._verdict(flow, verdict))
+        if not np.isfinite(embedding).all():
+            return None
+        return FlowOutcome(self._verdict(flow, verdict), embedding, self.trace_engine.checkpoint)
 
     def _verdict(self, flow: Flow, verdict: Verdict) -> Verdict | None:
         if not self._is_judged(flow):
@@ -154,7 +216,8 @@ class Classifier:
         if self.trace_engine is None or not rows:
             return found
         if self.trace_engine.checkpoint.has_encoder:
-            own = self.trace_engine.embed([flows[row] for row in rows])
+            traces, traced = self.trace_engine, [flows[row] for row in rows]
+            own = self.thread.call(lambda: traces.embed(traced))
             if len(own) != len(rows):
                 raise EngineError(f"the trace engine encoded {len(own)} flows of {len(rows)}")
         else:

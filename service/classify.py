@@ -44,7 +44,7 @@ def classify_inputs(
             with progress(console, name, source) as flows:
                 for batch in _batches(flows):
                     work.classify(batch)
-            _account(entry, source)
+            account(entry, source)
         except CaptureError as error:
             entry.error = str(error)
         work.finish()
@@ -73,14 +73,15 @@ class _InputWork:
         for flow in batch:
             if not self.classifier.accepts(flow):
                 self.builder.leave_out(flow)
-        for flow, outcome in zip(accepted, self.classifier.classify(accepted), strict=True):
-            if self.traces is not None:
+        for flow, outcome in zip(accepted, self.classifier.classify_each(accepted), strict=True):
+            if self.traces is not None and outcome is not None:
                 self.traces.add(flow, outcome)
-            if outcome.verdict is None:
+            if outcome is not None and outcome.verdict is None:
                 self.builder.leave_out(flow)
                 continue
-            self.builder.add(flow, outcome.verdict)
-            self.writer.add(flow, outcome.verdict, self.entry.name)
+            verdict = outcome.verdict if outcome is not None else None
+            self.builder.add(flow, verdict)
+            self.writer.add(flow, verdict, self.entry.name)
         self._write_traces()
 
     def finish(self) -> None:
@@ -97,7 +98,8 @@ class _InputWork:
                 self.writer.add_trace(trace)
 
 
-def _account(entry: InputSummary, source: FlowInput) -> None:
+def account(entry: InputSummary, source: FlowInput) -> None:
+    """Take over what a source counted, once it has been read."""
     entry.packets = source.packets
     entry.skipped = dict(source.skipped)
     entry.warning = source.warning

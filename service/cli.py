@@ -13,23 +13,27 @@ import msgspec
 import typer
 
 from models.checkpoint import CheckpointError
-from models.flow import HeadsKind
+from models.flow import Flow, HeadsKind
 from service import __version__
 from service.classifier import DEFAULT_CHECKPOINT, Classifier
-from service.classify import classify_inputs
+from service.classify import account, classify_inputs
 from service.console import make_console, say
 from service.engines.base import EngineError, EngineName, load_engine
-from service.inputs import ReaderName, open_input
+from service.engines.thread import hanging_engine
+from service.engines.trial import try_out
+from service.inputs import FlowInput, ReaderName, open_input
 from service.log_lines import configure_logs
 from service.models_command import app as models_app
 from service.output import Format, Show, writer
-from service.report import feature_lines
+from service.process_title import hide_passwords
+from service.report import InputSummary, feature_lines, left_out_text, nothing_understood
 from service.repository import newest_version, shipped_checkpoint
 from service.serve_command import serve
 from service.settings import Settings
 from service.sources.bus.transport import TransportError
 from service.sources.capture import CaptureError, ReadOptions
-from service.traces.loading import fitting, load_traces
+from service.terminal import input_problem
+from service.traces.loading import fitting, load_beside, trace_directory
 from service.traces.state import StateError
 from service.watch import watch
 from service.zeek_process import ZeekError
@@ -68,6 +72,12 @@ def main() -> None:
         _forget_output()
         say(f"cannot write the result: {error.strerror}")
         sys.exit(EXIT_FAILED)
+    except SystemExit as end:
+        if hanging_engine():  # nothing waits for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
+        raise
 
 
 def _forget_output() -> None:
@@ -117,8 +127,10 @@ def classify(
     errors = make_console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
+        traces_directory = None if show == "flows" else trace_directory(trace_checkpoint)
+        try_out(*(each for each in (directory, traces_directory) if each is not None), engine=engine)
         flow_engine = load_engine(engine, directory)
-        trace_engine = None if show == "flows" else load_traces(trace_checkpoint, engine)
+        trace_engine = load_beside(engine, traces_directory) if traces_directory is not None else None
         trace_engine = fitting(
             trace_engine,
             flow_engine.checkpoint,
@@ -131,8 +143,16 @@ def classify(
     if show == "traces" and trace_engine is None:
         _fail("no trace checkpoint, so there are no traces to show: give --trace-checkpoint DIR", EXIT_USAGE)
     with _opened(output, captures) as file:
-        summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
-    if any(entry.error or entry.warning for entry in summary.inputs):
+        try:
+            summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
+        except EngineError as error:
+            _fail(str(error), EXIT_FAILED)
+    if format_ in ("csv", "ndjson"):
+        for text in filter(None, map(left_out_text, summary.inputs)):
+            errors.print(text, style="dim", soft_wrap=True)
+    failed = summary.failed + (summary.traces.failed if summary.traces else 0)
+    incomplete = any(entry.error or entry.warning for entry in summary.inputs)
+    if failed or incomplete or nothing_understood(summary.inputs):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -148,22 +168,28 @@ def features(
     reader: Reader = "auto",
 ) -> None:
     """Write the features of each flow, one JSON line per flow, as the API takes them back."""
-    failed = False
+    entries = [InputSummary(name) for name in captures]
     with _opened(output, captures) as file:
-        for name in captures:
+        for entry in entries:
             try:
-                source = open_input(name, reader, ReadOptions(heads=heads))
-                flows = (flow for flow in source if everything or flow.payload_lengths)
-                for line in feature_lines(flows, tokens=tokens):
+                source = open_input(entry.name, reader, ReadOptions(heads=heads))
+                for line in feature_lines(_counted(source, entry, everything), tokens=tokens):
                     file.write(msgspec.json.encode(line).decode() + "\n")
-                problem = source.warning
+                account(entry, source)
             except CaptureError as error:
-                problem = str(error)
-            if problem:
-                failed = True
-                say(f"{name}: {problem}")
-    if failed:
+                entry.error = str(error)
+            for text in filter(None, (input_problem(entry), left_out_text(entry))):
+                say(text)
+    if any(entry.error or entry.warning for entry in entries) or nothing_understood(entries):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterator[Flow]:
+    """The flows of a source, those without payload only on request; `entry` counts all."""
+    for flow in source:
+        entry.flows += 1
+        if everything or flow.payload_lengths:
+            yield flow
 
 
 app.command("serve")(serve)
@@ -173,7 +199,8 @@ app.add_typer(models_app, name="models")
 @app.command("watch")
 def watch_command(
     interface: Annotated[
-        list[str] | None, typer.Option(help="start Zeek on this network interface; repeatable")
+        list[str] | None,
+        typer.Option(help="start Zeek on this interface, or eth0=NAME to name the sensor; repeatable"),
     ] = None,
     zeek: Annotated[
         list[str] | None, typer.Option(help="attach to a running sensor: ws://host:port; repeatable")
@@ -183,8 +210,11 @@ def watch_command(
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
     trace_checkpoint: TraceCheckpoint = None,
     log_dir: Annotated[
-        Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: nowhere]")
+        Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: it writes none]")
     ] = None,
+    return_verdicts: Annotated[
+        bool, typer.Option("--return-verdicts", help="send verdicts back to Zeek's logs and notices, as `serve` does")
+    ] = False,
 ) -> None:
     """Show verdicts on live traffic, until Ctrl-C."""
     if not (interface or zeek or replay):
@@ -200,6 +230,9 @@ def watch_command(
             checkpoint=checkpoint,
             trace_checkpoint=trace_checkpoint,
         )
+        hide_passwords(settings.zeek)
+        if not return_verdicts:
+            settings = settings.model_copy(update={"spool_verdicts": 0})
         raise typer.Exit(watch(settings, log_dir))
     except (CheckpointError, EngineError, StateError, TransportError) as error:
         _fail(str(error), EXIT_USAGE)

@@ -17,7 +17,7 @@ from models.flow import Flow
 from models.foreign_text import sheet_cell
 from models.verdict import Verdict
 from service.console import make_console
-from service.report import Summary, classified
+from service.report import Summary, classified, left_out_text
 from service.terminal import FlowTable
 from service.trace_table import TraceTable
 from service.traces.records import TraceVerdict
@@ -112,6 +112,8 @@ class TableWriter:
             self._flows.draw(self._console, summary)
         if self._show != "flows":
             self._traces.draw(self._console, summary)
+        for text in filter(None, map(left_out_text, summary.inputs)):
+            self._console.print(text, style="dim", markup=False, soft_wrap=True)
 
 
 class _Spool:

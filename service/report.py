@@ -44,6 +44,21 @@ class InputSummary(msgspec.Struct):
     error: str | None = None
 
 
+def left_out_text(entry: InputSummary) -> str | None:
+    """What of an input's packets gave no flow, by reason, most first; None where nothing was left out."""
+    if not entry.packets or not entry.skipped:
+        return None
+    reasons = sorted(entry.skipped.items(), key=lambda item: (-item[1], item[0]))
+    packets = "1 packet" if entry.packets == 1 else f"{entry.packets} packets"
+    return f"{entry.name}: without a flow, of {packets}: " + ", ".join(f"{count} {why}" for why, count in reasons)
+
+
+def nothing_understood(inputs: Iterable[InputSummary]) -> bool:
+    """Whether there were packets, and no flow in any of them."""
+    inputs = list(inputs)
+    return any(entry.packets for entry in inputs) and not any(entry.flows for entry in inputs)
+
+
 class TraceSummary(msgspec.Struct):
     """The traces: how many got a verdict, how many had too few flows for one or `failed`, and flows without a part in
     one: `cut` where a trace has more than it keeps, `late` where their window had to be closed before they came."""

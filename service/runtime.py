@@ -13,7 +13,9 @@ from models.checkpoint import CheckpointError, TracegramCheckpoint, checkpoint_k
 from service.batcher import Batcher
 from service.classifier import Classifier
 from service.engines.base import load_engines
-from service.engines.traces import TraceEngine, warm_up
+from service.engines.thread import EngineThread
+from service.engines.traces import TraceEngine
+from service.engines.trial import try_out, try_out_aside
 from service.gpu import gpu_collector
 from service.live import LivePipeline
 from service.metrics import Metrics
@@ -26,14 +28,17 @@ from service.sources.bus.transport import TlsFiles
 from service.supervisor import Supervisor
 from service.traces.history import TraceHistory
 from service.traces.live import LiveTraces, TraceWatcher
-from service.traces.loading import fitting, load_beside, load_traces, misfit
+from service.traces.loading import fitting, load_beside, load_traces, misfit, trace_directory
 from service.traces.offline import CaptureTraces
 from service.traces.scorer import TraceScorer
 from service.traces.state import TraceState
 from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
-from service.zeek_process import ZeekOnInterface
+from service.zeek_process import zeeks_on
 
 log = structlog.get_logger()
+
+WATCH_SECONDS = 1.0
+"""How often it is looked whether the trace engine hangs."""
 
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
@@ -61,21 +66,30 @@ class Service:
         self.supervisor = Supervisor(self.metrics)
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
+        repository, self.default_model = find_models(settings)
+        served = (trace_directory(settings.trace_checkpoint), repository.find(self.default_model))
+        try_out(
+            *(directory for directory in served if directory is not None),
+            engine=settings.engine,
+            precision=settings.precision,
+            seconds=settings.model_trial_seconds,
+        )
         self._trace_engine = load_traces(
             settings.trace_checkpoint, settings.engine, settings.threads, settings.precision
         )
-        repository, self.default_model = find_models(settings)
         if self._trace_engine is not None:
             name = self._trace_engine.checkpoint.name
             if settings.trace_checkpoint is not None:
                 repository.pinned[name] = versions_directory(settings.trace_checkpoint, name)
             elif not repository.versions(name):
                 repository.pinned[name] = ZOO / name
-        self.models = ServedModels(repository, self.default_model, self._load_engines, self._make_batcher, self.metrics)
-        self.trace_scorer = TraceScorer(self._trace_engine) if self._trace_engine else None
+        self.models = ServedModels(
+            repository, self.default_model, self._try_out, self._load_engines, self._make_batcher, self.metrics
+        )
+        self.trace_scorer = self._scorer(self._trace_engine) if self._trace_engine else None
         self.traces = live_traces(settings, self.trace_scorer, self.metrics, trace_watcher)
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
-        self.zeeks = [ZeekOnInterface(name, log_dir) for name in settings.interface]
+        self.zeeks = zeeks_on(settings.interface, log_dir)
         self.sensors = Sensors(
             [*settings.zeek, *(zeek.url for zeek in self.zeeks)],
             self.pipeline,
@@ -109,7 +123,21 @@ class Service:
         checkpoint = engines[0].checkpoint
         required = checkpoint.name == self.default_model and settings.trace_checkpoint is not None
         traces = fitting(self._trace_engine, checkpoint, required=required, warn=log.warning)
-        return [Classifier(engine, trace_engine=traces) for engine in engines]
+        seconds = settings.engine_timeout_seconds
+        return [
+            Classifier(
+                engine, trace_engine=traces, thread=EngineThread(f"engine {number} of {checkpoint.name}", seconds)
+            )
+            for number, engine in enumerate(engines, 1)
+        ]
+
+    def _scorer(self, engine: TraceEngine) -> TraceScorer:
+        return TraceScorer(engine, self.settings.engine_timeout_seconds)
+
+    async def _try_out(self, directory: Path) -> None:
+        """Raise CheckpointError or EngineError where a checkpoint cannot serve."""
+        settings = self.settings
+        await try_out_aside(directory, settings.engine, settings.precision, settings.model_trial_seconds)
 
     async def load_model(self, name: str, version: str | None = None) -> int | None:
         """Load a version of a flow model or of a trace model, the newest where none is given, and let it serve.
@@ -134,14 +162,15 @@ class Service:
         if self.trace_scorer is None:
             raise ModelBusyError("traces are off since the start: start again with --trace-checkpoint DIR")
         async with self.models.changing():
-            engine = await asyncio.to_thread(self._warm_trace_engine, directory)
-            checkpoint = engine.checkpoint
+            await self._try_out(directory)
+            scorer = await asyncio.to_thread(self._warm_scorer, directory)
+            engine, checkpoint = scorer.engine, scorer.checkpoint
             if checkpoint.name != name:
                 raise CheckpointError(f"{directory}: holds a model named {checkpoint.name}, expected {name}")
             fitting(engine, self.classifier.checkpoint, required=True, warn=log.warning)
             if self.traces is not None:
                 refuse_endless(self.settings, checkpoint)
-            self._trace_engine, self.trace_scorer = engine, TraceScorer(engine)
+            self._trace_engine, self.trace_scorer = engine, scorer
             if self.traces is not None:
                 windows = trace_windows(self.settings, checkpoint, after=self.traces.windows)
                 self.traces.open(windows, self.trace_scorer)
@@ -153,10 +182,11 @@ class Service:
             log.info("trace model loaded", model=name, version=checkpoint.version, closed_windows=closed)
         return closed
 
-    def _warm_trace_engine(self, directory: Path) -> TraceEngine:
-        engine = load_beside(self.settings.engine, directory, self.settings.threads, self.settings.precision)
-        warm_up(engine)
-        return engine
+    def _warm_scorer(self, directory: Path) -> TraceScorer:
+        settings = self.settings
+        scorer = self._scorer(load_beside(settings.engine, directory, settings.threads, settings.precision))
+        scorer.warm_up()
+        return scorer
 
     def _retraced(self, classifier: Classifier) -> Classifier:
         """The same classifier for the trace model that serves now, where that can read its flows."""
@@ -184,22 +214,38 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Warm up, serve, then drain within the limit."""
-        if self._trace_engine is not None:
-            await asyncio.to_thread(warm_up, self._trace_engine)
+        if self.trace_scorer is not None:
+            await asyncio.to_thread(self.trace_scorer.warm_up)
         await self.models.start()
         try:
             for name in self.settings.load_models:
-                await self.models.load(name)
+                await self.load_model(name)
             async with self.sensors.running(self.settings.shutdown_seconds):
                 feeding = [self.supervisor.start(f"zeek on {zeek.interface}", zeek.run) for zeek in self.zeeks]
                 if self.replay is not None:
                     feeding.append(self.supervisor.start("replay", self.replay.run))
+                if self.trace_scorer is not None:
+                    feeding.append(self.supervisor.start("trace engine", self._watch_trace_engine))
                 try:
                     yield
                 finally:
+                    asyncio.get_running_loop().call_later(2 * self.settings.shutdown_seconds, self._give_up_engines)
                     await self.supervisor.stop(feeding)
         finally:
             await self.models.stop(self.settings.shutdown_seconds)
+            self._give_up_engines()
+
+    async def _watch_trace_engine(self) -> None:
+        """Die where the trace engine hangs, until it answers again; nothing else runs here."""
+        while self.trace_scorer is not None:
+            self.trace_scorer.thread.check()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _give_up_engines(self) -> None:
+        """Wait for no engine any more."""
+        self.models.give_up()
+        if self.trace_scorer is not None:
+            self.trace_scorer.thread.close()
 
     def no_live_traces(self) -> str | None:
         """Why there are no verdicts on live traces, or None."""

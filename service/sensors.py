@@ -17,7 +17,7 @@ from service.metrics import Metrics
 from service.sinks.zeek import ZeekSink, trace_verdict_row, verdict_row
 from service.sources.bus.events import VerdictsAck, trace_verdicts_event, verdicts_event
 from service.sources.bus.source import BusSource, make_transport
-from service.sources.bus.transport import TlsFiles, Transport, TransportError
+from service.sources.bus.transport import TlsFiles, Transport, TransportError, shown_url
 from service.supervisor import Part, Supervisor
 from service.traces.live import LiveTraces
 
@@ -54,7 +54,7 @@ class Sensors:
         supervisor: Supervisor,
     ) -> None:
         """`spool_verdicts` 0 sends no verdicts back; `watcher` is told of every verdict; `traces` get all flows."""
-        if len({url.rstrip("/") for url in urls}) < len(urls):
+        if len({shown_url(url) for url in urls}) < len(urls):
             raise TransportError("a sensor is named twice: one connection per sensor is all that Zeek should bear")
         self._pipeline = pipeline
         self._metrics = metrics

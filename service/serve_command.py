@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from models.checkpoint import CheckpointError
 from service.console import say
 from service.engines.base import EngineError
+from service.process_title import hide_passwords
 from service.settings import ENV_PREFIX, Settings
 from service.sources.bus.transport import TransportError
 from service.sources.capture import CaptureError, check_capture
@@ -32,6 +33,7 @@ def serve(**given: Any) -> None:
 
     try:
         settings = Settings(**{name: value for name, value in given.items() if value not in (None, [])})
+        hide_passwords(settings.zeek)
         if settings.replay is not None:
             check_capture(settings.replay)
         run_server(settings)

@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -31,19 +31,21 @@ class ModelBusyError(RuntimeError):
 class ServedModels:
     """The loaded models by name; the default one serves the live path and whoever names none.
 
-    `load_engines` gives the engines of a checkpoint directory, one for each device.
+    `try_out` says whether a checkpoint directory can serve; `load_engines` gives its engines, one for each device.
     """
 
     def __init__(
         self,
         repository: Repository,
         default: str,
+        try_out: Callable[[Path], Awaitable[None]],
         load_engines: Callable[[Path], list[Classifier]],
         make_batcher: Callable[[list[Classifier]], Batcher],
         metrics: Metrics,
     ) -> None:
         self.repository = repository
         self.default = default
+        self._try_out = try_out
         self._load_engines = load_engines
         self._make_batcher = make_batcher
         self._metrics = metrics
@@ -89,8 +91,8 @@ class ServedModels:
     async def load(self, name: str, version: str | None = None) -> Checkpoint:
         """Load a version of a model, the newest where none is given, and serve it in place of the loaded one.
 
-        The new one is warm before it takes a flow; the old one finishes its batches; flows that wait stay in the queue.
-        Whatever is wrong with the new one, the old one goes on.
+        The new one is tried out, and warm before it takes a flow; the old one finishes its batches; flows that wait
+        stay in the queue. Whatever is wrong with the new one, the old one goes on.
 
         Raises:
             UnknownModelError: there is no such model or version.
@@ -99,6 +101,7 @@ class ServedModels:
         """
         async with self.changing():
             directory = self.repository.find(name, version)
+            await self._try_out(directory)
             classifiers = await asyncio.to_thread(self._warm_engines, directory)
             checkpoint = classifiers[0].checkpoint
             if checkpoint.name != name:
@@ -128,6 +131,12 @@ class ServedModels:
             await batcher.stop(drain_seconds)
             self._metrics.model.remove(name)
             log.info("model unloaded", model=name)
+
+    def give_up(self) -> None:
+        """Wait for no engine any more: every batch that is computed fails now."""
+        for batcher in self._batchers.values():
+            for classifier in batcher.classifiers:
+                classifier.thread.close()
 
     async def replace_classifiers(self, change: Callable[[Classifier], Classifier]) -> None:
         """Put another classifier in the place of each, from the next batch on; returns when the old ones are idle.

@@ -6,11 +6,12 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_serializer, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.engines.base import EngineName, Precision
+from service.sources.bus.transport import shown_url
 
 ENV_PREFIX = "TAPLINE_"
 
@@ -61,6 +62,12 @@ class Settings(BaseSettings):
     )
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
+    model_trial_seconds: float = Field(
+        30, gt=0, le=3600, description="longest time that loading and running a checkpoint once may take"
+    )
+    engine_timeout_seconds: float = Field(
+        60, gt=0, le=3600, description="longest time of a batch; an engine that hangs on is given up, and the service"
+    )
     threads: int = Field(0, ge=0, le=1024, description="threads of the engine, 0 for one per core")
     max_batch_size: int = Field(256, ge=1, le=65536, description="most flows in a batch")
     max_batch_tokens: int = Field(65_536, ge=1, le=1 << 26, description="most tokens in a batch; one flow always fits")
@@ -89,7 +96,9 @@ class Settings(BaseSettings):
     zeek: TextList = Field(
         [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
     )
-    interface: TextList = Field([], description="network interface to start Zeek on; may be repeated")
+    interface: TextList = Field(
+        [], description="network interface to start Zeek on, or eth0=NAME to name the sensor; may be repeated"
+    )
     zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
     zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
     zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
@@ -121,6 +130,10 @@ class Settings(BaseSettings):
         if text != text.strip() or any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
             raise ValueError("expected a key without blanks at its ends, line ends and control characters")
         return key
+
+    @field_serializer("zeek", when_used="json")
+    def _show_no_passwords(self, urls: list[str]) -> list[str]:
+        return [shown_url(url) for url in urls]
 
     @property
     def is_live(self) -> bool:

@@ -63,11 +63,14 @@ class Supervisor:
         self._deaths_in_a_row = deaths_in_a_row
         self._first_pause_seconds = first_pause_seconds
 
-    def start(self, name: str, run: Callable[[], Awaitable[None]]) -> Part:
-        """Run a part in a task of its own, again whenever it ends by an error, until it is cancelled or returns."""
+    def start(self, name: str, run: Callable[[], Awaitable[None]], steady_seconds: float = STEADY_SECONDS) -> Part:
+        """Run a part in a task of its own, again whenever it ends by an error, until it is cancelled or returns.
+
+        After `steady_seconds` it had recovered: its next death is the first of a new row.
+        """
         part = self.parts[name] = Part(name, running=True)
         self._metrics.part_up.labels(name).set(1)
-        part.task = asyncio.create_task(self._keep(part, run), name=name)
+        part.task = asyncio.create_task(self._keep(part, run, steady_seconds), name=name)
         return part
 
     def down(self) -> str | None:
@@ -92,7 +95,7 @@ class Supervisor:
             with contextlib.suppress(KeyError):
                 self._metrics.part_up.remove(part.name)
 
-    async def _keep(self, part: Part, run: Callable[[], Awaitable[None]]) -> None:
+    async def _keep(self, part: Part, run: Callable[[], Awaitable[None]], steady_seconds: float) -> None:
         row = 0
         while True:
             started = time.monotonic()
@@ -101,7 +104,7 @@ class Supervisor:
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
-                row = 1 if time.monotonic() - started >= STEADY_SECONDS else row + 1
+                row = 1 if time.monotonic() - started >= steady_seconds else row + 1
                 self._died(part, error)
             else:
                 part.running, part.ended = False, True

@@ -149,6 +149,7 @@ def summary_text(summary: Summary) -> str:
         for count, why in (
             (summary.without_payload, "without payload"),
             (summary.below_min_packets, "with too few packets"),
+            (summary.failed, "on which the engine failed"),
         )
         if count
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections import Counter, OrderedDict, deque
 from pathlib import Path
@@ -21,6 +20,7 @@ from service.console import Cleaned, make_console
 from service.live import OPEN_FLOWS
 from service.runtime import Service
 from service.settings import Settings
+from service.signals import stop_signals
 from service.sources.errors import CaptureError
 from service.terminal import flow_cells, label_text
 from service.trace_table import recent_traces
@@ -157,7 +157,7 @@ def watch(settings: Settings, log_dir: Path | None) -> int:
 async def _watch(service: Service, view: View, console: Console) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         loop.add_signal_handler(number, stop.set)
     failure = None
     async with service.running():

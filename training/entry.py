@@ -10,5 +10,8 @@ def main() -> None:
     try:
         from training.cli import main as run
     except ModuleNotFoundError as error:
-        sys.exit(f"tapline-train needs {error.name}: install tapline[train], or run `make test` and use .venv-dev")
+        sys.exit(
+            f"tapline-train needs {error.name}: install the extra `train` from where this tapline came from "
+            "(pip install '.[train]' in a checkout), or run `make test` and use .venv-dev"
+        )
     run()

@@ -26,6 +26,8 @@ __all__ = ["ExtractError", "ExtractSettings", "extract", "find_origins"]
 SHARD_ORIGINS = 64
 SHARD_BYTES = 64 << 20
 """A shard takes consecutive origins until it has so many, or so many bytes of them."""
+MAX_TOLD_WARNINGS = 5
+"""An error names so many captures that could not be read."""
 _PLAN = "plan.json"
 
 
@@ -103,10 +105,19 @@ def extract(
     if not manifest.samples:
         shutil.rmtree(staging)
         reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(manifest.left_out.items()))
-        raise ExtractError(f"{len(origins)} captures hold no flow with payload: {reasons or 'they are empty'}")
+        raise ExtractError(
+            f"{len(origins)} captures hold no flow with payload: {reasons or 'they are empty'}{_why(manifest.warnings)}"
+        )
     write_manifest(staging, manifest)
     _move(staging, directory, {MANIFEST, *(shard.name for shard in manifest.shards)})
     return manifest
+
+
+def _why(warnings: dict[str, str]) -> str:
+    """What was wrong with the first captures, as part of a sentence."""
+    told = [f"; {name}: {warning}" for name, warning in list(warnings.items())[:MAX_TOLD_WARNINGS]]
+    more = len(warnings) - len(told)
+    return "".join(told) + (f"; and {more} more" if more else "")
 
 
 def _move(staging: Path, directory: Path, names: set[str]) -> None:
@@ -151,7 +162,9 @@ def _group(origins: Sequence[Origin]) -> Iterator[list[Origin]]:
 
 
 def _files(origin: Origin) -> list[Path]:
-    return sorted(origin.path.glob("*.log*")) if origin.path.is_dir() else [origin.path]
+    if not origin.path.is_dir():
+        return [origin.path]
+    return sorted(path for path in origin.path.iterdir() if path.is_file() and ".log" in path.name)
 
 
 def _fingerprint(origins: Sequence[Origin], settings: ExtractSettings) -> str:

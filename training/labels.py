@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from models.flow import Flow
+from models.flow import PROTOCOLS, Flow
 from training.origins import Origin
+from training.tables import Table, TableError
 
 COLUMNS = ("pcap", "l4", "client_ip", "client_port", "server_ip", "server_port")
-_WITHOUT_PORTS = {"icmp", "icmpv6"}
-_PROTOCOL_NUMBERS = {"igmp": "2", "esp": "50", "ah": "51", "pim": "103", "vrrp": "112", "pgm": "113", "sctp": "132"}
+_PROTOCOLS = {
+    **dict.fromkeys(("icmp", "icmpv6", "icmp6", "ipv6-icmp", "1", "58"), "icmp"),
+    **{"6": "tcp", "17": "udp", "igmp": "2", "gre": "47", "esp": "50", "ah": "51", "ospf": "89", "pim": "103"},
+    **{"vrrp": "112", "pgm": "113", "sctp": "132"},
+}
+"""`Flow.proto` by other names and numbers of a transport."""
 
 
 class LabelError(ValueError):
@@ -116,18 +120,14 @@ def read_corrections(path: Path) -> dict[str, str]:
     """
     corrections: dict[str, str] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in ("uid", "label") if name not in (reader.fieldnames or [])]:
-                raise LabelError(f"{path}: no column {missing[0]}; expected uid,label")
-            for number, row in enumerate(reader, 2):
-                uid, label = ((row[name] or "").strip() for name in ("uid", "label"))
-                if not uid or not label:
-                    raise LabelError(f"{path} line {number}: expected a uid and a label")
-                if corrections.setdefault(uid, label) != label:
-                    raise LabelError(f"{path} line {number}: a second label for the same uid")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LabelError(f"{path}: not a readable CSV table: {error}") from None
+        for number, row in Table(path, ("uid", "label")):
+            uid, label = row["uid"], row["label"]
+            if not uid or not label:
+                raise LabelError(f"{path} line {number}: expected a uid and a label")
+            if corrections.setdefault(uid, label) != label:
+                raise LabelError(f"{path} line {number}: a second label for the same uid")
+    except TableError as error:
+        raise LabelError(str(error)) from None
     if not corrections:
         raise LabelError(f"{path}: no correction in it")
     return corrections
@@ -141,42 +141,57 @@ def read_labels(path: Path, column: str = "protocol", confidence: str = "") -> L
     """
     needed = [*COLUMNS, column, *(["confidence"] if confidence else [])]
     table = LabelTable(path.name)
+    malformed = ""
     try:
-        table.sha256 = hashlib.sha256(path.read_bytes() + f"{column} {confidence}".encode()).hexdigest()
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in needed if name not in (reader.fieldnames or [])]:
-                raise LabelError(f"{path}: no column {missing[0]}; expected {', '.join(needed)}")
-            for row in reader:
-                table.rows += 1
-                if not row[column] or not (row.get("confidence") or "").startswith(confidence):
-                    table.left_out += 1
-                    continue
-                if (ends := _row_ends(row)) is None:
-                    table.malformed += 1
-                else:
-                    table.add(row["pcap"], ends, row[column])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LabelError(f"{path}: not a readable CSV table: {error}") from None
+        rows = Table(path, needed)
+        table.sha256 = hashlib.sha256(rows.content + f"{column} {confidence}".encode()).hexdigest()
+        for number, row in rows:
+            table.rows += 1
+            label = row[column.lower()]
+            if not label or not row.get("confidence", "").startswith(confidence):
+                table.left_out += 1
+            elif (ends := _row_ends(row)) is None:
+                table.malformed += 1
+                malformed = malformed or f"; line {number}: expected an IP protocol, two addresses and two ports"
+            else:
+                table.add(row["pcap"], ends, label)
+    except TableError as error:
+        raise LabelError(str(error)) from None
     if not table.captures:
-        raise LabelError(f"{path}: no row with a label of {column} can be used: expected one flow in each row")
+        raise LabelError(
+            f"{path}: no row with a label of {column} can be used: expected one flow in each row{malformed}"
+        )
     return table
 
 
 def _row_ends(row: dict[str, str]) -> _Ends | None:
-    l4 = row["l4"]
-    proto = "icmp" if l4 in _WITHOUT_PORTS else _PROTOCOL_NUMBERS.get(l4, l4)
+    l4 = _protocol(row["l4"])
     try:
         client, server = (
-            (_address(row[f"{side}_ip"], l4), int(row[f"{side}_port"] or 0)) for side in ("client", "server")
+            (_address(row[f"{side}_ip"], l4), _port(row[f"{side}_port"])) for side in ("client", "server")
         )
-    except (ValueError, TypeError):
+    except ValueError:
         return None
-    return _ends(proto, client, server)
+    return _ends(l4, client, server) if l4 in PROTOCOLS else None
+
+
+def _protocol(text: str) -> str:
+    """A transport by name in any case, or by number, as `Flow.proto` has it."""
+    name = text.lower().removesuffix(".0")
+    return _PROTOCOLS.get(name, name)
+
+
+def _port(text: str) -> int:
+    """A port, 0 where the column is empty. Spreadsheets and data frames write whole numbers with decimals."""
+    port = int(text.removesuffix(".0") or 0)
+    if not 0 <= port <= 65_535:
+        raise ValueError("no port")
+    return port
 
 
 def _address(text: str, l4: str) -> str:
-    """An address in its shortest form; transports without ports may carry a port in the address column."""
+    """An address as a flow has it; transports without ports may carry a port in the address column."""
     if l4 not in {"tcp", "udp"} and "." in text:
         text = text.partition(":")[0]
-    return str(ipaddress.ip_address(text))
+    address = ipaddress.ip_address(text.strip("[]"))
+    return str(getattr(address, "ipv4_mapped", None) or address)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.flow import Flow, HeadsKind
-from service.sources.capture import CaptureError, CaptureReader, ReadOptions
-from service.sources.logs import LogError, is_log_directory, read_log_directory
+from service.sources.capture import CaptureError, CaptureReader, ReadOptions, check_capture
+from service.sources.logs import LogDirectory, LogError, is_log_directory, is_log_of
 from service.sources.ndjson import FlowLines
-from service.sources.zeek import read_flow_log
+from service.sources.zeek import FlowLog
 
-FLOW_LOG = "tapline_flow.log"
+FLOW_LOG = "tapline_flow"
 _NOT_TRAFFIC = {".csv", ".md", ".txt", ".json"}
 
 
@@ -62,9 +62,14 @@ class OriginReader:
     def _flows(self) -> Iterable[Flow]:
         path = self.origin.path
         if path.is_dir():
-            yield from read_log_directory(path)
-        elif path.name == FLOW_LOG:
-            yield from read_flow_log(path)
+            logs = LogDirectory(path)
+            yield from logs
+            self.left_out.update(logs.left_out)
+            self.warning = logs.warning
+        elif is_log_of(path, FLOW_LOG):
+            log = FlowLog(path)
+            yield from log
+            self.warning = log.warning or ""
         else:
             reader = _open_lines(path) or CaptureReader(path, ReadOptions(heads=self.heads))
             yield from reader
@@ -90,7 +95,7 @@ def find_origins(roots: list[Path]) -> list[Origin]:
     for root in roots:
         if not root.exists():
             raise ExtractError(f"{root}: no such file or directory")
-        paths = [root] if root.is_file() or is_log_directory(root) else sorted(_below(root))
+        paths = [root] if root.is_file() else sorted(_below(root))
         if not paths:
             raise ExtractError(f"{root}: no capture and no conn.log in it")
         name = root.resolve().name
@@ -101,8 +106,21 @@ def find_origins(roots: list[Path]) -> list[Origin]:
 
 
 def _below(root: Path) -> Iterator[Path]:
-    """Log directories, and files beside none."""
-    logs = {path for path in root.rglob("*") if path.is_dir() and is_log_directory(path)}
+    """Log directories, and the files that may be traffic: in a log directory what begins as a capture does, and of a
+    capture and a log directory of its name the logs alone, which are of the same flows."""
+    logs = {path for path in (root, *root.rglob("*")) if is_log_directory(path)}
     yield from logs
-    if not logs:
-        yield from (path for path in root.rglob("*") if path.is_file() and path.suffix not in _NOT_TRAFFIC)
+    named = {path.name for path in logs}
+    for path in root.rglob("*"):
+        if not path.is_file() or path.suffix in _NOT_TRAFFIC or {path.name, path.stem} & named:
+            continue
+        if path.parent not in logs or is_log_of(path, FLOW_LOG) or _begins_as_capture(path):
+            yield path
+
+
+def _begins_as_capture(path: Path) -> bool:
+    try:
+        check_capture(path)
+    except CaptureError:
+        return False
+    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import signal
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -18,6 +17,7 @@ from service.api.protocol import DeadlineProtocol, Deadlines
 from service.log_lines import configure_logs
 from service.runtime import Service
 from service.settings import Settings
+from service.signals import stop_signals
 
 log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ class GaveUpError(RuntimeError):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained.
+    """uvicorn's server, except that SIGTERM, SIGINT and SIGHUP end it with status 0 once it has drained.
 
     It also ends where a part of the service cannot be kept alive.
     """
@@ -60,13 +60,13 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        stop_signals = (signal.SIGTERM, signal.SIGINT)
-        for number in stop_signals:
+        asked = stop_signals()
+        for number in asked:
             loop.add_signal_handler(number, self._stop, number.name)
         try:
             yield
         finally:
-            for number in stop_signals:
+            for number in asked:
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -97,7 +97,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
         CheckpointError, EngineError, TransportError: nothing can be served.

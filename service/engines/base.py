@@ -18,6 +18,9 @@ MAX_PADDING = 0.25
 MAX_PIECE_TOKENS = 8192
 MAX_PIECE_FLOWS = 64
 
+MM4FLOW_INPUTS = ("ps_tokens", "bytes_tokens", "bytes_types")
+"""What an MM4flow network reads, by the names of its graph."""
+
 EngineName = Literal["onnx", "torch"]
 Precision = Literal["float32", "bfloat16", "int8"]
 """What an engine computes with: float32 by any, int8 by ONNX Runtime, bfloat16 by torch."""
@@ -110,7 +113,10 @@ def check_precision(name: EngineName, precision: Precision) -> None:
 
 def missing_torch(error: ModuleNotFoundError) -> EngineError:
     """What to say where torch, or what comes with it, is not installed."""
-    return EngineError(f"the torch engine needs {error.name}: install tapline[gpu], or use --engine onnx")
+    return EngineError(
+        f"the torch engine needs {error.name}: install the extra `gpu` from where this tapline came from (pip install "
+        "'.[gpu]' in a checkout), or use --engine onnx"
+    )
 
 
 def pieces(batch: TokenBatch) -> list[NDArray[np.int64]]:
@@ -141,11 +147,12 @@ def pieces(batch: TokenBatch) -> list[NDArray[np.int64]]:
 
 def piece_inputs(batch: TokenBatch, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """What an MM4flow network reads of the piece `rows`, padded, int64 [len(rows), longest] each, in its order."""
-    return {
-        "ps_tokens": pad(batch.ps_tokens, batch.ps_offsets, rows),
-        "bytes_tokens": pad(batch.bytes_tokens, batch.bytes_offsets, rows),
-        "bytes_types": pad(batch.bytes_types, batch.bytes_offsets, rows),
-    }
+    parts = (
+        pad(batch.ps_tokens, batch.ps_offsets, rows),
+        pad(batch.bytes_tokens, batch.bytes_offsets, rows),
+        pad(batch.bytes_types, batch.bytes_offsets, rows),
+    )
+    return dict(zip(MM4FLOW_INPUTS, parts, strict=True))
 
 
 def pieces_by_length(counts: NDArray[np.int64], max_items: int, max_rows: int) -> list[NDArray[np.int64]]:

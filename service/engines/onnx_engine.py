@@ -8,7 +8,7 @@ import numpy as np
 
 from models.checkpoint import ONNX, ONNX_INT8, read_checkpoint
 from models.encode import TokenBatch
-from service.engines.base import Precision, Scores, padding, piece_inputs, pieces
+from service.engines.base import MM4FLOW_INPUTS, Precision, Scores, padding, piece_inputs, pieces
 from service.engines.onnx_session import open_session
 
 
@@ -16,18 +16,24 @@ class OnnxEngine:
     """Runs `model.onnx` of a checkpoint, or its int8 form; threads share one session."""
 
     def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32") -> None:
-        model = ONNX_INT8 if precision == "int8" else ONNX
-        self.checkpoint = read_checkpoint(directory, needs=(model,))
-        self._session = open_session(directory / model, threads)
-        self._width = 2 * self.checkpoint.network.d_model
+        self.checkpoint = read_checkpoint(directory, needs=())
+        self._classes, self._width = self.checkpoint.network.n_class, 2 * self.checkpoint.network.d_model
+        self._session = open_session(
+            directory,
+            self.checkpoint,
+            ONNX_INT8 if precision == "int8" else ONNX,
+            inputs=MM4FLOW_INPUTS,
+            outputs={"logits": (None, self._classes), "embedding": (None, self._width)},
+            threads=threads,
+        )
 
     def run(self, batch: TokenBatch) -> Scores:
         """Scores of every flow of the batch, in its order."""
-        logits = np.empty((len(batch), self.checkpoint.network.n_class), np.float32)
+        logits = np.empty((len(batch), self._classes), np.float32)
         embeddings = np.empty((len(batch), self._width), np.float32)
         padding_tokens = 0
         for rows in pieces(batch):
             padding_tokens += padding(batch, rows)
-            inputs = piece_inputs(batch, rows)
-            logits[rows], embeddings[rows] = self._session.run(["logits", "embedding"], inputs)
+            shapes = {"logits": (len(rows), self._classes), "embedding": (len(rows), self._width)}
+            logits[rows], embeddings[rows] = self._session.run(piece_inputs(batch, rows), shapes)
         return Scores(logits, embeddings, padding_tokens)

@@ -3,34 +3,126 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint import CheckpointError
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import AnyCheckpoint, CheckpointError, read_file
+from models.foreign_text import clean
+from service.engines.base import EngineError
+from service.engines.onnx_file import OnnxFileError, check_onnx
 
 # Read when onnxruntime is loaded, which would otherwise look up its maker's host.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
-_ERRORS_ONLY = 3
+_SILENT = 4
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
+Shape = tuple[int, ...]
 
-def open_session(path: Path, threads: int = 0) -> Any:
-    """A session on a GPU where ONNX Runtime has CUDA, otherwise on the CPU with `threads` threads.
 
-    0 threads: one for each core that this process may use.
+class Session:
+    """A graph whose inputs and outputs are the ones asked for; a run gives what was asked for, or an error."""
+
+    def __init__(self, name: str, session: Any) -> None:
+        self._name = name
+        self._session = session
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, Shape]) -> list[NDArray[np.float32]]:
+        """The outputs of these names, float32 of these shapes, in their order.
+
+        Raises:
+            EngineError: the graph cannot compute them, or gives others.
+        """
+        try:
+            found: list[NDArray[np.float32]] = self._session.run(list(outputs), dict(inputs))
+        except Exception as error:  # ONNX Runtime has no public base class for its errors
+            raise EngineError(f"{self._name} failed on a batch: {type(error).__name__}: export it again") from error
+        for (name, shape), value in zip(outputs.items(), found, strict=True):
+            if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.shape != shape:
+                raise EngineError(
+                    f"{self._name}: expected {name} as float32 {list(shape)}, got {_described(value)}: export it again"
+                )
+        return found
+
+
+def open_session(
+    directory: Path,
+    checkpoint: AnyCheckpoint,
+    name: str,
+    *,
+    inputs: Collection[str],
+    outputs: Mapping[str, tuple[int | None, ...]],
+    threads: int = 0,
+) -> Session:
+    """A session of a file of a checkpoint, on a GPU where ONNX Runtime has CUDA, otherwise on the CPU with `threads`
+    threads, 0: one for each core that this process may use.
+
+    `inputs` are all that the graph reads; `outputs` are among what it gives, with their shapes, None where any size is
+    right.
 
     Raises:
-        CheckpointError: ONNX Runtime refuses the model.
+        CheckpointError: the file is not the recorded one, holds more than a plain graph, has other inputs or outputs,
+            or ONNX Runtime refuses it.
     """
+    path, content = directory / name, read_file(directory, checkpoint, name)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _SILENT
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
+        check_onnx(content)
         available = onnxruntime.get_available_providers()
-        providers = [name for name in _PROVIDERS if name in available]
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # ONNX Runtime has no public base class for its errors
-        raise CheckpointError(f"{path}: ONNX Runtime refuses it: {type(error).__name__}") from error
+        providers = [provider for provider in _PROVIDERS if provider in available]
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        _check_names(path, session, inputs, outputs)
+    except (OnnxFileError, MemoryError) as error:
+        raise CheckpointError(f"{path}: {error or 'there is not enough memory'}: export it again") from None
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path}: ONNX Runtime refuses it: {type(error).__name__}: export it again") from error
+    return Session(name, session)
+
+
+def _check_names(
+    path: Path, session: Any, inputs: Collection[str], outputs: Mapping[str, tuple[int | None, ...]]
+) -> None:
+    given = {value.name for value in session.get_inputs()}
+    if given != set(inputs):
+        raise CheckpointError(f"{path}: expected inputs {_names(inputs)}, got {_names(given)}: export it again")
+    found = {value.name: value for value in session.get_outputs()}
+    for name, shape in outputs.items():
+        if name not in found:
+            raise CheckpointError(f"{path}: expected an output {name}, got {_names(found)}: export it again")
+        declared = found[name].shape
+        if found[name].type != "tensor(float)" or not _fits(declared, shape):
+            raise CheckpointError(
+                f"{path}: expected {name} as float32 {_shown(shape)}, got {found[name].type} {_shown(declared)}: "
+                "export it again"
+            )
+
+
+def _fits(declared: list[Any], shape: tuple[int | None, ...]) -> bool:
+    """Whether a declared shape can be the expected one: sizes that the graph leaves open fit any."""
+    return len(declared) == len(shape) and all(
+        size is None or not isinstance(found, int) or found == size for found, size in zip(declared, shape, strict=True)
+    )
+
+
+def _names(names: Collection[str]) -> str:
+    """The first few of the names that a graph has chosen, short."""
+    return ", ".join(clean(name, 32) for name in sorted(names)[:4])
+
+
+def _shown(shape: Collection[Any]) -> str:
+    return f"[{', '.join(str(size) if isinstance(size, int) else '*' for size in shape)}]"
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -13,8 +13,8 @@ from models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, TRACE_ONNX, read_
 from models.encode import encode
 from models.flow import Flow
 from models.packets import PacketTokens, encode_packets, pad_packets
-from service.engines.base import Precision, piece_inputs, pieces
-from service.engines.onnx_session import open_session
+from service.engines.base import MM4FLOW_INPUTS, Precision, piece_inputs, pieces
+from service.engines.onnx_session import Session, open_session
 from service.engines.traces import TraceInput, TraceScores, no_encoder, packet_pieces, trace_pieces
 
 
@@ -25,13 +25,26 @@ class OnnxTraceEngine:
     """
 
     def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32") -> None:
-        self.checkpoint = read_trace_checkpoint(directory)
-        self._encoder: Any = None
-        if self.checkpoint.has_encoder:
-            encoder = ENCODER_ONNX_INT8 if precision == "int8" else ENCODER_ONNX
-            read_trace_checkpoint(directory, needs=(encoder,))
-            self._encoder = open_session(directory / encoder, threads)
-        self._trace = open_session(directory / TRACE_ONNX, threads)
+        self.checkpoint = checkpoint = read_trace_checkpoint(directory, needs=())
+        self._width, self._classes = checkpoint.network.feature_size, checkpoint.network.n_class
+        self._encoder: Session | None = None
+        if checkpoint.has_encoder:
+            self._encoder = open_session(
+                directory,
+                checkpoint,
+                ENCODER_ONNX_INT8 if precision == "int8" else ENCODER_ONNX,
+                inputs=MM4FLOW_INPUTS if checkpoint.mm4flow is not None else ("tokens",),
+                outputs={"features": (None, self._width)},
+                threads=threads,
+            )
+        self._trace = open_session(
+            directory,
+            checkpoint,
+            TRACE_ONNX,
+            inputs=("features", "times", "counts"),
+            outputs={"logits": (None, self._classes), "importance": (None, None)},
+            threads=threads,
+        )
 
     def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
         """Features of every flow, [n, F], in order."""
@@ -53,19 +66,20 @@ class OnnxTraceEngine:
         cut: list[NDArray[np.int64]],
         inputs: Callable[[NDArray[np.int64]], dict[str, NDArray[np.int64]]],
     ) -> NDArray[np.float32]:
-        features = np.empty((n_flows, self.checkpoint.network.feature_size), np.float32)
+        assert self._encoder is not None
+        features = np.empty((n_flows, self._width), np.float32)
         for rows in cut:
-            (features[rows],) = self._encoder.run(["features"], inputs(rows))
+            (features[rows],) = self._encoder.run(inputs(rows), {"features": (len(rows), self._width)})
         return features
 
     def score(self, traces: Sequence[TraceInput]) -> TraceScores:
         """Scores of every trace, in order."""
-        network = self.checkpoint.network
-        logits = np.empty((len(traces), network.n_class), np.float32)
+        logits = np.empty((len(traces), self._classes), np.float32)
         importance = [np.empty(0, np.float32)] * len(traces)
-        for piece in trace_pieces(traces, network.feature_size):
-            inputs = {"features": piece.features, "times": piece.times, "counts": piece.counts}
-            logits[piece.rows], shares = self._trace.run(["logits", "importance"], inputs)
+        for piece in trace_pieces(traces, self._width):
+            inputs: dict[str, NDArray[Any]] = {"features": piece.features, "times": piece.times, "counts": piece.counts}
+            shapes = {"logits": (len(piece.rows), self._classes), "importance": piece.features.shape[:2]}
+            logits[piece.rows], shares = self._trace.run(inputs, shapes)
             for row, share, count in zip(piece.rows.tolist(), shares, piece.counts.tolist(), strict=True):
                 importance[row] = share[:count].copy()
         return TraceScores(logits, importance)

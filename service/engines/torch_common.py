@@ -8,34 +8,36 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
-from models.checkpoint import CheckpointError
+from models.checkpoint import WEIGHTS, AnyCheckpoint, CheckpointError, read_file
+from models.foreign_text import clean
 
 
-def load_weights(path: Path, model: nn.Module, may_lack: Callable[[str], bool]) -> None:
-    """Fill `model` in place, in float32.
+def load_weights(directory: Path, checkpoint: AnyCheckpoint, model: nn.Module, may_lack: Callable[[str], bool]) -> None:
+    """Fill `model` in place, in float32, with the weights of a checkpoint.
 
-    Args:
-        path: safetensors.
-        model: to be filled.
-        may_lack: whether a weight of this name, which serving does not need, may be missing.
+    `may_lack` says whether a weight of this name, which serving does not need, may be missing.
 
     Raises:
-        CheckpointError: the file is unreadable, or a weight is missing, unknown or of another shape.
+        CheckpointError: the file is unreadable, or a weight is missing, unknown, of another shape or no number.
     """
+    path, content = directory / WEIGHTS, read_file(directory, checkpoint, WEIGHTS)
     try:
-        weights = {
-            name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()
-        }
+        weights = {name: value.float() if value.is_floating_point() else value for name, value in load(content).items()}
+        broken = [name for name, value in weights.items() if not value.isfinite().all()]
         missing, unexpected = model.load_state_dict(weights, strict=False)
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+    except Exception as error:  # the reader of safetensors raises what it meets: KeyError, TypeError, ...
+        reason = str(error).strip().rsplit("\n", 1)[-1].strip()
+        raise CheckpointError(f"{path}: {clean(reason)}: export it again") from None
     needed = [name for name in missing if not may_lack(name)]
     if needed or unexpected:
-        raise CheckpointError(f"{path}: missing {needed[:3]}, unexpected {unexpected[:3]}")
+        raise CheckpointError(
+            f"{path}: missing {needed[:3]}, unexpected {[clean(name, 32) for name in unexpected[:3]]}: export it again"
+        )
+    if broken:
+        raise CheckpointError(f"{path}: expected numbers, got NaN or infinity in {broken[:3]}: train it again")
 
 
 def count_gpus() -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import WEIGHTS, Mm4flowNetwork, read_checkpoint
+from models.checkpoint import Mm4flowNetwork, read_checkpoint
 from models.encode import TokenBatch
 from models.mm4flow import Mm4flow
 from models.mm4flow_packed import Packed, packed_forward
@@ -38,10 +38,12 @@ class TorchEngine:
         device: int = 0,
         packed: bool | None = None,
     ) -> None:
-        self.checkpoint = read_checkpoint(directory, needs=(WEIGHTS,))
+        self.checkpoint = read_checkpoint(directory, needs=())
         set_threads(threads)
         model = Mm4flow(self.checkpoint.network)
-        load_weights(directory / WEIGHTS, model, lambda name: ".cls." in name)  # masked-token heads are for training
+        load_weights(
+            directory, self.checkpoint, model, lambda name: ".cls." in name
+        )  # masked-token heads are for training
         self._runner = Mm4flowRunner(model, self.checkpoint.network, pick_device(device), precision, packed)
 
     def run(self, batch: TokenBatch) -> Scores:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import WEIGHTS, read_trace_checkpoint
+from models.checkpoint import read_trace_checkpoint
 from models.encode import encode
 from models.flow import Flow
 from models.packets import PacketTokens, encode_packets, pad_packets
@@ -27,12 +27,12 @@ class TorchTraceEngine:
     """
 
     def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0) -> None:
-        self.checkpoint = read_trace_checkpoint(directory, needs=(WEIGHTS,))
+        self.checkpoint = read_trace_checkpoint(directory, needs=())
         set_threads(threads)
         self._device = pick_device(device)
         own = self.checkpoint.mm4flow
         model = Tracegram(self.checkpoint.network, mm4flow=own.network if own else None)
-        load_weights(directory / WEIGHTS, model, is_for_training)
+        load_weights(directory, self.checkpoint, model, is_for_training)
         model.eval().to(self._device)
         self._trace, self._packets, self._mm4flow = model.trace, None, None
         if isinstance(model.encoder, FlowEncoder):

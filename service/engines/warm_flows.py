@@ -1,9 +1,11 @@
-"""Flows that warm engines up: one that fills hardly a token, and one that fills them all."""
+"""Flows that warm engines up and try them out: of hardly a token, of all that fit, and of every length and byte."""
 
 from __future__ import annotations
 
+from models.encode import MAX_LENGTH
 from models.flow import HEAD_TOKEN_COST, HEADS_TOKEN_BUDGET, MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow, PacketHead
 
+_EVERY_BYTE = bytes(range(256))
 _CONTENT = bytes(MAX_CONTENT_BYTES)
 _HEAD = PacketHead(0, bytes(HEADS_TOKEN_BUDGET - HEAD_TOKEN_COST))
 
@@ -12,3 +14,17 @@ LONG_FLOW = Flow(
     "warm-up", 0, 0, "192.0.2.1", 1, "192.0.2.2", 2, "tcp", MAX_PAYLOAD_LENGTHS, 0,
     [64] * MAX_PAYLOAD_LENGTHS, _CONTENT, _CONTENT, heads_kind="header", heads=[_HEAD],
 )  # fmt: skip
+
+
+def every_token() -> list[Flow]:
+    """Flows that hold every payload length and every byte, as content and in packet heads."""
+    lengths = [length for length in range(-MAX_LENGTH, MAX_LENGTH + 1) if length]
+    flows = []
+    for start in range(0, len(lengths), MAX_PAYLOAD_LENGTHS):
+        part = lengths[start : start + MAX_PAYLOAD_LENGTHS]
+        up = sum(length > 0 for length in part)
+        flows.append(
+            Flow("trial", start, 1000, "192.0.2.1", 1, "192.0.2.2", 2, "tcp", up, len(part) - up, part,
+                 _EVERY_BYTE, _EVERY_BYTE[::-1], heads_kind="full", heads=[PacketHead(0, _EVERY_BYTE)])
+        )  # fmt: skip
+    return flows

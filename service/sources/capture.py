@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from models.flow import Flow, HeadsKind
 from service.sources.columns import BlockDecoder
 from service.sources.container import ByteSource
@@ -15,7 +17,9 @@ from service.sources.errors import CaptureError, CaptureTooLargeError
 from service.sources.formats import open_blocks
 from service.sources.frames import FrameDecoder
 from service.sources.live import LiveFlow
-from service.sources.packets import PacketRow, ReadCounters
+from service.sources.packets import PacketBlock, PacketRow, ReadCounters
+from service.sources.pcap import PcapReader
+from service.sources.pcapng import PcapngReader
 from service.sources.table import FlowTable
 from service.sources.tunnels import NotThisTunnelError, find_inner
 
@@ -45,12 +49,14 @@ class CaptureReader:
     damaged (what came before is read).
 
     Raises:
-        CaptureError: the source cannot be opened, is no capture, or has link types that cannot be decoded.
+        CaptureError: the source cannot be opened, is no capture, or has no link type that can be decoded.
         CaptureTooLargeError: it exceeds `ReadOptions.max_bytes`.
     """
 
     def __init__(self, source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> None:
         self.warning: str | None = None
+        self._foreign: int | None = None
+        self._foreign_packets = 0
         self._counters = ReadCounters()
         self._frames = FrameDecoder(self._counters)
         self._blocks = BlockDecoder(self._frames, self._counters)
@@ -73,6 +79,11 @@ class CaptureReader:
         return self._source.total_bytes
 
     @property
+    def beyond_zeek(self) -> dict[str, int]:
+        """Packets of flows that Zeek 8.0 leaves out, by reason."""
+        return dict(self._counters.beyond_zeek)
+
+    @property
     def skipped(self) -> dict[str, int]:
         """Packets that belong to no flow, by reason."""
         return dict(self._counters.skipped)
@@ -81,20 +92,32 @@ class CaptureReader:
         try:
             blocks = open_blocks(self._source)
             for block in blocks:
-                for link in blocks.link_types:
-                    if not self._frames.knows(link):
-                        raise CaptureError(
-                            f"link type {link} is not supported; capture on an Ethernet, Wi-Fi, PPP, loopback, "
-                            "Linux cooked or raw IP interface"
-                        )
+                self._refuse_foreign_links(block, blocks)
                 self._counters.packets += len(block.start)
                 self._table.process_block(self._blocks.rows(block), block.time_us)
                 yield from self._table.take()
+            self._frames.finish()
             self._table.finish()
             yield from self._table.take()
+            self._counters.skipped.update(blocks.skipped)
+            if self._foreign is not None and self._foreign_packets == self._counters.packets:
+                raise CaptureError(_unsupported(self._foreign))
             self.warning = blocks.warning
         finally:
             self._source.close()
+
+    def _refuse_foreign_links(self, block: PacketBlock, blocks: PcapReader | PcapngReader) -> None:
+        """Counts packets of link types that cannot be decoded, as one interface of a pcapng file may have.
+
+        Raises:
+            CaptureError: the whole file has one such link type.
+        """
+        foreign = [link for link in blocks.link_types if not self._frames.knows(link)]
+        if foreign:
+            if isinstance(blocks, PcapReader):
+                raise CaptureError(_unsupported(foreign[0]))
+            self._foreign = min(foreign)
+            self._foreign_packets += int(np.isin(block.link, foreign).sum())
 
     def close(self) -> None:
         """Closes the file that a path named; reading to the end does it too."""
@@ -106,13 +129,20 @@ class CaptureReader:
             return []
         payload = row.data[row.offset : row.offset + min(row.have, row.length)]
         try:
-            inner = find_inner(payload, flow.ports()[1 - flow.orig])
+            inner = find_inner(payload, row.length, flow.ports()[1 - flow.orig])
         except NotThisTunnelError:
             flow.not_a_tunnel = True
             return []
         if inner is None:
             return []
         return self._frames.inner(row, row.offset + inner.start, inner.link, depth)
+
+
+def _unsupported(link: int) -> str:
+    return (
+        f"link type {link} is not supported; capture on an Ethernet, Wi-Fi, PPP, loopback, Linux cooked or raw IP "
+        "interface"
+    )
 
 
 def read_capture(source: Path | BinaryIO, options: ReadOptions = ReadOptions()) -> Iterator[Flow]:

@@ -11,43 +11,33 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from service.sources.ethertypes import ETHERNET_TYPES, LEAD_ON
 from service.sources.frames import ETHERNET, LINUX_COOKED, LINUX_COOKED_2, RAW_LINK_TYPES, FrameDecoder
 from service.sources.icmp import COUNTERPARTS_V4, COUNTERPARTS_V6, ONE_WAY
 from service.sources.ip import Frame
-from service.sources.packets import ICMP, ICMP6, TCP, UDP, UDP_TUNNEL, Int64Array, PacketBlock, PacketRow, ReadCounters
+from service.sources.layouts import IPV4, IPV6, TRANSPORT, Bytes, be16, be32, gather
+from service.sources.packets import (
+    CLOCK,
+    ICMP,
+    ICMP6,
+    TCP,
+    UDP,
+    UDP_TUNNEL,
+    Int64Array,
+    PacketBlock,
+    PacketRow,
+    ReadCounters,
+)
 from service.sources.ports import TUNNEL_PORTS
 
-Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 _KEY_BYTES = 38
 _SHORTEST_IP_BYTES = 20
-_IPV4 = np.dtype(
-    {
-        "names": ["length", "total", "fragment", "protocol", "source", "target", "source_bytes", "target_bytes"],
-        "formats": ["u1", ">u2", ">u2", "u1", ">u4", ">u4", "4u1", "4u1"],
-        "offsets": [0, 2, 6, 9, 12, 16, 12, 16],
-        "itemsize": 20,
-    }
-)
-_IPV6 = np.dtype(
-    {
-        "names": ["payload", "protocol", "source", "target", "source_bytes", "target_bytes"],
-        "formats": [">u2", "u1", "2>u8", "2>u8", "16u1", "16u1"],
-        "offsets": [4, 6, 8, 24, 8, 24],
-        "itemsize": 40,
-    }
-)
-_TRANSPORT = np.dtype(
-    {
-        "names": ["source", "target", "seq", "ack", "size", "flags", "type", "code"],
-        "formats": [">u2", ">u2", ">u4", ">u4", "u1", "u1", "u1", "u1"],
-        "offsets": [0, 2, 4, 8, 12, 13, 0, 1],
-        "itemsize": 20,
-    }
-)
 _TUNNEL_PORT = np.zeros(65_536, dtype=np.bool_)
 _TUNNEL_PORT[list(TUNNEL_PORTS)] = True
+_LEADS_NOWHERE = np.arange(65_536) >= ETHERNET_TYPES
+_LEADS_NOWHERE[list(LEAD_ON)] = False
 _TEREDO_PREFIX = 0x20010000
 
 TRACEGRAM_LINKS = {ETHERNET: 3, LINUX_COOKED: 9, LINUX_COOKED_2: 20, 0: 1, 108: 1}
@@ -65,10 +55,25 @@ class BlockDecoder:
 
     def rows(self, block: PacketBlock) -> Iterable[PacketRow]:
         """The packets of flows in a block."""
+        columns, left = self._decode(block)
+        if not len(left):
+            return columns.rows()
+        return chain.from_iterable(self._merge(block, columns, left))
+
+    def count(self, block: PacketBlock) -> None:
+        """Counts what `rows` would count of a block, without making rows."""
+        columns, left = self._decode(block)
+        for packet in left[~columns.counted[left]].tolist():
+            self._one(block, packet)
+
+    def _decode(self, block: PacketBlock) -> tuple[_Columns, Int64Array]:
+        """The columns of the ordinary packets, and which of the others to decode one by one."""
+        self._correct_wire(block)
         raw = np.frombuffer(block.data, dtype=np.uint8)
-        ip_start, is_arp = _ip_starts(raw, block)
-        is_short = block.captured < _SHORTEST_IP_BYTES
-        self._skip("not IP", is_arp)
+        ip_start, is_other = _ip_starts(raw, block)
+        is_foreign = self._skip_foreign(block.link)
+        is_short = (block.captured < _SHORTEST_IP_BYTES) & ~is_foreign
+        self._skip("not IP", is_other)
         self._skip("link layer cut", is_short)
         columns = _Columns(block, raw)
         version = np.where(ip_start >= 0, raw[np.maximum(ip_start, 0)] >> 4, 0)
@@ -76,10 +81,25 @@ class BlockDecoder:
             chosen = np.flatnonzero(version == wanted)
             if len(chosen):
                 decode(chosen, ip_start[chosen])
-        left = np.flatnonzero(~(columns.done | is_arp | is_short))
-        if not len(left):
-            return columns.rows()
-        return chain.from_iterable(self._merge(block, columns, left))
+        columns.counted = is_other | is_short | is_foreign
+        columns.leading = _leads_a_clock_that_steps_back(block.time_us)
+        return columns, np.flatnonzero(~(columns.done | (columns.counted & ~columns.leading)))
+
+    def _skip_foreign(self, links: Int64Array) -> Mask:
+        """Counts the packets of link types that cannot be decoded, and says which they are."""
+        is_foreign = np.zeros(len(links), dtype=np.bool_)
+        for link, chosen in _by_link(links):
+            if not self._frames.knows(link):
+                is_foreign[chosen] = True
+                self._skip(f"link type {link}, which is not supported", is_foreign[chosen])
+        return is_foreign
+
+    def _correct_wire(self, block: PacketBlock) -> None:
+        """No packet was shorter on the wire than what was captured of it, whatever the file says."""
+        wrong = block.wire < block.captured
+        if wrong.any():
+            self._counters.beyond_zeek["an original length below what was captured"] += int(wrong.sum())
+            block.wire = np.maximum(block.wire, block.captured)
 
     def _skip(self, reason: str, packets: Mask) -> None:
         if packets.any():
@@ -93,7 +113,8 @@ class BlockDecoder:
             if before > done:
                 yield islice(rows, before - done)
                 done = before
-            yield self._one(block, packet)
+            found = [] if columns.counted[packet] else self._one(block, packet)
+            yield found or ([_clock_row(int(block.time_us[packet]))] if columns.leading[packet] else [])
         yield rows
 
     def _one(self, block: PacketBlock, packet: int) -> list[PacketRow]:
@@ -111,36 +132,45 @@ class BlockDecoder:
         return self._frames.decode(frame, link)
 
 
-def _be16(raw: Bytes, at: Int64Array) -> Int64Array:
-    return raw[at].astype(np.int64) << 8 | raw[at + 1]
+def _leads_a_clock_that_steps_back(time_us: Int64Array) -> Mask:
+    """Which packets are later than all before them, in a block in which a later packet is not; none elsewhere."""
+    latest = np.maximum.accumulate(time_us)
+    if (time_us == latest).all():
+        return np.zeros(len(time_us), dtype=np.bool_)
+    return cast("Mask", np.concatenate(([True], time_us[1:] > latest[:-1])))
+
+
+def _clock_row(time_us: int) -> PacketRow:
+    return PacketRow(time_us, b"", 0, CLOCK, 0, 0, 0, 0, 0, 0, b"", 0, b"", 0, 0, 0, 0)
 
 
 def _ip_starts(raw: Bytes, block: PacketBlock) -> tuple[Int64Array, Mask]:
-    """Where IP begins in each packet, -1 if that takes more than tags to find; and which packets are ARP."""
+    """Where IP begins in each packet, -1 if that takes more than tags to find; and what is not IP."""
     ip_start = np.full(len(block.start), -1, dtype=np.int64)
-    is_arp = np.zeros(len(block.start), dtype=np.bool_)
+    is_other = np.zeros(len(block.start), dtype=np.bool_)
     for link, chosen in _by_link(block.link):
         start, captured = block.start[chosen], block.captured[chosen]
         if link == ETHERNET:
             usable = captured > 16
-            at, ethertype = start + 14, _be16(raw, start + 12)
+            at, ethertype = start + 14, be16(raw, start + 12)
             for tags in ((0x8100, 0x88A8, 0x9100), (0x8100,)):
                 tagged = np.isin(ethertype, tags) & (start + captured - at > 4)
                 if not tagged.any():
                     break
-                ethertype = np.where(tagged, _be16(raw, at + 2), ethertype)
+                ethertype = np.where(tagged, be16(raw, at + 2), ethertype)
                 at = at + 4 * tagged
         elif link in (LINUX_COOKED, LINUX_COOKED_2):
             header, type_at = (16, 14) if link == LINUX_COOKED else (20, 0)
-            usable, at, ethertype = captured > header, start + header, _be16(raw, start + type_at)
+            usable, at, ethertype = captured > header, start + header, be16(raw, start + type_at)
         elif link in RAW_LINK_TYPES:
             usable, at, ethertype = captured > 0, start, np.full(len(start), 0x0800)
         else:
             continue
         is_ip = usable & ((ethertype == 0x0800) | (ethertype == 0x86DD))
         ip_start[chosen] = np.where(is_ip, at, -1)
-        is_arp[chosen] = usable & (captured >= _SHORTEST_IP_BYTES) & ((ethertype == 0x0806) | (ethertype == 0x8035))
-    return ip_start, is_arp
+        if link not in RAW_LINK_TYPES:
+            is_other[chosen] = usable & (captured >= _SHORTEST_IP_BYTES) & _LEADS_NOWHERE[ethertype]
+    return ip_start, is_other
 
 
 def _by_link(links: Int64Array) -> Iterator[tuple[int, Int64Array | slice]]:
@@ -152,20 +182,17 @@ def _by_link(links: Int64Array) -> Iterator[tuple[int, Int64Array | slice]]:
         yield link, np.flatnonzero(links == link)
 
 
-def _gather(raw: Bytes, at: Int64Array, layout: np.dtype[np.void]) -> npt.NDArray[np.void]:
-    """The records of one layout at the offsets `at`. Shape (len(at),)."""
-    windows = np.lib.stride_tricks.sliding_window_view(raw, layout.itemsize)[at]
-    return windows.view(layout)[:, 0]
-
-
 class _Columns:
-    """The columns of a block's rows; `done` says for which packets they are filled."""
+    """The columns of a block's rows; `done` says for which packets they are filled, `counted` which are no flow's,
+    `leading` by which of those time passes."""
 
     def __init__(self, block: PacketBlock, raw: Bytes) -> None:
         count = len(block.start)
         self._block = block
         self._raw = raw
         self.done: Mask = np.zeros(count, dtype=np.bool_)
+        self.counted: Mask = np.zeros(count, dtype=np.bool_)
+        self.leading: Mask = np.zeros(count, dtype=np.bool_)
         self._keys = np.zeros((count, _KEY_BYTES), dtype=np.uint8)
         names = ("side", "kind", "length", "total", "have", "offset", "flags", "seq", "ack", "link")
         self._ints = {name: np.zeros(count, dtype=np.int64) for name in names}
@@ -189,7 +216,7 @@ class _Columns:
 
     def take_ipv4(self, chosen: Int64Array, start: Int64Array) -> None:
         """Fills the columns of the IPv4 packets `chosen`, whose IP headers are at `start`, where they are ordinary."""
-        header = _gather(self._raw, start, _IPV4)
+        header = gather(self._raw, start, IPV4)
         length = (header["length"] & 15).astype(np.int64) * 4
         total = header["total"].astype(np.int64)
         ordinary = (length >= 20) & (header["fragment"] & 0x3FFF == 0)
@@ -199,7 +226,7 @@ class _Columns:
 
     def take_ipv6(self, chosen: Int64Array, start: Int64Array) -> None:
         """The same for IPv6."""
-        header = _gather(self._raw, start, _IPV6)
+        header = gather(self._raw, start, IPV6)
         total = header["payload"].astype(np.int64) + 40
         ordinary = header["payload"] > 0
         length = np.full(len(chosen), 40, dtype=np.int64)
@@ -234,7 +261,7 @@ class _Columns:
         payload = total - header_bytes
         available = block.start[chosen] + block.captured[chosen] - body
         protocol = header["protocol"].astype(np.int64)
-        transport = _gather(self._raw, body, _TRANSPORT)
+        transport = gather(self._raw, body, TRANSPORT)
         is_tcp, is_udp = protocol == TCP, protocol == UDP
         is_icmp = (protocol == ICMP) | (protocol == ICMP6)
         size = np.where(is_tcp, (transport["size"] >> 4).astype(np.int64) * 4, 8)
@@ -282,7 +309,7 @@ class _Columns:
             suspect |= _is_teredo_header(raw, at, have[udp], first, second)
             six = np.flatnonzero(long & (first >> 4 == 6))
             if len(six):
-                prefixes = [_be32(raw, at[six] + place) == _TEREDO_PREFIX for place in (8, 24)]
+                prefixes = [be32(raw, at[six] + place) == _TEREDO_PREFIX for place in (8, 24)]
                 suspect[six] |= prefixes[0] | prefixes[1]
             found[udp] |= suspect
         return cast("Mask", found)
@@ -353,7 +380,3 @@ def _is_teredo_header(raw: Bytes, at: Int64Array, have: Int64Array, first: Bytes
     origin[~inside] = 0
     plausible = inside & (raw[origin] == 0) & (raw[origin + 1] == 0) & (raw[origin + 8] >> 4 == 6)
     return cast("Mask", plausible)
-
-
-def _be32(raw: Bytes, at: Int64Array) -> Int64Array:
-    return _be16(raw, at) << 16 | _be16(raw, at + 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 TIMEOUT_US = 300_000_000
@@ -10,12 +10,15 @@ MAX_DATAGRAMS = 2_048
 MAX_BYTES = 16 << 20
 _PART_BYTES = 128
 
+Key = tuple[bytes, bytes, int, int]
+"""Source, target, identification, and for IPv4 the protocol (RFC 791 3.2); -1 for IPv6 (RFC 8200 4.5)."""
+
 
 @dataclass(slots=True)
 class Fragment:
     """One fragment: `key` names its datagram; `header` is the IP header, `more` that others follow."""
 
-    key: tuple[bytes, bytes, int]
+    key: Key
     header: bytes
     offset: int
     more: bool
@@ -25,82 +28,92 @@ class Fragment:
 
 @dataclass(slots=True)
 class Datagram:
-    """A datagram's header and its payload so far, as sorted parts (offset, bytes) that do not overlap."""
+    """A datagram's header and its payload so far: where its parts start, sorted, and the parts, which do not overlap.
+
+    The first `joining` of them follow each other from the start without a hole, up to `front`.
+    """
 
     header: bytes
     started_us: int
     next_header: int
+    fragments: int = 0
     size: int = 0
     stored: int = 0
-    parts: list[tuple[int, bytes]] = field(default_factory=list)
+    front: int = 0
+    joining: int = 0
+    starts: list[int] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
 
     def add(self, fragment: Fragment) -> None:
         """Takes what is new of a fragment."""
-        upper = fragment.offset + len(fragment.payload)
-        if fragment.offset == 0:
+        self.fragments += 1
+        payload, base = fragment.payload, fragment.offset
+        upper = base + len(payload)
+        if base == 0:
             self.next_header = fragment.next_header
         if not fragment.more or (self.size and upper > self.size):
             self.size = max(self.size, upper)
-        if not fragment.payload:
-            return
-        if not self.parts or fragment.offset >= self.parts[-1][0] + len(self.parts[-1][1]):
-            self.parts.append((fragment.offset, fragment.payload))
-            self.stored += len(fragment.payload)
-            return
-        position, payload, base = fragment.offset, fragment.payload, fragment.offset
-        new: list[tuple[int, bytes]] = []
-        for start, data in self.parts:
-            if start + len(data) <= position:
-                continue
-            if start >= upper:
+        position = max(base, self.front)
+        place = bisect_right(self.starts, position, self.joining)
+        if place > self.joining:
+            position = max(position, self._end(place - 1))
+        while position < upper:
+            following = self.starts[place] if place < len(self.starts) else upper
+            if position < following:
+                part = payload[position - base : min(following, upper) - base]
+                self.starts.insert(place, position)
+                self.parts.insert(place, part)
+                self.stored += len(part)
+                place += 1
+            if following >= upper:
                 break
-            if position < start:
-                new.append((position, payload[position - base : start - base]))
-            position = start + len(data)
-        if position < upper:
-            new.append((position, payload[position - base :]))
-        for part in new:
-            insort(self.parts, part)
-            self.stored += len(part[1])
+            position = self._end(place)
+            place += 1
+        while self.joining < len(self.starts) and self.starts[self.joining] == self.front:
+            self.front += len(self.parts[self.joining])
+            self.joining += 1
+
+    def _end(self, place: int) -> int:
+        return self.starts[place] + len(self.parts[place])
 
     def cost(self) -> int:
         """About how many bytes of memory this takes."""
         return self.stored + _PART_BYTES * len(self.parts)
 
-    def joined(self) -> bytes | None:
-        """The payload from its start, once the end is known and reached without a hole."""
-        if not self.size or not self.parts or self.parts[0][0]:
-            return None
-        if self.stored < self.size:
-            return None
-        end = 0
-        joined = bytearray()
-        for start, data in self.parts:
-            if start > end:
-                break
-            joined += data
-            end = start + len(data)
-        return bytes(joined) if end >= self.size else None
+    def is_whole(self) -> bool:
+        """Whether the end is known and reached without a hole."""
+        return 0 < self.size <= self.front
+
+    def joined(self) -> bytes:
+        """The payload up to the first hole."""
+        return b"".join(self.parts[: self.joining])
 
 
 class Reassembler:
-    """The datagrams that wait for fragments. `dropped` counts those given up for lack of room."""
+    """The datagrams that wait for fragments. `dropped` counts those given up for lack of room, `expired` the fragments
+    of those that waited too long.
+
+    Its clock is the latest time seen, so that one that steps back does not end what waits.
+    """
 
     def __init__(self) -> None:
-        self.dropped = 0
-        self._datagrams: dict[tuple[bytes, bytes, int], Datagram] = {}
+        self.dropped = self.expired = 0
+        self._datagrams: dict[Key, Datagram] = {}
         self._cost = 0
+        self._clock_us = 0
 
     def add(self, fragment: Fragment, now_us: int) -> Datagram | None:
         """Takes a fragment and returns its datagram if it is whole now; call its `joined` for the payload."""
-        self._expire(now_us)
+        self._clock_us = max(self._clock_us, now_us)
+        self._expire()
         datagram = self._datagrams.get(fragment.key)
         if datagram is None:
-            datagram = self._datagrams[fragment.key] = Datagram(fragment.header, now_us, fragment.next_header)
+            datagram = Datagram(fragment.header, self._clock_us, fragment.next_header)
+            self._datagrams[fragment.key] = datagram
         before = datagram.cost()
         datagram.add(fragment)
         self._cost += datagram.cost() - before
-        if 0 < datagram.size <= datagram.stored and datagram.joined() is not None:
+        if datagram.is_whole():
             self._remove(fragment.key)
             return datagram
         while len(self._datagrams) > MAX_DATAGRAMS or self._cost > MAX_BYTES:
@@ -108,12 +121,23 @@ class Reassembler:
             self.dropped += 1
         return None
 
-    def _remove(self, key: tuple[bytes, bytes, int]) -> None:
+    def _remove(self, key: Key) -> None:
         self._cost -= self._datagrams.pop(key).cost()
 
-    def _expire(self, now_us: int) -> None:
+    def _expire(self) -> None:
         while self._datagrams:
             key = next(iter(self._datagrams))
-            if self._datagrams[key].started_us + TIMEOUT_US > now_us:
+            if self._datagrams[key].started_us + TIMEOUT_US > self._clock_us:
                 return
+            self.expired += self._datagrams[key].fragments
             self._remove(key)
+
+    def waiting(self) -> int:
+        """Fragments of datagrams that are not whole yet."""
+        return sum(datagram.fragments for datagram in self._datagrams.values())
+
+
+def rebuild_ipv4(header: bytes, payload: bytes) -> bytes:
+    """The packet whose fragments had this header, and this payload."""
+    length = len(header) + len(payload) & 0xFFFF
+    return header[:2] + length.to_bytes(2) + header[4:6] + bytes(2) + header[8:] + payload

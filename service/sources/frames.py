@@ -1,33 +1,34 @@
 """One packet at a time, from its link layer to the packet rows it holds: every link layer, IPv6 extension headers,
 fragments and tunnels. Slow and complete; `columns` decodes ordinary packets by the block and leaves the rest to this.
 
-What is accepted and what is dropped follows Zeek 8.0 (src/packet_analysis/protocol)."""
+It owns the link headers of capture files; what comes between them and IP is `ethertypes`', 802.11 is `wireless`'. What
+is dropped follows Zeek 8.0 (src/packet_analysis/protocol); what is read goes beyond it."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
-from dataclasses import replace
 
-from service.sources.ip import GRE_LINK, MAX_TUNNEL_DEPTH, Frame, IpPackets
+from service.sources.ethertypes import ETHERNET_TYPES, MAX_LINKS, EtherTypes
+from service.sources.ip import ETHERTYPE_LINKS, GRE_LINK, PPP_LINK, Frame, IpPackets
 from service.sources.packets import PacketRow, ReadCounters
+from service.sources.wireless import IEEE802_11, Wireless
 
 ETHERNET = 1
-IEEE802_11 = 105
 RAW_LINK_TYPES = frozenset({12, 14, 101, 228, 229})
 LINUX_COOKED = 113
 LINUX_COOKED_2 = 276
 
-_IP_ETHERTYPES = frozenset({0x0800, 0x86DD})
-_ARP_ETHERTYPES = frozenset({0x0806, 0x8035})
-_VLAN_ETHERTYPES = frozenset({0x8100, 0x88A8, 0x9100})
-_FABRIC_PATH = 0x8903
-_MPLS, _PBB, _PPPOE, _VNTAG = 0x8847, 0x88E7, 0x8864, 0x8926
-_PPP_IP = frozenset({0x0021, 0x0057})
-_PPP_MPLS = 0x0281
-_BSD_FAMILIES = frozenset({2, 24, 28, 30})
+_BSD_LOOPBACK = 0
+_LINUX_COOKED_LLC, _LINUX_COOKED_PPP = 0x0004, 0x0007
+_LINUX_RADIOTAP = 803
+_FDDI_LLC_BYTES, _FDDI_BYTES = 13, 21
+_TOKEN_RING_BYTES = 14
+_FAMILIES = frozenset({2, 10, 24, 28, 30})
+"""AF_INET, and AF_INET6 as Linux, NetBSD and OpenBSD, FreeBSD, macOS number it."""
 _NFLOG_FAMILIES = frozenset({2, 10})
 _NFLOG_PAYLOAD = 9
-_MAX_TAGS = 32
+_PKTAP_BYTES = 12
 
 
 class FrameDecoder:
@@ -36,18 +37,34 @@ class FrameDecoder:
     def __init__(self, counters: ReadCounters) -> None:
         self._counters = counters
         self._ip = IpPackets(counters, self._link)
+        self._types = types = EtherTypes(counters, self._ip)
+        wireless = Wireless(types, self._link)
         self._links: dict[int, Callable[[Frame, int, int], list[PacketRow]]] = {
-            0: self._bsd_loopback,
-            ETHERNET: self._ethernet,
-            9: self._ppp,
+            _BSD_LOOPBACK: self._bsd_loopback,
+            ETHERNET: types.ethernet,
+            6: self._token_ring,
+            PPP_LINK: types.hdlc,
             10: self._fddi,
-            50: self._ppp_serial,
-            51: self._pppoe,
-            IEEE802_11: self._ieee802_11,
+            50: types.hdlc,
+            51: types.pppoe,
+            100: types.llc,
+            104: types.hdlc,
+            IEEE802_11: wireless.bare,
             108: self._bsd_loopback,
+            109: self._encryption,
             LINUX_COOKED: self._linux_cooked,
-            127: self._radiotap,
+            117: self._packet_filter_log,
+            119: wireless.prism,
+            122: self._fibre_channel,
+            127: wireless.radiotap,
+            138: self._firewire,
+            149: self._packet_tap,
+            163: wireless.prism,
+            166: self._ppp_with_direction,
+            192: wireless.ppi,
+            204: self._ppp_with_direction,
             239: self._nflog,
+            258: self._packet_tap,
             LINUX_COOKED_2: self._linux_cooked_2,
             GRE_LINK: self._ip.gre,
             **dict.fromkeys(RAW_LINK_TYPES, self._ip.decode),
@@ -61,6 +78,10 @@ class FrameDecoder:
         """The packets of flows that a captured packet holds: none, one, or several (aggregated 802.11 frames)."""
         return self._link(frame, frame.start, frame.end, link)
 
+    def finish(self) -> None:
+        """The capture is over."""
+        self._ip.finish()
+
     def inner(self, row: PacketRow, start: int, link: int, depth: int) -> list[PacketRow]:
         """The packets inside a tunnel datagram `row`, whose inner packet starts at `start` of the row's data."""
         end = row.offset + min(row.have, row.length)
@@ -72,207 +93,143 @@ class FrameDecoder:
         return self._link(frame, start, end, link)
 
     def _link(self, frame: Frame, start: int, end: int, link: int) -> list[PacketRow]:
-        return self._links.get(link, self._not_ip)(frame, start, end)
+        frame.links += 1
+        if frame.links > MAX_LINKS:
+            return self._types.skip("link headers nested too deep")
+        if link >= ETHERTYPE_LINKS:
+            return self._types.in_tunnel(frame, start, end, link - ETHERTYPE_LINKS)
+        decode = self._links.get(link)
+        return decode(frame, start, end) if decode else self._types.skip(f"link type {link}, which is not supported")
 
-    def _skip(self, reason: str) -> list[PacketRow]:
-        self._counters.skipped[reason] += 1
-        return []
-
-    def _cut(self) -> list[PacketRow]:
-        return self._skip("link layer cut")
-
-    def _not_ip(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        return self._skip("not IP")
-
-    def _ethernet(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        if end - start <= 16:
-            return self._cut()
-        data = frame.data
-        ethertype = data[start + 12] << 8 | data[start + 13]
-        if ethertype == _FABRIC_PATH:
-            if end - start <= 30:
-                return self._cut()
-            start += 16
-            ethertype = data[start + 12] << 8 | data[start + 13]
-        start += 14
-        if ethertype <= 1500:
-            if end - start < ethertype:
-                return self._cut()
-            return self._length_field(frame, start, end)
-        return self._ethertype(frame, start, end, ethertype)
-
-    def _ethertype(self, frame: Frame, start: int, end: int, ethertype: int) -> list[PacketRow]:
-        """Follows tags and labels down to IP. `start` is what comes after the type."""
-        allowed_tags = _VLAN_ETHERTYPES
-        for _ in range(_MAX_TAGS):
-            if ethertype in _IP_ETHERTYPES:
-                return self._ip.decode(frame, start, end)
-            if ethertype in allowed_tags:
-                if end - start <= 4:
-                    return self._cut()
-                ethertype = int.from_bytes(frame.data[start + 2 : start + 4])
-                start += 4
-                allowed_tags = frozenset({0x8100})
-                if ethertype <= 1500:
-                    return self._length_field(frame, start, end)
-            elif ethertype == _VNTAG:
-                if end - start <= 6:
-                    return self._cut()
-                ethertype = int.from_bytes(frame.data[start + 4 : start + 6])
-                start += 6
-                if ethertype not in _VLAN_ETHERTYPES:
-                    break
-                allowed_tags = _VLAN_ETHERTYPES
-            elif ethertype == _MPLS:
-                return self._mpls(frame, start, end)
-            elif ethertype == _PPPOE:
-                return self._pppoe(frame, start, end)
-            elif ethertype == _PBB:
-                if end - start <= 18 or frame.depth > MAX_TUNNEL_DEPTH:
-                    return self._cut()
-                return self._ethernet(replace(frame, depth=frame.depth + 1), start + 4, end)
-            else:
-                break
-        return self._not_ip(frame, start, end)
-
-    def _length_field(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        """IEEE 802.3: of what has a length instead of a type, only SNAP with the Ethernet organisation holds IP."""
-        data = frame.data
-        if data[start : start + 2] != b"\xaa\xaa" or end - start < 3:
-            return self._not_ip(frame, start, end)
-        header = start + (3 if data[start + 2] & 3 == 3 else 4)
-        if end < header + 5:
-            return self._cut()
-        if data[header : header + 3] != bytes(3) or int.from_bytes(data[header + 3 : header + 5]) not in _IP_ETHERTYPES:
-            return self._not_ip(frame, start, end)
-        return self._ip.decode(frame, header + 5, end)
-
-    def _mpls(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        last = 0
-        while not last:
-            if end - start <= 4:
-                return self._cut()
-            last = frame.data[start + 2] & 1
-            start += 4
-        return self._ip.decode(frame, start, end)
-
-    def _pppoe(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        if end - start <= 8:
-            return self._cut()
-        length = int.from_bytes(frame.data[start + 4 : start + 6])
-        end = min(end, start + 8 + max(0, length - 2))
-        return self._ppp_protocol(frame, start + 8, end, int.from_bytes(frame.data[start + 6 : start + 8]), False)
-
-    def _ppp(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        if end - start <= 4:
-            return self._cut()
-        if frame.data[start : start + 2] == b"\xff\x03":
-            start += 2
-        return self._ppp_protocol(frame, start + 2, end, int.from_bytes(frame.data[start : start + 2]), True)
-
-    def _ppp_serial(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        if end - start <= 4:
-            return self._cut()
-        return self._ppp_protocol(frame, start + 4, end, int.from_bytes(frame.data[start + 2 : start + 4]), True)
-
-    def _ppp_protocol(self, frame: Frame, start: int, end: int, protocol: int, labels: bool) -> list[PacketRow]:
-        if protocol in _PPP_IP:
-            return self._ip.decode(frame, start, end)
-        if labels and protocol == _PPP_MPLS:
-            return self._mpls(frame, start, end)
-        return self._not_ip(frame, start, end)
+    def _token_ring(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
+        """IEEE 802.5, with or without a source route, which the first bit of the source address announces."""
+        if end - start <= _TOKEN_RING_BYTES:
+            return self._types.cut()
+        frame.beyond_zeek = "a token ring header"
+        has_route = frame.data[start + 8] & 0x80
+        route = frame.data[start + _TOKEN_RING_BYTES] & 31 if has_route else 0
+        return self._types.llc(frame, start + _TOKEN_RING_BYTES + route, end)
 
     def _fddi(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        if end - start <= 21:
-            return self._cut()
-        return self._ip.decode(frame, start + 21, end)
+        if end - start <= _FDDI_BYTES:
+            return self._types.cut()
+        if frame.data[start + _FDDI_LLC_BYTES : start + _FDDI_LLC_BYTES + 2] == b"\xaa\xaa":
+            return self._types.llc(frame, start + _FDDI_LLC_BYTES, end)
+        return self._ip.decode(frame, start + _FDDI_BYTES, end)
+
+    def _fibre_channel(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
+        """IP over Fibre Channel (RFC 2625): two addresses of eight bytes, then LLC."""
+        frame.beyond_zeek = "a Fibre Channel header"
+        return self._types.llc(frame, start + 16, end)
+
+    def _firewire(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
+        """IP over IEEE 1394: two addresses of eight bytes, then an EtherType."""
+        if end - start <= 18:
+            return self._types.cut()
+        return self._ethertype_at(frame, start + 16, start + 18, end, "FireWire")
+
+    def _ethertype_at(self, frame: Frame, at: int, start: int, end: int, after: str) -> list[PacketRow]:
+        return self._types.ethertype(frame, start, end, int.from_bytes(frame.data[at : at + 2]), after)
 
     def _bsd_loopback(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        """The address family is in the byte order of the capturing host."""
+        """The address family, or an EtherType, in the byte order of the capturing host; or PPP in its place."""
         if end - start <= 4:
-            return self._cut()
+            return self._types.cut()
+        field = frame.data[start : start + 4]
+        if field[:2] == b"\xff\x03":
+            frame.beyond_zeek = "PPP in a loopback header"
+            return self._types.ppp(frame, start, end)
+        for number in (int.from_bytes(field, "little"), int.from_bytes(field, "big")):
+            if number in _FAMILIES:
+                return self._family(frame, start + 4, end, number)
+            if ETHERNET_TYPES <= number < 1 << 16:
+                return self._types.ethertype(frame, start + 4, end, number, "a loopback header")
+            frame.beyond_zeek = "a loopback header in big-endian order"
+        return self._types.not_ip()
+
+    def _family(self, frame: Frame, start: int, end: int, family: int) -> list[PacketRow]:
+        if family not in _FAMILIES:
+            return self._types.not_ip()
+        if family == 10:
+            frame.beyond_zeek = frame.beyond_zeek or "Linux's number of IPv6 in a loopback header"
+        return self._ip.decode(frame, start, end)
+
+    def _encryption(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
+        """OpenBSD's `enc`: address family in the order of the host, index and flags of the association."""
+        if end - start <= 12:
+            return self._types.cut()
+        frame.beyond_zeek = "an `enc` header"
         family = frame.data[start : start + 4]
-        if int.from_bytes(family, "little") in _BSD_FAMILIES or int.from_bytes(family, "big") in _BSD_FAMILIES:
-            return self._ip.decode(frame, start + 4, end)
-        return self._not_ip(frame, start, end)
+        return self._family(frame, start + 12, end, min(int.from_bytes(family, "little"), int.from_bytes(family)))
+
+    def _packet_filter_log(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
+        """`pflog`: its length, filled up to four bytes, and the address family."""
+        length = frame.data[start] + 3 & ~3
+        if not 4 <= length < end - start:
+            return self._types.cut()
+        frame.beyond_zeek = "a `pflog` header"
+        return self._family(frame, start + length, end, frame.data[start + 1])
+
+    def _packet_tap(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
+        """macOS's PKTAP, in the order of the host: its length, the kind of what follows, its link type."""
+        for order in "<>":
+            if end - start <= _PKTAP_BYTES:
+                return self._types.cut()
+            length, _, link = struct.unpack_from(order + "III", frame.data, start)
+            if _PKTAP_BYTES <= length < end - start:
+                frame.beyond_zeek = "a PKTAP header"
+                return self._link(frame, start + length, end, link)
+        return self._types.cut()
+
+    def _ppp_with_direction(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
+        """PPP with a byte that says sent or received, before the address or in its place."""
+        frame.beyond_zeek = "PPP with a direction"
+        if frame.data[start + 1 : min(end, start + 2)] == b"\x03":
+            return self._types.ppp(frame, start + 2, end)
+        return self._types.hdlc(frame, start + 1, end)
 
     def _linux_cooked(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        return self._cooked(frame, start, end, 16, 14)
+        return self._cooked(frame, start, end, 16, 14, 2)
 
     def _linux_cooked_2(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        return self._cooked(frame, start, end, 20, 0)
+        return self._cooked(frame, start, end, 20, 0, 8)
 
-    def _cooked(self, frame: Frame, start: int, end: int, header: int, at: int) -> list[PacketRow]:
+    def _cooked(self, frame: Frame, start: int, end: int, header: int, at: int, device_at: int) -> list[PacketRow]:
         if end - start <= header:
-            return self._cut()
-        if int.from_bytes(frame.data[start + at : start + at + 2]) in _IP_ETHERTYPES:
-            return self._ip.decode(frame, start + header, end)
-        return self._not_ip(frame, start, end)
+            return self._types.cut()
+        kind = int.from_bytes(frame.data[start + at : start + at + 2])
+        device = int.from_bytes(frame.data[start + device_at : start + device_at + 2])
+        start += header
+        if kind >= ETHERNET_TYPES:
+            return self._types.ethertype(frame, start, end, kind, "Linux cooked")
+        frame.beyond_zeek = "Linux cooked without an EtherType"
+        if device == _LINUX_RADIOTAP:
+            return self._link(frame, start, end, 127)
+        if kind == _LINUX_COOKED_PPP:
+            return self._types.hdlc(frame, start, end)
+        return self._types.llc(frame, start, end) if kind == _LINUX_COOKED_LLC else self._types.not_ip()
 
     def _nflog(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        """Attributes in the byte order of the capturing host (little, on what captures these) up to the payload."""
+        """Attributes in the byte order of the capturing host up to the payload."""
         if end - start <= 4:
-            return self._cut()
+            return self._types.cut()
         family, version = frame.data[start], frame.data[start + 1]
         if version or family not in _NFLOG_FAMILIES:
-            return self._not_ip(frame, start, end)
-        start += 4
-        while end - start > 4:
-            length = int.from_bytes(frame.data[start : start + 2], "little")
-            if int.from_bytes(frame.data[start + 2 : start + 4], "little") == _NFLOG_PAYLOAD:
-                return self._ip.decode(frame, start + 4, end)
-            if length < 4:
-                break
-            start += length + 3 & ~3
-        return self._cut()
+            return self._types.not_ip()
+        for order in "<>":
+            payload = _nflog_payload(frame.data, start + 4, end, order)
+            if payload:
+                return self._ip.decode(frame, payload, end)
+        return self._types.cut()
 
-    def _radiotap(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        if end - start <= 4:
-            return self._cut()
-        length = int.from_bytes(frame.data[start + 2 : start + 4], "little")
-        if length >= end - start:
-            return self._cut()
-        return self._ieee802_11(frame, start + length, end)
 
-    def _ieee802_11(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        data = frame.data
-        header = 24
-        if end - start <= header:
-            return self._cut()
-        control, directions = data[start], data[start + 1]
-        if not control & 0x08 or control & 0x40:
-            return self._not_ip(frame, start, end)
-        if directions & 3 == 3:
-            header += 6
-        if end - start <= header:
-            return self._cut()
-        aggregated = False
-        if control & 0x80:
-            aggregated = bool(data[start + header] & 0x80)
-            if directions & 0x40:
-                return self._skip("encrypted 802.11")
-            header += 2
-        if end - start <= header:
-            return self._cut()
-        start += header
-        return self._aggregate(frame, start, end) if aggregated else self._llc(frame, start, end)
-
-    def _aggregate(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        rows: list[PacketRow] = []
-        while end - start >= 14:
-            length = int.from_bytes(frame.data[start + 12 : start + 14])
-            start += 14
-            if end - start < length:
-                break
-            rows += self._llc(frame, start, start + length)
-            start += length
-            if end - start >= length % 4:
-                start += length % 4
-        return rows
-
-    def _llc(self, frame: Frame, start: int, end: int) -> list[PacketRow]:
-        if end - start < 8 or frame.data[start : start + 6] != b"\xaa\xaa\x03\0\0\0":
-            return self._not_ip(frame, start, end)
-        if int.from_bytes(frame.data[start + 6 : start + 8]) not in _IP_ETHERTYPES:
-            return self._not_ip(frame, start, end)
-        return self._ip.decode(frame, start + 8, end)
+def _nflog_payload(data: bytes, start: int, end: int, order: str) -> int:
+    """Where the payload begins, read in this byte order; 0 if the attributes do not lead to one."""
+    while end - start > 4:
+        length, kind = struct.unpack_from(order + "HH", data, start)
+        if kind == _NFLOG_PAYLOAD:
+            return start + 4
+        if length < 4:
+            return 0
+        start += length + 3 & ~3
+    return 0

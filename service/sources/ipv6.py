@@ -8,6 +8,7 @@ _NO_NEXT = 59
 _EXTENSIONS = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, ESP, AUTHENTICATION, DESTINATION, MOBILITY})
 _LAST = frozenset({FRAGMENT, ESP, MOBILITY})
 _HOME_ADDRESS_OPTION = 201
+_JUMBO_OPTION = 194
 
 UNFRAGMENTABLE_END = 8
 """Bytes of the fragment header, which the reassembled packet does not have."""
@@ -17,8 +18,8 @@ class Ipv6Headers:
     """The header chain of the IPv6 packet in `data[start:end]`, which holds at least the fixed header.
 
     `length`: of all headers; `protocol`: what follows them; `last_header`: type of the last one. A routing header with
-    hops left gives the final `target`, a home address option the `source` (RFC 6275). A header that is cut ends the
-    chain before it.
+    hops left gives the final `target`, a home address option the `source` (RFC 6275), a jumbo payload option the length
+    of what follows the fixed header (RFC 2675), else 0. A header that is cut ends the chain before it.
     """
 
     def __init__(self, data: bytes, start: int, end: int) -> None:
@@ -30,7 +31,7 @@ class Ipv6Headers:
         self.last_header = _IPV6
         self.is_fragment = False
         self.more = False
-        self.offset = self.identifier = 0
+        self.offset = self.identifier = self.jumbo_bytes = 0
         self._routed = self._homed = False
         position = start + 40
         while self.last_header not in _LAST and self.protocol in _EXTENSIONS and end - position >= 2:
@@ -61,10 +62,10 @@ class Ipv6Headers:
             if (data[position + 2] == 0 and units >= 2 and units % 2 == 0) or (data[position + 2] == 2 and units == 2):
                 self.target = data[position + size - 16 : position + size]
                 self._routed = True
-        elif kind == DESTINATION:
-            self._take_options(position + 2, position + size)
+        elif kind in (DESTINATION, HOP_BY_HOP):
+            self._take_options(kind, position + 2, position + size)
 
-    def _take_options(self, position: int, end: int) -> None:
+    def _take_options(self, kind: int, position: int, end: int) -> None:
         data = self._data
         while position < end:
             if data[position] == 0:
@@ -72,7 +73,11 @@ class Ipv6Headers:
                 continue
             if position + 2 > end or position + 2 + data[position + 1] > end:
                 return
-            if data[position] == _HOME_ADDRESS_OPTION and data[position + 1] == 16 and not self._homed:
+            option = data[position]
+            if kind == HOP_BY_HOP:
+                if option == _JUMBO_OPTION and data[position + 1] == 4:
+                    self.jumbo_bytes = int.from_bytes(data[position + 2 : position + 6])
+            elif option == _HOME_ADDRESS_OPTION and data[position + 1] == 16 and not self._homed:
                 self.source = data[position + 2 : position + 18]
                 self._homed = True
             position += 2 + data[position + 1]

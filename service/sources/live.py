@@ -38,6 +38,7 @@ DNS_RECHECK_US = 10_000_000
 DEAD_US = 5_000_001
 """A TCP flow that is closed on one side and has nothing on the other ends after more than five seconds."""
 
+_MAPPED = bytes(10) + b"\xff\xff"
 _HEAD = struct.Struct("<QH")
 _DNS_SILENCE_US = 9_000_000
 _BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
@@ -47,6 +48,8 @@ class LiveFlow(msgspec.Struct, gc=False):
     """A live flow of any protocol.
 
     * `key`: as in `PacketRow`; `sides` are its endpoints, `orig` is the index of the originator.
+    * `timer_us`: when its silence is looked at next. Later than `last_us` and `timeout_us` make it where the clock has
+      stepped back: as in Zeek, that ends no flow before its time.
     * `number`: flows count from 1 in order of their starts; `previous_us`: the last packet whose head was kept.
     * `heads`: the packet heads one behind the other, each after its gap and size, to save memory.
     * `lengths`: signed payload lengths, positive from side 0; `room` and `head_room`: how much more fits.
@@ -65,6 +68,7 @@ class LiveFlow(msgspec.Struct, gc=False):
     sides: tuple[Side, Side]
     lengths: array[int]
     link: int = 0
+    timer_us: int = 0
     room: int = MAX_PAYLOAD_LENGTHS
     heads: bytes = b""
     inspect: int = 0
@@ -102,9 +106,14 @@ class LiveFlow(msgspec.Struct, gc=False):
         room -= size
         self.head_room = room if room >= HEAD_TOKEN_COST else 0
 
+    def set_timeout(self, timeout_us: int, last_us: int) -> None:
+        """Gives the flow another timeout, counted from its last packet."""
+        if timeout_us != self.timeout_us:
+            self.timeout_us, self.timer_us = timeout_us, last_us + timeout_us
+
     def due_us(self, now_us: int) -> int:
         """When the flow ends if no packet comes. DNS over UDP is looked at every ten seconds and ends if silent."""
-        due = self.last_us + self.timeout_us
+        due = max(self.last_us + self.timeout_us, self.timer_us)
         if not self.recheck_us:
             return due
         if now_us >= self.recheck_us:
@@ -128,13 +137,14 @@ class LiveFlow(msgspec.Struct, gc=False):
         orig, resp = self.sides[orig_side], self.sides[1 - orig_side]
         ports = self.ports()
         lengths = self.lengths.tolist()
+        orig_h, resp_h = _address_texts(self.address(orig_side), self.address(1 - orig_side))
         return Flow(
             uid=self._uid(),
             start_us=self.start_us,
             duration_us=max(0, self.last_us - self.start_us),
-            orig_h=_address_text(self.address(orig_side)),
+            orig_h=orig_h,
             orig_p=ports[orig_side],
-            resp_h=_address_text(self.address(1 - orig_side)),
+            resp_h=resp_h,
             resp_p=ports[1 - orig_side],
             proto=_protocol_text(self.protocol),
             up=orig.payloads,
@@ -219,12 +229,12 @@ class TcpFlow(LiveFlow, gc=False):
         ssh = orig.content[:4].upper() == b"SSH-" and resp.content[:4].upper() == b"SSH-"
         ftp = resp.content[:3] in (b"220", b"120") and orig.content[:5].upper() == b"USER "
         if ssh or ftp:
-            self.timeout_us = INTERACTIVE_TIMEOUT_US
+            self.set_timeout(INTERACTIVE_TIMEOUT_US, self.last_us)
         return ssh or ftp
 
     def due_us(self, now_us: int) -> int:
         """When the flow ends if no packet comes."""
-        due = self.last_us + self.timeout_us
+        due = max(self.last_us + self.timeout_us, self.timer_us)
         if self.delete_due_us:
             return min(due, self.delete_due_us)
         orig, resp = self.ends()
@@ -250,8 +260,7 @@ class TcpFlow(LiveFlow, gc=False):
             return "RSTRH" if quiet_orig else "RSTR"
         if orig.state == RESET:
             if quiet_resp:
-                only_syn = orig.previous == SYN_SENT and orig.packets <= 2 + orig.payloads
-                return "RSTOS0" if only_syn else "OTH"
+                return "OTH" if orig.said_more else "RSTOS0"
             return "RSTO"
         if orig.state == CLOSED:
             return "SF" if resp.state == CLOSED else "SH" if quiet_resp else "S2"
@@ -260,12 +269,13 @@ class TcpFlow(LiveFlow, gc=False):
         return {(SYN_SENT, INACTIVE): "S0", (ESTABLISHED, ESTABLISHED): "S1"}.get((orig.state, resp.state), "OTH")
 
 
-def _address_text(packed: bytes) -> str:
-    if len(packed) == 4:
-        return socket.inet_ntop(socket.AF_INET, packed)
-    if packed.startswith(b"\0\0\0\0\0\0\0\0\0\0\xff\xff"):
-        return socket.inet_ntop(socket.AF_INET, packed[12:])
-    return socket.inet_ntop(socket.AF_INET6, packed)
+def _address_texts(orig: bytes, resp: bytes) -> tuple[str, str]:
+    """The addresses as Zeek writes them: IPv4 mapped into IPv6 as IPv4, where the other end is IPv4 too."""
+    if len(orig) == 4:
+        return socket.inet_ntop(socket.AF_INET, orig), socket.inet_ntop(socket.AF_INET, resp)
+    if orig.startswith(_MAPPED) and resp.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, orig[12:]), socket.inet_ntop(socket.AF_INET, resp[12:])
+    return socket.inet_ntop(socket.AF_INET6, orig), socket.inet_ntop(socket.AF_INET6, resp)
 
 
 def _protocol_text(number: int) -> str:

@@ -19,6 +19,10 @@ UDP_TUNNEL = 0x100 | UDP
 """`PacketRow.kind` of a UDP datagram that may carry an inner packet."""
 TCP_BAD_HEADER = 0x100 | TCP
 """`PacketRow.kind` of a TCP packet whose header length is wrong: it belongs to a flow and says nothing else."""
+TCP_OFFLOADED = 0x200 | TCP
+"""`PacketRow.kind` of a TCP packet whose IP header has no length: what was captured of it counts as content."""
+CLOCK = 0x300
+"""`PacketRow.kind` of a packet without a flow by which time passes; only `time_us` counts."""
 NO_TCP_HEADER = -1
 """`PacketRow.have` of a TCP packet whose header claims to be shorter than any: nothing in it counts."""
 
@@ -49,7 +53,7 @@ class PacketRow(NamedTuple):
 
     * `key`: the two endpoints (address and port, lower first), the IP protocol and the IP version; `side` is 1 where
       the packet comes from the second one. One-way ICMP is not ordered, its `side` is always 0.
-    * `kind`: the IP protocol number, or `UDP_TUNNEL`, or `TCP_BAD_HEADER`.
+    * `kind`: the IP protocol number, or `UDP_TUNNEL`, `TCP_BAD_HEADER`, `TCP_OFFLOADED`, `CLOCK`.
     * `length`: transport payload by the IP header; `total`: IP length; `have`: captured payload bytes.
     * `flags`, `seq`, `ack`: of TCP, else 0.
     * `data`, `offset`: where the payload is (not in `frame` after reassembly).
@@ -78,7 +82,8 @@ class PacketRow(NamedTuple):
 
 @dataclass(slots=True)
 class ReadCounters:
-    """What was read and what was left out, by reason."""
+    """What was read and what was left out, by reason; `beyond_zeek`: what was read that Zeek 8.0 leaves out."""
 
     packets: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    beyond_zeek: Counter[str] = field(default_factory=Counter)

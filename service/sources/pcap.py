@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,11 +47,13 @@ def is_pcap(magic: bytes) -> bool:
 
 
 class PcapReader:
-    """Iterates over the packet blocks of one pcap file. `warning` says where the file was cut or damaged."""
+    """Iterates over the packet blocks of one pcap file. `warning` says where the file was cut or damaged; `skipped`
+    counts what was left out before that, which is nothing: a record alone says where the next one is."""
 
     def __init__(self, source: ByteSource, head: bytes) -> None:
         self.warning: str | None = None
         self.link_types: set[int] = set()
+        self.skipped: Counter[str] = Counter()
         self._source = source
         self._packets = 0
         while len(head) < _FILE_HEADER_BYTES:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from models.flow import MAX_COUNT
 from service.sources.container import ByteSource
 from service.sources.errors import CaptureError
 from service.sources.packets import PacketBlock
@@ -20,10 +22,11 @@ _INTERFACE = 1
 _OBSOLETE_PACKET = 2
 _SIMPLE_PACKET = 3
 _ENHANCED_PACKET = 6
+_LEAST_BYTES = {_INTERFACE: 8, _OBSOLETE_PACKET: 20, _SIMPLE_PACKET: 4, _ENHANCED_PACKET: 20}
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _MAX_BLOCK_BYTES = 1 << 24
 _MAX_INTERFACES = 4096
-_LATEST_US = 1 << 61
+_NO_LINK = 0xFFFF
 _OPTION_TSRESOL = 9
 _OPTION_TSOFFSET = 14
 
@@ -57,7 +60,8 @@ class _Columns:
 
 
 class PcapngReader:
-    """Iterates over the packet blocks of one pcapng file. `warning` says where the file was cut or damaged."""
+    """Iterates over the packet blocks of one pcapng file. `warning` says where the file was cut or damaged, `skipped`
+    counts what was left out of it."""
 
     def __init__(self, source: ByteSource, head: bytes) -> None:
         self.warning: str | None = None
@@ -70,6 +74,9 @@ class PcapngReader:
         self._packets = 0
         self._last_time_us = 0
         self._seen_section = False
+        self._to_pass = 0  # bytes of a block that is not held in memory, as none of its kind is needed
+        self._first_skipped: str | None = None
+        self.skipped: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[PacketBlock]:
         while self.warning is None:
@@ -77,7 +84,10 @@ class PcapngReader:
             if not fresh:
                 self._note_the_end()
                 return
-            data = b"".join((self._carry, fresh, BLOCK_PADDING))
+            passed = min(len(fresh), self._to_pass)
+            self._to_pass -= passed
+            self._position += passed
+            data = b"".join((self._carry, fresh[passed:], BLOCK_PADDING))
             columns = _Columns()
             end = self._read_blocks(data, columns)
             self._carry = data[end : -len(BLOCK_PADDING)]
@@ -94,13 +104,20 @@ class PcapngReader:
                 length = self._start_section(data, position)
             elif not self._seen_section:
                 raise CaptureError("expected a pcapng section header at the start of the capture; it is damaged")
+            if length > _MAX_BLOCK_BYTES and length % 4 == 0 and kind not in (_SECTION, *_LEAST_BYTES):
+                self._to_pass = position + length - limit  # more than is ever held at once
+                return limit
             if length < 12 or length % 4 or length > _MAX_BLOCK_BYTES:
                 self._damaged(position, f"a block claims {length:,} bytes")
                 break
             if position + length > limit:
                 break
-            if not self._read_block(kind, data, position + 8, position + length - 4, columns):
-                break
+            wrong = self._read_block(kind, data, position + 8, position + length - 4, columns)
+            if wrong:
+                if struct.unpack_from(self._order + "I", data, position + length - 4)[0] != length:
+                    self._damaged(position, wrong)
+                    break
+                self._skip(position, wrong)
             position += length
         return position
 
@@ -115,51 +132,57 @@ class PcapngReader:
             raise CaptureError("the capture's pcapng section header has no byte-order mark; it is damaged")
         return 0
 
-    def _read_block(self, kind: int, data: bytes, start: int, end: int, columns: _Columns) -> bool:
-        """Takes one block whose body is `data[start:end]`; False if it is damaged beyond reading on."""
-        try:
-            if kind == _ENHANCED_PACKET:
-                which, high, low, captured, wire = struct.unpack_from(self._order + "5I", data, start)
-                return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
-            if kind == _OBSOLETE_PACKET:
-                which, _, high, low, captured, wire = struct.unpack_from(self._order + "HH4I", data, start)
-                return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
-            if kind == _SIMPLE_PACKET:
-                (wire,) = struct.unpack_from(self._order + "I", data, start)
-                return self._add(
-                    columns, 0, None, min(wire, self._simple_limit(), end - start - 4), wire, start + 4, end
-                )
-            if kind == _INTERFACE:
-                self._add_interface(data, start, end)
-        except (struct.error, IndexError):
-            return self._damaged(start - 8, "a block is shorter than its kind allows")
-        return self.warning is None
+    def _read_block(self, kind: int, data: bytes, start: int, end: int, columns: _Columns) -> str | None:
+        """Takes one block whose body is `data[start:end]`; says what is wrong with it, or None."""
+        if end - start < _LEAST_BYTES.get(kind, 0):
+            if kind == _INTERFACE:  # the interfaces after it keep their numbers
+                self._interfaces.append(_Interface(_NO_LINK, 0))
+            return "a block is shorter than its kind allows"
+        if kind == _SIMPLE_PACKET and not self._interfaces:
+            return f"packet {self._packets + 1} names an interface that is not described"
+        if kind == _ENHANCED_PACKET:
+            which, high, low, captured, wire = struct.unpack_from(self._order + "5I", data, start)
+            return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
+        if kind == _OBSOLETE_PACKET:
+            which, _, high, low, captured, wire = struct.unpack_from(self._order + "HH4I", data, start)
+            return self._add(columns, which, high << 32 | low, captured, wire, start + 20, end)
+        if kind == _SIMPLE_PACKET:
+            (wire,) = struct.unpack_from(self._order + "I", data, start)
+            there = end - start - 4
+            return self._add(columns, 0, None, min(wire or there, self._simple_limit(), there), wire, start + 4, end)
+        return self._add_interface(data, start, end) if kind == _INTERFACE else None
 
     def _simple_limit(self) -> int:
         return self._interfaces[0].snap_length or MAX_CAPTURED_BYTES
 
+    def _skip(self, position: int, what: str) -> None:
+        """Notes a block that was left out, the first of them by name."""
+        self.skipped["a damaged block of the capture"] += 1
+        self._first_skipped = self._first_skipped or (
+            f"{what} at byte {self._position + position}: the capture is damaged there, the rest was read"
+        )
+
     def _add(
         self, columns: _Columns, which: int, units: int | None, captured: int, wire: int, start: int, end: int
-    ) -> bool:
+    ) -> str | None:
         if which >= len(self._interfaces):
-            return self._damaged(start, f"packet {self._packets + 1} names an interface that is not described")
+            return f"packet {self._packets + 1} names an interface that is not described"
         if captured > end - start or captured > MAX_CAPTURED_BYTES:
-            return self._damaged(start, f"packet {self._packets + 1} claims {captured:,} captured bytes")
+            return f"packet {self._packets + 1} claims {captured:,} captured bytes"
         interface = self._interfaces[which]
         if units is not None:
-            self._last_time_us = min(max(0, interface.time_us(units)), _LATEST_US)
+            self._last_time_us = min(max(0, interface.time_us(units)), MAX_COUNT)
         self._packets += 1
         columns.start.append(start)
         columns.captured.append(min(captured, interface.snap_length) if interface.snap_length else captured)
         columns.wire.append(wire)
         columns.time_us.append(self._last_time_us)
         columns.link.append(interface.link)
-        return True
+        return None
 
-    def _add_interface(self, data: bytes, start: int, end: int) -> None:
+    def _add_interface(self, data: bytes, start: int, end: int) -> str | None:
         if len(self._interfaces) >= _MAX_INTERFACES:
-            self._damaged(start, f"more than {_MAX_INTERFACES:,} interfaces")
-            return
+            return f"more than {_MAX_INTERFACES:,} interfaces"
         link, _, snap_length = struct.unpack_from(self._order + "HHI", data, start)
         interface = _Interface(link, snap_length if snap_length <= MAX_CAPTURED_BYTES else 0)
         position = start + 8
@@ -175,20 +198,22 @@ class PcapngReader:
             position += 4 + (length + 3 & ~3)
         self._interfaces.append(interface)
         self.link_types.add(link)
+        return None
 
-    def _damaged(self, position: int, what: str) -> bool:
+    def _damaged(self, position: int, what: str) -> None:
         self.warning = (
             f"{what} at byte {self._position + position}: the capture is damaged there, what came before was read"
         )
-        return False
 
     def _note_the_end(self) -> None:
         if self._source.damage:
             self.warning = self._source.damage
         elif not self._seen_section:
             raise CaptureError("the capture ends inside its section header; no packet can be read")
-        elif self._carry:
+        elif self._carry or self._to_pass:
             self.warning = (
                 f"the capture ends in the middle of packet {self._packets + 1} at byte "
                 f"{self._position + len(self._carry)}; what came before was read"
             )
+        else:
+            self.warning = self._first_skipped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right
 
 import msgspec
 
@@ -31,7 +31,7 @@ class Side(msgspec.Struct, gc=False):
     room: int = MAX_CONTENT_BYTES
 
 
-class Hole(msgspec.Struct, gc=False, order=True):
+class Hole(msgspec.Struct, gc=False):
     """Data that came before what precedes it: `data` is as much of it as the content may need."""
 
     start: int
@@ -39,12 +39,17 @@ class Hole(msgspec.Struct, gc=False, order=True):
     data: bytes
 
 
+def _start_of(hole: Hole) -> int:
+    return hole.start
+
+
 class TcpSide(Side, gc=False):
     """One end of a TCP flow. Sequence numbers count from the SYN (0), whether it was seen or not.
 
     `start`: the 32-bit number of the SYN; `last`: one past the highest sent; `acked`: acknowledged by the peer; `next`:
     delivered in order up to here, or given up; `trim`: what is below is forgotten; `stored`: end of the highest data
-    taken; `holes`: data beyond a hole; `fin_end`: one past the FIN.
+    taken; `holes`: data beyond a hole; `fin_end`: one past the FIN. `said_more`: its packets before a reset were not
+    just a first SYN and data.
     """
 
     state: int = INACTIVE
@@ -60,6 +65,7 @@ class TcpSide(Side, gc=False):
     closed: bool = False
     ended: bool = False
     skipping: bool = False
+    said_more: bool = False
     holes: list[Hole] = msgspec.field(default_factory=list)
 
     def restart(self, start: int, last: int) -> None:
@@ -153,14 +159,16 @@ class TcpSide(Side, gc=False):
 
     def _insert_hole(self, seq: int, upper: int, data: bytes) -> None:
         """Keeps what of a segment past a hole is new."""
-        base = seq
-        for other in list(self.holes):
-            if other.end <= seq:
-                continue
-            if other.start >= upper:
-                break
+        base, holes = seq, self.holes
+        place = bisect_right(holes, seq, key=_start_of)
+        if place:
+            seq = max(seq, holes[place - 1].end)
+        while place < len(holes) and holes[place].start < upper:
+            other = holes[place]
             if seq < other.start:
-                insort(self.holes, Hole(seq, other.start, data[seq - base : other.start - base]))
+                holes.insert(place, Hole(seq, other.start, data[seq - base : other.start - base]))
+                place += 1
             seq = other.end
+            place += 1
         if seq < upper and (len(self.holes) < _MAX_HOLES or seq == self.next):
-            insort(self.holes, Hole(seq, upper, data[seq - base : upper - base]))
+            holes.insert(place, Hole(seq, upper, data[seq - base : upper - base]))

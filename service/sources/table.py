@@ -13,11 +13,13 @@ from service.sources import tcp
 from service.sources.ip import MAX_TUNNEL_DEPTH
 from service.sources.live import DEAD_US, DNS_RECHECK_US, LiveFlow, TcpFlow
 from service.sources.packets import (
+    CLOCK,
     ICMP,
     ICMP6,
     NO_TCP_HEADER,
     TCP,
     TCP_BAD_HEADER,
+    TCP_OFFLOADED,
     UDP,
     UDP_TUNNEL,
     Int64Array,
@@ -116,6 +118,8 @@ class FlowTable:
                 self._expire(now_us)
             flow = flows.get(key)
             if flow is None or (flags & 2 and self._is_another(flow, row)):
+                if kind == CLOCK:
+                    continue
                 flow = self._start(row)
             side = flow.sides[side_index]
             if flow.head_room:
@@ -144,6 +148,8 @@ class FlowTable:
                         if reach > peer.acked:  # type: ignore[attr-defined]
                             peer.acked = peer.trim = reach  # type: ignore[attr-defined]
                         continue
+                self._process_tcp(flow, row)  # type: ignore[arg-type]
+            elif kind == TCP_OFFLOADED:
                 self._process_tcp(flow, row)  # type: ignore[arg-type]
             else:
                 flow.last_us = time_us
@@ -207,12 +213,12 @@ class FlowTable:
         else:
             flow = LiveFlow(
                 key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
-                (Side(), Side()), array("i"), row[-1],
+                (Side(), Side()), array("i"), row[-1], first_due_us,
             )  # fmt: skip
             if kind & 0xFF == UDP:
                 self._orient_udp(flow)
                 if flow.recheck_us:
-                    first_due_us = flow.recheck_us
+                    first_due_us = min(first_due_us, flow.recheck_us)
         self._flows[key] = flow
         heappush(self._due, (first_due_us, self._created, key))
         return flow
@@ -221,7 +227,8 @@ class FlowTable:
         time_us, key, side, _, _, _, _, flags, *_ = row
         flow = TcpFlow(
             key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
-            (TcpSide(), TcpSide()), array("i"), row[-1], check_due_us=time_us + DEAD_US,
+            (TcpSide(), TcpSide()), array("i"), row[-1], time_us + DATAGRAM_TIMEOUT_US,
+            check_due_us=self._now_us + DEAD_US,
         )  # fmt: skip
         if flags & (tcp.SYN | tcp.ACK) == tcp.SYN:
             return flow
@@ -241,7 +248,7 @@ class FlowTable:
             target = source
         flow.inspect = inspector_of(target)
         if flow.inspect == DNS:
-            flow.recheck_us = flow.start_us + DNS_RECHECK_US
+            flow.recheck_us = self._now_us + DNS_RECHECK_US
 
     def _inspect(self, flow: LiveFlow, row: PacketRow) -> None:
         row = PacketRow._make(row)
@@ -267,6 +274,8 @@ class FlowTable:
             flow = self._flows.get(key)
             if flow is None or flow.number != number:
                 continue
+            if now_us >= flow.timer_us:
+                flow.timer_us = flow.last_us + flow.timeout_us
             due_us = flow.due_us(self._seen_us(due_at_us) if flow.recheck_us else now_us)
             if due_us <= now_us and isinstance(flow, TcpFlow) and flow.extends_silence(now_us):
                 due_us = flow.due_us(now_us)

@@ -6,7 +6,7 @@ Behaviour, not code, follows Zeek 8.0 (src/packet_analysis/protocol/tcp, src/ana
 from __future__ import annotations
 
 from service.sources.live import INTERACTIVE_TIMEOUT_US, TcpFlow
-from service.sources.packets import PacketRow
+from service.sources.packets import TCP_OFFLOADED, PacketRow
 from service.sources.sides import (
     CLOSED,
     ESTABLISHED,
@@ -57,11 +57,13 @@ def starts_another_flow(flow: TcpFlow, flags: int, seq: int) -> bool:
 
 def process(flow: TcpFlow, row: PacketRow) -> None:
     """Takes one packet of `flow`: sequence numbers, state, acknowledged and new data, closing."""
-    time_us, _, side, _, length, _, have, flags, seq, ack, data, offset, *_ = row
+    time_us, _, side, kind, length, _, have, flags, seq, ack, data, offset, *_ = row
     end, peer = flow.sides[side], flow.sides[1 - side]
     from_orig = side == flow.orig
     if flags & SYN and not length and end.state == INACTIVE and _shake_hands(flow, end, peer, row, from_orig):
         return
+    if not end.said_more and end.state != RESET:
+        end.said_more = _says_more(end, peer, flags, length)
     if not (flow.saw_orig and flow.saw_resp):
         _note_partial(flow, flags, from_orig)
     segment = (0 if flags & RST else length) + (1 if flags & SYN else 0) + (1 if flags & FIN else 0)
@@ -88,8 +90,8 @@ def process(flow: TcpFlow, row: PacketRow) -> None:
         flow.saw_orig = True
     else:
         flow.saw_resp = True
-    if length and have >= length and not flags & RST and position >= 0:
-        end.take(position + (1 if flags & SYN else 0), length, data, offset)
+    if length and not flags & RST and position >= 0 and (have >= length or (kind == TCP_OFFLOADED and have)):
+        end.take(position + (1 if flags & SYN else 0), min(length, have), data, offset)
     if end.fins or end.state == RESET:
         _check_end_of_data(flow, end, peer)
     if closing:
@@ -111,8 +113,8 @@ def _shake_hands(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, fro
         peer.previous = SYN_SENT
         peer.acked = 1
         interactive = flow.service_port() in INTERACTIVE_PORTS
-        flow.timeout_us = INTERACTIVE_TIMEOUT_US if interactive else ESTABLISHED_TIMEOUT_US
-        flow.saw_resp = True
+        flow.set_timeout(INTERACTIVE_TIMEOUT_US if interactive else ESTABLISHED_TIMEOUT_US, time_us)
+        flow.saw_resp = end.said_more = True
         flow.steady = not (peer.holes or peer.stored > 1)
     else:
         return False
@@ -129,6 +131,16 @@ def _set_steady(flow: TcpFlow, end: TcpSide, peer: TcpSide) -> None:
         and not flow.began_with_syn_ack
         and end is not peer
     )
+
+
+def _says_more(end: TcpSide, peer: TcpSide, flags: int, length: int) -> bool:
+    """Whether a packet before the reset of `end` leads away from the history `S[^HAFGIQ]*R` of Zeek's conn.log."""
+    control = flags & _CONTROL
+    if end.state == INACTIVE and (control != SYN or peer.state != INACTIVE):
+        return True
+    if control == SYN:
+        return bool(flags & ACK)
+    return control not in (0, RST) or (not control and not length and bool(flags & ACK))
 
 
 def _note_partial(flow: TcpFlow, flags: int, from_orig: bool) -> None:
@@ -268,14 +280,14 @@ def _answer_syn(flow: TcpFlow, end: TcpSide, peer: TcpSide, flags: int) -> None:
         _set_state(flow, peer, end, ESTABLISHED)
     _set_state(flow, end, peer, ESTABLISHED)
     if peer.state != PARTIAL and flow.service_port() in INTERACTIVE_PORTS:
-        flow.timeout_us = INTERACTIVE_TIMEOUT_US
+        flow.set_timeout(INTERACTIVE_TIMEOUT_US, flow.last_us)
 
 
 def _set_state(flow: TcpFlow, end: TcpSide, peer: TcpSide, state: int) -> None:
     if state == end.state:
         return
     if state not in HANDSHAKE_STATES and end.state in HANDSHAKE_STATES and peer.state in HANDSHAKE_STATES:
-        flow.timeout_us = ESTABLISHED_TIMEOUT_US
+        flow.set_timeout(ESTABLISHED_TIMEOUT_US, flow.last_us)
     end.previous = end.state
     end.state = state
 

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.sources.ip import GRE_LINK
+from service.sources.ip import ETHERTYPE_LINKS, GRE_LINK
 from service.sources.ports import AYIYA_PORT, GENEVE_PORT, GRE_PORT, GTP_PORTS, TEREDO_PORT, VXLAN_PORT
 
 ETHERNET_LINK, RAW_IP_LINK = 1, 101
 
-_GENEVE_LINKS = {0x6558: ETHERNET_LINK, 0x0800: RAW_IP_LINK, 0x86DD: RAW_IP_LINK}
 _TEREDO_PREFIX = b"\x20\x01\0\0"
 _GTP_PACKET = 255
 
 
 @dataclass(slots=True)
 class Inner:
-    """An inner packet: where it starts in the datagram, its link type, or `GRE_LINK` for a GRE header."""
+    """An inner packet: where it starts in the datagram, and its link type, or what `ip` has in place of one."""
 
     start: int
     link: int
@@ -29,8 +28,8 @@ class NotThisTunnelError(Exception):
     """The datagram contradicts the tunnel that its flow was taken for; the flow is not one."""
 
 
-def find_inner(payload: bytes, responder_port: int) -> Inner | None:
-    """The packet inside a UDP payload, as far as it was captured, if there is one.
+def find_inner(payload: bytes, length: int, responder_port: int) -> Inner | None:
+    """The packet inside a UDP payload of `length` bytes, of which `payload` was captured, if there is one.
 
     Raises:
         NotThisTunnelError: as its name says; for the kinds that Zeek then gives up on.
@@ -40,14 +39,14 @@ def find_inner(payload: bytes, responder_port: int) -> Inner | None:
     if responder_port == GENEVE_PORT:
         return _geneve(payload)
     if responder_port == TEREDO_PORT:
-        return _teredo(payload)
+        return _teredo(payload, length)
     if responder_port in GTP_PORTS:
-        return _gtp(payload)
+        return _gtp(payload, length)
     if responder_port == AYIYA_PORT or (len(payload) >= 3 and payload[1] == 0x52 and payload[2] == 0x11):
         return _ayiya(payload)
     if responder_port == GRE_PORT:
         return Inner(0, GRE_LINK)
-    return _teredo(payload) if looks_like_teredo(payload) else None
+    return _teredo(payload, length) if looks_like_teredo(payload) else None
 
 
 def looks_like_teredo(payload: bytes) -> bool:
@@ -79,11 +78,11 @@ def _geneve(payload: bytes) -> Inner | None:
     start = 8 + (payload[0] & 0x3F) * 4
     if start > len(payload):
         raise NotThisTunnelError
-    link = _GENEVE_LINKS.get(int.from_bytes(payload[2:4]))
-    return Inner(start, link) if link is not None and start < len(payload) else None
+    kind = int.from_bytes(payload[2:4])
+    return Inner(start, ETHERTYPE_LINKS + kind) if kind and start < len(payload) else None
 
 
-def _teredo(payload: bytes) -> Inner | None:
+def _teredo(payload: bytes, length: int) -> Inner | None:
     start = 0
     origin = authenticated = False
     while True:
@@ -101,12 +100,13 @@ def _teredo(payload: bytes) -> Inner | None:
             raise NotThisTunnelError
     total = 40 + int.from_bytes(payload[start + 4 : start + 6])
     is_bubble = payload[start + 6] == 59 and total == 40
+    rest = length - start
     if rest < total or (rest > total and not is_bubble):
         raise NotThisTunnelError
     return Inner(start, RAW_IP_LINK)
 
 
-def _gtp(payload: bytes) -> Inner | None:
+def _gtp(payload: bytes, length: int) -> Inner | None:
     """A G-PDU of GTP-U version 1 (3GPP TS 29.281), whose IP packet fills the rest exactly."""
     if len(payload) < 8 or payload[0] >> 5 != 1 or not payload[0] & 0x10 or payload[1] != _GTP_PACKET:
         return None
@@ -123,7 +123,7 @@ def _gtp(payload: bytes) -> Inner | None:
     if len(rest) < 20:
         return None
     total = int.from_bytes(rest[2:4]) if rest[0] >> 4 == 4 else 40 + int.from_bytes(rest[4:6])
-    return Inner(start, RAW_IP_LINK) if total == len(rest) else None
+    return Inner(start, RAW_IP_LINK) if total == length - start else None
 
 
 def _ayiya(payload: bytes) -> Inner | None:

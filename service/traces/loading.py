@@ -22,26 +22,30 @@ NO_TRACES = Path("none")
 """Given as a trace checkpoint: no traces."""
 
 
-def load_traces(
-    chosen: Path | None, engine: EngineName, threads: int = 0, precision: Precision = "float32"
-) -> TraceEngine | None:
-    """The engine for traces: of the directory `chosen`, or of the checkpoint that ships; None for no traces.
-
-    `precision` as of `load_beside`.
-
-    Raises:
-        CheckpointError: the checkpoint is missing or damaged.
-        EngineError: the engine is not installed or refuses the model.
-    """
+def trace_directory(chosen: Path | None) -> Path | None:
+    """The trace checkpoint that serves: in the directory `chosen`, or the one that ships; None for no traces."""
     if chosen == NO_TRACES:
         return None
     directory = newest_version(chosen or ZOO / DEFAULT_TRACE_CHECKPOINT)
     if chosen is None and not directory.is_dir():
         return None
-    return load_beside(engine, directory, threads, precision)
+    return directory
 
 
-def load_beside(engine: EngineName, directory: Path, threads: int, precision: Precision) -> TraceEngine:
+def load_traces(
+    chosen: Path | None, engine: EngineName, threads: int = 0, precision: Precision = "float32"
+) -> TraceEngine | None:
+    """The engine of `trace_directory`; None for no traces. `precision` as of `load_beside`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+        EngineError: the engine is not installed or refuses the model.
+    """
+    directory = trace_directory(chosen)
+    return None if directory is None else load_beside(engine, directory, threads, precision)
+
+
+def load_beside(engine: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32") -> TraceEngine:
     """The engine of a trace checkpoint in the precision of the flow models beside it.
 
     Its encoder is in float32 where int8 is asked for and the checkpoint has no `encoder.int8.onnx`: one flag is for all

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import msgspec
@@ -12,9 +11,11 @@ from numpy.typing import NDArray
 
 from models.trace import subject_kind_of
 from models.verdict import verdicts
+from service.classifier import BATCH_TIMEOUT_SECONDS
 from service.community import community_id
 from service.engines.base import EngineError
-from service.engines.traces import TraceEngine, TraceInput
+from service.engines.thread import EngineStalledError, EngineThread
+from service.engines.traces import TraceEngine, TraceInput, warm_up
 from service.traces.records import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
 
 log = structlog.get_logger()
@@ -25,15 +26,26 @@ SHARE_DIGITS = 6
 class TraceScorer:
     """Scores windows with a trace checkpoint. Several threads may ask; the engine is asked by one at a time."""
 
-    def __init__(self, engine: TraceEngine) -> None:
+    def __init__(self, engine: TraceEngine, timeout_seconds: float = BATCH_TIMEOUT_SECONDS) -> None:
+        """`timeout_seconds`: longest time that the engine may take for a batch."""
         self.checkpoint = engine.checkpoint
-        self._engine = engine
-        self._lock = threading.Lock()
+        self.thread = EngineThread(f"the trace engine of {engine.checkpoint.name}", timeout_seconds)
+        self.engine = engine
+
+    def warm_up(self) -> None:
+        """Run the engine on what fills it, so that the first real traces wait for nothing."""
+        self.thread.call(lambda: warm_up(self.engine))
 
     def score_each(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict | None]:
-        """As `score`, but whatever the engine raises costs one trace its verdict, and none of the others theirs."""
+        """As `score`, but whatever the engine raises costs one trace its verdict, and none of the others theirs.
+
+        An engine that does not answer costs all of them theirs: it would not answer any sooner for one.
+        """
         try:
-            return list(self.score(jobs))
+            return self.score(jobs)
+        except EngineStalledError as error:
+            log.error("trace engine stalled", reason=str(error), traces=len(jobs))
+            return [None] * len(jobs)
         except Exception as error:
             if len(jobs) > 1:
                 middle = len(jobs) // 2
@@ -41,22 +53,26 @@ class TraceScorer:
             log.error("trace engine failed", error=type(error).__name__, flows=len(jobs[0].flows))
             return [None]
 
-    def score(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict]:
-        """One verdict for each window, in order.
+    def score(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict | None]:
+        """One verdict for each window, in order; None where the network's numbers for it are not finite.
 
         Raises:
             EngineError: the engine gave another number of scores than it got traces, or shares of other flows.
+            EngineStalledError: it gave none in time.
         """
         if not jobs:
             return []
-        with self._lock:
-            scores = self._engine.score([_input(job.flows) for job in jobs])
-        counts = [len(job.flows) for job in jobs]
-        if len(scores.logits) != len(jobs) or [len(shares) for shares in scores.importance] != counts:
+        inputs = [_input(job.flows) for job in jobs]
+        scores = self.thread.call(lambda: self.engine.score(inputs))
+        expected = (len(jobs), self.checkpoint.network.n_class)
+        counts = [(len(job.flows),) for job in jobs]
+        if scores.logits.shape != expected or [shares.shape for shares in scores.importance] != counts:
             raise EngineError(f"the trace engine's scores do not fit the {len(jobs)} traces that it got")
         found = verdicts(scores.logits, self.checkpoint)
         return [
-            TraceVerdict(
+            None
+            if verdict is None or not np.isfinite(shares).all()
+            else TraceVerdict(
                 source=job.key.source,
                 subject_kind=subject_kind_of(job.key.subject, self.checkpoint.trace.subject),
                 subject=job.key.subject,

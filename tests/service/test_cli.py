@@ -1,6 +1,7 @@
 """The command line on real captures and bad input: status 0, 1 or 2, never a traceback."""
 
 import csv
+import gzip
 import io
 import json
 import signal
@@ -15,6 +16,7 @@ import pytest
 from service.settings import ENV_PREFIX, Settings
 from service.terminal import endpoint_text
 from tests.service.cli_runner import CODE, ROOT, tapline
+from tests.service.sources import builders as b
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 BUILTIN = ("--reader", "builtin")
@@ -283,3 +285,70 @@ def test_curl_gets_an_answer_from_a_running_server(checkpoint_dir):
     finally:
         process.terminate()
         assert process.wait(20) == 0
+
+
+ARP_ALONE = b.pcap([b.Packet(n, b.ethernet(bytes(46), 0x0806)) for n in range(3)])
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A capture of one flow among packets without one."""
+    datagram = b.ethernet(b.ipv4(17, b.udp(4000, 53, b"payload")))
+    path = tmp_path / "mixed.pcap"
+    path.write_bytes(b.pcap([b.Packet(n, frame) for n, frame in enumerate((bytes(9), datagram, *[ARP_FRAME] * 2))]))
+    return path
+
+
+ARP_FRAME = b.ethernet(bytes(46), 0x0806)
+
+
+def test_packets_without_a_flow_are_told_with_their_reasons(classify, mixed):
+    told = f"{mixed}: without a flow, of 4 packets: 2 not IP, 1 link layer cut"
+    table = classify(mixed)
+    assert table.returncode == 0
+    assert told in table.stdout
+    for format_ in ("csv", "ndjson"):
+        result = classify(mixed, "-f", format_)
+        assert result.returncode == 0
+        assert told in result.stderr
+        assert told not in result.stdout
+    (entry,) = json.loads(classify(mixed, "-f", "json").stdout)["summary"]["inputs"]
+    assert entry["skipped"] == {"not IP": 2, "link layer cut": 1}
+    features = tapline("features", mixed)
+    assert features.returncode == 0
+    assert features.stderr == told + "\n"
+    assert len(features.stdout.splitlines()) == 1
+
+
+def test_a_run_in_which_no_packet_was_understood_fails(classify, mixed, tmp_path):
+    path = tmp_path / "arp.pcap"
+    path.write_bytes(ARP_ALONE)
+    told = f"{path}: without a flow, of 3 packets: 3 not IP"
+    for format_, stream in (("table", "stdout"), ("csv", "stderr"), ("ndjson", "stderr"), ("json", "stdout")):
+        result = classify(path, "-f", format_)
+        assert result.returncode == 1
+        assert (told if format_ != "json" else '"not IP":3') in getattr(result, stream)
+    features = tapline("features", path)
+    assert (features.returncode, features.stdout, features.stderr) == (1, "", told + "\n")
+    assert classify(path, mixed).returncode == 0
+    assert tapline("features", path, mixed).returncode == 0
+
+
+def test_a_capture_without_packets_is_no_failure(classify, tmp_path):
+    path = tmp_path / "empty.pcap"
+    path.write_bytes(b.pcap([]))
+    assert classify(path).returncode == 0
+    assert tapline("features", path).returncode == 0
+
+
+def test_a_capture_that_cannot_be_read_hides_no_other(classify, mixed, tmp_path):
+    damaged = tmp_path / "damaged.pcap.gz"
+    damaged.write_bytes(gzip.compress(mixed.read_bytes() * 50)[:-12])
+    other = tmp_path / "other"
+    other.write_bytes(b"no capture at all")
+    result = classify(other, damaged, mixed, "-f", "json")
+    assert result.returncode == 1
+    inputs = json.loads(result.stdout)["summary"]["inputs"]
+    assert [entry["flows"] for entry in inputs] == [0, 1, 1]
+    assert "expected a pcap or pcapng file" in inputs[0]["error"]
+    assert inputs[1]["warning"]

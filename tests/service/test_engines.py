@@ -72,5 +72,8 @@ def test_pieces_hold_every_flow_once_with_little_padding(counts):
 
 def test_torch_missing_is_explained(checkpoint_dir, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "service.engines.torch_engine", None)
-    with pytest.raises(EngineError, match=r"install tapline\[gpu\]"):
+    with pytest.raises(
+        EngineError,
+        match=r"install the extra `gpu` from where this tapline came from \(pip install '\.\[gpu\]' in a checkout\)",
+    ):
         load_engine("torch", checkpoint_dir)

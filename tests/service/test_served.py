@@ -10,6 +10,7 @@ from models.checkpoint import MANIFEST, CheckpointError
 from service.batcher import Batcher, VerdictError
 from service.classifier import Classifier
 from service.engines.base import load_engine
+from service.engines.trial import try_out_aside
 from service.metrics import Metrics
 from service.repository import Repository, UnknownModelError
 from service.served import ModelBusyError, ServedModels
@@ -29,6 +30,9 @@ def root(tmp_path, checkpoint_dir):
 def run(root, body):
     metrics = Metrics()
 
+    async def try_out(directory):
+        await try_out_aside(directory, "onnx", "float32", 60)
+
     def load(directory):
         return [Classifier(load_engine("onnx", directory, 1))]
 
@@ -36,7 +40,9 @@ def run(root, body):
         return Batcher(classifiers, metrics, max_queue_delay_ms=0, max_batch_size=16)
 
     async def main():
-        served = ServedModels(Repository(root, {"random": root / "random" / "1"}), "random", load, batcher, metrics)
+        served = ServedModels(
+            Repository(root, {"random": root / "random" / "1"}), "random", try_out, load, batcher, metrics
+        )
         await served.start()
         served.repository.pinned.clear()
         try:

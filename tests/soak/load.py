@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import random
 import signal
@@ -13,6 +15,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from websockets.exceptions import ConnectionClosed
 
 from models.flow import Flow, flow_to_line
 from service.sources.bus.events import BusEvent, Count
@@ -49,7 +52,7 @@ class Load:
 
     async def flows(self, sensor: AcknowledgingSensor, *, seconds: float) -> None:
         """Publish real flows, early and final forms, numbered, while the time lasts."""
-        flows = [flow for flow in read_capture(ANDROID, ReadOptions(heads="header")) if flow.payload_lengths]
+        flows = real_flows()
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         while loop.time() < until:
@@ -57,13 +60,21 @@ class Load:
                 uid = f"S{self.sent}"
                 for complete in (False, True):
                     self.sent += 1
-                    await sensor.publish(flow_event(flow, uid, self.sent, complete=complete))
+                    with contextlib.suppress(ConnectionClosed):  # cut in this moment: the service misses it
+                        await sensor.publish(flow_event(flow, uid, self.sent, complete=complete))
             await asyncio.sleep(20 / FLOWS_PER_SECOND)
+
+    async def last_flow(self, sensor: AcknowledgingSensor) -> None:
+        """Publish one more flow when nothing is cut any more, by whose number those before it are missed."""
+        await sensor.wait_for_client()
+        self.sent += 1
+        await sensor.publish(flow_event(real_flows()[0], "last", self.sent, complete=True))
 
     async def wrong_frames(self, sensor: AcknowledgingSensor) -> None:
         """Publish frames that are malformed."""
         while True:
-            await sensor.send(frames.frame(self.random).decode("utf-8", "replace"))
+            with contextlib.suppress(ConnectionClosed):
+                await sensor.send(frames.frame(self.random).decode("utf-8", "replace"))
             self.injected["malformed frames"] += 1
             await asyncio.sleep(0.05)
 
@@ -163,6 +174,12 @@ class Load:
         await asyncio.sleep(self.random.choice((0, 0.05, 0.5)))
         writer.transport.abort()
         self.injected["clients that left"] += 1
+
+
+@functools.cache
+def real_flows() -> list[Flow]:
+    """The flows of a real capture."""
+    return [flow for flow in read_capture(ANDROID, ReadOptions(heads="header")) if flow.payload_lengths]
 
 
 def flow_event(flow: Flow, uid: str, seq: int, *, complete: bool) -> BusEvent:

@@ -4,9 +4,17 @@
 @load base/utils/site
 @load ./main
 
-# From 8.1 on a single Zeek has no cluster backend of its own, and drops what is published.
-@if ( Version::number >= 80100 && ! Cluster::is_enabled() )
+# From 8.1 on a single Zeek has no cluster backend unless one is loaded, and drops what is published. Broker's connects
+# nothing and listens nowhere; where Zeek is built without it, ZeroMQ's runs its exchange on ports 5555 and 5556.
+@ifdef ( Cluster::CLUSTER_BACKEND_NONE )
+@if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE && ! Cluster::is_enabled() && ! Supervisor::is_supervisor() )
+@ifdef ( Cluster::CLUSTER_BACKEND_BROKER )
 @load frameworks/cluster/backend/broker
+@else
+@load frameworks/cluster/backend/zeromq
+redef Cluster::Backend::ZeroMQ::run_proxy_thread = T;
+@endif
+@endif
 @endif
 
 module Tapline;
@@ -45,15 +53,23 @@ export {
 
 	## Whether this process is the one that serves the bus and takes verdicts.
 	global is_serving: function(): bool;
+
+	## Whether a node of the cluster is.
+	global serves: function(node: string): bool;
 }
+
+function serves(node: string): bool
+	{
+	if ( serving_node != "" )
+		return node == serving_node;
+	return node in Cluster::nodes && Cluster::nodes[node]$node_type == Cluster::MANAGER;
+	}
 
 function is_serving(): bool
 	{
 	if ( Supervisor::is_supervisor() )
 		return F;
-	if ( ! Cluster::is_enabled() )
-		return T;
-	return serving_node == "" ? Cluster::local_node_type() == Cluster::MANAGER : Cluster::node == serving_node;
+	return ! Cluster::is_enabled() || serves(Cluster::node);
 	}
 
 function subject(f: Flow): addr
@@ -129,6 +145,16 @@ function open_server()
 	if ( ! Cluster::listen_websocket(options) )
 		Reporter::fatal(fmt("Tapline cannot listen on %s port %s", listen_addr, listen_port));
 	}
+
+# Before Zeek's own message, which says what is missing but not what to load.
+@ifdef ( Cluster::CLUSTER_BACKEND_NONE )
+event zeek_init() &priority=10
+	{
+	if ( Cluster::is_enabled() && Cluster::backend == Cluster::CLUSTER_BACKEND_NONE )
+		Reporter::fatal("Tapline needs a cluster backend, and this Zeek has none by default: load " +
+		    "frameworks/cluster/backend/zeromq on every node, before Tapline");
+	}
+@endif
 
 event zeek_init()
 	{

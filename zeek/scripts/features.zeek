@@ -53,13 +53,14 @@ function payload_bytes(c: connection, p: pkt_hdr): count
 	return ip_bytes > headers ? ip_bytes - headers : 0;
 	}
 
-function source_port(p: pkt_hdr): count
+# Source port, or the ICMP type. Zeek may leave the header out of the event when the snap length cut the packet.
+function source_port(c: connection, p: pkt_hdr): count
 	{
 	if ( p?$tcp )
 		return port_to_count(p$tcp$sport);
 	if ( p?$udp )
 		return port_to_count(p$udp$sport);
-	return p?$icmp ? p$icmp$icmp_type : 0;
+	return p?$icmp ? p$icmp$icmp_type : captured_source_port(c, p);
 	}
 
 function is_excluded(c: connection): bool
@@ -73,10 +74,13 @@ function begin(c: connection, p: pkt_hdr)
 	{
 	if ( source_link < 0 )
 		learn_link();
-	c$tapline = State($first_h=p?$ip ? p$ip$src : p$ip6$src, $first_p=source_port(p));
+	c$tapline = State($first_h=p?$ip ? p$ip$src : p$ip6$src);
 	local st = c$tapline;
 	if ( c$id$orig_h == c$id$resp_h )
+		{
 		st$same_host = T;
+		st$first_p = source_port(c, p);
+		}
 	if ( (|exclude_networks| + |exclude_ports| > 0 && is_excluded(c)) || ! hook observe(c) )
 		st$observed = F;
 	else if ( heads != "none" )
@@ -117,7 +121,7 @@ event new_packet(c: connection, p: pkt_hdr)
 	if ( n == 0 )
 		return;
 
-	local forward = st$same_host ? source_port(p) == st$first_p
+	local forward = st$same_host ? source_port(c, p) == st$first_p
 	                             : (p?$ip ? p$ip$src : p$ip6$src) == st$first_h;
 	if ( forward )
 		++st$ahead;

@@ -16,6 +16,13 @@ const link_header_bytes: table[int] of count = {
 	[0] = 4, [108] = 4, [113] = 16, [276] = 20, [12] = 0, [14] = 0, [101] = 0, [228] = 0, [229] = 0,
 };
 
+# IPv6 extension headers that count their length in 8 octets and may come before the fragment header (RFC 8200, 4.1).
+const extension_kinds: set[string] = { "\x00", "\x2b", "\x3c" };
+const fragment_kind = "\x2c";
+
+# Protocols of which an event has the transport header, if the packet was captured whole.
+const protocols_with_header: set[count] = { 1, 6, 17, 58 };
+
 # The packet source's link type, asked at the first packet; and whether it is Ethernet.
 global source_link: int = -1;
 global ethernet = F;
@@ -70,26 +77,29 @@ function searched_ip_offset(data: string, p: pkt_hdr, tunneled: bool): int
 	return found;
 	}
 
+# Offset of the frame's first IP header where the link layer alone tells it, or -1.
+function link_bytes(data: string): int
+	{
+	if ( source_link in link_header_bytes )
+		return link_header_bytes[source_link];
+	if ( ! ethernet )
+		return -1;
+	local ether_type = data[12:14];
+	if ( ether_type == "\x08\x00" || ether_type == "\x86\xdd" )
+		return 14;
+	if ( ether_type != "\x81\x00" )
+		return -1;
+	ether_type = data[16:18];
+	return ether_type == "\x08\x00" || ether_type == "\x86\xdd" ? 18 : -1;
+	}
+
 # Offset of the packet's IP header in the frame, or -1.
 function ip_offset(c: connection, data: string, p: pkt_hdr): int
 	{
 	if ( c?$tunnel )
 		return searched_ip_offset(data, p, T);
-	if ( source_link in link_header_bytes )
-		return link_header_bytes[source_link];
-	if ( ethernet )
-		{
-		local ether_type = data[12:14];
-		if ( ether_type == "\x08\x00" || ether_type == "\x86\xdd" )
-			return 14;
-		if ( ether_type == "\x81\x00" )
-			{
-			ether_type = data[16:18];
-			if ( ether_type == "\x08\x00" || ether_type == "\x86\xdd" )
-				return 18;
-			}
-		}
-	return searched_ip_offset(data, p, F);
+	local offset = link_bytes(data);
+	return offset < 0 ? searched_ip_offset(data, p, F) : offset;
 	}
 
 # IP length of a packet whose own header says 0.
@@ -100,40 +110,101 @@ function frame_ip_bytes(c: connection, p: pkt_hdr): count
 	return offset < 0 ? 0 : packet$len - int_to_count(offset);
 	}
 
-# Length of a TCP header that Zeek left out of the event; 20, the shortest, where the frame does not hold it either.
-function captured_tcp_bytes(c: connection, p: pkt_hdr): count
+# The frame from the transport header on, which Zeek leaves out of the event where the snap length cut the packet; as far
+# as it was captured, empty where nothing tells where it begins.
+function captured_transport(c: connection, p: pkt_hdr): string
 	{
 	local data = get_current_packet()$data;
 	local offset = ip_offset(c, data, p);
 	if ( offset < 0 )
+		return "";
+	local at = int_to_count(offset) + (p?$ip ? p$ip$hl : 40 + extension_bytes(p$ip6));
+	return at < |data| ? data[at:] : "";
+	}
+
+# Length of the TCP header; 20, the shortest, where the frame does not hold it.
+function captured_tcp_bytes(c: connection, p: pkt_hdr): count
+	{
+	local segment = captured_transport(c, p);
+	if ( |segment| <= 12 )
 		return 20;
-	local at = int_to_count(offset) + (p?$ip ? p$ip$hl : 40 + extension_bytes(p$ip6)) + 12;
-	if ( at >= |data| )
-		return 20;
-	local header = 4 * (bytestring_to_count(data[at]) / 16);
+	local header = 4 * (bytestring_to_count(segment[12]) / 16);
 	return header < 20 ? 20 : header;
 	}
 
-# IP length as the frame itself has it, which differs from the event's when the datagram came in fragments.
-function frame_ip_field(data: string, p: pkt_hdr, start: count): count
+# Source port, or the ICMP type; 0 where the frame does not hold it.
+function captured_source_port(c: connection, p: pkt_hdr): count
 	{
-	return p?$ip ? bytestring_to_count(data[start+2:start+4]) : 40 + bytestring_to_count(data[start+4:start+6]);
+	local segment = captured_transport(c, p);
+	if ( |segment| < 2 )
+		return 0;
+	if ( c$id$proto == 6 || c$id$proto == 17 )
+		return bytestring_to_count(segment[0:2]);
+	return c$id$proto == 1 || c$id$proto == 58 ? bytestring_to_count(segment[0]) : 0;
+	}
+
+# Where the IP header at `start` ends if it is that of a fragment, with the fragment header of IPv6; otherwise 0.
+function fragment_header_end(data: string, start: count): count
+	{
+	if ( |data| < start + 20 )
+		return 0;
+	local first = bytestring_to_count(data[start]);
+	if ( first / 16 == 4 )
+		return (bytestring_to_count(data[start+6:start+8]) & 0x3fff) > 0 ? start + 4 * (first & 0x0f) : 0;
+	local kind = data[start+6];
+	local at = start + 40;
+	while ( kind in extension_kinds && |data| >= at + 8 )
+		{
+		kind = data[at];
+		at += 8 * (bytestring_to_count(data[at+1]) + 1);
+		}
+	return kind == fragment_kind && |data| >= at + 8 ? at + 8 : 0;
+	}
+
+# Where the frame's own IP header ends if the event's packet was put together from fragments, of which the frame is one;
+# otherwise 0. Then only the frame's own header tells what is in the frame: Zeek may still give the datagram's length as
+# the frame's. `start` is where an IP header lies, the frame's first one is looked at in any case.
+function fragment_end(c: connection, data: string, p: pkt_hdr, start: int): count
+	{
+	if ( ! c?$tunnel && p?$ip && ! p$ip$MF && p$ip$offset == 0 )
+		return 0;
+	# A first fragment cut by the snap length is not put together with others.
+	if ( ! p?$tcp && ! p?$udp && ! p?$icmp && c$id$proto in protocols_with_header )
+		return 0;
+	local first = link_bytes(data);
+	local end = first < 0 ? 0 : fragment_header_end(data, int_to_count(first));
+	return end > 0 || start < 0 || start == first ? end : fragment_header_end(data, int_to_count(start));
+	}
+
+# Whether a packet in an Ethernet frame may be put together from fragments, as far as its event tells.
+function may_be_reassembled(data: string, p: pkt_hdr): bool
+	{
+	if ( p?$ip )
+		return p$ip$MF || p$ip$offset > 0;
+	return |p$ip6$exts| > 0 || data[20] == fragment_kind;
 	}
 
 # Bytes of the frame up to the end of the transport header, given the packet's IP length and its payload's.
 function header_bytes(c: connection, data: string, p: pkt_hdr, ip_bytes: count, payload: count): count
 	{
 	local offset = ip_offset(c, data, p);
+	local end = fragment_end(c, data, p, offset);
+	if ( end > 0 )
+		return end;
 	if ( offset < 0 )
 		return |data|;
-	local start = int_to_count(offset);
-	if ( ip_bytes == 0 )
-		return start + p$ip$hl + transport_bytes(c, p);
-	# The frame may have completed a fragmented datagram: then it holds no transport header, and IPv6 has a fragment
-	# header of 8 bytes in its place.
-	if ( frame_ip_field(data, p, start) != ip_bytes )
-		return p?$ip ? start + p$ip$hl : start + 48;
-	return start + ip_bytes - payload;
+	return int_to_count(offset) + (ip_bytes > 0 ? ip_bytes - payload : p$ip$hl + transport_bytes(c, p));
+	}
+
+# Bytes of the frame that were captured; where it is a fragment, those up to the end of its IP packet.
+function whole_bytes(c: connection, data: string, p: pkt_hdr): count
+	{
+	local first = link_bytes(data);
+	if ( fragment_end(c, data, p, first) == 0 )
+		return |data|;
+	local start = int_to_count(first);
+	local is_v4 = bytestring_to_count(data[start]) / 16 == 4;
+	return start + (is_v4 ? bytestring_to_count(data[start+2:start+4]) : 40 + bytestring_to_count(data[start+4:start+6]));
 	}
 
 # Keep the head of the current packet, as far as the flow's token budget goes.
@@ -146,11 +217,14 @@ function add_head(c: connection, p: pkt_hdr, payload: count)
 		{
 		local ip_bytes = p?$ip ? p$ip$len : 40 + p$ip6$len;
 		# Most frames are an Ethernet header and the packet. Those of 60 or 64 bytes may be padded, so they are looked into.
-		if ( ethernet && keep == 14 + ip_bytes && keep != 60 && keep != 64 && ! c?$tunnel )
+		if ( ethernet && keep == 14 + ip_bytes && keep != 60 && keep != 64 && ! c?$tunnel &&
+		     ! may_be_reassembled(packet$data, p) )
 			keep -= payload;
 		else
 			keep = header_bytes(c, packet$data, p, ip_bytes, payload);
 		}
+	else
+		keep = whole_bytes(c, packet$data, p);
 	if ( keep > packet$caplen )
 		keep = packet$caplen;
 	if ( keep + head_token_cost > st$heads_left )
@@ -160,7 +234,7 @@ function add_head(c: connection, p: pkt_hdr, payload: count)
 		st$heads_left = 0;
 	local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
 	local hex = bytestring_to_hexstr(keep < packet$caplen ? packet$data[0:keep] : packet$data);
-	if ( st$last_packet_us == 0 )
+	if ( |st$heads| == 0 )
 		st$heads = "0:" + hex;
 	else
 		st$heads += cat(";", now_us > st$last_packet_us ? now_us - st$last_packet_us : 0, ":", hex);

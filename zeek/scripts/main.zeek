@@ -117,9 +117,9 @@ export {
 	type State: record {
 		## Sender of the first packet.
 		first_h: addr;
-		first_p: count;
-		## Both endpoints are one host, so that only the ports tell the direction.
+		## Both endpoints are one host, so that only the ports tell the direction; then that of the first packet.
 		same_host: bool &default=F;
+		first_p: count &default=0;
 		## F: left out by a filter.
 		observed: bool &default=T;
 		## Payload packets from the first packet's sender, and back.

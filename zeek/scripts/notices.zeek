@@ -26,24 +26,27 @@ export {
 	## Networks of which one endpoint of a flow must be a member; empty: any. Traces are not held to it.
 	option notice_networks: set[subnet] = {};
 
-	## Whether early verdicts raise notices too.
+	## Whether early verdicts on flows raise notices too.
 	option notice_early = T;
+
+	## Whether early verdicts on traces do. A window that goes on often ends with another verdict than it began with.
+	option notice_trace_early = F;
 
 	## Time for which the same label between the same two hosts, or of the same subject, raises no second notice.
 	option notice_suppress_for: interval = 1hr;
 }
 
-# Whether a verdict is sure enough and old enough for a notice, and has one of the labels.
-function is_wanted(labels: set[string], label: string, unknown: bool, confidence: double, final: bool): bool
+# Whether a verdict is sure enough for a notice, and has one of the labels.
+function is_wanted(labels: set[string], label: string, unknown: bool, confidence: double): bool
 	{
 	if ( (unknown ? "unknown" : label) !in labels )
 		return F;
-	return (unknown || confidence >= notice_min_confidence) && (final || notice_early);
+	return unknown || confidence >= notice_min_confidence;
 	}
 
 function is_notable(rec: Info): bool
 	{
-	if ( ! is_wanted(notice_labels, rec$label, rec$unknown, rec$confidence, rec$final) )
+	if ( ! (rec$final || notice_early) || ! is_wanted(notice_labels, rec$label, rec$unknown, rec$confidence) )
 		return F;
 	return |notice_networks| == 0 || rec$id$orig_h in notice_networks || rec$id$resp_h in notice_networks;
 	}
@@ -61,7 +64,9 @@ hook verdict_logged(rec: Info)
 
 hook trace_verdict_logged(rec: TraceInfo)
 	{
-	if ( ! is_wanted(notice_trace_labels, rec$label, rec$unknown, rec$confidence, rec$final) )
+	if ( ! (rec$final || notice_trace_early) )
+		return;
+	if ( ! is_wanted(notice_trace_labels, rec$label, rec$unknown, rec$confidence) )
 		return;
 	local label = rec$unknown ? "unknown" : rec$label;
 	local n = Notice::Info($note=Trace_Notice, $msg=fmt("%s behaves like %s", rec$subject, label),

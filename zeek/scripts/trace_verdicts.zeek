@@ -81,33 +81,42 @@ function to_trace_info(v: TraceVerdict, service: string): TraceInfo
 	    $top_shares=v$top_shares, $model=v$model, $model_version=v$model_version, $service=service);
 	}
 
-# Logs a batch, but for what policy leaves out.
-function log_trace_verdicts(service: string, given: TraceVerdicts): count
+hook log_policy_trace(rec: any, id: Log::ID, filter: Log::Filter) &priority=-100
 	{
-	local logged = 0;
+	line_passed = T;
+	}
+
+# Logs a batch, but for what policy leaves out.
+function log_trace_verdicts(service: string, given: TraceVerdicts): Logged
+	{
+	local result = Logged();
 	for ( _, v in given )
 		{
 		local rec = to_trace_info(v, service);
 		if ( ! hook trace_verdict_policy(rec) )
 			next;
-		Log::write(TRACE_LOG, rec);
-		++logged;
+		line_passed = F;
+		if ( ! Log::write(TRACE_LOG, rec) )
+			{
+			result$refused = T;
+			break;
+			}
+		if ( line_passed )
+			++result$lines;
 		hook trace_verdict_logged(rec);
 		}
-	return logged;
+	return result;
 	}
 
 event trace_verdicts(version: count, batch: count, service: string, verdicts: TraceVerdicts) &is_used
 	{
-	if ( ! speaks(version) )
+	if ( ! speaks(version) || ! can_log() )
 		return;
-	if ( is_new_batch(service, batch) )
-		remember(seen_of(service), batch, log_trace_verdicts(service, verdicts));
-	acknowledge(service, batch);
+	if ( ! is_new_batch(service, batch) || settle(service, batch, log_trace_verdicts(service, verdicts)) )
+		acknowledge(service, batch);
 	}
 
 event zeek_init() &priority=5
 	{
-	if ( is_serving() )
-		Log::create_stream(TRACE_LOG, [$columns=TraceInfo, $path="tapline_trace", $policy=log_policy_trace]);
+	Log::create_stream(TRACE_LOG, [$columns=TraceInfo, $path="tapline_trace", $policy=log_policy_trace]);
 	}

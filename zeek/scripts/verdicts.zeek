@@ -2,6 +2,7 @@
 
 @load ./main
 @load ./bus
+@load ./log_writers
 
 module Tapline;
 
@@ -56,7 +57,8 @@ export {
 	## carries its old number.
 	global verdicts: event(version: count, batch: count, service: string, verdicts: Verdicts);
 
-	## Answers every batch, also one seen before: `logged` is the number of its verdicts that are in the log.
+	## Answers a batch once its verdicts are logged, also one seen before: `logged` is the number of them that are in
+	## the log; site policy may keep others out. What cannot be logged now is not answered, and comes again.
 	global verdicts_ack: event(version: count, service: string, batch: count, logged: count);
 
 	## Site policy on each verdict before it is logged and noticed: a body may change the record, or break to drop it.
@@ -69,6 +71,12 @@ export {
 	const batches_remembered = 1024 &redef;
 	const services_remembered = 64 &redef;
 }
+
+# What became of a batch: lines that are in the log, and whether the log framework refused one.
+type Logged: record {
+	lines: count &default=0;
+	refused: bool &default=F;
+};
 
 # The batches seen of one service run, by number, with what each had logged.
 type Seen: record {
@@ -99,10 +107,18 @@ function to_info(v: Verdict, service: string): Info
 	    $model_version=v$model_version, $service=service);
 	}
 
-# Logs a batch. What cannot be a flow's port is left out, and policy may leave out more.
-function log_verdicts(service: string, given: Verdicts): count
+# Whether the line that is being written passed all that may keep it out.
+global line_passed = F;
+
+hook log_policy(rec: any, id: Log::ID, filter: Log::Filter) &priority=-100
 	{
-	local logged = 0;
+	line_passed = T;
+	}
+
+# Logs a batch. What cannot be a flow's port is left out, and policy may leave out more.
+function log_verdicts(service: string, given: Verdicts): Logged
+	{
+	local result = Logged();
 	for ( _, v in given )
 		{
 		if ( v$orig_p > 65535 || v$resp_p > 65535 )
@@ -110,11 +126,17 @@ function log_verdicts(service: string, given: Verdicts): count
 		local rec = to_info(v, service);
 		if ( ! hook verdict_policy(rec) )
 			next;
-		Log::write(LOG, rec);
-		++logged;
+		line_passed = F;
+		if ( ! Log::write(LOG, rec) )
+			{
+			result$refused = T;
+			break;
+			}
+		if ( line_passed )
+			++result$lines;
 		hook verdict_logged(rec);
 		}
-	return logged;
+	return result;
 	}
 
 function seen_of(service: string): Seen
@@ -155,6 +177,18 @@ function is_new_batch(service: string, batch: count): bool
 	return batch !in seen$logged && batch + batches_remembered > seen$highest;
 	}
 
+# Remembers what became of a batch; F if the log framework refused it, so that it must come again.
+function settle(service: string, batch: count, result: Logged): bool
+	{
+	if ( result$refused )
+		{
+		Reporter::warning("Tapline verdicts are not acknowledged: Zeek's log framework refuses them");
+		return F;
+		}
+	remember(seen_of(service), batch, result$lines);
+	return T;
+	}
+
 function acknowledge(service: string, batch: count)
 	{
 	local seen = seen_of(service);
@@ -174,17 +208,16 @@ function speaks(version: count): bool
 
 event verdicts(version: count, batch: count, service: string, verdicts: Verdicts) &is_used
 	{
-	if ( ! speaks(version) )
+	if ( ! speaks(version) || ! can_log() )
 		return;
-	if ( is_new_batch(service, batch) )
-		remember(seen_of(service), batch, log_verdicts(service, verdicts));
-	acknowledge(service, batch);
+	if ( ! is_new_batch(service, batch) || settle(service, batch, log_verdicts(service, verdicts)) )
+		acknowledge(service, batch);
 	}
 
+# On every node: in a cluster, one takes the verdicts and another writes the log.
 event zeek_init() &priority=5
 	{
-	if ( ! is_serving() )
-		return;
 	Log::create_stream(LOG, [$columns=Info, $path="tapline", $policy=log_policy]);
-	Cluster::subscribe(verdicts_topic);
+	if ( is_serving() )
+		Cluster::subscribe(verdicts_topic);
 	}

@@ -20,6 +20,7 @@ from service.sources.bus.transport import (
     TlsFiles,
     TransportError,
     pause_seconds,
+    shown_url,
 )
 
 DEFAULT_PORT = 9999
@@ -32,9 +33,9 @@ class NativeTransport:
     def __init__(self, url: str, topics: list[str], tls: TlsFiles | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme != "broker" or not parts.hostname:
-            raise TransportError(f"{url}: expected broker://host:port")
+            raise TransportError(f"{shown_url(url)}: expected broker://host:port")
         self._broker, self._events = _bindings()
-        self.url = url
+        self.url = shown_url(url)
         self._host, self._port = parts.hostname, parts.port or DEFAULT_PORT
         self._topics = topics
         self._tls = tls or TlsFiles()

@@ -6,7 +6,6 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -29,7 +28,15 @@ from service.sources.bus.events import (
     parse_event,
 )
 from service.sources.bus.native import NativeTransport
-from service.sources.bus.transport import Connected, Disconnected, Incoming, TlsFiles, Transport, TransportError
+from service.sources.bus.transport import (
+    Connected,
+    Disconnected,
+    Incoming,
+    TlsFiles,
+    Transport,
+    TransportError,
+    shown_url,
+)
 from service.sources.bus.websocket import WebSocketTransport
 
 log = structlog.get_logger()
@@ -212,9 +219,9 @@ def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None) -> 
     """
     flows = [f"{FLOWS_TOPIC}{shard}" for shard in shards] if shards else [FLOWS_TOPIC]
     topics = [*flows, STATS_TOPIC, ACKS_TOPIC]
-    scheme = urlsplit(url).scheme
+    scheme = url.partition("://")[0].lower()
     if scheme in ("ws", "wss"):
         return WebSocketTransport(url, topics, tls)
     if scheme == "broker":
         return NativeTransport(url, topics, tls)
-    raise TransportError(f"{url}: expected ws://host:port, wss://host:port or broker://host:port")
+    raise TransportError(f"{shown_url(url)}: expected ws://host:port, wss://host:port or broker://host:port")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from service.sources.bus.events import BusEvent, EventError
 
@@ -58,6 +59,19 @@ class Transport(Protocol):
     async def publish(self, event: BusEvent) -> bool:
         """Send an event; False where there is no connection to send it on."""
         ...
+
+
+def shown_url(url: str) -> str:
+    """The address of a bus for people, metrics and logs: without user, password, query; of a broken one the scheme."""
+    scheme, found, _ = url.partition("://")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # reading it checks it
+        if found and parts.hostname:
+            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    except ValueError:
+        pass
+    return f"{scheme[:16]}://..." if found else "..."
 
 
 def pause_seconds(failures: int) -> float:

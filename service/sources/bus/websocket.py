@@ -8,7 +8,8 @@ import ssl
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidURI, WebSocketException
+from websockets.uri import parse_uri
 
 from models.foreign_text import clean
 from service.sources.bus.events import BusEvent, EventError
@@ -20,6 +21,7 @@ from service.sources.bus.transport import (
     TlsFiles,
     TransportError,
     pause_seconds,
+    shown_url,
 )
 
 APPLICATION_NAME = "tapline"
@@ -35,13 +37,17 @@ class WebSocketTransport:
     """A connection to `ws://host:port` or `wss://host:port`; never more than one at a time."""
 
     def __init__(self, url: str, topics: list[str], tls: TlsFiles | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
-            raise TransportError(f"{url}: expected ws://host:port or wss://host:port")
-        self.url = url
-        self._address = url if parts.path not in ("", "/") else f"{url.rstrip('/')}{HANDSHAKE_PATH}"
+        self.url = shown_url(url)
+        try:
+            parts = urlsplit(url)
+            address = url if parts.path not in ("", "/") else f"{url.rstrip('/')}{HANDSHAKE_PATH}"
+            parse_uri(address)
+        except (ValueError, InvalidURI):
+            raise TransportError(f"{self.url}: expected ws://host:port or wss://host:port") from None
+        self._address = address
         self._topics = topics
         self._ssl = _ssl_context(tls or TlsFiles()) if parts.scheme == "wss" else None
+        self._doubt = ", or wants a client certificate, or speaks no TLS" if self._ssl else ", or speaks TLS (wss://)"
         self._connection: ClientConnection | None = None
 
     async def run(self, receive: Receive) -> None:
@@ -62,10 +68,10 @@ class WebSocketTransport:
                     proxy=None,
                 ) as connection:
                     await self._subscribe(connection, receive)
-                    failures = 0
+                    failures, self._doubt = 0, ""
                     await self._drain(connection, receive)
             except (OSError, TimeoutError, EventError, WebSocketException) as error:
-                receive(Disconnected(_reason(error)))
+                receive(Disconnected(_reason(error, self._doubt)))
             finally:
                 self._connection = None
             await asyncio.sleep(pause_seconds(failures))
@@ -116,11 +122,22 @@ def _ssl_context(tls: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, doubt: str) -> str:
+    """Why there is no connection, in words for an operator, and without the address, which may hold a password.
+
+    `doubt`: what else it may be that the other side hangs up, as long as it has never been otherwise.
+    """
+    cause = error.__cause__ if isinstance(error, ConnectionClosed | InvalidMessage) else None
+    if isinstance(cause, ssl.SSLError):
+        error = cause
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if isinstance(error, ConnectionClosed):
-        return "the connection was closed" if error.rcvd else "the connection broke or went silent"
+        return "the sensor closed its bus" if error.rcvd else "the connection broke or went silent"
+    if isinstance(cause, EOFError | OSError) or isinstance(error, ConnectionResetError):
+        return f"closed before it answered: the sensor is starting or ending{doubt}"
     if isinstance(error, InvalidHandshake):
-        return "refused: that is not Zeek's WebSocket API, or it wants a client certificate"
+        return "refused: that is not Zeek's WebSocket API"
     if isinstance(error, OSError) and error.errno and error.errno > 0:
         return os.strerror(error.errno).lower()
     return clean(str(error)) or type(error).__name__

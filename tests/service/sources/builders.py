@@ -6,6 +6,8 @@ import io
 import struct
 from dataclasses import dataclass
 
+import msgspec
+
 from models.flow import Flow
 from service.sources.capture import CaptureReader, ReadOptions
 
@@ -153,3 +155,8 @@ class Talk:
 
     def flows(self, heads="none"):
         return by_start(read(pcap(self.packets), heads))
+
+
+def json_of(line):
+    """A line of `tapline features`."""
+    return msgspec.json.encode(line)

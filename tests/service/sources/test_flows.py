@@ -130,3 +130,31 @@ def test_flow_nearest_to_its_end_makes_room(monkeypatch):
     monkeypatch.setattr(table, "MAX_LIVE_FLOWS", 3)
     packets = [datagram(0, 1, 2), datagram(1, 3, 4), datagram(2, 5, 6), datagram(3, 1, 2), datagram(4, 7, 8)]
     assert [flow.orig_p for flow in b.read(b.pcap(packets))] == [3, 1, 5, 7]
+
+
+def test_a_clock_that_steps_back_ends_no_flow_before_its_timer():
+    """As in Zeek: a flow's silence is looked at when its timer fires, and time itself does not go back."""
+    packets = [datagram(0, 1, 2), datagram(50, 1, 2), datagram(-500, 1, 2), datagram(-499, 1, 2), datagram(59, 3, 4)]
+    assert [(flow.orig_p, flow.orig_pkts) for flow in flows(*packets)] == [(1, 4), (3, 1)]
+
+
+def test_a_clock_that_steps_back_ends_a_flow_when_its_timer_fires():
+    packets = [datagram(0, 1, 2), datagram(-500, 1, 2), datagram(61, 3, 4), datagram(62, 1, 2)]
+    assert [(flow.orig_p, flow.orig_pkts) for flow in flows(*packets)] == [(1, 2), (3, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b.ethernet(bytes(46), 0x88CC),
+        b.ethernet(bytes(46), 0x0806),
+        b.ethernet(b.ipv4(17, bytes(24), fragment=0x2000)),
+        bytes(10),
+    ],
+    ids=["lldp", "arp", "a fragment", "a cut frame"],
+)
+def test_time_passes_with_every_packet(other):
+    packets = [datagram(0, 1, 2), b.Packet(3600, other), datagram(1, 1, 2), datagram(2, 1, 2)]
+    assert [flow.orig_pkts for flow in flows(*packets)] == [1, 1, 1]
+    packets[1] = b.Packet(0.5, other)
+    assert [flow.orig_pkts for flow in flows(*packets)] == [3]

@@ -7,7 +7,8 @@ import struct
 import pytest
 import zstandard
 
-from service.sources.capture import CaptureReader, ReadOptions
+from models.flow import MAX_COUNT, check_flow
+from service.sources.capture import CaptureError, CaptureReader, ReadOptions
 from tests.service.sources import builders as b
 
 PACKETS = [
@@ -161,3 +162,95 @@ def test_heads_option_is_in_the_record():
         assert flow.heads_kind == heads
         assert [len(head.data) for head in flow.heads] == ([expected] if expected else [])
         assert flow.link_type == (3 if expected else 0)
+
+
+def damaged(capture):
+    """The flows of a capture, its reader's counts of what was left out, and its warning."""
+    reader = CaptureReader(io.BytesIO(capture))
+    flows = list(reader)
+    return flows, reader.skipped, reader.warning
+
+
+BAD_BLOCKS = {
+    "a packet of an interface that is not described": b.enhanced(PACKETS[0], 5),
+    "a packet longer than its block": b.block(6, struct.pack("<5I", 0, 0, 0, 5_000, 5_000) + bytes(40)),
+    "a packet block without room for its fields": b.block(6, bytes(8)),
+    "a simple packet block without its length": b.block(3, b""),
+    "an obsolete packet block that is too short": b.block(2, bytes(4)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BLOCKS)
+def test_pcapng_block_that_makes_no_sense_costs_itself(name):
+    start = b.section() + b.interface()
+    flows, skipped, warning = damaged(start + BAD_BLOCKS[name] + b.enhanced(PACKETS[0]) + b.enhanced(PACKETS[1]))
+    check(flows)
+    assert skipped == {"a damaged block of the capture": 1}
+    assert warning is not None
+    assert warning.endswith(f"at byte {len(start)}: the capture is damaged there, the rest was read")
+
+
+def test_pcapng_damage_that_reaches_beyond_its_block_ends_the_capture():
+    bad = bytearray(BAD_BLOCKS["a packet longer than its block"])
+    bad[-4:] = b"\xff\xff\xff\xff"
+    data = b.section() + b.interface() + b.enhanced(PACKETS[0]) + bytes(bad) + b.enhanced(PACKETS[1])
+    flows, _, warning = damaged(data)
+    assert len(flows) == 1
+    assert "the capture is damaged there, what came before was read" in warning
+
+
+def test_pcapng_interface_that_is_damaged_keeps_its_number():
+    data = b.section() + b.interface() + b.block(1, b"\1\0") + b.interface(101)
+    raw = b.Packet(0, b.ipv4(17, b.udp(4000, 7000, b"raw")))
+    flows, skipped, _ = damaged(data + b.enhanced(raw, 2) + b.enhanced(raw, 1))
+    assert [flow.payload_lengths for flow in flows] == [[3]]
+    assert skipped == {"a damaged block of the capture": 1, "link type 65535, which is not supported": 1}
+
+
+def test_pcapng_interfaces_each_have_their_link_type_snap_length_and_clock():
+    frame = b.ethernet(b.ipv4(17, b.udp(4000, 7000, b"first")))
+    raw = b.ipv4(17, b.udp(4001, 7000, b"second, of which some was cut"))
+    cooked = bytes(14) + b"\x81\0" + b"\0\5\x08\0" + b.ipv4(17, b.udp(4002, 7000, b"third"))
+    interfaces = (
+        b.interface(1) + b.interface(220) + b.interface(101, snap_length=34, options=b.option(9, b"\x09"))
+        + b.interface(113, options=b.option(9, b"\x03"))
+    )  # fmt: skip
+    data = b.section() + interfaces
+    data += b.enhanced(b.Packet(0, frame), 0) + b.enhanced(b.Packet(1, bytes(64)), 1)
+    data += b.enhanced(b.Packet(2, raw), 2, units_per_second=10**9)
+    data += b.enhanced(b.Packet(3, cooked), 3, units_per_second=10**3)
+    reader = CaptureReader(io.BytesIO(data))
+    flows = b.by_start(reader)
+    assert [(flow.start_us - b.START_S * 1_000_000, flow.payload_lengths) for flow in flows] == [
+        (0, [5]), (2_000_000, [len("second, of which some was cut")]), (3_000_000, [5]),
+    ]  # fmt: skip
+    assert [flow.orig_bytes for flow in flows] == [b"first", b"second", b"third"]
+    assert reader.skipped == {"link type 220, which is not supported": 1}
+
+
+def test_pcapng_of_foreign_link_types_alone_is_refused():
+    data = b.section() + b.interface(220) + b.interface(230)
+    data += b.enhanced(b.Packet(0, bytes(64)), 0) + b.enhanced(b.Packet(1, bytes(64)), 1)
+    with pytest.raises(CaptureError, match="link type 220 is not supported"):
+        b.read(data)
+
+
+def test_pcapng_time_beyond_what_a_record_holds_is_bounded():
+    late = struct.pack("<5I", 0, 0xFFFFFFFF, 0xFFFFFFFF, len(PACKETS[0].data), len(PACKETS[0].data))
+    (flow,) = b.read(b.section() + b.interface() + b.block(6, late + PACKETS[0].data))
+    assert check_flow(flow).start_us == MAX_COUNT
+
+
+@pytest.mark.parametrize("size", [8, 5_000_000, (16 << 20) + 4, 50_000_000])
+def test_pcapng_blocks_of_other_kinds_are_passed_over_whatever_their_size(size):
+    data = b.section() + b.interface() + b.enhanced(PACKETS[0]) + b.block(0x0BAD, bytes(size)) + b.enhanced(PACKETS[1])
+    flows, skipped, warning = damaged(gzip.compress(data, 1))
+    check(flows)
+    assert (skipped, warning) == ({}, None)
+
+
+def test_pcapng_that_ends_inside_a_large_block_of_another_kind():
+    data = b.section() + b.interface() + b.enhanced(PACKETS[0]) + b.block(0x0BAD, bytes(20 << 20))[:-8]
+    flows, _, warning = damaged(data)
+    assert len(flows) == 1
+    assert "the capture ends in the middle" in warning

@@ -1,7 +1,10 @@
 """TCP: content in order, direction, and when a flow ends, as Zeek 8.0 has them."""
 
+from itertools import pairwise
+
 import pytest
 
+from service.sources.sides import TcpSide
 from tests.service.sources import builders as b
 from tests.service.sources.builders import ACK, FIN, PSH, RST, SYN, Talk
 
@@ -239,3 +242,39 @@ def test_heads_gap_is_never_negative():
     talk = Talk().opened()
     talk.packets.append(b.Packet(-5, talk.packets[2].data))
     assert [head.gap_us for head in only(talk, heads="header").heads] == [0, 1000, 1000, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "state"),
+    [
+        ([SYN, RST], "RSTOS0"),
+        ([SYN, SYN, RST], "RSTOS0"),
+        ([SYN | RST], "OTH"),
+        ([SYN, ACK, RST], "OTH"),
+        ([SYN, FIN | RST], "OTH"),
+        ([SYN, SYN | RST], "OTH"),
+        ([SYN, RST, ACK], "RSTOS0"),
+        ([RST], "OTH"),
+    ],
+)
+def test_state_of_an_originator_that_resets_unanswered(flags, state):
+    """conn.log's history tells: only a first SYN and data before the reset make RSTOS0."""
+    talk = Talk(client_port=40000, server_port=80)
+    for each in flags:
+        talk.up(each, 1000 + bool(each & ACK), 1)
+    assert only(talk).conn_state == state
+
+
+def test_a_syn_answered_by_a_reset_is_rejected():
+    assert only(Talk().up(SYN, 1000).down(RST | ACK, 0, 1001)).conn_state == "REJ"
+
+
+def test_holes_in_a_stream_are_found_without_looking_at_each():
+    side = TcpSide()
+    for place in range(200):
+        side.take(1 + 20 * (200 - place), 10, bytes(10), 0)
+    side.take(1 + 20 * 100 - 5, 40, b"x" * 40, 0)
+    starts = [hole.start for hole in side.holes]
+    assert starts == sorted(starts)
+    assert all(one.end <= other.start for one, other in pairwise(side.holes))
+    assert sum(hole.end - hole.start for hole in side.holes) == 200 * 10 + 20

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import shutil
 import stat
 from pathlib import Path
@@ -96,8 +97,50 @@ def test_limit_counts_decompressed_bytes(fake_zeek):
 def test_several_link_types_are_for_the_built_in_reader(fake_zeek):
     fake_zeek("exit 0")
     data = b.section() + b.interface(1) + b.interface(101) + b.enhanced(b.Packet(0, FRAME), 0)
+    data += b.enhanced(b.Packet(1, FRAME[14:]), 1)
     with pytest.raises(CaptureError, match="several link types"):
         list(ZeekReader(io.BytesIO(data)))
+
+
+def test_an_interface_that_cannot_be_read_is_left_out(fake_zeek, tmp_path):
+    fake_zeek(f'cp "$2" {tmp_path}/given.pcap 2>/dev/null; exit 0')
+    data = b.section() + b.interface(1) + b.interface(220)
+    data += b.enhanced(b.Packet(0, bytes(64)), 1) + b.enhanced(b.Packet(1, FRAME), 0)
+    reader = ZeekReader(io.BytesIO(data))
+    assert list(reader) == []
+    assert (tmp_path / "given.pcap").read_bytes() == b.pcap([b.Packet(1, FRAME)])
+    assert (reader.packets, reader.skipped) == (2, {"link type 220, which is not supported": 1})
+
+
+def test_what_zeek_leaves_out_is_said(fake_zeek, tmp_path):
+    fake_zeek("exit 0")
+    tagged = b.ethernet(b"\0\1\x88\xa8\0\2\x08\0" + FRAME[14:], 0x8100)
+    path = tmp_path / "tagged.pcap"
+    path.write_bytes(b.pcap([b.Packet(0, tagged), b.Packet(1, FRAME), b.Packet(2, b.ethernet(bytes(46), 0x88CC))]))
+    for source in (path, io.BytesIO(path.read_bytes())):
+        reader = ZeekReader(source)
+        assert list(reader) == []
+        assert reader.packets == 3
+        assert reader.skipped == {"not IP": 1, "not read by Zeek: EtherType 88A8 after a VLAN tag": 1}
+
+
+GOOD_LINE = {
+    "version": 1, "sensor": "", "seq": 1, "final": True, "uid": "C1", "start_us": 1, "duration_us": 0,
+    "orig_h": "10.0.0.1", "orig_p": 1, "resp_h": "10.0.0.2", "resp_p": 2, "proto": "udp", "service": "",
+    "conn_state": "S0", "orig_pkts": 1, "resp_pkts": 0, "orig_ip_bytes": 70_028, "resp_ip_bytes": 0, "up": 1,
+    "down": 0, "payload_lengths": "70000", "orig_bytes": "", "resp_bytes": "", "link_type": 0, "heads_kind": "none",
+    "heads": "",
+}  # fmt: skip
+
+
+def test_a_line_of_zeeks_log_that_is_no_flow_costs_that_line(fake_zeek):
+    line = json.dumps(GOOD_LINE)
+    fake_zeek(f"printf '%s\\n' '{line}' 'half a li' > tapline_flow.log")
+    reader = ZeekReader(io.BytesIO(b.pcap([b.Packet(0, FRAME)])))
+    (flow,) = reader
+    assert flow.payload_lengths == [70_000]
+    assert reader.skipped == {"lines of Zeek's log that are no flow": 1}
+    assert reader.warning == "1 lines of Zeek's log are no flows"
 
 
 needs_zeek = pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")

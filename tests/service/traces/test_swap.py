@@ -180,7 +180,7 @@ def test_swaps_under_traffic_lose_no_flow(repository):
     async def main():
         service = Service(settings_of(repository, zeek=[source]), trace_watcher=delivered.append)
         sent, swapping = 0, True
-        async with asyncio.timeout(60), service.running():
+        async with asyncio.timeout(180), service.running():
 
             async def traffic():
                 nonlocal sent
@@ -189,6 +189,7 @@ def test_swaps_under_traffic_lose_no_flow(repository):
                         flow.uid, sent = f"{seed}-{flow.uid}", sent + 1
                         service.pipeline.take(flow, lambda flow, outcome: service.traces.take(source, flow, outcome))
                     await asyncio.sleep(0.01)
+                    await until(lambda: service.pipeline.waiting_flows < 200)  # no more than this machine computes
 
             task = asyncio.create_task(traffic())
             closed = []
@@ -198,7 +199,7 @@ def test_swaps_under_traffic_lose_no_flow(repository):
             await until(lambda: service.traces.windows.open_flows)
             swapping = False
             await task
-            await service.pipeline.drain(20)
+            await service.pipeline.drain(120)
         return service, sent, closed
 
     service, sent, closed = asyncio.run(main())
@@ -253,7 +254,7 @@ def test_a_trace_model_is_swapped_by_rest(repository):
 def test_what_cannot_serve_is_refused(repository, settings, name, error, message):
     async def main():
         service = Service(settings_of(repository, **settings))
-        async with asyncio.timeout(60), service.running():
+        async with asyncio.timeout(180), service.running():
             with pytest.raises(error, match=message):
                 await service.load_model(name)
         return service

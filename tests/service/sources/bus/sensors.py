@@ -3,10 +3,11 @@
 import asyncio
 import ipaddress
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
 
 from service.sources.bus.events import BusEvent, Count
 from service.sources.bus.frames import event_frame, event_of, parse_frame
@@ -43,12 +44,16 @@ class WebSocketSensor:
         await connection.send('{"type":"ack","endpoint":"fake","version":"8.0.10"}')
         self.connections.add(connection)
         try:
-            async for text in connection:
-                event = event_of(parse_frame(text))
-                self.received.append((event.name, plain(event.args)))
-                await self.taken(event)
+            with suppress(ConnectionClosed):
+                await self._read(connection)
         finally:
             self.connections.discard(connection)
+
+    async def _read(self, connection):
+        async for text in connection:
+            event = event_of(parse_frame(text))
+            self.received.append((event.name, plain(event.args)))
+            await self.taken(event)
 
     async def taken(self, event):
         """Called with every event of a service; sensors of some tests answer."""

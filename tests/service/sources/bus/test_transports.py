@@ -1,15 +1,18 @@
 """One suite over both transports: flows arrive typed, gaps and faults are counted, lost connections come back."""
 
 import asyncio
+import contextlib
+from contextlib import asynccontextmanager
 
 import pytest
+from websockets.asyncio.server import serve
 
 from service.metrics import Metrics
 from service.sinks.zeek import ZeekSink, verdict_row
 from service.sources.bus import transport
 from service.sources.bus.events import BusEvent, VerdictsAck, verdicts_event
 from service.sources.bus.source import BusSource, make_transport
-from service.sources.bus.transport import TlsFiles, TransportError, pause_seconds
+from service.sources.bus.transport import Disconnected, TlsFiles, TransportError, pause_seconds, shown_url
 from tests.conftest import make_flows
 from tests.service.sources.bus.sensors import NativeSensor, WebSocketSensor, native_is_importable
 from tests.service.sources.bus.test_events import FLOW_ARGS, flow_event
@@ -230,10 +233,117 @@ def test_something_else_on_the_port():
     assert not asyncio.run(main()).connected
 
 
-@pytest.mark.parametrize("url", ["http://x:1", "ws://", "tcp://x", "broker:"])
+def reasons(scheme, server, count=1):
+    """What an operator is told of a connection that fails, or ends; `server()` listens while it is entered."""
+
+    async def main():
+        told, enough = [], asyncio.Event()
+
+        def receive(incoming):
+            if isinstance(incoming, Disconnected):
+                told.append(incoming.reason)
+            if len(told) == count:
+                enough.set()
+
+        async with asyncio.timeout(30), server() as listening:
+            port = listening.sockets[0].getsockname()[1]
+            task = asyncio.create_task(make_transport(f"{scheme}://127.0.0.1:{port}", TlsFiles()).run(receive))
+            await enough.wait()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return told
+
+    return asyncio.run(main())
+
+
+@asynccontextmanager
+async def hanging_up():
+    async def hang_up(reader, writer):
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        yield server
+
+
+def test_a_sensor_that_hangs_up_is_not_taken_for_one_that_wants_a_certificate():
+    (reason,) = reasons("ws", hanging_up)
+    assert reason == "closed before it answered: the sensor is starting or ending, or speaks TLS (wss://)"
+    (reason,) = reasons("wss", hanging_up)
+    assert reason.startswith(
+        "closed before it answered: the sensor is starting or ending, or wants a client certificate"
+    )
+
+
+def test_the_end_of_a_sensors_bus_is_called_that():
+    async def session(connection):
+        await connection.recv()
+        await connection.send('{"type":"ack","endpoint":"fake","version":"8.0.10"}')
+        await connection.close()
+
+    requests = []
+
+    async def answer_once(connection, request):
+        requests.append(request)
+        if len(requests) > 1:
+            connection.transport.abort()
+
+    def server():
+        return serve(session, "127.0.0.1", 0, process_request=answer_once)
+
+    assert reasons("ws", server, count=2) == [
+        "the sensor closed its bus",
+        "closed before it answered: the sensor is starting or ending",
+    ]
+
+
+@pytest.mark.parametrize("url", ["http://x:1", "ws://", "tcp://x", "broker:", "ws://[x", "ws://x:99999"])
 def test_bad_addresses(url):
     with pytest.raises(TransportError, match="expected"):
         make_transport(url, TlsFiles())
+
+
+SECRETS = ["ws://user:s3cret@h:1", "ws://user:s3/cret@h:1", "ws://s3cret@h:1", "tcp://u:s3cret@h", "ws://u:a?s3cret@h"]
+
+
+@pytest.mark.parametrize("url", [*SECRETS, "ws://h:1/?token=s3cret", "ws://u:s3cret@[h", "u:s3cret@h:1"])
+def test_no_password_of_an_address_is_shown(url):
+    shown = shown_url(url)
+    with contextlib.suppress(TransportError):
+        shown += make_transport(url, TlsFiles()).url
+    assert "cret" not in shown
+
+
+@pytest.mark.parametrize("url", ["ws://s3cret@h:1", "ws://u:s3cret@[h", "tcp://u:s3cret@h", "ws://u:s3/cret@h:1"])
+def test_no_password_of_a_refused_address_is_shown(url):
+    with pytest.raises(TransportError, match="expected ws://host:port") as refused:
+        make_transport(url, TlsFiles())
+    assert "cret" not in str(refused.value)
+
+
+def test_what_an_address_shows():
+    shown = {
+        "ws://h:1": "ws://h:1",
+        "ws://h:1/": "ws://h:1",
+        "wss://user:s3cret@[::1]:27759/bus?x=1#y": "wss://[::1]:27759/bus",
+        "ws://u:s3/cret@h": "ws://...",
+        "nonsense": "...",
+    }
+    assert {url: shown_url(url) for url in shown} == shown
+
+
+def test_a_password_reaches_the_sensor():
+    sensor = WebSocketSensor()
+
+    async def main():
+        async with asyncio.timeout(20), sensor.running():
+            bus = make_transport(sensor.url.replace("//", "//user:s3cret@"), TlsFiles())
+            task = asyncio.create_task(bus.run(lambda incoming: None))
+            await sensor.wait_for_client()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+    assert sensor.headers[0]["Authorization"] == "Basic dXNlcjpzM2NyZXQ="
 
 
 def test_tls_files_that_cannot_be_used(tmp_path):

@@ -1,0 +1,263 @@
+"""Zeeks of our own end with whoever started them, however that ends; what is left is swept; what ended is said."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from service import zeek_folder, zeek_guard, zeek_process
+from service.zeek_folder import LOCK, OWNER_VARIABLE, PREFIX, FolderInUseError, sweep
+from service.zeek_process import ZeekError, ending, zeeks_on
+from tests.service.cli_runner import CODE, ROOT
+from tests.service.stand_in import Process, StandIn
+
+WATCH = [sys.executable, "-W", "error", "-c", CODE, "watch", "--trace-checkpoint", "none", "--interface", "lo"]
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    stand_in = StandIn(tmp_path)
+    yield stand_in
+    stand_in.close()
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A folder of temporary files of the test's own, also for the processes that it starts."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@contextlib.contextmanager
+def watching(stand_in, *more):
+    """`tapline watch` on the loopback interface and the Zeek that it started."""
+    process = subprocess.Popen(
+        [*WATCH, *more],
+        cwd=ROOT,
+        env=stand_in.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        number, arguments = stand_in.started()
+        zeek = Process(number)
+        try:
+            yield process, zeek, arguments
+        finally:
+            zeek.close()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_asked_to_stop_watch_stops_zeek_and_leaves_nothing(stand_in, temporary, number):
+    with watching(stand_in) as (process, zeek, _):
+        assert list(temporary.glob(f"{PREFIX}*"))
+        process.send_signal(number)
+        assert process.wait(60) == 0
+        assert zeek.ends()
+        assert list(temporary.iterdir()) == []
+
+
+def test_a_killed_watch_leaves_no_zeek_and_the_next_start_sweeps_its_folder(stand_in, temporary):
+    with watching(stand_in) as (process, zeek, _):
+        process.kill()
+        assert zeek.ends()
+    (left,) = temporary.glob(f"{PREFIX}*")
+    with watching(stand_in) as (process, zeek, _):
+        assert not left.exists()
+        process.terminate()
+        assert process.wait(60) == 0
+        assert zeek.ends()
+
+
+def test_a_closed_terminal_ends_watch_and_zeek(stand_in, temporary):
+    ours, its = os.openpty()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), its)
+    with subprocess.Popen(["setsid", "--ctty", *WATCH], cwd=ROOT, env=stand_in.environment, **streams) as watch:
+        os.close(its)
+        zeek = Process(stand_in.started()[0])
+        os.close(ours)
+        assert zeek.ends()
+        watch.wait(60)
+        zeek.close()
+    assert list(temporary.iterdir()) == []
+
+
+def test_watch_says_that_a_signal_ended_zeek(stand_in, temporary):
+    with watching(stand_in) as (process, zeek, _):
+        signal.pidfd_send_signal(zeek.descriptor, signal.SIGKILL)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"Zeek on lo was ended by signal 9 (Killed)" in error
+    assert b"root" not in error
+
+
+def test_what_zeek_is_started_with(stand_in, temporary):
+    with watching(stand_in) as (_, _, arguments):
+        assert arguments[:3] == ["-C", "-i", "lo"]
+        assert "redef Log::default_writer=Log::WRITER_NONE;" in arguments
+        (name,) = (argument for argument in arguments if argument.startswith("Tapline::sensor="))
+        assert name.endswith("/lo")
+
+
+def guard(folder, *command, seconds=5.0):
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", zeek_guard.__file__, str(seconds), *command],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+    )
+
+
+def test_the_guard_ends_as_its_command_does(tmp_path):
+    for command, status in (("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137)):
+        with guard(tmp_path, "sh", "-c", command) as process:
+            assert process.wait(60) == status
+
+
+def test_the_guard_kills_a_command_that_does_not_stop(stand_in, tmp_path):
+    stubborn = tmp_path / "stubborn"
+    stubborn.write_text(f"trap '' TERM; printf '%s\\n' $$ END >{tmp_path / 'started'}; while :; do sleep 1; done")
+    with guard(tmp_path, "sh", str(stubborn), seconds=0.1) as process:
+        zeek = Process(stand_in.started()[0])
+        process.stdin.close()
+        assert process.wait(60) == 137
+        assert zeek.ends()
+        zeek.close()
+
+
+def test_zeek_ends_with_a_killed_guard(stand_in, tmp_path):
+    with guard(tmp_path, str(stand_in.folder / "zeek")) as process:
+        zeek = Process(stand_in.started()[0])
+        process.kill()
+        assert zeek.ends()
+        zeek.close()
+
+
+def left_behind(folder, stand_in):
+    """A folder with a Zeek in it whose owner is gone."""
+    folder.mkdir(exist_ok=True)
+    (folder / LOCK).touch()
+    environment = {**stand_in.environment, OWNER_VARIABLE: str(folder)}
+    return subprocess.Popen([stand_in.folder / "zeek"], cwd=folder, env=environment)
+
+
+def test_the_sweep_takes_what_dead_owners_left_and_nothing_else(stand_in, temporary, monkeypatch):
+    monkeypatch.setattr(zeek_folder, "END_SECONDS", 20)
+    dead, alive, foreign = (temporary / f"{PREFIX}{name}" for name in ("dead", "alive", "foreign"))
+    ours = temporary / "ours"
+    with left_behind(dead, stand_in) as dead_zeek, left_behind(alive, stand_in) as live_zeek:
+        for _ in range(2):
+            stand_in.started()
+        foreign.mkdir()
+        ours.mkdir()
+        with subprocess.Popen(["sleep", "600"], cwd=dead) as visitor, (alive / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sweep(ours)
+            assert dead_zeek.wait(60) == -signal.SIGTERM
+            assert (dead.exists(), alive.exists(), foreign.exists()) == (False, True, True)
+            assert (live_zeek.poll(), visitor.poll()) == (None, None)
+            visitor.kill()
+        live_zeek.kill()
+
+
+def test_a_zeek_left_in_a_kept_folder_is_ended_by_who_takes_the_folder(stand_in, temporary):
+    kept = temporary / "logs"
+    with left_behind(kept, stand_in) as zeek:
+        stand_in.started()
+        with zeek_folder.zeek_folder(kept) as folder:
+            sweep(folder)
+            assert zeek.wait(60) == -signal.SIGTERM
+    assert kept.exists()
+
+
+def test_one_folder_holds_one_zeek(tmp_path):
+    with (
+        zeek_folder.zeek_folder(tmp_path),
+        pytest.raises(FolderInUseError, match="another tapline runs Zeek there"),
+        zeek_folder.zeek_folder(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected"),
+    [
+        (-9, b"", "was ended by signal 9 (Killed)"),
+        (137, b"warning: something\n", "was ended by signal 9 (Killed)"),
+        (139, b"fatal error: before\n", "was ended by signal 11 (Segmentation fault)"),
+        (1, b"", "ended with status 1, and said nothing"),
+        (0, b"listening on lo\n\n", "ended with status 0: listening on lo"),
+        (1, b"error: one\nfatal error: two\nlast words\n", "ended with status 1: fatal error: two"),
+        (1, b"\x1b[31merror\x1b[0m \xff\x07\n", "ended with status 1: \\x1b[31merror\\x1b[0m \ufffd\\x07"),
+        (
+            1,
+            b"fatal error: problem with interface lo (pcap_error: socket: Operation not permitted (pcap_activate))\n",
+            "ended with status 1: fatal error: problem with interface lo (pcap_error: socket: Operation not permitted "
+            "(pcap_activate)) (capturing takes root, or CAP_NET_RAW)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_ended_is_said(status, said, expected):
+    assert ending(status, said) == expected
+
+
+def test_what_zeek_says_is_kept_within_bounds():
+    async def main():
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", "head -c 3000000 /dev/zero >&2; echo the end >&2", stderr=asyncio.subprocess.PIPE
+        )
+        return await zeek_process._listen(process)
+
+    status, said = asyncio.run(main())
+    assert (status, len(said), said[-8:]) == (0, zeek_process.SAID_BYTES, b"the end\n")
+
+
+@pytest.fixture
+def interfaces(stand_in, monkeypatch):
+    monkeypatch.setenv("PATH", stand_in.environment["PATH"])
+    monkeypatch.setattr(zeek_process.socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
+
+
+def test_each_interface_is_a_sensor_of_its_own(interfaces, tmp_path):
+    one, other = zeeks_on(["lo", "eth0"], tmp_path)
+    assert one.sensor != other.sensor
+    assert one.sensor.endswith("/lo")
+    assert (one._log_dir, other._log_dir) == (tmp_path / "lo", tmp_path / "eth0")
+    (named,) = zeeks_on(["eth0=dmz"], tmp_path)
+    assert (named.sensor, named.interface, named._log_dir) == ("dmz", "eth0", tmp_path)
+    assert "Tapline::sensor=dmz" in named._command
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["lo", "lo"], "the interface lo is named twice"),
+        (["lo=a", "eth0=a"], "two sensors are named a"),
+        (["eth1"], "no interface eth1; there are: lo, eth0"),
+        (["lo="], "a sensor's name is"),
+        (['lo=a" x'], "a sensor's name is"),
+        (["lo=" + 65 * "a"], "a sensor's name is"),
+    ],
+)
+def test_interfaces_that_cannot_be_told_apart_or_named(interfaces, given, reason):
+    with pytest.raises(ZeekError, match=reason):
+        zeeks_on(given, None)
+
+
+def test_package_scripts_are_there():
+    assert (Path(zeek_process.package_scripts()) / "__load__.zeek").exists()
