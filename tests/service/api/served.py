@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
-WAIT_SECONDS = 60
+WAIT_SECONDS = 180
 START = "import sys; sys.path.insert(0, {root!r}); {before}; from service.cli import main; main()"
 
 

@@ -16,7 +16,7 @@ TRACEBACKS = re.compile(r"Traceback|Unknown child|Event loop is closed|Exception
 
 @pytest.fixture
 def server(tmp_path, checkpoint_dir):
-    flags = ("--trace-checkpoint", "none", "--max-uploads", 2, "--client-timeout-seconds", 1)
+    flags = ("--trace-checkpoint", "none", "--max-uploads", 2, "--client-timeout-seconds", 2)
     with Server(tmp_path, checkpoint_dir, *flags) as server:
         yield server
         assert not TRACEBACKS.search(server.log), server.log
