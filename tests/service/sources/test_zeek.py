@@ -173,8 +173,8 @@ def test_streams_and_cut_captures_are_rewritten(pack):
 def test_cut_file_is_read_as_far_as_it_goes(tmp_path):
     path = tmp_path / "cut.pcap"
     path.write_bytes((CAPTURES / SAME[-1]).read_bytes()[:-5])
-    reader = ZeekReader(path)
-    assert comparable(reader) == comparable(CaptureReader(path))
+    reader, builtin = ZeekReader(path), CaptureReader(path)
+    assert comparable(reader) == comparable(builtin)
     assert reader.warning is not None
     assert reader.bytes_read == reader.bytes_total == path.stat().st_size
-    assert reader.packets == 22
+    assert reader.packets == builtin.packets == 11
