@@ -15,8 +15,8 @@ from pathlib import Path
 
 import structlog
 
+from models.foreign_text import clean
 from service import zeek_guard
-from service.foreign_text import clean
 from service.sources.bus.transport import pause_seconds
 from service.zeek_folder import OWNER_VARIABLE, FolderInUseError, sweep, zeek_folder
 
