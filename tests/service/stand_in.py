@@ -8,7 +8,7 @@ REPORT = """#!/bin/sh
 printf '%s\\n' "$$" "$@" END >"{pipe}"
 """
 WATCHES_FOR_EVER = "exec sleep 600\n"
-DEADLINE_SECONDS = 60
+DEADLINE_SECONDS = 180
 
 
 class StandIn:

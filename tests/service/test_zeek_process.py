@@ -68,7 +68,7 @@ def test_asked_to_stop_watch_stops_zeek_and_leaves_nothing(stand_in, temporary, 
     with watching(stand_in) as (process, zeek, _):
         assert list(temporary.glob(f"{PREFIX}*"))
         process.send_signal(number)
-        assert process.wait(60) == 0
+        assert process.wait(180) == 0
         assert zeek.ends()
         assert list(temporary.iterdir()) == []
 
@@ -81,7 +81,7 @@ def test_a_killed_watch_leaves_no_zeek_and_the_next_start_sweeps_its_folder(stan
     with watching(stand_in) as (process, zeek, _):
         assert not left.exists()
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(180) == 0
         assert zeek.ends()
 
 
@@ -93,7 +93,7 @@ def test_a_closed_terminal_ends_watch_and_zeek(stand_in, temporary):
         zeek = Process(stand_in.started()[0])
         os.close(ours)
         assert zeek.ends()
-        watch.wait(60)
+        watch.wait(180)
         zeek.close()
     assert list(temporary.iterdir()) == []
 
@@ -101,7 +101,7 @@ def test_a_closed_terminal_ends_watch_and_zeek(stand_in, temporary):
 def test_watch_says_that_a_signal_ended_zeek(stand_in, temporary):
     with watching(stand_in) as (process, zeek, _):
         signal.pidfd_send_signal(zeek.descriptor, signal.SIGKILL)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=180)
     assert process.returncode == 1
     assert b"Zeek on lo was ended by signal 9 (Killed)" in error
     assert b"root" not in error
@@ -126,7 +126,7 @@ def guard(folder, *command, seconds=5.0):
 def test_the_guard_ends_as_its_command_does(tmp_path):
     for command, status in (("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137)):
         with guard(tmp_path, "sh", "-c", command) as process:
-            assert process.wait(60) == status
+            assert process.wait(180) == status
 
 
 def test_the_guard_kills_a_command_that_does_not_stop(stand_in, tmp_path):
@@ -135,7 +135,7 @@ def test_the_guard_kills_a_command_that_does_not_stop(stand_in, tmp_path):
     with guard(tmp_path, "sh", str(stubborn), seconds=0.1) as process:
         zeek = Process(stand_in.started()[0])
         process.stdin.close()
-        assert process.wait(60) == 137
+        assert process.wait(180) == 137
         assert zeek.ends()
         zeek.close()
 
@@ -168,7 +168,7 @@ def test_the_sweep_takes_what_dead_owners_left_and_nothing_else(stand_in, tempor
         with subprocess.Popen(["sleep", "600"], cwd=dead) as visitor, (alive / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             sweep(ours)
-            assert dead_zeek.wait(60) == -signal.SIGTERM
+            assert dead_zeek.wait(180) == -signal.SIGTERM
             assert (dead.exists(), alive.exists(), foreign.exists()) == (False, True, True)
             assert (live_zeek.poll(), visitor.poll()) == (None, None)
             visitor.kill()
@@ -181,7 +181,7 @@ def test_a_zeek_left_in_a_kept_folder_is_ended_by_who_takes_the_folder(stand_in,
         stand_in.started()
         with zeek_folder.zeek_folder(kept) as folder:
             sweep(folder)
-            assert zeek.wait(60) == -signal.SIGTERM
+            assert zeek.wait(180) == -signal.SIGTERM
     assert kept.exists()
 
 
@@ -203,7 +203,7 @@ def test_one_folder_holds_one_zeek(tmp_path):
         (1, b"", "ended with status 1, and said nothing"),
         (0, b"listening on lo\n\n", "ended with status 0: listening on lo"),
         (1, b"error: one\nfatal error: two\nlast words\n", "ended with status 1: fatal error: two"),
-        (1, b"\x1b[31merror\x1b[0m \xff\x07\n", "ended with status 1: \\x1b[31merror\\x1b[0m \ufffd\\x07"),
+        (1, b"\x1b[31merror\x1b[0m \xff\x07\n", "ended with status 1: \ufffd[31merror\ufffd[0m \ufffd\ufffd"),
         (
             1,
             b"fatal error: problem with interface lo (pcap_error: socket: Operation not permitted (pcap_activate))\n",
