@@ -4,6 +4,7 @@ PORT ?= 8000
 CAPTURE ?= tests/data/captures/android.pcap
 
 SECONDS ?= 600
+ON_TWO_CORES = -n 2 --dist loadfile
 
 .PHONY: run test test-fast fuzz soak clean
 
@@ -15,7 +16,7 @@ test: .venv-dev/installed
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/mypy models service training
-	.venv-dev/bin/pytest
+	.venv-dev/bin/pytest $(ON_TWO_CORES)
 
 # Every fuzz target in turn; `make fuzz SECONDS=60 TARGETS=captures` for one of them.
 fuzz: .venv-dev/installed
@@ -27,7 +28,7 @@ soak: .venv-dev/installed
 
 # What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
 test-fast: .venv-$(notdir $(PYTHON))/installed
-	.venv-$(notdir $(PYTHON))/bin/pytest tests/models tests/service -m "not slow"
+	.venv-$(notdir $(PYTHON))/bin/pytest $(ON_TWO_CORES) tests/models tests/service -m "not slow"
 
 .venv/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv

@@ -25,6 +25,8 @@ CAPTURES = sorted(
 )
 EXTENSIONS = "lengths: published script: IPv6 extension headers counted as payload"
 ONE_HOST = "lengths: published script: one direction between two ports of one host"
+pytestmark = pytest.mark.slow
+
 TURNED = "content: published script: first answer logged before the flow was turned"
 CUT = "lengths: published script: header counted as payload (packet cut by the snap length, or ICMP under 28 bytes)"
 # What differs from the logs, always for what the published scripts do wrong.

@@ -26,6 +26,8 @@ CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 SCRIPTS = ROOT / "zeek" / "scripts"
 NDJSON = {"accept": "application/x-ndjson"}
 
+pytestmark = pytest.mark.slow
+
 
 def comparable(traces):
     """What must agree, by subject and window, and by endpoints instead of uids, which each reader makes itself."""
