@@ -12,6 +12,8 @@ from service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE
 from tests.conftest import make_checkpoint
 from tests.service.api.served import Server
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 12
 BOUNDED = settings(
     max_examples=EXAMPLES,

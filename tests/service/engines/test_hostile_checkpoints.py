@@ -26,6 +26,8 @@ from tests.service.cli_runner import CODE, ROOT, tapline
 from tests.service.engines import hostile
 from tests.service.test_cli import CAPTURE
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 120
 """More than any trial takes that is to end by itself."""
 

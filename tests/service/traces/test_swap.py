@@ -24,6 +24,8 @@ from tests.service.traces.fakes import NumpyTraceEngine, trace_checkpoint, trace
 from tests.service.traces.test_classifying import CAPTURE, with_heads
 from tests.service.traces.test_live import BUS, NOW, clock, make_live, play, until, value  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 LATE = EarlyVerdict(1.0, 64)
 """No early verdicts."""
 
