@@ -22,8 +22,8 @@ def make_console(file: TextIO | None = None, *, stderr: bool = False, width: int
 
 
 def say(message: str) -> None:
-    """Tell the user on standard error."""
-    typer.echo(clean(message, _MAX_CHARS, keep="\n"), err=True)
+    """Tell the user on standard error, in one line."""
+    typer.echo(clean(message, _MAX_CHARS), err=True)
 
 
 class Cleaned:

@@ -18,6 +18,10 @@ class QuietLog:
         self._bound = bound
         self._said: MutableMapping[str, tuple[float, int]] = {}
 
+    def info(self, kind: str, event: str, **fields: object) -> None:
+        """Say at level info."""
+        self._say(self._log.info, kind, event, fields)
+
     def warning(self, kind: str, event: str, **fields: object) -> None:
         """Say at level warning."""
         self._say(self._log.warning, kind, event, fields)

@@ -10,6 +10,7 @@ import msgspec
 from models.checkpoint import Checkpoint, TracegramCheckpoint
 from models.encode import Mm4flowFeatures, encode
 from models.flow import Flow, FlowLine, flow_to_line
+from models.foreign_text import clean
 from models.trace import SubjectKind
 from models.verdict import UNKNOWN, Verdict
 from service.community import community_id
@@ -50,7 +51,9 @@ def left_out_text(entry: InputSummary) -> str | None:
         return None
     reasons = sorted(entry.skipped.items(), key=lambda item: (-item[1], item[0]))
     packets = "1 packet" if entry.packets == 1 else f"{entry.packets} packets"
-    return f"{entry.name}: without a flow, of {packets}: " + ", ".join(f"{count} {why}" for why, count in reasons)
+    return f"{clean(entry.name)}: without a flow, of {packets}: " + ", ".join(
+        f"{count} {why}" for why, count in reasons
+    )
 
 
 def nothing_understood(inputs: Iterable[InputSummary]) -> bool:

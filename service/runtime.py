@@ -257,7 +257,7 @@ class Service:
 
     def not_ready(self) -> str | None:
         """Why no work should be sent here now, or None."""
-        if down := self.supervisor.down():
+        if down := self.supervisor.down() or next((zeek.failure for zeek in self.zeeks if zeek.is_down), None):
             return down
         waiting = self.batcher.waiting_flows
         if waiting > READY_QUEUE_SHARE * self.batcher.max_queue_size:

@@ -42,7 +42,8 @@ def serve(**given: Any) -> None:
         raise typer.Exit(EXIT_FAILED) from None
     except ValidationError as error:
         problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
-        say("\n".join(problems))
+        for problem in problems:
+            say(problem)
         raise typer.Exit(EXIT_USAGE) from None
     except GaveUpError as error:
         say(f"gave up: {error}")

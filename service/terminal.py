@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from models.flow import Flow
+from models.foreign_text import clean
 from models.verdict import UNKNOWN, Verdict
 from service.inputs import FlowInput
 from service.report import InputSummary, Summary
 
+MAX_PROBLEM_CHARS = 1024
 PROGRESS_MIN_BYTES = 4 << 20
 """Inputs below this are read without a progress bar."""
 
@@ -125,8 +127,8 @@ def _flows(rows: list[tuple[Flow, Verdict]]) -> Table:
 def label_text(verdict: Verdict) -> Text:
     """The label, or `unknown` with the nearest label beside it."""
     if verdict.unknown:
-        return Text.assemble((UNKNOWN, "yellow"), (f" (nearest {verdict.label})", "dim"))
-    return Text(verdict.label, style="green")
+        return Text.assemble((UNKNOWN, "yellow"), (f" (nearest {clean(verdict.label)})", "dim"))
+    return Text(clean(verdict.label), style="green")
 
 
 def _labels(summary: Summary) -> Table:
@@ -138,7 +140,7 @@ def _labels(summary: Summary) -> Table:
     for entry in summary.labels:
         style = "yellow" if entry.label == UNKNOWN else "green"
         row = (str(entry.flows), size_text(entry.ip_bytes), f"{entry.mean_confidence:.2f}")
-        table.add_row(Text(entry.label, style=style), *row)
+        table.add_row(Text(clean(entry.label), style=style), *row)
     return table
 
 
@@ -160,8 +162,8 @@ def summary_text(summary: Summary) -> str:
 def input_problem(entry: InputSummary) -> str | None:
     """What to tell about an input that was not read, or not whole."""
     if entry.error:
-        return f"{entry.name}: {entry.error}"
-    return f"{entry.name}: {entry.warning}" if entry.warning else None
+        return clean(f"{entry.name}: {entry.error}", MAX_PROBLEM_CHARS)
+    return clean(f"{entry.name}: {entry.warning}", MAX_PROBLEM_CHARS) if entry.warning else None
 
 
 @contextmanager

@@ -87,6 +87,7 @@ class ZeekOnInterface:
         self.interface, named, sensor = interface.partition("=")
         self.sensor = sensor if named else f"{socket.gethostname()[:40]}/{self.interface}"
         self.failure: str | None = None
+        self.is_down = False
         if not SENSOR_NAME.fullmatch(self.sensor):
             raise ZeekError(f"{self.interface}: a sensor's name is 1 to 64 letters, digits and . _ : / -")
         # -C: a network card fills in the checksums of what this host sends after Zeek has seen it
@@ -118,9 +119,10 @@ class ZeekOnInterface:
             await asyncio.to_thread(sweep, folder)
             failures = 0
             while True:
-                started = time.monotonic()
+                started, self.is_down = time.monotonic(), False
                 status, said = await self._run_once(folder)
                 self.failure = f"Zeek on {self.interface} {ending(status, said)}"
+                self.is_down = True
                 log.error("zeek ended, starting it again", interface=self.interface, reason=self.failure)
                 failures = failures + 1 if time.monotonic() - started < STEADY_SECONDS else 0
                 await asyncio.sleep(pause_seconds(failures))

@@ -60,3 +60,18 @@ def test_commands_and_server_load_without_torch():
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
     assert (ROOT / "service" / "cli.py").exists()
+
+
+@pytest.mark.parametrize("module", ["service.engines.onnx_session", "training.quantise"])
+def test_onnx_runtime_is_loaded_with_its_telemetry_off(module, tmp_path):
+    code = f"import os, {module}; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "1\n"
+    assert list(tmp_path.iterdir()) == []  # it leaves a session file where it is on

@@ -67,4 +67,6 @@ class Wanted:
             work.result()
         elif not answered:
             seconds = round(time.perf_counter() - started, 3)
-            log.info("client went away", route=getattr(scope.get("route"), "path", "other"), seconds=seconds)
+            log.info(
+                "request ended with its connection", route=getattr(scope.get("route"), "path", "other"), seconds=seconds
+            )

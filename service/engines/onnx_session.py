@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from models.checkpoint import AnyCheckpoint, CheckpointError, read_file
 from models.foreign_text import clean
 from service.engines.base import EngineError
 from service.engines.onnx_file import OnnxFileError, check_onnx
-
-# Read when onnxruntime is loaded, which would otherwise look up its maker's host.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime
 
 _SILENT = 4
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
+from models.encode import Mm4flowFeatures
 from service.classifier import Classifier
 from service.engines.base import EngineError, EngineName, Precision, load_engine
 from service.engines.traces import TraceInput
@@ -91,7 +92,7 @@ def try_out(options: TrialOptions) -> None:
         _try_traces(options, directory, threads)
         return
     classifier = Classifier(load_engine(options.engine, directory, threads, options.precision), min_packets=1)
-    for flows in ([SHORT_FLOW], [LONG_FLOW, SHORT_FLOW], every_token()):
+    for flows in ([SHORT_FLOW], [LONG_FLOW, SHORT_FLOW], every_token(classifier.checkpoint.features)):
         if None in classifier.classify(flows):
             raise CheckpointError(_not_finite(directory))
 
@@ -99,7 +100,8 @@ def try_out(options: TrialOptions) -> None:
 def _try_traces(options: TrialOptions, directory: Path, threads: int) -> None:
     engine = load_beside(options.engine, directory, threads, options.precision)
     network = engine.checkpoint.network
-    flows = [SHORT_FLOW, LONG_FLOW, *every_token()]
+    own = engine.checkpoint.mm4flow
+    flows = [SHORT_FLOW, LONG_FLOW, *every_token(own.features if own else Mm4flowFeatures())]
     features = np.zeros((len(flows), network.feature_size), np.float32)
     if engine.checkpoint.has_encoder:
         features = engine.embed(flows)

@@ -93,6 +93,8 @@ class TraceState:
             self._lock = DirectoryLock(directory)
         except BlockingIOError:
             raise StateError(f"{directory}: another service keeps its state there: give each its own") from None
+        except FileExistsError:
+            raise StateError(f"{directory}: cannot keep the state of traces there: not a directory") from None
         except OSError as error:
             raise StateError(f"{directory}: cannot keep the state of traces there: {error.strerror}") from None
         self._journal = Journal(directory / JOURNAL)

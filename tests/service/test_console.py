@@ -86,6 +86,15 @@ def test_no_cell_of_a_csv_computes(evil_verdict):
     assert row[header.index("input")] == "'-in�"
 
 
+def test_a_name_with_a_line_end_begins_no_line(tmp_path):
+    capture = tmp_path / "ok.pcap\ntapline: ERROR forged"
+    capture.write_bytes(b"no capture")
+    found = tapline("classify", capture, "--trace-checkpoint", "none")
+    assert found.returncode == 1
+    assert "forged" in found.stderr + found.stdout
+    assert not [line for line in (found.stderr + found.stdout).splitlines() if line.startswith("tapline: ERROR")]
+
+
 def test_a_bad_line_is_named_without_its_escapes(tmp_path):
     (flow,) = make_flows(1)
     line = {**msgspec.to_builtins(flow_to_line(flow)), "\x1b]0;owned\x07": 1}

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -259,7 +260,7 @@ BAD_FRAMES = [
     "[" * 100_000,
     '{"type":"error","code":"' + "x" * 500_000 + '"}',
     '{"type":"data-message","topic":"t","data":[{"data":1},{"data":1},{"data":[{"data":"e"},{"data":[{"data":'
-    + "[" * 5000 + "]" * 5000 + "}]}]}]}",
+    + "[" * 100_000 + "]" * 100_000 + "}]}]}]}",
 ]  # fmt: skip
 
 
@@ -279,6 +280,45 @@ def test_what_is_malformed_costs_itself_and_a_counter(checkpoint_dir, trace_chec
         assert running.said == []
 
     live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body)
+
+
+def test_a_frame_above_the_limit_costs_its_connection_and_is_counted(checkpoint_dir, trace_checkpoint, tmp_path):
+    async def body(running):
+        source = running.service.sensors.sensors[0].source
+        await running.sensor.publish(flow_event("C" * (1 << 20), 1))
+        while source.state.connections < 2:
+            await asyncio.sleep(0.01)
+        assert source.state.malformed == 1
+        await running.sensor.wait_for_client()
+        await running.sensor.publish(flow_event("Cgood", 2))
+        await running.verdict("Cgood")
+
+    running = live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body)
+    assert running.said == []
+
+
+def test_a_zeek_of_our_own_that_ended_is_told(checkpoint_dir, trace_checkpoint, tmp_path):
+    async def body(running):
+        ended = SimpleNamespace(is_down=True, failure="Zeek on lo was ended by signal 9 (Killed)")
+        running.service.zeeks.append(ended)
+        assert running.service.not_ready() == ended.failure
+        ended.is_down = False
+        assert running.service.not_ready() is None
+        running.service.zeeks.remove(ended)
+
+    assert live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body).said == []
+
+
+def test_a_number_far_ahead_is_another_numbering(checkpoint_dir, trace_checkpoint, tmp_path):
+    async def body(running):
+        source = running.service.sensors.sensors[0].source
+        for index, seq in enumerate((1, 3, 2**52, 2**52 + 2)):
+            await running.sensor.publish(flow_event(f"C{index}", seq))
+            await running.verdict(f"C{index}")
+        account = source.state.sensors["tap-1"]
+        assert (account.missed, account.restarts) == (2, 1)
+
+    assert live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body).said == []
 
 
 def test_a_fault_of_ours_costs_the_event(checkpoint_dir, trace_checkpoint, tmp_path):

@@ -48,6 +48,9 @@ MAX_TOPICS = 64
 """Topics of a sensor whose numbering is followed; the one silent for longest is forgotten first."""
 
 OTHER_SENSORS = "other"
+MAX_GAP = 1_000_000_000
+"""No sensor sends so much that nobody hears of: a number so far ahead is another numbering."""
+
 MAX_VERSION_CHARS = 32
 
 
@@ -70,7 +73,7 @@ class SensorState:
             self.last_seq.popitem(last=False)
         if last is None:
             return 0
-        if seq <= last:
+        if seq <= last or seq - last > MAX_GAP:
             self.restarts += 1
             return 0
         self.missed += seq - last - 1
@@ -203,7 +206,7 @@ class BusSource:
         self._metrics.bus_connected.labels(self.state.url).set(1)
         self._metrics.bus_connections.labels(self.state.url).inc()
         self._on_connected()
-        log.info("sensor connected", url=self.state.url, zeek=self.state.peer_version)
+        self._log.info("connected", "sensor connected", zeek=self.state.peer_version)
 
     def _disconnected(self, disconnected: Disconnected) -> None:
         self.state.connected, self.state.reason = False, disconnected.reason

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import ssl
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidURI, WebSocketException
+from websockets.frames import CloseCode
 from websockets.uri import parse_uri
 
 from models.foreign_text import clean
@@ -31,6 +33,10 @@ PING_SECONDS = 5
 """A peer that answers no ping for this long is taken for gone: half-open connections do not hang."""
 
 SEND_SECONDS = 10
+STEADY_SECONDS = 2
+"""A connection that lasted for so long was a good one: the next pause is short again."""
+
+_TOO_LARGE = f"a frame of more than {MAX_FRAME_BYTES} bytes, which costs the connection"
 
 
 class WebSocketTransport:
@@ -53,7 +59,9 @@ class WebSocketTransport:
     async def run(self, receive: Receive) -> None:
         """Connect, receive and reconnect until cancelled."""
         failures = 0
+        clock = asyncio.get_running_loop().time
         while True:
+            subscribed_at = math.inf
             try:
                 async with connect(
                     self._address,
@@ -68,12 +76,15 @@ class WebSocketTransport:
                     proxy=None,
                 ) as connection:
                     await self._subscribe(connection, receive)
-                    failures, self._doubt = 0, ""
+                    subscribed_at, self._doubt = clock(), ""
                     await self._drain(connection, receive)
             except (OSError, TimeoutError, EventError, WebSocketException) as error:
+                if _is_too_large(error):
+                    receive(EventError(_TOO_LARGE))
                 receive(Disconnected(_reason(error, self._doubt)))
             finally:
                 self._connection = None
+            failures = 0 if clock() - subscribed_at >= STEADY_SECONDS else failures
             await asyncio.sleep(pause_seconds(failures))
             failures += 1
 
@@ -122,6 +133,13 @@ def _ssl_context(tls: TlsFiles) -> ssl.SSLContext:
     return context
 
 
+def _is_too_large(error: Exception) -> bool:
+    """Whether it was we who closed, because of a frame above the limit (RFC 6455, section 7.4.1, status 1009)."""
+    return (
+        isinstance(error, ConnectionClosed) and error.sent is not None and error.sent.code == CloseCode.MESSAGE_TOO_BIG
+    )
+
+
 def _reason(error: Exception, doubt: str) -> str:
     """Why there is no connection, in words for an operator, and without the address, which may hold a password.
 
@@ -132,6 +150,8 @@ def _reason(error: Exception, doubt: str) -> str:
         error = cause
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
+    if _is_too_large(error):
+        return _TOO_LARGE
     if isinstance(error, ConnectionClosed):
         return "the sensor closed its bus" if error.rcvd else "the connection broke or went silent"
     if isinstance(cause, EOFError | OSError) or isinstance(error, ConnectionResetError):

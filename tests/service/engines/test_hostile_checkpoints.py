@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from models.checkpoint import CheckpointError
 from service.api.app import create_app
 from service.engines.trial import try_out
+from service.repository import ZOO
 from service.runtime import Service
 from service.settings import Settings
 from tests.conftest import make_flows, make_trace_checkpoint
@@ -66,6 +67,13 @@ GRAPHS = [
     (hostile.external("beside.bin"), "its weights are in another file"),
     (hostile.external("../../beside.bin"), "its weights are in another file"),
 ]
+
+
+def test_a_number_that_is_none_for_a_single_length_is_found(tmp_path):
+    directory = tmp_path / "flow-protocols" / "1"  # it reads the first 32 lengths of a flow, and 64 bytes each way
+    shutil.copytree(ZOO / "flow-protocols" / "1", directory)
+    hostile.change_graph(directory, "model.onnx", hostile.nan_for_one_length)
+    assert "gives NaN or infinity for an ordinary flow" in refused(directory)
 
 
 @pytest.mark.parametrize(("change", "message"), GRAPHS)
