@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 
 TIMEOUT_US = 300_000_000
@@ -30,12 +31,14 @@ class Fragment:
 class Datagram:
     """A datagram's header and its payload so far: where its parts start, sorted, and the parts, which do not overlap.
 
-    The first `joining` of them follow each other from the start without a hole, up to `front`.
+    The first `joining` of them follow each other from the start without a hole, up to `front`. `shares_identification`:
+    one of another protocol waited under the same one when it came.
     """
 
     header: bytes
     started_us: int
     next_header: int
+    shares_identification: bool = False
     fragments: int = 0
     size: int = 0
     stored: int = 0
@@ -99,6 +102,7 @@ class Reassembler:
     def __init__(self) -> None:
         self.dropped = self.expired = 0
         self._datagrams: dict[Key, Datagram] = {}
+        self._identified: Counter[tuple[bytes, bytes, int]] = Counter()
         self._cost = 0
         self._clock_us = 0
 
@@ -108,8 +112,10 @@ class Reassembler:
         self._expire()
         datagram = self._datagrams.get(fragment.key)
         if datagram is None:
-            datagram = Datagram(fragment.header, self._clock_us, fragment.next_header)
+            others = self._identified[fragment.key[:3]]
+            datagram = Datagram(fragment.header, self._clock_us, fragment.next_header, others > 0)
             self._datagrams[fragment.key] = datagram
+            self._identified[fragment.key[:3]] += 1
         before = datagram.cost()
         datagram.add(fragment)
         self._cost += datagram.cost() - before
@@ -123,6 +129,9 @@ class Reassembler:
 
     def _remove(self, key: Key) -> None:
         self._cost -= self._datagrams.pop(key).cost()
+        self._identified[key[:3]] -= 1
+        if not self._identified[key[:3]]:
+            del self._identified[key[:3]]
 
     def _expire(self) -> None:
         while self._datagrams:

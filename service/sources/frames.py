@@ -143,6 +143,7 @@ class FrameDecoder:
             if number in _FAMILIES:
                 return self._family(frame, start + 4, end, number)
             if ETHERNET_TYPES <= number < 1 << 16:
+                frame.beyond_zeek = "an EtherType in a loopback header"
                 return self._types.ethertype(frame, start + 4, end, number, "a loopback header")
             frame.beyond_zeek = "a loopback header in big-endian order"
         return self._types.not_ip()

@@ -168,6 +168,8 @@ class IpPackets:
             self._counters.skipped["fragments dropped for lack of room"] += self._fragments.dropped - dropped
         if datagram is None:
             return None
+        if datagram.shares_identification:
+            frame.beyond_zeek = frame.beyond_zeek or "fragments of one identification and several protocols"
         if header.version == 4:
             return rebuild_ipv4(datagram.header, datagram.joined())
         return rebuild_ipv6(datagram.header, datagram.next_header, datagram.joined())

@@ -39,7 +39,7 @@ def read(name, heads="header"):
         ("wccp-gre.pcap", {}, {"EtherType 883E after a tunnel's header": 2}),
         ("77-radiotap-datapad.pcap", {}, {"a padded 802.11 header": 2}),
         ("nflog-be.pcap", {}, {}),
-        ("849-null-ethertype.pcap", {}, {"a loopback header in big-endian order": 2}),
+        ("849-null-ethertype.pcap", {}, {"an EtherType in a loopback header": 2}),
         ("107-origlen-zero.pcap", {}, {"an original length below what was captured": 2}),
         ("1710-caplen-gt-len.pcapng", {}, {"an original length below what was captured": 2}),
     ],
@@ -94,7 +94,8 @@ def test_segments_above_65535_bytes_are_written_as_they_are_read_back(name, leng
 
 
 def test_one_identification_serves_several_protocols():
-    _, flows = read("frag-same-id-protos.pcap")
+    reader, flows = read("frag-same-id-protos.pcap")
+    assert reader.beyond_zeek == {"fragments of one identification and several protocols": 1}
     assert sorted((flow.proto, *flow.payload_lengths) for flow in flows) == [("icmp", 2000), ("udp", 2000)]
 
 
