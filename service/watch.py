@@ -30,6 +30,7 @@ from service.zeek_process import ZeekError
 
 RECENT_VERDICTS = 12
 RECENT_TRACES = 6
+MAX_SENSOR_ROWS = 6
 TOP_LABELS = 10
 REFRESH_SECONDS = 0.5
 FIRST_FLOW_SECONDS = 0.05
@@ -95,13 +96,19 @@ class View:
         )
 
     def _sensors(self, service: Service) -> Table:
+        """What came from each sensor, those that are away first; of many the first ones."""
         table = Table("sensor", "state", "flows", "missed", "refused", "Zeek dropped", "loss", box=None, pad_edge=False)
-        for sensor in service.sensors.sensors:
-            bus = sensor.source.state
+        buses = sorted((sensor.source.state for sensor in service.sensors.sensors), key=lambda bus: bus.connected)
+        left = sum(max(1, len(bus.sensors)) for bus in buses)
+        for bus in buses:
             state = Text(
                 f"Zeek {bus.peer_version}" if bus.connected else bus.reason, style="" if bus.connected else "red"
             )
             for name, account in bus.sensors.items() or [(bus.url, None)]:
+                if table.row_count == MAX_SENSOR_ROWS:
+                    table.add_row(f"… and {left} more")
+                    return table
+                left -= 1
                 stats = account.stats if account else None
                 dropped = "-" if stats is None else str(stats.dropped)
                 loss = "-" if stats is None or stats.loss_percent < 0 else f"{stats.loss_percent:.2f} %"

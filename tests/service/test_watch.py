@@ -1,11 +1,16 @@
 """`tapline watch` beside another service: it writes nothing back to the sensor unless it is asked to."""
 
 import asyncio
+import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from service.console import make_console
 from service.sources.bus.events import BusEvent
+from service.sources.bus.source import BusState, SensorState
+from service.watch import View
 from tests.service.cli_runner import CODE, ROOT
 from tests.service.sources.bus.sensors import WebSocketSensor
 from tests.service.sources.bus.test_events import flow_event
@@ -35,6 +40,21 @@ async def watch(sensor, options):
         assert process.returncode == 0
         assert "1 flows, 1 verdicts" in output.decode()
     return [name for name, _ in sensor.received]
+
+
+def test_of_many_sensors_the_first_are_shown_and_those_that_are_away_before_them():
+    there = BusState("ws://192.0.2.1:1", connected=True, peer_version="8.0.10")
+    there.sensors = {f"worker-{number}": SensorState() for number in range(20)}
+    away = BusState("ws://192.0.2.2:1", reason="connection refused")
+    sensors = [SimpleNamespace(source=SimpleNamespace(state=state)) for state in (there, away)]
+    table = View(80)._sensors(SimpleNamespace(sensors=SimpleNamespace(sensors=sensors)))
+    file = io.StringIO()
+    make_console(file, width=80).print(table)
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 8
+    assert lines[1].startswith("ws://192.0.2.2:1")
+    assert lines[6].startswith("worker-4")
+    assert lines[7].startswith("… and 15 more")
 
 
 @pytest.mark.parametrize(
