@@ -53,7 +53,7 @@ def run(data, **options):
         (b"", "the capture is empty"),
         (b"\xd4\xc3\xb2", "expected a pcap or pcapng file"),
         (b"GET / HTTP/1.1\r\n\r\n", "expected a pcap or pcapng file"),
-        (gzip.compress(b"not a capture"), "expected a pcap or pcapng file"),
+        (gzip.compress(b"not a capture", mtime=0), "expected a pcap or pcapng file"),
         (b.pcap([])[:20], "ends inside its file header"),
         (b.section()[:10], "ends inside its section header"),
         (b"\x0a\x0d\x0d\x0a" + bytes(40), "no byte-order mark"),
