@@ -11,7 +11,12 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY models models
 COPY service service
 COPY training training
+COPY src src
 COPY zeek/scripts zeek/scripts
+
+# The version that the image says it is: `--build-arg VERSION=$(git describe --tags)`.
+ARG VERSION
+ENV SETUPTOOLS_SCM_PRETEND_VERSION=${VERSION}
 
 FROM source AS build-cpu
 RUN python -m venv /opt/tapline \

@@ -15,7 +15,7 @@ run: .venv/installed
 test: .venv-dev/installed
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/ruff check .
-	.venv-dev/bin/mypy models service training
+	.venv-dev/bin/mypy -p tapline
 	.venv-dev/bin/pytest $(ON_TWO_CORES)
 
 # Every fuzz target in turn; `make fuzz SECONDS=60 TARGETS=captures` for one of them.

@@ -23,7 +23,7 @@ from typing import Any
 from hardware import describe
 
 ROOT = Path(__file__).resolve().parent.parent
-TAPLINE = [sys.executable, "-c", "from service.cli import main; main()"]
+TAPLINE = [sys.executable, "-c", "from tapline.service.command.cli import main; main()"]
 
 
 def free_port() -> int:

@@ -18,10 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.flow import MAX_PAYLOAD_LENGTHS, Flow
-from service.sources.capture import CaptureError, CaptureReader, ReadOptions
+from tapline.models.flow import MAX_PAYLOAD_LENGTHS, Flow
+from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
 
 START_TOLERANCE_US = 1_000
 NOT_READ = "Zeek does not read"

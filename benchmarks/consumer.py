@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from typing import Any
 from hardware import describe, report
 from websockets.asyncio.server import ServerConnection, serve
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.encode import encode
-from models.flow import Flow
-from service.metrics import Metrics
-from service.sources.bus.source import BusSource, make_transport
-from service.sources.bus.transport import TlsFiles
+from tapline.models.encode import encode
+from tapline.models.flow import Flow
+from tapline.service.metrics import Metrics
+from tapline.service.sources.bus.source import BusSource, make_transport
+from tapline.service.sources.bus.transport import TlsFiles
 
 SESSION = Path(__file__).resolve().parent.parent / "tests" / "data" / "bus" / "session.jsonl"
 BATCH_FLOWS = 256

@@ -10,7 +10,6 @@ network of the same size, measured on a sample of the flows and scaled to all of
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import resource
 import subprocess
@@ -25,14 +24,13 @@ from engine import PUBLISHED_BATCH, Published, padded_inputs
 from hardware import describe, report
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-from models.checkpoint import read_checkpoint
-from models.encode import encode
-from models.flow import Flow
-from service.classifier import DEFAULT_CHECKPOINT
-from service.repository import shipped_checkpoint
-from service.sources.capture import CaptureReader, ReadOptions
+from tapline.models.checkpoint import read_checkpoint
+from tapline.models.encode import encode
+from tapline.models.flow import Flow
+from tapline.service.inference.classifier import DEFAULT_CHECKPOINT
+from tapline.service.inference.repository import shipped_checkpoint
+from tapline.service.sources.capture import CaptureReader, ReadOptions
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class Cost:
 def cost_of(command: list[str], folder: str) -> Cost:
     """Run a command to its end."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, env=environment, timeout=1800)
+    subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=1800)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Cost(time.perf_counter() - started, cpu)
@@ -77,7 +74,7 @@ def main() -> None:
     capture = str(options.capture.resolve())
     flows = [flow for flow in CaptureReader(Path(capture), ReadOptions(heads="none")) if flow.payload_lengths]
     with tempfile.TemporaryDirectory() as folder:
-        code = "from service.cli import main; main()"
+        code = "from tapline.service.command.cli import main; main()"
         command = [sys.executable, "-c", code, "classify", capture, "--format", "ndjson", "-o", f"{folder}/verdicts"]
         ours = cost_of(command, folder)
         zeek = cost_of(["zeek", "-C", "-r", capture, str(ROOT / "zeek" / "scripts" / "offline.zeek")], folder)

@@ -14,7 +14,6 @@ import itertools
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,16 +27,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.checkpoint import ONNX, WEIGHTS, Checkpoint, Mm4flowNetwork
-from models.checkpoint_writing import write_checkpoint
-from models.encode import BYTES_VOCABULARY, PS_VOCABULARY, TokenBatch, encode, pad
-from models.flow import Flow
-from models.mm4flow import Mm4flow
-from service.engines.base import load_engine, pieces
-from service.sources.capture import CaptureReader, ReadOptions
-from training.onnx_graph import mm4flow_graph
+from tapline.models.checkpoint import ONNX, WEIGHTS, Checkpoint, Mm4flowNetwork
+from tapline.models.checkpoint_writing import write_checkpoint
+from tapline.models.encode import BYTES_VOCABULARY, PS_VOCABULARY, TokenBatch, encode, pad
+from tapline.models.flow import Flow
+from tapline.models.mm4flow import Mm4flow
+from tapline.service.engines.loading import load_engine
+from tapline.service.engines.pieces import pieces
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.training.onnx_graph import mm4flow_graph
 
 PUBLISHED_BATCH = 64
 CLASSES = 30

@@ -36,7 +36,8 @@ STALL_SECONDS = 30
 LIVE_QUEUE_FLOWS = 1000
 SERVICE = """
 import pathlib, time
-from service import classifier, cli
+from tapline.service.inference import classifier
+from tapline.service.command import cli
 classify = classifier.Classifier.classify
 def held(self, flows):
     while pathlib.Path(%r).exists():

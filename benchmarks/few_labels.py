@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,18 +24,16 @@ from hardware import describe, report
 from numpy.typing import NDArray
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from training.baseline import columns, fit_trees
-from training.batches import draw_weights
-from training.config import TrainingConfig
-from training.corpus import Corpus, make_corpus
-from training.evaluate import network_of
-from training.files import open_samples, read_encoders
-from training.finetune import TrainingSet, fit, new_model, predict
-from training.metrics import Predictions, interval, macro_f1, macro_f1_draws
-from training.partition import read_partition
-from training.store import StoredSamples
+from tapline.training.baseline import columns, fit_trees
+from tapline.training.batches import draw_weights
+from tapline.training.config import TrainingConfig
+from tapline.training.corpus import Corpus, make_corpus
+from tapline.training.evaluate import network_of
+from tapline.training.files import open_samples, read_encoders
+from tapline.training.finetune import TrainingSet, fit, new_model, predict
+from tapline.training.metrics import Predictions, interval, macro_f1, macro_f1_draws
+from tapline.training.partition import read_partition
+from tapline.training.store import StoredSamples
 
 MIN_FLOWS = 5
 

@@ -7,14 +7,10 @@ Beside it the same fragments found by looking at every part, as a list of parts 
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cpu_time import cpu_seconds
 from benchmarks.hardware import describe, report
-from service.sources.fragments import Datagram, Fragment
+from tapline.service.sources.packets.fragments import Datagram, Fragment
 
 UNITS = 8_190
 

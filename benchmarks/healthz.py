@@ -36,7 +36,7 @@ FLOW = (
     ' "resp_p": 443, "proto": "tcp", "up": 100, "down": 100, "payload_lengths": [%s], "orig_bytes": "%s",'
     ' "resp_bytes": "%s", "orig_pkts": 120, "resp_pkts": 120, "orig_ip_bytes": 100000, "resp_ip_bytes": 100000}'
 )
-SERVICE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from service.cli import main; main()"
+SERVICE = "from tapline.service.command.cli import main; main()"
 
 
 def valid_body(megabytes: int) -> bytes:
@@ -64,7 +64,7 @@ class Served:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
         if key is not None:
             environment["TAPLINE_API_KEY"] = key
-        command = [sys.executable, "-c", SERVICE, str(ROOT), "serve", "--port", str(self.port), *options]
+        command = [sys.executable, "-c", SERVICE, "serve", "--port", str(self.port), *options]
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + START_SECONDS
         while self.healthz() is None:

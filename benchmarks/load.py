@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,18 +23,16 @@ import msgspec
 import numpy as np
 from hardware import describe, report
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.flow import Flow
-from models.verdict import Verdict
-from service.batcher import Batcher
-from service.classifier import DEFAULT_CHECKPOINT, Classifier
-from service.engines.base import load_engine
-from service.live import LivePipeline
-from service.metrics import Metrics
-from service.repository import shipped_checkpoint
-from service.served import warm_up
-from service.sources.capture import CaptureReader, ReadOptions
+from tapline.models.flow import Flow
+from tapline.models.verdict import Verdict
+from tapline.service.engines.loading import load_engine
+from tapline.service.inference.batcher import Batcher
+from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
+from tapline.service.inference.repository import shipped_checkpoint
+from tapline.service.inference.served import warm_up
+from tapline.service.live.pipeline import LivePipeline
+from tapline.service.metrics import Metrics
+from tapline.service.sources.capture import CaptureReader, ReadOptions
 
 SHARES = (0.1, 0.5, 0.8, 1.0, 1.5)
 QUEUE_FLOWS = 20_000

@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from service.sources.container import ByteSource
-from service.sources.errors import CaptureError
-from service.sources.formats import open_blocks
+from tapline.service.sources.packets.capture_error import CaptureError
+from tapline.service.sources.packets.container import ByteSource
+from tapline.service.sources.packets.formats import open_blocks
 
 GROUP = 32
 STAGGER_US = 500_000

@@ -13,26 +13,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import struct
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import structlog
 from hardware import describe, report
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import numpy as np
-
-from models.checkpoint import Checkpoint
-from models.encode import TokenBatch
-from models.flow import Flow
-from service.classifier import Classifier, FlowOutcome
-from service.engines.base import Scores
-from service.runtime import Service
-from service.settings import Settings
-from service.sources.capture import CaptureReader
+from tapline.models.checkpoint import Checkpoint
+from tapline.models.encode import TokenBatch
+from tapline.models.flow import Flow
+from tapline.service.engines.engine import Scores
+from tapline.service.inference.classifier import Classifier, FlowOutcome
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.sources.capture import CaptureReader
 
 READINGS = 8
 WAITING_FLOWS = 4096

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,24 +21,23 @@ import structlog
 from hardware import describe, report
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from models.flow import Flow, PacketHead
-from models.trace import ETHERNET_LINK
-from service.classifier import FlowOutcome
-from service.runtime import Service
-from service.settings import Settings
+from tapline.models.flow import Flow, PacketHead
+from tapline.models.trace import ETHERNET_LINK
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
 
 BUS = "ws://127.0.0.1:9"
 _RANDOM = """
 import sys
 from pathlib import Path
-from models.checkpoint import TracegramCheckpoint, TracegramNetwork
-from models.trace import TraceSettings
-from models.tracegram import Tracegram
-from training.export import export_traces
+from tapline.models.checkpoint import TracegramCheckpoint, TracegramNetwork
+from tapline.models.trace import TraceSettings
+from tapline.models.tracegram import Tracegram
+from tapline.training.export import export_traces
 network = TracegramNetwork(n_class=31)
 weights = {name: value.numpy() for name, value in Tracegram(network, flow_classes=2).state_dict().items()}
 labels = [f"device-{n}" for n in range(31)]
@@ -132,9 +130,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         traces = options.traces or Path(folder) / "random" / "1"
         if options.traces is None:
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            subprocess.run([sys.executable, "-c", _RANDOM, str(traces)], check=True, cwd=ROOT, env=environment)
-        print(describe())
+            subprocess.run([sys.executable, "-c", _RANDOM, str(traces)], check=True, cwd=ROOT)
+            print(describe())
         settings = Settings(
             trace_checkpoint=traces, zeek=[BUS], state_dir=Path(folder) / "state", trace_subjects=options.subjects
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,13 +20,12 @@ from cpu_time import cpu_seconds
 from engine import read_flows
 from hardware import describe, report
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.checkpoint import MANIFEST, ONNX, ONNX_INT8, FileRecord, file_sha256, read_checkpoint
-from models.encode import encode
-from service.engines.base import Engine, EngineName, Precision, load_engine
-from service.repository import shipped_checkpoint
-from training.quantise import quantise
+from tapline.models.checkpoint import MANIFEST, ONNX, ONNX_INT8, FileRecord, file_sha256, read_checkpoint
+from tapline.models.encode import encode
+from tapline.service.engines.engine import Engine, EngineName, Precision
+from tapline.service.engines.loading import load_engine
+from tapline.service.inference.repository import shipped_checkpoint
+from tapline.training.quantise import quantise
 
 SIDES: tuple[tuple[EngineName, Precision], ...] = (
     ("torch", "float32"),

@@ -8,7 +8,6 @@ side runs in a process of its own, several times; the fastest counts.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import shutil
 import subprocess
@@ -18,10 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.hardware import describe, report
-from service.sources.capture import CaptureReader, ReadOptions
+from tapline.service.sources.capture import CaptureReader, ReadOptions
 
 READ = "import sys; from benchmarks.reader import read; read(sys.argv[1], sys.argv[2])"
 
@@ -45,10 +42,9 @@ def read(capture: str, heads: str) -> None:
 
 def fastest(command: list[str], repeat: int, folder: str) -> Run:
     runs = []
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     for _ in range(repeat):
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         wall_seconds = time.perf_counter() - started
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

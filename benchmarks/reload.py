@@ -14,19 +14,16 @@ import asyncio
 import itertools
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import structlog
 from hardware import describe, report
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.flow import Flow
-from service.runtime import Service
-from service.settings import Settings
-from service.sources.capture import CaptureReader, ReadOptions
+from tapline.models.flow import Flow
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.sources.capture import CaptureReader, ReadOptions
 
 FLOWS_AT_ONCE = 32
 QUIET_SECONDS = 3.0

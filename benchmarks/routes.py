@@ -25,15 +25,14 @@ from hardware import describe
 from namespaces import SENSOR, SENSOR_DEVICE, namespaces, replay_command
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-from models.encode import encode
-from models.flow import Flow
-from service.metrics import Metrics
-from service.sources.bus.source import BusSource, make_transport
-from service.sources.bus.transport import TlsFiles
-from service.sources.capture import CaptureReader, ReadOptions
-from service.sources.zeek import ZeekReader
+from tapline.models.encode import encode
+from tapline.models.flow import Flow
+from tapline.service.metrics import Metrics
+from tapline.service.sources.bus.source import BusSource, make_transport
+from tapline.service.sources.bus.transport import TlsFiles
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.service.sources.zeek_reader import ZeekReader
 
 SETTLE_SECONDS = 70
 TIMEOUTS = "redef tcp_inactivity_timeout=60sec;"

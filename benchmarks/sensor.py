@@ -15,7 +15,6 @@ import os
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,11 +24,10 @@ from pathlib import Path
 from hardware import describe, report
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-from service.metrics import Metrics
-from service.sources.bus.source import BusSource, make_transport
-from service.sources.bus.transport import TlsFiles
+from tapline.service.metrics import Metrics
+from tapline.service.sources.bus.source import BusSource, make_transport
+from tapline.service.sources.bus.transport import TlsFiles
 
 SCRIPTS = ROOT / "zeek" / "scripts"
 COMPILED = ["-O", "ZAM", "--optimize-files=zeek/scripts/"]

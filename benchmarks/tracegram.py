@@ -28,16 +28,22 @@ from cpu_time import cpu_seconds
 from hardware import describe, report
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.checkpoint import TracegramCheckpoint, TracegramNetwork
-from models.packets import MAX_SEQUENCE, PADDING, VOCABULARY, PacketTokens, TracegramFeatures, encode_packets
-from models.tracegram import Tracegram
-from service.engines.traces import load_trace_engine, packet_pieces
-from service.repository import ZOO, newest_version
-from service.sources.capture import CaptureReader, ReadOptions
-from service.traces.loading import DEFAULT_TRACE_CHECKPOINT
-from training.export import export_traces
+from tapline.models.checkpoint import TracegramCheckpoint, TracegramNetwork
+from tapline.models.packet_tokens import (
+    MAX_SEQUENCE,
+    PADDING,
+    VOCABULARY,
+    PacketTokens,
+    TracegramFeatures,
+    encode_packets,
+)
+from tapline.models.tracegram import Tracegram
+from tapline.service.engines.loading import load_trace_engine
+from tapline.service.engines.trace_engine import packet_pieces
+from tapline.service.inference.repository import ZOO, newest_version
+from tapline.service.inference.trace_loading import DEFAULT_TRACE_CHECKPOINT
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.training.export import export_traces
 
 PADDED_TO = 256
 TOLERANCE = 1e-4

@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from models.checkpoint_files import CheckpointError as CheckpointError
-from models.checkpoint_files import FileRecord as FileRecord
-from models.checkpoint_files import file_sha256 as file_sha256
-from models.checkpoint_files import is_file_name, read_inside, read_recorded
-from models.encode import BYTES_MAX_TOKENS, FEATURE_VERSION, PS_MAX_TOKENS, Mm4flowFeatures
-from models.foreign_text import clean
-from models.packets import PACKET_FEATURE_VERSION, TracegramFeatures
-from models.trace import TraceSettings
+from tapline.models.checkpoint_files import CheckpointError as CheckpointError
+from tapline.models.checkpoint_files import FileRecord as FileRecord
+from tapline.models.checkpoint_files import file_sha256 as file_sha256
+from tapline.models.checkpoint_files import is_file_name, read_inside, read_recorded
+from tapline.models.encode import BYTES_MAX_TOKENS, FEATURE_VERSION, PS_MAX_TOKENS, Mm4flowFeatures
+from tapline.models.foreign_text import clean
+from tapline.models.packet_tokens import PACKET_FEATURE_VERSION, TracegramFeatures
+from tapline.models.trace import TraceSettings
 
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"

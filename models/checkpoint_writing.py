@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from models.checkpoint import (
+from tapline.models.checkpoint import (
     CARD,
     MANIFEST,
     AnyCheckpoint,

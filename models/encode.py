@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow
-from models.own_addresses import Content, content_without_addresses
+from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow
+from tapline.models.own_addresses import Content, content_without_addresses
 
 FEATURE_VERSION = 1
 """Version of the encoding; a checkpoint of another version is refused."""

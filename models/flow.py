@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.foreign_text import clean
+from tapline.models.foreign_text import clean
 
 FLOW_FORMAT_VERSION = 1
 """Version of the flow record and of its JSON form; checkpoints and the bus carry it."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checkpoint import TracegramNetwork
-from models.packets import VOCABULARY
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.packet_tokens import VOCABULARY
 
 LEAST_NORMALISER = 1e-3
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checkpoint import Mm4flowNetwork
-from models.encode import BYTES_VOCABULARY, PAD, PS_VOCABULARY
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.encode import BYTES_VOCABULARY, PAD, PS_VOCABULARY
 
 DROPOUT = 0.1
 LAYER_NORM_EPS = 1e-12

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.mm4flow import Bert, Layer, Mm4flow
+from tapline.models.mm4flow import Bert, Layer, Mm4flow
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.flow import Flow
-from models.packet_headers import ETHERNET, HeadBytes, IpHeaders
+from tapline.models.flow import Flow
+from tapline.models.packet_headers import ETHERNET, HeadBytes, IpHeaders
 
 _DHCP_PORTS = frozenset({67, 68})
 _DHCP_MAGIC = b"\x63\x82\x53\x63"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.flow import Flow
+from tapline.models.flow import Flow
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]

@@ -1,5 +1,5 @@
 """What a trace is: whose it is, which window a flow falls into, and which flows it keeps. Training, REST and live use
-this one definition; what the models read of the flows is `models.packets`' business.
+this one definition; what the models read of the flows is `models.packet_tokens`' business.
 
 * An instance of a trace is a flow with payload that has packet heads (what a sensor publishes).
 * Flows are in the order of `flow_order`: start, then both endpoints and the protocol.
@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from models.flow import Flow
+from tapline.models.flow import Flow
 
 SubjectKind = Literal["originator", "responder", "pair", "mac"]
 """Whose flows make a trace: a host that opens connections, one that is asked, two hosts, or a network card."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models.checkpoint import Mm4flowNetwork, TracegramNetwork
-from models.linear_transformer import LanguageModel, Net
-from models.mm4flow import Mm4flow, RowAttention
-from models.packets import PADDING
+from tapline.models.checkpoint import Mm4flowNetwork, TracegramNetwork
+from tapline.models.linear_transformer import LanguageModel, Net
+from tapline.models.mm4flow import Mm4flow, RowAttention
+from tapline.models.packet_tokens import PADDING
 
 DROPOUT = 0.1
 HEAD_WIDTHS = (100, 50)

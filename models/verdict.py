@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoint import Calibration, Unknown
+from tapline.models.checkpoint import Calibration, Unknown
 
 ALTERNATIVES = 3
 """Labels beside the first that a verdict names."""

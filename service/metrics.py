@@ -7,9 +7,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from models.verdict import UNKNOWN, Verdict
-from service.classifier import Timing
-from service.gpu import GpuCollector
+from tapline.models.verdict import UNKNOWN, Verdict
+from tapline.service.engines.engine import Timing
+from tapline.service.gpu import GpuCollector
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -191,7 +191,7 @@ def reference_table() -> str:
 _PAGE = """# Metrics
 
 What `/metrics` exposes, in Prometheus' base units, beside the usual ones of the process and of Python. Histograms have
-`_bucket`, `_sum` and `_count`. This page is made by `python -m service.metrics > docs/metrics.md`.
+`_bucket`, `_sum` and `_count`. This page is made by `python -m tapline.service.metrics > docs/metrics.md`.
 
 """
 

@@ -9,31 +9,31 @@ from pathlib import Path
 
 import structlog
 
-from models.checkpoint import CheckpointError, TracegramCheckpoint, checkpoint_kind, read_checkpoint
-from service.batcher import Batcher
-from service.classifier import Classifier
-from service.engines.base import load_engines
-from service.engines.thread import EngineThread
-from service.engines.traces import TraceEngine
-from service.engines.trial import try_out, try_out_aside
-from service.gpu import gpu_collector
-from service.live import LivePipeline
-from service.metrics import Metrics
-from service.replay import Replay
-from service.repository import ZOO, Repository, UnknownModelError, newest_version, versions_directory
-from service.sensors import Sensors, Watcher
-from service.served import ModelBusyError, ServedModels
-from service.settings import Settings
-from service.sources.bus.transport import TlsFiles
-from service.supervisor import Supervisor
-from service.traces.history import TraceHistory
-from service.traces.live import LiveTraces, TraceWatcher
-from service.traces.loading import fitting, load_beside, load_traces, misfit, trace_directory
-from service.traces.offline import CaptureTraces
-from service.traces.scorer import TraceScorer
-from service.traces.state import TraceState
-from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
-from service.zeek_process import zeeks_on
+from tapline.models.checkpoint import CheckpointError, TracegramCheckpoint, checkpoint_kind, read_checkpoint
+from tapline.service.engines.loading import load_engines
+from tapline.service.engines.thread import EngineThread
+from tapline.service.engines.trace_engine import TraceEngine
+from tapline.service.gpu import gpu_collector
+from tapline.service.inference.batcher import Batcher
+from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.repository import ZOO, Repository, UnknownModelError, newest_version, versions_directory
+from tapline.service.inference.served import ModelBusyError, ServedModels
+from tapline.service.inference.trace_loading import fitting, load_beside, load_traces, misfit, trace_directory
+from tapline.service.inference.trial import try_out, try_out_aside
+from tapline.service.live.pipeline import LivePipeline
+from tapline.service.live.replay import Replay
+from tapline.service.live.sensors import Sensors, Watcher
+from tapline.service.metrics import Metrics
+from tapline.service.process.supervisor import Supervisor
+from tapline.service.settings import Settings
+from tapline.service.sources.bus.transport import TlsFiles
+from tapline.service.sources.zeek_process import zeeks_on
+from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.traces.live_traces import LiveTraces, TraceWatcher
+from tapline.service.traces.recent_traces import RecentTraces
+from tapline.service.traces.scorer import TraceScorer
+from tapline.service.traces.window_state import TraceState
+from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 
 log = structlog.get_logger()
 
@@ -304,7 +304,7 @@ def live_traces(
     refuse_endless(settings, checkpoint)
     windows = trace_windows(settings, checkpoint)
     state = TraceState(settings.state_dir, checkpoint) if settings.state_dir else None
-    return LiveTraces(windows, scorer, metrics, TraceHistory(settings.trace_history), state=state, watcher=watcher)
+    return LiveTraces(windows, scorer, metrics, RecentTraces(settings.trace_history), state=state, watcher=watcher)
 
 
 def trace_windows(

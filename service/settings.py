@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, SecretStr, field_serializer, field_
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.engines.base import EngineName, Precision
-from service.sources.bus.transport import shown_url
+from tapline.service.engines.engine import EngineName, Precision
+from tapline.service.sources.bus.transport import shown_url
 
 ENV_PREFIX = "TAPLINE_"
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from models.checkpoint import (
+from tapline.models.checkpoint import (
     ONNX,
     WEIGHTS,
     Calibration,
@@ -22,13 +22,13 @@ from models.checkpoint import (
     TracegramNetwork,
     Unknown,
 )
-from models.checkpoint_writing import write_checkpoint
-from models.encode import Mm4flowFeatures
-from models.flow import Flow
-from models.mm4flow import Mm4flow
-from models.tracegram import Tracegram
-from training.export import export_traces
-from training.onnx_graph import mm4flow_graph
+from tapline.models.checkpoint_writing import write_checkpoint
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.flow import Flow
+from tapline.models.mm4flow import Mm4flow
+from tapline.models.tracegram import Tracegram
+from tapline.training.export import export_traces
+from tapline.training.onnx_graph import mm4flow_graph
 
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")

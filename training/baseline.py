@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 
-from models.flow import Flow
+from tapline.models.flow import Flow
 
 LENGTHS = 16
 CONTENT_BYTES = 48

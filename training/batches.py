@@ -15,10 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.encode import BYTES_VOCABULARY, FIRST_TOKEN, MASK, MAX_LENGTH, Mm4flowFeatures, TokenBatch, encode, pad
-from models.flow import Flow
-from training.config import Augmentation
-from training.store import chunks
+from tapline.models.encode import (
+    BYTES_VOCABULARY,
+    FIRST_TOKEN,
+    MASK,
+    MAX_LENGTH,
+    Mm4flowFeatures,
+    TokenBatch,
+    encode,
+    pad,
+)
+from tapline.models.flow import Flow
+from tapline.training.config import Augmentation
+from tapline.training.store import chunks
 
 __all__ = ["Augmentation", "Batch", "draw_weights", "plain_batches", "prefix", "training_batches"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from models.checkpoint import Checkpoint
-from training.calibrate import MOST_FLOWS
-from training.config import TrainingConfig
-from training.corpus import ClassCount
-from training.metrics import Interval
-from training.partition import PARTS
-from training.records import EvaluationRecord
-from training.report import MIN_FLOWS, Evaluation
+from tapline.models.checkpoint import Checkpoint
+from tapline.training.calibrate import MOST_FLOWS
+from tapline.training.config import TrainingConfig
+from tapline.training.corpus import ClassCount
+from tapline.training.metrics import Interval
+from tapline.training.partition import PARTS
+from tapline.training.records import EvaluationRecord
+from tapline.training.report import MIN_FLOWS, Evaluation
 
 
 def render_card(

@@ -10,18 +10,18 @@ from typing import Annotated
 
 import typer
 
-from models.checkpoint import CheckpointError
-from training import data_commands, flow_commands, trace_cli
-from training.config import TrainingError
-from training.importing import ImportRefusedError, import_mm4flow, read_labels_file
-from training.labels import LabelError
-from training.options import DryRun, Out, console, write_or_say
-from training.origins import ExtractError
-from training.parallel import is_first
-from training.samples import SampleError
-from training.split import SplitError
-from training.trace_import_command import import_tracegram_command
-from training.traces.data import TraceDataError
+from tapline.models.checkpoint import CheckpointError
+from tapline.training import data_commands, flow_commands, trace_cli
+from tapline.training.config import TrainingError
+from tapline.training.importing import ImportRefusedError, import_mm4flow, read_labels_file
+from tapline.training.labels import LabelError
+from tapline.training.options import DryRun, Out, console, write_or_say
+from tapline.training.origins import ExtractError
+from tapline.training.parallel import is_first
+from tapline.training.samples import SampleError
+from tapline.training.split import SplitError
+from tapline.training.trace_import_command import import_tracegram_command
+from tapline.training.traces.data import TraceDataError
 
 app = typer.Typer(
     help="Train, evaluate and export the checkpoints that tapline serves.",

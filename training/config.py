@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from models.checkpoint import Mm4flowNetwork
-from models.encode import Mm4flowFeatures
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.encode import Mm4flowFeatures
 
 
 class TrainingError(RuntimeError):

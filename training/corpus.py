@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.batches import draw_weights
-from training.config import TrainingConfig, TrainingError
-from training.finetune import TrainingSet
-from training.split import known_labels
-from training.store import StoredSamples
+from tapline.training.batches import draw_weights
+from tapline.training.config import TrainingConfig, TrainingError
+from tapline.training.finetune import TrainingSet
+from tapline.training.split import known_labels
+from tapline.training.store import StoredSamples
 
 
 class ClassCount(msgspec.Struct, frozen=True):

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from models.encode import Mm4flowFeatures
-from models.flow import HeadsKind
-from models.foreign_text import clean
-from training.corpus import count_labels
-from training.extract import ExtractSettings, Outline, extract, find_origins, outline
-from training.files import features_of, open_samples, scratch_folder
-from training.labels import LabelError, Labels, read_corrections, read_labels
-from training.leaks import find_leaks
-from training.options import (
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.flow import HeadsKind
+from tapline.models.foreign_text import clean
+from tapline.training.corpus import count_labels
+from tapline.training.extract import ExtractSettings, Outline, extract, find_origins, outline
+from tapline.training.files import features_of, open_samples, scratch_folder
+from tapline.training.labels import LabelError, Labels, read_corrections, read_labels
+from tapline.training.leaks import find_leaks
+from tapline.training.options import (
     MIN_CAPTURES,
     ContentBytes,
     DryRun,
@@ -29,10 +29,10 @@ from training.options import (
     progress_bar,
     say_plan,
 )
-from training.partition import PARTS, By, Partition, make_partition, write_partition
-from training.plan import Plan, joined, too_few
-from training.store import StoredSamples
-from training.traces.data import MIN_CAPTURES as TRACE_CAPTURES
+from tapline.training.partition import PARTS, By, Partition, make_partition, write_partition
+from tapline.training.plan import Plan, joined, too_few
+from tapline.training.store import StoredSamples
+from tapline.training.traces.data import MIN_CAPTURES as TRACE_CAPTURES
 
 PANEL = "Data"
 

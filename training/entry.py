@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from tapline.installation import install_command
+
 
 def main() -> None:
     """Run the command line of `training.cli`."""
     try:
-        from training.cli import main as run
+        from tapline.training.cli import main as run
     except ModuleNotFoundError as error:
-        sys.exit(
-            f"tapline-train needs {error.name}: install the extra `train` from where this tapline came from "
-            "(pip install '.[train]' in a checkout), or run `make test` and use .venv-dev"
-        )
+        sys.exit(f"tapline-train needs {error.name}: install the extra `train` ({install_command('train')})")
     run()

@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.checkpoint import Mm4flowNetwork
-from models.mm4flow import Mm4flow
-from training.baseline import columns, fit_forest, fit_trees, statistics
-from training.batches import first_content, prefix
-from training.calibrate import Floats
-from training.config import TrainingConfig, network_sizes
-from training.corpus import Corpus, make_training_set
-from training.finetune import TrainingSet, fit, new_model, predict
-from training.loop import StepReport
-from training.parallel import ALONE, Group
-from training.quantise import int8_logits
-from training.split import check_filled, halve_labels, spread_captures
-from training.store import StoredFlows, StoredSamples
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.baseline import columns, fit_forest, fit_trees, statistics
+from tapline.training.batches import first_content, prefix
+from tapline.training.calibrate import Floats
+from tapline.training.config import TrainingConfig, network_sizes
+from tapline.training.corpus import Corpus, make_training_set
+from tapline.training.finetune import TrainingSet, fit, new_model, predict
+from tapline.training.loop import StepReport
+from tapline.training.parallel import ALONE, Group
+from tapline.training.quantise import int8_logits
+from tapline.training.split import check_filled, halve_labels, spread_captures
+from tapline.training.store import StoredFlows, StoredSamples
 
 PREFIXES = (1, 2, 4, 8, 16, 32)
 """Payload packets after which an early verdict is measured."""

@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import torch
 
-from models.checkpoint import Calibration as CalibrationRecord
-from models.checkpoint import Checkpoint, Unknown
-from models.mm4flow import Mm4flow
-from training.card import render_card
-from training.config import TrainingError, steps_of
-from training.corpus import Corpus, make_corpus, make_training_set
-from training.evaluate import EvaluationSettings, Fold, FoldOutcome, cross_validate, folds_of, measure
-from training.export import export, serving_weights
-from training.files import (
+from tapline.models.checkpoint import Calibration as CalibrationRecord
+from tapline.models.checkpoint import Checkpoint, Unknown
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.card import render_card
+from tapline.training.config import TrainingError, steps_of
+from tapline.training.corpus import Corpus, make_corpus, make_training_set
+from tapline.training.evaluate import EvaluationSettings, Fold, FoldOutcome, cross_validate, folds_of, measure
+from tapline.training.export import export, serving_weights
+from tapline.training.files import (
     EVALUATION,
     MODEL,
     encoders_of,
@@ -31,16 +31,16 @@ from training.files import (
     scratch_folder,
     write_json,
 )
-from training.flow_report import write_flow_report
-from training.loop import StepReport
-from training.outcomes import OUTCOMES, read_outcomes, write_outcomes
-from training.page import REPORTS
-from training.parallel import is_first, join_group
-from training.partition import PARTS, Partition, read_partition
-from training.plan import Plan
-from training.records import EvaluationRecord, Run
-from training.report import FALSE_REJECTION, Evaluation, evaluate
-from training.split import SplitError, check_tuned, halve_labels
+from tapline.training.flow_report import write_flow_report
+from tapline.training.loop import StepReport
+from tapline.training.outcomes import OUTCOMES, read_outcomes, write_outcomes
+from tapline.training.page import REPORTS
+from tapline.training.parallel import is_first, join_group
+from tapline.training.partition import PARTS, Partition, read_partition
+from tapline.training.plan import Plan
+from tapline.training.records import EvaluationRecord, Run
+from tapline.training.report import FALSE_REJECTION, Evaluation, evaluate
+from tapline.training.split import SplitError, check_tuned, halve_labels
 
 SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))
 """On a split, fold 0 is the part for validation, which settings may be chosen on, fold 1 the test."""

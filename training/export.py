@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from models.checkpoint import (
+from tapline.models.checkpoint import (
     CARD,
     ENCODER_ONNX,
     ENCODER_ONNX_INT8,
@@ -23,13 +23,13 @@ from models.checkpoint import (
     Checkpoint,
     TracegramCheckpoint,
 )
-from models.checkpoint_writing import write_checkpoint
-from models.tracegram import is_for_training
-from training.config import TrainingError
-from training.onnx_graph import features_graph, mm4flow_graph
-from training.quantise import compare_int8, quantise
-from training.store import StoredSamples
-from training.tracegram_onnx import encoder_graph, trace_graph
+from tapline.models.checkpoint_writing import write_checkpoint
+from tapline.models.tracegram import is_for_training
+from tapline.training.config import TrainingError
+from tapline.training.onnx_graph import features_graph, mm4flow_graph
+from tapline.training.quantise import compare_int8, quantise
+from tapline.training.store import StoredSamples
+from tapline.training.tracegram_onnx import encoder_graph, trace_graph
 
 
 def serving_weights(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import msgspec
 
-from models.checkpoint import file_sha256
-from models.flow import FLOW_FORMAT_VERSION, HeadsKind
-from training.labels import Labels
-from training.origins import ExtractError, Origin, OriginReader, find_origins
-from training.parquet import Sample, write_table
-from training.samples import MANIFEST, Manifest, Shard, write_manifest
+from tapline.models.checkpoint import file_sha256
+from tapline.models.flow import FLOW_FORMAT_VERSION, HeadsKind
+from tapline.training.labels import Labels
+from tapline.training.origins import ExtractError, Origin, OriginReader, find_origins
+from tapline.training.parquet import Sample, write_table
+from tapline.training.samples import MANIFEST, Manifest, Shard, write_manifest
 
 __all__ = ["ExtractError", "ExtractSettings", "extract", "find_origins"]
 

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.checkpoint import file_sha256
-from training.config import TrainingError
-from training.records import EvaluationRecord, Run
-from training.samples import MANIFEST, read_manifest, read_samples
-from training.store import StoredSamples, store
+from tapline.models.checkpoint import file_sha256
+from tapline.training.config import TrainingError
+from tapline.training.records import EvaluationRecord, Run
+from tapline.training.samples import MANIFEST, read_manifest, read_samples
+from tapline.training.store import StoredSamples, store
 
 RUN = "run.json"
 MODEL = "model.safetensors"

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checkpoint import Mm4flowNetwork
-from models.encode import FIRST_TOKEN, MAX_LENGTH, Mm4flowFeatures
-from models.flow import Flow
-from models.mm4flow import Mm4flow, SelfAttention
-from training.batches import Batch, plain_batches, training_batches
-from training.config import TrainingConfig, TrainingError
-from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
-from training.parallel import ALONE, Group
-from training.state import load_state
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.encode import FIRST_TOKEN, MAX_LENGTH, Mm4flowFeatures
+from tapline.models.flow import Flow
+from tapline.models.mm4flow import Mm4flow, SelfAttention
+from tapline.training.batches import Batch, plain_batches, training_batches
+from tapline.training.config import TrainingConfig, TrainingError
+from tapline.training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.parallel import ALONE, Group
+from tapline.training.state import load_state
 
 EVALUATION_BATCH_FLOWS = 64
 LENGTH_WAVES = (4.0, 8.0, 16.0, 64.0, 256.0, 1500.0)

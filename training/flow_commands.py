@@ -7,13 +7,20 @@ from typing import Annotated
 
 import typer
 
-from models.encode import Mm4flowFeatures
-from training.config import TrainingConfig, steps_of
-from training.evaluate import EvaluationSettings
-from training.evaluation_run import calibrate_run, card_of, evaluate_run, export_run, manifest_of, plan_evaluation
-from training.files import EVALUATION, read_run
-from training.loop import StepReport
-from training.options import (
+from tapline.models.encode import Mm4flowFeatures
+from tapline.training.config import TrainingConfig, steps_of
+from tapline.training.evaluate import EvaluationSettings
+from tapline.training.evaluation_run import (
+    calibrate_run,
+    card_of,
+    evaluate_run,
+    export_run,
+    manifest_of,
+    plan_evaluation,
+)
+from tapline.training.files import EVALUATION, read_run
+from tapline.training.loop import StepReport
+from tapline.training.options import (
     DEFAULTS,
     MIN_CAPTURES,
     Accumulate,
@@ -47,13 +54,13 @@ from training.options import (
     step_progress,
     write_or_say,
 )
-from training.page import REPORTS
-from training.parallel import is_first
-from training.plan import Plan
-from training.pretrain import BOTH, Modality
-from training.records import Run
-from training.report import FALSE_REJECTION, Evaluation
-from training.runs import Job, finetune_run, pretrain_run
+from tapline.training.page import REPORTS
+from tapline.training.parallel import is_first
+from tapline.training.plan import Plan
+from tapline.training.pretrain import BOTH, Modality
+from tapline.training.records import Run
+from tapline.training.report import FALSE_REJECTION, Evaluation
+from tapline.training.runs import Job, finetune_run, pretrain_run
 
 Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
 Version = Annotated[str, typer.Option("--version", help="Version of the checkpoint.")]

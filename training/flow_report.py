@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from training.baseline import TREES
-from training.evaluate import FoldOutcome
-from training.measured import Curve, Measured
-from training.page import write_report
-from training.records import EvaluationRecord, Run
-from training.report import EARLY_F1_LOSS, MIN_FLOWS, has_int8, judge_all, reported_folds
+from tapline.training.baseline import TREES
+from tapline.training.evaluate import FoldOutcome
+from tapline.training.measured import Curve, Measured
+from tapline.training.page import write_report
+from tapline.training.records import EvaluationRecord, Run
+from tapline.training.report import EARLY_F1_LOSS, MIN_FLOWS, has_int8, judge_all, reported_folds
 
 _EARLY = (
     "Every flow cut to its first packets, content included. Early verdicts are worth giving after {}: macro-F1 within "

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.checkpoint import Checkpoint, Mm4flowNetwork, file_sha256
-from models.mm4flow import Mm4flow
-from training.export import export
+from tapline.models.checkpoint import Checkpoint, Mm4flowNetwork, file_sha256
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.export import export
 
 _T = TypeVar("_T")
 _CLASSIFIER = "classifier.0.weight"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from models.flow import PROTOCOLS, Flow
-from training.origins import Origin
-from training.tables import Table, TableError
+from tapline.models.flow import PROTOCOLS, Flow
+from tapline.training.origins import Origin
+from tapline.training.tables import Table, TableError
 
 COLUMNS = ("pcap", "l4", "client_ip", "client_port", "server_ip", "server_port")
 _PROTOCOLS = {

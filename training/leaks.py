@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.encode import Mm4flowFeatures
-from training.partition import PARTS
-from training.store import StoredFlows, StoredSamples
+from tapline.models.encode import Mm4flowFeatures
+from tapline.training.partition import PARTS
+from tapline.training.store import StoredFlows, StoredSamples
 
 NEAR_LENGTHS = 8
 NEAR_BYTES = 64

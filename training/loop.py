@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.config import TrainingConfig, TrainingError
-from training.dropout import Draws, by_flow
-from training.parallel import ALONE, Group
-from training.prefetch import Prefetched
-from training.runlog import RunLog
-from training.schedule import learning_rate
-from training.state import Progress, load_state, save_state
+from tapline.training.config import TrainingConfig, TrainingError
+from tapline.training.dropout import Draws, by_flow
+from tapline.training.parallel import ALONE, Group
+from tapline.training.prefetch import Prefetched
+from tapline.training.runlog import RunLog
+from tapline.training.schedule import learning_rate
+from tapline.training.state import Progress, load_state, save_state
 
 MEAN_DECAY = 0.995
 LOG_STEPS = 10

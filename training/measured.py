@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.metrics import (
+from tapline.training.metrics import (
     CALIBRATION_BINS,
     ClassScore,
     Floats,

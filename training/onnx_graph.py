@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from models.checkpoint import Mm4flowNetwork
-from models.encode import PAD
-from training.onnx_builder import FUSED, Graph, Weights
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.encode import PAD
+from tapline.training.onnx_builder import FUSED, Graph, Weights
 
 LAYER_NORM_EPS = 1e-12
 

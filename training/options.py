@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from models.checkpoint import Checkpoint, TracegramCheckpoint
-from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
-from models.trace import SubjectKind, TraceSettings
-from training.config import TrainingConfig
-from training.loop import StepReport
-from training.parallel import is_first
-from training.plan import Plan, Tried, tried
+from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
+from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
+from tapline.models.trace import SubjectKind, TraceSettings
+from tapline.training.config import TrainingConfig
+from tapline.training.loop import StepReport
+from tapline.training.parallel import is_first
+from tapline.training.plan import Plan, Tried, tried
 
 _Checkpoint = TypeVar("_Checkpoint", Checkpoint, TracegramCheckpoint)
 

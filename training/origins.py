@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.flow import Flow, HeadsKind
-from service.sources.capture import CaptureError, CaptureReader, ReadOptions, check_capture
-from service.sources.logs import LogDirectory, LogError, is_log_directory, is_log_of
-from service.sources.ndjson import FlowLines
-from service.sources.zeek import FlowLog
+from tapline.models.flow import Flow, HeadsKind
+from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions, check_capture
+from tapline.service.sources.logs import LogDirectory, LogError, is_log_directory, is_log_of
+from tapline.service.sources.ndjson import FlowLines
+from tapline.service.sources.zeek_reader import FlowLog
 
 FLOW_LOG = "tapline_flow"
 _NOT_TRAFFIC = {".csv", ".md", ".txt", ".json"}

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import TrainingError
-from training.evaluate import FoldOutcome
+from tapline.training.config import TrainingError
+from tapline.training.evaluate import FoldOutcome
 
 OUTCOMES = "outcomes.npz"
 _CURVES = {"prefixes", "contents"}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from training import plots
-from training.measured import Figures, Measured, Model, figures_of
-from training.metrics import ClassScore
+from tapline.training import plots
+from tapline.training.measured import Figures, Measured, Model, figures_of
+from tapline.training.metrics import ClassScore
 
 _CSS = """
 :root{color-scheme:light;--ink:#1f2933;--muted:#616e7c;--line:#e4e7eb;--own:#1d6fb8}

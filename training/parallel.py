@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from training.config import TrainingError
+from tapline.training.config import TrainingError
 
 
 @dataclass(frozen=True)

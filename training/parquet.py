@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.flow import Flow, PacketHead
+from tapline.models.flow import Flow, PacketHead
 
 ROW_GROUP_SAMPLES = 4096
 """Samples in a row group: what a reader or writer holds in memory of a shard."""

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.files import write_json
-from training.split import SplitError
-from training.store import StoredSamples
+from tapline.training.files import write_json
+from tapline.training.split import SplitError
+from tapline.training.store import StoredSamples
 
 PARTS = ("train", "validation", "test")
 By = Literal["capture", "host", "time", "flow"]

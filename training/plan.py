@@ -11,12 +11,12 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from models.checkpoint_writing import refuse_other_files
-from training.config import TrainingError
-from training.files import RUN
-from training.loop import Stage
-from training.runlog import EVENTS, LOSSES
-from training.state import STATE
+from tapline.models.checkpoint_writing import refuse_other_files
+from tapline.training.config import TrainingError
+from tapline.training.files import RUN
+from tapline.training.loop import Stage
+from tapline.training.runlog import EVENTS, LOSSES
+from tapline.training.state import STATE
 
 LOOKED_AT = 16
 """Batches that the number of tokens is estimated from."""

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.measured import Curve, Figures, Measured
+from tapline.training.measured import Curve, Figures, Measured
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 OWN, RIVAL, WARM = "#1d6fb8", "#9aa5b1", "#d9822b"

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.encode import FIRST_TOKEN, MASK
-from models.mm4flow import MaskedEncoder, Mm4flow
-from training.batches import Augmentation, Batch, draw_weights, plain_batches, training_batches
-from training.config import TrainingConfig, TrainingError, network_sizes
-from training.finetune import EVALUATION_BATCH_FLOWS, epoch_rng, new_model, train_mode
-from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
-from training.parallel import ALONE, Group
-from training.store import StoredFlows, StoredSamples
+from tapline.models.encode import FIRST_TOKEN, MASK
+from tapline.models.mm4flow import MaskedEncoder, Mm4flow
+from tapline.training.batches import Augmentation, Batch, draw_weights, plain_batches, training_batches
+from tapline.training.config import TrainingConfig, TrainingError, network_sizes
+from tapline.training.finetune import EVALUATION_BATCH_FLOWS, epoch_rng, new_model, train_mode
+from tapline.training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.parallel import ALONE, Group
+from tapline.training.store import StoredFlows, StoredSamples
 
 SELECTED = 0.2
 """Share of tokens to predict; of these 80 % read `[MASK]`, 10 % a random token, 10 % what they are."""

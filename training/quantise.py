@@ -14,14 +14,14 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from models.checkpoint import ONNX, ONNX_INT8, Checkpoint, Mm4flowNetwork
-from models.encode import Mm4flowFeatures
-from models.flow import Flow
-from models.mm4flow import Mm4flow
-from training.batches import plain_batches
-from training.metrics import macro_f1
-from training.onnx_graph import mm4flow_graph
-from training.store import StoredSamples
+from tapline.models.checkpoint import ONNX, ONNX_INT8, Checkpoint, Mm4flowNetwork
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.flow import Flow
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.batches import plain_batches
+from tapline.training.metrics import macro_f1
+from tapline.training.onnx_graph import mm4flow_graph
+from tapline.training.store import StoredSamples
 
 Logits = NDArray[np.float32]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from models.checkpoint import Mm4flowNetwork
-from training.config import TrainingConfig
-from training.corpus import ClassCount
-from training.evaluate import EvaluationSettings
-from training.report import Evaluation
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.training.config import TrainingConfig
+from tapline.training.corpus import ClassCount
+from tapline.training.evaluate import EvaluationSettings
+from tapline.training.report import Evaluation
 
 
 class Run(msgspec.Struct, frozen=True):

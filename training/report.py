@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import Calibrated, Floats, capped_weights, fit_temperature, rejection_threshold, softmax
-from training.config import TrainingError
-from training.evaluate import EvaluationSettings, FoldOutcome, Logits
-from training.metrics import (
+from tapline.training.calibrate import Calibrated, Floats, capped_weights, fit_temperature, rejection_threshold, softmax
+from tapline.training.config import TrainingError
+from tapline.training.evaluate import EvaluationSettings, FoldOutcome, Logits
+from tapline.training.metrics import (
     ClassScore,
     Interval,
     Predictions,

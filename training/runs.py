@@ -14,12 +14,12 @@ import msgspec
 import torch
 from torch import nn
 
-from models.checkpoint import Mm4flowNetwork
-from models.mm4flow import Mm4flow
-from training.config import TrainingConfig, TrainingError, network_sizes, steps_of
-from training.corpus import Corpus, make_corpus, make_training_set
-from training.evaluate import network_of
-from training.files import (
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.config import TrainingConfig, TrainingError, network_sizes, steps_of
+from tapline.training.corpus import Corpus, make_corpus, make_training_set
+from tapline.training.evaluate import network_of
+from tapline.training.files import (
     ENCODERS,
     EVALUATION,
     MODEL,
@@ -34,19 +34,19 @@ from training.files import (
     scratch_folder,
     write_json,
 )
-from training.finetune import finetune_stage, fit, new_model, predict
-from training.loop import RunFiles, Stage, StepReport
-from training.metrics import macro_f1
-from training.outcomes import OUTCOMES
-from training.parallel import Group, join_group
-from training.partition import Partition, read_partition
-from training.plan import Plan, expected_tokens, joined, run_notes, too_few
-from training.pretrain import BOTH, Modality, distinct, pretrain, pretrain_stage
-from training.records import Run
-from training.runlog import clear_logs
-from training.split import halve_labels
-from training.state import drop_state, load_state
-from training.store import StoredSamples
+from tapline.training.finetune import finetune_stage, fit, new_model, predict
+from tapline.training.loop import RunFiles, Stage, StepReport
+from tapline.training.metrics import macro_f1
+from tapline.training.outcomes import OUTCOMES
+from tapline.training.parallel import Group, join_group
+from tapline.training.partition import Partition, read_partition
+from tapline.training.plan import Plan, expected_tokens, joined, run_notes, too_few
+from tapline.training.pretrain import BOTH, Modality, distinct, pretrain, pretrain_stage
+from tapline.training.records import Run
+from tapline.training.runlog import clear_logs
+from tapline.training.split import halve_labels
+from tapline.training.state import drop_state, load_state
+from tapline.training.store import StoredSamples
 
 Report = Callable[[StepReport], None]
 _PACKAGES = ("numpy", "scikit-learn", "torch")

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from models.checkpoint import file_sha256
-from models.flow import FLOW_FORMAT_VERSION
-from training.parquet import Sample, read_table
+from tapline.models.checkpoint import file_sha256
+from tapline.models.flow import FLOW_FORMAT_VERSION
+from tapline.training.parquet import Sample, read_table
 
 __all__ = ["MANIFEST", "Manifest", "Sample", "SampleError", "Shard", "read_manifest", "read_samples", "write_manifest"]
 

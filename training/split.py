@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from training.parquet import Sample
+from tapline.training.parquet import Sample
 
 Held = Mapping[str, Mapping[str | None, int]]
 """For each capture how many flows of each label it holds, None for those without one."""

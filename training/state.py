@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from training.config import TrainingError
+from tapline.training.config import TrainingError
 
 STATE = "state.pt"
 

@@ -17,8 +17,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from models.flow import Flow
-from training.parquet import Sample
+from tapline.models.flow import Flow
+from tapline.training.parquet import Sample
 
 Rows = NDArray[np.int64]
 

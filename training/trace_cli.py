@@ -9,14 +9,14 @@ from typing import Annotated
 import msgspec
 import typer
 
-from models.checkpoint import TracegramNetwork
-from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
-from models.packets import TracegramFeatures
-from models.trace import SubjectKind
-from training.config import TrainingError
-from training.files import EVALUATION
-from training.flow_commands import Name, Notes, Version
-from training.options import (
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
+from tapline.models.packet_tokens import TracegramFeatures
+from tapline.models.trace import SubjectKind
+from tapline.training.config import TrainingError
+from tapline.training.files import EVALUATION
+from tapline.training.flow_commands import Name, Notes, Version
+from tapline.training.options import (
     Accumulate,
     BatchFlows,
     Clip,
@@ -35,14 +35,14 @@ from training.options import (
     trace_settings,
     write_or_say,
 )
-from training.page import REPORTS
-from training.parallel import is_first
-from training.plan import Plan
-from training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
-from training.traces.data import look_alike
-from training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
-from training.traces.export import export_traces_run
-from training.traces.runs import (
+from tapline.training.page import REPORTS
+from tapline.training.parallel import is_first
+from tapline.training.plan import Plan
+from tapline.training.traces.config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
+from tapline.training.traces.data import look_alike
+from tapline.training.traces.evaluation import VARIANTS, TraceEvaluationSettings, evaluate_traces, plan_trace_evaluation
+from tapline.training.traces.export import export_traces_run
+from tapline.training.traces.runs import (
     TraceJob,
     TraceRun,
     joint_of,
@@ -51,7 +51,7 @@ from training.traces.runs import (
     train_traces_run,
     tune_flows_run,
 )
-from training.traces.summary import REFERENCE, TraceEvaluation
+from tapline.training.traces.summary import REFERENCE, TraceEvaluation
 
 DEFAULTS = TraceTrainingConfig()
 NETWORK = DEFAULTS.network

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from models.checkpoint import TracegramCheckpoint
-from models.trace import SubjectKind
-from training.importing import read_labels_file
-from training.options import DryRun, trace_settings, write_or_say
-from training.trace_importing import import_tracegram
+from tapline.models.checkpoint import TracegramCheckpoint
+from tapline.models.trace import SubjectKind
+from tapline.training.importing import read_labels_file
+from tapline.training.options import DryRun, trace_settings, write_or_say
+from tapline.training.trace_importing import import_tracegram
 
 
 def import_tracegram_command(

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.checkpoint import TracegramCheckpoint, TracegramNetwork, file_sha256
-from models.packets import VOCABULARY, TracegramFeatures
-from models.trace import TraceSettings
-from models.tracegram import Tracegram, is_for_training
-from training.export import export_traces
-from training.importing import ImportRefusedError, decode_json, fit_weights, load_tensors
+from tapline.models.checkpoint import TracegramCheckpoint, TracegramNetwork, file_sha256
+from tapline.models.packet_tokens import VOCABULARY, TracegramFeatures
+from tapline.models.trace import TraceSettings
+from tapline.models.tracegram import Tracegram, is_for_training
+from tapline.training.export import export_traces
+from tapline.training.importing import ImportRefusedError, decode_json, fit_weights, load_tensors
 
 PUBLISHED_MAX_TOKENS = 512
 """Tokens that the published code reads of a flow in a trace."""

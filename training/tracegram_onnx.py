@@ -11,10 +11,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from models.checkpoint import TracegramNetwork
-from models.linear_transformer import LEAST_NORMALISER
-from models.packets import PADDING
-from training.onnx_builder import FUSED, Graph, Weights
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.linear_transformer import LEAST_NORMALISER
+from tapline.models.packet_tokens import PADDING
+from tapline.training.onnx_builder import FUSED, Graph, Weights
 
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.01

@@ -11,20 +11,20 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service import __version__
-from service.api import errors, schemas
-from service.api.desk import Desk
-from service.api.errors import ErrorBody, error_response
-from service.api.flows import classify_body
-from service.api.gate import Gate
-from service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE, BodyLimit, Measured
-from service.api.live import live
-from service.api.models import add_models, model_errors
-from service.api.openapi import CAPTURE_BODY, FLOWS_BODY, describe
-from service.api.traces import add_traces
-from service.api.uploads import NDJSON, classify_upload
-from service.api.wanted import Wanted
-from service.runtime import Service
+from tapline.installation import version
+from tapline.service.api import errors, schemas
+from tapline.service.api.desk import Desk
+from tapline.service.api.errors import ErrorBody, error_response
+from tapline.service.api.flows_route import classify_body
+from tapline.service.api.gate import Gate
+from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE, BodyLimit, Measured
+from tapline.service.api.live_route import live
+from tapline.service.api.models_route import add_models, model_errors
+from tapline.service.api.openapi import CAPTURE_BODY, FLOWS_BODY, describe
+from tapline.service.api.traces_route import add_traces
+from tapline.service.api.uploads import NDJSON, classify_upload
+from tapline.service.api.wanted import Wanted
+from tapline.service.runtime import Service
 
 HELD_BODIES = 2
 """JSON bodies of the largest size that may be in memory at a time, or as many bytes of smaller ones."""
@@ -48,7 +48,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPIOffline(
         title="tapline",
-        version=__version__,
+        version=version(),
         summary="Deep models on network traffic: what each flow is.",
         lifespan=lifespan,
     )

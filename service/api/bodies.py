@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 
-from models.flow import Flow, parse_flow
-from service.api.desk import Seat
-from service.api.errors import MAX_MESSAGES, ApiError
-from service.api.schemas import MAX_FLOWS
+from tapline.models.flow import Flow, parse_flow
+from tapline.service.api.desk import Seat
+from tapline.service.api.errors import MAX_MESSAGES, ApiError
+from tapline.service.api.schemas import MAX_FLOWS
 
 MAX_FLOW_BYTES = 64 << 10
 """Longest JSON of one flow: several times what one with all lengths, bytes, heads and tokens takes."""

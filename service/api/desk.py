@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from service.api.errors import ApiError
+from tapline.service.api.errors import ApiError
 
 P = ParamSpec("P")
 T = TypeVar("T")

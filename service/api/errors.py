@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from service.batcher import QueueFullError, VerdictError
-from service.runtime import BusyError
+from tapline.service.inference.batcher import QueueFullError, VerdictError
+from tapline.service.runtime import BusyError
 
 log = structlog.get_logger()
 

@@ -13,9 +13,9 @@ import secrets
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.errors import ApiError, error_response
-from service.api.limits import limit_mb, too_large
-from service.settings import Settings, is_loopback
+from tapline.service.api.errors import ApiError, error_response
+from tapline.service.api.limits import limit_mb, too_large
+from tapline.service.settings import Settings, is_loopback
 
 OPEN_ROUTES = ("/healthz", "/readyz")
 """Routes that answer without an API key: what an orchestrator probes."""

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import ApiError
-from service.metrics import Metrics
-from service.settings import Settings
+from tapline.service.api.errors import ApiError
+from tapline.service.metrics import Metrics
+from tapline.service.settings import Settings
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.api.gate import OPEN_ROUTES
-from service.api.schemas import FlowsRequest
+from tapline.service.api.gate import OPEN_ROUTES
+from tapline.service.api.schemas import FlowsRequest
 
 _SCHEMAS = "#/components/schemas/"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.flow import (
+from tapline.models.flow import (
     HEAD_TOKEN_COST,
     HEADS_TOKEN_BUDGET,
     MAX_CONTENT_BYTES,

@@ -12,12 +12,12 @@ from functools import partial
 import structlog
 import uvicorn
 
-from service.api.app import create_app
-from service.api.protocol import DeadlineProtocol, Deadlines
-from service.log_lines import configure_logs
-from service.runtime import Service
-from service.settings import Settings
-from service.signals import stop_signals
+from tapline.service.api.app import create_app
+from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
+from tapline.service.process.log_lines import configure_logs
+from tapline.service.process.signals import stop_signals
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
 
 log = structlog.get_logger()
 

@@ -16,18 +16,18 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from models.flow import Flow
-from service.api.desk import Desk
-from service.api.errors import ApiError, disk_as_api_error, overload_as_api_error
-from service.api.wanted import resources
-from service.batcher import Batcher, VerdictError
-from service.capture_worker import WorkerOptions
-from service.captures import CaptureStream
-from service.classifier import FlowOutcome
-from service.output import JsonWriter, NdjsonWriter
-from service.report import InputSummary, SummaryBuilder
-from service.runtime import Service
-from service.traces.offline import CaptureTraces
+from tapline.models.flow import Flow
+from tapline.service.api.desk import Desk
+from tapline.service.api.errors import ApiError, disk_as_api_error, overload_as_api_error
+from tapline.service.api.wanted import resources
+from tapline.service.inference.batcher import Batcher, VerdictError
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.results.records import InputSummary, SummaryBuilder
+from tapline.service.results.writers import JsonWriter, NdjsonWriter
+from tapline.service.runtime import Service
+from tapline.service.sources.capture_stream import CaptureStream
+from tapline.service.sources.capture_worker import WorkerOptions
+from tapline.service.traces.capture_traces import CaptureTraces
 
 NDJSON = "application/x-ndjson"
 FILE_PART = "file"

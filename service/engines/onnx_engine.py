@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from models.checkpoint import ONNX, ONNX_INT8, read_checkpoint
-from models.encode import TokenBatch
-from service.engines.base import MM4FLOW_INPUTS, Precision, Scores, padding, piece_inputs, pieces
-from service.engines.onnx_session import open_session
+from tapline.models.checkpoint import ONNX, ONNX_INT8, read_checkpoint
+from tapline.models.encode import TokenBatch
+from tapline.service.engines.engine import Precision, Scores
+from tapline.service.engines.onnx_session import open_session
+from tapline.service.engines.pieces import MM4FLOW_INPUTS, padding, piece_inputs, pieces
 
 
 class OnnxEngine:

@@ -11,10 +11,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from models.checkpoint import AnyCheckpoint, CheckpointError, read_file
-from models.foreign_text import clean
-from service.engines.base import EngineError
-from service.engines.onnx_file import OnnxFileError, check_onnx
+from tapline.models.checkpoint import AnyCheckpoint, CheckpointError, read_file
+from tapline.models.foreign_text import clean
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.onnx_file import OnnxFileError, check_onnx
 
 _SILENT = 4
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")

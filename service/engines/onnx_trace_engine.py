@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, TRACE_ONNX, read_trace_checkpoint
-from models.encode import encode
-from models.flow import Flow
-from models.packets import PacketTokens, encode_packets, pad_packets
-from service.engines.base import MM4FLOW_INPUTS, Precision, piece_inputs, pieces
-from service.engines.onnx_session import Session, open_session
-from service.engines.traces import TraceInput, TraceScores, no_encoder, packet_pieces, trace_pieces
+from tapline.models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, TRACE_ONNX, read_trace_checkpoint
+from tapline.models.encode import encode
+from tapline.models.flow import Flow
+from tapline.models.packet_tokens import PacketTokens, encode_packets, pad_packets
+from tapline.service.engines.engine import Precision
+from tapline.service.engines.onnx_session import Session, open_session
+from tapline.service.engines.pieces import MM4FLOW_INPUTS, piece_inputs, pieces
+from tapline.service.engines.trace_engine import TraceInput, TraceScores, no_encoder, packet_pieces, trace_pieces
 
 
 class OnnxTraceEngine:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from service.engines.base import EngineError
+from tapline.service.engines.engine import EngineError
 
 _T = TypeVar("_T")
 

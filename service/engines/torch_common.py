@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from models.checkpoint import WEIGHTS, AnyCheckpoint, CheckpointError, read_file
-from models.foreign_text import clean
+from tapline.models.checkpoint import WEIGHTS, AnyCheckpoint, CheckpointError, read_file
+from tapline.models.foreign_text import clean
 
 
 def load_weights(directory: Path, checkpoint: AnyCheckpoint, model: nn.Module, may_lack: Callable[[str], bool]) -> None:

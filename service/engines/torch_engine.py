@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import Mm4flowNetwork, read_checkpoint
-from models.encode import TokenBatch
-from models.mm4flow import Mm4flow
-from models.mm4flow_packed import Packed, packed_forward
-from service.engines.base import Precision, Scores, padding, piece_inputs, pieces
-from service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
+from tapline.models.checkpoint import Mm4flowNetwork, read_checkpoint
+from tapline.models.encode import TokenBatch
+from tapline.models.mm4flow import Mm4flow
+from tapline.models.mm4flow_packed import Packed, packed_forward
+from tapline.service.engines.engine import Precision, Scores
+from tapline.service.engines.pieces import padding, piece_inputs, pieces
+from tapline.service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
 
 MAX_PACKED_TOKENS = 131_072
 """Tokens of one pass over packed sequences: bounds the memory of a GPU."""

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import read_trace_checkpoint
-from models.encode import encode
-from models.flow import Flow
-from models.packets import PacketTokens, encode_packets, pad_packets
-from models.tracegram import FlowEncoder, Tracegram, is_for_training
-from service.engines.base import Precision
-from service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
-from service.engines.torch_engine import Mm4flowRunner
-from service.engines.traces import TraceInput, TraceScores, no_encoder, packet_pieces, trace_pieces
+from tapline.models.checkpoint import read_trace_checkpoint
+from tapline.models.encode import encode
+from tapline.models.flow import Flow
+from tapline.models.packet_tokens import PacketTokens, encode_packets, pad_packets
+from tapline.models.tracegram import FlowEncoder, Tracegram, is_for_training
+from tapline.service.engines.engine import Precision
+from tapline.service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
+from tapline.service.engines.torch_engine import Mm4flowRunner
+from tapline.service.engines.trace_engine import TraceInput, TraceScores, no_encoder, packet_pieces, trace_pieces
 
 
 class TorchTraceEngine:

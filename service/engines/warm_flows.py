@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import math
 
-from models.encode import MAX_LENGTH, Mm4flowFeatures
-from models.flow import HEAD_TOKEN_COST, HEADS_TOKEN_BUDGET, MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow, PacketHead
+from tapline.models.encode import MAX_LENGTH, Mm4flowFeatures
+from tapline.models.flow import (
+    HEAD_TOKEN_COST,
+    HEADS_TOKEN_BUDGET,
+    MAX_CONTENT_BYTES,
+    MAX_PAYLOAD_LENGTHS,
+    Flow,
+    PacketHead,
+)
 
 _EVERY_BYTE = bytes(range(256))
 _CONTENT = bytes(MAX_CONTENT_BYTES)

@@ -10,18 +10,18 @@ from typing import BinaryIO
 
 import numpy as np
 
-from models.flow import Flow, HeadsKind
-from service.sources.columns import BlockDecoder
-from service.sources.container import ByteSource
-from service.sources.errors import CaptureError, CaptureTooLargeError
-from service.sources.formats import open_blocks
-from service.sources.frames import FrameDecoder
-from service.sources.live import LiveFlow
-from service.sources.packets import PacketBlock, PacketRow, ReadCounters
-from service.sources.pcap import PcapReader
-from service.sources.pcapng import PcapngReader
-from service.sources.table import FlowTable
-from service.sources.tunnels import NotThisTunnelError, find_inner
+from tapline.models.flow import Flow, HeadsKind
+from tapline.service.sources.flows.flow_table import FlowTable
+from tapline.service.sources.flows.live_flow import LiveFlow
+from tapline.service.sources.packets.capture_error import CaptureError, CaptureTooLargeError
+from tapline.service.sources.packets.columns import BlockDecoder
+from tapline.service.sources.packets.container import ByteSource
+from tapline.service.sources.packets.formats import open_blocks
+from tapline.service.sources.packets.frames import FrameDecoder
+from tapline.service.sources.packets.packet_rows import PacketBlock, PacketRow, ReadCounters
+from tapline.service.sources.packets.pcap import PcapReader
+from tapline.service.sources.packets.pcapng import PcapngReader
+from tapline.service.sources.packets.tunnels import NotThisTunnelError, find_inner
 
 __all__ = ["CaptureError", "CaptureReader", "CaptureTooLargeError", "ReadOptions", "check_capture", "read_capture"]
 

@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar, cast
 import msgspec
 import zstandard
 
-from models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow, FlowError, flow_of
+from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow, FlowError, flow_of
 
 _ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
 _TRANSPORTS = {"tcp", "udp", "icmp"}

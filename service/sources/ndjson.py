@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from models.flow import Flow, FlowError, parse_flow
+from tapline.models.flow import Flow, FlowError, parse_flow
 
 MAX_LINE_BYTES = 64 << 10
 """Longest line that is read; a flow with everything in it takes a quarter of that."""

@@ -9,14 +9,14 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from models.trace import subject_kind_of
-from models.verdict import verdicts
-from service.classifier import BATCH_TIMEOUT_SECONDS
-from service.community import community_id
-from service.engines.base import EngineError
-from service.engines.thread import EngineStalledError, EngineThread
-from service.engines.traces import TraceEngine, TraceInput, warm_up
-from service.traces.records import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
+from tapline.models.trace import subject_kind_of
+from tapline.models.verdict import verdicts
+from tapline.service.community_id import community_id
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.thread import EngineStalledError, EngineThread
+from tapline.service.engines.trace_engine import TraceEngine, TraceInput, warm_up
+from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
+from tapline.service.traces.trace_verdict import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
 
 log = structlog.get_logger()
 

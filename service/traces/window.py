@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from models.trace import FlowOrder
-from service.traces.records import TraceFlow
+from tapline.models.trace import FlowOrder
+from tapline.service.traces.trace_verdict import TraceFlow
 
 NEVER_US = 2**62
 """The end of a window that has none."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
-from models.flow import Flow
-from models.trace import TraceSettings, subject_of
-from service.classifier import FlowOutcome
-from service.traces.records import ScoreJob, TraceFlow, WindowKey, trace_flow
-from service.traces.window import SubjectKey, SubjectWindows, Window
+from tapline.models.flow import Flow
+from tapline.models.trace import TraceSettings, subject_of
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, WindowKey, trace_flow
+from tapline.service.traces.window import SubjectKey, SubjectWindows, Window
 
 REMEMBERED_EARLY_FLOWS = 65_536
 """Early flows remembered after their window is gone, to tell their final form from a flow that comes late."""

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service.sources.capture import CaptureReader
+from tapline.service.sources.capture import CaptureReader
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTURES = ROOT / "tests" / "data" / "traces"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from models.encode import Mm4flowFeatures, encode
-from models.flow import Flow, flow_to_line, parse_flow
-from models.packets import encode_packets
-from service.community import community_id
-from service.sources.capture import CaptureError, CaptureReader, ReadOptions
+from tapline.models.encode import Mm4flowFeatures, encode
+from tapline.models.flow import Flow, flow_to_line, parse_flow
+from tapline.models.packet_tokens import encode_packets
+from tapline.service.community_id import community_id
+from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
 from tests.fuzz.mutation import EDGES, spoil
 
 DATA = Path(__file__).resolve().parent.parent / "data"

@@ -17,16 +17,17 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from models.checkpoint import MANIFEST, WEIGHTS, CheckpointError, checkpoint_kind, read_any_checkpoint
-from service.classifier import Classifier
-from service.engines.base import EngineError, EngineName, Precision, load_engine
-from service.engines.onnx_file import OnnxFileError, check_onnx
-from service.engines.trial import try_out
-from service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
-from service.repository import ZOO
-from service.traces.loading import load_beside
-from service.traces.records import ScoreJob, TraceFlow, WindowKey
-from service.traces.scorer import TraceScorer
+from tapline.models.checkpoint import MANIFEST, WEIGHTS, CheckpointError, checkpoint_kind, read_any_checkpoint
+from tapline.service.engines.engine import EngineError, EngineName, Precision
+from tapline.service.engines.loading import load_engine
+from tapline.service.engines.onnx_file import OnnxFileError, check_onnx
+from tapline.service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
+from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.repository import ZOO
+from tapline.service.inference.trace_loading import load_beside
+from tapline.service.inference.trial import try_out
+from tapline.service.traces.scorer import TraceScorer
+from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, WindowKey
 from tests.service.engines import hostile
 
 TRIAL_SECONDS = 20.0

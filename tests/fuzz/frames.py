@@ -12,15 +12,15 @@ from typing import Any
 import msgspec
 import structlog
 
-from models.encode import Mm4flowFeatures, encode
-from models.flow import Flow, check_flow, flow_to_line, parse_flow
-from models.packets import encode_packets
-from models.verdict import Verdict
-from service.metrics import Metrics
-from service.sinks.zeek import verdict_row
-from service.sources.bus.events import BusEvent, EventError, verdicts_event
-from service.sources.bus.frames import event_frame, event_of, parse_frame
-from service.sources.bus.source import MAX_SENSORS, MAX_TOPICS, BusSource
+from tapline.models.encode import Mm4flowFeatures, encode
+from tapline.models.flow import Flow, check_flow, flow_to_line, parse_flow
+from tapline.models.packet_tokens import encode_packets
+from tapline.models.verdict import Verdict
+from tapline.service.metrics import Metrics
+from tapline.service.sinks.zeek_sink import verdict_row
+from tapline.service.sources.bus.events import BusEvent, EventError, verdicts_event
+from tapline.service.sources.bus.source import MAX_SENSORS, MAX_TOPICS, BusSource
+from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 from tests.fuzz.mutation import EDGES, spoil
 
 FLOW = [

@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 from fastapi.testclient import TestClient
 
-from models.flow import MAX_COUNT, MAX_PAYLOAD_LENGTH, MAX_PAYLOAD_LENGTHS, flow_to_line
-from service.api.app import create_app
-from service.runtime import Service
-from service.settings import Settings
-from service.sources.capture import CaptureReader, ReadOptions
+from tapline.models.flow import MAX_COUNT, MAX_PAYLOAD_LENGTH, MAX_PAYLOAD_LENGTHS, flow_to_line
+from tapline.service.api.app import create_app
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.sources.capture import CaptureReader, ReadOptions
 
 CAPTURE = Path(__file__).resolve().parent.parent / "data" / "captures" / "android.pcap"
 MOST_FLOWS = 12

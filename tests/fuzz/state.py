@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from models.trace import TraceSettings
-from service.classifier import FlowOutcome
-from service.traces.records import WindowKey
-from service.traces.state import JOURNAL, SNAPSHOT, TraceState
-from service.traces.windows import TraceWindows, WindowBounds
+from tapline.models.trace import TraceSettings
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.traces.trace_verdict import WindowKey
+from tapline.service.traces.window_state import JOURNAL, SNAPSHOT, TraceState
+from tapline.service.traces.windows import TraceWindows, WindowBounds
 from tests.fuzz.mutation import spoil
 from tests.service.traces.fakes import WIDTH, trace_checkpoint, trace_flow
 

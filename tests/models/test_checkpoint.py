@@ -6,8 +6,8 @@ import shutil
 import msgspec
 import pytest
 
-from models.checkpoint import CheckpointError, read_checkpoint
-from models.checkpoint_writing import write_checkpoint
+from tapline.models.checkpoint import CheckpointError, read_checkpoint
+from tapline.models.checkpoint_writing import write_checkpoint
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.encode import Mm4flowFeatures, encode, pad
-from models.flow import Flow, PacketHead
-from models.packet_headers import ETHERNET
+from tapline.models.encode import Mm4flowFeatures, encode, pad
+from tapline.models.flow import Flow, PacketHead
+from tapline.models.packet_headers import ETHERNET
 
 
 def flow(lengths=(), forward=b"", backward=b""):

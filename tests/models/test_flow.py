@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from models.flow import Flow, FlowError, PacketHead, flow_of, flow_to_line, ip_protocol_number, parse_flow
-from service.community import community_id
+from tapline.models.flow import Flow, FlowError, PacketHead, flow_of, flow_to_line, ip_protocol_number, parse_flow
+from tapline.service.community_id import community_id
 
 FLOW = Flow(
     uid="CHhAvVGS1DHFjwGM9",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.foreign_text import clean, sheet_cell
+from tapline.models.foreign_text import clean, sheet_cell
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.checkpoint import Mm4flowNetwork
-from models.encode import BYTES_VOCABULARY, encode, pad
-from models.flow import Flow
-from models.mm4flow import MaskedEncoder, Mm4flow
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.encode import BYTES_VOCABULARY, encode, pad
+from tapline.models.flow import Flow
+from tapline.models.mm4flow import MaskedEncoder, Mm4flow
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "mm4flow"
 TOLERANCE = 1e-4

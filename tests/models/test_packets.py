@@ -7,9 +7,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.flow import Flow, PacketHead
-from models.packets import CLASS, END, PACKET_START, PADDING, TracegramFeatures, encode_packets, pad_packets
-from service.sources.capture import ReadOptions, read_capture
+from tapline.models.flow import Flow, PacketHead
+from tapline.models.packet_tokens import (
+    CLASS,
+    END,
+    PACKET_START,
+    PADDING,
+    TracegramFeatures,
+    encode_packets,
+    pad_packets,
+)
+from tapline.service.sources.capture import ReadOptions, read_capture
 
 CAPTURES = Path(__file__).parents[1] / "data" / "captures"
 MAC_A, MAC_B = bytes.fromhex("b0c554aabbcc"), bytes.fromhex("0202030405f6")

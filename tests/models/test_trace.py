@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.flow import Flow, PacketHead
-from models.trace import TraceSettings, flow_order, is_instance, make_traces, subject_kind_of, subject_of
-from service.sources.capture import ReadOptions, read_capture
+from tapline.models.flow import Flow, PacketHead
+from tapline.models.trace import TraceSettings, flow_order, is_instance, make_traces, subject_kind_of, subject_of
+from tapline.service.sources.capture import ReadOptions, read_capture
 
 DATA = Path(__file__).parent.parent / "data" / "captures"
 DEVICE, ROUTER, SERVER_CARD = "02:00:00:00:00:0a", "02:00:00:00:00:01", "02:00:00:00:00:09"

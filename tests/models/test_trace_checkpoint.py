@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.checkpoint import (
+from tapline.models.checkpoint import (
     WEIGHTS,
     CheckpointError,
     TracegramCheckpoint,
@@ -16,7 +16,7 @@ from models.checkpoint import (
     read_checkpoint,
     read_trace_checkpoint,
 )
-from models.trace_features import trace_times
+from tapline.models.trace_features import trace_times
 
 
 @pytest.fixture

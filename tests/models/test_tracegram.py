@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.checkpoint import TracegramNetwork
-from models.linear_transformer import LinearHeads, LocalHeads
-from models.packets import CLASS, END, PADDING
-from models.tracegram import Tracegram
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.linear_transformer import LinearHeads, LocalHeads
+from tapline.models.packet_tokens import CLASS, END, PADDING
+from tapline.models.tracegram import Tracegram
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "tracegram"
 TOLERANCE = 1e-4

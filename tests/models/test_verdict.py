@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.checkpoint import Calibration, Checkpoint, Mm4flowNetwork, Unknown
-from models.verdict import probabilities, verdicts
+from tapline.models.checkpoint import Calibration, Checkpoint, Mm4flowNetwork, Unknown
+from tapline.models.verdict import probabilities, verdicts
 
 CHECKPOINT = Checkpoint(
     "mm4flow", "m", "1", Mm4flowNetwork(8, 1, 2, 8, 3), ["a", "b", "c"],

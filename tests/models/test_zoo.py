@@ -5,18 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import models
-from models.checkpoint import CARD, read_any_checkpoint, read_checkpoint
-from models.encode import encode
-from models.flow import Flow
-from models.verdict import probabilities, verdicts
-from service.engines.base import load_engine
-from service.sources.capture import CaptureReader, ReadOptions
-from training.batches import prefix
-from training.labels import read_labels
-from training.metrics import macro_f1
+from tapline.models.checkpoint import CARD, read_any_checkpoint, read_checkpoint
+from tapline.models.encode import encode
+from tapline.models.flow import Flow
+from tapline.models.verdict import probabilities, verdicts
+from tapline.service.engines.loading import load_engine
+from tapline.service.inference.repository import ZOO
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.training.batches import prefix
+from tapline.training.labels import read_labels
+from tapline.training.metrics import macro_f1
 
-ZOO = Path(models.__file__).parent / "zoo"
 PROTOCOLS = Path(__file__).parents[1] / "data" / "protocols"
 ALL = sorted(path.parent for path in ZOO.glob("*/*/checkpoint.json"))
 SHIPPED = [path for path in ALL if read_any_checkpoint(path).kind == "mm4flow"]

@@ -6,15 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
-import models
-from models.checkpoint import CARD, read_trace_checkpoint
-from models.trace import make_traces
-from models.verdict import verdicts
-from service.engines.traces import TraceInput, load_trace_engine
-from service.sources.capture import CaptureReader, ReadOptions
-from training.traces.summary import TraceEvaluation
+from tapline.models.checkpoint import CARD, read_trace_checkpoint
+from tapline.models.trace import make_traces
+from tapline.models.verdict import verdicts
+from tapline.service.engines.loading import load_trace_engine
+from tapline.service.engines.trace_engine import TraceInput
+from tapline.service.inference.repository import ZOO
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.training.traces.summary import TraceEvaluation
 
-SHIPPED = Path(models.__file__).parent / "zoo" / "iot-devices" / "1"
+SHIPPED = ZOO / "iot-devices" / "1"
 ANDROID = Path(__file__).parents[1] / "data" / "captures" / "android.pcap"
 CAPTURES = sorted((Path(__file__).parents[1] / "data" / "traces").glob("*/*.pcap"))
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CODE = "from service.cli import main; main()"
+CODE = "from tapline.service.command.cli import main; main()"
 
 
 def tapline(*arguments, stdin=b"", timeout=60):

@@ -2,7 +2,7 @@
 
 from fastapi.testclient import TestClient
 
-from service.api.app import create_app
+from tapline.service.api.app import create_app
 
 
 def api_client(service, **options):

@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from models.checkpoint import read_checkpoint
-from service.engines.base import Scores
+from tapline.models.checkpoint import read_checkpoint
+from tapline.service.engines.engine import Scores
 
 
 class FakeEngine:

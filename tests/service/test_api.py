@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from models.flow import FlowLine
-from service.api import schemas
-from service.batcher import VerdictError
-from service.runtime import Service
-from service.settings import Settings
+from tapline.models.flow import FlowLine
+from tapline.service.api import schemas
+from tapline.service.inference.batcher import VerdictError
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
 from tests.conftest import make_checkpoint
 from tests.service.cli_runner import tapline
 from tests.service.client import api_client
@@ -205,7 +205,7 @@ def test_an_api_key_guards_all_but_the_probes(checkpoint_dir):
 
 
 def test_a_killed_reader_costs_one_answer(client, monkeypatch):
-    monkeypatch.setattr("service.captures.MAX_MESSAGE_BYTES", 10)
+    monkeypatch.setattr("tapline.service.sources.capture_stream.MAX_MESSAGE_BYTES", 10)
     body = upload(client, CAPTURE.read_bytes()).json()
     assert "process that reads this capture died" in body["summary"]["inputs"][0]["warning"]
     monkeypatch.undo()

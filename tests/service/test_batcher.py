@@ -5,10 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, QueueFullError, VerdictError
-from service.classifier import Classifier
-from service.engines.base import EngineError, Scores
-from service.metrics import Metrics
+from tapline.service.engines.engine import EngineError, Scores
+from tapline.service.inference.batcher import Batcher, QueueFullError, VerdictError
+from tapline.service.inference.classifier import Classifier
+from tapline.service.metrics import Metrics
 from tests.conftest import make_flows
 from tests.service.conftest import FakeEngine
 

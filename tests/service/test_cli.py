@@ -13,8 +13,8 @@ import urllib.request
 
 import pytest
 
-from service.settings import ENV_PREFIX, Settings
-from service.terminal import endpoint_text
+from tapline.service.command.terminal import endpoint_text
+from tapline.service.settings import ENV_PREFIX, Settings
 from tests.service.cli_runner import CODE, ROOT, tapline
 from tests.service.sources import builders as b
 
@@ -240,7 +240,7 @@ def test_a_full_disk_is_one_sentence(command):
 
 
 def test_nothing_is_looked_up_outside():
-    code = "import service.engines.onnx_engine, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    code = "import tapline.service.engines.onnx_engine, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "1"
 

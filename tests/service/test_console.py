@@ -12,11 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from models.flow import flow_to_line
-from models.verdict import Verdict
-from service.console import Cleaned, make_console
-from service.output import CsvWriter, TableWriter
-from service.report import SummaryBuilder
+from tapline.models.flow import flow_to_line
+from tapline.models.verdict import Verdict
+from tapline.service.command.console import Cleaned, make_console
+from tapline.service.command.output import TableWriter
+from tapline.service.results.records import SummaryBuilder
+from tapline.service.results.writers import CsvWriter
 from tests.conftest import make_flows
 from tests.service.cli_runner import tapline
 
@@ -61,7 +62,7 @@ def evil_verdict():
 
 
 def test_a_table_of_flows_with_an_evil_label(checkpoint_dir, evil_verdict):
-    from models.checkpoint import read_checkpoint
+    from tapline.models.checkpoint import read_checkpoint
 
     file = Terminal()
     writer = TableWriter(file, 10, "flows")
@@ -107,7 +108,7 @@ def test_a_bad_line_is_named_without_its_escapes(tmp_path):
 
 LOGS = """
 import structlog
-from service.log_lines import configure_logs
+from tapline.service.process.log_lines import configure_logs
 configure_logs()
 log = structlog.get_logger()
 secret = "bytes of traffic"

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.encode import TokenBatch, encode
-from service.engines.base import MAX_PADDING, MAX_PIECE_FLOWS, MAX_PIECE_TOKENS, EngineError, load_engine, pieces
+from tapline.models.encode import TokenBatch, encode
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.loading import load_engine
+from tapline.service.engines.pieces import MAX_PADDING, MAX_PIECE_FLOWS, MAX_PIECE_TOKENS, pieces
 from tests.conftest import make_flows
 
 ROUNDING = 1e-4
@@ -71,9 +73,6 @@ def test_pieces_hold_every_flow_once_with_little_padding(counts):
 
 
 def test_torch_missing_is_explained(checkpoint_dir, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "service.engines.torch_engine", None)
-    with pytest.raises(
-        EngineError,
-        match=r"install the extra `gpu` from where this tapline came from \(pip install '\.\[gpu\]' in a checkout\)",
-    ):
+    monkeypatch.setitem(__import__("sys").modules, "tapline.service.engines.torch_engine", None)
+    with pytest.raises(EngineError, match=r"needs .*: install the extra `gpu` \(pip install .*\[gpu\].*\)"):
         load_engine("torch", checkpoint_dir)

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from service.classifier import Classifier
-from service.classify import classify_inputs
-from service.console import make_console
-from service.output import writer
+from tapline.service.command.classify import classify_inputs
+from tapline.service.command.console import make_console
+from tapline.service.command.output import writer
+from tapline.service.inference.classifier import Classifier
 from tests.service.test_cli import CAPTURE
 
 FAILED = 3

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.fair_queue import FairQueue, HeavyHitters
+from tapline.service.inference.fair_queue import FairQueue, HeavyHitters
 
 
 def test_subjects_take_turns():

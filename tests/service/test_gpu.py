@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.gpu import GpuCollector, gpu_collector
+from tapline.service.gpu import GpuCollector, gpu_collector
 
 
 class Nvml:

@@ -6,10 +6,10 @@ import dataclasses
 import msgspec
 import pytest
 
-from service.batcher import Batcher
-from service.classifier import Classifier
-from service.live import LivePipeline
-from service.metrics import Metrics
+from tapline.service.inference.batcher import Batcher
+from tapline.service.inference.classifier import Classifier
+from tapline.service.live.pipeline import LivePipeline
+from tapline.service.metrics import Metrics
 from tests.conftest import make_flows
 
 

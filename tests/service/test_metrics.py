@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from service.metrics import Metrics, reference_table
+from tapline.service.metrics import Metrics, reference_table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
 
 def test_the_page_holds_the_table_that_the_code_makes():
-    assert reference_table() in PAGE.read_text(), "write it anew: python -m service.metrics > docs/metrics.md"
+    assert reference_table() in PAGE.read_text(), "write it anew: python -m tapline.service.metrics > docs/metrics.md"
 
 
 def test_every_own_metric_is_in_the_table():

@@ -8,9 +8,9 @@ import time
 import pytest
 import uvicorn
 
-from service.api.app import create_app
-from service.runtime import Service
-from service.settings import Settings
+from tapline.service.api.app import create_app
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
 from tests.conftest import make_checkpoint
 from tests.service.cli_runner import tapline
 

@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.encode import encode
-from service.batcher import Batcher
-from service.classifier import Classifier
-from service.engines.base import load_engine
-from service.live import LivePipeline
-from service.metrics import Metrics
-from service.sensors import Sensors
-from service.sources.bus.events import FlowEvent, VerdictsAck, parse_event
-from service.sources.bus.frames import event_of, parse_frame
-from service.sources.bus.transport import TlsFiles
-from service.sources.capture import CaptureReader, ReadOptions
-from service.sources.zeek import ZeekReader
-from service.supervisor import Supervisor
+from tapline.models.encode import encode
+from tapline.service.engines.loading import load_engine
+from tapline.service.inference.batcher import Batcher
+from tapline.service.inference.classifier import Classifier
+from tapline.service.live.pipeline import LivePipeline
+from tapline.service.live.sensors import Sensors
+from tapline.service.metrics import Metrics
+from tapline.service.process.supervisor import Supervisor
+from tapline.service.sources.bus.events import FlowEvent, VerdictsAck, parse_event
+from tapline.service.sources.bus.transport import TlsFiles
+from tapline.service.sources.bus.websocket_frames import event_of, parse_frame
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.service.sources.zeek_reader import ZeekReader
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SCRIPTS = DATA.parent.parent / "zeek" / "scripts"

@@ -7,17 +7,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.checkpoint import ONNX, ONNX_INT8, CheckpointError, FileRecord, file_sha256, read_checkpoint
-from models.encode import encode
-from models.trace import make_traces
-from service.engines.base import EngineError, load_engine, load_engines
-from service.engines.torch_engine import TorchEngine
-from service.engines.traces import TraceInput, load_trace_engine, warm_up
-from service.repository import shipped_checkpoint
-from service.sources.capture import read_capture
-from service.traces.loading import load_beside
+from tapline.models.checkpoint import ONNX, ONNX_INT8, CheckpointError, FileRecord, file_sha256, read_checkpoint
+from tapline.models.encode import encode
+from tapline.models.trace import make_traces
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.loading import load_engine, load_engines, load_trace_engine
+from tapline.service.engines.torch_engine import TorchEngine
+from tapline.service.engines.trace_engine import TraceInput, warm_up
+from tapline.service.inference.repository import shipped_checkpoint
+from tapline.service.inference.trace_loading import load_beside
+from tapline.service.sources.capture import read_capture
+from tapline.training.quantise import quantise
 from tests.conftest import make_flows, make_trace_checkpoint
-from training.quantise import quantise
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # what CPUs fall back to
 
@@ -101,7 +102,7 @@ def test_packed_sequences_do_not_depend_on_their_batch(checkpoint_dir, monkeypat
     flows = make_flows(24)
     engine = TorchEngine(checkpoint_dir, packed=True)
     together = engine.run(encode(flows))
-    monkeypatch.setattr("service.engines.torch_engine.MAX_PACKED_TOKENS", 900)  # several passes
+    monkeypatch.setattr("tapline.service.engines.torch_engine.MAX_PACKED_TOKENS", 900)  # several passes
     in_parts = engine.run(encode(flows))
     alone = np.concatenate([engine.run(encode([flow])).logits for flow in flows[:6]])
     reference = load_engine("onnx", checkpoint_dir).run(encode(flows))
@@ -151,6 +152,6 @@ def test_what_an_engine_does_not_have_is_said(checkpoint_dir, trace_checkpoint_d
 
 def test_one_engine_for_each_gpu(checkpoint_dir, monkeypatch):
     for gpus, engines in ((0, 1), (1, 1), (3, 3)):
-        monkeypatch.setattr("service.engines.torch_common.count_gpus", lambda gpus=gpus: gpus)
+        monkeypatch.setattr("tapline.service.engines.torch_common.count_gpus", lambda gpus=gpus: gpus)
         assert len(load_engines("torch", checkpoint_dir)) == engines
     assert len(load_engines("onnx", checkpoint_dir)) == 1

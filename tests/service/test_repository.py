@@ -4,7 +4,13 @@ import shutil
 
 import pytest
 
-from service.repository import Repository, UnknownModelError, newest_version, shipped_checkpoint, versions_directory
+from tapline.service.inference.repository import (
+    Repository,
+    UnknownModelError,
+    newest_version,
+    shipped_checkpoint,
+    versions_directory,
+)
 
 
 @pytest.fixture

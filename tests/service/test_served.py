@@ -6,14 +6,14 @@ import shutil
 import msgspec
 import pytest
 
-from models.checkpoint import MANIFEST, CheckpointError
-from service.batcher import Batcher, VerdictError
-from service.classifier import Classifier
-from service.engines.base import load_engine
-from service.engines.trial import try_out_aside
-from service.metrics import Metrics
-from service.repository import Repository, UnknownModelError
-from service.served import ModelBusyError, ServedModels
+from tapline.models.checkpoint import MANIFEST, CheckpointError
+from tapline.service.engines.loading import load_engine
+from tapline.service.inference.batcher import Batcher, VerdictError
+from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.repository import Repository, UnknownModelError
+from tapline.service.inference.served import ModelBusyError, ServedModels
+from tapline.service.inference.trial import try_out_aside
+from tapline.service.metrics import Metrics
 from tests.conftest import make_checkpoint, make_flows
 
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.metrics import Metrics
-from service.runtime import Service
-from service.settings import Settings
-from service.sources.bus.events import BusEvent, Count, EventError, FlowEvent, Stats
-from service.supervisor import Supervisor
+from tapline.service.metrics import Metrics
+from tapline.service.process.supervisor import Supervisor
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.sources.bus.events import BusEvent, Count, EventError, FlowEvent, Stats
 from tests.conftest import make_trace_checkpoint
 from tests.service.sources.bus.sensors import AcknowledgingSensor
 from tests.service.sources.bus.test_events import FLOW_ARGS
@@ -371,9 +371,9 @@ def _plain(arg):
 
 
 GIVES_UP = """
-from service.live import LivePipeline
-from service.supervisor import Supervisor
-from service.cli import main
+from tapline.service.live.pipeline import LivePipeline
+from tapline.service.process.supervisor import Supervisor
+from tapline.service.command.cli import main
 import sys
 
 async def fail(self):
@@ -393,7 +393,7 @@ def test_a_service_that_cannot_be_kept_alive_ends_with_a_sentence_and_status_1()
 
 
 def test_events_of_tests_are_real_ones():
-    from service.sources.bus.events import parse_event
+    from tapline.service.sources.bus.events import parse_event
 
     event = flow_event("C1", 1)
     parsed = parse_event(BusEvent(event.topic, event.name, [_plain(arg) for arg in event.args]))

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from models.checkpoint import WEIGHTS, CheckpointError, read_trace_checkpoint
-from models.encode import Mm4flowFeatures, encode
-from models.packets import encode_packets
-from models.trace import TraceSettings, make_traces
-from models.trace_features import trace_times
-from models.tracegram import Tracegram, is_for_training
-from service.engines.base import MAX_PADDING, EngineError, load_engine, piece_inputs, pieces_by_length
-from service.engines.traces import TraceInput, load_trace_engine, warm_up
-from service.sources.capture import read_capture
+from tapline.models.checkpoint import WEIGHTS, CheckpointError, read_trace_checkpoint
+from tapline.models.encode import Mm4flowFeatures, encode
+from tapline.models.packet_tokens import encode_packets
+from tapline.models.trace import TraceSettings, make_traces
+from tapline.models.trace_features import trace_times
+from tapline.models.tracegram import Tracegram, is_for_training
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.loading import load_engine, load_trace_engine
+from tapline.service.engines.pieces import MAX_PADDING, piece_inputs, pieces_by_length
+from tapline.service.engines.trace_engine import TraceInput, warm_up
+from tapline.service.sources.capture import read_capture
 from tests.conftest import make_flows, make_trace_checkpoint
 
 ROUNDING = 1e-4
@@ -205,6 +207,6 @@ def test_pieces_by_length_hold_every_row_once_with_little_padding(counts):
 
 
 def test_torch_missing_is_explained(trace_checkpoint_dir, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "service.engines.torch_trace_engine", None)
-    with pytest.raises(EngineError, match=r"install the extra `gpu` from where this tapline came from"):
+    monkeypatch.setitem(__import__("sys").modules, "tapline.service.engines.torch_trace_engine", None)
+    with pytest.raises(EngineError, match=r"install the extra `gpu` \(pip install .*\[gpu\].*\)"):
         load_trace_engine("torch", trace_checkpoint_dir)

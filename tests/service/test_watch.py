@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.console import make_console
-from service.sources.bus.events import BusEvent
-from service.sources.bus.source import BusState, SensorState
-from service.watch import View
+from tapline.service.command.console import make_console
+from tapline.service.command.watch import View
+from tapline.service.sources.bus.events import BusEvent
+from tapline.service.sources.bus.source import BusState, SensorState
 from tests.service.cli_runner import CODE, ROOT
 from tests.service.sources.bus.sensors import WebSocketSensor
 from tests.service.sources.bus.test_events import flow_event

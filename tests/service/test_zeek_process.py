@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from service import zeek_folder, zeek_guard, zeek_process
-from service.zeek_folder import LOCK, OWNER_VARIABLE, PREFIX, FolderInUseError, sweep
-from service.zeek_process import ZeekError, ending, zeeks_on
+from tapline.service.sources import zeek_folder, zeek_guard, zeek_process
+from tapline.service.sources.zeek_folder import LOCK, OWNER_VARIABLE, PREFIX, FolderInUseError, sweep
+from tapline.service.sources.zeek_process import ZeekError, ending, zeeks_on
 from tests.service.cli_runner import CODE, ROOT
 from tests.service.stand_in import Process, StandIn
 

@@ -17,10 +17,10 @@ import httpx
 import msgspec
 from websockets.exceptions import ConnectionClosed
 
-from models.flow import Flow, flow_to_line
-from service.sources.bus.events import BusEvent, Count
-from service.sources.capture import ReadOptions, read_capture
-from service.traces.state import JOURNAL
+from tapline.models.flow import Flow, flow_to_line
+from tapline.service.sources.bus.events import BusEvent, Count
+from tapline.service.sources.capture import ReadOptions, read_capture
+from tapline.service.traces.window_state import JOURNAL
 from tests.fuzz import captures, frames
 from tests.fuzz.mutation import spoil
 from tests.service.sources.bus.sensors import AcknowledgingSensor

@@ -80,7 +80,16 @@ async def _soak(seconds: float, seed: int, folder: Path) -> Report:
 
 
 def _command(api: int, state: Path, buses: list[str]) -> list[str]:
-    command = [sys.executable, "-W", "error", "-c", "from service.cli import main; main()", "serve", "--port", str(api)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        "from tapline.service.command.cli import main; main()",
+        "serve",
+        "--port",
+        str(api),
+    ]
     return [
         *command, "--state-dir", str(state), "--max-upload-mb", "8", "--max-body-mb", "2",
         *(word for url in buses for word in ("--zeek", url)),

@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from training.cli import app
+from tapline.training.cli import app
 
 
 def invoke(*arguments):

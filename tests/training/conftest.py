@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tapline.training.samples import read_samples
+from tapline.training.traces.config import TraceTrainingConfig
+from tapline.training.traces.data import make_trace_corpus
 from tests.training.command import tapline_train
-from training.samples import read_samples
-from training.traces.config import TraceTrainingConfig
-from training.traces.data import make_trace_corpus
 
 DATA = Path(__file__).parents[1] / "data"
 CAPTURES, PROTOCOLS = DATA / "traces", DATA / "protocols"

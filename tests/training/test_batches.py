@@ -6,10 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.encode import FIRST_TOKEN, MASK, Mm4flowFeatures, encode
-from models.flow import Flow
-from tests.conftest import make_flows
-from training.batches import (
+from tapline.models.encode import FIRST_TOKEN, MASK, Mm4flowFeatures, encode
+from tapline.models.flow import Flow
+from tapline.training.batches import (
     Augmentation,
     by_length,
     cut_flows,
@@ -21,6 +20,7 @@ from training.batches import (
     swap,
     training_batches,
 )
+from tests.conftest import make_flows
 
 FLOW = Flow("U", 0, 0, "::1", 1, "::2", 2, "tcp", 2, 2, [4, -3, 2, -5], b"abcdef", b"ghijklmn")
 

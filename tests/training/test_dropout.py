@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from models.checkpoint import Mm4flowNetwork, TracegramNetwork
-from models.flow import PacketHead
-from models.packets import TracegramFeatures
+from tapline.models.checkpoint import Mm4flowNetwork, TracegramNetwork
+from tapline.models.flow import PacketHead
+from tapline.models.packet_tokens import TracegramFeatures
+from tapline.training.config import TrainingConfig
+from tapline.training.dropout import UNITS, FlowDropout, by_flow
+from tapline.training.finetune import TrainingSet, finetune_stage, new_model
+from tapline.training.loop import Trainer
+from tapline.training.parallel import ALONE, Group, join_group
+from tapline.training.traces.config import Phase, TraceTrainingConfig
+from tapline.training.traces.flows import FlowSet, new_learner, pretrain_stage, tune_stage
 from tests.conftest import make_flows
-from training.config import TrainingConfig
-from training.dropout import UNITS, FlowDropout, by_flow
-from training.finetune import TrainingSet, finetune_stage, new_model
-from training.loop import Trainer
-from training.parallel import ALONE, Group, join_group
-from training.traces.config import Phase, TraceTrainingConfig
-from training.traces.flows import FlowSet, new_learner, pretrain_stage, tune_stage
 
 CPU = torch.device("cpu")
 

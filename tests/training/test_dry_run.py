@@ -8,9 +8,9 @@ import torch
 import typer
 from safetensors.torch import load_file
 
+from tapline.training.cli import app
+from tapline.training.config import TrainingError
 from tests.training.command import invoke, tapline_train
-from training.cli import app
-from training.config import TrainingError
 
 DATA = Path(__file__).parents[1] / "data"
 PROTOCOLS, TRACES = DATA / "protocols", DATA / "traces"

@@ -6,21 +6,22 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from models.checkpoint import Mm4flowNetwork
-from models.encode import Mm4flowFeatures
-from models.tracegram import TraceNetwork
-from service.engines.traces import TraceInput, load_trace_engine
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.tracegram import TraceNetwork
+from tapline.service.engines.loading import load_trace_engine
+from tapline.service.engines.trace_engine import TraceInput
+from tapline.training.cli import app
+from tapline.training.config import TrainingError
+from tapline.training.files import load_weights
+from tapline.training.finetune import new_model
+from tapline.training.traces.aggregate import kept_flows, score_traces
+from tapline.training.traces.config import Phase, TraceAugmentation, joint_config
+from tapline.training.traces.data import flows_of
+from tapline.training.traces.evaluation import Starts, variant_of
+from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
+from tapline.training.traces.runs import TraceJob, read_trace_run, train_traces_run
 from tests.training.command import tapline_train
-from training.cli import app
-from training.config import TrainingError
-from training.files import load_weights
-from training.finetune import new_model
-from training.traces.aggregate import kept_flows, score_traces
-from training.traces.config import Phase, TraceAugmentation, joint_config
-from training.traces.data import flows_of
-from training.traces.evaluation import Starts, variant_of
-from training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
-from training.traces.runs import TraceJob, read_trace_run, train_traces_run
 
 SIZES = Mm4flowNetwork(16, 1, 2, 32, 1)
 LENGTHS = Mm4flowFeatures(payload_lengths=12, content_bytes=0)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from tapline.training.config import TrainingError
+from tapline.training.samples import read_samples
+from tapline.training.split import SplitError
+from tapline.training.traces import crossval
+from tapline.training.traces.config import TraceTrainingConfig
+from tapline.training.traces.crossval import PREFIXES, FoldOutcome, cross_validate, measured_folds, outcome_path
+from tapline.training.traces.data import folds_of, make_trace_corpus
+from tapline.training.traces.evaluation import variant_of
+from tapline.training.traces.runs import classes_of
 from tests.training.command import invoke, tapline_train
-from training.config import TrainingError
-from training.samples import read_samples
-from training.split import SplitError
-from training.traces import crossval
-from training.traces.config import TraceTrainingConfig
-from training.traces.crossval import PREFIXES, FoldOutcome, cross_validate, measured_folds, outcome_path
-from training.traces.data import folds_of, make_trace_corpus
-from training.traces.evaluation import variant_of
-from training.traces.runs import classes_of
 
 QUICK = ["-ep", "1", "--draws", "16", "-b", "8"]
 OTHER = "give another --out, or delete"

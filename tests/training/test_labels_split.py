@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.flow import Flow
-from training.labels import LabelError, read_labels
-from training.samples import Sample
-from training.split import SplitError, fold_of_captures, halve_labels, held_by, known_labels
+from tapline.models.flow import Flow
+from tapline.training.labels import LabelError, read_labels
+from tapline.training.samples import Sample
+from tapline.training.split import SplitError, fold_of_captures, halve_labels, held_by, known_labels
 
 HEADER = "pcap,l4,client_ip,client_port,server_ip,server_port,protocol,confidence\n"
 

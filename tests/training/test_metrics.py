@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from training.calibrate import MOST_FLOWS, capped_weights, fit_temperature, rejection_threshold, softmax
-from training.metrics import (
+from tapline.training.calibrate import MOST_FLOWS, capped_weights, fit_temperature, rejection_threshold, softmax
+from tapline.training.metrics import (
     Predictions,
     auroc,
     bootstrap_draws,

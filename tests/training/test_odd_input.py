@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from service.sources.capture import CaptureReader
+from tapline.service.sources.capture import CaptureReader
+from tapline.training.extract import ExtractError, extract, find_origins
+from tapline.training.labels import LabelError, read_corrections, read_labels
+from tapline.training.samples import read_samples
 from tests.service.sources import builders as b
-from training.extract import ExtractError, extract, find_origins
-from training.labels import LabelError, read_corrections, read_labels
-from training.samples import read_samples
 
 ODD = Path(__file__).parents[1] / "data" / "odd"
 HEADER = "pcap,l4,client_ip,client_port,server_ip,server_port,protocol\n"

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from training.measured import Curve, Measured, figures_of
-from training.metrics import macro_f1_draws, weighted_f1
-from training.page import write_report
+from tapline.training.measured import Curve, Measured, figures_of
+from tapline.training.metrics import macro_f1_draws, weighted_f1
+from tapline.training.page import write_report
 
 
 def measured(**more):

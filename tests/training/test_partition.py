@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.encode import Mm4flowFeatures
-from models.flow import Flow
-from training.cli import app
-from training.config import TrainingError
-from training.corpus import make_corpus
-from training.extract import ExtractSettings, extract, find_origins
-from training.labels import Labels
-from training.leaks import find_leaks
-from training.parquet import Sample
-from training.partition import PARTS, make_partition, read_partition, write_partition
-from training.split import SplitError
-from training.store import store
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.flow import Flow
+from tapline.training.cli import app
+from tapline.training.config import TrainingError
+from tapline.training.corpus import make_corpus
+from tapline.training.extract import ExtractSettings, extract, find_origins
+from tapline.training.labels import Labels
+from tapline.training.leaks import find_leaks
+from tapline.training.parquet import Sample
+from tapline.training.partition import PARTS, make_partition, read_partition, write_partition
+from tapline.training.split import SplitError
+from tapline.training.store import store
 
 
 def flow(number, lengths=(40, -60), content=b"", host="10.0.0.1"):

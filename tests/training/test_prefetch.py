@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from training.prefetch import Prefetched
+from tapline.training.prefetch import Prefetched
 
 LIMIT_SECONDS = 30
 

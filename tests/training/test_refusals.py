@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tapline.training.config import TrainingError
+from tapline.training.split import SplitError
+from tapline.training.traces import crossval
 from tests.training.command import invoke, tapline_train
-from training.config import TrainingError
-from training.split import SplitError
-from training.traces import crossval
 
 CAPTURES = Path(__file__).parents[1] / "data" / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
@@ -36,7 +36,7 @@ def folder(features, protocols, tmp_path_factory):
 def untrained(monkeypatch):
     """Measuring a fold of anything fails the test."""
     monkeypatch.setattr(crossval, "_measure", None)
-    monkeypatch.setattr("training.evaluate.fit", None)
+    monkeypatch.setattr("tapline.training.evaluate.fit", None)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.config import TrainingError
-from training.evaluate import EvaluationSettings, FoldOutcome
-from training.outcomes import OUTCOMES, read_outcomes, write_outcomes
-from training.report import early_packets, evaluate
+from tapline.training.config import TrainingError
+from tapline.training.evaluate import EvaluationSettings, FoldOutcome
+from tapline.training.outcomes import OUTCOMES, read_outcomes, write_outcomes
+from tapline.training.report import early_packets, evaluate
 
 
 def outcome(fold, seed=0, flows=60):

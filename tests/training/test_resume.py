@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from training.cli import app
-from training.config import TrainingConfig, TrainingError
-from training.loop import RunFiles, Stage, Trainer, Work, run_stage
-from training.schedule import learning_rate
-from training.state import STATE, load_state
+from tapline.training.cli import app
+from tapline.training.config import TrainingConfig, TrainingError
+from tapline.training.loop import RunFiles, Stage, Trainer, Work, run_stage
+from tapline.training.schedule import learning_rate
+from tapline.training.state import STATE, load_state
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 300
@@ -46,7 +46,18 @@ def features(tmp_path_factory):
 
 
 def command(stage, features, out, *more):
-    return [sys.executable, "-m", "training.cli", stage, "--features", str(features), "--out", str(out), *SMALL, *more]
+    return [
+        sys.executable,
+        "-m",
+        "tapline.training.cli",
+        stage,
+        "--features",
+        str(features),
+        "--out",
+        str(out),
+        *SMALL,
+        *more,
+    ]
 
 
 def run(arguments, **options):
@@ -82,11 +93,11 @@ def weights(directory):
 def kill_in_the_middle(arguments, directory):
     """Start a run and SIGKILL it once its state is there, which is before it ends."""
     code = (
-        "import os, signal, sys\nfrom training import loop, state\nkept = state.save_state\n"
+        "import os, signal, sys\nfrom tapline.training import loop, state\nkept = state.save_state\n"
         "def save(directory, fingerprint, progress):\n"
         "    kept(directory, fingerprint, progress)\n"
         f"    if (progress.stage, progress.step) == {('finetune', 12)!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.save_state = save\nfrom training.cli import main\nmain()\n"
+        "loop.save_state = save\nfrom tapline.training.cli import main\nmain()\n"
     )
     killed = subprocess.run(
         [sys.executable, "-c", code, *arguments[3:]], cwd=ROOT, timeout=LIMIT_SECONDS, capture_output=True, check=False

@@ -9,24 +9,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.checkpoint import Mm4flowNetwork, read_checkpoint
-from models.encode import encode
-from models.mm4flow import Mm4flow
-from models.verdict import verdicts
-from service.engines.base import load_engine
+from tapline.models.checkpoint import Mm4flowNetwork, read_checkpoint
+from tapline.models.encode import encode
+from tapline.models.mm4flow import Mm4flow
+from tapline.models.verdict import verdicts
+from tapline.service.engines.loading import load_engine
+from tapline.training.cli import main
+from tapline.training.config import TrainingConfig, TrainingError
+from tapline.training.corpus import make_corpus, make_training_set
+from tapline.training.evaluate import network_of
+from tapline.training.extract import ExtractError, extract, find_origins
+from tapline.training.files import open_samples, read_run
+from tapline.training.finetune import fit, new_model, order_lengths
+from tapline.training.labels import read_labels
+from tapline.training.loop import Trainer
+from tapline.training.outcomes import read_outcomes
+from tapline.training.pretrain import mask_tokens
+from tapline.training.samples import MANIFEST, SampleError, read_manifest, read_samples
 from tests.training.command import invoke, tapline_train
-from training.cli import main
-from training.config import TrainingConfig, TrainingError
-from training.corpus import make_corpus, make_training_set
-from training.evaluate import network_of
-from training.extract import ExtractError, extract, find_origins
-from training.files import open_samples, read_run
-from training.finetune import fit, new_model, order_lengths
-from training.labels import read_labels
-from training.loop import Trainer
-from training.outcomes import read_outcomes
-from training.pretrain import mask_tokens
-from training.samples import MANIFEST, SampleError, read_manifest, read_samples
 
 DATA = Path(__file__).parents[1] / "data"
 PROTOCOLS = DATA / "protocols"

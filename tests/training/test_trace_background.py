@@ -9,25 +9,26 @@ import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import Unknown
-from models.verdict import probabilities, verdicts
-from service.engines.traces import TraceInput, load_trace_engine
+from tapline.models.checkpoint import Unknown
+from tapline.models.verdict import probabilities, verdicts
+from tapline.service.engines.loading import load_trace_engine
+from tapline.service.engines.trace_engine import TraceInput
+from tapline.training.config import TrainingError
+from tapline.training.samples import read_samples
+from tapline.training.traces.attribution import remove_flows
+from tapline.training.traces.background import MOST_TRACES, halve_background, make_background
+from tapline.training.traces.card import _background
+from tapline.training.traces.config import TraceTrainingConfig, decisive
+from tapline.training.traces.crossval import outcome_fingerprint, read_outcome, write_outcome
+from tapline.training.traces.data import LabelledTrace, TraceDataError, folds_of
+from tapline.training.traces.evaluation import variant_of
+from tapline.training.traces.export import read_trace_evaluation
+from tapline.training.traces.joint import _learned, fit_jointly
+from tapline.training.traces.runs import TraceJob, read_trace_run, train_traces_run
+from tapline.training.traces.summary import TraceEvaluation, summarise
 from tests.training.command import invoke, tapline_train
 from tests.training.test_joint import quick_config
 from tests.training.test_kept_folds import right
-from training.config import TrainingError
-from training.samples import read_samples
-from training.traces.attribution import remove_flows
-from training.traces.background import MOST_TRACES, halve_background, make_background
-from training.traces.card import _background
-from training.traces.config import TraceTrainingConfig, decisive
-from training.traces.crossval import outcome_fingerprint, read_outcome, write_outcome
-from training.traces.data import LabelledTrace, TraceDataError, folds_of
-from training.traces.evaluation import variant_of
-from training.traces.export import read_trace_evaluation
-from training.traces.joint import _learned, fit_jointly
-from training.traces.runs import TraceJob, read_trace_run, train_traces_run
-from training.traces.summary import TraceEvaluation, summarise
 
 OTHERS = Path(__file__).parents[1] / "data" / "protocols" / "pcap"
 SETTINGS = TraceTrainingConfig().trace

@@ -8,21 +8,21 @@ import msgspec
 import numpy as np
 import pytest
 
-import models
-from models.checkpoint import CARD, TracegramCheckpoint, read_trace_checkpoint
-from models.trace import TraceSettings
+from tapline.models.checkpoint import CARD, TracegramCheckpoint, read_trace_checkpoint
+from tapline.models.trace import TraceSettings
+from tapline.service.inference.repository import ZOO
+from tapline.training.samples import read_samples
+from tapline.training.traces.attribution import Faithfulness, remove_flows
+from tapline.training.traces.card import render_trace_card
+from tapline.training.traces.config import TraceTrainingConfig
+from tapline.training.traces.data import folds_of, make_trace_corpus
+from tapline.training.traces.export import _manifest
+from tapline.training.traces.runs import TraceRun, classes_of
+from tapline.training.traces.summary import EARLY_CONFIDENCES, TraceEvaluation, summarise
 from tests.training.test_kept_folds import right
 from tests.training.test_traces import random_network, random_traces
-from training.samples import read_samples
-from training.traces.attribution import Faithfulness, remove_flows
-from training.traces.card import render_trace_card
-from training.traces.config import TraceTrainingConfig
-from training.traces.data import folds_of, make_trace_corpus
-from training.traces.export import _manifest
-from training.traces.runs import TraceRun, classes_of
-from training.traces.summary import EARLY_CONFIDENCES, TraceEvaluation, summarise
 
-SHIPPED = Path(models.__file__).parent / "zoo" / "iot-devices" / "1"
+SHIPPED = ZOO / "iot-devices" / "1"
 NOTES = Path(__file__).parents[2] / "training" / "cards" / "iot-devices.md"
 
 

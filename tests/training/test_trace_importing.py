@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from models.checkpoint import TRACE_ONNX, WEIGHTS, read_trace_checkpoint
-from models.packets import PacketTokens
-from models.trace import TraceSettings
-from service.engines.traces import TraceInput, load_trace_engine
-from training.cli import app
-from training.importing import ImportRefusedError
-from training.trace_importing import import_tracegram
+from tapline.models.checkpoint import TRACE_ONNX, WEIGHTS, read_trace_checkpoint
+from tapline.models.packet_tokens import PacketTokens
+from tapline.models.trace import TraceSettings
+from tapline.service.engines.loading import load_trace_engine
+from tapline.service.engines.trace_engine import TraceInput
+from tapline.training.cli import app
+from tapline.training.importing import ImportRefusedError
+from tapline.training.trace_importing import import_tracegram
 
 DATA = Path(__file__).parents[1] / "data" / "tracegram"
 LABELS = list("abcde")

@@ -8,19 +8,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from models.checkpoint import TracegramNetwork
-from models.flow import Flow
-from models.packets import TracegramFeatures
-from models.trace import Trace
-from models.tracegram import TraceNetwork
-from service.engines.traces import TraceInput, load_trace_engine
-from tests.training.command import tapline_train
-from training.cli import app
-from training.config import TrainingError
-from training.files import load_weights
-from training.samples import read_samples
-from training.traces import flows as flow_phases
-from training.traces.aggregate import (
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.flow import Flow
+from tapline.models.packet_tokens import TracegramFeatures
+from tapline.models.trace import Trace
+from tapline.models.tracegram import TraceNetwork
+from tapline.service.engines.loading import load_trace_engine
+from tapline.service.engines.trace_engine import TraceInput
+from tapline.training.cli import app
+from tapline.training.config import TrainingError
+from tapline.training.files import load_weights
+from tapline.training.samples import read_samples
+from tapline.training.traces import flows as flow_phases
+from tapline.training.traces.aggregate import (
     TraceFeatures,
     disturb_trace,
     fold_scale,
@@ -29,13 +29,14 @@ from training.traces.aggregate import (
     score_traces,
     standardise,
 )
-from training.traces.attribution import faithfulness, remove_flows
-from training.traces.baseline import header_numbers, size_numbers
-from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
-from training.traces.crossval import cross_validate, learning_rows
-from training.traces.data import TraceDataError, few_of_each, folds_of, make_trace_corpus
-from training.traces.evaluation import variant_of
-from training.traces.runs import TraceJob, pretrain_packets_run
+from tapline.training.traces.attribution import faithfulness, remove_flows
+from tapline.training.traces.baseline import header_numbers, size_numbers
+from tapline.training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
+from tapline.training.traces.crossval import cross_validate, learning_rows
+from tapline.training.traces.data import TraceDataError, few_of_each, folds_of, make_trace_corpus
+from tapline.training.traces.evaluation import variant_of
+from tapline.training.traces.runs import TraceJob, pretrain_packets_run
+from tests.training.command import tapline_train
 
 QUICK = ["--draws", "48", "-b", "16", "-ep", "1"]
 
@@ -215,7 +216,7 @@ def test_a_run_of_traces_is_no_run_of_flows(features, runs):
 def test_an_evaluation_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
     variant, fold_of = variant_of("trees-sizes", TraceTrainingConfig()), folds_of(corpus, 3, 0)
     first = cross_validate(corpus, variant, fold_of, range(3), tmp_path)
-    monkeypatch.setattr("training.traces.crossval._measure", None)
+    monkeypatch.setattr("tapline.training.traces.crossval._measure", None)
     again = cross_validate(corpus, variant, fold_of, range(3), tmp_path)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.logits, other.logits)

@@ -6,17 +6,17 @@ from collections import Counter
 
 import pytest
 
-from service.batcher import Batcher
-from service.classifier import Classifier
-from service.engines.base import load_engine
-from service.live import LivePipeline
-from service.metrics import Metrics
-from service.sensors import Sensors
-from service.sinks import zeek as sink
-from service.sources.bus.events import TraceVerdictRow
-from service.sources.bus.transport import TlsFiles
-from service.sources.capture import CaptureReader
-from service.supervisor import Supervisor
+from tapline.service.engines.loading import load_engine
+from tapline.service.inference.batcher import Batcher
+from tapline.service.inference.classifier import Classifier
+from tapline.service.live.pipeline import LivePipeline
+from tapline.service.live.sensors import Sensors
+from tapline.service.metrics import Metrics
+from tapline.service.process.supervisor import Supervisor
+from tapline.service.sinks import zeek_sink as sink
+from tapline.service.sources.bus.events import TraceVerdictRow
+from tapline.service.sources.bus.transport import TlsFiles
+from tapline.service.sources.capture import CaptureReader
 from tests.zeek.clusters import CAPTURES, Cluster, has_zeromq
 
 pytestmark = [pytest.mark.zeek, pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.sources.bus.source import make_transport
-from service.sources.bus.transport import Connected, TlsFiles
+from tapline.service.sources.bus.source import make_transport
+from tapline.service.sources.bus.transport import Connected, TlsFiles
 from tests.zeek.clusters import ROOT, STOP_SECONDS, backend_scripts, free_ports, zeek_version
 
 pytestmark = [pytest.mark.zeek, pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")]

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.trace import Trace
-from models.trace_features import trace_times
-from models.tracegram import TraceNetwork
-from training.batches import draw_weights
-from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
-from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
-from training.traces.flows import train_mode
+from tapline.models.trace import Trace
+from tapline.models.trace_features import trace_times
+from tapline.models.tracegram import TraceNetwork
+from tapline.training.batches import draw_weights
+from tapline.training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
+from tapline.training.traces.flows import train_mode
 
 SCORE_BATCH_TRACES = 64
 SETTLE_BATCHES = 40

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.tracegram import TraceNetwork
-from training.calibrate import softmax
-from training.metrics import Interval, interval
-from training.traces.aggregate import TraceFeatures, score_traces
+from tapline.models.tracegram import TraceNetwork
+from tapline.training.calibrate import softmax
+from tapline.training.metrics import Interval, interval
+from tapline.training.traces.aggregate import TraceFeatures, score_traces
 
 REMOVED_SHARE = 0.25
 MIN_FLOWS = 4

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from models.flow import Flow
-from models.trace import TraceSettings, make_traces
-from training.metrics import Floats, Ints, auroc
-from training.samples import Sample
-from training.traces.data import LabelledTrace, TraceDataError
+from tapline.models.flow import Flow
+from tapline.models.trace import TraceSettings, make_traces
+from tapline.training.metrics import Floats, Ints, auroc
+from tapline.training.samples import Sample
+from tapline.training.traces.data import LabelledTrace, TraceDataError
 
 MOST_TRACES = 8
 """Traces of a capture that are kept, those with most flows: a scan shows hundreds of hosts that are all alike."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.feature_extraction import DictVectorizer
 
-from models.flow import Flow, PacketHead
-from models.trace import Trace
+from tapline.models.flow import Flow, PacketHead
+from tapline.models.trace import Trace
 
 TREES = 500
 FIRST_FLOWS = 12

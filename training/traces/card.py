@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from models.checkpoint import TracegramCheckpoint
-from models.trace import SubjectKind
-from training.metrics import Interval
-from training.traces.attribution import MIN_FLOWS, Faithfulness
-from training.traces.background import CONFIDENT, LONG_FLOWS, BackgroundFigures, BackgroundShares
-from training.traces.data import look_alike
-from training.traces.runs import TraceRun
-from training.traces.summary import FALSE_REJECTION, EarlyFigures, TraceEvaluation, VariantFigures
+from tapline.models.checkpoint import TracegramCheckpoint
+from tapline.models.trace import SubjectKind
+from tapline.training.metrics import Interval
+from tapline.training.traces.attribution import MIN_FLOWS, Faithfulness
+from tapline.training.traces.background import CONFIDENT, LONG_FLOWS, BackgroundFigures, BackgroundShares
+from tapline.training.traces.data import look_alike
+from tapline.training.traces.runs import TraceRun
+from tapline.training.traces.summary import FALSE_REJECTION, EarlyFigures, TraceEvaluation, VariantFigures
 
 WORDS = {
     "main": "**this checkpoint's settings**",

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.checkpoint import Mm4flowNetwork, OwnMm4flow, TracegramNetwork
-from models.encode import Mm4flowFeatures
-from models.packets import TracegramFeatures
-from models.trace import TraceSettings
-from training.config import TrainingConfig
+from tapline.models.checkpoint import Mm4flowNetwork, OwnMm4flow, TracegramNetwork
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.packet_tokens import TracegramFeatures
+from tapline.models.trace import TraceSettings
+from tapline.training.config import TrainingConfig
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 

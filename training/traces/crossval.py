@@ -18,27 +18,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from models.checkpoint import WEIGHTS, TracegramNetwork, file_sha256
-from models.encode import Mm4flowFeatures
-from models.tracegram import TraceNetwork
-from training.batches import draw_weights
-from training.config import TrainingError
-from training.files import fingerprint, load_weights, save_weights, weights_hash
-from training.loop import StepReport, Trainer, run_stage
-from training.traces.aggregate import (
+from tapline.models.checkpoint import WEIGHTS, TracegramNetwork, file_sha256
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.tracegram import TraceNetwork
+from tapline.training.batches import draw_weights
+from tapline.training.config import TrainingError
+from tapline.training.files import fingerprint, load_weights, save_weights, weights_hash
+from tapline.training.loop import StepReport, Trainer, run_stage
+from tapline.training.traces.aggregate import (
     TraceFeatures,
     fit_traces,
     gather_features,
     score_traces,
 )
-from training.traces.attribution import remove_flows
-from training.traces.background import background_hash, halve_background
-from training.traces.baseline import fit_predict
-from training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig, decisive
-from training.traces.data import LabelledTrace, TraceCorpus, few_of_each, flows_of
-from training.traces.embeddings import CHECKPOINT, frozen_features
-from training.traces.flows import FlowLearner, FlowSet, flow_features, new_learner, tune_stage
-from training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
+from tapline.training.traces.attribution import remove_flows
+from tapline.training.traces.background import background_hash, halve_background
+from tapline.training.traces.baseline import fit_predict
+from tapline.training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig, decisive
+from tapline.training.traces.data import LabelledTrace, TraceCorpus, few_of_each, flows_of
+from tapline.training.traces.embeddings import CHECKPOINT, frozen_features
+from tapline.training.traces.flows import FlowLearner, FlowSet, flow_features, new_learner, tune_stage
+from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
 
 PREFIXES = (1, 2, 4, 8, 16, 32)
 """Flows after which an early verdict is measured."""

@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.flow import Flow
-from models.trace import Trace, TraceSettings, make_traces, subject_kind_of
-from training.samples import Sample
-from training.split import fold_of_captures
+from tapline.models.flow import Flow
+from tapline.models.trace import Trace, TraceSettings, make_traces, subject_kind_of
+from tapline.training.samples import Sample
+from tapline.training.split import fold_of_captures
 
 LOOK_ALIKE = {
     "iKettle2": "SmarterCoffee",

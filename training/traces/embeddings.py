@@ -5,21 +5,20 @@ Content bytes are left out, so that the comparison is on what headers show.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import torch
 
-from models.checkpoint import WEIGHTS, read_checkpoint
-from models.encode import Mm4flowFeatures
-from models.mm4flow import Mm4flow
-from training.batches import plain_batches
-from training.files import load_weights
-from training.traces.aggregate import TraceFeatures, gather_features
-from training.traces.data import TraceCorpus, flows_of
+from tapline.installation import PACKAGE
+from tapline.models.checkpoint import WEIGHTS, read_checkpoint
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.batches import plain_batches
+from tapline.training.files import load_weights
+from tapline.training.traces.aggregate import TraceFeatures, gather_features
+from tapline.training.traces.data import TraceCorpus, flows_of
 
-CHECKPOINT = Path(__file__).parents[2] / "models" / "zoo" / "flow-protocols" / "1"
+CHECKPOINT = PACKAGE / "models" / "zoo" / "flow-protocols" / "1"
 BATCH_FLOWS = 64
 
 

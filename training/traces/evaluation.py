@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.checkpoint import TracegramNetwork
-from training.calibrate import softmax
-from training.config import TrainingError
-from training.files import (
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.training.calibrate import softmax
+from tapline.training.config import TrainingError
+from tapline.training.files import (
     EVALUATION,
     MODEL,
     command_of,
@@ -27,16 +27,16 @@ from training.files import (
     read_encoders,
     write_json,
 )
-from training.measured import Curve, Measured
-from training.page import write_report
-from training.plan import Plan
-from training.split import check_filled, check_tuned
-from training.traces.config import JOINT_CONTENT, TraceTrainingConfig, encoder_features
-from training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, measured_folds, read_outcome
-from training.traces.data import LabelledTrace, TraceCorpus, folds_of, look_alike
-from training.traces.embeddings import flow_embedding_width
-from training.traces.runs import TraceJob, TraceRun, classes_of, read_background, read_corpus, read_trace_run
-from training.traces.summary import TraceEvaluation, summarise
+from tapline.training.measured import Curve, Measured
+from tapline.training.page import write_report
+from tapline.training.plan import Plan
+from tapline.training.split import check_filled, check_tuned
+from tapline.training.traces.config import JOINT_CONTENT, TraceTrainingConfig, encoder_features
+from tapline.training.traces.crossval import FoldOutcome, Report, Variant, cross_validate, measured_folds, read_outcome
+from tapline.training.traces.data import LabelledTrace, TraceCorpus, folds_of, look_alike
+from tapline.training.traces.embeddings import flow_embedding_width
+from tapline.training.traces.runs import TraceJob, TraceRun, classes_of, read_background, read_corpus, read_trace_run
+from tapline.training.traces.summary import TraceEvaluation, summarise
 
 MAIN, UNKNOWN, TREES = "main", "unknown", ("trees-header", "trees-sizes")
 NO_BACKGROUND = "no-background"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import msgspec
 
-from models.checkpoint import Calibration, EarlyVerdict, TracegramCheckpoint, Unknown
-from training.config import TrainingError
-from training.export import export_traces
-from training.files import EVALUATION, MODEL, load_weights
-from training.traces.card import render_trace_card
-from training.traces.runs import TraceRun, read_trace_run
-from training.traces.summary import TraceEvaluation
+from tapline.models.checkpoint import Calibration, EarlyVerdict, TracegramCheckpoint, Unknown
+from tapline.training.config import TrainingError
+from tapline.training.export import export_traces
+from tapline.training.files import EVALUATION, MODEL, load_weights
+from tapline.training.traces.card import render_trace_card
+from tapline.training.traces.runs import TraceRun, read_trace_run
+from tapline.training.traces.summary import TraceEvaluation
 
 
 def export_traces_run(

@@ -1,6 +1,6 @@
 """Phases 0 and 0.5: the flow encoder learns to predict the next token, then the labels of flows. Also its features.
 
-Flows are changed here and encoded by `models.packets`, so that training reads what serving reads.
+Flows are changed here and encoded by `models.packet_tokens`, so that training reads what serving reads.
 """
 
 from __future__ import annotations
@@ -16,16 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checkpoint import TracegramNetwork
-from models.encode import PAD, PS_VOCABULARY, SEP, Mm4flowFeatures, encode, pad
-from models.flow import Flow
-from models.packets import PACKET_START, PADDING, PacketTokens, TracegramFeatures, encode_packets, pad_packets
-from models.tracegram import FlowEncoder, QueryDecoder
-from training.config import TrainingError
-from training.dropout import FlowDropout
-from training.loop import Stage, Work
-from training.parallel import ALONE, Group
-from training.traces.config import FlowAugmentation, Phase, TraceTrainingConfig
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.encode import PAD, PS_VOCABULARY, SEP, Mm4flowFeatures, encode, pad
+from tapline.models.flow import Flow
+from tapline.models.packet_tokens import (
+    PACKET_START,
+    PADDING,
+    PacketTokens,
+    TracegramFeatures,
+    encode_packets,
+    pad_packets,
+)
+from tapline.models.tracegram import FlowEncoder, QueryDecoder
+from tapline.training.config import TrainingError
+from tapline.training.dropout import FlowDropout
+from tapline.training.loop import Stage, Work
+from tapline.training.parallel import ALONE, Group
+from tapline.training.traces.config import FlowAugmentation, Phase, TraceTrainingConfig
 
 POOL_BATCHES = 16
 """Batches are formed by length within a pool of this many, so that their order stays random."""

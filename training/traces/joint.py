@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checkpoint import TracegramNetwork
-from models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode, pad
-from models.flow import Flow
-from models.mm4flow import Mm4flow, Mm4flowOutput
-from models.tracegram import TraceNetwork
-from training.batches import draw_weights
-from training.finetune import new_model, train_mode
-from training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
-from training.traces.aggregate import (
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode, pad
+from tapline.models.flow import Flow
+from tapline.models.mm4flow import Mm4flow, Mm4flowOutput
+from tapline.models.tracegram import TraceNetwork
+from tapline.training.batches import draw_weights
+from tapline.training.finetune import new_model, train_mode
+from tapline.training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.traces.aggregate import (
     Scale,
     TraceFeatures,
     class_weights,
@@ -38,8 +38,8 @@ from training.traces.aggregate import (
     to_batch,
     trace_noise,
 )
-from training.traces.config import TraceTrainingConfig
-from training.traces.data import LabelledTrace, flows_of
+from tapline.training.traces.config import TraceTrainingConfig
+from tapline.training.traces.data import LabelledTrace, flows_of
 
 KINDS_AT_ONCE = 64
 """Flows of different tokens that are encoded at once, sorted by length."""

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoint import Mm4flowNetwork
-from models.encode import Mm4flowFeatures
-from models.trace import TraceSettings, is_instance
-from models.tracegram import TraceNetwork
-from training.batches import draw_weights
-from training.config import TrainingConfig, TrainingError
-from training.files import (
+from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.trace import TraceSettings, is_instance
+from tapline.models.tracegram import TraceNetwork
+from tapline.training.batches import draw_weights
+from tapline.training.config import TrainingConfig, TrainingError
+from tapline.training.files import (
     MODEL,
     RUN,
     command_of,
@@ -37,19 +37,19 @@ from training.files import (
     save_weights,
     write_json,
 )
-from training.loop import RunFiles, Stage, Trainer, run_stage
-from training.parallel import ALONE, Group, join_group, world_size
-from training.plan import Plan, expected_tokens, joined, run_notes
-from training.runlog import clear_logs
-from training.samples import read_samples
-from training.state import drop_state, load_state
-from training.traces.aggregate import fit_traces
-from training.traces.background import make_background
-from training.traces.config import Phase, TraceTrainingConfig, decisive, joint_config
-from training.traces.crossval import Report, encode_traces, flow_set
-from training.traces.data import LabelledTrace, TraceCorpus, make_trace_corpus
-from training.traces.flows import FlowLearner, FlowSet, new_learner, pretrain_stage, tune_stage
-from training.traces.joint import encoder_weights, fit_jointly, network_with
+from tapline.training.loop import RunFiles, Stage, Trainer, run_stage
+from tapline.training.parallel import ALONE, Group, join_group, world_size
+from tapline.training.plan import Plan, expected_tokens, joined, run_notes
+from tapline.training.runlog import clear_logs
+from tapline.training.samples import read_samples
+from tapline.training.state import drop_state, load_state
+from tapline.training.traces.aggregate import fit_traces
+from tapline.training.traces.background import make_background
+from tapline.training.traces.config import Phase, TraceTrainingConfig, decisive, joint_config
+from tapline.training.traces.crossval import Report, encode_traces, flow_set
+from tapline.training.traces.data import LabelledTrace, TraceCorpus, make_trace_corpus
+from tapline.training.traces.flows import FlowLearner, FlowSet, new_learner, pretrain_stage, tune_stage
+from tapline.training.traces.joint import encoder_weights, fit_jointly, network_with
 
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import Calibrated, fit_temperature, rejection_threshold, softmax
-from training.metrics import (
+from tapline.training.calibrate import Calibrated, fit_temperature, rejection_threshold, softmax
+from tapline.training.metrics import (
     ClassScore,
     Floats,
     Interval,
@@ -25,10 +25,10 @@ from training.metrics import (
     macro_f1,
     macro_f1_draws,
 )
-from training.traces.attribution import Faithfulness, faithfulness
-from training.traces.background import BackgroundFigures, Confidences, background_figures
-from training.traces.crossval import PREFIXES, FoldOutcome
-from training.traces.data import LOOK_ALIKE, LabelledTrace, TraceCorpus
+from tapline.training.traces.attribution import Faithfulness, faithfulness
+from tapline.training.traces.background import BackgroundFigures, Confidences, background_figures
+from tapline.training.traces.crossval import PREFIXES, FoldOutcome
+from tapline.training.traces.data import LOOK_ALIKE, LabelledTrace, TraceCorpus
 
 FALSE_REJECTION = 0.02
 """Share of known traces that the unknown rule may reject: two devices that look alike share their confidence in halves,

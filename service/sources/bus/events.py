@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from models.flow import (
+from tapline.models.flow import (
     HEAD_TOKEN_COST,
     HEADS_TOKEN_BUDGET,
     MAX_CONTENT_BYTES,
@@ -29,7 +29,7 @@ from models.flow import (
     Uid,
     check_flow,
 )
-from models.flow import (
+from tapline.models.flow import (
     Count as FlowCount,
 )
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.sources.bus.events import Address, BusEvent, Count, EventError
-from service.sources.bus.transport import (
+from tapline.service.sources.bus.events import Address, BusEvent, Count, EventError
+from tapline.service.sources.bus.transport import (
     Connected,
     Disconnected,
     Receive,

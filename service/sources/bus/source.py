@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from models.flow import Flow
-from models.foreign_text import clean
-from service.metrics import Metrics
-from service.quiet_log import QuietLog
-from service.sources.bus.events import (
+from tapline.models.flow import Flow
+from tapline.models.foreign_text import clean
+from tapline.service.metrics import Metrics
+from tapline.service.process.quiet_log import QuietLog
+from tapline.service.sources.bus.events import (
     ACKS_TOPIC,
     FLOWS_TOPIC,
     STATS_TOPIC,
@@ -27,8 +27,8 @@ from service.sources.bus.events import (
     finished_ack_event,
     parse_event,
 )
-from service.sources.bus.native import NativeTransport
-from service.sources.bus.transport import (
+from tapline.service.sources.bus.native import NativeTransport
+from tapline.service.sources.bus.transport import (
     Connected,
     Disconnected,
     Incoming,
@@ -37,7 +37,7 @@ from service.sources.bus.transport import (
     TransportError,
     shown_url,
 )
-from service.sources.bus.websocket import WebSocketTransport
+from tapline.service.sources.bus.websocket import WebSocketTransport
 
 log = structlog.get_logger()
 

@@ -13,10 +13,9 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 from websockets.frames import CloseCode
 from websockets.uri import parse_uri
 
-from models.foreign_text import clean
-from service.sources.bus.events import BusEvent, EventError
-from service.sources.bus.frames import HANDSHAKE_PATH, event_frame, event_of, parse_frame, subscription_frame
-from service.sources.bus.transport import (
+from tapline.models.foreign_text import clean
+from tapline.service.sources.bus.events import BusEvent, EventError
+from tapline.service.sources.bus.transport import (
     Connected,
     Disconnected,
     Receive,
@@ -24,6 +23,13 @@ from service.sources.bus.transport import (
     TransportError,
     pause_seconds,
     shown_url,
+)
+from tapline.service.sources.bus.websocket_frames import (
+    HANDSHAKE_PATH,
+    event_frame,
+    event_of,
+    parse_frame,
+    subscription_frame,
 )
 
 APPLICATION_NAME = "tapline"

@@ -12,18 +12,17 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 WAIT_SECONDS = 180
-START = "import sys; sys.path.insert(0, {root!r}); {before}; from service.cli import main; main()"
+START = "{before}; from tapline.service.command.cli import main; main()"
 
 
 class Server:
     """A running service; `log` is what it wrote."""
 
-    def __init__(self, folder, checkpoint, *flags, before="pass", cwd=ROOT, env=None):
+    def __init__(self, folder, checkpoint, *flags, before="pass", cwd=None, env=None):
         self._log = folder / "service.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
-        command = [sys.executable, "-P", "-c", START.format(root=str(ROOT), before=before), "serve", "--port", "0"]
+        command = [sys.executable, "-P", "-c", START.format(before=before), "serve", "--port", "0"]
         command += ["--checkpoint", str(checkpoint), *map(str, flags)]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=cwd, env={**environment, **(env or {})}, stderr=log)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.flow import parse_flow
-from service.api.bodies import MAX_FLOW_BYTES, FlowsBody
-from service.api.desk import Desk
-from service.api.errors import ApiError
-from service.api.schemas import MAX_FLOWS
+from tapline.models.flow import parse_flow
+from tapline.service.api.bodies import MAX_FLOW_BYTES, FlowsBody
+from tapline.service.api.desk import Desk
+from tapline.service.api.errors import ApiError
+from tapline.service.api.schemas import MAX_FLOWS
 
 FLOW = {
     "uid": 'a"{[\\', "start_us": 1, "orig_h": "192.0.2.1", "orig_p": 1, "resp_h": "192.0.2.2", "resp_p": 2,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.runtime import Service
-from service.settings import Settings
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
 from tests.service.client import api_client
 
 KEY = "schlüssel"

@@ -4,8 +4,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.api import protocol
-from service.api.protocol import DeadlineProtocol, Deadlines
+from tapline.service.api import http_protocol
+from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
 
 SECONDS, RATE = 10, 100
 BODY = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n"
@@ -139,7 +139,7 @@ def test_an_answer_that_is_read_bit_by_bit_while_more_of_it_comes(connection):
 
 
 def test_of_too_many_connections_the_longest_idle_makes_room(monkeypatch):
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 3)
     state = ServerState()
     busy, *idle = [Connection(state) for _ in range(3)]
     busy.protocol.data_received(BODY)

@@ -8,7 +8,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
-from service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE
+from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE
 from tests.conftest import make_checkpoint
 from tests.service.api.served import Server
 

@@ -8,8 +8,8 @@ import sys
 import msgspec
 import pytest
 
-from service import capture_worker
-from service.capture_worker import WorkerOptions
+from tapline.service.sources import capture_worker
+from tapline.service.sources.capture_worker import WorkerOptions
 from tests.service.api.served import Server, udp_capture
 
 FLOWS = 6000
@@ -65,7 +65,7 @@ def test_a_reader_that_runs_out_of_memory_says_how_far_it_came(monkeypatch):
 
 def test_nothing_is_imported_from_the_current_directory(tmp_path, checkpoint_dir):
     decoys, marker = tmp_path / "decoys", tmp_path / "marker"
-    for package in ("service", "models"):
+    for package in ("tapline", "models"):
         (decoys / package).mkdir(parents=True)
         (decoys / package / "__init__.py").write_text(DECOY.format(marker=str(marker)))
     for module in ("msgspec", "numpy", "struct", "json", "resource", "site", "sitecustomize", "zstandard"):
@@ -98,7 +98,7 @@ def test_no_room_on_disk_is_507(tmp_path, checkpoint_dir, body, kind):
 
 def test_traces_without_room_on_disk_are_said_to_be_missing(tmp_path, checkpoint_dir):
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
-    code = f"import service.output, resource; service.output._SPOOL_BYTES = 0; {limit}"
+    code = f"import resource; from tapline.service.results import writers; writers._SPOOL_BYTES = 0; {limit}"
     capture = udp_capture(1000, gap_us=700_000_000)  # every flow in a window of its own
     with Server(tmp_path, checkpoint_dir, before=code) as server:
         status, body = server.upload(capture)

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.checkpoint import MANIFEST
+from tapline.models.checkpoint import MANIFEST
 
 
 def edit(directory, **changes):

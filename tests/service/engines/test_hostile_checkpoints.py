@@ -16,12 +16,12 @@ import pytest
 from fastapi.testclient import TestClient
 from safetensors.numpy import load_file, save_file
 
-from models.checkpoint import CheckpointError
-from service.api.app import create_app
-from service.engines.trial import try_out
-from service.repository import ZOO
-from service.runtime import Service
-from service.settings import Settings
+from tapline.models.checkpoint import CheckpointError
+from tapline.service.api.app import create_app
+from tapline.service.inference.repository import ZOO
+from tapline.service.inference.trial import try_out
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
 from tests.conftest import make_flows, make_trace_checkpoint
 from tests.service.cli_runner import CODE, ROOT, tapline
 from tests.service.engines import hostile
@@ -142,7 +142,7 @@ def test_sizes_that_the_files_cannot_hold_are_refused(flows_dir):
 
 
 def test_a_trial_imports_nothing_from_the_current_directory(checkpoint_dir, tmp_path, monkeypatch):
-    for name in ("service", "models", "numpy"):
+    for name in ("tapline", "models", "numpy"):
         (tmp_path / f"{name}.py").write_text("open('imported', 'w').close(); raise SystemExit(7)\n")
     monkeypatch.chdir(tmp_path)
     try_out(checkpoint_dir, engine="onnx", seconds=SECONDS)

@@ -8,12 +8,12 @@ import threading
 import numpy as np
 import pytest
 
-from service.batcher import Batcher
-from service.classifier import Classifier
-from service.engines.base import EngineError, Scores
-from service.engines.thread import EngineStalledError, EngineThread, hanging_engine
-from service.metrics import Metrics
-from service.supervisor import Supervisor
+from tapline.service.engines.engine import EngineError, Scores
+from tapline.service.engines.thread import EngineStalledError, EngineThread, hanging_engine
+from tapline.service.inference.batcher import Batcher
+from tapline.service.inference.classifier import Classifier
+from tapline.service.metrics import Metrics
+from tapline.service.process.supervisor import Supervisor
 from tests.conftest import make_flows
 from tests.service.cli_runner import ROOT
 from tests.service.test_cli import CAPTURE
@@ -176,8 +176,8 @@ HUNG = """
 import sys
 import numpy as np, onnxruntime
 from onnx import TensorProto as T, helper as h
-from service import cli
-from service.engines.onnx_engine import OnnxEngine
+from tapline.service.command import cli
+from tapline.service.engines.onnx_engine import OnnxEngine
 
 def value(name, kind, shape=()):
     return h.make_tensor_value_info(name, kind, shape)
@@ -214,7 +214,8 @@ def command(answers, *arguments):
 
 def test_a_command_whose_engine_hangs_ends_with_a_sentence():
     script = HUNG.replace(
-        "cli.main()", "from service import classifier\nclassifier.BATCH_TIMEOUT_SECONDS = 0.2\ncli.main()"
+        "cli.main()",
+        "from tapline.service.inference import classifier\nclassifier.BATCH_TIMEOUT_SECONDS = 0.2\ncli.main()",
     )
     arguments = [
         sys.executable,

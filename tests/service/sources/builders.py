@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from models.flow import Flow
-from service.sources.capture import CaptureReader, ReadOptions
+from tapline.models.flow import Flow
+from tapline.service.sources.capture import CaptureReader, ReadOptions
 
 CLIENT, SERVER = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 CLIENT6, SERVER6 = bytes.fromhex("20010db8000000000000000000000001"), bytes.fromhex("20010db8000000000000000000000002")

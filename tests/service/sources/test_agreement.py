@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from benchmarks.agreement import compare
-from models.flow import HEADS_TOKEN_BUDGET
-from service.sources.capture import CaptureReader, ReadOptions
-from service.sources.columns import BlockDecoder
-from service.sources.container import ByteSource
-from service.sources.frames import FrameDecoder
-from service.sources.packets import CLOCK, PacketBlock, ReadCounters
-from service.sources.pcap import PcapReader, is_pcap
-from service.sources.pcapng import PcapngReader
+from tapline.models.flow import HEADS_TOKEN_BUDGET
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.service.sources.packets.columns import BlockDecoder
+from tapline.service.sources.packets.container import ByteSource
+from tapline.service.sources.packets.frames import FrameDecoder
+from tapline.service.sources.packets.packet_rows import CLOCK, PacketBlock, ReadCounters
+from tapline.service.sources.packets.pcap import PcapReader, is_pcap
+from tapline.service.sources.packets.pcapng import PcapngReader
 
 DATA = Path(__file__).parents[2] / "data"
 CORPORA = ("iot-sentinel", "ndpi", "zeek-traces")

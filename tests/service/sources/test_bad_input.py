@@ -14,8 +14,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.sources import table
-from service.sources.capture import CaptureError, CaptureReader, CaptureTooLargeError, ReadOptions, read_capture
+from tapline.service.sources.capture import CaptureError, CaptureReader, CaptureTooLargeError, ReadOptions, read_capture
+from tapline.service.sources.flows import flow_table
 from tests.service.sources import builders as b
 
 FRAME = b.ethernet(b.ipv4(17, b.udp(4000, 7000, b"payload")))
@@ -183,7 +183,7 @@ class Scan(io.RawIOBase):
 
 
 def test_scan_takes_no_more_memory_when_it_is_longer(monkeypatch):
-    monkeypatch.setattr(table, "MAX_LIVE_FLOWS", 2_000)
+    monkeypatch.setattr(flow_table, "MAX_LIVE_FLOWS", 2_000)
     peaks = []
     for count in (6_000, 12_000):
         tracemalloc.start()
@@ -221,7 +221,7 @@ def test_segments_beyond_a_hole_take_bounded_memory():
 
 
 def test_segments_beyond_holes_of_many_flows_take_bounded_memory(monkeypatch):
-    monkeypatch.setattr(table, "MAX_HOLES", 100)
+    monkeypatch.setattr(flow_table, "MAX_HOLES", 100)
     packets = []
     for port in range(30):
         talk = b.Talk(client_port=4000 + port).opened()

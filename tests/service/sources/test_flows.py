@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.sources import table
+from tapline.service.sources.flows import flow_table
 from tests.service.sources import builders as b
 
 QUERY = b"\x12\x34\x01\x00\0\1\0\0\0\0\0\0\1a\0\0\1\0\1"
@@ -127,7 +127,7 @@ def test_flows_come_out_when_they_end():
 
 
 def test_flow_nearest_to_its_end_makes_room(monkeypatch):
-    monkeypatch.setattr(table, "MAX_LIVE_FLOWS", 3)
+    monkeypatch.setattr(flow_table, "MAX_LIVE_FLOWS", 3)
     packets = [datagram(0, 1, 2), datagram(1, 3, 4), datagram(2, 5, 6), datagram(3, 1, 2), datagram(4, 7, 8)]
     assert [flow.orig_p for flow in b.read(b.pcap(packets))] == [3, 1, 5, 7]
 

@@ -7,8 +7,8 @@ import struct
 import pytest
 import zstandard
 
-from models.flow import MAX_COUNT, check_flow
-from service.sources.capture import CaptureError, CaptureReader, ReadOptions
+from tapline.models.flow import MAX_COUNT, check_flow
+from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
 from tests.service.sources import builders as b
 
 PACKETS = [

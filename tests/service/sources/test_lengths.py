@@ -7,10 +7,10 @@ import struct
 
 import pytest
 
-from models.flow import MAX_PAYLOAD_LENGTH, parse_flow
-from service.report import feature_lines
-from service.sources.capture import CaptureReader
-from service.sources.fragments import Datagram, Fragment, Reassembler
+from tapline.models.flow import MAX_PAYLOAD_LENGTH, parse_flow
+from tapline.service.results.records import feature_lines
+from tapline.service.sources.capture import CaptureReader
+from tapline.service.sources.packets.fragments import Datagram, Fragment, Reassembler
 from tests.service.sources import builders as b
 
 SECRET = bytes([192, 168, 0, 1]), bytes([192, 168, 0, 2])

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from service.sources.capture import CaptureError, CaptureReader
+from tapline.service.sources.capture import CaptureError, CaptureReader
 from tests.service.sources import builders as b
 
 IP = b.ipv4(17, b.udp(4000, 7000, b"payload"))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from models.flow import MAX_PAYLOAD_LENGTHS
-from service.sources.capture import CaptureReader, ReadOptions
-from service.sources.logs import LogDirectory, LogError, is_log_directory
+from tapline.models.flow import MAX_PAYLOAD_LENGTHS
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.service.sources.logs import LogDirectory, LogError, is_log_directory
 
 DATA = Path(__file__).parents[2] / "data"
 LOGS = DATA / "protocols" / "logs" / "tk.pcap"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from models.encode import Mm4flowFeatures, encode
-from models.flow import parse_flow
-from service.report import feature_lines
-from service.sources.capture import CaptureReader
+from tapline.models.encode import Mm4flowFeatures, encode
+from tapline.models.flow import parse_flow
+from tapline.service.results.records import feature_lines
+from tapline.service.sources.capture import CaptureReader
 from tests.service.sources import builders as b
 
 ODD = Path(__file__).parents[2] / "data" / "odd"

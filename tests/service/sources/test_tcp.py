@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from service.sources.sides import TcpSide
+from tapline.service.sources.flows.sides import TcpSide
 from tests.service.sources import builders as b
 from tests.service.sources.builders import ACK, FIN, PSH, RST, SYN, Talk
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from models.flow import Flow
-from service.sources.capture import CaptureError, CaptureReader, CaptureTooLargeError, ReadOptions
-from service.sources.zeek import ZeekReader
+from tapline.models.flow import Flow
+from tapline.service.sources.capture import CaptureError, CaptureReader, CaptureTooLargeError, ReadOptions
+from tapline.service.sources.zeek_reader import ZeekReader
 from tests.service.sources import builders as b
 
 CAPTURES = Path(__file__).parents[2] / "data" / "captures"

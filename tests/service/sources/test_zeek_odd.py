@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from service.sources.capture import CaptureReader, ReadOptions
-from service.sources.zeek import ZeekReader
+from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.service.sources.zeek_reader import ZeekReader
 from tests.service.sources import builders as b
 
 LOOPBACK = bytes([127, 0, 0, 1])

@@ -3,8 +3,8 @@ MM4flow of their own."""
 
 import pytest
 
-from models.checkpoint import WEIGHTS, EarlyVerdict, FlowCheckpoint, file_sha256
-from models.trace import TraceSettings
+from tapline.models.checkpoint import WEIGHTS, EarlyVerdict, FlowCheckpoint, file_sha256
+from tapline.models.trace import TraceSettings
 from tests.conftest import make_trace_checkpoint
 
 SETTINGS = TraceSettings(subject="mac", window_seconds=20, max_flows=16)

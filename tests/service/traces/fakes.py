@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from models.checkpoint import EarlyVerdict, TracegramCheckpoint, TracegramNetwork
-from models.flow import Flow, PacketHead
-from models.packets import encode_packets
-from service.engines.traces import TraceScores
+from tapline.models.checkpoint import EarlyVerdict, TracegramCheckpoint, TracegramNetwork
+from tapline.models.flow import Flow, PacketHead
+from tapline.models.packet_tokens import encode_packets
+from tapline.service.engines.trace_engine import TraceScores
 
 LABELS = ["camera", "plug", "scale"]
 WIDTH = 8

@@ -6,12 +6,12 @@ import threading
 import numpy as np
 import pytest
 
-from service.engines.base import EngineError
-from service.engines.thread import EngineThread
-from service.engines.traces import TraceScores
-from service.runtime import Service
-from service.settings import Settings
-from service.traces.scorer import TraceScorer
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.thread import EngineThread
+from tapline.service.engines.trace_engine import TraceScores
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.traces.scorer import TraceScorer
 from tests.service.traces.fakes import WIDTH, NumpyTraceEngine
 from tests.service.traces.test_classifying import job
 from tests.service.traces.test_live import until

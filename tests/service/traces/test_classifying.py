@@ -4,19 +4,20 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from models.checkpoint import CheckpointError, FlowCheckpoint
-from models.encode import Mm4flowFeatures, encode
-from models.flow import PacketHead
-from models.trace import TraceSettings
-from service.api import schemas
-from service.classifier import Classifier
-from service.engines.base import EngineError, load_engine
-from service.engines.traces import TraceScores
-from service.runtime import Service
-from service.settings import Settings
-from service.traces.loading import fitting, load_traces
-from service.traces.records import ScoreJob, TraceFlow, WindowKey
-from service.traces.scorer import TraceScorer
+from tapline.models.checkpoint import CheckpointError, FlowCheckpoint
+from tapline.models.encode import Mm4flowFeatures, encode
+from tapline.models.flow import PacketHead
+from tapline.models.trace import TraceSettings
+from tapline.service.api import schemas
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.loading import load_engine
+from tapline.service.engines.trace_engine import TraceScores
+from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.trace_loading import fitting, load_traces
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.traces.scorer import TraceScorer
+from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, WindowKey
 from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
 from tests.service.cli_runner import ROOT, tapline
 from tests.service.client import api_client

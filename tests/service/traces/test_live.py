@@ -7,19 +7,19 @@ import os
 import numpy as np
 import pytest
 
-from models.checkpoint import EarlyVerdict
-from models.trace import TraceSettings
-from models.verdict import UNKNOWN
-from service.classifier import FlowOutcome
-from service.metrics import Metrics
-from service.supervisor import Supervisor
-from service.traces import live as live_module
-from service.traces.history import TraceHistory
-from service.traces.live import LiveTraces
-from service.traces.scorer import TraceScorer
-from service.traces.state import DAMAGED, JOURNAL, SNAPSHOT, StateError, TraceState
-from service.traces.state_files import Journal
-from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
+from tapline.models.checkpoint import EarlyVerdict
+from tapline.models.trace import TraceSettings
+from tapline.models.verdict import UNKNOWN
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.metrics import Metrics
+from tapline.service.process.supervisor import Supervisor
+from tapline.service.traces import live_traces as live_module
+from tapline.service.traces.live_traces import LiveTraces
+from tapline.service.traces.recent_traces import RecentTraces
+from tapline.service.traces.scorer import TraceScorer
+from tapline.service.traces.state_files import Journal
+from tapline.service.traces.window_state import DAMAGED, JOURNAL, SNAPSHOT, StateError, TraceState
+from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.service.traces.fakes import WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
 
 BUS = "ws://sensor:27759"
@@ -43,7 +43,7 @@ def make_live(engine, delivered, state=None, window_seconds=600.0, **bounds):
     settings = TraceSettings(window_seconds=window_seconds)
     rule = EarlyRule(checkpoint.early.confidence, checkpoint.early.min_flows)
     windows = TraceWindows(settings, WindowBounds(**bounds), rule)
-    return LiveTraces(windows, TraceScorer(engine), Metrics(), TraceHistory(100), state=state, watcher=delivered.append)
+    return LiveTraces(windows, TraceScorer(engine), Metrics(), RecentTraces(100), state=state, watcher=delivered.append)
 
 
 def play(traces, body):
@@ -170,7 +170,7 @@ def test_what_is_open_is_given_at_the_end_where_no_state_is_kept(clock):
 def test_history_finds_by_subject_and_label_and_pages():
     from tests.service.traces.test_sink import trace
 
-    history = TraceHistory(5)
+    history = RecentTraces(5)
     for number in range(8):
         history.add(trace(label=("plug", "camera")[number % 2], subject=f"s{number % 3}"))
     assert [past.number for past in history.newest(10)] == [8, 7, 6, 5, 4]

@@ -5,14 +5,14 @@ import json
 
 import numpy as np
 
-from models.trace import TraceSettings
-from service.classifier import FlowOutcome
-from service.output import JsonWriter
-from service.report import SummaryBuilder
-from service.traces import offline
-from service.traces.offline import CaptureTraces
-from service.traces.scorer import TraceScorer
-from service.traces.windows import WindowBounds
+from tapline.models.trace import TraceSettings
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.results.records import SummaryBuilder
+from tapline.service.results.writers import JsonWriter
+from tapline.service.traces import capture_traces
+from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.traces.scorer import TraceScorer
+from tapline.service.traces.windows import WindowBounds
 from tests.service.traces.fakes import WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
 
 
@@ -31,7 +31,7 @@ def collect(flows):
 
 
 def test_a_capture_of_any_size_keeps_its_bound_and_its_flows(monkeypatch):
-    monkeypatch.setattr(offline, "_BOUNDS", WindowBounds(max_subjects=50, max_open_flows=50, max_jobs=1000))
+    monkeypatch.setattr(capture_traces, "_BOUNDS", WindowBounds(max_subjects=50, max_open_flows=50, max_jobs=1000))
     flows = [trace_flow(n, n / 2, f"10.0.0.{n % 4}") for n in range(2000)]
     on_the_way, at_the_end, traces = collect(flows)
     assert sum(trace.flows for trace in on_the_way + at_the_end) == 2000
@@ -47,7 +47,7 @@ def test_heads_are_forgotten_once_they_are_embedded():
 
 
 def test_json_holds_many_traces_without_holding_them_in_memory(monkeypatch):
-    monkeypatch.setattr("service.output._SPOOL_BYTES", 1000)
+    monkeypatch.setattr("tapline.service.results.writers._SPOOL_BYTES", 1000)
     _, found, traces = collect([trace_flow(n, 20 * n) for n in range(200)])
     file = io.StringIO()
     writer = JsonWriter(file)

@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from models.trace import make_traces
-from service.api import schemas
-from service.runtime import Service
-from service.settings import Settings
-from service.sources.capture import ReadOptions, read_capture
+from tapline.models.trace import make_traces
+from tapline.service.api import schemas
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.sources.capture import ReadOptions, read_capture
 from tests.service.cli_runner import ROOT, tapline
 from tests.service.client import api_client
 from tests.service.traces.conftest import SETTINGS

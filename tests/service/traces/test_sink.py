@@ -6,12 +6,12 @@ from pathlib import Path
 
 import msgspec
 
-from models.verdict import Verdict
-from service.metrics import Metrics
-from service.sinks.zeek import ZeekSink, trace_verdict_row
-from service.sources.bus.events import VerdictsAck, parse_event, trace_verdicts_event
-from service.sources.bus.frames import event_frame, event_of, parse_frame
-from service.traces.records import TopFlow, TraceVerdict
+from tapline.models.verdict import Verdict
+from tapline.service.metrics import Metrics
+from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row
+from tapline.service.sources.bus.events import VerdictsAck, parse_event, trace_verdicts_event
+from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
+from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
 
 SESSION = Path(__file__).resolve().parents[2] / "data" / "bus" / "traces.jsonl"
 

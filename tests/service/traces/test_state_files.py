@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from service.traces import state_files
-from service.traces.state_files import DamageError, Journal, framed, read_framed
+from tapline.service.traces import state_files
+from tapline.service.traces.state_files import DamageError, Journal, framed, read_framed
 
 
 def test_records_come_back_and_damage_is_told():

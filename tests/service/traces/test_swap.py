@@ -7,17 +7,17 @@ import itertools
 import numpy as np
 import pytest
 
-from models.checkpoint import CheckpointError, EarlyVerdict, FlowCheckpoint
-from models.trace import TraceSettings
-from service.api import schemas
-from service.classifier import FlowOutcome
-from service.runtime import Service
-from service.served import ModelBusyError
-from service.settings import Settings
-from service.traces.offline import CaptureTraces
-from service.traces.scorer import TraceScorer
-from service.traces.state import TraceState
-from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
+from tapline.models.checkpoint import CheckpointError, EarlyVerdict, FlowCheckpoint
+from tapline.models.trace import TraceSettings
+from tapline.service.api import schemas
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.inference.served import ModelBusyError
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.traces.scorer import TraceScorer
+from tapline.service.traces.window_state import TraceState
+from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
 from tests.service.client import api_client
 from tests.service.traces.fakes import NumpyTraceEngine, trace_checkpoint, trace_flow

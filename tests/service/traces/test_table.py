@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from models.verdict import Verdict
-from service.report import Summary
-from service.trace_table import TraceTable, recent_traces
-from service.traces.records import TopFlow, TraceVerdict
+from tapline.models.verdict import Verdict
+from tapline.service.command.trace_table import TraceTable, recent_traces
+from tapline.service.results.records import Summary
+from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
 
 MAC = "74:da:38:80:7a:08"
 

@@ -5,9 +5,9 @@ import io
 
 from rich.console import Console
 
-from service.runtime import Service
-from service.settings import Settings
-from service.watch import View
+from tapline.service.command.watch import View
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
 from tests.service.cli_runner import ROOT
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from models.trace import TraceSettings, make_traces
-from service.classifier import FlowOutcome
-from service.traces.windows import EarlyRule, TraceWindows, WindowBounds
+from tapline.models.trace import TraceSettings, make_traces
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.service.traces.fakes import SECOND, trace_flow
 
 BUS = "ws://sensor:27759"

@@ -9,8 +9,8 @@ import msgspec
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
-from service.sources.bus.events import BusEvent, Count
-from service.sources.bus.frames import event_frame, event_of, parse_frame
+from tapline.service.sources.bus.events import BusEvent, Count
+from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 
 DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
 

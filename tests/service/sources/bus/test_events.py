@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.flow import PacketHead
-from service.sources.bus.events import (
+from tapline.models.flow import PacketHead
+from tapline.service.sources.bus.events import (
     BusEvent,
     EventError,
     Finished,
@@ -15,7 +15,7 @@ from service.sources.bus.events import (
     parse_event,
     verdicts_event,
 )
-from service.sources.bus.frames import event_frame, event_of, parse_frame
+from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 
 FLOW_ARGS = [
     1, "tap-1", 7, False, "CUid", 1_700_000_000_000_000, 250, "2001:db8::2", 4242, "2001:db8::1", 443, "tcp", "ssl",

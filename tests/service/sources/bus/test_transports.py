@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.server import serve
 
-from service.metrics import Metrics
-from service.sinks.zeek import ZeekSink, verdict_row
-from service.sources.bus import transport
-from service.sources.bus.events import BusEvent, VerdictsAck, verdicts_event
-from service.sources.bus.source import BusSource, make_transport
-from service.sources.bus.transport import Disconnected, TlsFiles, TransportError, pause_seconds, shown_url
+from tapline.service.metrics import Metrics
+from tapline.service.sinks.zeek_sink import ZeekSink, verdict_row
+from tapline.service.sources.bus import transport
+from tapline.service.sources.bus.events import BusEvent, VerdictsAck, verdicts_event
+from tapline.service.sources.bus.source import BusSource, make_transport
+from tapline.service.sources.bus.transport import Disconnected, TlsFiles, TransportError, pause_seconds, shown_url
 from tests.conftest import make_flows
 from tests.service.sources.bus.sensors import NativeSensor, WebSocketSensor, native_is_importable
 from tests.service.sources.bus.test_events import FLOW_ARGS, flow_event
@@ -139,7 +139,7 @@ def test_verdicts_go_back_in_batches_and_are_acknowledged(sensor):
 
 
 def make_verdict():
-    from models.verdict import Verdict
+    from tapline.models.verdict import Verdict
 
     return Verdict("dns", 0.75, False, [], "m", "1")
 

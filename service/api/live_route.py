@@ -1,0 +1,75 @@
+"""`GET /v1/live`: the account of the live path, for people and dashboards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+
+from tapline.service.api import schemas
+from tapline.service.live.sensors import Sensor
+from tapline.service.runtime import Service
+from tapline.service.sources.bus.source import SensorState
+
+TOP_SUBJECTS = 20
+
+
+def live(service: Service) -> schemas.Live:
+    """Everything that came in live and what became of it."""
+    pipeline = service.pipeline
+    return schemas.Live(
+        counts=dataclasses.asdict(pipeline.counts),
+        waiting=pipeline.waiting_flows,
+        shed_by_subject=[
+            schemas.Subject(subject=subject, flows=flows)
+            for subject, flows in pipeline.shed_by_subject.top(TOP_SUBJECTS)
+        ],
+        buses=[_bus(sensor) for sensor in service.sensors.sensors],
+        traces=_traces(service),
+        parts=[
+            schemas.Part(name=part.name, running=part.running, deaths=part.deaths, reason=part.reason)
+            for part in service.supervisor.parts.values()
+        ],
+    )
+
+
+def _traces(service: Service) -> schemas.LiveTraces | None:
+    if service.traces is None or service.trace_scorer is None:
+        return None
+    windows, checkpoint = service.traces.windows, service.trace_scorer.checkpoint
+    return schemas.LiveTraces(
+        model=checkpoint.name,
+        version=checkpoint.version,
+        open_windows=windows.open_windows,
+        open_flows=windows.open_flows,
+        counts=dataclasses.asdict(windows.counts),
+    )
+
+
+def _bus(sensor: Sensor) -> schemas.Bus:
+    state = sensor.source.state
+    return schemas.Bus(
+        url=state.url,
+        connected=state.connected,
+        peer_version=state.peer_version,
+        reason=state.reason,
+        connections=state.connections,
+        refused=state.malformed,
+        faults=state.faults,
+        pending_verdicts=sensor.pending_verdicts,
+        sensors=[_sensor(name, account) for name, account in state.sensors.items()],
+    )
+
+
+def _sensor(name: str, account: SensorState) -> schemas.Sensor:
+    zeek = None
+    if account.stats is not None:
+        zeek = {key: float(value) for key, value in msgspec.structs.asdict(account.stats).items() if key != "sensor"}
+    return schemas.Sensor(
+        name=name,
+        flows=account.flows,
+        early=account.early,
+        missed=account.missed,
+        restarts=account.restarts,
+        zeek=zeek,
+    )

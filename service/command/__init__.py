@@ -1,0 +1,1 @@
+"""The command line `tapline` and what a person sees in a terminal."""

@@ -1,0 +1,271 @@
+"""The command line `tapline`: parses options and hands over; the work is in the modules it calls."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn, TextIO
+
+import msgspec
+import typer
+
+from tapline.installation import version
+from tapline.models.checkpoint import CheckpointError
+from tapline.models.flow import Flow, HeadsKind
+from tapline.service.command.classify import account, classify_inputs
+from tapline.service.command.console import make_console, say
+from tapline.service.command.models_command import app as models_app
+from tapline.service.command.output import Format, writer
+from tapline.service.command.serve_command import serve
+from tapline.service.command.terminal import input_problem
+from tapline.service.command.watch import watch
+from tapline.service.engines.engine import EngineError, EngineName
+from tapline.service.engines.loading import load_engine
+from tapline.service.engines.thread import hanging_engine
+from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
+from tapline.service.inference.repository import newest_version, shipped_checkpoint
+from tapline.service.inference.trace_loading import fitting, load_beside, trace_directory
+from tapline.service.inference.trial import try_out
+from tapline.service.process.log_lines import configure_logs
+from tapline.service.process.process_title import hide_passwords
+from tapline.service.results.records import InputSummary, feature_lines, left_out_text, nothing_understood
+from tapline.service.results.writers import Show
+from tapline.service.settings import Settings
+from tapline.service.sources.bus.transport import TransportError
+from tapline.service.sources.capture import CaptureError, ReadOptions
+from tapline.service.sources.inputs import FlowInput, ReaderName, open_input
+from tapline.service.sources.zeek_process import ZeekError
+from tapline.service.traces.window_state import StateError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Deep models on live network traffic.",
+)
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+Captures = Annotated[
+    list[str],
+    typer.Argument(metavar="CAPTURE...", help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, or -"),
+]
+Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: run Zeek on the capture")]
+TraceCheckpoint = Annotated[
+    Path | None, typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
+
+
+def main() -> None:
+    """Run the command line; a closed pipe ends it quietly, a full disk with a sentence."""
+    configure_logs()
+    try:
+        app()
+    except BrokenPipeError:
+        _forget_output()
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        _forget_output()
+        say(f"cannot write the result: {error.strerror}")
+        sys.exit(EXIT_FAILED)
+    except SystemExit as end:
+        if hanging_engine():  # nothing waits for it
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
+        raise
+
+
+def _forget_output() -> None:
+    """Keep Python from flushing what cannot be written when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tapline {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options that come before any command."""
+
+
+@app.command()
+def classify(
+    captures: Captures,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="how to write the result")] = "table",
+    output: Output = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="checkpoint directory [default: the flow-protocols that ships]")
+    ] = None,
+    min_packets: Annotated[
+        int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
+    ] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
+    trace_checkpoint: TraceCheckpoint = None,
+    show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
+    limit: Annotated[
+        int,
+        typer.Option(
+            min=0, help="rows of a table, the flows that start first; 0 for all; captures are read whole all the same"
+        ),
+    ] = 50,
+    reader: Reader = "auto",
+    engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
+) -> None:
+    """Say what each flow and each trace of a capture is."""
+    errors = make_console(stderr=True)
+    try:
+        directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
+        traces_directory = None if show == "flows" else trace_directory(trace_checkpoint)
+        try_out(*(each for each in (directory, traces_directory) if each is not None), engine=engine)
+        flow_engine = load_engine(engine, directory)
+        trace_engine = load_beside(engine, traces_directory) if traces_directory is not None else None
+        trace_engine = fitting(
+            trace_engine,
+            flow_engine.checkpoint,
+            required=trace_checkpoint is not None,
+            warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
+        )
+        classifier = Classifier(flow_engine, trace_engine=trace_engine, min_packets=min_packets, with_scores=scores)
+    except (CheckpointError, EngineError) as error:
+        _fail(str(error), EXIT_USAGE)
+    if show == "traces" and trace_engine is None:
+        _fail("no trace checkpoint, so there are no traces to show: give --trace-checkpoint DIR", EXIT_USAGE)
+    with _opened(output, captures) as file:
+        try:
+            summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
+        except EngineError as error:
+            _fail(str(error), EXIT_FAILED)
+    if format_ in ("csv", "ndjson"):
+        for text in filter(None, map(left_out_text, summary.inputs)):
+            errors.print(text, style="dim", soft_wrap=True)
+    failed = summary.failed + (summary.traces.failed if summary.traces else 0)
+    incomplete = any(entry.error or entry.warning for entry in summary.inputs)
+    if failed or incomplete or nothing_understood(summary.inputs):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def features(
+    captures: Captures,
+    output: Output = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="add MM4flow's tokens")] = False,
+    heads: Annotated[
+        HeadsKind, typer.Option(help="packet heads: headers alone, headers and payload, or none")
+    ] = "header",
+    everything: Annotated[bool, typer.Option("--all", help="flows without payload, too")] = False,
+    reader: Reader = "auto",
+) -> None:
+    """Write the features of each flow, one JSON line per flow, as the API takes them back."""
+    entries = [InputSummary(name) for name in captures]
+    with _opened(output, captures) as file:
+        for entry in entries:
+            try:
+                source = open_input(entry.name, reader, ReadOptions(heads=heads))
+                for line in feature_lines(_counted(source, entry, everything), tokens=tokens):
+                    file.write(msgspec.json.encode(line).decode() + "\n")
+                account(entry, source)
+            except CaptureError as error:
+                entry.error = str(error)
+            for text in filter(None, (input_problem(entry), left_out_text(entry))):
+                say(text)
+    if any(entry.error or entry.warning for entry in entries) or nothing_understood(entries):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterator[Flow]:
+    """The flows of a source, those without payload only on request; `entry` counts all."""
+    for flow in source:
+        entry.flows += 1
+        if everything or flow.payload_lengths:
+            yield flow
+
+
+app.command("serve")(serve)
+app.add_typer(models_app, name="models")
+
+
+@app.command("watch")
+def watch_command(
+    interface: Annotated[
+        list[str] | None,
+        typer.Option(help="start Zeek on this interface, or eth0=NAME to name the sensor; repeatable"),
+    ] = None,
+    zeek: Annotated[
+        list[str] | None, typer.Option(help="attach to a running sensor: ws://host:port; repeatable")
+    ] = None,
+    replay: Annotated[Path | None, typer.Option(help="play a capture instead, without Zeek")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
+    trace_checkpoint: TraceCheckpoint = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: it writes none]")
+    ] = None,
+    return_verdicts: Annotated[
+        bool, typer.Option("--return-verdicts", help="send verdicts back to Zeek's logs and notices, as `serve` does")
+    ] = False,
+) -> None:
+    """Show verdicts on live traffic, until Ctrl-C."""
+    if not (interface or zeek or replay):
+        _fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
+    if replay and (interface or zeek):
+        _fail("a replay beside live traffic: give --replay, or --zeek and --interface", EXIT_USAGE)
+    try:
+        settings = Settings(
+            zeek=zeek or [],
+            interface=interface or [],
+            replay=replay,
+            speed=speed,
+            checkpoint=checkpoint,
+            trace_checkpoint=trace_checkpoint,
+        )
+        hide_passwords(settings.zeek)
+        if not return_verdicts:
+            settings = settings.model_copy(update={"spool_verdicts": 0})
+        raise typer.Exit(watch(settings, log_dir))
+    except (CheckpointError, EngineError, StateError, TransportError) as error:
+        _fail(str(error), EXIT_USAGE)
+    except (ZeekError, CaptureError) as error:
+        _fail(str(error), EXIT_FAILED)
+
+
+@contextlib.contextmanager
+def _opened(output: Path | None, inputs: list[str]) -> Iterator[TextIO]:
+    """Standard output, or a file that takes its name only when it is whole; an input is never written over."""
+    if output is None:
+        yield sys.stdout
+        return
+    if any(Path(name).exists() and output.exists() and output.samefile(name) for name in inputs):
+        _fail(f"{output}: is an input, too: write the result elsewhere", EXIT_USAGE)
+    whole = not output.exists() or output.is_file()  # a device or a pipe is written as it is
+    target = output.with_name(f".{output.name}.{os.getpid()}") if whole else output
+    try:
+        file = target.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        _fail(f"{output}: cannot write it: {error.strerror}", EXIT_USAGE)
+    try:
+        with file:
+            yield file
+        if whole:
+            target.replace(output)
+    finally:
+        if whole:
+            target.unlink(missing_ok=True)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    say(message)
+    raise typer.Exit(status)

@@ -1,0 +1,46 @@
+"""Terminals: what is printed shows foreign text and is never steered by it. What is drawn belongs to `terminal`."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+import typer
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.measure import Measurement
+from rich.segment import Segment
+
+from tapline.models.foreign_text import clean
+
+_MAX_CHARS = 1 << 16
+
+
+def make_console(file: TextIO | None = None, *, stderr: bool = False, width: int | None = None) -> Console:
+    """A console without markup in texts, on which everything is cleaned."""
+    console = Console(file=file, stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    console.push_render_hook(_CleanAll())
+    return console
+
+
+def say(message: str) -> None:
+    """Tell the user on standard error, in one line."""
+    typer.echo(clean(message, _MAX_CHARS), err=True)
+
+
+class Cleaned:
+    """A renderable whose text is cleaned after it has its place; its own styles and controls stay."""
+
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self._renderable, options):
+            yield Segment(text if control else clean(text, _MAX_CHARS, keep="\n"), style, control)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._renderable)
+
+
+class _CleanAll(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Clean whatever is printed."""
+        return [Cleaned(renderable) for renderable in renderables]

@@ -1,0 +1,111 @@
+"""The command `tapline models`: asks a running service what serves, and has it load or unload models."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.table import Table
+
+from tapline.service.command.console import make_console, say
+
+EXIT_USAGE = 2
+TIMEOUT_SECONDS = 120
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+app = typer.Typer(no_args_is_help=True, help="List, load and unload the models of a running service.")
+
+Url = Annotated[str, typer.Option(help="where the service listens", envvar="TAPLINE_URL")]
+Key = Annotated[str | None, typer.Option(help="its API key [env TAPLINE_API_KEY]", show_default=False)]
+Name = Annotated[str, typer.Argument(help="name of the model")]
+
+
+@app.command("list")
+def list_models(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
+    """Show the models of the repository, and those that serve."""
+    _show(_ask("GET", url, "/v1/models", api_key)["models"])
+
+
+@app.command("load")
+def load_model(
+    name: Name,
+    version: Annotated[str, typer.Option(help="the newest where none is given")] = "",
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+) -> None:
+    """Load a model, or swap the one that serves for another version, with no gap.
+
+    A trace model takes the place of the one that serves; windows that are open are closed with the old one's verdicts.
+    """
+    query = f"?{urllib.parse.urlencode({'version': version})}" if version else ""
+    model = _ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", api_key)
+    _show([model])
+    if model.get("closed_windows"):
+        typer.echo(f"closed with the verdicts of the model before: {model['closed_windows']} live windows")
+
+
+@app.command("unload")
+def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
+    """Serve a model no more."""
+    _show(_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/unload", api_key)["models"])
+
+
+def _show(models: list[dict[str, Any]]) -> None:
+    table = Table("name", "kind", "serving", "versions", "labels", "needs", box=None, pad_edge=False)
+    for model in models:
+        serving = model["version"] or "-"
+        table.add_row(
+            model["name"],
+            model["kind"] or "-",
+            f"{serving} (default)" if model["default"] else serving,
+            ", ".join(model["versions"]),
+            str(len(model["labels"] or [])) if model["version"] else "-",
+            _needs(model),
+        )
+    make_console().print(table)
+
+
+def _needs(model: dict[str, Any]) -> str:
+    """The least that a flow or a trace must have to get a verdict."""
+    for field, what in (("min_packets", "packet"), ("min_flows", "flow")):
+        least = model.get(field)
+        if least is not None:
+            return f"{least} {what}{'' if least == 1 else 's'}"
+    return "-"
+
+
+def _ask(method: str, url: str, path: str, api_key: str | None) -> Any:
+    key = os.environ.get("TAPLINE_API_KEY") if api_key is None else api_key
+    if key is not None and not key.strip():
+        say("the API key is empty: give it a value, or leave it out")
+        raise typer.Exit(EXIT_USAGE)
+    headers: dict[str, Any] = {"X-API-Key": key.encode()} if key is not None else {}
+    try:
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError("expected http:// or https://")
+        request = urllib.request.Request(url.rstrip("/") + path, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        _fail(_message(error))
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        _fail(f"{url}: no answer: {getattr(error, 'reason', error)}")
+    except ValueError as error:
+        _fail(f"{url}: {error}")
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"the service answered {error.code} {error.reason}"
+
+
+def _fail(message: str) -> NoReturn:
+    say(message)
+    raise typer.Exit(1)

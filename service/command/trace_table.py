@@ -1,0 +1,153 @@
+"""Traces as a person sees them in a terminal: subject, window, verdict, and the flows that it looked at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tapline.service.command.terminal import FirstRows, endpoint_text, label_text
+from tapline.service.results.records import Summary, TraceSummary
+from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, TraceVerdict
+
+SHOWN_FLOWS = 3
+"""Flows shown of a trace; the other formats name more."""
+
+TABLE_COLUMNS = 150
+"""Below this width the live table has no column of flows."""
+
+UNBOUNDED = 10_000
+"""Columns of a terminal on which every table fits."""
+
+
+class TraceTable:
+    """Collects the traces to show, the first `limit` (0: all) by input and window, and draws them."""
+
+    def __init__(self, limit: int) -> None:
+        self._rows = FirstRows[TraceVerdict](limit, key=lambda trace: (trace.source, trace.start_us))
+
+    def add(self, trace: TraceVerdict) -> None:
+        """Take a trace."""
+        self._rows.add(trace)
+
+    def draw(self, console: Console, summary: Summary) -> None:
+        """Print the traces, what shares mean, and one sentence that accounts for them."""
+        if rows := self._rows.rows():
+            table = _traces(rows)
+            wanted = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum
+            console.print(table if wanted <= console.width else _listed(rows))
+            console.print(f"{NEAREST_NOTE} {IMPORTANCE_NOTE}", style="dim")
+        if left_out := self._rows.left_out:
+            console.print(f"… and {left_out} more traces: --limit 0 shows all", style="dim")
+        if summary.traces is not None:
+            console.print(traces_text(summary.traces))
+
+
+def _traces(rows: list[TraceVerdict]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Traces", title_justify="left", title_style="bold")
+    table.add_column("label", no_wrap=True)
+    table.add_column("confidence", justify="right")
+    table.add_column("subject", no_wrap=True)
+    table.add_column("window (UTC)", no_wrap=True)
+    table.add_column("flows", justify="right")
+    table.add_column("looked at most", overflow="fold")
+    for trace in rows:
+        shown = [_flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]]
+        table.add_row(
+            label_text(trace.verdict),
+            f"{trace.verdict.confidence:.2f}",
+            Text(trace.subject),
+            window_text(trace),
+            flows_text(trace),
+            Text("\n").join(shown),
+        )
+    return table
+
+
+def _listed(rows: list[TraceVerdict]) -> Text:
+    """The same for a narrow terminal: of each trace a line or two, then its flows."""
+    text = Text("Traces\n", style="bold")
+    for trace in rows:
+        counted = "1 flow" if trace.flows == 1 and not trace.cut else f"{flows_text(trace)} flows"
+        lines = [
+            Text.assemble(label_text(trace.verdict), f"  {trace.verdict.confidence:.2f}  {trace.subject}"),
+            Text(f"  {window_text(trace)}, {counted}"),
+            *(Text("  ") + _flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]),
+        ]
+        text.append_text(Text("\n", style="not bold").join([*lines, Text()]))
+    return text
+
+
+def recent_traces(rows: Iterable[TraceVerdict], width: int = TABLE_COLUMNS) -> Table:
+    """Traces of the live path, each on one line, with the flow that it looked at most where there is room for it."""
+    if width < TABLE_COLUMNS:
+        return _recent_narrow(rows)
+    table = Table("label", "confidence", "", "subject", "window (UTC)", "flows", "looked at most", box=None)
+    for trace in rows:
+        table.add_row(
+            label_text(trace.verdict),
+            f"{trace.verdict.confidence:.2f}",
+            "" if trace.verdict.final else "early",
+            Text(trace.subject),
+            window_text(trace),
+            flows_text(trace),
+            _flow_text(trace.top_flows[0]),
+        )
+    return table
+
+
+def _recent_narrow(rows: Iterable[TraceVerdict]) -> Table:
+    table = Table("label", "conf.", "", "subject", "window (UTC)", "flows", box=None, pad_edge=False)
+    for trace in rows:
+        final = "" if trace.verdict.final else "early"
+        window, flows = window_text(trace, dated=False), flows_text(trace)
+        confidence = f"{trace.verdict.confidence:.2f}"
+        table.add_row(label_text(trace.verdict), confidence, final, Text(trace.subject), window, flows)
+    return table
+
+
+def window_text(trace: TraceVerdict, *, dated: bool = True) -> str:
+    """`2016-02-10 12:31:08 to 12:41:08`; the date a second time where it is another; seconds where it is no date.
+
+    Without `dated` the times alone.
+    """
+    try:
+        start, end = (datetime.fromtimestamp(time_us / 1e6, UTC) for time_us in (trace.start_us, trace.end_us))
+    except (ValueError, OverflowError):
+        return f"{trace.start_us / 1e6:.0f} s to {trace.end_us / 1e6:.0f} s"
+    with_date, alone = "%Y-%m-%d %H:%M:%S", "%H:%M:%S"
+    first = with_date if dated else alone
+    return f"{start.strftime(first)} to {end.strftime(alone if start.date() == end.date() else first)}"
+
+
+def flows_text(trace: TraceVerdict) -> str:
+    """Flows scored, and of how many where some were cut."""
+    return f"{trace.flows} of {trace.flows + trace.cut}" if trace.cut else str(trace.flows)
+
+
+def _flow_text(flow: TopFlow) -> Text:
+    orig = endpoint_text(flow.orig_h, flow.orig_p, flow.proto)
+    resp = endpoint_text(flow.resp_h, flow.resp_p, flow.proto)
+    label = f" ({flow.label})" if flow.label else ""
+    return Text(f"{flow.share:4.0%}  {flow.proto} {orig} > {resp}{label}")
+
+
+def traces_text(summary: TraceSummary) -> str:
+    """One sentence that accounts for the traces."""
+    notes = [
+        f"{count} {why}"
+        for count, why in (
+            (summary.below_min_flows, "with too few flows for a verdict"),
+            (summary.failed, "on which the engine failed"),
+            (summary.cut, "older flows cut"),
+            (summary.late, "flows after their window was closed"),
+        )
+        if count
+    ]
+    tail = f"; {', '.join(notes)}" if notes else ""
+    traces = "1 trace" if summary.traces == 1 else f"{summary.traces} traces"
+    return f"{traces} of {summary.flows} flows classified by {summary.model} {summary.version}{tail}."

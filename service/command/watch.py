@@ -1,0 +1,203 @@
+"""`tapline watch`: sensors in, a live table out, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, OrderedDict, deque
+from pathlib import Path
+
+import structlog
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tapline.models.flow import Flow
+from tapline.models.verdict import UNKNOWN, Verdict
+from tapline.service.command.console import Cleaned, make_console
+from tapline.service.command.terminal import flow_cells, label_text
+from tapline.service.command.trace_table import recent_traces
+from tapline.service.live.pipeline import OPEN_FLOWS
+from tapline.service.process.signals import stop_signals
+from tapline.service.runtime import Service
+from tapline.service.settings import Settings
+from tapline.service.sources.packets.capture_error import CaptureError
+from tapline.service.sources.zeek_process import ZeekError
+from tapline.service.traces.live_traces import LiveTraces
+from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, TraceVerdict
+
+RECENT_VERDICTS = 12
+RECENT_TRACES = 6
+MAX_SENSOR_ROWS = 6
+TOP_LABELS = 10
+REFRESH_SECONDS = 0.5
+FIRST_FLOW_SECONDS = 0.05
+"""How often a replay is looked at before its first flow."""
+
+
+class View:
+    """What the live table shows; told of every verdict."""
+
+    def __init__(self, width: int) -> None:
+        """`width`: columns of the terminal."""
+        self._width = width
+        self.labels: Counter[str] = Counter()
+        self.recent: deque[tuple[Flow, Verdict]] = deque(maxlen=RECENT_VERDICTS)
+        self.traces: deque[TraceVerdict] = deque(maxlen=RECENT_TRACES)
+        self._early: OrderedDict[str, str] = OrderedDict()
+        self._last = (time.monotonic(), 0)
+
+    def watch(self, flow: Flow, verdict: Verdict) -> None:
+        """Take a verdict; a final one replaces the early one of its flow."""
+        label = UNKNOWN if verdict.unknown else verdict.label
+        replaced = self._early.pop(flow.uid, None)
+        if replaced is not None:
+            self.labels[replaced] -= 1
+        if not verdict.final:
+            self._early[flow.uid] = label
+            if len(self._early) > OPEN_FLOWS:
+                self._early.popitem(last=False)
+        self.labels[label] += 1
+        self.recent.append((flow, verdict))
+
+    def watch_trace(self, trace: TraceVerdict) -> None:
+        """Take a verdict on a trace."""
+        self.traces.append(trace)
+
+    def draw(self, service: Service) -> Group:
+        """The table as it stands."""
+        parts: list[Text | Table] = [self._counts(service)]
+        if service.sensors.sensors:
+            parts.append(self._sensors(service))
+        parts.append(self._verdicts())
+        if service.traces is not None:
+            parts.append(_trace_counts(service.traces, service.no_live_traces()))
+        if self.traces:
+            parts += [recent_traces(reversed(self.traces), self._width), Text(IMPORTANCE_NOTE, style="dim")]
+        return Group(*parts, Text(_footer(service), style="dim"))
+
+    def _counts(self, service: Service) -> Text:
+        counts, pipeline = service.pipeline.counts, service.pipeline
+        now = time.monotonic()
+        then, before = self._last
+        self._last = (now, counts.received)
+        rate = (counts.received - before) / max(now - then, 1e-3)
+        latencies = sorted(pipeline.latencies_seconds)
+        spread = "-"
+        if latencies:
+            middle, late = (latencies[int(share * (len(latencies) - 1))] * 1000 for share in (0.5, 0.99))
+            spread = f"median {middle:.0f} ms, p99 {late:.0f} ms"
+        labels = ", ".join(f"{label} {count}" for label, count in self.labels.most_common(TOP_LABELS))
+        return Text(
+            f"flows {counts.flows}   {rate:.0f}/s   verdicts {counts.delivered}   waiting {pipeline.waiting_flows}   "
+            f"shed {counts.shed}   failed {counts.failed}   latency {spread}\n{labels}"
+        )
+
+    def _sensors(self, service: Service) -> Table:
+        """What came from each sensor, those that are away first; of many the first ones."""
+        table = Table("sensor", "state", "flows", "missed", "refused", "Zeek dropped", "loss", box=None, pad_edge=False)
+        buses = sorted((sensor.source.state for sensor in service.sensors.sensors), key=lambda bus: bus.connected)
+        left = sum(max(1, len(bus.sensors)) for bus in buses)
+        for bus in buses:
+            state = Text(
+                f"Zeek {bus.peer_version}" if bus.connected else bus.reason, style="" if bus.connected else "red"
+            )
+            for name, account in bus.sensors.items() or [(bus.url, None)]:
+                if table.row_count == MAX_SENSOR_ROWS:
+                    table.add_row(f"… and {left} more")
+                    return table
+                left -= 1
+                stats = account.stats if account else None
+                dropped = "-" if stats is None else str(stats.dropped)
+                loss = "-" if stats is None or stats.loss_percent < 0 else f"{stats.loss_percent:.2f} %"
+                flows, missed = (str(account.flows), str(account.missed)) if account else ("0", "0")
+                table.add_row(Text(name), state, flows, missed, str(bus.malformed), dropped, loss)
+        return table
+
+    def _verdicts(self) -> Table:
+        table = Table(
+            "label", "confidence", "", "proto", "originator", "responder", "payload packets", "bytes", box=None
+        )
+        for flow, verdict in reversed(self.recent):
+            table.add_row(
+                label_text(verdict),
+                f"{verdict.confidence:.2f}",
+                "" if verdict.final else "early",
+                *flow_cells(flow),
+            )
+        return table
+
+
+def _trace_counts(traces: LiveTraces, problem: str | None) -> Text:
+    if problem:
+        return Text(f"\nno traces: {problem}", style="yellow")
+    windows, counts = traces.windows, traces.windows.counts
+    return Text(
+        f"\ntraces: {windows.open_windows} windows open, {windows.open_flows} flows in them   "
+        f"cut {counts.cut}   late {counts.late}   evicted {counts.closed_evicted}"
+    )
+
+
+def _footer(service: Service) -> str:
+    replay = service.replay
+    if replay is None or not replay.finished.is_set():
+        return "Ctrl-C ends"
+    return f"{replay.capture}: {replay.problem or 'all of it was played'}. Ctrl-C ends"
+
+
+def watch(settings: Settings, log_dir: Path | None) -> int:
+    """Watch until Ctrl-C or SIGTERM, or until Zeek on an interface ends; returns the exit status.
+
+    Raises:
+        ZeekError, CheckpointError, EngineError, TransportError: it cannot start, or Zeek ended by itself.
+        CaptureError: the replay's capture gave nothing at all.
+    """
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
+    console = make_console()
+    view = View(console.width)
+    service = Service(settings, view.watch, log_dir, view.watch_trace)
+    return asyncio.run(_watch(service, view, console))
+
+
+async def _watch(service: Service, view: View, console: Console) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in stop_signals():
+        loop.add_signal_handler(number, stop.set)
+    failure = None
+    async with service.running():
+        await _begun(service, stop)
+        with Live(Cleaned(view.draw(service)), console=console, auto_refresh=False, transient=False) as live:
+            while not stop.is_set() and not failure:
+                await _wait(stop, REFRESH_SECONDS)
+                live.update(Cleaned(view.draw(service)), refresh=True)
+                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), service.supervisor.failure)
+    if not console.is_terminal:
+        console.line()  # the table ends without one where it is not drawn on a terminal
+    counts = service.pipeline.counts
+    console.print(f"{counts.flows} flows, {counts.delivered} verdicts, {counts.shed} shed, {counts.failed} failed.")
+    if failure:
+        raise ZeekError(failure)
+    return 0
+
+
+async def _begun(service: Service, stop: asyncio.Event) -> None:
+    """Wait for a replay's first flow, so that no table is drawn of a capture that cannot be read.
+
+    Raises:
+        CaptureError: it cannot.
+    """
+    replay, counts = service.replay, service.pipeline.counts
+    while replay is not None and not counts.received and not stop.is_set():
+        if replay.finished.is_set():
+            if replay.problem:
+                raise CaptureError(f"{replay.capture}: {replay.problem}")
+            return
+        await _wait(stop, FIRST_FLOW_SECONDS)
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)

@@ -1,0 +1,63 @@
+"""The protocol that every engine of flow checkpoints fulfils, and what it gives. Loading one belongs to `loading`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapline.models.checkpoint import Checkpoint
+from tapline.models.encode import TokenBatch
+
+EngineName = Literal["onnx", "torch"]
+Precision = Literal["float32", "bfloat16", "int8"]
+"""What an engine computes with: float32 by any, int8 by ONNX Runtime, bfloat16 by torch."""
+
+
+class EngineError(RuntimeError):
+    """An engine cannot be had or cannot run a checkpoint; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an engine computes for n flows: logits float32 [n, classes] and embeddings float32 [n, 2 width].
+
+    `padding_tokens` were computed beside the real ones.
+    """
+
+    logits: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+    padding_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one batch cost, encoding and computing, for the histograms."""
+
+    encode_seconds: float
+    compute_seconds: float
+    tokens: int
+    padding_tokens: int
+    lengths_out_of_vocabulary: int
+
+    def plus(self, other: Timing) -> Timing:
+        """What both cost together."""
+        return Timing(
+            self.encode_seconds + other.encode_seconds,
+            self.compute_seconds + other.compute_seconds,
+            self.tokens + other.tokens,
+            self.padding_tokens + other.padding_tokens,
+            self.lengths_out_of_vocabulary + other.lengths_out_of_vocabulary,
+        )
+
+
+class Engine(Protocol):
+    """Runs one checkpoint. A flow's scores do not depend on the flows beside it, to rounding."""
+
+    checkpoint: Checkpoint
+
+    def run(self, batch: TokenBatch) -> Scores:
+        """Scores of every flow of the batch, in its order."""
+        ...

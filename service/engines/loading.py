@@ -1,0 +1,96 @@
+"""Loads a checkpoint directory into an engine, by the engine's name. Engines themselves know nothing of each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tapline.installation import install_command
+from tapline.service.engines.engine import Engine, EngineError, EngineName, Precision
+from tapline.service.engines.trace_engine import TraceEngine
+
+
+def load_engine(
+    name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0
+) -> Engine:
+    """Load a checkpoint directory into an engine.
+
+    Args:
+        name: of the engine.
+        directory: of a flow checkpoint.
+        threads: 0 means one per core.
+        precision: what it computes with.
+        device: number of the GPU, where there are any.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, of another version, or has no model of this precision.
+        EngineError: the engine is not installed, refuses the model, or has no such precision.
+    """
+    check_precision(name, precision)
+    if name == "torch":
+        try:
+            from tapline.service.engines.torch_engine import TorchEngine
+        except ModuleNotFoundError as error:
+            raise missing_torch(error) from None
+        return TorchEngine(directory, threads, precision, device)
+    from tapline.service.engines.onnx_engine import OnnxEngine
+
+    return OnnxEngine(directory, threads, precision)
+
+
+def load_engines(name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32") -> list[Engine]:
+    """One engine for each GPU that the engine can use, at least one; as `load_engine`.
+
+    Raises:
+        CheckpointError, EngineError: as there.
+    """
+    return [load_engine(name, directory, threads, precision, device) for device in range(count_devices(name))]
+
+
+def count_devices(name: EngineName) -> int:
+    """Engines that it pays to run side by side: one for each GPU, one without."""
+    if name != "torch":
+        return 1
+    try:
+        from tapline.service.engines.torch_common import count_gpus
+    except ModuleNotFoundError as error:
+        raise missing_torch(error) from None
+    return max(1, count_gpus())
+
+
+def load_trace_engine(
+    name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0
+) -> TraceEngine:
+    """Load the directory of a trace checkpoint into an engine; arguments as of `load_engine`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or of another kind or version.
+        EngineError: the engine is not installed, or has no such precision.
+    """
+    check_precision(name, precision)
+    if name == "torch":
+        try:
+            from tapline.service.engines.torch_trace_engine import TorchTraceEngine
+        except ModuleNotFoundError as error:
+            raise missing_torch(error) from None
+        return TorchTraceEngine(directory, threads, precision, device)
+    from tapline.service.engines.onnx_trace_engine import OnnxTraceEngine
+
+    return OnnxTraceEngine(directory, threads, precision)
+
+
+def check_precision(name: EngineName, precision: Precision) -> None:
+    """Refuse what an engine cannot compute with.
+
+    Raises:
+        EngineError: it has no such precision.
+    """
+    if precision == {"onnx": "bfloat16", "torch": "int8"}[name]:
+        other = {"onnx": "torch", "torch": "onnx"}[name]
+        raise EngineError(f"the {name} engine does not compute in {precision}: use --engine {other}, or float32")
+
+
+def missing_torch(error: ModuleNotFoundError) -> EngineError:
+    """What to say where torch, or what comes with it, is not installed."""
+    return EngineError(
+        f"the torch engine needs {error.name}: install the extra `gpu` ({install_command('gpu')}), or use --engine onnx"
+    )

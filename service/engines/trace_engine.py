@@ -1,0 +1,134 @@
+"""The protocol that every trace engine fulfils: flows to features, and the features of a trace's flows to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapline.models.checkpoint import TracegramCheckpoint
+from tapline.models.flow import HEADS_TOKEN_BUDGET, Flow
+from tapline.models.packet_tokens import PacketTokens
+from tapline.models.trace_features import trace_times
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.pieces import MAX_PIECE_FLOWS, MAX_PIECE_TOKENS, pieces_by_length
+from tapline.service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
+
+MAX_PIECE_TRACES = 64
+
+
+@dataclass(frozen=True)
+class TraceInput:
+    """What a trace engine reads of a trace of k >= 1 flows, in the order of `models.trace.flow_order`.
+
+    `features` float32 [k, F], of the checkpoint's own encoder or of its flow checkpoint; `start_us`, `duration_us`
+    int64 [k].
+    """
+
+    features: NDArray[np.float32]
+    start_us: NDArray[np.int64]
+    duration_us: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TraceScores:
+    """Scores of t traces: logits float32 [t, classes], and the importance of each trace's flows, float32 [k].
+
+    The importance of a flow is the attention that it gets, averaged over the queries; it sums to 1 over a trace. It is
+    correlation, not proof of cause.
+    """
+
+    logits: NDArray[np.float32]
+    importance: list[NDArray[np.float32]]
+
+
+class TraceEngine(Protocol):
+    """Runs one trace checkpoint. Neither a flow's feature nor a trace's scores depend on what is beside it."""
+
+    checkpoint: TracegramCheckpoint
+
+    def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
+        """Features of every flow by the checkpoint's own encoder, float32 [n, F], in order.
+
+        Raises:
+            EngineError: the checkpoint has no encoder: its features are embeddings of a flow checkpoint.
+        """
+        ...
+
+    def score(self, traces: Sequence[TraceInput]) -> TraceScores:
+        """Scores of every trace, in order.
+
+        Raises:
+            EngineError: a trace is empty, or its arrays do not fit the checkpoint or each other.
+        """
+        ...
+
+
+def warm_up(engine: TraceEngine) -> None:
+    """Run an engine once on few and on many tokens and flows, so that the first real ones wait for nothing."""
+    checkpoint = engine.checkpoint
+    if checkpoint.has_encoder:
+        full = MAX_PIECE_TOKENS // HEADS_TOKEN_BUDGET
+        for flow, count in ((SHORT_FLOW, 1), (SHORT_FLOW, MAX_PIECE_FLOWS), (LONG_FLOW, full)):
+            engine.embed([flow] * count)
+    for count in (1, 16):
+        zeros = np.zeros(count, np.int64)
+        engine.score([TraceInput(np.zeros((count, checkpoint.network.feature_size), np.float32), zeros, zeros)])
+
+
+@dataclass(frozen=True)
+class TracePiece:
+    """Traces of similar length as arrays: `rows` int64 [t], their places in the request; `features` float32 [t, k, F]
+    and `times` float32 [t, k, 2], zero where padded; `counts` int64 [t].
+    """
+
+    rows: NDArray[np.int64]
+    features: NDArray[np.float32]
+    times: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+
+def packet_pieces(batch: PacketTokens) -> list[NDArray[np.int64]]:
+    """Flows of similar length, as indices."""
+    return pieces_by_length(batch.counts, MAX_PIECE_TOKENS, MAX_PIECE_FLOWS)
+
+
+def trace_pieces(traces: Sequence[TraceInput], width: int) -> list[TracePiece]:
+    """Cut traces into pieces of similar length.
+
+    Raises:
+        EngineError: a trace is empty, or its arrays do not fit `width` or each other.
+    """
+    for trace in traces:
+        k = len(trace.features)
+        if not k or trace.features.shape != (k, width) or not len(trace.start_us) == len(trace.duration_us) == k:
+            raise EngineError(
+                f"expected a trace of one flow or more with {width} numbers, a start and a duration each, got features "
+                f"{list(trace.features.shape)}, {len(trace.start_us)} starts, {len(trace.duration_us)} durations"
+            )
+    counts = np.fromiter((len(trace.features) for trace in traces), np.int64, len(traces))
+    return [_piece(traces, rows, counts[rows]) for rows in pieces_by_length(counts, MAX_PIECE_TOKENS, MAX_PIECE_TRACES)]
+
+
+def _piece(traces: Sequence[TraceInput], rows: NDArray[np.int64], counts: NDArray[np.int64]) -> TracePiece:
+    longest, width = int(counts.max()), traces[int(rows[0])].features.shape[1]
+    features = np.zeros((len(rows), longest, width), np.float32)
+    times = np.zeros((len(rows), longest, 2), np.float32)
+    for place, (row, count) in enumerate(zip(rows.tolist(), counts.tolist(), strict=True)):
+        trace = traces[row]
+        features[place, :count] = trace.features
+        times[place, :count] = trace_times(trace.start_us, trace.duration_us)
+    return TracePiece(rows, features, times, counts)
+
+
+def no_encoder(checkpoint: TracegramCheckpoint) -> EngineError:
+    """What is raised where features are asked for that the checkpoint's encoder, if it has any, does not give."""
+    flow = checkpoint.flow_checkpoint
+    if flow is None:
+        return EngineError(f"{checkpoint.name}: its encoder is an MM4flow, which reads no packet heads: give it flows")
+    return EngineError(
+        f"{checkpoint.name}: its flow features are the embeddings of {flow.name} {flow.version}: give those to `score`"
+    )

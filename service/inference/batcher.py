@@ -1,0 +1,293 @@
+"""Collects flows from many callers into batches for one model: bounded, fair, urgent work first, each answered once.
+
+Every engine of the model has a lane: a task that takes the next batch and a thread that computes it. Lanes share the
+queue, so that a model can be replaced by another while flows keep coming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+
+from tapline.models.flow import Flow
+from tapline.service.engines.thread import EngineStalledError
+from tapline.service.inference.classifier import Classifier, FlowOutcome
+from tapline.service.inference.fair_queue import FairQueue
+from tapline.service.metrics import Metrics
+from tapline.service.process.supervisor import STEADY_SECONDS, Part, Supervisor
+
+
+class QueueFullError(RuntimeError):
+    """The queue has no room; come again later."""
+
+
+class VerdictError(RuntimeError):
+    """Flows get no verdicts because the service is stopping."""
+
+
+@dataclass(eq=False)
+class _Group:
+    """Flows submitted together; answered when the last has its outcome."""
+
+    done: asyncio.Future[list[FlowOutcome | None]]
+    outcomes: list[FlowOutcome | None]
+    missing: int
+
+    def answer(self, index: int, outcome: FlowOutcome | None) -> None:
+        """Take the outcome of one flow; None if the engine failed on it."""
+        self.outcomes[index] = outcome
+        self.missing -= 1
+        if not self.missing and not self.done.done():
+            self.done.set_result(self.outcomes)
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    flow: Flow
+    group: _Group
+    index: int
+    queued_at: float = field(default_factory=time.perf_counter)
+    answered: bool = False
+
+    def answer(self, outcome: FlowOutcome | None) -> None:
+        """Give the flow its outcome, None if the engine failed on it; only the first counts."""
+        if not self.answered:
+            self.answered = True
+            self.group.answer(self.index, outcome)
+
+
+@dataclass(eq=False)
+class _Lane:
+    """One engine at work. A retired lane takes no further batch."""
+
+    classifier: Classifier
+    thread: ThreadPoolExecutor
+    retired: bool = False
+    part: Part | None = None
+
+
+class Batcher:
+    """Blocks for the first flow, then waits at most `max_queue_delay_ms` for the batch to fill.
+
+    A batch is full with `max_batch_size` flows or `max_batch_tokens` tokens. Callers take turns, flow by flow.
+    """
+
+    def __init__(
+        self,
+        classifiers: Sequence[Classifier],
+        metrics: Metrics,
+        *,
+        max_batch_size: int = 256,
+        max_batch_tokens: int = 65_536,
+        max_queue_delay_ms: float = 5.0,
+        max_queue_size: int = 16_384,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        self._supervisor = supervisor or Supervisor(metrics)
+        self.max_batch_size = max_batch_size
+        self.max_queue_size = max_queue_size
+        self.failing = False
+        self._max_batch_tokens = max_batch_tokens
+        self._delay_seconds = max_queue_delay_ms / 1000
+        self._metrics = metrics
+        self._lanes = [_lane(classifier) for classifier in classifiers]
+        self._queue: FairQueue[_Item] = FairQueue(max_queue_size, lambda subject, item: None)
+        self._waiting_since = 0.0
+        self._arrived = asyncio.Event()
+        self._forming = asyncio.Lock()
+        self._room = asyncio.Condition()
+        self._callers = count()
+        self._stopping = False
+
+    @property
+    def classifier(self) -> Classifier:
+        """What classifies now; after `replace` another."""
+        return self._lanes[0].classifier
+
+    @property
+    def classifiers(self) -> list[Classifier]:
+        """What classifies now, one for each engine."""
+        return [lane.classifier for lane in self._lanes]
+
+    @property
+    def waiting_flows(self) -> int:
+        """Flows in the queue."""
+        return len(self._queue)
+
+    def start(self) -> None:
+        """Start the lanes; call once, in the event loop that will submit."""
+        for number, lane in enumerate(self._lanes, 1):
+            name = f"engine {number} of {lane.classifier.checkpoint.name}"
+            steady_seconds = max(STEADY_SECONDS, 2 * lane.classifier.thread.timeout_seconds)
+            lane.part = self._supervisor.start(name, partial(self._work, lane), steady_seconds)
+
+    async def replace(self, classifiers: Sequence[Classifier]) -> None:
+        """Classify with others from the next batch on; returns when the old ones have finished theirs."""
+        old, self._lanes = self._lanes, [_lane(classifier) for classifier in classifiers]
+        self.start()
+        for lane in old:
+            lane.retired = True
+        self._arrived.set()
+        await asyncio.gather(*_tasks(old), return_exceptions=True)
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Take no more, finish what is queued within the limit, answer the rest with `VerdictError`."""
+        self._stopping = True
+        self._arrived.set()
+        if tasks := _tasks(self._lanes):
+            await asyncio.wait(tasks, timeout=drain_seconds)
+        await self._supervisor.stop(lane.part for lane in self._lanes if lane.part)
+        for lane in self._lanes:
+            lane.classifier.thread.close()
+            lane.thread.shutdown(wait=False)
+        self._cancel_queued()
+
+    def submit(
+        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = True
+    ) -> asyncio.Future[list[FlowOutcome | None]]:
+        """Queue flows; the future gives their outcomes in order, None where the engine failed on a flow.
+
+        Callers of one name share a turn; without a name, every call is a caller of its own. Cancel the future and what
+        is not yet computed never is.
+
+        Raises:
+            QueueFullError: there is no room for all of them; none is queued.
+            VerdictError: the service is stopping.
+        """
+        self.check_room(len(flows))
+        group = _Group(asyncio.get_running_loop().create_future(), [None] * len(flows), len(flows))
+        if not flows:
+            group.done.set_result([])
+            return group.done
+        if not self._queue:
+            self._waiting_since = time.perf_counter()
+        name, tokens = caller or f"call {next(self._callers)}", self.classifier.tokens
+        for index, flow in enumerate(flows):
+            self._queue.put(name, _Item(flow, group, index), tokens=tokens(flow), urgent=urgent)
+        self._metrics.queue_flows.set(len(self._queue))
+        self._arrived.set()
+        return group.done
+
+    def check_room(self, flows: int) -> None:
+        """See whether so many flows can be queued now.
+
+        Raises:
+            QueueFullError: there is no room for all of them.
+            VerdictError: the service is stopping.
+        """
+        if self._stopping:
+            raise VerdictError("the service is stopping")
+        if len(self._queue) + flows > self.max_queue_size:
+            self._metrics.failures.labels("REJECTED").inc(flows)
+            raise QueueFullError(f"{len(self._queue)} flows are waiting, the limit is {self.max_queue_size}")
+
+    async def classify(
+        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = False
+    ) -> list[FlowOutcome | None]:
+        """Outcomes in order, a batch at a time; waits for room where the queue is full."""
+        found: list[FlowOutcome | None] = []
+        step = min(self.max_batch_size, self.max_queue_size)
+        for start in range(0, len(flows), step):
+            found += await (await self._submit_when_room(flows[start : start + step], caller, urgent=urgent))
+        return found
+
+    async def _submit_when_room(
+        self, flows: Sequence[Flow], caller: str, *, urgent: bool
+    ) -> asyncio.Future[list[FlowOutcome | None]]:
+        async with self._room:
+            await self._room.wait_for(lambda: self._stopping or len(self._queue) + len(flows) <= self.max_queue_size)
+            return self.submit(flows, caller=caller, urgent=urgent)
+
+    async def _work(self, lane: _Lane) -> None:
+        """Batch after batch, until the lane is retired, or the service stops and nothing is left.
+
+        Raises:
+            EngineStalledError: its engine hangs. Who starts the lane again hears of it until the engine answers.
+        """
+        engine = lane.classifier.thread
+        while not (lane.retired or engine.is_closed) and (self._queue or not self._stopping):
+            engine.check()
+            batch = await self._next_batch(lane)
+            try:
+                if batch:
+                    await self._compute(lane, batch)
+            finally:
+                for item in batch:
+                    item.answer(None)  # whatever happened, every waiter hears of it
+            async with self._room:
+                self._room.notify_all()
+        lane.thread.shutdown(wait=False)
+
+    async def _next_batch(self, lane: _Lane) -> list[_Item]:
+        """What is next, without those nobody waits for any more; empty when there is nothing more for this lane."""
+        async with self._forming:
+            while not self._queue:
+                if lane.retired or self._stopping:
+                    return []
+                self._arrived.clear()
+                await self._arrived.wait()
+            if lane.retired:
+                return []
+            await self._fill()
+            items = self._queue.take(self.max_batch_size, self._max_batch_tokens)
+        self._metrics.queue_flows.set(len(self._queue))
+        batch = [item for item in items if not item.group.done.done()]
+        self._metrics.failures.labels("CANCELED").inc(len(items) - len(batch))
+        now = time.perf_counter()
+        for item in batch:
+            self._metrics.queue_seconds.observe(now - item.queued_at)
+        return batch
+
+    async def _fill(self) -> None:
+        """Wait until the queue holds a full batch, or its first flow has waited long enough."""
+        while len(self._queue) < self.max_batch_size and self._queue.tokens < self._max_batch_tokens:
+            left = self._waiting_since + self._delay_seconds - time.perf_counter()
+            if left <= 0 or self._stopping:
+                return
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+
+    async def _compute(self, lane: _Lane, batch: list[_Item]) -> None:
+        """Answer a batch; what is left of it when this returns has no outcome.
+
+        Raises:
+            EngineStalledError: the engine hangs.
+        """
+        loop, flows = asyncio.get_running_loop(), [item.flow for item in batch]
+        try:
+            found = await loop.run_in_executor(lane.thread, lane.classifier.classify_each, flows)
+        except EngineStalledError:
+            self._metrics.failures.labels("BACKEND").inc(len(batch))
+            if lane.classifier.thread.is_closed:
+                return
+            self.failing = True
+            raise
+        self.failing = all(outcome is None for outcome in found)
+        self._metrics.failures.labels("BACKEND").inc(found.count(None))
+        self._metrics.observe_batch(lane.classifier.last_timing, len(batch))
+        for item, outcome in zip(batch, found, strict=True):
+            if outcome is not None and outcome.verdict is not None:
+                self._metrics.count_verdict(outcome.verdict)
+            item.answer(outcome)
+
+    def _cancel_queued(self) -> None:
+        self._metrics.failures.labels("CANCELED").inc(len(self._queue))
+        for item in self._queue.take(len(self._queue)):
+            if not item.group.done.done():
+                item.group.done.set_exception(VerdictError("the service is stopping"))
+
+
+def _tasks(lanes: Sequence[_Lane]) -> list[asyncio.Task[None]]:
+    return [lane.part.task for lane in lanes if lane.part and lane.part.task]
+
+
+def _lane(classifier: Classifier) -> _Lane:
+    return _Lane(classifier, ThreadPoolExecutor(1, thread_name_prefix="engine"))

@@ -1,0 +1,212 @@
+"""Flows to outcomes through one engine: the single path that the command line, REST and the live service share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from tapline.models.checkpoint import TracegramCheckpoint
+from tapline.models.encode import Mm4flowFeatures, encode
+from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
+from tapline.models.trace import is_instance
+from tapline.models.verdict import Verdict, verdicts
+from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
+from tapline.service.engines.thread import EngineStalledError, EngineThread
+from tapline.service.engines.trace_engine import TraceEngine
+
+log = structlog.get_logger()
+
+DEFAULT_CHECKPOINT = "flow-protocols"
+
+BATCH_TIMEOUT_SECONDS = 600.0
+"""Longest time that an engine may take for a batch where nobody waits for live verdicts."""
+
+SPECIAL_TOKENS = 5
+"""Tokens of a flow beside its lengths and bytes: two around the lengths, three around the content."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowOutcome:
+    """What one pass over a flow gave: its verdict, and where traces are asked for its embedding, float32 [width].
+
+    `verdict` is None for a flow of too few packets, which only its trace asked about. The embedding is a row of its
+    batch's matrix: who keeps it copies it. `embedded_for` is the trace checkpoint that reads it, and no other does.
+    """
+
+    verdict: Verdict | None
+    embedding: NDArray[np.float32] | None = None
+    embedded_for: TracegramCheckpoint | None = None
+
+
+class Classifier:
+    """Classifies batches of flows with a checkpoint; one call at a time per instance, whose deadline is its thread's.
+
+    With a `trace_engine` flows that count in traces get their embeddings in the same pass: those that the flow network
+    computes anyway, or those of the trace checkpoint's own encoder.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        trace_engine: TraceEngine | None = None,
+        min_packets: int | None = None,
+        with_scores: bool = False,
+        thread: EngineThread | None = None,
+    ) -> None:
+        """`thread`: where the engines compute, with a deadline for each batch."""
+        self.checkpoint = engine.checkpoint
+        self.trace_engine = trace_engine
+        self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
+        self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
+        self._engine = engine
+        self._with_scores = with_scores
+        self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
+        self._reads = [self.checkpoint.features]
+        self._reads_heads = False
+        if trace_engine is not None:
+            self._reads_heads = trace_engine.checkpoint.network.encoder == "tracegram"
+            if trace_engine.checkpoint.mm4flow is not None:
+                self._reads.append(trace_engine.checkpoint.mm4flow.features)
+
+    def with_traces(self, trace_engine: TraceEngine | None) -> Classifier:
+        """The same on the same engine, for other traces."""
+        return Classifier(
+            self._engine,
+            trace_engine=trace_engine,
+            min_packets=self.min_packets,
+            with_scores=self._with_scores,
+            thread=self.thread,
+        )
+
+    @property
+    def heads(self) -> HeadsKind:
+        """What sources should keep of packet heads."""
+        if self.trace_engine is None:
+            return "none"
+        return "full" if self._reads_heads and self.trace_engine.checkpoint.features.payload else "header"
+
+    def accepts(self, flow: Flow) -> bool:
+        """Whether there is anything to ask about the flow: its verdict, or its part in a trace."""
+        return self._is_judged(flow) or self.is_traced(flow)
+
+    def is_traced(self, flow: Flow) -> bool:
+        """Whether the flow gets an embedding: traces are asked for, and it has what they need."""
+        return self.trace_engine is not None and is_instance(flow) and self.heads in ("header", flow.heads_kind)
+
+    def input_hash(self, flow: Flow) -> int:
+        """A hash of what the networks read of a flow: where it is the same, so is the outcome."""
+        lengths = max(read.payload_lengths for read in self._reads)
+        content = max(read.content_bytes for read in self._reads)
+        heads = tuple((head.gap_us, head.data) for head in flow.heads) if self._reads_heads else ()
+        parts = flow.orig_bytes[:content], flow.resp_bytes[:content]
+        return hash((tuple(flow.payload_lengths[:lengths]), *parts, heads))
+
+    def _is_judged(self, flow: Flow) -> bool:
+        return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
+
+    def tokens(self, flow: Flow) -> int:
+        """The tokens that the models read of a flow: what computing it costs."""
+        heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._reads_heads else 0
+        return heads + sum(_tokens(flow, read) for read in self._reads)
+
+    def classify_each(self, flows: Sequence[Flow]) -> list[FlowOutcome | None]:
+        """As `classify`, but whatever the engine raises costs one flow its outcome, and none of the others theirs.
+
+        Raises:
+            EngineStalledError: the engine did not answer in time, and would not any sooner for one.
+        """
+        try:
+            return self.classify(flows)
+        except EngineStalledError:
+            raise
+        except Exception as error:
+            if len(flows) > 1:  # halve until the bad one stands alone
+                middle = len(flows) // 2
+                found = self.classify_each(flows[:middle])
+                before = self.last_timing
+                found += self.classify_each(flows[middle:])
+                self.last_timing = before.plus(self.last_timing)
+                return found
+            log.error("engine failed", error=type(error).__name__, uid=flows[0].uid)
+            self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
+            return [None]
+
+    def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome | None]:
+        """One outcome for each flow, in order; None where the network's numbers for it are not finite.
+
+        Raises:
+            EngineError: the engine gave another number of scores than it should.
+            EngineStalledError: it gave none in time.
+        """
+        if not flows:
+            return []
+        start = time.perf_counter()
+        batch = encode(flows, self.checkpoint.features)
+        encoded = time.perf_counter()
+        scores = self.thread.call(lambda: self._engine.run(batch))
+        self._check_shapes(scores, len(flows))
+        found = verdicts(scores.logits, self.checkpoint, with_scores=self._with_scores)
+        embeddings = self._embeddings(flows, scores.embeddings)
+        self.last_timing = Timing(
+            encoded - start,
+            time.perf_counter() - encoded,
+            len(batch.ps_tokens) + len(batch.bytes_tokens),
+            scores.padding_tokens,
+            batch.lengths_out_of_vocabulary,
+        )
+        finite = np.asarray(np.isfinite(scores.embeddings).all(axis=1))
+        return [
+            self._outcome(flow, verdict, embedding) if is_finite and verdict is not None else None
+            for flow, verdict, embedding, is_finite in zip(flows, found, embeddings, finite.tolist(), strict=True)
+        ]
+
+    def _check_shapes(self, scores: Scores, flows: int) -> None:
+        network = self.checkpoint.network
+        if len(scores.logits) != flows:
+            raise EngineError(f"the engine scored {len(scores.logits)} flows of {flows}")
+        expected = [(flows, network.n_class), (flows, 2 * network.d_model)]
+        found = [scores.logits.shape, scores.embeddings.shape]
+        if found != expected:
+            raise EngineError(f"the engine gave arrays of shapes {found}, expected {expected}")
+
+    def _outcome(self, flow: Flow, verdict: Verdict, embedding: NDArray[np.float32] | None) -> FlowOutcome | None:
+        if embedding is None or self.trace_engine is None:
+            return FlowOutcome(self._verdict(flow, verdict))
+        if not np.isfinite(embedding).all():
+            return None
+        return FlowOutcome(self._verdict(flow, verdict), embedding, self.trace_engine.checkpoint)
+
+    def _verdict(self, flow: Flow, verdict: Verdict) -> Verdict | None:
+        if not self._is_judged(flow):
+            return None
+        return verdict if flow.complete else msgspec.structs.replace(verdict, final=False)
+
+    def _embeddings(self, flows: Sequence[Flow], computed: NDArray[np.float32]) -> list[NDArray[np.float32] | None]:
+        """The embedding of each flow that counts in traces; `computed` are the flow network's, float32 [n, width]."""
+        found: list[NDArray[np.float32] | None] = [None] * len(flows)
+        rows = [row for row, flow in enumerate(flows) if self.is_traced(flow)]
+        if self.trace_engine is None or not rows:
+            return found
+        if self.trace_engine.checkpoint.has_encoder:
+            traces, traced = self.trace_engine, [flows[row] for row in rows]
+            own = self.thread.call(lambda: traces.embed(traced))
+            if len(own) != len(rows):
+                raise EngineError(f"the trace engine encoded {len(own)} flows of {len(rows)}")
+        else:
+            own = computed[rows]
+        for row, embedding in zip(rows, own, strict=True):
+            found[row] = embedding
+        return found
+
+
+def _tokens(flow: Flow, read: Mm4flowFeatures) -> int:
+    """The tokens that an MM4flow network reads of a flow."""
+    content = min(len(flow.orig_bytes), read.content_bytes) + min(len(flow.resp_bytes), read.content_bytes)
+    return min(len(flow.payload_lengths), read.payload_lengths) + content + SPECIAL_TOKENS

@@ -1,0 +1,1 @@
+"""The result of classifying inputs: its records, its summary, and writers of JSON, NDJSON and CSV."""

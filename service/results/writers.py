@@ -1,0 +1,216 @@
+"""Writers of classified flows and traces: JSON, NDJSON, CSV. Each streams: memory does not follow the input."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import errno
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, TextIO
+
+import msgspec
+
+from tapline.models.flow import Flow
+from tapline.models.foreign_text import sheet_cell
+from tapline.models.verdict import Verdict
+from tapline.service.results.records import Summary, classified
+from tapline.service.traces.trace_verdict import TraceVerdict
+
+Show = Literal["all", "flows", "traces"]
+"""What to write. A CSV holds rows of one kind: of flows, unless it is traces alone."""
+
+CSV_COLUMNS = (
+    "input", "uid", "community_id", "start_us", "duration_us", "proto", "orig_h", "orig_p", "resp_h", "resp_p",
+    "up", "down", "orig_ip_bytes", "resp_ip_bytes", "label", "confidence", "unknown", "model", "version",
+)  # fmt: skip
+TRACE_CSV_COLUMNS = (
+    "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "confidence", "unknown",
+    "model", "version", "top_uids", "top_shares",
+)  # fmt: skip
+
+_SPOOL_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
+
+
+class Writer(Protocol):
+    """Takes classified flows and traces one by one, and the summary at the end."""
+
+    def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
+        """Write one classified flow of the input `name`."""
+        ...
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Write one classified trace."""
+        ...
+
+    def finish(self, summary: Summary) -> None:
+        """Write what belongs at the end."""
+        ...
+
+
+class _Spool:
+    """Bytes kept for later: the first `_SPOOL_BYTES` in memory, what follows on disk."""
+
+    def __init__(self) -> None:
+        self._memory: list[bytes] = []
+        self._memory_left = _SPOOL_BYTES
+        self._file: io.FileIO | None = None
+        self._file_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Keep all of it, or none.
+
+        Raises:
+            OSError: there is no room on disk.
+        """
+        if self._file is None and len(data) <= self._memory_left:
+            self._memory.append(data)
+            self._memory_left -= len(data)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)
+        self._file.seek(self._file_bytes)
+        if self._file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._file_bytes += len(data)
+
+    def pieces(self) -> Iterator[bytes]:
+        """All that was kept, in order."""
+        yield from self._memory
+        if self._file is not None:
+            self._file.seek(0)
+            left = self._file_bytes
+            while piece := self._file.read(min(left, _PIECE_BYTES)):
+                left -= len(piece)
+                yield piece
+
+    def close(self) -> None:
+        """Forget it."""
+        self._memory.clear()
+        if self._file is not None:
+            self._file.close()
+
+
+class JsonWriter:
+    """One JSON object: `flows` as they come, then `traces`, then `summary`; a list that is not shown is not there.
+
+    Traces wait for their place on disk.
+    """
+
+    def __init__(self, file: TextIO, show: Show = "all") -> None:
+        self._file = file
+        self._show = show
+        self._separator = '{"flows": [\n'
+        self._trace_separator = b"\n"
+        self._traces = _Spool()
+
+    def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
+        """Write the flow's element."""
+        self._file.write(self._separator + msgspec.json.encode(classified(flow, verdict, name)).decode())
+        self._separator = ",\n"
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Keep the trace's element.
+
+        Raises:
+            OSError: there is no room for it; it is left out.
+        """
+        self._traces.add(self._trace_separator + msgspec.json.encode(trace))
+        self._trace_separator = b",\n"
+
+    def ending(self, summary: Summary) -> Iterator[str]:
+        """What is left to write, in pieces: the flows' end, the traces, the summary."""
+        if self._show == "traces":
+            yield "{"
+        else:
+            yield (self._separator if self._separator.startswith("{") else "") + "\n], "
+        if self._show != "flows":
+            yield from self._trace_list()
+        self.close()
+        yield f'"summary": {msgspec.json.encode(summary).decode()}}}\n'
+
+    def close(self) -> None:
+        """Forget the traces that wait."""
+        self._traces.close()
+
+    def _trace_list(self) -> Iterator[str]:
+        yield '"traces": ['
+        whole = codecs.getincrementaldecoder("utf-8")()  # a piece may end within a letter
+        for piece in self._traces.pieces():
+            yield whole.decode(piece)
+        yield "\n], "
+
+    def finish(self, summary: Summary) -> None:
+        """Close the list of flows, write traces and summary."""
+        self._file.writelines(self.ending(summary))
+
+
+class NdjsonWriter:
+    """One flow a line, in the form of `tapline features` with its verdict; one trace a line, `{"trace": ...}`, when it
+    is complete, at the latest after the last flow of its input. No summary."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
+        """Write the flow's line."""
+        self._line(classified(flow, verdict, name))
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Write the trace's line."""
+        self._line({"trace": trace})
+
+    def finish(self, summary: Summary) -> None:
+        """Nothing is left to write."""
+
+    def _line(self, record: object) -> None:
+        self._file.write(msgspec.json.encode(record).decode() + "\n")
+
+
+class CsvWriter:
+    """One row per flow with `CSV_COLUMNS`; no traces."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._rows = csv.writer(file)
+        self._rows.writerow(CSV_COLUMNS)
+
+    def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
+        """Write the flow's row."""
+        record = classified(flow, verdict, name)
+        self._rows.writerow(_cells(CSV_COLUMNS, verdict, record))
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Leave the trace out."""
+
+    def finish(self, summary: Summary) -> None:
+        """Nothing is left to write."""
+
+
+class TraceCsvWriter:
+    """One row per trace with `TRACE_CSV_COLUMNS`, its top flows and their shares with blanks between; no flows."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._rows = csv.writer(file)
+        self._rows.writerow(TRACE_CSV_COLUMNS)
+
+    def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
+        """Leave the flow out."""
+
+    def add_trace(self, trace: TraceVerdict) -> None:
+        """Write the trace's row."""
+        *cells, _, _ = _cells(TRACE_CSV_COLUMNS, trace.verdict, trace)
+        uids = sheet_cell(" ".join(flow.uid for flow in trace.top_flows))
+        shares = " ".join(f"{flow.share:g}" for flow in trace.top_flows)
+        self._rows.writerow([*cells, uids, shares])
+
+    def finish(self, summary: Summary) -> None:
+        """Nothing is left to write."""
+
+
+def _cells(columns: tuple[str, ...], verdict: Verdict | None, record: object) -> list[Any]:
+    """The values of columns: of the verdict, or else of the record that it is about."""
+    found = (getattr(verdict if column in Verdict.__struct_fields__ else record, column, "") for column in columns)
+    return [sheet_cell(value) if isinstance(value, str) else value for value in found]

@@ -1,0 +1,74 @@
+"""Opens what a user names - a capture, NDJSON, standard input - as something that yields flows."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol, cast
+
+from tapline.models.flow import Flow
+from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
+from tapline.service.sources.ndjson import FlowLines
+from tapline.service.sources.zeek_reader import ZeekReader
+
+ReaderName = Literal["auto", "zeek", "builtin"]
+"""`auto` is the built-in reader: it gives the flows that Zeek gives, faster, and as they end."""
+
+
+class FlowInput(Protocol):
+    """Flows of one input, iterated once; the counters grow while it is read."""
+
+    @property
+    def packets(self) -> int:
+        """Packets read."""
+        ...
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read, as stored."""
+        ...
+
+    @property
+    def bytes_total(self) -> int | None:
+        """Bytes to read, None where that is not known."""
+        ...
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What was left out, by reason."""
+        ...
+
+    @property
+    def warning(self) -> str | None:
+        """What went wrong on the way, in one sentence, or None."""
+        ...
+
+    def __iter__(self) -> Iterator[Flow]: ...
+
+
+def open_input(name: str, reader: ReaderName, options: ReadOptions) -> FlowInput:
+    """Open a path, or standard input for `-`.
+
+    Raises:
+        CaptureError: there is no such file, it is empty, or the reader asked for is not there.
+    """
+    if name == "-":
+        file = cast(io.BufferedReader, sys.stdin.buffer)
+        if file.peek(1)[:1] == b"{":
+            return FlowLines(file)
+        return _open_capture(file, reader, options)
+    path = Path(name)
+    try:
+        with path.open("rb") as probe:
+            first = probe.read(1)
+        if first == b"{":
+            return FlowLines(path)
+    except OSError as error:
+        raise CaptureError(f"cannot read it: {error.strerror}") from None
+    return _open_capture(path, reader, options)
+
+
+def _open_capture(source: Path | BinaryIO, reader: ReaderName, options: ReadOptions) -> FlowInput:
+    return ZeekReader(source, options) if reader == "zeek" else CaptureReader(source, options)

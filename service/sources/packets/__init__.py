@@ -1,0 +1,1 @@
+"""Capture formats, and what lies in a packet: link layers, IP, fragments, tunnels. Knows no flow."""

@@ -1,0 +1,122 @@
+"""The records of traces: what an open trace keeps of a flow, a window to be scored, and the verdict on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tapline.models.flow import Flow
+from tapline.models.trace import FlowOrder, SubjectKind
+from tapline.models.verdict import Verdict
+
+TOP_FLOWS = 10
+"""Flows that a trace verdict names: those with most importance."""
+
+IMPORTANCE_NOTE = (
+    "A share is how much the model attended to a flow. It shows what went together with the label, not what caused it."
+)
+"""Said wherever importance is shown."""
+
+NEAREST_NOTE = (
+    "A host of a kind that the model never learned gets the nearest label that it knows, at times with confidence."
+)
+"""Said to people who see labels of hosts, whatever these hosts are."""
+
+
+class TraceFlow(msgspec.Struct, gc=False, array_like=True):
+    """A flow of an open trace: its place, its embedding, and what a verdict shows of it. Its packets are forgotten.
+
+    `embedding` is float32 [width] as bytes; `early` says that the flow was still alive. Without garbage collection:
+    these make no cycles, and there are many.
+    """
+
+    uid: str
+    start_us: int
+    duration_us: int
+    orig_h: str
+    orig_p: int
+    resp_h: str
+    resp_p: int
+    proto: str
+    label: str
+    ip_bytes: int
+    early: bool
+    embedding: bytes
+
+    @property
+    def order(self) -> FlowOrder:
+        """Its place among the flows of the trace."""
+        return FlowOrder(self.start_us, self.orig_h, self.orig_p, self.resp_h, self.resp_p, self.proto)
+
+
+def trace_flow(flow: Flow, verdict: Verdict | None, embedding: NDArray[np.float32]) -> TraceFlow:
+    """What a trace keeps of a flow; `verdict` is the flow's own."""
+    return TraceFlow(
+        flow.uid, flow.start_us, flow.duration_us, flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p, flow.proto,
+        verdict.label if verdict is not None and not verdict.unknown else "",
+        flow.orig_ip_bytes + flow.resp_ip_bytes, not flow.complete, embedding.astype(np.float32).tobytes(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class WindowKey:
+    """Names a window: no two have the same, and none is given a final verdict twice."""
+
+    source: str
+    subject: str
+    start_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreJob:
+    """A window to be scored: its flows in order. `final` where it is closed; until then its verdict is an early one."""
+
+    key: WindowKey
+    end_us: int
+    flows: list[TraceFlow]
+    cut: int
+    final: bool
+
+
+class TopFlow(msgspec.Struct, frozen=True, gc=False):
+    """A flow that made much of the difference. `share` is its importance; those of a whole trace add up to 1.
+
+    `label` is the flow's own verdict, empty where it is unknown or there is none.
+    """
+
+    uid: str
+    community_id: str
+    start_us: int
+    duration_us: int
+    proto: str
+    orig_h: str
+    orig_p: int
+    resp_h: str
+    resp_p: int
+    ip_bytes: int
+    label: str
+    share: float
+
+
+class TraceVerdict(msgspec.Struct, frozen=True, gc=False):
+    """What the model says of a trace.
+
+    `source` is where its flows came from: the name of an input, or the URL of a sensor's bus. `subject_kind` says what
+    `subject` is: of traces by MAC it is `originator` where no MAC could be told and the address stands for it.
+    `start_us` and `end_us` are those of the window; where everything is one window, it ends with the last flow. `flows`
+    were scored, `cut` older ones were not. `verdict.final` is False while the window is open. `top_flows` are in
+    falling importance.
+    """
+
+    source: str
+    subject_kind: SubjectKind
+    subject: str
+    start_us: int
+    end_us: int
+    flows: int
+    cut: int
+    verdict: Verdict
+    top_flows: list[TopFlow]
