@@ -35,7 +35,7 @@ from tapline.models.mm4flow import Mm4flow
 from tapline.service.engines.loading import load_engine
 from tapline.service.engines.pieces import pieces
 from tapline.service.sources.capture import CaptureReader, ReadOptions
-from tapline.training.onnx_graph import mm4flow_graph
+from tapline.training.export.mm4flow_onnx import mm4flow_graph
 
 PUBLISHED_BATCH = 64
 CLASSES = 30

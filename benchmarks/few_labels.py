@@ -24,16 +24,16 @@ from hardware import describe, report
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tapline.training.baseline import columns, fit_trees
-from tapline.training.batches import draw_weights
-from tapline.training.config import TrainingConfig
-from tapline.training.corpus import Corpus, make_corpus
-from tapline.training.evaluate import network_of
-from tapline.training.files import open_samples, read_encoders
-from tapline.training.finetune import TrainingSet, fit, new_model, predict
-from tapline.training.metrics import Predictions, interval, macro_f1, macro_f1_draws
-from tapline.training.partition import read_partition
-from tapline.training.store import StoredSamples
+from tapline.training.data.batches import draw_weights
+from tapline.training.data.corpus import Corpus, make_corpus
+from tapline.training.data.partition import read_partition
+from tapline.training.data.store import StoredSamples
+from tapline.training.evaluation.flow_cross_validation import network_of
+from tapline.training.evaluation.flow_rivals import columns, fit_trees
+from tapline.training.evaluation.scores import Predictions, interval, macro_f1, macro_f1_draws
+from tapline.training.flows.finetune import TrainingSet, fit, new_model, predict
+from tapline.training.loop.config import TrainingConfig
+from tapline.training.loop.run_files import open_samples, read_encoders
 
 MIN_FLOWS = 5
 

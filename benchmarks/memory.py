@@ -37,7 +37,7 @@ from pathlib import Path
 from tapline.models.checkpoint import TracegramCheckpoint, TracegramNetwork
 from tapline.models.trace import TraceSettings
 from tapline.models.tracegram import Tracegram
-from tapline.training.export import export_traces
+from tapline.training.export.checkpoint_export import export_traces
 network = TracegramNetwork(n_class=31)
 weights = {name: value.numpy() for name, value in Tracegram(network, flow_classes=2).state_dict().items()}
 labels = [f"device-{n}" for n in range(31)]

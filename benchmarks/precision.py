@@ -25,7 +25,7 @@ from tapline.models.encode import encode
 from tapline.service.engines.engine import Engine, EngineName, Precision
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.repository import shipped_checkpoint
-from tapline.training.quantise import quantise
+from tapline.training.export.quantise import quantise
 
 SIDES: tuple[tuple[EngineName, Precision], ...] = (
     ("torch", "float32"),

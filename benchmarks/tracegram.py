@@ -43,7 +43,7 @@ from tapline.service.engines.trace_engine import packet_pieces
 from tapline.service.inference.repository import ZOO, newest_version
 from tapline.service.inference.trace_loading import DEFAULT_TRACE_CHECKPOINT
 from tapline.service.sources.capture import CaptureReader, ReadOptions
-from tapline.training.export import export_traces
+from tapline.training.export.checkpoint_export import export_traces
 
 PADDED_TO = 256
 TOLERANCE = 1e-4

@@ -27,8 +27,8 @@ from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.tracegram import Tracegram
-from tapline.training.export import export_traces
-from tapline.training.onnx_graph import mm4flow_graph
+from tapline.training.export.checkpoint_export import export_traces
+from tapline.training.export.mm4flow_onnx import mm4flow_graph
 
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")

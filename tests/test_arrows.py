@@ -60,7 +60,7 @@ def test_commands_and_server_load_without_torch():
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
-@pytest.mark.parametrize("module", ["tapline.service.engines.onnx_session", "tapline.training.quantise"])
+@pytest.mark.parametrize("module", ["tapline.service.engines.onnx_session", "tapline.training.export.quantise"])
 def test_onnx_runtime_is_loaded_with_its_telemetry_off(module, tmp_path):
     code = f"import os, {module}; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     found = subprocess.run(

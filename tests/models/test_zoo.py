@@ -12,9 +12,9 @@ from tapline.models.verdict import probabilities, verdicts
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
-from tapline.training.batches import prefix
-from tapline.training.labels import read_labels
-from tapline.training.metrics import macro_f1
+from tapline.training.data.batches import prefix
+from tapline.training.data.labels import read_labels
+from tapline.training.evaluation.scores import macro_f1
 
 PROTOCOLS = Path(__file__).parents[1] / "data" / "protocols"
 ALL = sorted(path.parent for path in ZOO.glob("*/*/checkpoint.json"))

@@ -13,7 +13,7 @@ from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
 from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
-from tapline.training.traces.summary import TraceEvaluation
+from tapline.training.evaluation.trace_figures import TraceEvaluation
 
 SHIPPED = ZOO / "iot-devices" / "1"
 ANDROID = Path(__file__).parents[1] / "data" / "captures" / "android.pcap"

@@ -17,7 +17,7 @@ from tapline.service.engines.trace_engine import TraceInput, warm_up
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.service.inference.trace_loading import load_beside
 from tapline.service.sources.capture import read_capture
-from tapline.training.quantise import quantise
+from tapline.training.export.quantise import quantise
 from tests.conftest import make_flows, make_trace_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # what CPUs fall back to

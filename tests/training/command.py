@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from tapline.training.cli import app
+from tapline.training.commands.tapline_train import app
 
 
 def invoke(*arguments):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tapline.training.samples import read_samples
-from tapline.training.traces.config import TraceTrainingConfig
-from tapline.training.traces.data import make_trace_corpus
+from tapline.training.data.labelled_traces import make_trace_corpus
+from tapline.training.data.samples import read_samples
+from tapline.training.traces.trace_config import TraceTrainingConfig
 from tests.training.command import tapline_train
 
 DATA = Path(__file__).parents[1] / "data"

@@ -8,7 +8,7 @@ import pytest
 
 from tapline.models.encode import FIRST_TOKEN, MASK, Mm4flowFeatures, encode
 from tapline.models.flow import Flow
-from tapline.training.batches import (
+from tapline.training.data.batches import (
     Augmentation,
     by_length,
     cut_flows,

@@ -8,8 +8,8 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from tapline.training.cli import app
-from tapline.training.config import TrainingError
+from tapline.training.commands.tapline_train import app
+from tapline.training.loop.config import TrainingError
 from tests.training.command import invoke, tapline_train
 
 DATA = Path(__file__).parents[1] / "data"

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from tapline.models.flow import FLOW_FORMAT_VERSION
 from tapline.service.sources.capture import ReadOptions, read_capture
-from tapline.training import extract as extraction
-from tapline.training.cli import app
-from tapline.training.extract import ExtractError, ExtractSettings, extract, find_origins
-from tapline.training.labels import LabelError, Labels, read_corrections
-from tapline.training.parquet import Sample, write_table
-from tapline.training.samples import Manifest as ManifestRecord
-from tapline.training.samples import SampleError, Shard, read_manifest, read_samples, write_manifest
-from tapline.training.store import store
+from tapline.training.commands.tapline_train import app
+from tapline.training.data import extraction as extraction
+from tapline.training.data.extraction import ExtractError, ExtractSettings, extract, find_origins
+from tapline.training.data.labels import LabelError, Labels, read_corrections
+from tapline.training.data.parquet import Sample, write_table
+from tapline.training.data.samples import Manifest as ManifestRecord
+from tapline.training.data.samples import SampleError, Shard, read_manifest, read_samples, write_manifest
+from tapline.training.data.store import store
 from tests.conftest import make_flows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,7 +161,7 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_what_was_there(tmp_path):
     out = tmp_path / "out"
     extract(find_origins([IOT]), out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    command = f"ulimit -f 4; exec {sys.executable} -m tapline.training.cli extract {IOT} --heads full --out {out}"
+    command = f"ulimit -f 4; exec {sys.executable} -m tapline.training extract {IOT} --heads full --out {out}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "cannot write the features (File too large); 0 of 1 shards are done: make room" in done.stderr
@@ -228,10 +228,10 @@ def test_stored_flows_are_those_that_were_put_in(tmp_path):
 _MEMORY = """
 import resource, sys
 from pathlib import Path
-from tapline.training.files import open_samples
-from tapline.training.config import TrainingConfig
-from tapline.training.batches import draw_weights, training_batches
-from tapline.training.pretrain import AUGMENTATION
+from tapline.training.loop.run_files import open_samples
+from tapline.training.loop.config import TrainingConfig
+from tapline.training.data.batches import draw_weights, training_batches
+from tapline.training.flows.pretrain import AUGMENTATION
 import numpy as np
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 samples = open_samples([Path(sys.argv[1])], Path(sys.argv[2]))

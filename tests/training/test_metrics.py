@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from tapline.training.calibrate import MOST_FLOWS, capped_weights, fit_temperature, rejection_threshold, softmax
-from tapline.training.metrics import (
+from tapline.training.evaluation.calibration import (
+    MOST_FLOWS,
+    capped_weights,
+    fit_temperature,
+    rejection_threshold,
+    softmax,
+)
+from tapline.training.evaluation.scores import (
     Predictions,
     auroc,
     bootstrap_draws,

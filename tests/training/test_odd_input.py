@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tapline.service.sources.capture import CaptureReader
-from tapline.training.extract import ExtractError, extract, find_origins
-from tapline.training.labels import LabelError, read_corrections, read_labels
-from tapline.training.samples import read_samples
+from tapline.training.data.extraction import ExtractError, extract, find_origins
+from tapline.training.data.labels import LabelError, read_corrections, read_labels
+from tapline.training.data.samples import read_samples
 from tests.service.sources import builders as b
 
 ODD = Path(__file__).parents[1] / "data" / "odd"

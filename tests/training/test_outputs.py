@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from tapline.training.cli import main
-from tapline.training.config import TrainingError
+from tapline.training.commands.tapline_train import main
+from tapline.training.loop.config import TrainingError
 from tests.training.command import invoke, tapline_train
 
 DATA = Path(__file__).parents[1] / "data"
@@ -84,7 +84,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys)
     def interrupt(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tapline.training.data_commands.find_origins", interrupt)
+    monkeypatch.setattr("tapline.training.commands.data_commands.find_origins", interrupt)
     monkeypatch.setattr("sys.argv", ["tapline-train", "extract", str(CAPTURES), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -117,10 +117,10 @@ def test_a_failed_export_leaves_nothing(runs, tmp_path, monkeypatch, command, fo
     assert "missing or damaged weights" in str(export(broken))
     assert "no readable checkpoint" in str(export(run, "--name", "No Name"))
     with monkeypatch.context() as patched:
-        patched.setattr("tapline.training.export.onnx.save_model", full)
+        patched.setattr("tapline.training.export.checkpoint_export.onnx.save_model", full)
         assert export().errno == errno.ENOSPC
     with monkeypatch.context() as patched:
-        patched.setattr("tapline.training.export.save_file", unwritable)
+        patched.setattr("tapline.training.export.checkpoint_export.save_file", unwritable)
         assert "make room and run it again" in str(export())
     assert list((tmp_path / "root").iterdir()) == []
     assert export() is None

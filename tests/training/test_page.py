@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from tapline.training.measured import Curve, Measured, figures_of
-from tapline.training.metrics import macro_f1_draws, weighted_f1
-from tapline.training.page import write_report
+from tapline.training.evaluation.measured import Curve, Measured, figures_of
+from tapline.training.evaluation.page import write_report
+from tapline.training.evaluation.scores import macro_f1_draws, weighted_f1
 
 
 def measured(**more):

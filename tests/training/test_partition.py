@@ -9,16 +9,16 @@ from typer.testing import CliRunner
 
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
-from tapline.training.cli import app
-from tapline.training.config import TrainingError
-from tapline.training.corpus import make_corpus
-from tapline.training.extract import ExtractSettings, extract, find_origins
-from tapline.training.labels import Labels
-from tapline.training.leaks import find_leaks
-from tapline.training.parquet import Sample
-from tapline.training.partition import PARTS, make_partition, read_partition, write_partition
-from tapline.training.split import SplitError
-from tapline.training.store import store
+from tapline.training.commands.tapline_train import app
+from tapline.training.data.corpus import make_corpus
+from tapline.training.data.extraction import ExtractSettings, extract, find_origins
+from tapline.training.data.labels import Labels
+from tapline.training.data.leaks import find_leaks
+from tapline.training.data.parquet import Sample
+from tapline.training.data.partition import PARTS, make_partition, read_partition, write_partition
+from tapline.training.data.split import SplitError
+from tapline.training.data.store import store
+from tapline.training.loop.config import TrainingError
 
 
 def flow(number, lengths=(40, -60), content=b"", host="10.0.0.1"):

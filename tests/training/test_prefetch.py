@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tapline.training.prefetch import Prefetched
+from tapline.training.loop.prefetch import Prefetched
 
 LIMIT_SECONDS = 30
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tapline.training.config import TrainingError
-from tapline.training.split import SplitError
-from tapline.training.traces import crossval
+from tapline.training.data.split import SplitError
+from tapline.training.evaluation import trace_cross_validation
+from tapline.training.loop.config import TrainingError
 from tests.training.command import invoke, tapline_train
 
 CAPTURES = Path(__file__).parents[1] / "data" / "traces"
@@ -35,8 +35,8 @@ def folder(features, protocols, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def untrained(monkeypatch):
     """Measuring a fold of anything fails the test."""
-    monkeypatch.setattr(crossval, "_measure", None)
-    monkeypatch.setattr("tapline.training.evaluate.fit", None)
+    monkeypatch.setattr(trace_cross_validation, "_measure", None)
+    monkeypatch.setattr("tapline.training.evaluation.flow_cross_validation.fit", None)
 
 
 @pytest.mark.parametrize(

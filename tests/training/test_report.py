@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tapline.training.config import TrainingError
-from tapline.training.evaluate import EvaluationSettings, FoldOutcome
-from tapline.training.outcomes import OUTCOMES, read_outcomes, write_outcomes
-from tapline.training.report import early_packets, evaluate
+from tapline.training.evaluation.flow_cross_validation import EvaluationSettings, FoldOutcome
+from tapline.training.evaluation.flow_figures import early_packets, evaluate
+from tapline.training.evaluation.outcomes import OUTCOMES, read_outcomes, write_outcomes
+from tapline.training.loop.config import TrainingError
 
 
 def outcome(fold, seed=0, flows=60):

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tapline.training.cli import app
-from tapline.training.config import TrainingConfig, TrainingError
-from tapline.training.loop import RunFiles, Stage, Trainer, Work, run_stage
-from tapline.training.schedule import learning_rate
-from tapline.training.state import STATE, load_state
+from tapline.training.commands.tapline_train import app
+from tapline.training.loop.config import TrainingConfig, TrainingError
+from tapline.training.loop.run_state import STATE, load_state
+from tapline.training.loop.schedule import learning_rate
+from tapline.training.loop.trainer import RunFiles, Stage, Trainer, Work, run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 300
@@ -49,7 +49,7 @@ def command(stage, features, out, *more):
     return [
         sys.executable,
         "-m",
-        "tapline.training.cli",
+        "tapline.training",
         stage,
         "--features",
         str(features),
@@ -93,11 +93,12 @@ def weights(directory):
 def kill_in_the_middle(arguments, directory):
     """Start a run and SIGKILL it once its state is there, which is before it ends."""
     code = (
-        "import os, signal, sys\nfrom tapline.training import loop, state\nkept = state.save_state\n"
+        "import os, signal, sys\nfrom tapline.training.loop import run_state, trainer\n"
+        "kept = run_state.save_state\n"
         "def save(directory, fingerprint, progress):\n"
         "    kept(directory, fingerprint, progress)\n"
         f"    if (progress.stage, progress.step) == {('finetune', 12)!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.save_state = save\nfrom tapline.training.cli import main\nmain()\n"
+        "trainer.save_state = save\nfrom tapline.training.commands.tapline_train import main\nmain()\n"
     )
     killed = subprocess.run(
         [sys.executable, "-c", code, *arguments[3:]], cwd=ROOT, timeout=LIMIT_SECONDS, capture_output=True, check=False

@@ -14,18 +14,18 @@ from tapline.models.encode import encode
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.verdict import verdicts
 from tapline.service.engines.loading import load_engine
-from tapline.training.cli import main
-from tapline.training.config import TrainingConfig, TrainingError
-from tapline.training.corpus import make_corpus, make_training_set
-from tapline.training.evaluate import network_of
-from tapline.training.extract import ExtractError, extract, find_origins
-from tapline.training.files import open_samples, read_run
-from tapline.training.finetune import fit, new_model, order_lengths
-from tapline.training.labels import read_labels
-from tapline.training.loop import Trainer
-from tapline.training.outcomes import read_outcomes
-from tapline.training.pretrain import mask_tokens
-from tapline.training.samples import MANIFEST, SampleError, read_manifest, read_samples
+from tapline.training.commands.tapline_train import main
+from tapline.training.data.corpus import make_corpus, make_training_set
+from tapline.training.data.extraction import ExtractError, extract, find_origins
+from tapline.training.data.labels import read_labels
+from tapline.training.data.samples import MANIFEST, SampleError, read_manifest, read_samples
+from tapline.training.evaluation.flow_cross_validation import network_of
+from tapline.training.evaluation.outcomes import read_outcomes
+from tapline.training.flows.finetune import fit, new_model, order_lengths
+from tapline.training.flows.pretrain import mask_tokens
+from tapline.training.loop.config import TrainingConfig, TrainingError
+from tapline.training.loop.run_files import open_samples, read_run
+from tapline.training.loop.trainer import Trainer
 from tests.training.command import invoke, tapline_train
 
 DATA = Path(__file__).parents[1] / "data"

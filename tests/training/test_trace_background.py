@@ -13,19 +13,19 @@ from tapline.models.checkpoint import Unknown
 from tapline.models.verdict import probabilities, verdicts
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
-from tapline.training.config import TrainingError
-from tapline.training.samples import read_samples
-from tapline.training.traces.attribution import remove_flows
+from tapline.training.data.labelled_traces import LabelledTrace, TraceDataError, folds_of
+from tapline.training.data.samples import read_samples
+from tapline.training.evaluation.attribution import remove_flows
+from tapline.training.evaluation.trace_card import _background
+from tapline.training.evaluation.trace_cross_validation import outcome_fingerprint, read_outcome, write_outcome
+from tapline.training.evaluation.trace_evaluation import variant_of
+from tapline.training.evaluation.trace_figures import TraceEvaluation, summarise
+from tapline.training.export.trace_export import read_trace_evaluation
+from tapline.training.loop.config import TrainingError
 from tapline.training.traces.background import MOST_TRACES, halve_background, make_background
-from tapline.training.traces.card import _background
-from tapline.training.traces.config import TraceTrainingConfig, decisive
-from tapline.training.traces.crossval import outcome_fingerprint, read_outcome, write_outcome
-from tapline.training.traces.data import LabelledTrace, TraceDataError, folds_of
-from tapline.training.traces.evaluation import variant_of
-from tapline.training.traces.export import read_trace_evaluation
 from tapline.training.traces.joint import _learned, fit_jointly
-from tapline.training.traces.runs import TraceJob, read_trace_run, train_traces_run
-from tapline.training.traces.summary import TraceEvaluation, summarise
+from tapline.training.traces.trace_config import TraceTrainingConfig, decisive
+from tapline.training.traces.trace_runs import TraceJob, read_trace_run, train_traces_run
 from tests.training.command import invoke, tapline_train
 from tests.training.test_joint import quick_config
 from tests.training.test_kept_folds import right

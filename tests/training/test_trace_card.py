@@ -11,14 +11,14 @@ import pytest
 from tapline.models.checkpoint import CARD, TracegramCheckpoint, read_trace_checkpoint
 from tapline.models.trace import TraceSettings
 from tapline.service.inference.repository import ZOO
-from tapline.training.samples import read_samples
-from tapline.training.traces.attribution import Faithfulness, remove_flows
-from tapline.training.traces.card import render_trace_card
-from tapline.training.traces.config import TraceTrainingConfig
-from tapline.training.traces.data import folds_of, make_trace_corpus
-from tapline.training.traces.export import _manifest
-from tapline.training.traces.runs import TraceRun, classes_of
-from tapline.training.traces.summary import EARLY_CONFIDENCES, TraceEvaluation, summarise
+from tapline.training.data.labelled_traces import folds_of, make_trace_corpus
+from tapline.training.data.samples import read_samples
+from tapline.training.evaluation.attribution import Faithfulness, remove_flows
+from tapline.training.evaluation.trace_card import render_trace_card
+from tapline.training.evaluation.trace_figures import EARLY_CONFIDENCES, TraceEvaluation, summarise
+from tapline.training.export.trace_export import _manifest
+from tapline.training.traces.trace_config import TraceTrainingConfig
+from tapline.training.traces.trace_runs import TraceRun, classes_of
 from tests.training.test_kept_folds import right
 from tests.training.test_traces import random_network, random_traces
 

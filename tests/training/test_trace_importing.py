@@ -14,9 +14,9 @@ from tapline.models.packet_tokens import PacketTokens
 from tapline.models.trace import TraceSettings
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
-from tapline.training.cli import app
-from tapline.training.importing import ImportRefusedError
-from tapline.training.trace_importing import import_tracegram
+from tapline.training.commands.tapline_train import app
+from tapline.training.export.mm4flow_import import ImportRefusedError
+from tapline.training.export.tracegram_import import import_tracegram
 
 DATA = Path(__file__).parents[1] / "data" / "tracegram"
 LABELS = list("abcde")

@@ -15,11 +15,16 @@ from tapline.models.trace import Trace
 from tapline.models.tracegram import TraceNetwork
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
-from tapline.training.cli import app
-from tapline.training.config import TrainingError
-from tapline.training.files import load_weights
-from tapline.training.samples import read_samples
-from tapline.training.traces import flows as flow_phases
+from tapline.training.commands.tapline_train import app
+from tapline.training.data.labelled_traces import TraceDataError, few_of_each, folds_of, make_trace_corpus
+from tapline.training.data.samples import read_samples
+from tapline.training.evaluation.attribution import faithfulness, remove_flows
+from tapline.training.evaluation.trace_cross_validation import cross_validate, learning_rows
+from tapline.training.evaluation.trace_evaluation import variant_of
+from tapline.training.evaluation.trace_rivals import header_numbers, size_numbers
+from tapline.training.loop.config import TrainingError
+from tapline.training.loop.run_files import load_weights
+from tapline.training.traces import packet_encoder as flow_phases
 from tapline.training.traces.aggregate import (
     TraceFeatures,
     disturb_trace,
@@ -29,13 +34,8 @@ from tapline.training.traces.aggregate import (
     score_traces,
     standardise,
 )
-from tapline.training.traces.attribution import faithfulness, remove_flows
-from tapline.training.traces.baseline import header_numbers, size_numbers
-from tapline.training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
-from tapline.training.traces.crossval import cross_validate, learning_rows
-from tapline.training.traces.data import TraceDataError, few_of_each, folds_of, make_trace_corpus
-from tapline.training.traces.evaluation import variant_of
-from tapline.training.traces.runs import TraceJob, pretrain_packets_run
+from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig
+from tapline.training.traces.trace_runs import TraceJob, pretrain_packets_run
 from tests.training.command import tapline_train
 
 QUICK = ["--draws", "48", "-b", "16", "-ep", "1"]
@@ -216,7 +216,7 @@ def test_a_run_of_traces_is_no_run_of_flows(features, runs):
 def test_an_evaluation_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
     variant, fold_of = variant_of("trees-sizes", TraceTrainingConfig()), folds_of(corpus, 3, 0)
     first = cross_validate(corpus, variant, fold_of, range(3), tmp_path)
-    monkeypatch.setattr("tapline.training.traces.crossval._measure", None)
+    monkeypatch.setattr("tapline.training.evaluation.trace_cross_validation._measure", None)
     again = cross_validate(corpus, variant, fold_of, range(3), tmp_path)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.logits, other.logits)

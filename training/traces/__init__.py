@@ -1,1 +1,1 @@
-"""Training of Tracegram: traces from extracted flows, the three phases, evaluation and the card."""
+"""What is particular to models of traces: the phases of Tracegram."""

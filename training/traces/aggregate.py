@@ -15,10 +15,10 @@ from torch.nn import functional
 from tapline.models.trace import Trace
 from tapline.models.trace_features import trace_times
 from tapline.models.tracegram import TraceNetwork
-from tapline.training.batches import draw_weights
-from tapline.training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
-from tapline.training.traces.config import Phase, TraceAugmentation, TraceTrainingConfig
-from tapline.training.traces.flows import train_mode
+from tapline.training.data.batches import draw_weights
+from tapline.training.loop.trainer import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.traces.packet_encoder import train_mode
+from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig
 
 SCORE_BATCH_TRACES = 64
 SETTLE_BATCHES = 40

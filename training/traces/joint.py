@@ -21,9 +21,10 @@ from tapline.models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encod
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow, Mm4flowOutput
 from tapline.models.tracegram import TraceNetwork
-from tapline.training.batches import draw_weights
-from tapline.training.finetune import new_model, train_mode
-from tapline.training.loop import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.data.batches import draw_weights
+from tapline.training.data.labelled_traces import LabelledTrace, flows_of
+from tapline.training.flows.finetune import new_model, train_mode
+from tapline.training.loop.trainer import RunFiles, Stage, StepReport, Trainer, Work, run_stage
 from tapline.training.traces.aggregate import (
     Scale,
     TraceFeatures,
@@ -38,8 +39,7 @@ from tapline.training.traces.aggregate import (
     to_batch,
     trace_noise,
 )
-from tapline.training.traces.config import TraceTrainingConfig
-from tapline.training.traces.data import LabelledTrace, flows_of
+from tapline.training.traces.trace_config import TraceTrainingConfig
 
 KINDS_AT_ONCE = 64
 """Flows of different tokens that are encoded at once, sorted by length."""

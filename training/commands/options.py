@@ -1,0 +1,130 @@
+"""The options that several commands share, with the published letters, and the progress bar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
+from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
+from tapline.models.trace import SubjectKind, TraceSettings
+from tapline.training.loop.config import TrainingConfig
+from tapline.training.loop.plan import Plan, Tried, tried
+from tapline.training.loop.processes import is_first
+from tapline.training.loop.trainer import StepReport
+
+_Checkpoint = TypeVar("_Checkpoint", Checkpoint, TracegramCheckpoint)
+
+DEFAULTS = TrainingConfig()
+MIN_CAPTURES = 3
+console = Console(stderr=True)
+
+Features = Annotated[list[Path], typer.Option("--features", help="Directory written by `extract`; several times.")]
+Out = Annotated[Path, typer.Option("--out", file_okay=False, help="Directory to write.")]
+Width = Annotated[int, typer.Option("-d", min=1, help="Width of the network.")]
+Heads = Annotated[int, typer.Option("-nh", min=1, help="Attention heads.")]
+Layers = Annotated[int, typer.Option("-l", min=1, help="Layers of each encoder.")]
+FeedForward = Annotated[int, typer.Option("-f", min=1, help="Width of the feed-forward blocks.")]
+BatchFlows = Annotated[int, typer.Option("-b", min=1, help="Flows in a batch, all processes together.")]
+Epochs = Annotated[int, typer.Option("-ep", min=1, help="Epochs.")]
+Evaluations = Annotated[int, typer.Option("-ev", min=1, help="Evaluations in an epoch, on what is held out.")]
+Saves = Annotated[int, typer.Option("-sv", min=1, help="Times in an epoch that the state is saved.")]
+Rate = Annotated[float, typer.Option("-lr", min=1e-9, max=1, help="Highest learning rate.")]
+Draws = Annotated[int, typer.Option("--draws", min=1, help="Flows drawn in an epoch.")]
+Clip = Annotated[float, typer.Option("--clip", min=1e-6, help="Longest gradient; longer ones are scaled down to it.")]
+Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a batch is computed in.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU where there is one.")]
+Packets = Annotated[
+    int,
+    typer.Option("--packets", min=1, max=MAX_PAYLOAD_LENGTHS, help="Payload lengths that the model reads of a flow."),
+]
+ContentBytes = Annotated[
+    int,
+    typer.Option("--content-bytes", min=0, max=MAX_CONTENT_BYTES, help="Content bytes that the model reads each way."),
+]
+Encoders = Annotated[
+    list[Path] | None,
+    typer.Option("--encoders", help="Directory written by `pretrain`; one for each encoder, or both."),
+]
+MinCaptures = Annotated[int, typer.Option("--min-captures", min=1, help="Learn the labels that so many captures hold.")]
+Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
+RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Read and check the input, say what would be done, and write nothing.")
+]
+Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes that read.")]
+
+
+def default_processes() -> int:
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def trace_settings(subject: SubjectKind, window_seconds: float) -> TraceSettings:
+    """What a trace is, as a checkpoint may carry it.
+
+    Raises:
+        typer.BadParameter: no window can be that long or that short.
+    """
+    try:
+        return msgspec.convert({"subject": subject, "window_seconds": window_seconds}, TraceSettings)
+    except msgspec.ValidationError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def say_plan(plan: Plan) -> None:
+    """What `--dry-run` says, on standard output."""
+    if is_first():
+        for line in plan.lines():
+            typer.echo(line)
+
+
+def write_or_say(directory: Path, dry_run: bool, write: Callable[[Path], _Checkpoint]) -> _Checkpoint:
+    """The checkpoint that `write` writes into a directory; in a dry run made whole in a temporary one, and told."""
+    if not dry_run:
+        return write(directory)
+    notes = [f"the checkpoint in {directory} is replaced"] if directory.exists() else []
+    done: Tried[_Checkpoint] = tried(directory, write)
+    checkpoint = done.written
+    name = f"{checkpoint.kind} checkpoint {checkpoint.name} {checkpoint.version}"
+    say_plan(Plan("write", [name, f"{len(checkpoint.labels)} labels", *done.facts], [directory], notes))
+    return checkpoint
+
+
+def progress_bar(*extra: str) -> Progress:
+    """A progress bar on standard error, silent where that is no terminal; `extra` are fields it shows."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn(f"{{task.fields[{name}]}}") for name in extra]
+    return Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+        disable=not (console.is_terminal and is_first()),
+    )  # fmt: skip
+
+
+@contextmanager
+def step_progress(description: str) -> Iterator[Callable[[StepReport], None]]:
+    """A progress bar over the steps of a run: loss, throughput, time left."""
+    with progress_bar("loss", "rate") as progress:
+        task = progress.add_task(description, total=None, loss="", rate="")
+
+        def after_step(done: StepReport) -> None:
+            progress.update(
+                task,
+                completed=done.step,
+                total=done.steps,
+                loss=f"loss {done.loss:.3f}",
+                rate=f"{done.flows_per_second:,.0f} flows/s, {done.tokens_per_second:,.0f} tokens/s",
+            )
+
+        yield after_step

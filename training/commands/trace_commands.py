@@ -1,0 +1,344 @@
+"""The commands that make trace models: pretrain-packets, tune-flows, train-traces, evaluate-traces, export-traces.
+Options and output; what they do is in `training.traces`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
+from tapline.models.packet_tokens import TracegramFeatures
+from tapline.models.trace import SubjectKind
+from tapline.training.commands.flow_commands import Name, Notes, Version
+from tapline.training.commands.options import (
+    Accumulate,
+    BatchFlows,
+    Clip,
+    Device,
+    DryRun,
+    Epochs,
+    Features,
+    Out,
+    Rate,
+    Restart,
+    Seed,
+    Threads,
+    console,
+    say_plan,
+    step_progress,
+    trace_settings,
+    write_or_say,
+)
+from tapline.training.data.labelled_traces import look_alike
+from tapline.training.evaluation.page import REPORTS
+from tapline.training.evaluation.trace_evaluation import (
+    VARIANTS,
+    TraceEvaluationSettings,
+    evaluate_traces,
+    plan_trace_evaluation,
+)
+from tapline.training.evaluation.trace_figures import REFERENCE, TraceEvaluation
+from tapline.training.export.trace_export import export_traces_run
+from tapline.training.loop.config import TrainingError
+from tapline.training.loop.plan import Plan
+from tapline.training.loop.processes import is_first
+from tapline.training.loop.run_files import EVALUATION
+from tapline.training.traces.trace_config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
+from tapline.training.traces.trace_runs import (
+    TraceJob,
+    TraceRun,
+    joint_of,
+    pretrain_packets_run,
+    read_trace_run,
+    train_traces_run,
+    tune_flows_run,
+)
+
+DEFAULTS = TraceTrainingConfig()
+NETWORK = DEFAULTS.network
+
+Start = Annotated[Path | None, typer.Option("--start", help="Run of the phase before, whose encoder this one takes.")]
+DrawsOf = Annotated[int, typer.Option("--draws", min=1, help="Flows, or traces, drawn in an epoch.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=16, max=NETWORK.max_seq_len, help="Tokens read of a flow.")]
+Window = Annotated[float, typer.Option("--window-seconds", min=0, help="Length of a trace; 0: all of a capture.")]
+Subject = Annotated[SubjectKind, typer.Option("--subject", help="Whose flows make a trace.")]
+Lengths = Annotated[
+    int,
+    typer.Option(
+        "--lengths", min=1, max=MAX_PAYLOAD_LENGTHS, help="Payload lengths that an MM4flow encoder reads of a flow."
+    ),
+]
+JointContent = Annotated[
+    int,
+    typer.Option(
+        "--content-bytes",
+        min=0,
+        max=MAX_CONTENT_BYTES,
+        help="Content bytes each way that it reads, own addresses masked; 0: headers only.",
+    ),
+]
+OF_START = {
+    "lengths": "--lengths",
+    "content_bytes": "--content-bytes",
+    "subject": "--subject",
+    "window_seconds": "--window-seconds",
+}
+"""What train-traces takes from the run that it starts from: parameter and option."""
+Background = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--background",
+        help="Directory written by `extract`, of traffic that bears none of the labels; several times.",
+    ),
+]
+Payload = Annotated[bool, typer.Option("--payload", help="Read payload too, own addresses masked; else headers only.")]
+
+PANEL = "Models of traces"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `tapline-train`."""
+    app.command("pretrain-packets", rich_help_panel=PANEL)(pretrain_packets_command)
+    app.command("tune-flows", rich_help_panel=PANEL)(tune_flows_command)
+    app.command("train-traces", rich_help_panel=PANEL)(train_traces_command)
+    app.command("evaluate-traces", rich_help_panel=PANEL)(evaluate_traces_command)
+    app.command("export-traces", rich_help_panel=PANEL)(export_traces_command)
+
+
+def pretrain_packets_command(
+    features: Features,
+    out: Out,
+    d: Annotated[int, typer.Option("-d", min=2, help="Width of the network.")] = NETWORK.dim,
+    nh: Annotated[int, typer.Option("-nh", min=1, help="Attention heads.")] = NETWORK.heads,
+    l: Annotated[int, typer.Option("-l", min=1, help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
+    local_heads: Annotated[
+        int | None, typer.Option("--local-heads", min=0, help="Heads that attend locally; without: three quarters.")
+    ] = None,
+    dim_head: Annotated[int, typer.Option("--dim-head", min=0, help="Width of a head; 0: -d by -nh.")] = 0,
+    emb_dim: Annotated[int, typer.Option("--emb-dim", min=0, help="Width of tokens and features; 0: as -d.")] = 0,
+    b: BatchFlows = DEFAULTS.pretrain.batch,
+    ep: Epochs = DEFAULTS.pretrain.epochs,
+    lr: Rate = DEFAULTS.pretrain.learning_rate,
+    draws: DrawsOf = DEFAULTS.pretrain.draws,
+    max_tokens: MaxTokens = DEFAULTS.features.max_tokens,
+    payload: Payload = DEFAULTS.features.payload,
+    clip: Clip = DEFAULTS.clip_norm,
+    accumulate: Accumulate = DEFAULTS.accumulate,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    device: Device = "auto",
+    restart: Restart = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
+    width = emb_dim or d
+    n_local = nh - nh // 4 if local_heads is None else local_heads
+    sizes = {
+        "n_class": 1, "feature_size": width, "emb_dim": width, "dim": d, "depth": l, "heads": nh,
+        "dim_head": dim_head or d // nh, "n_local_attn_heads": n_local, "queries": NETWORK.queries,
+    }  # fmt: skip
+    try:
+        network = msgspec.convert(sizes, TracegramNetwork)
+    except msgspec.ValidationError as error:
+        raise typer.BadParameter(str(error)) from None
+    config = msgspec.structs.replace(
+        DEFAULTS,
+        network=network,
+        features=TracegramFeatures(payload=payload, max_tokens=max_tokens),
+        pretrain=Phase(ep, draws, b, lr),
+        seed=seed,
+        threads=threads,
+        device=device,
+        clip_norm=clip,
+        accumulate=accumulate,
+    )
+    with step_progress("pretrain-packets") as after_step:
+        _say(pretrain_packets_run(TraceJob(features, out, config, None, restart, dry_run), after_step), out)
+
+
+def tune_flows_command(
+    features: Features,
+    out: Out,
+    start: Start = None,
+    subject: Subject = "mac",
+    window_seconds: Window = DEFAULTS.trace.window_seconds,
+    b: BatchFlows = DEFAULTS.tune.batch,
+    ep: Epochs = DEFAULTS.tune.epochs,
+    lr: Rate = DEFAULTS.tune.learning_rate,
+    draws: DrawsOf = DEFAULTS.tune.draws,
+    clip: Clip = DEFAULTS.clip_norm,
+    accumulate: Accumulate = DEFAULTS.accumulate,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    device: Device = "auto",
+    restart: Restart = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
+    config = msgspec.structs.replace(
+        _config_of(start),
+        trace=trace_settings(subject, window_seconds),
+        tune=Phase(ep, draws, b, lr),
+        seed=seed,
+        threads=threads,
+        device=device,
+        clip_norm=clip,
+        accumulate=accumulate,
+    )
+    with step_progress("tune-flows") as after_step:
+        _say(tune_flows_run(TraceJob(features, out, config, start, restart, dry_run), after_step), out)
+
+
+def train_traces_command(
+    context: typer.Context,
+    features: Features,
+    out: Out,
+    start: Annotated[
+        Path | None, typer.Option("--start", help="Run of tune-flows: the published encoder, frozen.")
+    ] = None,
+    encoders: Annotated[
+        list[Path] | None, typer.Option("--encoders", help="Run of pretrain: an MM4flow encoder that learns too.")
+    ] = None,
+    background: Background = None,
+    lengths: Lengths = JOINT_LENGTHS,
+    content_bytes: JointContent = 0,
+    subject: Subject = "mac",
+    window_seconds: Window = DEFAULTS.trace.window_seconds,
+    b: Annotated[int, typer.Option("-b", min=2, help="Traces in a batch.")] = DEFAULTS.traces.batch,
+    ep: Annotated[int | None, typer.Option("-ep", min=1, help="Epochs; by default as the encoder needs.")] = None,
+    lr: Annotated[
+        float | None, typer.Option("-lr", min=1e-9, max=1, help="Peak learning rate; by default as the encoder needs.")
+    ] = None,
+    draws: DrawsOf = DEFAULTS.traces.draws,
+    time_encoding: Annotated[
+        bool, typer.Option("--time-encoding/--no-time-encoding", help="Read gaps between flows and their durations.")
+    ] = NETWORK.time_encoding,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    restart: Restart = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Phase 1: aggregation and head learn the labels of traces, and with them an encoder of MM4flow.
+
+    With --start the encoder is the published one, and frozen; what it reads and what a trace is are as in that run.
+    Without --start and --encoders: MM4flow's, from nothing.
+    """
+    if start and encoders:
+        raise TrainingError("--start and --encoders: give one of them")
+    if start and background:
+        raise TrainingError("--background is learned with an encoder of MM4flow: leave --start or it out")
+    if start and (given := [option for name, option in OF_START.items() if _is_given(context, name)]):
+        raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
+    if start:
+        config = read_trace_run(start).config
+    else:
+        trace = trace_settings(subject, window_seconds)
+        config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
+    phase = config.traces
+    config = msgspec.structs.replace(
+        config,
+        network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
+        traces=Phase(ep or phase.epochs, draws, b, lr or phase.learning_rate),
+        seed=seed,
+        threads=threads,
+    )
+    with step_progress("train-traces") as after_step:
+        job = TraceJob(features, out, config, start, restart, dry_run, encoders or [], background or [])
+        _say(train_traces_run(job, after_step), out)
+
+
+def evaluate_traces_command(
+    features: Features,
+    run: Annotated[Path, typer.Option("--run", help="Run of train-traces: its settings are measured.")],
+    out: Out,
+    start: Annotated[
+        list[Path] | None,
+        typer.Option("--start", help="What the folds start from: run of pretrain-packets, or of pretrain."),
+    ] = None,
+    variant: Annotated[list[str] | None, typer.Option("--variant", help=f"What else: {', '.join(VARIANTS)}.")] = None,
+    packets: Annotated[
+        Path | None, typer.Option("--packets", help="Run of pretrain-packets, for the variant tracegram.")
+    ] = None,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
+    tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
+    left_out: Annotated[
+        list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
+    ] = None,
+    background: Background = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Cross-validate a run's settings and variants of them by capture, beside tree ensembles, and calibrate.
+
+    Every fold is kept in --out: an interrupted evaluation goes on where it was.
+    """
+    settings = TraceEvaluationSettings(
+        folds,
+        tuple(tuned or ()),
+        tuple(variant or ()),
+        tuple(left_out or ()),
+        tuple(start or ()),
+        packets,
+        tuple(background or ()),
+    )
+    if dry_run:
+        say_plan(plan_trace_evaluation(features, run, out, settings))
+        return
+    with step_progress("evaluate-traces") as after_step:
+        figures = evaluate_traces(features, run, out, settings, after_step)
+    _say_figures(figures)
+    typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
+
+
+def export_traces_command(
+    run: Annotated[Path, typer.Option("--run", help="Run of train-traces.")],
+    out: Annotated[Path, typer.Option("--out", help="Repository: the checkpoint goes to NAME/VERSION below it.")],
+    name: Name,
+    version: Version,
+    evaluation: Annotated[Path | None, typer.Option("--evaluation", help="Directory of evaluate-traces.")] = None,
+    notes: Notes = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card; calibrated where it was evaluated."""
+    text = notes.read_text(encoding="utf-8") if notes else ""
+    to = out / name / version
+    checkpoint = write_or_say(
+        to, dry_run, lambda folder: export_traces_run(run, folder, name, version, evaluation, text)
+    )
+    if not dry_run:
+        typer.echo(f"{to}: {len(checkpoint.labels)} labels")
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _say_figures(figures: TraceEvaluation) -> None:
+    alike = look_alike({row.label for row in figures.classes})
+    for row in figures.variants:
+        low, high = row.all_classes.interval.low, row.all_classes.interval.high
+        merged = f", look-alike devices merged {row.merged.macro_f1:.3f}" if alike else ""
+        gain = "" if row.name.startswith(REFERENCE) else f", gain on trees {row.gain:+.3f}"
+        typer.echo(f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}){merged}{gain}")
+
+
+def _config_of(start: Path | None) -> TraceTrainingConfig:
+    return read_trace_run(start).config if start else DEFAULTS
+
+
+def _say(run: TraceRun | Plan, out: Path) -> None:
+    if isinstance(run, Plan):
+        say_plan(run)
+        return
+    what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
+    what += f"{run.background_traces} background traces, " if run.background_traces else ""
+    if is_first():
+        if run.not_learned:
+            note = f"note: one capture only, not learned: {', '.join(run.not_learned)}"
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+        line = f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What is learned from: origins, extraction, labels, splits, leaks, shards, batches."""

@@ -1,0 +1,1 @@
+"""What a model is worth: cross-validation, rivals, figures, report and card."""

@@ -1,0 +1,222 @@
+"""What was measured of a classifier of flows or traces, and the figures of it. How a report looks belongs to `page`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tapline.training.evaluation.scores import (
+    CALIBRATION_BINS,
+    ClassScore,
+    Floats,
+    Interval,
+    Ints,
+    Predictions,
+    auroc,
+    calibration_error,
+    class_scores,
+    interval,
+    macro_f1,
+    macro_f1_draws,
+    weighted_f1,
+)
+
+CONFUSIONS = 15
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measure against what the model was shown: values of each series at each point; one panel for each unit."""
+
+    title: str
+    axis: str
+    points: Sequence[str]
+    macro_f1: Sequence[float]
+    calibration_error: Sequence[float] = ()
+    rivals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model said of n things that it was not trained on, `unit` being `flow` or `trace`.
+
+    * `truth` int64 [n], `probabilities` float64 [n, labels]: calibrated; a row adds up to less than 1 where a
+      background class takes the rest. `captures`: what resembles each other, drawn together by the bootstrap.
+    * `folds` int64 [n]: macro-F1 is the mean over them; without, it is of all things together. It counts the classes
+      with `min_support` things in the fold.
+    * `unknown_confidence` float64 [m]: the confidence on things of classes that were never learned; `threshold`: below
+      it a verdict is *unknown*. `rivals`: the predicted class, int64 [n], of simpler models by name.
+    * `facts`: what the report says first, by name; `notes`: sentences that it ends with.
+    """
+
+    title: str
+    unit: str
+    labels: Sequence[str]
+    truth: Ints
+    probabilities: Floats
+    captures: Sequence[str]
+    folds: Ints | None = None
+    min_support: int = 1
+    threshold: float = 0.0
+    unknown_confidence: Floats = field(default_factory=lambda: np.zeros(0))
+    rivals: Mapping[str, Ints] = field(default_factory=dict)
+    curves: Sequence[Curve] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def predicted(self) -> Ints:
+        """The label said, int64 [n]."""
+        return np.asarray(self.probabilities.argmax(axis=1))
+
+    @property
+    def confidence(self) -> Floats:
+        """The confidence in it, float64 [n]."""
+        return np.asarray(self.probabilities.max(axis=1))
+
+    def by_fold(self, predicted: Ints) -> list[Predictions]:
+        """Predictions of each fold, of all together without folds."""
+        if self.folds is None:
+            return [Predictions(self.truth, predicted, self.captures)]
+        names = np.asarray(self.captures)
+        return [
+            Predictions(self.truth[rows], predicted[rows], names[rows].tolist())
+            for rows in (self.folds == fold for fold in np.unique(self.folds))
+        ]
+
+    def macro_f1(self, predicted: Ints) -> float:
+        """Macro-F1, the mean over folds."""
+        scores = [macro_f1(p.truth, p.predicted, len(self.labels), self.min_support) for p in self.by_fold(predicted)]
+        return float(np.nanmean(scores))
+
+    def draws(self, predicted: Ints) -> Floats:
+        """Bootstrap draws of macro-F1 over captures."""
+        return macro_f1_draws(self.by_fold(predicted), len(self.labels), self.min_support)
+
+
+class Model(msgspec.Struct, frozen=True):
+    """One model: macro-F1 with its interval, and what the measured one gains on it."""
+
+    name: str
+    macro_f1: float
+    interval: Interval
+    gain: float
+    gain_interval: Interval
+
+
+class Bin(msgspec.Struct, frozen=True):
+    """One bin of the reliability diagram."""
+
+    low: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+class Risk(msgspec.Struct, frozen=True):
+    """The share of wrong verdicts among the most confident share `coverage` of all."""
+
+    coverage: float
+    risk: float
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """So many things of `label` in so many captures were called `called`."""
+
+    label: str
+    called: str
+    count: int
+    captures: int
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """Every figure of a report; the measured model is the first of `models`."""
+
+    title: str
+    unit: str
+    measured: int
+    captures: int
+    classes: int
+    accuracy: float
+    weighted_f1: float
+    calibration_error: float
+    unknown_auroc: float | None
+    unknown_rejected: float | None
+    known_rejected: float
+    threshold: float
+    models: list[Model]
+    bins: list[Bin]
+    risk: list[Risk]
+    class_scores: list[ClassScore]
+    mistakes: list[Mistake]
+
+
+def figures_of(measured: Measured) -> Figures:
+    """All figures."""
+    predicted, confidence = measured.predicted, measured.confidence
+    correct = predicted == measured.truth
+    unknown = measured.unknown_confidence
+    return Figures(
+        title=measured.title,
+        unit=measured.unit,
+        measured=len(measured.truth),
+        captures=len(set(measured.captures)),
+        classes=len(np.unique(measured.truth)),
+        accuracy=float(correct.mean()),
+        weighted_f1=weighted_f1(measured.truth, predicted, len(measured.labels)),
+        calibration_error=calibration_error(confidence, correct),
+        unknown_auroc=auroc(confidence, unknown) if len(unknown) else None,
+        unknown_rejected=float((unknown < measured.threshold).mean()) if len(unknown) else None,
+        known_rejected=float((confidence < measured.threshold).mean()),
+        threshold=measured.threshold,
+        models=_models(measured),
+        bins=_bins(confidence, correct),
+        risk=_risk(confidence, correct),
+        class_scores=class_scores(measured.truth, predicted, measured.labels, measured.captures),
+        mistakes=_mistakes(measured),
+    )
+
+
+def _models(measured: Measured) -> list[Model]:
+    own, own_draws = measured.macro_f1(measured.predicted), measured.draws(measured.predicted)
+    models = [Model("this model", own, interval(own_draws), 0.0, Interval(0.0, 0.0))]
+    for name, predicted in measured.rivals.items():
+        score, draws = measured.macro_f1(predicted), measured.draws(predicted)
+        models.append(Model(name, score, interval(draws), own - score, interval(own_draws - draws)))
+    return models
+
+
+def _bins(confidence: Floats, correct: NDArray[np.bool_]) -> list[Bin]:
+    place = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    return [
+        Bin(index / CALIBRATION_BINS, int(mine.sum()), float(confidence[mine].mean()), float(correct[mine].mean()))
+        for index in range(CALIBRATION_BINS)
+        if (mine := place == index).any()
+    ]
+
+
+def _risk(confidence: Floats, correct: NDArray[np.bool_]) -> list[Risk]:
+    order = np.argsort(-confidence, kind="stable")
+    wrong = np.cumsum(~correct[order]) / np.arange(1, len(order) + 1)
+    places = np.unique(np.linspace(1, len(order), min(len(order), 200)).astype(np.int64))
+    return [Risk(float(place / len(order)), float(wrong[place - 1])) for place in places.tolist()]
+
+
+def _mistakes(measured: Measured) -> list[Mistake]:
+    count: Counter[tuple[int, int]] = Counter()
+    captures: dict[tuple[int, int], set[str]] = {}
+    said = zip(measured.truth.tolist(), measured.predicted.tolist(), measured.captures, strict=True)
+    for truth, predicted, capture in said:
+        if truth != predicted:
+            count[truth, predicted] += 1
+            captures.setdefault((truth, predicted), set()).add(capture)
+    return [
+        Mistake(measured.labels[truth], measured.labels[predicted], number, len(captures[truth, predicted]))
+        for (truth, predicted), number in count.most_common(CONFUSIONS)
+    ]

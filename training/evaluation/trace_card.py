@@ -1,0 +1,262 @@
+"""The card of a trace checkpoint, written from records alone. Every number in it was measured by a run.
+
+It speaks of labels; of devices, and of pairs that are the same hardware, where the labels are those of IoT SENTINEL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tapline.models.checkpoint import TracegramCheckpoint
+from tapline.models.trace import SubjectKind
+from tapline.training.data.labelled_traces import look_alike
+from tapline.training.evaluation.attribution import MIN_FLOWS, Faithfulness
+from tapline.training.evaluation.scores import Interval
+from tapline.training.evaluation.trace_figures import FALSE_REJECTION, EarlyFigures, TraceEvaluation, VariantFigures
+from tapline.training.traces.background import CONFIDENT, LONG_FLOWS, BackgroundFigures, BackgroundShares
+from tapline.training.traces.trace_runs import TraceRun
+
+WORDS = {
+    "main": "**this checkpoint's settings**",
+    "trees-header": "trees on header fields",
+    "trees-sizes": "trees on packet sizes",
+    "no-time": "without time encoding",
+    "no-background": "without the background class",
+    "scratch": "without pre-training",
+    "payload": "with 64 content bytes each way, own addresses masked",
+    "tracegram": "the published encoder, pre-trained, on packet headers",
+    "tracegram-scratch": "the published encoder, without pre-training",
+    "frozen": "the embedding of payload lengths of flow-protocols as shipped",
+}
+
+SUBJECTS: dict[SubjectKind, str] = {
+    "mac": "network card",
+    "originator": "host, by the address that opens its connections,",
+    "responder": "host, by the address that answers its connections,",
+    "pair": "pair of hosts, by their addresses,",
+}
+
+
+def render_trace_card(manifest: TracegramCheckpoint, run: TraceRun, figures: TraceEvaluation | None, notes: str) -> str:
+    """The card as Markdown; `notes` (data and citation, what it is not good for, commands) is put in as it is."""
+    parts = [
+        _head(manifest, run),
+        _evaluation(figures, alike=look_alike(manifest.labels))
+        if figures
+        else "Not evaluated: the confidence is not calibrated.",
+        notes.strip(),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
+    trace = manifest.trace
+    window = f"windows of {trace.window_seconds:g} s" if trace.window_seconds else "whole captures"
+    lone = f"\n\nNot learned, of a single capture: {', '.join(run.not_learned)}." if run.not_learned else ""
+    return (
+        f"# {manifest.name} {manifest.version}\n\n"
+        f"Tracegram, {manifest.network.queries} queries, {len(manifest.labels)} labels; {_encoder(manifest)} It takes "
+        f"the flows of one {SUBJECTS[trace.subject]} in {window}.{_by_address(run)}\n\n"
+        f"Trained on {run.traces} traces with {run.flows} flows; phase 1 took {run.seconds / 60:.1f} minutes on "
+        f"{run.hardware}.{_learned_background(run)}{lone}"
+    )
+
+
+def _learned_background(run: TraceRun) -> str:
+    if not run.background:
+        return ""
+    return (
+        f" {run.background_traces} traces of other traffic were learned as background, a class that is never a "
+        "verdict: what it takes, the confidence lacks."
+    )
+
+
+def _by_address(run: TraceRun) -> str:
+    if not run.by_address:
+        return ""
+    return (
+        f" Where the link has no MAC, an address stands for the card: so in {run.by_address} of the traces that it was "
+        "trained on."
+    )
+
+
+def _encoder(manifest: TracegramCheckpoint) -> str:
+    """What reads a flow, and what of it."""
+    if manifest.mm4flow is not None:
+        network, reads = manifest.mm4flow.network, manifest.mm4flow.features
+        masked = ", own addresses masked" if reads.mask_addresses else ""
+        content = (
+            f" and {reads.content_bytes} content bytes each way{masked}" if reads.content_bytes else ", no content"
+        )
+        return (
+            f"its flow encoder is an MM4flow of its own, {network.d_model}/{network.n_layer}/{network.n_head}/"
+            f"{network.dim_ff} (width/layers/heads/feed-forward), trained with the rest. It reads the first "
+            f"{reads.payload_lengths} payload lengths of a flow{content}; addresses and ports are not read."
+        )
+    features, sizes = manifest.features, manifest.network
+    reads_of_packets = "headers and payload, own addresses masked" if features.payload else "headers only, no payload"
+    return (
+        f"its flow encoder is the published one, {sizes.emb_dim}/{sizes.dim}/{sizes.depth}/{sizes.heads} "
+        f"(embedding/width/layers/heads). It reads the first {features.max_tokens} tokens of packet heads of a flow "
+        f"({reads_of_packets}; addresses, ports and checksums are zero)."
+    )
+
+
+def _evaluation(figures: TraceEvaluation, *, alike: bool) -> str:
+    thing = "device" if alike else "label"
+    return "\n\n".join(
+        (
+            "## How good it is",
+            _method(figures, alike=alike),
+            _variants(figures, thing, alike=alike),
+            "### By flows seen\n\n" + _prefixes(figures),
+            _confidence(figures, thing),
+            _attribution(figures.faithfulness),
+            "### By class\n\n" + _classes(figures, thing),
+            "### Confusions\n\n" + _mistakes(figures),
+        )
+    )
+
+
+def _method(figures: TraceEvaluation, *, alike: bool) -> str:
+    remain = figures.folds - len(figures.tuned)
+    tuned = " and ".join(str(fold) for fold in figures.tuned)
+    chosen = (
+        f" Settings were chosen on fold{'s' if len(figures.tuned) > 1 else ''} {tuned}, which every figure below "
+        f"leaves out: {figures.traces} traces of {remain} fold{'s' if remain > 1 else ''} remain."
+        if figures.tuned
+        else ""
+    )
+    text = (
+        f"Cross-validated: {figures.folds} folds of whole captures, one trace for each capture, the captures of every "
+        f"label spread evenly.{chosen} Macro-F1 is over the traces of these folds together; intervals are 95 % of a "
+        "bootstrap over captures. The tree ensembles (500 balanced extremely randomised trees on summaries and counts "
+        "of header fields, ports by class among them, or on payload lengths) learn from the same captures."
+    )
+    return f"{text} *Merged*: pairs of devices that are the same hardware count as one." if alike else text
+
+
+def _variants(figures: TraceEvaluation, thing: str, *, alike: bool) -> str:
+    merged = ["merged"] if alike else []
+    names = [f"captures of each {thing}", "traces", "macro-F1", *merged, "gain on the trees on header fields"]
+    lines = [f"| {_row(names)}", f"|---{'|---' * len(names)}|"]
+    rows = [_variant(row, alike=alike, background=figures.background is not None) for row in figures.variants]
+    note = (
+        "\n\nOnly the first row, and the model of *Unknown* below, learned the background."
+        if figures.background
+        else ""
+    )
+    return "\n".join(lines + rows) + note
+
+
+def _variant(row: VariantFigures, *, alike: bool, background: bool) -> str:
+    name, _, few = row.name.rpartition("-")
+    kind, captures = (name, few) if few.isdigit() else (row.name, "all")
+    if background and row.name != "main" and kind == "main":
+        kind = "no-background"
+    gain = "" if kind == "trees-header" else f"{row.gain:+.3f} ({_range(row.gain_interval)})"
+    scores = (row.all_classes, row.merged) if alike else (row.all_classes,)
+    return _row(
+        (
+            WORDS.get(kind, kind),
+            captures,
+            str(row.traces),
+            *(f"{score.macro_f1:.3f} ({_range(score.interval)})" for score in scores),
+            gain,
+        )
+    )
+
+
+def _prefixes(figures: TraceEvaluation) -> str:
+    points = figures.prefixes
+    return "\n".join(
+        (
+            _row(["flows", *(str(point.flows) if point.flows else "all" for point in points)]),
+            _row(["---"] * (len(points) + 1)),
+            _row(["macro-F1", *(f"{point.macro_f1:.3f}" for point in points)]),
+            _row(["calibration error", *(f"{point.calibration_error:.3f}" for point in points)]),
+        )
+    )
+
+
+def _confidence(figures: TraceEvaluation, thing: str) -> str:
+    text = (
+        f"Calibration: temperature {figures.temperature:.2f}, expected calibration error "
+        f"{figures.calibration_error:.3f}. {_early(figures.early)}\n\n*Unknown*: the threshold "
+        f"{figures.threshold:.3f} is set to reject {FALSE_REJECTION:.0%} of known traces and rejects "
+        f"{figures.known_rejected:.1%} of those measured"
+    )
+    background = f"\n\n{_background(figures.background)}" if figures.background else ""
+    if figures.unknown is None:
+        return f"{text}. It was not measured on {thing}s that were not learned.{background}"
+    unknown = figures.unknown
+    return (
+        f"{text}, and {unknown.rejected:.1%} of {unknown.traces} traces of {thing}s that a model trained without them "
+        f"never saw ({', '.join(unknown.devices)}); AUROC of the confidence {unknown.auroc:.3f}.{background}"
+    )
+
+
+def _background(figures: BackgroundFigures) -> str:
+    long = f" Of those with {LONG_FLOWS} flows or more, {_strange(figures.long)}." if figures.long else ""
+    return (
+        f"*Background*: other traffic, {figures.captures} captures. Each fold learned one half of them, another one "
+        f"each time, and was measured on the rest: of its traces, {_strange(figures.all)}.{long}"
+    )
+
+
+def _strange(shares: BackgroundShares) -> str:
+    return (
+        f"{shares.traces} with {shares.verdicts} verdicts, {shares.rejected:.1%} are called unknown, and "
+        f"{shares.confident:.1%} get a label with a confidence above {CONFIDENT:g}; AUROC of the confidence against "
+        f"that in known traces {shares.auroc:.3f}"
+    )
+
+
+def _early(early: EarlyFigures) -> str:
+    rule = f"An open window gets an early verdict from confidence {early.confidence:g} and {early.min_flows} flows on"
+    if early.accuracy is None:
+        return f"{rule}; no trace measured got one, so that it is not known how often these verdicts are right."
+    return f"{rule}: {early.share:.0%} of the traces did, and {early.accuracy:.1%} of these verdicts were right."
+
+
+def _attribution(held: Faithfulness | None) -> str:
+    if held is None:
+        return f"Attribution was not measured: no trace has {MIN_FLOWS} flows or more."
+    shown = held.difference_interval.low > 0
+    doubt = "" if shown else " This does not show that the flows called important matter more than others."
+    return (
+        f"Attribution: without the {held.removed_share:.0%} of flows that it found most important the confidence in "
+        f"the label {_falls(held.top)} on average, without as many random ones {_falls(held.random, held.top)}; "
+        f"difference {held.difference:.3f} ({_range(held.difference_interval)}) over {held.traces} "
+        f"{'trace' if held.traces == 1 else 'traces'}.{doubt} "
+        "Importance is correlation, not proof of cause."
+    )
+
+
+def _falls(change: float, before: float | None = None) -> str:
+    """How a confidence falls or rises; the verb is left out where that of `before` is the same."""
+    verb = "" if before is not None and (before < 0) == (change < 0) else "rises " if change < 0 else "falls "
+    return f"{verb}by {abs(change):.3f}"
+
+
+def _classes(figures: TraceEvaluation, thing: str) -> str:
+    rows = [
+        _row((row.label, str(row.support), f"{row.precision:.2f}", f"{row.recall:.2f}", f"{row.f1:.2f}"))
+        for row in figures.classes
+    ]
+    return "\n".join([f"| {thing} | traces | precision | recall | F1 |", "|---|---|---|---|---|", *rows])
+
+
+def _mistakes(figures: TraceEvaluation) -> str:
+    if not figures.mistakes:
+        return "None: every trace was called by its label."
+    rows = [_row((mistake.label, mistake.called, str(mistake.traces))) for mistake in figures.mistakes]
+    return "\n".join(["| is | was called | traces |", "|---|---|---|", *rows])
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

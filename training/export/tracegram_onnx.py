@@ -1,0 +1,299 @@
+"""The ONNX graphs of a Tracegram checkpoint, built node by node: flow encoder, and aggregation with its head.
+
+What does not depend on the input is computed here: the lone query of the decoder layer, batch normalisation (folded
+into the layers beside it), and the first projection of embeddings and positions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.linear_transformer import LEAST_NORMALISER
+from tapline.models.packet_tokens import PADDING
+from tapline.training.export.onnx_builder import FUSED, Graph, Weights
+
+NORM_EPS = 1e-5
+LEAKY_SLOPE = 0.01
+_LANGUAGE_MODEL = "encoder.net.net"
+_DECODER = "encoder.decoder_layer"
+_ONNX_GATES = (0, 3, 1, 2)
+"""torch orders an LSTM's gates input, forget, cell, output; ONNX input, output, forget, cell."""
+
+Array = NDArray[np.float32]
+
+
+def encoder_graph(weights: Weights, network: TracegramNetwork, max_tokens: int) -> onnx.ModelProto:
+    """The flow encoder: `tokens` int64 [flows, s], padded with 258, s up to `max_tokens`, to `features` [flows, F].
+
+    Raises:
+        ValueError: `max_tokens` goes beyond two windows of local attention, of which the graph has only the first two.
+    """
+    if max_tokens > 2 * network.local_attn_window_size:
+        raise ValueError(f"max_tokens {max_tokens}: the graph reads at most {2 * network.local_attn_window_size}")
+    graph = Graph(weights)
+    states = _language_model(graph, network, max_tokens)
+    _decoder(graph, network, states)
+    inputs = [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["flows", "s"])]
+    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["flows", network.feature_size])]
+    return graph.model("tracegram_encoder", inputs, outputs)
+
+
+def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
+    """Aggregation and head.
+
+    Inputs: `features` float [traces, k, F], padded behind with anything; `times` float [traces, k, 2] as
+    `models.trace_features.trace_times` gives them; `counts` int64 [traces], flows per trace, at least 1.
+    Outputs: `logits` float [traces, classes]; `importance` float [traces, k], 0 where padded.
+    """
+    graph = Graph(weights)
+    attention, matrix = _aggregation(graph, network)
+    graph.add("ReduceMean", attention, axes=[1], keepdims=0, output="importance")
+    _head(graph, matrix)
+    width = network.feature_size
+    inputs = [
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["traces", "k", width]),
+        helper.make_tensor_value_info("times", TensorProto.FLOAT, ["traces", "k", 2]),
+        helper.make_tensor_value_info("counts", TensorProto.INT64, ["traces"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["traces", network.n_class]),
+        helper.make_tensor_value_info("importance", TensorProto.FLOAT, ["traces", "k"]),
+    ]
+    return graph.model("tracegram_trace", inputs, outputs)
+
+
+def _language_model(graph: Graph, network: TracegramNetwork, max_tokens: int) -> str:
+    """Normalised states, [B, S, E]."""
+    weights, window = graph.weights, network.local_attn_window_size
+    positions = (weights[f"{_LANGUAGE_MODEL}.pos_emb.weights.0"] + weights[f"{_LANGUAGE_MODEL}.pos_emb.weights.1"])[0]
+    table = weights[f"{_LANGUAGE_MODEL}.token_emb.weight"]
+    places = positions[: -(-max_tokens // window)].reshape(-1, network.emb_dim)[:max_tokens]
+    stack, projects = f"{_LANGUAGE_MODEL}.transformer.layers", network.emb_dim != network.dim
+    if projects:
+        stack = f"{_LANGUAGE_MODEL}.transformer.fn.layers"
+        projection = weights[f"{_LANGUAGE_MODEL}.transformer.project_in.weight"].T
+        table, places = table @ projection, places @ projection
+        places = places + weights[f"{_LANGUAGE_MODEL}.transformer.project_in.bias"]
+    length = graph.add("Shape", "tokens", start=1, end=2)
+    place = graph.add("Slice", graph.constant("places", places), graph.integers(0), length, graph.integers(0))
+    hidden = graph.add("Add", graph.add("Gather", graph.constant("table", table), "tokens"), place)
+    hidden = _blocks(graph, network, stack, hidden, length)
+    if projects:
+        hidden = graph.add("MatMul", hidden, graph.matrix(f"{_LANGUAGE_MODEL}.transformer.project_out.weight"))
+        hidden = graph.add("Add", hidden, graph.weight(f"{_LANGUAGE_MODEL}.transformer.project_out.bias"))
+    return _norm(graph, f"{_LANGUAGE_MODEL}.norm", hidden)
+
+
+def _blocks(graph: Graph, network: TracegramNetwork, stack: str, hidden: str, length: str) -> str:
+    """The reversible blocks; adding to a stream and normalising it for the next half are one operator."""
+    first = second = hidden
+    normed = _norm(graph, f"{stack}.blocks.0.f.net.norm", hidden)
+    for index in range(network.depth):
+        block = f"{stack}.blocks.{index}"
+        change = _attention(graph, network, f"{block}.f.net.fn.fn", _shift(graph, normed), length)
+        bias = graph.weight(f"{block}.f.net.fn.fn.to_out.bias")
+        normed, first = _skip_norm(graph, f"{block}.g.net.norm", change, first, bias)
+        change = _feed_forward(graph, f"{block}.g.net.fn.fn.fn", _shift(graph, normed))
+        bias = graph.weight(f"{block}.g.net.fn.fn.fn.w2.bias")
+        if index + 1 < network.depth:
+            normed, second = _skip_norm(graph, f"{stack}.blocks.{index + 1}.f.net.norm", change, second, bias)
+        else:
+            second = graph.add("Add", graph.add("Add", change, bias), second)
+    return graph.add("Mul", graph.add("Add", first, second), graph.constant("half", np.array(0.5, np.float32)))
+
+
+def _norm(graph: Graph, name: str, hidden: str) -> str:
+    return graph.add(
+        "LayerNormalization", hidden, graph.weight(f"{name}.weight"), graph.weight(f"{name}.bias"),
+        axis=-1, epsilon=NORM_EPS,
+    )  # fmt: skip
+
+
+def _skip_norm(graph: Graph, name: str, change: str, stream: str, bias: str) -> tuple[str, str]:
+    """`stream + change + bias`, normalised and as it is."""
+    total = f"{name}.input"
+    normed = graph.add(
+        "SkipLayerNormalization", change, stream, graph.weight(f"{name}.weight"), graph.weight(f"{name}.bias"), bias,
+        domain=FUSED, more_outputs=("", "", total), epsilon=NORM_EPS,
+    )  # fmt: skip
+    return normed, total
+
+
+def _shift(graph: Graph, hidden: str) -> str:
+    """The first half of the features from the position before."""
+    before, here = graph.split(hidden, 2, axis=-1)
+    # Padding in front and taking away behind: a negative pad.
+    before = graph.add("Pad", before, graph.integers(0, 1, 0, 0, -1, 0))
+    return graph.add("Concat", before, here, axis=-1)
+
+
+def _feed_forward(graph: Graph, prefix: str, hidden: str) -> str:
+    """Without the last bias, which goes into the sum that follows."""
+    wide = graph.add("MatMul", hidden, graph.matrix(f"{prefix}.w1.weight"))
+    wide = graph.add("BiasGelu", wide, graph.weight(f"{prefix}.w1.bias"), domain=FUSED)
+    return graph.add("MatMul", wide, graph.matrix(f"{prefix}.w2.weight"))
+
+
+def _attention(graph: Graph, network: TracegramNetwork, prefix: str, hidden: str, length: str) -> str:
+    """Without the output's bias, which goes into the sum that follows."""
+    local = network.n_local_attn_heads * network.dim_head
+    parts = [graph.weights[f"{prefix}.to_{part}.weight"] for part in "qkv"]
+    mixed = []
+    if local:
+        packed = graph.constant(f"{prefix}.local", np.concatenate([part[:local].T for part in parts], axis=1))
+        bias = graph.constant(f"no_bias_{3 * local}", np.zeros(3 * local, np.float32))
+        attended = graph.add(
+            "Attention", hidden, packed, bias,
+            domain=FUSED, num_heads=network.n_local_attn_heads, unidirectional=1, qkv_hidden_sizes=[local] * 3,
+        )  # fmt: skip
+        mixed.append(attended)
+    if network.n_local_attn_heads < network.heads:
+        packed = graph.constant(f"{prefix}.linear", np.concatenate([part[local:].T for part in parts], axis=1))
+        mixed.append(_linear_attention(graph, network, graph.add("MatMul", hidden, packed), length))
+    joined = graph.add("Concat", *mixed, axis=-1) if len(mixed) > 1 else mixed[0]
+    return graph.add("MatMul", joined, graph.matrix(f"{prefix}.to_out.weight"))
+
+
+def _linear_attention(graph: Graph, network: TracegramNetwork, projected: str, length: str) -> str:
+    """`models.linear_transformer.LinearHeads`; `projected` [B, S, 3 H E] to [B, S, H E]."""
+    n_heads, width, bucket = network.heads - network.n_local_attn_heads, network.dim_head, network.blindspot_size
+    spare = graph.add("Mod", graph.add("Neg", length), graph.integers(bucket))
+    pads = graph.add("Concat", graph.integers(0, 0, 0, 0), spare, graph.integers(0), axis=0)
+    shape = graph.integers(0, -1, bucket, n_heads, width)
+    query, key, value = (
+        graph.add("Reshape", part, shape) for part in graph.split(graph.add("Pad", projected, pads), 3, axis=-1)
+    )  # [B, U, bucket, H, E]
+    query = graph.add("Softmax", graph.add("Transpose", query, perm=[0, 3, 1, 2, 4]), axis=-1)
+    query = graph.add("Mul", query, graph.constant("query_scale", np.array(width**-0.5, np.float32)))
+    key = graph.add("Exp", graph.add("Transpose", key, perm=[0, 3, 1, 4, 2]))  # [B, H, U, E, bucket]
+    value = graph.add("Transpose", value, perm=[0, 3, 1, 2, 4])
+    axis = graph.constant("bucket_axis", np.array(2, np.int64))
+    context = graph.add("CumSum", graph.add("MatMul", key, value), axis, exclusive=1)  # [B, H, U, E, E]
+    total = graph.add("CumSum", graph.add("ReduceSum", key, graph.integers(-1), keepdims=1), axis, exclusive=1)
+    least = graph.constant("least_normaliser", np.array(LEAST_NORMALISER, np.float32))
+    normaliser = graph.add("Max", graph.add("MatMul", query, total), least)
+    mixed = graph.add("Div", graph.add("MatMul", query, context), normaliser)
+    mixed = graph.add(
+        "Reshape", graph.add("Transpose", mixed, perm=[0, 2, 3, 1, 4]), graph.integers(0, -1, n_heads * width)
+    )
+    return graph.add("Slice", mixed, graph.integers(0), length, graph.integers(1))
+
+
+def _decoder(graph: Graph, network: TracegramNetwork, states: str) -> None:
+    """`models.tracegram.QueryDecoder`: the states [B, S, E] to `features`."""
+    query, scorers = _lone_query(graph.weights, network)
+    n_heads, width = network.decoder_heads, network.emb_dim
+    padding = graph.add("Equal", "tokens", graph.constant("padding", np.array(PADDING, np.int64)))
+    padding = graph.add("Unsqueeze", padding, graph.integers(1))  # [B, 1, S]
+    scores = graph.add("MatMul", states, graph.constant("scorers", scorers.T))
+    scores = graph.add("Transpose", scores, perm=[0, 2, 1])  # [B, H, S]
+    scores = graph.add("Where", padding, graph.constant("minus_infinity", np.array(-np.inf, np.float32)), scores)
+    means = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), states)
+    means = graph.add("Unsqueeze", means, graph.integers(2))  # [B, H, 1, E]
+    attention = f"{_DECODER}.multihead_attn"
+    value = graph.weights[f"{attention}.in_proj_weight"][2 * width :].reshape(n_heads, -1, width).transpose(0, 2, 1)
+    mixed = graph.add("MatMul", means, graph.constant(f"{attention}.value", value))
+    mixed = graph.add("Reshape", mixed, graph.integers(0, width))
+    mixed = graph.add("MatMul", mixed, graph.matrix(f"{attention}.out_proj.weight"))
+    value_bias = graph.weights[f"{attention}.in_proj_bias"][2 * width :]
+    output = graph.weights[f"{attention}.out_proj.weight"] @ value_bias + graph.weights[f"{attention}.out_proj.bias"]
+    hidden = _norm(graph, f"{_DECODER}.norm2", graph.add("Add", mixed, graph.constant("query", query + output)))
+    wide = graph.add("Relu", _linear(graph, f"{_DECODER}.linear1", hidden))
+    total = graph.add("Add", hidden, _linear(graph, f"{_DECODER}.linear2", wide))
+    graph.add(
+        "LayerNormalization", total, graph.weight(f"{_DECODER}.norm3.weight"), graph.weight(f"{_DECODER}.norm3.bias"),
+        axis=-1, epsilon=NORM_EPS, output="features",
+    )  # fmt: skip
+
+
+def _lone_query(weights: Weights, network: TracegramNetwork) -> tuple[Array, Array]:
+    """The query behind self-attention and its norm, [E], and the vectors with which its heads score states, [H, E]."""
+    width, n_heads = network.emb_dim, network.decoder_heads
+    query = weights["encoder.cls_embedding.weight"][0]
+    own = f"{_DECODER}.self_attn"
+    value = weights[f"{own}.in_proj_weight"][2 * width :] @ query + weights[f"{own}.in_proj_bias"][2 * width :]
+    query = query + weights[f"{own}.out_proj.weight"] @ value + weights[f"{own}.out_proj.bias"]
+    query = (query - query.mean()) / np.sqrt(query.var() + NORM_EPS)
+    query = query * weights[f"{_DECODER}.norm1.weight"] + weights[f"{_DECODER}.norm1.bias"]
+    cross = f"{_DECODER}.multihead_attn"
+    projected = weights[f"{cross}.in_proj_weight"][:width] @ query + weights[f"{cross}.in_proj_bias"][:width]
+    keys = weights[f"{cross}.in_proj_weight"][width : 2 * width].reshape(n_heads, -1, width)
+    scale = np.float32((width // n_heads) ** -0.5)
+    return query, np.einsum("he,hew->hw", projected.reshape(n_heads, -1) * scale, keys)
+
+
+def _linear(graph: Graph, name: str, hidden: str) -> str:
+    hidden = graph.add("MatMul", hidden, graph.matrix(f"{name}.weight"))
+    return graph.add("Add", hidden, graph.weight(f"{name}.bias"))
+
+
+def _aggregation(graph: Graph, network: TracegramNetwork) -> tuple[str, str]:
+    """Attention [T, Q, K] and matrix [T, Q, F] of `models.tracegram.TraceNetwork`."""
+    width, features = network.feature_size, "features"
+    if network.time_encoding:
+        features = graph.add("Add", features, _linear(graph, "trace.time_linear", "times"))
+    flows = _lstm(graph, features)  # [K, 2, T, F]
+    flows = graph.add("Reshape", graph.add("Transpose", flows, perm=[2, 0, 1, 3]), graph.integers(0, 0, width, 2))
+    flows = graph.add("ReduceSum", flows, graph.integers(-1), keepdims=0)  # [T, K, F]
+    k = graph.add("Shape", "features", start=1, end=2)
+    zero, one = (graph.constant(f"scalar_{value}", np.array(value, np.int64)) for value in (0, 1))
+    place = graph.add("Range", zero, graph.add("Squeeze", k), one)
+    inside = graph.add("Less", place, graph.add("Unsqueeze", "counts", graph.integers(1)))
+    inside = graph.add("Unsqueeze", inside, graph.integers(1))  # [T, 1, K]
+    keys = graph.add("Transpose", _linear(graph, "trace.ss_wk_linear1", flows), perm=[0, 2, 1])
+    queries = graph.weights["trace.emb2.weight"] / np.float32(np.sqrt(width))
+    scores = graph.add("MatMul", graph.constant("queries", queries), keys)  # [T, Q, K]
+    scores = graph.add("Where", inside, scores, graph.constant("minus_infinity", np.array(-np.inf, np.float32)))
+    attention = graph.add("Softmax", scores, axis=-1)
+    values = _linear(graph, "trace.ss_wv_linear1", flows)
+    return attention, graph.add("LeakyRelu", graph.add("MatMul", attention, values), alpha=LEAKY_SLOPE)
+
+
+def _lstm(graph: Graph, features: str) -> str:
+    """The bidirectional LSTM over [T, K, F], to [K, 2, T, F]; each direction ends where its trace does."""
+
+    def gates(name: str) -> Array:
+        both = [np.split(graph.weights[f"trace.t_lstm.{name}_l0{side}"], 4) for side in ("", "_reverse")]
+        return np.stack([np.concatenate([parts[gate] for gate in _ONNX_GATES]) for parts in both])
+
+    return graph.add(
+        "LSTM",
+        graph.add("Transpose", features, perm=[1, 0, 2]),
+        graph.constant("lstm.input", gates("weight_ih")),
+        graph.constant("lstm.recurrent", gates("weight_hh")),
+        graph.constant("lstm.bias", np.concatenate((gates("bias_ih"), gates("bias_hh")), axis=1)),
+        graph.add("Cast", "counts", to=TensorProto.INT32),
+        direction="bidirectional",
+        hidden_size=graph.weights["trace.t_lstm.weight_hh_l0"].shape[1],
+    )
+
+
+def _head(graph: Graph, matrix: str) -> None:
+    """M3: the matrix [T, Q, F] to `logits`."""
+    for index in (1, 2):
+        scale, offset = _batch_norm(graph.weights, f"trace.c_bn{index}")
+        weight = graph.weights[f"trace.c_conv{index}.weight"][:, :, 0]
+        bias = graph.weights[f"trace.c_conv{index}.bias"] + weight @ offset
+        matrix = graph.add("MatMul", graph.constant(f"conv{index}.weight", weight * scale), matrix)
+        matrix = graph.add("Add", matrix, graph.constant(f"conv{index}.bias", bias[:, None]))
+        matrix = graph.add("LeakyRelu", matrix, alpha=LEAKY_SLOPE)
+    hidden = graph.add("Squeeze", matrix, graph.integers(1))  # [T, F]
+    for index in (1, 2):
+        scale, offset = _batch_norm(graph.weights, f"trace.c_bn{index + 2}")
+        weight, bias = (graph.weights[f"trace.c_linear{index}.{part}"] for part in ("weight", "bias"))
+        hidden = graph.add("MatMul", hidden, graph.constant(f"linear{index}.weight", weight.T * scale))
+        hidden = graph.add("Add", hidden, graph.constant(f"linear{index}.bias", bias * scale + offset))
+        hidden = graph.add("LeakyRelu", hidden, alpha=LEAKY_SLOPE)
+    hidden = graph.add("LeakyRelu", _linear(graph, "trace.c_linear3", hidden), alpha=LEAKY_SLOPE)
+    logits = graph.add("MatMul", hidden, graph.matrix("trace.c_linear4.weight"))
+    graph.add("Add", logits, graph.weight("trace.c_linear4.bias"), output="logits")
+
+
+def _batch_norm(weights: Weights, name: str) -> tuple[Array, Array]:
+    """Batch normalisation with its running statistics, as factor and summand."""
+    scale = weights[f"{name}.weight"] / np.sqrt(weights[f"{name}.running_var"] + np.float32(NORM_EPS))
+    return scale, weights[f"{name}.bias"] - weights[f"{name}.running_mean"] * scale

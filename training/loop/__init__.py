@@ -1,0 +1,1 @@
+"""Training of any model: configuration, trainer, state, schedule, processes, logs, run directories."""

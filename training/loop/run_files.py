@@ -1,0 +1,176 @@
+"""Reading and writing the files of run directories: weights, records, hashes of what a run depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tapline.models.checkpoint import file_sha256
+from tapline.training.data.samples import MANIFEST, read_manifest, read_samples
+from tapline.training.data.store import StoredSamples, store
+from tapline.training.loop.config import TrainingError
+from tapline.training.loop.run_record import EvaluationRecord, Run
+
+RUN = "run.json"
+MODEL = "model.safetensors"
+ENCODERS = "encoders.safetensors"
+EVALUATION = "evaluation.json"
+
+
+def scratch_folder() -> Path:
+    """Where flows are kept while a command that writes no directory runs."""
+    return Path(tempfile.gettempdir())
+
+
+def open_samples(features: Sequence[Path], scratch: Path) -> StoredSamples:
+    """The samples of feature directories, kept in unlinked files in `scratch`."""
+    return store((sample for path in features for sample in read_samples(path)), scratch)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a record as indented JSON, through a temporary file."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights through a temporary file.
+
+    The decoder of a masked-token head shares its matrix with the embeddings: each name gets a copy of its own.
+
+    Raises:
+        TrainingError: they could not be written; what was there before still is.
+    """
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+    try:
+        save_file(copies, staging)
+        staging.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path}: cannot write the weights ({error}): make room and run it again") from None
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Weights from a run directory.
+
+    Raises:
+        TrainingError: missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        raise TrainingError(f"{path}: missing or damaged weights: run the step before again") from None
+
+
+class _Command(msgspec.Struct):
+    """What is read of a run's record before the rest: runs of traces have another one."""
+
+    command: str
+
+
+def command_of(directory: Path) -> str:
+    """The command that made a run, "" where there is no record of one."""
+    try:
+        return msgspec.json.decode((directory / RUN).read_bytes(), type=_Command).command
+    except (OSError, msgspec.DecodeError):
+        return ""
+
+
+def read_run(directory: Path, command: str = "finetune") -> Run:
+    """The record of a run of `command`.
+
+    Raises:
+        TrainingError: the directory holds none.
+    """
+    try:
+        record = (directory / RUN).read_bytes()
+        found = msgspec.json.decode(record, type=_Command).command
+        if found != command:
+            raise TrainingError(f"{directory}: a run of {found}, expected one of {command}")
+        return msgspec.json.decode(record, type=Run)
+    except OSError as error:
+        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of {command}") from None
+    except msgspec.DecodeError as error:
+        raise TrainingError(f"{directory / RUN}: {error}") from None
+
+
+def read_evaluation(directory: Path) -> EvaluationRecord | None:
+    """The evaluation of a run, None where there is none.
+
+    Raises:
+        TrainingError: it is damaged, or of another version.
+    """
+    path = directory / EVALUATION
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=EvaluationRecord)
+    except msgspec.DecodeError as error:
+        raise TrainingError(f"{path}: {error}: run `evaluate` again") from None
+
+
+def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
+    """Weights of pre-trained encoders from runs of pretrain, None without one."""
+    weights: dict[str, Tensor] = {}
+    for directory in directories:
+        weights |= load_weights(_encoders_file(directory))
+    return weights or None
+
+
+def features_of(features: Iterable[Path]) -> dict[str, str]:
+    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards.
+
+    Raises:
+        TrainingError: two have the same name.
+    """
+    hashes: dict[str, str] = {}
+    for path in features:
+        read_manifest(path)
+        name = path.resolve().name
+        if name in hashes:
+            raise TrainingError(f"{path}: two feature directories of this name: rename one")
+        hashes[name] = file_sha256(path / MANIFEST)
+    return hashes
+
+
+def encoders_of(directories: Sequence[Path]) -> str:
+    """The hash of the encoders that a run starts from, "" without any."""
+    return "+".join(file_sha256(_encoders_file(directory)) for directory in directories)
+
+
+def _encoders_file(directory: Path) -> Path:
+    path = directory / ENCODERS
+    if not path.is_file():
+        raise TrainingError(f"{directory}: no {ENCODERS}: expected a run of pretrain")
+    return path
+
+
+def fingerprint(*parts: object) -> str:
+    """A hash of everything that decides a run."""
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def weights_hash(weights: Mapping[str, Tensor] | None) -> str:
+    """A hash of weights by their names, "" without any."""
+    if weights is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

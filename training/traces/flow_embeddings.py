@@ -1,0 +1,42 @@
+"""The flow encoder that costs nothing: the embedding of the flow checkpoint as it ships, of payload lengths alone.
+
+Content bytes are left out, so that the comparison is on what headers show.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import torch
+
+from tapline.installation import PACKAGE
+from tapline.models.checkpoint import WEIGHTS, read_checkpoint
+from tapline.models.encode import Mm4flowFeatures
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.data.batches import plain_batches
+from tapline.training.data.labelled_traces import TraceCorpus, flows_of
+from tapline.training.loop.run_files import load_weights
+from tapline.training.traces.aggregate import TraceFeatures, gather_features
+
+CHECKPOINT = PACKAGE / "models" / "zoo" / "flow-protocols" / "1"
+BATCH_FLOWS = 64
+
+
+def flow_embedding_width() -> int:
+    """Numbers in the embedding of the flow checkpoint that ships."""
+    return 2 * read_checkpoint(CHECKPOINT, (WEIGHTS,)).network.d_model
+
+
+@torch.inference_mode()
+def frozen_features(corpus: TraceCorpus) -> list[TraceFeatures]:
+    """Features of all traces, float32 [1, k, 2 width]."""
+    checkpoint = read_checkpoint(CHECKPOINT, (WEIGHTS,))
+    model = Mm4flow(checkpoint.network)
+    model.load_state_dict(load_weights(CHECKPOINT / WEIGHTS), strict=False)
+    model.eval()
+    flows = [msgspec.structs.replace(flow, orig_bytes=b"", resp_bytes=b"") for flow in flows_of(corpus.traces)]
+    made = np.zeros((len(flows), 2 * checkpoint.network.d_model), np.float32)
+    lengths = Mm4flowFeatures(checkpoint.features.payload_lengths, 0)
+    for batch in plain_batches(flows, BATCH_FLOWS, lengths):
+        made[batch.rows] = model(batch.ps_tokens, batch.bytes_tokens, batch.bytes_types).embedding.numpy()
+    return gather_features([trace.trace for trace in corpus.traces], [made])
