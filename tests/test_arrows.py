@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
+
 TORCH_FILES = {
     "models/mm4flow.py",
     "models/mm4flow_packed.py",

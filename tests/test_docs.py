@@ -1,11 +1,11 @@
 """The pages that name files name files that are there."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
+
 PATHS = re.compile(r"`((?:service|models|training|tests|benchmarks|zeek|docs)/[\w/.-]*)`")
 
 
