@@ -19,7 +19,7 @@ from tapline.training.data.corpus import make_corpus, make_training_set
 from tapline.training.data.extraction import ExtractError, extract, find_origins
 from tapline.training.data.labels import read_labels
 from tapline.training.data.samples import MANIFEST, SampleError, read_manifest, read_samples
-from tapline.training.evaluation.flow_cross_validation import network_of
+from tapline.training.evaluation.cross_validation import network_of
 from tapline.training.evaluation.outcomes import read_outcomes
 from tapline.training.flows.finetune import fit, new_model, order_lengths
 from tapline.training.flows.pretrain import mask_tokens

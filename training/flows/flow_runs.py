@@ -20,9 +20,6 @@ from tapline.training.data.corpus import Corpus, make_corpus, make_training_set
 from tapline.training.data.partition import Partition, read_partition
 from tapline.training.data.split import halve_labels
 from tapline.training.data.store import StoredSamples
-from tapline.training.evaluation.flow_cross_validation import network_of
-from tapline.training.evaluation.outcomes import OUTCOMES
-from tapline.training.evaluation.scores import macro_f1
 from tapline.training.flows.finetune import finetune_stage, fit, new_model, predict
 from tapline.training.flows.pretrain import BOTH, Modality, distinct, pretrain, pretrain_stage
 from tapline.training.loop.config import TrainingConfig, TrainingError, network_sizes, steps_of
@@ -32,6 +29,7 @@ from tapline.training.loop.run_files import (
     ENCODERS,
     EVALUATION,
     MODEL,
+    OUTCOMES,
     RUN,
     encoders_of,
     features_of,
@@ -46,9 +44,9 @@ from tapline.training.loop.run_files import (
 from tapline.training.loop.run_log import clear_logs
 from tapline.training.loop.run_record import Run
 from tapline.training.loop.run_state import drop_state, load_state
-from tapline.training.loop.trainer import RunFiles, Stage, StepReport
+from tapline.training.loop.scores import macro_f1
+from tapline.training.loop.trainer import Report, RunFiles, Stage
 
-Report = Callable[[StepReport], None]
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 
 
@@ -130,7 +128,7 @@ def finetune_run(
         background = halve_labels(corpus.rare, 0)[0] if partition else set(corpus.rare)
         train = corpus.samples if parts is None else corpus.samples.take(parts == 0)
         data = make_training_set(corpus, train, background, job.config)
-        network = network_of(corpus, job.config, background=bool(background))
+        network = network_sizes(job.config, len(corpus.labels) + bool(background))
         _check_sizes(encoders, network)
         model = new_model(network, job.config.seed, read_encoders(encoders))
         plan = _plan(job, files, "finetune", train, model, len(corpus.labels), group)

@@ -18,12 +18,13 @@ from tapline.models.checkpoint import file_sha256
 from tapline.training.data.samples import MANIFEST, read_manifest, read_samples
 from tapline.training.data.store import StoredSamples, store
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.run_record import EvaluationRecord, Run
+from tapline.training.loop.run_record import Run
 
 RUN = "run.json"
 MODEL = "model.safetensors"
 ENCODERS = "encoders.safetensors"
 EVALUATION = "evaluation.json"
+OUTCOMES = "outcomes.npz"
 
 
 def scratch_folder() -> Path:
@@ -107,21 +108,6 @@ def read_run(directory: Path, command: str = "finetune") -> Run:
         raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of {command}") from None
     except msgspec.DecodeError as error:
         raise TrainingError(f"{directory / RUN}: {error}") from None
-
-
-def read_evaluation(directory: Path) -> EvaluationRecord | None:
-    """The evaluation of a run, None where there is none.
-
-    Raises:
-        TrainingError: it is damaged, or of another version.
-    """
-    path = directory / EVALUATION
-    if not path.is_file():
-        return None
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=EvaluationRecord)
-    except msgspec.DecodeError as error:
-        raise TrainingError(f"{path}: {error}: run `evaluate` again") from None
 
 
 def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:

@@ -6,8 +6,6 @@ import msgspec
 
 from tapline.models.checkpoint import Mm4flowNetwork
 from tapline.training.data.corpus import ClassCount
-from tapline.training.evaluation.flow_cross_validation import EvaluationSettings
-from tapline.training.evaluation.flow_figures import Evaluation
 from tapline.training.loop.config import TrainingConfig
 
 
@@ -30,12 +28,3 @@ class Run(msgspec.Struct, frozen=True):
     seconds: float
     split: str = ""
     flows: int = 0
-
-
-class EvaluationRecord(msgspec.Struct, frozen=True):
-    """An evaluation with its settings and cost; `split` is the name of the split it was measured on, if on one."""
-
-    settings: EvaluationSettings
-    figures: Evaluation
-    seconds: float
-    split: str = ""

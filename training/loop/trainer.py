@@ -57,6 +57,9 @@ class StepReport:
     padding_share: float
 
 
+Report = Callable[[StepReport], None]
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """Where a run keeps its state and logs; `fingerprint` stands for its settings and data."""
@@ -183,7 +186,7 @@ def run_stage(
     config: TrainingConfig,
     epochs: int,
     files: RunFiles | None = None,
-    report: Callable[[StepReport], None] = lambda _: None,
+    report: Report = lambda _: None,
     group: Group = ALONE,
 ) -> _Model:
     """Train for `epochs` of `config.draws` flows and give the running mean of the weights.
@@ -237,7 +240,7 @@ class _Watch:
     log: RunLog | None
     files: RunFiles | None
     group: Group
-    report: Callable[[StepReport], None]
+    report: Report
     flows: int = 0
     tokens: int = 0
     computed: int = 0

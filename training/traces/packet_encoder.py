@@ -28,6 +28,8 @@ from tapline.models.packet_tokens import (
     pad_packets,
 )
 from tapline.models.tracegram import FlowEncoder, QueryDecoder
+from tapline.training.data.batches import draw_weights
+from tapline.training.data.labelled_traces import TraceCorpus, flows_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.dropout import FlowDropout
 from tapline.training.loop.processes import ALONE, Group
@@ -52,6 +54,14 @@ class FlowSet:
     flows: Sequence[Flow]
     truth: NDArray[np.int64]
     weights: NDArray[np.float64]
+
+
+def flow_set(corpus: TraceCorpus, rows: NDArray[np.int64], config: TraceTrainingConfig) -> FlowSet:
+    """The flows of these traces with the labels of their traces, classes drawn equally often."""
+    traces = [corpus.traces[row] for row in rows]
+    owner = np.repeat(rows, [len(trace.trace.flows) for trace in traces])
+    truth = corpus.truth[owner]
+    return FlowSet(flows_of(traces), truth, draw_weights(truth, owner, 0.0, config.capture_power))
 
 
 class LengthHead(nn.Module):

@@ -25,7 +25,6 @@ from tapline.models.tracegram import TraceNetwork
 from tapline.training.data.batches import draw_weights
 from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, make_trace_corpus
 from tapline.training.data.samples import read_samples
-from tapline.training.evaluation.trace_cross_validation import Report, encode_traces, flow_set
 from tapline.training.loop.config import TrainingConfig, TrainingError
 from tapline.training.loop.plan import Plan, expected_tokens, joined, run_notes
 from tapline.training.loop.processes import ALONE, Group, join_group, world_size
@@ -44,11 +43,19 @@ from tapline.training.loop.run_files import (
 )
 from tapline.training.loop.run_log import clear_logs
 from tapline.training.loop.run_state import drop_state, load_state
-from tapline.training.loop.trainer import RunFiles, Stage, Trainer, run_stage
+from tapline.training.loop.trainer import Report, RunFiles, Stage, Trainer, run_stage
 from tapline.training.traces.aggregate import fit_traces
 from tapline.training.traces.background import make_background
+from tapline.training.traces.flow_embeddings import encode_traces
 from tapline.training.traces.joint import encoder_weights, fit_jointly, network_with
-from tapline.training.traces.packet_encoder import FlowLearner, FlowSet, new_learner, pretrain_stage, tune_stage
+from tapline.training.traces.packet_encoder import (
+    FlowLearner,
+    FlowSet,
+    flow_set,
+    new_learner,
+    pretrain_stage,
+    tune_stage,
+)
 from tapline.training.traces.trace_config import Phase, TraceTrainingConfig, decisive, joint_config
 
 _PACKAGES = ("numpy", "scikit-learn", "torch")
