@@ -14,7 +14,7 @@ from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.training.data.batches import prefix
 from tapline.training.data.labels import read_labels
-from tapline.training.evaluation.scores import macro_f1
+from tapline.training.loop.scores import macro_f1
 
 PROTOCOLS = Path(__file__).parents[1] / "data" / "protocols"
 ALL = sorted(path.parent for path in ZOO.glob("*/*/checkpoint.json"))

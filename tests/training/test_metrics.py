@@ -11,7 +11,7 @@ from tapline.training.evaluation.calibration import (
     rejection_threshold,
     softmax,
 )
-from tapline.training.evaluation.scores import (
+from tapline.training.loop.scores import (
     Predictions,
     auroc,
     bootstrap_draws,

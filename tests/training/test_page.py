@@ -8,7 +8,7 @@ import pytest
 
 from tapline.training.evaluation.measured import Curve, Measured, figures_of
 from tapline.training.evaluation.page import write_report
-from tapline.training.evaluation.scores import macro_f1_draws, weighted_f1
+from tapline.training.loop.scores import macro_f1_draws, weighted_f1
 
 
 def measured(**more):

@@ -7,8 +7,9 @@ import pytest
 
 from tapline.training.evaluation.flow_cross_validation import EvaluationSettings, FoldOutcome
 from tapline.training.evaluation.flow_figures import early_packets, evaluate
-from tapline.training.evaluation.outcomes import OUTCOMES, read_outcomes, write_outcomes
+from tapline.training.evaluation.outcomes import read_outcomes, write_outcomes
 from tapline.training.loop.config import TrainingError
+from tapline.training.loop.run_files import OUTCOMES
 
 
 def outcome(fold, seed=0, flows=60):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
 from tapline.training.data.parquet import Sample
+from tapline.training.data.samples import samples_of
 
 Rows = NDArray[np.int64]
 
@@ -197,6 +198,11 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
         list(labels.index),
         list(hosts.index),
     )
+
+
+def open_samples(features: Sequence[Path], scratch: Path) -> StoredSamples:
+    """The samples of feature directories, kept in unlinked files in `scratch`."""
+    return store(samples_of(features), scratch)
 
 
 def _mapped(file: Any, kind: type[Any]) -> NDArray[Any]:

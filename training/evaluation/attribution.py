@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tapline.models.tracegram import TraceNetwork
 from tapline.training.evaluation.calibration import softmax
-from tapline.training.evaluation.scores import Interval, interval
+from tapline.training.loop.scores import Interval, interval
 from tapline.training.traces.aggregate import TraceFeatures, score_traces
 
 REMOVED_SHARE = 0.25

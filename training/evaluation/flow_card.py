@@ -8,10 +8,10 @@ from tapline.models.checkpoint import Checkpoint
 from tapline.training.data.corpus import ClassCount
 from tapline.training.data.partition import PARTS
 from tapline.training.evaluation.calibration import MOST_FLOWS
+from tapline.training.evaluation.evaluation_record import EvaluationRecord
 from tapline.training.evaluation.flow_figures import MIN_FLOWS, Evaluation
-from tapline.training.evaluation.scores import Interval
 from tapline.training.loop.config import TrainingConfig
-from tapline.training.loop.run_record import EvaluationRecord
+from tapline.training.loop.scores import Interval
 
 
 def render_card(

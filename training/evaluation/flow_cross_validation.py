@@ -12,15 +12,16 @@ from torch import Tensor
 
 from tapline.models.checkpoint import Mm4flowNetwork
 from tapline.models.mm4flow import Mm4flow
-from tapline.training.data.batches import first_content, prefix
+from tapline.training.data.batches import TrainingSet, first_content, prefix
 from tapline.training.data.corpus import Corpus, make_training_set
 from tapline.training.data.split import check_filled, halve_labels, spread_captures
 from tapline.training.data.store import StoredFlows, StoredSamples
 from tapline.training.evaluation.calibration import Floats
 from tapline.training.evaluation.flow_rivals import columns, fit_forest, fit_trees, statistics
 from tapline.training.export.quantise import int8_logits
-from tapline.training.flows.finetune import TrainingSet, fit, new_model, predict
+from tapline.training.flows.finetune import fit, predict
 from tapline.training.loop.config import TrainingConfig, network_sizes
+from tapline.training.loop.new_networks import new_model
 from tapline.training.loop.processes import ALONE, Group
 from tapline.training.loop.trainer import StepReport
 

@@ -15,7 +15,10 @@ from tapline.models.checkpoint import Checkpoint, Unknown
 from tapline.models.mm4flow import Mm4flow
 from tapline.training.data.corpus import Corpus, make_corpus, make_training_set
 from tapline.training.data.partition import PARTS, Partition, read_partition
+from tapline.training.data.samples import features_of
 from tapline.training.data.split import SplitError, check_tuned, halve_labels
+from tapline.training.data.store import open_samples
+from tapline.training.evaluation.evaluation_record import EvaluationRecord, read_evaluation
 from tapline.training.evaluation.flow_card import render_card
 from tapline.training.evaluation.flow_cross_validation import (
     EvaluationSettings,
@@ -27,26 +30,23 @@ from tapline.training.evaluation.flow_cross_validation import (
 )
 from tapline.training.evaluation.flow_figures import FALSE_REJECTION, Evaluation, evaluate
 from tapline.training.evaluation.flow_report import write_flow_report
-from tapline.training.evaluation.outcomes import OUTCOMES, read_outcomes, write_outcomes
+from tapline.training.evaluation.outcomes import read_outcomes, write_outcomes
 from tapline.training.evaluation.page import REPORTS
 from tapline.training.export.checkpoint_export import export, serving_weights
+from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan
 from tapline.training.loop.processes import is_first, join_group
 from tapline.training.loop.run_files import (
     EVALUATION,
     MODEL,
+    OUTCOMES,
     encoders_of,
-    features_of,
     load_weights,
-    open_samples,
     read_encoders,
-    read_evaluation,
-    read_run,
     scratch_folder,
     write_json,
 )
-from tapline.training.loop.run_record import EvaluationRecord, Run
 from tapline.training.loop.trainer import StepReport
 
 SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))

@@ -21,7 +21,8 @@ from tapline.training.evaluation.calibration import (
     softmax,
 )
 from tapline.training.evaluation.flow_cross_validation import EvaluationSettings, FoldOutcome, Logits
-from tapline.training.evaluation.scores import (
+from tapline.training.loop.config import TrainingError
+from tapline.training.loop.scores import (
     ClassScore,
     Interval,
     Predictions,
@@ -33,7 +34,6 @@ from tapline.training.evaluation.scores import (
     macro_f1_draws,
     weighted_f1,
 )
-from tapline.training.loop.config import TrainingError
 
 MIN_FLOWS = 5
 """Macro-F1 counts the classes that a fold holds at least so many flows of."""

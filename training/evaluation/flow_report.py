@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tapline.training.evaluation.evaluation_record import EvaluationRecord
 from tapline.training.evaluation.flow_cross_validation import FoldOutcome
 from tapline.training.evaluation.flow_figures import EARLY_F1_LOSS, MIN_FLOWS, has_int8, judge_all, reported_folds
 from tapline.training.evaluation.flow_rivals import TREES
 from tapline.training.evaluation.measured import Curve, Measured
 from tapline.training.evaluation.page import write_report
-from tapline.training.loop.run_record import EvaluationRecord, Run
+from tapline.training.flows.flow_record import Run
 
 _EARLY = (
     "Every flow cut to its first packets, content included. Early verdicts are worth giving after {}: macro-F1 within "

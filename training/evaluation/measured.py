@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.training.evaluation.scores import (
+from tapline.training.loop.scores import (
     CALIBRATION_BINS,
     ClassScore,
     Floats,

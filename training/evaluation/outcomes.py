@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from tapline.training.evaluation.flow_cross_validation import FoldOutcome
 from tapline.training.loop.config import TrainingError
+from tapline.training.loop.run_files import OUTCOMES
 
-OUTCOMES = "outcomes.npz"
 _CURVES = {"prefixes", "contents"}
 _NAMES = {"captures", "unknown_captures"}
 _NUMBERS = {"fold", "majority"}

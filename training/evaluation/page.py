@@ -11,7 +11,7 @@ import msgspec
 
 from tapline.training.evaluation import plots
 from tapline.training.evaluation.measured import Figures, Measured, Model, figures_of
-from tapline.training.evaluation.scores import ClassScore
+from tapline.training.loop.scores import ClassScore
 
 _CSS = """
 :root{color-scheme:light;--ink:#1f2933;--muted:#616e7c;--line:#e4e7eb;--own:#1d6fb8}

@@ -11,10 +11,10 @@ from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.trace import SubjectKind
 from tapline.training.data.labelled_traces import look_alike
 from tapline.training.evaluation.attribution import MIN_FLOWS, Faithfulness
-from tapline.training.evaluation.scores import Interval
 from tapline.training.evaluation.trace_figures import FALSE_REJECTION, EarlyFigures, TraceEvaluation, VariantFigures
+from tapline.training.loop.scores import Interval
 from tapline.training.traces.background import CONFIDENT, LONG_FLOWS, BackgroundFigures, BackgroundShares
-from tapline.training.traces.trace_runs import TraceRun
+from tapline.training.traces.trace_record import TraceRun
 
 WORDS = {
     "main": "**this checkpoint's settings**",

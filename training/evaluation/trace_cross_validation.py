@@ -6,7 +6,7 @@ not taken for a measurement of anything else. Figures belong to `summary`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -21,23 +21,21 @@ from torch import Tensor
 from tapline.models.checkpoint import WEIGHTS, TracegramNetwork, file_sha256
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.tracegram import TraceNetwork
-from tapline.training.data.batches import draw_weights
-from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, few_of_each, flows_of
+from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, few_of_each
 from tapline.training.evaluation.attribution import remove_flows
 from tapline.training.evaluation.trace_rivals import fit_predict
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import fingerprint, load_weights, save_weights, weights_hash
-from tapline.training.loop.trainer import StepReport, Trainer, run_stage
+from tapline.training.loop.trainer import Report, train_stage
 from tapline.training.traces.aggregate import (
     TraceFeatures,
     fit_traces,
-    gather_features,
     score_traces,
 )
 from tapline.training.traces.background import background_hash, halve_background
-from tapline.training.traces.flow_embeddings import CHECKPOINT, frozen_features
+from tapline.training.traces.flow_embeddings import CHECKPOINT, encode_traces, frozen_features
 from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
-from tapline.training.traces.packet_encoder import FlowLearner, FlowSet, flow_features, new_learner, tune_stage
+from tapline.training.traces.packet_encoder import FlowLearner, flow_set, new_learner, tune_stage
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig, decisive
 
 PREFIXES = (1, 2, 4, 8, 16, 32)
@@ -46,8 +44,6 @@ PREFIXES = (1, 2, 4, 8, 16, 32)
 FINGERPRINT = "fingerprint"
 
 TREES: Mapping[str, Literal["header", "sizes"]] = {"trees-header": "header", "trees-sizes": "sizes"}
-
-Report = Callable[[StepReport], None]
 
 
 @dataclass(frozen=True)
@@ -249,27 +245,7 @@ def tune_encoder(
 ) -> FlowLearner:
     """Phase 0.5 on the flows of these traces."""
     data = flow_set(corpus, rows, config)
-    loop = config.loop(config.tune)
-    trainer = Trainer(learner, loop, config.tune.epochs * -(-config.tune.draws // config.tune.batch))
-    return run_stage(trainer, tune_stage(learner, data, config), loop, config.tune.epochs, None, report)
-
-
-def flow_set(corpus: TraceCorpus, rows: NDArray[np.int64], config: TraceTrainingConfig) -> FlowSet:
-    """The flows of these traces with the labels of their traces, classes drawn equally often."""
-    traces = [corpus.traces[row] for row in rows]
-    owner = np.repeat(rows, [len(trace.trace.flows) for trace in traces])
-    truth = corpus.truth[owner]
-    return FlowSet(flows_of(traces), truth, draw_weights(truth, owner, 0.0, config.capture_power))
-
-
-def encode_traces(corpus: TraceCorpus, learner: FlowLearner, config: TraceTrainingConfig) -> list[TraceFeatures]:
-    """Features of all traces, and of disturbed copies of their flows."""
-    flows = flows_of(corpus.traces)
-    rng = np.random.default_rng([config.seed, 3])
-    views = [flow_features(learner.encoder, flows, config.features)]
-    for _ in range(config.trace_augmentation.views):
-        views.append(flow_features(learner.encoder, flows, config.features, (config.flow_augmentation, rng)))
-    return gather_features([trace.trace for trace in corpus.traces], views)
+    return train_stage(learner, tune_stage(learner, data, config), config.loop(config.tune), None, report)
 
 
 def _outcome(

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from tapline.models.checkpoint import TracegramNetwork
 from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, folds_of, look_alike
+from tapline.training.data.samples import features_of
 from tapline.training.data.split import check_filled, check_tuned
 from tapline.training.evaluation.calibration import softmax
 from tapline.training.evaluation.measured import Curve, Measured
 from tapline.training.evaluation.page import write_report
 from tapline.training.evaluation.trace_cross_validation import (
     FoldOutcome,
-    Report,
     Variant,
     cross_validate,
     measured_folds,
@@ -36,21 +36,16 @@ from tapline.training.loop.run_files import (
     MODEL,
     command_of,
     encoders_of,
-    features_of,
     load_weights,
     read_encoders,
     write_json,
 )
+from tapline.training.loop.runs import Job
+from tapline.training.loop.trainer import Report
 from tapline.training.traces.flow_embeddings import flow_embedding_width
 from tapline.training.traces.trace_config import JOINT_CONTENT, TraceTrainingConfig, encoder_features
-from tapline.training.traces.trace_runs import (
-    TraceJob,
-    TraceRun,
-    classes_of,
-    read_background,
-    read_corpus,
-    read_trace_run,
-)
+from tapline.training.traces.trace_record import TraceRun, read_trace_run
+from tapline.training.traces.trace_runs import classes_of, read_background, read_corpus
 
 MAIN, UNKNOWN, TREES = "main", "unknown", ("trees-header", "trees-sizes")
 NO_BACKGROUND = "no-background"
@@ -130,7 +125,7 @@ class _Todo:
 def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings) -> _Todo:
     record = _read_run(run, settings)
     torch.set_num_threads(record.config.threads)
-    job = TraceJob(features, directory, record.config, background=settings.background)
+    job = Job(features, directory, record.config, background=settings.background)
     corpus = read_corpus(job)
     if corpus.labels != record.labels:
         raise TrainingError(f"{run}: learned other labels than these features have: give the features of the run")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tapline.training.data.labelled_traces import LOOK_ALIKE, LabelledTrace, TraceCorpus
 from tapline.training.evaluation.attribution import Faithfulness, faithfulness
 from tapline.training.evaluation.calibration import Calibrated, fit_temperature, rejection_threshold, softmax
-from tapline.training.evaluation.scores import (
+from tapline.training.evaluation.trace_cross_validation import PREFIXES, FoldOutcome
+from tapline.training.loop.scores import (
     ClassScore,
     Floats,
     Interval,
@@ -27,7 +28,6 @@ from tapline.training.evaluation.scores import (
     macro_f1,
     macro_f1_draws,
 )
-from tapline.training.evaluation.trace_cross_validation import PREFIXES, FoldOutcome
 from tapline.training.traces.background import BackgroundFigures, Confidences, background_figures
 
 FALSE_REJECTION = 0.02

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from tapline.models.trace import Trace
 from tapline.models.trace_features import trace_times
 from tapline.models.tracegram import TraceNetwork
 from tapline.training.data.batches import draw_weights
-from tapline.training.loop.trainer import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
 from tapline.training.traces.packet_encoder import train_mode
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig
 
@@ -239,7 +239,7 @@ def fit_traces(
     truth: NDArray[np.int64],
     config: TraceTrainingConfig,
     files: RunFiles | None = None,
-    report: Callable[[StepReport], None] = lambda _: None,
+    report: Report = lambda _: None,
 ) -> TraceNetwork:
     """Phase 1 from scratch; the network given reads features as the encoder makes them.
 
@@ -248,12 +248,11 @@ def fit_traces(
     """
     scale = scale_of(features)
     scaled = standardise(features, scale)
-    loop, phase = config.loop(config.traces), config.traces
     torch.manual_seed(config.seed)
     network = TraceNetwork(config.network)
     sharpen(network)
-    trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
-    trained = run_stage(trainer, trace_stage(network, scaled, truth, config), loop, phase.epochs, files, report)
+    stage = trace_stage(network, scaled, truth, config)
+    trained = train_stage(network, stage, config.loop(config.traces), files, report)
     return fold_scale(settle_norms(trained, scaled, class_weights(truth), config), scale)
 
 

@@ -5,7 +5,7 @@ The encoder starts from masked-token pre-training. Drawing and disturbing traces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,8 +23,8 @@ from tapline.models.mm4flow import Mm4flow, Mm4flowOutput
 from tapline.models.tracegram import TraceNetwork
 from tapline.training.data.batches import draw_weights
 from tapline.training.data.labelled_traces import LabelledTrace, flows_of
-from tapline.training.flows.finetune import new_model, train_mode
-from tapline.training.loop.trainer import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.loop.new_networks import new_model, train_mode
+from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
 from tapline.training.traces.aggregate import (
     Scale,
     TraceFeatures,
@@ -182,7 +182,7 @@ def fit_jointly(
     config: TraceTrainingConfig,
     start: Mapping[str, Tensor] | None = None,
     files: RunFiles | None = None,
-    report: Callable[[StepReport], None] = lambda _: None,
+    report: Report = lambda _: None,
     background: Sequence[LabelledTrace] = (),
 ) -> Jointly:
     """Learn from the traces `train` of all `traces`; `start` are pre-trained encoders, without them from nothing.
@@ -205,10 +205,8 @@ def fit_jointly(
     network = JointNetwork(encoder, trace)
     before = joint_features(network, table, everything)
     scale = scale_of([before[row] for row in learned.rows])
-    loop, phase = config.loop(config.traces), config.traces
-    trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
     stage = _stage(network, table, learned, scale, config)
-    trained = run_stage(trainer, stage, loop, phase.epochs, files, report)
+    trained = train_stage(network, stage, config.loop(config.traces), files, report)
     features = joint_features(trained, table, everything)
     mine = standardise([features[row] for row in learned.rows], scale)
     settled = settle_norms(trained.trace, mine, learned.weights, config)

@@ -1,14 +1,15 @@
-"""The records that run directories hold and cards are written from."""
+"""The record of a run of pretrain or finetune, as its directory holds it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import msgspec
 
 from tapline.models.checkpoint import Mm4flowNetwork
 from tapline.training.data.corpus import ClassCount
-from tapline.training.evaluation.flow_cross_validation import EvaluationSettings
-from tapline.training.evaluation.flow_figures import Evaluation
 from tapline.training.loop.config import TrainingConfig
+from tapline.training.loop.run_files import read_record
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -32,10 +33,10 @@ class Run(msgspec.Struct, frozen=True):
     flows: int = 0
 
 
-class EvaluationRecord(msgspec.Struct, frozen=True):
-    """An evaluation with its settings and cost; `split` is the name of the split it was measured on, if on one."""
+def read_run(directory: Path, command: str = "finetune") -> Run:
+    """The record of a run of `command`.
 
-    settings: EvaluationSettings
-    figures: Evaluation
-    seconds: float
-    split: str = ""
+    Raises:
+        TrainingError: the directory holds none.
+    """
+    return read_record(directory, Run, (command,), command)
