@@ -79,14 +79,11 @@ def gather_features(traces: Sequence[Trace], views: Sequence[NDArray[np.float32]
 
 def to_batch(features: Sequence[NDArray[np.float32]], times: Sequence[NDArray[np.float32]]) -> TraceBatch:
     """Pad traces to one batch."""
-    counts = np.array([len(each) for each in features], np.int64)
-    shape = (len(features), int(counts.max()))
-    padded = np.zeros((*shape, features[0].shape[1]), np.float32)
-    clock = np.zeros((*shape, 2), np.float32)
-    for row, (each, when) in enumerate(zip(features, times, strict=True)):
-        padded[row, : len(each)] = each
-        clock[row, : len(when)] = when
-    return TraceBatch(torch.from_numpy(padded), torch.from_numpy(clock), torch.from_numpy(counts))
+    padded, clock = (
+        nn.utils.rnn.pad_sequence([torch.from_numpy(each) for each in table], batch_first=True)
+        for table in (features, times)
+    )
+    return TraceBatch(padded, clock, torch.tensor([len(each) for each in features]))
 
 
 def kept_flows(count: int, how: TraceAugmentation, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from tapline.models.checkpoint import TracegramNetwork
-from tapline.models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode, pad
+from tapline.models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow, Mm4flowOutput
 from tapline.models.tracegram import TraceNetwork
-from tapline.training.data.batches import draw_weights
+from tapline.training.data.batches import draw_weights, to_batch
 from tapline.training.data.labelled_traces import LabelledTrace, flows_of
 from tapline.training.loop.new_networks import new_model, train_mode
 from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
@@ -36,7 +37,6 @@ from tapline.training.traces.aggregate import (
     settle_norms,
     sharpen,
     standardise,
-    to_batch,
     trace_noise,
 )
 from tapline.training.traces.trace_config import TraceTrainingConfig
@@ -79,16 +79,9 @@ class FlowTable:
 def make_table(traces: Sequence[LabelledTrace], features: Mm4flowFeatures) -> FlowTable:
     """The flows of these traces as tokens."""
     flows: list[Flow] = flows_of(traces)
-    tokens = encode(flows, features)
     rows = np.arange(len(flows))
-    ps, content, types = (
-        pad(values, offsets, rows)
-        for values, offsets in (
-            (tokens.ps_tokens, tokens.ps_offsets),
-            (tokens.bytes_tokens, tokens.bytes_offsets),
-            (tokens.bytes_types, tokens.bytes_offsets),
-        )
-    )
+    batch = to_batch(encode(flows, features), rows, rows)
+    ps, content, types = (part.numpy() for part in (batch.ps_tokens, batch.bytes_tokens, batch.bytes_types))
     _, chosen, kind = np.unique(np.concatenate((ps, content), axis=1), axis=0, return_index=True, return_inverse=True)
     return FlowTable(
         ps[chosen],
@@ -247,8 +240,8 @@ def _stage(
             table, np.concatenate([each.flows for each in part]), config.mask_lengths
         )
         scaled = torch.split((embedding - mean) / deviation, counts.tolist())
-        features = nn.utils.rnn.pad_sequence(list(scaled), batch_first=True)
-        times = to_batch([each.times for each in part], [each.times for each in part]).times
+        features = pad_sequence(list(scaled), batch_first=True)
+        times = pad_sequence([torch.from_numpy(each.times) for each in part], batch_first=True)
         logits = network.trace(features, times, counts).logits
         smooth = config.label_smoothing
         loss = functional.cross_entropy(logits, wanted, label_smoothing=smooth)
