@@ -1,13 +1,15 @@
-"""The arrows between the folders: who may import whom, and that the base install needs no torch."""
+"""The arrows between rooms, one module to a name, and that the base install needs no torch."""
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
+from collections import Counter
+from graphlib import TopologicalSorter
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import rooms
+from tests.paths import ROOT
+
 TORCH_FILES = {
     "models/mm4flow.py",
     "models/mm4flow_packed.py",
@@ -17,41 +19,84 @@ TORCH_FILES = {
     "service/engines/torch_trace_engine.py",
     "service/engines/torch_common.py",
 }
-FORBIDDEN = {"models": {"service", "training"}, "service": {"training"}}
-MODELS_MAY_IMPORT = {"numpy", "msgspec", "tapline"}
+MODELS_MAY_IMPORT = {"numpy", "msgspec", "tapline", *sys.stdlib_module_names}
+
+ARROWS = {
+    "models": "",
+    "service": "",
+    "service/community_id": "models",
+    "service/gpu": "",
+    "service/sources/packets": "models",
+    "service/sources/flows": "models service/sources/packets",
+    "service/engines": "models",
+    "service/metrics": "models service/engines service/gpu",
+    "service/process": "models service/metrics",
+    "service/sources/bus": "models service/metrics service/process",
+    "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
+    "service/settings": "service/engines service/sources/bus",
+    "service/inference": "models service/engines service/metrics service/process",
+    "service/traces": "models service/community_id service/engines service/inference service/metrics service/process",
+    "service/results": "models service/community_id service/traces",
+    "service/sinks": "models service/community_id service/metrics service/sources/bus service/traces",
+    "service/live": (
+        "models service/inference service/metrics service/process service/sinks service/sources service/sources/bus "
+        "service/traces"
+    ),
+    "service/runtime": (
+        "models service/engines service/gpu service/inference service/live service/metrics service/process "
+        "service/settings service/sources service/sources/bus service/traces"
+    ),
+    "service/api": (
+        "models service/engines service/inference service/live service/metrics service/process service/results "
+        "service/runtime service/settings service/sources service/sources/bus service/traces"
+    ),
+    "service/command": (
+        "models service/api service/engines service/inference service/live service/process service/results "
+        "service/runtime service/settings service/sources service/sources/bus service/sources/packets service/traces"
+    ),
+}
+"""Which rooms a room imports, and no others."""
 
 
-def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+def files(*parts):
+    return {path.relative_to(ROOT).as_posix(): path for part in parts for path in sorted((ROOT / part).rglob("*.py"))}
 
 
-def imported(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-    return found
+def packages(path):
+    return {name.split(".")[0] for name in rooms.imported(path)}
 
 
-@pytest.mark.parametrize("folder", sorted(FORBIDDEN))
-def test_folders_import_only_what_they_may(folder):
-    wrong = {str(path.relative_to(ROOT)): imported(path) & FORBIDDEN[folder] for path in modules(folder)}
-    assert {path: names for path, names in wrong.items() if names} == {}
+def test_rooms_import_only_what_they_may():
+    print(f"\n{rooms.graph()}")  # shown by `pytest -s`
+    found = {name: targets for name, targets in rooms.arrows().items() if not name.startswith("training")}
+    assert found == {name: targets.split() for name, targets in ARROWS.items()}
+
+
+def test_arrows_run_one_way():
+    for arrows in (rooms.arrows(), rooms.module_arrows()):
+        TopologicalSorter({name: to for name, to in arrows.items() if "training" not in name}).prepare()  # or it raises
+
+
+def test_nothing_is_imported_past_the_package():
+    """From the repository's root the parts can be found without it: each module would be there twice."""
+    tree = files("src", "models", "service", "training", "tests", "benchmarks", "zeek")
+    assert {name for name, path in tree.items() if packages(path) & {"models", "service", "training"}} == set()
+
+
+def test_a_name_means_one_module():
+    names = Counter(path.stem for path in rooms.modules().values())
+    del names["__init__"], names["__main__"]
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_torch_only_where_networks_are_defined_or_run():
-    paths = [path for folder in ("models", "service") for path in modules(folder)]
-    assert {str(path.relative_to(ROOT)) for path in paths if "torch" in imported(path)} == TORCH_FILES
+    found = files("models", "service")
+    assert {name for name, path in found.items() if "torch" in packages(path)} == TORCH_FILES
 
 
 def test_models_import_numpy_and_msgspec_only():
-    for path in modules("models"):
-        allowed = MODELS_MAY_IMPORT | set(sys.stdlib_module_names)
-        if str(path.relative_to(ROOT)) in TORCH_FILES:
-            allowed.add("torch")
-        assert imported(path) <= allowed, path
+    for name, path in files("models").items():
+        assert packages(path) - MODELS_MAY_IMPORT <= ({"torch"} if name in TORCH_FILES else set()), name
 
 
 def test_commands_and_server_load_without_torch():

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 from tapline.service.sources.capture import CaptureReader
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CAPTURES = ROOT / "tests" / "data" / "traces"
 
 

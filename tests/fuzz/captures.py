@@ -20,8 +20,8 @@ from tapline.models.packet_tokens import encode_packets
 from tapline.service.community_id import community_id
 from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
 from tests.fuzz.mutation import EDGES, spoil
+from tests.paths import DATA
 
-DATA = Path(__file__).resolve().parent.parent / "data"
 MAX_PACKETS = 300
 HEADER_BYTES = 120
 LINKS = (0, 1, 9, 12, 50, 51, 101, 104, 105, 107, 108, 113, 119, 127, 192, 195, 228, 229, 239, 276, 9999)

@@ -28,7 +28,7 @@ from tapline.service.inference.trace_loading import load_beside
 from tapline.service.inference.trial import try_out
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, WindowKey
-from tests.service.engines import hostile
+from tests.service.inference import hostile
 
 TRIAL_SECONDS = 20.0
 MAX_MESSAGE_CHARS = 600

@@ -10,7 +10,6 @@ import json
 import math
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,8 +20,9 @@ from tapline.service.api.app import create_app
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tests.paths import DATA
 
-CAPTURE = Path(__file__).resolve().parent.parent / "data" / "captures" / "android.pcap"
+CAPTURE = DATA / "captures" / "android.pcap"
 MOST_FLOWS = 12
 _COUNTS = ("start_us", "duration_us", "up", "down", "orig_pkts", "resp_pkts", "orig_ip_bytes", "resp_ip_bytes")
 _TEXTS = ("uid", "service", "conn_state", "sensor", "community_id")

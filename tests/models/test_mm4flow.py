@@ -1,7 +1,6 @@
 """MM4flow against what the published code computes, and its encoder against the public BERT at other sizes."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +11,16 @@ from tapline.models.checkpoint import Mm4flowNetwork
 from tapline.models.encode import BYTES_VOCABULARY, encode, pad
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import MaskedEncoder, Mm4flow
+from tests.paths import DATA
 
-DATA = Path(__file__).resolve().parent.parent / "data" / "mm4flow"
+MM4FLOW = DATA / "mm4flow"
 TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
 def reference():
-    flows = json.loads((DATA / "mm4flow_flows.json").read_text())
-    return flows["config"], flows["flows"], load_file(DATA / "mm4flow_expected.safetensors")
+    flows = json.loads((MM4FLOW / "mm4flow_flows.json").read_text())
+    return flows["config"], flows["flows"], load_file(MM4FLOW / "mm4flow_expected.safetensors")
 
 
 def tokens_of(flows):
@@ -53,7 +53,7 @@ def test_logits_and_attention_are_the_published_ones(reference):
         config["d_model"], config["n_layer"], config["n_head"], config["dim_ff"], config["num_classes"]
     )
     model = Mm4flow(network).eval()
-    weights = {name: value.float() for name, value in load_file(DATA / "mm4flow_weights.safetensors").items()}
+    weights = {name: value.float() for name, value in load_file(MM4FLOW / "mm4flow_weights.safetensors").items()}
     model.load_state_dict(weights)  # strict: every published name, no other
     with torch.inference_mode():
         output = model(*map(torch.from_numpy, tokens_of(flows)))

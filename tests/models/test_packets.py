@@ -1,7 +1,6 @@
 """Tracegram's tokens: literal ones of packets built by hand, and properties over real captures."""
 
 import struct
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,8 +17,9 @@ from tapline.models.packet_tokens import (
     pad_packets,
 )
 from tapline.service.sources.capture import ReadOptions, read_capture
+from tests.paths import DATA
 
-CAPTURES = Path(__file__).parents[1] / "data" / "captures"
+CAPTURES = DATA / "captures"
 MAC_A, MAC_B = bytes.fromhex("b0c554aabbcc"), bytes.fromhex("0202030405f6")
 IP_A, IP_B = bytes((192, 168, 2, 16)), bytes((192, 168, 2, 1))
 SIX_A, SIX_B = bytes.fromhex("fe80000000000000b2c554fffeaabbcc"), bytes.fromhex("20010db8000000000000000000000001")

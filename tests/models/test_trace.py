@@ -2,7 +2,6 @@
 
 import ipaddress
 import random
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,8 +9,9 @@ import pytest
 from tapline.models.flow import Flow, PacketHead
 from tapline.models.trace import TraceSettings, flow_order, is_instance, make_traces, subject_kind_of, subject_of
 from tapline.service.sources.capture import ReadOptions, read_capture
+from tests.paths import DATA
 
-DATA = Path(__file__).parent.parent / "data" / "captures"
+CAPTURES = DATA / "captures"
 DEVICE, ROUTER, SERVER_CARD = "02:00:00:00:00:0a", "02:00:00:00:00:01", "02:00:00:00:00:09"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 SECOND = 1_000_000
@@ -55,7 +55,7 @@ def uids(traces) -> list[list[str]]:
 )
 @pytest.mark.parametrize("heads", ["header", "full"])
 def test_a_device_is_one_subject_by_mac_whatever_its_addresses(capture, mac, heads):
-    flows = list(read_capture(DATA / capture, ReadOptions(heads=heads)))
+    flows = list(read_capture(CAPTURES / capture, ReadOptions(heads=heads)))
     assert len({each.orig_h for each in flows}) > 1  # 0.0.0.0 before DHCP, and an address after
     (trace,) = make_traces(flows, TraceSettings(subject="mac"))
     assert trace.subject == mac
@@ -63,7 +63,7 @@ def test_a_device_is_one_subject_by_mac_whatever_its_addresses(capture, mac, hea
 
 
 def test_hosts_of_a_real_network_by_mac():
-    flows = read_capture(DATA / "android.pcap", ReadOptions(heads="header"))
+    flows = read_capture(CAPTURES / "android.pcap", ReadOptions(heads="header"))
     found = {trace.subject: len(trace.flows) for trace in make_traces(flows, TraceSettings(subject="mac"))}
     assert found == {
         "4c:6a:f6:9f:f6:27": 49, "c4:61:8b:35:82:a9": 10, "c6:2c:03:60:6a:64": 4, "d8:30:62:56:00:1c": 3,

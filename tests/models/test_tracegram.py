@@ -1,7 +1,6 @@
 """Tracegram's networks against what the published modules compute, and what padding and batches must not change."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,11 @@ from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.linear_transformer import LinearHeads, LocalHeads
 from tapline.models.packet_tokens import CLASS, END, PADDING
 from tapline.models.tracegram import Tracegram
+from tests.paths import DATA
 
-DATA = Path(__file__).resolve().parent.parent / "data" / "tracegram"
+pytestmark = pytest.mark.whole
+
+TRACEGRAM = DATA / "tracegram"
 TOLERANCE = 1e-4
 
 
@@ -28,7 +30,7 @@ def padded(rows, length=None):
 @pytest.fixture(scope="module")
 def published():
     """The published model, its token sequences and what they must give."""
-    reference = json.loads((DATA / "tracegram_flows.json").read_text())
+    reference = json.loads((TRACEGRAM / "tracegram_flows.json").read_text())
     config, trace = reference["encoder_config"], reference["trace_config"]
     network = TracegramNetwork(
         n_class=trace["num_classes"],
@@ -39,11 +41,11 @@ def published():
         **{name: value for name, value in config.items() if name in TracegramNetwork.__struct_fields__},
     )
     model = Tracegram(network, reference["flow_classes"]).eval()
-    weights = load_file(DATA / "tracegram_weights.safetensors")
+    weights = load_file(TRACEGRAM / "tracegram_weights.safetensors")
     model.load_state_dict(
         {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     )  # strict: every published name, no other
-    return model, reference["flows"], load_file(DATA / "tracegram_expected.safetensors")
+    return model, reference["flows"], load_file(TRACEGRAM / "tracegram_expected.safetensors")
 
 
 @torch.inference_mode()

@@ -1,7 +1,5 @@
 """The checkpoints that ship: sound and small; those of flows the same by both engines, and as their cards say."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -15,8 +13,9 @@ from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.training.data.batches import prefix
 from tapline.training.data.labels import read_labels
 from tapline.training.loop.scores import macro_f1
+from tests.paths import DATA
 
-PROTOCOLS = Path(__file__).parents[1] / "data" / "protocols"
+PROTOCOLS = DATA / "protocols"
 ALL = sorted(path.parent for path in ZOO.glob("*/*/checkpoint.json"))
 SHIPPED = [path for path in ALL if read_any_checkpoint(path).kind == "mm4flow"]
 MAX_CHECKPOINT_BYTES = 10_000_000

@@ -1,7 +1,5 @@
 """The trace checkpoint that ships: the same by both engines, knows what it learned from, and as its card says."""
 
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
@@ -14,10 +12,11 @@ from tapline.service.engines.trace_engine import TraceInput
 from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.training.evaluation.trace_figures import TraceEvaluation
+from tests.paths import DATA
 
 SHIPPED = ZOO / "iot-devices" / "1"
-ANDROID = Path(__file__).parents[1] / "data" / "captures" / "android.pcap"
-CAPTURES = sorted((Path(__file__).parents[1] / "data" / "traces").glob("*/*.pcap"))
+ANDROID = DATA / "captures" / "android.pcap"
+CAPTURES = sorted((DATA / "traces").glob("*/*.pcap"))
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """The compose file keeps what the service's settings promise."""
 
-from pathlib import Path
-
 import yaml
 
-COMPOSE = Path(__file__).resolve().parent.parent.parent / "docker-compose.yml"
+from tests.paths import ROOT
+
+COMPOSE = ROOT / "docker-compose.yml"
 
 
 def test_uploads_have_room():

@@ -1,10 +1,9 @@
 """The reference of metrics in the documentation is what the code exposes."""
 
-from pathlib import Path
-
 from tapline.service.metrics import Metrics, reference_table
+from tests.paths import ROOT
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+PAGE = ROOT / "docs" / "metrics.md"
 
 
 def test_the_page_holds_the_table_that_the_code_makes():

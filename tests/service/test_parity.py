@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +23,8 @@ from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.bus.websocket_frames import event_of, parse_frame
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.service.sources.zeek_reader import ZeekReader
+from tests.paths import DATA
 
-DATA = Path(__file__).resolve().parent.parent / "data"
 SCRIPTS = DATA.parent.parent / "zeek" / "scripts"
 SESSION = DATA / "bus" / "session.jsonl"
 RECORDED = DATA / "captures" / "telegram_videocall.pcapng"

@@ -23,10 +23,11 @@ from tapline.service.sources.capture import ReadOptions, read_capture
 from tapline.service.traces.window_state import JOURNAL
 from tests.fuzz import captures, frames
 from tests.fuzz.mutation import spoil
+from tests.paths import DATA
 from tests.service.sources.bus.sensors import AcknowledgingSensor
 from tests.soak.process import children
 
-ANDROID = Path(__file__).resolve().parent.parent / "data" / "captures" / "android.pcap"
+ANDROID = DATA / "captures" / "android.pcap"
 FLOWS_PER_SECOND = 100
 EXPECTED = {200, 400, 413, 415, 422, 429, 503, 507}
 """Answers that a client may get, whatever it sends; anything else is a fault."""

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.paths import ROOT
 from tests.service.sources.bus.sensors import AcknowledgingSensor
 from tests.soak.load import Load
 from tests.soak.process import Sample, look
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 QUIET_SECONDS = 60
 """The longest wait for the service to finish what it has."""
 

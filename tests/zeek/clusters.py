@@ -5,9 +5,9 @@ import os
 import shutil
 import socket
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 SCRIPTS = ROOT / "zeek" / "scripts"
 TRACES = ROOT / "zeek" / "tests" / "Traces"
 CAPTURES = {"worker-1": TRACES / "tcp-http.pcap", "worker-2": TRACES / "tunnel-gre.pcap"}

@@ -4,7 +4,7 @@ import pytest
 
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
-from tests.service.client import api_client
+from tests.service.api.client import api_client
 
 KEY = "schlüssel"
 ROUTES = [

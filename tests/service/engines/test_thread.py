@@ -15,10 +15,12 @@ from tapline.service.inference.classifier import Classifier
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
 from tests.conftest import make_flows
-from tests.service.cli_runner import ROOT
-from tests.service.test_cli import CAPTURE
+from tests.paths import ROOT
+from tests.service.command.test_cli import CAPTURE
 from tests.service.traces.fakes import NumpyTraceEngine
 from tests.service.traces.test_classifying import with_heads
+
+pytestmark = pytest.mark.whole
 
 
 def test_a_late_call_is_given_up_and_others_fail_at_once_until_it_ends():

@@ -1,7 +1,5 @@
 """Real captures against the logs that Zeek wrote of them: same flows, lengths, content, direction and counts."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,8 +12,8 @@ from tapline.service.sources.packets.frames import FrameDecoder
 from tapline.service.sources.packets.packet_rows import CLOCK, PacketBlock, ReadCounters
 from tapline.service.sources.packets.pcap import PcapReader, is_pcap
 from tapline.service.sources.packets.pcapng import PcapngReader
+from tests.paths import DATA
 
-DATA = Path(__file__).parents[2] / "data"
 CORPORA = ("iot-sentinel", "ndpi", "zeek-traces")
 CAPTURES = sorted(
     str(path.relative_to(DATA / "captures"))

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 
 from tapline.service.sources.capture import CaptureError, CaptureReader, CaptureTooLargeError, ReadOptions, read_capture
 from tapline.service.sources.flows import flow_table
+from tests.paths import DATA
 from tests.service.sources import builders as b
+
+pytestmark = pytest.mark.whole
 
 FRAME = b.ethernet(b.ipv4(17, b.udp(4000, 7000, b"payload")))
 PACKETS = [b.Packet(n, FRAME) for n in range(3)]
-DATA = Path(__file__).parents[2] / "data" / "captures"
+CAPTURES = DATA / "captures"
 SEEDS = [
-    (DATA / name).read_bytes()
+    (CAPTURES / name).read_bytes()
     for name in (
         "ndpi/http2.pcapng",
         "ndpi/gtp_c.pcap",

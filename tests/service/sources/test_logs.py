@@ -10,8 +10,8 @@ import zstandard
 from tapline.models.flow import MAX_PAYLOAD_LENGTHS
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.service.sources.logs import LogDirectory, LogError, is_log_directory
+from tests.paths import DATA
 
-DATA = Path(__file__).parents[2] / "data"
 LOGS = DATA / "protocols" / "logs" / "tk.pcap"
 FEATURES = ("start_us", "orig_h", "orig_p", "resp_h", "resp_p", "proto", "up", "down", "payload_lengths",
             "orig_bytes", "resp_bytes", "orig_pkts", "resp_pkts", "orig_ip_bytes", "resp_ip_bytes")  # fmt: skip

@@ -1,16 +1,15 @@
 """Captures that are not as most are: what each holds, flow by flow, with exact lengths, content and counts."""
 
-from pathlib import Path
-
 import pytest
 
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.flow import parse_flow
 from tapline.service.results.records import feature_lines
 from tapline.service.sources.capture import CaptureReader
+from tests.paths import DATA
 from tests.service.sources import builders as b
 
-ODD = Path(__file__).parents[2] / "data" / "odd"
+ODD = DATA / "odd"
 QUERY = bytes.fromhex("00010100000100000000000004686f7374076578616d706c650000010001")
 ANSWER = bytes.fromhex(
     "00018180000100010000000004686f7374076578616d706c65000001000104686f7374076578616d706c65000001000100000000"

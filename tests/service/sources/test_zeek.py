@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import stat
-from pathlib import Path
 
 import pytest
 import zstandard
@@ -13,9 +12,10 @@ import zstandard
 from tapline.models.flow import Flow
 from tapline.service.sources.capture import CaptureError, CaptureReader, CaptureTooLargeError, ReadOptions
 from tapline.service.sources.zeek_reader import ZeekReader
+from tests.paths import DATA
 from tests.service.sources import builders as b
 
-CAPTURES = Path(__file__).parents[2] / "data" / "captures"
+CAPTURES = DATA / "captures"
 SAME = [
     "iot-sentinel/Aria/Setup-A-1-STA.pcap",
     "ndpi/ftp-start-tls.pcap",

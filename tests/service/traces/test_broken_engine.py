@@ -14,7 +14,9 @@ from tapline.service.settings import Settings
 from tapline.service.traces.scorer import TraceScorer
 from tests.service.traces.fakes import WIDTH, NumpyTraceEngine
 from tests.service.traces.test_classifying import job
-from tests.service.traces.test_live import until
+from tests.service.traces.test_live_traces import until
+
+pytestmark = pytest.mark.whole
 
 
 def jobs(count):

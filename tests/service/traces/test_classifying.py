@@ -19,9 +19,12 @@ from tapline.service.settings import Settings
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, WindowKey
 from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
-from tests.service.cli_runner import ROOT, tapline
-from tests.service.client import api_client
+from tests.paths import ROOT
+from tests.service.api.client import api_client
+from tests.service.command.cli_runner import tapline
 from tests.service.traces.fakes import LABELS, WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
+
+pytestmark = pytest.mark.whole
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 

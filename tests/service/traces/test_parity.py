@@ -18,9 +18,10 @@ from tapline.service.api import schemas
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.capture import ReadOptions, read_capture
-from tests.service.cli_runner import ROOT, tapline
-from tests.service.client import api_client
-from tests.service.traces.conftest import SETTINGS
+from tests.paths import ROOT
+from tests.service.api.client import api_client
+from tests.service.command.cli_runner import tapline
+from tests.service.conftest import SETTINGS
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 SCRIPTS = ROOT / "zeek" / "scripts"

@@ -168,7 +168,7 @@ def test_what_is_open_is_given_at_the_end_where_no_state_is_kept(clock):
 
 
 def test_history_finds_by_subject_and_label_and_pages():
-    from tests.service.traces.test_sink import trace
+    from tests.service.sinks.test_zeek_sink import trace
 
     history = RecentTraces(5)
     for number in range(8):

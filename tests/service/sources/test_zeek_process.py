@@ -15,12 +15,13 @@ import pytest
 from tapline.service.sources import zeek_folder, zeek_guard, zeek_process
 from tapline.service.sources.zeek_folder import LOCK, OWNER_VARIABLE, PREFIX, FolderInUseError, sweep
 from tapline.service.sources.zeek_process import ZeekError, ending, zeeks_on
-from tests.service.cli_runner import CODE, ROOT
-from tests.service.stand_in import Process, StandIn
+from tests.paths import ROOT
+from tests.service.command.cli_runner import CODE
+from tests.service.sources.stand_in import Process, StandIn
 
 WATCH = [sys.executable, "-W", "error", "-c", CODE, "watch", "--trace-checkpoint", "none", "--interface", "lo"]
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux"), pytest.mark.whole]
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ from tapline.service.command.output import TableWriter
 from tapline.service.results.records import SummaryBuilder
 from tapline.service.results.writers import CsvWriter
 from tests.conftest import make_flows
-from tests.service.cli_runner import tapline
+from tests.service.command.cli_runner import tapline
+
+pytestmark = pytest.mark.whole
 
 EVIL = "[red]x[/red] :smile: \x1b]0;owned\x07\x1b[2J\u202e\n\r"
 

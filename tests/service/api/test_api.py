@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import pytest
 import zstandard
@@ -13,10 +12,13 @@ from tapline.service.inference.batcher import VerdictError
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tests.conftest import make_checkpoint
-from tests.service.cli_runner import tapline
-from tests.service.client import api_client
+from tests.paths import DATA
+from tests.service.api.client import api_client
+from tests.service.command.cli_runner import tapline
 
-CAPTURE = Path(__file__).resolve().parent.parent / "data" / "captures" / "android.pcap"
+pytestmark = pytest.mark.whole
+
+CAPTURE = DATA / "captures" / "android.pcap"
 NDJSON = {"accept": "application/x-ndjson"}
 
 

@@ -1,7 +1,5 @@
 """Both trace engines give the same scores, whatever a flow or trace is batched with; importance sums to 1."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -22,9 +20,12 @@ from tapline.service.engines.pieces import MAX_PADDING, piece_inputs, pieces_by_
 from tapline.service.engines.trace_engine import TraceInput, warm_up
 from tapline.service.sources.capture import read_capture
 from tests.conftest import make_flows, make_trace_checkpoint
+from tests.paths import DATA
+
+pytestmark = pytest.mark.whole
 
 ROUNDING = 1e-4
-CAPTURES = Path(__file__).parents[1] / "data" / "captures"
+CAPTURES = DATA / "captures"
 WIDTH = 32
 
 

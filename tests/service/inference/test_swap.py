@@ -19,10 +19,10 @@ from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.window_state import TraceState
 from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
-from tests.service.client import api_client
+from tests.service.api.client import api_client
 from tests.service.traces.fakes import NumpyTraceEngine, trace_checkpoint, trace_flow
 from tests.service.traces.test_classifying import CAPTURE, with_heads
-from tests.service.traces.test_live import BUS, NOW, clock, make_live, play, until, value  # noqa: F401
+from tests.service.traces.test_live_traces import BUS, NOW, clock, make_live, play, until, value  # noqa: F401
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,12 @@ from tapline.service.command.console import make_console
 from tapline.service.command.watch import View
 from tapline.service.sources.bus.events import BusEvent
 from tapline.service.sources.bus.source import BusState, SensorState
-from tests.service.cli_runner import CODE, ROOT
+from tests.paths import ROOT
+from tests.service.command.cli_runner import CODE
 from tests.service.sources.bus.sensors import WebSocketSensor
 from tests.service.sources.bus.test_events import flow_event
+
+pytestmark = pytest.mark.whole
 
 
 async def watch(sensor, options):

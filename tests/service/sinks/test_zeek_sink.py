@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 import msgspec
 
@@ -12,8 +11,9 @@ from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row
 from tapline.service.sources.bus.events import VerdictsAck, parse_event, trace_verdicts_event
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
+from tests.paths import DATA
 
-SESSION = Path(__file__).resolve().parents[2] / "data" / "bus" / "traces.jsonl"
+SESSION = DATA / "bus" / "traces.jsonl"
 
 
 def trace(label="camera", subject="00:17:88:01:02:03", **fields) -> TraceVerdict:

@@ -12,7 +12,9 @@ from tapline.service.api.app import create_app
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tests.conftest import make_checkpoint
-from tests.service.cli_runner import tapline
+from tests.service.command.cli_runner import tapline
+
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture

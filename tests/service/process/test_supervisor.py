@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +13,11 @@ from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.bus.events import BusEvent, Count, EventError, FlowEvent, Stats
 from tests.conftest import make_trace_checkpoint
+from tests.paths import ROOT
 from tests.service.sources.bus.sensors import AcknowledgingSensor
 from tests.service.sources.bus.test_events import FLOW_ARGS
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.whole
 
 KINDS = [
     ValueError, KeyError, OSError, OverflowError, RecursionError, MemoryError, UnicodeError, ArithmeticError,

@@ -11,7 +11,7 @@ from tapline.service.command.classify import classify_inputs
 from tapline.service.command.console import make_console
 from tapline.service.command.output import writer
 from tapline.service.inference.classifier import Classifier
-from tests.service.test_cli import CAPTURE
+from tests.service.command.test_cli import CAPTURE
 
 FAILED = 3
 

@@ -15,8 +15,11 @@ import pytest
 
 from tapline.service.command.terminal import endpoint_text
 from tapline.service.settings import ENV_PREFIX, Settings
-from tests.service.cli_runner import CODE, ROOT, tapline
+from tests.paths import ROOT
+from tests.service.command.cli_runner import CODE, tapline
 from tests.service.sources import builders as b
+
+pytestmark = pytest.mark.whole
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 BUILTIN = ("--reader", "builtin")

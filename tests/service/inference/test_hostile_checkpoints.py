@@ -23,11 +23,12 @@ from tapline.service.inference.trial import try_out
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tests.conftest import make_flows, make_trace_checkpoint
-from tests.service.cli_runner import CODE, ROOT, tapline
-from tests.service.engines import hostile
-from tests.service.test_cli import CAPTURE
+from tests.paths import ROOT
+from tests.service.command.cli_runner import CODE, tapline
+from tests.service.command.test_cli import CAPTURE
+from tests.service.inference import hostile
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 SECONDS = 120
 """More than any trial takes that is to end by itself."""

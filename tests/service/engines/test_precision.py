@@ -1,7 +1,6 @@
 """Every engine and precision against the float32 reference over real flows with the checkpoint that ships."""
 
 import shutil
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -19,10 +18,14 @@ from tapline.service.inference.trace_loading import load_beside
 from tapline.service.sources.capture import read_capture
 from tapline.training.export.quantise import quantise
 from tests.conftest import make_flows, make_trace_checkpoint
+from tests.paths import DATA
 
-pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # what CPUs fall back to
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),  # what CPUs fall back to
+    pytest.mark.whole,
+]
 
-CAPTURES = Path(__file__).parents[1] / "data" / "captures"
+CAPTURES = DATA / "captures"
 NAMES = ("android.pcap", "ndpi/hls.pcapng", "ndpi/mysql.pcapng", "ndpi/steam.pcapng")
 
 

@@ -1,0 +1,80 @@
+"""What an install puts where, and that a user's own folders do not hide it."""
+
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import files
+from pathlib import Path
+
+import pytest
+
+from tapline.installation import DISTRIBUTION
+from tests.paths import ROOT
+from tests.service.command.cli_runner import CODE
+
+pytestmark = pytest.mark.whole
+
+OWN = "raise SystemExit('the folder of the user was imported')\n"
+LOADED = "tapline.models.flow, tapline.service.command.cli, tapline.service.api.server, tapline.training"
+TOP_LEVEL = {"tapline", "_tapline_traffic.pth"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    subprocess.run(command, check=True, timeout=300)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture
+def own_folders(tmp_path):
+    """The current directory of a user who has folders of these names."""
+    for name in ("models", "service", "training", "zeek"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(OWN)
+    return tmp_path
+
+
+def run(folder, *arguments):
+    command = [sys.executable, "-W", "error", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_wheel_holds_one_package_and_all_of_it(wheel):
+    names = set(wheel.namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"tapline"}
+    tree = {path.as_posix() for part in ("models", "service", "training") for path in Path(ROOT, part).rglob("*.py")}
+    there = {path.removeprefix(f"{ROOT}/") for path in tree}
+    assert {f"tapline/{name}" for name in there} <= names
+    scripts = {f"tapline/zeek_scripts/{path.name}" for path in (ROOT / "zeek" / "scripts").glob("*.zeek")}
+    assert scripts <= names
+    assert {"tapline/py.typed", "tapline/models/zoo/flow-protocols/1/model.onnx"} <= names
+
+
+def test_an_install_leaves_nothing_else():
+    installed = {path.parts[0] for path in files(DISTRIBUTION) if ".dist-info" not in path.parts[0]} - {".."}
+    assert installed <= TOP_LEVEL
+
+
+def test_a_wheel_works_beside_folders_of_the_same_names(wheel, own_folders, tmp_path_factory):
+    site = tmp_path_factory.mktemp("site")
+    wheel.extractall(site)
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import {LOADED}; print(tapline.__file__); "
+        "from tapline.service.sources.zeek_process import package_scripts; print(package_scripts())"
+    )
+    found = run(own_folders, "-c", code)
+    assert found.stderr == ""
+    assert found.stdout.split() == [str(site / "tapline" / "__init__.py"), str(site / "tapline" / "zeek_scripts")]
+
+
+def test_an_editable_install_works_beside_folders_of_the_same_names(own_folders):
+    code = f"import {LOADED}; print(tapline.service.command.cli.__file__)"
+    found = run(own_folders, "-c", code)
+    assert found.stderr == ""
+    assert Path(found.stdout.strip()).name == "cli.py"
+    capture = ROOT / "tests" / "data" / "captures" / "android.pcap"
+    shown = run(own_folders, "-c", CODE, "classify", str(capture), "--limit", "1")
+    assert "66 of 69 flows classified" in shown.stdout
