@@ -14,7 +14,7 @@ COPY training training
 COPY src src
 COPY zeek/scripts zeek/scripts
 
-# The version that the image says it is: `--build-arg VERSION=$(git describe --tags)`.
+# The version that the image says it is, of a release: `--build-arg VERSION=1.2.3`.
 ARG VERSION
 ENV SETUPTOOLS_SCM_PRETEND_VERSION=${VERSION}
 

@@ -6,11 +6,18 @@ CAPTURE ?= tests/data/captures/android.pcap
 SECONDS ?= 600
 ON_TWO_CORES = -n 2 --dist loadfile
 
-.PHONY: run test test-fast fuzz soak clean
+.PHONY: run test test-fast check fuzz soak clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
 	.venv/bin/tapline serve --port $(PORT)
+
+# While you work: format, lint, types, and the tests that take no time, in less than a minute.
+check: .venv-dev/installed
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/mypy -p tapline
+	.venv-dev/bin/pytest $(ON_TWO_CORES) -m "not slow and not whole"
 
 test: .venv-dev/installed
 	.venv-dev/bin/ruff format --check .

@@ -63,15 +63,17 @@ def arrows():
 
 
 def graph():
-    """The arrows as text, with the modules and lines of each room."""
-    counts = defaultdict(list)
+    """The arrows as text."""
+    return "\n".join(f"{name:23} {' '.join(targets)}".rstrip() for name, targets in arrows().items())
+
+
+def sizes():
+    """Modules and lines of each room, as text."""
+    lines = defaultdict(list)
     for path in modules().values():
-        counts[room(path)].append(len(path.read_text().splitlines()))
-    rows = ["modules  lines  room                    imports"]
-    for name, targets in arrows().items():
-        rows.append(f"{len(counts[name]):7} {sum(counts[name]):6}  {name:23} {' '.join(targets)}".rstrip())
-    return "\n".join(rows)
+        lines[room(path)].append(len(path.read_text().splitlines()))
+    return "\n".join(f"{len(found):3} modules {sum(found):6} lines  {name}" for name, found in sorted(lines.items()))
 
 
 if __name__ == "__main__":
-    print(graph())
+    print(f"{graph()}\n\n{sizes()}")

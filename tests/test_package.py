@@ -12,6 +12,8 @@ from tapline.installation import DISTRIBUTION
 from tests.paths import ROOT
 from tests.service.command.cli_runner import CODE
 
+pytestmark = pytest.mark.whole
+
 OWN = "raise SystemExit('the folder of the user was imported')\n"
 LOADED = "tapline.models.flow, tapline.service.command.cli, tapline.service.api.server, tapline.training"
 TOP_LEVEL = {"tapline", "_tapline_traffic.pth"}

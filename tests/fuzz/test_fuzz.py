@@ -4,6 +4,8 @@ import pytest
 
 from tests.fuzz import runner
 
+pytestmark = pytest.mark.whole
+
 SECONDS = 6
 
 

@@ -12,6 +12,8 @@ from tapline.models.packet_tokens import CLASS, END, PADDING
 from tapline.models.tracegram import Tracegram
 from tests.paths import DATA
 
+pytestmark = pytest.mark.whole
+
 TRACEGRAM = DATA / "tracegram"
 TOLERANCE = 1e-4
 

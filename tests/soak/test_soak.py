@@ -1,6 +1,10 @@
 """A short soak; `make soak SECONDS=600` is the long one."""
 
+import pytest
+
 from tests.soak.run import soak
+
+pytestmark = pytest.mark.whole
 
 SECONDS = 20
 

@@ -9,12 +9,15 @@ from torch import nn
 from tapline.models.checkpoint import Mm4flowNetwork, TracegramNetwork
 from tapline.models.flow import PacketHead
 from tapline.models.packet_tokens import TracegramFeatures
-from tapline.training.flows.finetune import TrainingSet, finetune_stage, new_model
+from tapline.training.data.batches import TrainingSet
+from tapline.training.data.batches import TrainingSet as FlowSet
+from tapline.training.flows.finetune import finetune_stage
 from tapline.training.loop.config import TrainingConfig
 from tapline.training.loop.dropout import UNITS, FlowDropout, by_flow
+from tapline.training.loop.new_networks import new_model
 from tapline.training.loop.processes import ALONE, Group, join_group
 from tapline.training.loop.trainer import Trainer
-from tapline.training.traces.packet_encoder import FlowSet, new_learner, pretrain_stage, tune_stage
+from tapline.training.traces.packet_encoder import new_learner, pretrain_stage, tune_stage
 from tapline.training.traces.trace_config import Phase, TraceTrainingConfig
 from tests.conftest import make_flows
 

@@ -228,7 +228,7 @@ def test_stored_flows_are_those_that_were_put_in(tmp_path):
 _MEMORY = """
 import resource, sys
 from pathlib import Path
-from tapline.training.loop.run_files import open_samples
+from tapline.training.data.store import open_samples
 from tapline.training.loop.config import TrainingConfig
 from tapline.training.data.batches import draw_weights, training_batches
 from tapline.training.flows.pretrain import AUGMENTATION

@@ -14,13 +14,15 @@ from tapline.service.engines.trace_engine import TraceInput
 from tapline.training.commands.tapline_train import app
 from tapline.training.data.labelled_traces import flows_of
 from tapline.training.evaluation.variants import Starts, variant_of
-from tapline.training.flows.finetune import new_model
 from tapline.training.loop.config import TrainingError
+from tapline.training.loop.new_networks import new_model
 from tapline.training.loop.run_files import load_weights
+from tapline.training.loop.runs import Job as TraceJob
 from tapline.training.traces.aggregate import kept_flows, score_traces
 from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, joint_config
-from tapline.training.traces.trace_runs import TraceJob, read_trace_run, train_traces_run
+from tapline.training.traces.trace_record import read_trace_run
+from tapline.training.traces.trace_runs import train_traces_run
 from tests.training.command import tapline_train
 
 SIZES = Mm4flowNetwork(16, 1, 2, 32, 1)

@@ -19,12 +19,14 @@ from tapline.training.data.corpus import make_corpus, make_training_set
 from tapline.training.data.extraction import ExtractError, extract, find_origins
 from tapline.training.data.labels import read_labels
 from tapline.training.data.samples import MANIFEST, SampleError, read_manifest, read_samples
+from tapline.training.data.store import open_samples
 from tapline.training.evaluation.cross_validation import network_of
 from tapline.training.evaluation.outcomes import read_outcomes
-from tapline.training.flows.finetune import fit, new_model, order_lengths
+from tapline.training.flows.finetune import fit
+from tapline.training.flows.flow_record import read_run
 from tapline.training.flows.pretrain import mask_tokens
 from tapline.training.loop.config import TrainingConfig, TrainingError
-from tapline.training.loop.run_files import open_samples, read_run
+from tapline.training.loop.new_networks import new_model, order_lengths
 from tapline.training.loop.trainer import Trainer
 from tests.training.command import invoke, tapline_train
 

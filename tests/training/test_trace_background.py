@@ -23,10 +23,12 @@ from tapline.training.evaluation.trace_card import _background
 from tapline.training.evaluation.trace_figures import summarise
 from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
+from tapline.training.loop.runs import Job as TraceJob
 from tapline.training.traces.background import MOST_TRACES, halve_background, make_background
 from tapline.training.traces.joint import _learned, fit_jointly
 from tapline.training.traces.trace_config import TraceTrainingConfig, decisive
-from tapline.training.traces.trace_runs import TraceJob, read_trace_run, train_traces_run
+from tapline.training.traces.trace_record import read_trace_run
+from tapline.training.traces.trace_runs import train_traces_run
 from tests.training.command import invoke, tapline_train
 from tests.training.test_joint import quick_config
 from tests.training.test_kept_folds import right

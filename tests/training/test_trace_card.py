@@ -19,7 +19,8 @@ from tapline.training.evaluation.trace_card import render_trace_card
 from tapline.training.evaluation.trace_figures import EARLY_CONFIDENCES, summarise
 from tapline.training.export.trace_export import _manifest
 from tapline.training.traces.trace_config import TraceTrainingConfig
-from tapline.training.traces.trace_runs import TraceRun, classes_of
+from tapline.training.traces.trace_record import TraceRun
+from tapline.training.traces.trace_runs import classes_of
 from tests.training.test_kept_folds import right
 from tests.training.test_traces import random_network, random_traces
 

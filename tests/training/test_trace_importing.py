@@ -15,7 +15,7 @@ from tapline.models.trace import TraceSettings
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
 from tapline.training.commands.tapline_train import app
-from tapline.training.export.mm4flow_import import ImportRefusedError
+from tapline.training.export.published import ImportRefusedError
 from tapline.training.export.tracegram_import import import_tracegram
 
 DATA = Path(__file__).parents[1] / "data" / "tracegram"

@@ -24,6 +24,7 @@ from tapline.training.evaluation.rivals import header_numbers, size_numbers
 from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import load_weights
+from tapline.training.loop.runs import Job as TraceJob
 from tapline.training.traces import packet_encoder as flow_phases
 from tapline.training.traces.aggregate import (
     TraceFeatures,
@@ -35,7 +36,7 @@ from tapline.training.traces.aggregate import (
     standardise,
 )
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig
-from tapline.training.traces.trace_runs import TraceJob, pretrain_packets_run
+from tapline.training.traces.trace_runs import pretrain_packets_run
 from tests.training.command import tapline_train
 
 QUICK = ["--draws", "48", "-b", "16", "-ep", "1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +37,9 @@ from tapline.training.commands.options import (
     Split,
     Threads,
     Width,
-    console,
     progress_bar,
+    read_notes,
+    say,
     say_plan,
     step_progress,
     write_or_say,
@@ -48,13 +50,14 @@ from tapline.training.evaluation.flow_figures import FALSE_REJECTION
 from tapline.training.evaluation.page import REPORTS
 from tapline.training.export.flow_export import card_of, export_run, manifest_of
 from tapline.training.export.quantise import int8_logits
-from tapline.training.flows.flow_runs import Job, finetune_run, pretrain_run
+from tapline.training.flows.flow_record import Run, read_run
+from tapline.training.flows.flow_runs import finetune_run, pretrain_run
 from tapline.training.flows.pretrain import BOTH, Modality
 from tapline.training.loop.config import TrainingConfig, steps_of
 from tapline.training.loop.plan import Plan
 from tapline.training.loop.processes import is_first
-from tapline.training.loop.run_files import EVALUATION, read_run
-from tapline.training.loop.run_record import Run
+from tapline.training.loop.run_files import EVALUATION
+from tapline.training.loop.runs import Job
 from tapline.training.loop.trainer import StepReport
 
 Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
@@ -110,8 +113,8 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
             clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
         with step_progress(name) as after_step:
-            done = pretrain_run(Job(features, out, config, restart, dry_run, _announce), after_step, modalities, split)
-        _say(done, out)
+            job = Job(features, out, config, restart=restart, dry_run=dry_run, split=split, announce=_announce)
+            _say(pretrain_run(job, after_step, modalities), out)
 
 
 def finetune_command(
@@ -150,9 +153,8 @@ def finetune_command(
         clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
     )  # fmt: skip
     with step_progress("finetune") as after_step:
-        job = Job(features, out, config, restart, dry_run, _announce)
-        done = finetune_run(job, after_step, min_captures, encoders or (), split)
-    _say(done, out)
+        job = Job(features, out, config, None, restart, dry_run, encoders or (), split=split, announce=_announce)
+        _say(finetune_run(job, after_step, min_captures), out)
 
 
 def evaluate_command(
@@ -218,26 +220,25 @@ def export_command(
     dry_run: DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card."""
-    to = out / name / version
-    text = _read(notes)
-    checkpoint = write_or_say(to, dry_run, lambda folder: export_run(run, folder, name, version, text, int8 or ()))
-    if int8:
-        figures = checkpoint.metrics["int8"]
-        typer.echo(
-            f"int8: macro-F1 {figures['macro_f1_int8']:.4f}, float32 {figures['macro_f1']:.4f}, "
-            f"same label for {figures['agreement']:.2%} of {figures['flows']} flows"
-        )
-    if not dry_run:
-        typer.echo(f"{to}: {len(checkpoint.labels)} labels")
+    text = read_notes(notes)
+    write_or_say(
+        out / name / version,
+        dry_run,
+        lambda folder: export_run(run, folder, name, version, text, int8 or ()),
+        lambda checkpoint: [_int8_line(checkpoint.metrics["int8"])] if int8 else [],
+    )
+
+
+def _int8_line(figures: Mapping[str, float]) -> str:
+    return (
+        f"int8: macro-F1 {figures['macro_f1_int8']:.4f}, float32 {figures['macro_f1']:.4f}, "
+        f"same label for {figures['agreement']:.2%} of {figures['flows']} flows"
+    )
 
 
 def card_command(run: RunDirectory, name: Name, version: Version, notes: Notes = None) -> None:
     """Print the model card that `export` would write."""
-    typer.echo(card_of(run, manifest_of(run, name, version), _read(notes)), nl=False)
-
-
-def _read(notes: Path | None) -> str:
-    return notes.read_text(encoding="utf-8") if notes else ""
+    typer.echo(card_of(run, manifest_of(run, name, version), read_notes(notes)), nl=False)
 
 
 def _show(figures: Evaluation) -> None:
@@ -258,11 +259,10 @@ def _say(done: Run | Plan, out: Path) -> None:
     background = " and a background class" if done.labels and done.network.n_class > len(done.labels) else ""
     what = f"{len(done.labels)} labels{background}, " if done.labels else ""
     if is_first():
-        line = f"{what}{done.flows} flows in {done.seconds:.0f} s: {out}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"{what}{done.flows} flows in {done.seconds:.0f} s: {out}")
 
 
 def _announce(plan: Plan) -> None:
     if is_first():
         for line in (", ".join(plan.facts), *(f"note: {note}" for note in plan.notes)):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(line)

@@ -90,16 +90,34 @@ def say_plan(plan: Plan) -> None:
             typer.echo(line)
 
 
-def write_or_say(directory: Path, dry_run: bool, write: Callable[[Path], _Checkpoint]) -> _Checkpoint:
-    """The checkpoint that `write` writes into a directory; in a dry run made whole in a temporary one, and told."""
+def say(line: str) -> None:
+    """A line for the person at the terminal, on standard error."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_or_say(
+    directory: Path,
+    dry_run: bool,
+    write: Callable[[Path], _Checkpoint],
+    figures: Callable[[_Checkpoint], list[str]] = lambda _: [],
+) -> None:
+    """Let `write` write a checkpoint into a directory, and say so, with its `figures` in words; in a dry run it is made
+    whole in a temporary one, and told."""
+    done: Tried[_Checkpoint] = tried(directory, write) if dry_run else Tried(write(directory), [])
+    checkpoint, labels = done.written, f"{len(done.written.labels)} labels"
+    if dry_run:
+        name = f"{checkpoint.kind} checkpoint {checkpoint.name} {checkpoint.version}"
+        notes = [f"the checkpoint in {directory} is replaced"] if directory.exists() else []
+        say_plan(Plan("write", [name, labels, *done.facts], [directory], notes))
+    for line in figures(checkpoint):
+        typer.echo(line)
     if not dry_run:
-        return write(directory)
-    notes = [f"the checkpoint in {directory} is replaced"] if directory.exists() else []
-    done: Tried[_Checkpoint] = tried(directory, write)
-    checkpoint = done.written
-    name = f"{checkpoint.kind} checkpoint {checkpoint.name} {checkpoint.version}"
-    say_plan(Plan("write", [name, f"{len(checkpoint.labels)} labels", *done.facts], [directory], notes))
-    return checkpoint
+        typer.echo(f"{directory}: {labels}")
+
+
+def read_notes(notes: Path | None) -> str:
+    """What a person wrote for the card, "" for nothing."""
+    return notes.read_text(encoding="utf-8") if notes else ""
 
 
 def progress_bar(*extra: str) -> Progress:

@@ -27,7 +27,8 @@ from tapline.training.commands.options import (
     Restart,
     Seed,
     Threads,
-    console,
+    read_notes,
+    say,
     say_plan,
     step_progress,
     trace_settings,
@@ -48,16 +49,10 @@ from tapline.training.loop.config import TrainingError
 from tapline.training.loop.plan import Plan
 from tapline.training.loop.processes import is_first
 from tapline.training.loop.run_files import EVALUATION
+from tapline.training.loop.runs import Job
 from tapline.training.traces.trace_config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
-from tapline.training.traces.trace_runs import (
-    TraceJob,
-    TraceRun,
-    joint_of,
-    pretrain_packets_run,
-    read_trace_run,
-    train_traces_run,
-    tune_flows_run,
-)
+from tapline.training.traces.trace_record import TraceRun, read_trace_run
+from tapline.training.traces.trace_runs import joint_of, pretrain_packets_run, train_traces_run, tune_flows_run
 
 DEFAULTS = TraceTrainingConfig()
 NETWORK = DEFAULTS.network
@@ -158,7 +153,7 @@ def pretrain_packets_command(
         accumulate=accumulate,
     )
     with step_progress("pretrain-packets") as after_step:
-        _say(pretrain_packets_run(TraceJob(features, out, config, None, restart, dry_run), after_step), out)
+        _say(pretrain_packets_run(Job(features, out, config, None, restart, dry_run), after_step), out)
 
 
 def tune_flows_command(
@@ -191,7 +186,7 @@ def tune_flows_command(
         accumulate=accumulate,
     )
     with step_progress("tune-flows") as after_step:
-        _say(tune_flows_run(TraceJob(features, out, config, start, restart, dry_run), after_step), out)
+        _say(tune_flows_run(Job(features, out, config, start, restart, dry_run), after_step), out)
 
 
 def train_traces_command(
@@ -248,7 +243,7 @@ def train_traces_command(
         threads=threads,
     )
     with step_progress("train-traces") as after_step:
-        job = TraceJob(features, out, config, start, restart, dry_run, encoders or [], background or [])
+        job = Job(features, out, config, start, restart, dry_run, encoders or [], background or [])
         _say(train_traces_run(job, after_step), out)
 
 
@@ -304,13 +299,12 @@ def export_traces_command(
     dry_run: DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card; calibrated where it was evaluated."""
-    text = notes.read_text(encoding="utf-8") if notes else ""
-    to = out / name / version
-    checkpoint = write_or_say(
-        to, dry_run, lambda folder: export_traces_run(run, folder, name, version, evaluation, text)
+    text = read_notes(notes)
+    write_or_say(
+        out / name / version,
+        dry_run,
+        lambda folder: export_traces_run(run, folder, name, version, evaluation, text),
     )
-    if not dry_run:
-        typer.echo(f"{to}: {len(checkpoint.labels)} labels")
 
 
 def _is_given(context: typer.Context, parameter: str) -> bool:
@@ -339,7 +333,5 @@ def _say(run: TraceRun | Plan, out: Path) -> None:
     what += f"{run.background_traces} background traces, " if run.background_traces else ""
     if is_first():
         if run.not_learned:
-            note = f"note: one capture only, not learned: {', '.join(run.not_learned)}"
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
-        line = f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(f"note: one capture only, not learned: {', '.join(run.not_learned)}")
+        say(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}")

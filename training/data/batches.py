@@ -64,6 +64,15 @@ class Batch:
         return Batch(self.ps_tokens[index], self.bytes_tokens[index], self.bytes_types[index], self.rows[places])
 
 
+@dataclass(frozen=True)
+class TrainingSet:
+    """Flows with the index of their class, int64 [n], and how often to draw each, float64 [n] summing to 1."""
+
+    flows: Sequence[Flow]
+    truth: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
 def prefix(flow: Flow, packets: int) -> Flow:
     """What was known of a flow after its first `packets` packets with payload; content is cut to what they carried."""
     lengths = flow.payload_lengths[:packets]

@@ -19,7 +19,7 @@ from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.tracegram import TraceNetwork
-from tapline.training.data.batches import first_content, prefix
+from tapline.training.data.batches import TrainingSet, first_content, prefix
 from tapline.training.data.corpus import Corpus, make_training_set
 from tapline.training.data.labelled_traces import TraceCorpus, few_of_each
 from tapline.training.data.partition import PARTS, Partition
@@ -38,12 +38,13 @@ from tapline.training.evaluation.outcomes import (
 from tapline.training.evaluation.rivals import columns, fit_forest, fit_predict, fit_trees, statistics
 from tapline.training.evaluation.trace_figures import PREFIXES
 from tapline.training.evaluation.variants import Variant
-from tapline.training.flows.finetune import TrainingSet, fit, new_model, predict
+from tapline.training.flows.finetune import fit, predict
 from tapline.training.loop.config import TrainingConfig, TrainingError, network_sizes
+from tapline.training.loop.new_networks import new_model
 from tapline.training.loop.processes import ALONE, Group
 from tapline.training.loop.run_files import fingerprint, load_weights, save_weights, weights_hash
 from tapline.training.loop.scores import Ints
-from tapline.training.loop.trainer import Report, Trainer, run_stage
+from tapline.training.loop.trainer import Report, train_stage
 from tapline.training.traces.aggregate import TraceFeatures, fit_traces, score_traces
 from tapline.training.traces.background import background_hash, halve_background
 from tapline.training.traces.flow_embeddings import CHECKPOINT, encode_traces, frozen_features
@@ -290,10 +291,8 @@ def _features(fold: TraceFold, directory: Path) -> list[TraceFeatures]:
     if path.is_file():
         learner.load_state_dict(load_weights(path))
     else:
-        loop, data = config.loop(config.tune), flow_set(corpus, fold.train, config)
-        trainer = Trainer(learner, loop, config.tune.epochs * -(-config.tune.draws // config.tune.batch))
-        stage = tune_stage(learner, data, config)
-        learner = run_stage(trainer, stage, loop, config.tune.epochs, None, fold.report)
+        stage = tune_stage(learner, flow_set(corpus, fold.train, config), config)
+        learner = train_stage(learner, stage, config.loop(config.tune), None, fold.report)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights(learner.state_dict(), path)
     return encode_traces(corpus, learner, config)

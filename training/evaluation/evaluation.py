@@ -16,7 +16,9 @@ from tapline.training.data import labelled_traces
 from tapline.training.data.corpus import Corpus, make_corpus
 from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus
 from tapline.training.data.partition import read_partition
+from tapline.training.data.samples import features_of
 from tapline.training.data.split import check_filled, check_tuned
+from tapline.training.data.store import open_samples
 from tapline.training.evaluation.cross_validation import (
     Fold,
     Int8Logits,
@@ -55,6 +57,7 @@ from tapline.training.evaluation.variants import (
     reference_of,
     variant_of,
 )
+from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan
 from tapline.training.loop.processes import is_first, join_group
@@ -64,26 +67,17 @@ from tapline.training.loop.run_files import (
     OUTCOMES,
     command_of,
     encoders_of,
-    features_of,
     load_weights,
-    open_samples,
     read_encoders,
-    read_run,
     scratch_folder,
     write_json,
 )
-from tapline.training.loop.run_record import Run
+from tapline.training.loop.runs import Job
 from tapline.training.loop.scores import Ints
 from tapline.training.loop.trainer import Report
 from tapline.training.traces.trace_config import TraceTrainingConfig
-from tapline.training.traces.trace_runs import (
-    TraceJob,
-    TraceRun,
-    classes_of,
-    read_background,
-    read_corpus,
-    read_trace_run,
-)
+from tapline.training.traces.trace_record import TraceRun, read_trace_run
+from tapline.training.traces.trace_runs import classes_of, read_background, read_corpus
 
 SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))
 """On a split, fold 0 is the part for validation, which settings may be chosen on, fold 1 the test."""
@@ -304,7 +298,7 @@ def plan_trace_evaluation(
 def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: TraceEvaluationSettings) -> _Todo:
     record = _read_trace_run(run, settings)
     torch.set_num_threads(record.config.threads)
-    job = TraceJob(features, directory, record.config, background=settings.background)
+    job = Job(features, directory, record.config, background=settings.background)
     corpus = read_corpus(job)
     if corpus.labels != record.labels:
         raise TrainingError(f"{run}: learned other labels than these features have: give the features of the run")
@@ -322,9 +316,7 @@ def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: Tra
 
 def _read_trace_run(run: Path, settings: TraceEvaluationSettings) -> TraceRun:
     """The record of the run, which learned from what the settings name."""
-    record = read_trace_run(run)
-    if record.command != "train-traces":
-        raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
+    record = read_trace_run(run, "train-traces")
     if record.config.mm4flow is not None and encoders_of(settings.start) != record.start:
         raise TrainingError(f"{run}: learned from other encoders: give --start what train-traces had as --encoders")
     if sorted(features_of(settings.background).values()) != sorted(record.background.values()):

@@ -13,7 +13,7 @@ from tapline.training.evaluation.measured import Curve, Measured
 from tapline.training.evaluation.outcomes import FlowOutcome, TraceOutcome
 from tapline.training.evaluation.rivals import TREES
 from tapline.training.evaluation.trace_figures import measured_traces
-from tapline.training.loop.run_record import Run
+from tapline.training.flows.flow_record import Run
 
 _EARLY = (
     "Every flow cut to its first packets, content included. Early verdicts are worth giving after {}: macro-F1 within "

@@ -27,7 +27,7 @@ from tapline.training.evaluation.evaluation_record import (
     VariantFigures,
 )
 from tapline.training.evaluation.trace_figures import CONFIDENT, FALSE_REJECTION, LONG_FLOWS
-from tapline.training.traces.trace_runs import TraceRun
+from tapline.training.traces.trace_record import TraceRun
 
 WORDS = {
     "main": "**this checkpoint's settings**",

@@ -9,11 +9,13 @@ from typing import Any
 import msgspec
 
 from tapline.models.checkpoint import Calibration, Checkpoint, Unknown
+from tapline.training.data.store import open_samples
 from tapline.training.evaluation.evaluation_record import EvaluationRecord, read_evaluation
 from tapline.training.evaluation.flow_card import render_card
 from tapline.training.export.checkpoint_export import export, serving_weights
+from tapline.training.flows.flow_record import read_run
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.run_files import MODEL, load_weights, open_samples, read_run, scratch_folder
+from tapline.training.loop.run_files import MODEL, load_weights, scratch_folder
 
 
 def manifest_of(directory: Path, name: str, version: str) -> Checkpoint:

@@ -12,7 +12,7 @@ from tapline.training.evaluation.trace_card import render_trace_card
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import MODEL, load_weights
-from tapline.training.traces.trace_runs import TraceRun, read_trace_run
+from tapline.training.traces.trace_record import TraceRun, read_trace_run
 
 
 def export_traces_run(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -14,11 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tapline.models.checkpoint import file_sha256
-from tapline.training.data.samples import MANIFEST, read_manifest, read_samples
-from tapline.training.data.store import StoredSamples, store
+from tapline.models.checkpoint import Mm4flowNetwork, file_sha256
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.run_record import Run
 
 RUN = "run.json"
 MODEL = "model.safetensors"
@@ -26,15 +24,12 @@ ENCODERS = "encoders.safetensors"
 EVALUATION = "evaluation.json"
 OUTCOMES = "outcomes.npz"
 
+_Record = TypeVar("_Record")
+
 
 def scratch_folder() -> Path:
     """Where flows are kept while a command that writes no directory runs."""
     return Path(tempfile.gettempdir())
-
-
-def open_samples(features: Sequence[Path], scratch: Path) -> StoredSamples:
-    """The samples of feature directories, kept in unlinked files in `scratch`."""
-    return store((sample for path in features for sample in read_samples(path)), scratch)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -92,8 +87,12 @@ def command_of(directory: Path) -> str:
         return ""
 
 
-def read_run(directory: Path, command: str = "finetune") -> Run:
-    """The record of a run of `command`.
+def read_record(
+    directory: Path, kind: type[_Record], commands: Collection[str], wanted: str, run: str = "", fault: str = ""
+) -> _Record:
+    """The record of a run of one of `commands`, which are `wanted` in words.
+
+    `run` is what was expected where there is none, `fault` what is said before the fault of a record.
 
     Raises:
         TrainingError: the directory holds none.
@@ -101,13 +100,14 @@ def read_run(directory: Path, command: str = "finetune") -> Run:
     try:
         record = (directory / RUN).read_bytes()
         found = msgspec.json.decode(record, type=_Command).command
-        if found != command:
-            raise TrainingError(f"{directory}: a run of {found}, expected one of {command}")
-        return msgspec.json.decode(record, type=Run)
+        if found not in commands:
+            raise TrainingError(f"{directory}: a run of {found}, expected one of {wanted}")
+        return msgspec.json.decode(record, type=kind)
     except OSError as error:
-        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of {command}") from None
+        expected = run or f"a run of {wanted}"
+        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected {expected}") from None
     except msgspec.DecodeError as error:
-        raise TrainingError(f"{directory / RUN}: {error}") from None
+        raise TrainingError(f"{directory / RUN}: {fault}{error}") from None
 
 
 def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
@@ -118,20 +118,17 @@ def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
     return weights or None
 
 
-def features_of(features: Iterable[Path]) -> dict[str, str]:
-    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards.
+class _Encoders(msgspec.Struct):
+    network: Mm4flowNetwork
+
+
+def encoder_sizes(directory: Path) -> Mm4flowNetwork:
+    """The network of a run of pretrain.
 
     Raises:
-        TrainingError: two have the same name.
+        TrainingError: the directory holds none.
     """
-    hashes: dict[str, str] = {}
-    for path in features:
-        read_manifest(path)
-        name = path.resolve().name
-        if name in hashes:
-            raise TrainingError(f"{path}: two feature directories of this name: rename one")
-        hashes[name] = file_sha256(path / MANIFEST)
-    return hashes
+    return read_record(directory, _Encoders, ("pretrain",), "pretrain").network
 
 
 def encoders_of(directories: Sequence[Path]) -> str:

@@ -224,6 +224,21 @@ def run_stage(
     return trainer.mean.eval()
 
 
+def train_stage(
+    model: _Model,
+    stage: Stage,
+    config: TrainingConfig,
+    files: RunFiles | None = None,
+    report: Report = lambda _: None,
+    group: Group = ALONE,
+    epochs: int | None = None,
+) -> _Model:
+    """`run_stage` with a new trainer of `model`, for `epochs`, without them for those of the settings."""
+    epochs = config.epochs if epochs is None else epochs
+    trainer = Trainer(model, config, epochs * math.ceil(config.draws / config.batch_flows), group)
+    return run_stage(trainer, stage, config, epochs, files, report, group)
+
+
 def _works(stage: Stage, taken: int, per_epoch: int, epochs: int) -> Iterator[Work]:
     """The batches after so many steps, to the last."""
     for epoch in range(taken // per_epoch, epochs):

@@ -16,6 +16,8 @@ from tests.paths import DATA
 from tests.service.api.client import api_client
 from tests.service.command.cli_runner import tapline
 
+pytestmark = pytest.mark.whole
+
 CAPTURE = DATA / "captures" / "android.pcap"
 NDJSON = {"accept": "application/x-ndjson"}
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.service.api.served import Server, head, read_answer, udp_capture
 
+pytestmark = pytest.mark.whole
+
 MANY_FLOWS = udp_capture(9000, payload_bytes=500, gap_us=100_000)
 FEW_FLOWS = udp_capture(20)
 TRACEBACKS = re.compile(r"Traceback|Unknown child|Event loop is closed|Exception|exception")

@@ -12,7 +12,7 @@ from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE
 from tests.conftest import make_checkpoint
 from tests.service.api.served import Server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 EXAMPLES = 12
 BOUNDED = settings(

@@ -12,6 +12,8 @@ from tapline.service.sources import capture_worker
 from tapline.service.sources.capture_worker import WorkerOptions
 from tests.service.api.served import Server, udp_capture
 
+pytestmark = pytest.mark.whole
+
 FLOWS = 6000
 CAPTURE = udp_capture(FLOWS, payload_bytes=1000)
 """Over 6 MB, and most flows end long before the capture does."""

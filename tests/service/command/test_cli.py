@@ -19,6 +19,8 @@ from tests.paths import ROOT
 from tests.service.command.cli_runner import CODE, tapline
 from tests.service.sources import builders as b
 
+pytestmark = pytest.mark.whole
+
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 BUILTIN = ("--reader", "builtin")
 NO_TRACES = ("--trace-checkpoint", "none")

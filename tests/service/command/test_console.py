@@ -21,6 +21,8 @@ from tapline.service.results.writers import CsvWriter
 from tests.conftest import make_flows
 from tests.service.command.cli_runner import tapline
 
+pytestmark = pytest.mark.whole
+
 EVIL = "[red]x[/red] :smile: \x1b]0;owned\x07\x1b[2J\u202e\n\r"
 
 

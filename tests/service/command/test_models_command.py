@@ -14,6 +14,8 @@ from tapline.service.settings import Settings
 from tests.conftest import make_checkpoint
 from tests.service.command.cli_runner import tapline
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def url(tmp_path):

@@ -11,6 +11,8 @@ import pytest
 from tests.paths import ROOT
 from tests.service.command.cli_runner import CODE, tapline
 
+pytestmark = pytest.mark.whole
+
 SECRET = "s3cret"
 URL = f"ws://user:{SECRET}@127.0.0.1:1"
 

@@ -16,6 +16,8 @@ from tests.service.command.cli_runner import CODE
 from tests.service.sources.bus.sensors import WebSocketSensor
 from tests.service.sources.bus.test_events import flow_event
 
+pytestmark = pytest.mark.whole
+
 
 async def watch(sensor, options):
     """What the sensor gets from a watch that sees one flow."""

@@ -3,12 +3,15 @@
 import asyncio
 import io
 
+import pytest
 from rich.console import Console
 
 from tapline.service.command.watch import View
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tests.paths import ROOT
+
+pytestmark = pytest.mark.whole
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 

@@ -11,6 +11,8 @@ from tapline.service.engines.loading import load_engine
 from tapline.service.engines.pieces import MAX_PADDING, MAX_PIECE_FLOWS, MAX_PIECE_TOKENS, pieces
 from tests.conftest import make_flows
 
+pytestmark = pytest.mark.whole
+
 ROUNDING = 1e-4
 FLOWS = make_flows(200)
 

@@ -20,7 +20,10 @@ from tapline.training.export.quantise import quantise
 from tests.conftest import make_flows, make_trace_checkpoint
 from tests.paths import DATA
 
-pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # what CPUs fall back to
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),  # what CPUs fall back to
+    pytest.mark.whole,
+]
 
 CAPTURES = DATA / "captures"
 NAMES = ("android.pcap", "ndpi/hls.pcapng", "ndpi/mysql.pcapng", "ndpi/steam.pcapng")

@@ -20,6 +20,8 @@ from tests.service.command.test_cli import CAPTURE
 from tests.service.traces.fakes import NumpyTraceEngine
 from tests.service.traces.test_classifying import with_heads
 
+pytestmark = pytest.mark.whole
+
 
 def test_a_late_call_is_given_up_and_others_fail_at_once_until_it_ends():
     gate, thread = threading.Event(), EngineThread("the engine", 0.05)

@@ -22,6 +22,8 @@ from tapline.service.sources.capture import read_capture
 from tests.conftest import make_flows, make_trace_checkpoint
 from tests.paths import DATA
 
+pytestmark = pytest.mark.whole
+
 ROUNDING = 1e-4
 CAPTURES = DATA / "captures"
 WIDTH = 32

@@ -28,7 +28,7 @@ from tests.service.command.cli_runner import CODE, tapline
 from tests.service.command.test_cli import CAPTURE
 from tests.service.inference import hostile
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.whole]
 
 SECONDS = 120
 """More than any trial takes that is to end by itself."""

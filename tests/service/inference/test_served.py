@@ -16,6 +16,8 @@ from tapline.service.inference.trial import try_out_aside
 from tapline.service.metrics import Metrics
 from tests.conftest import make_checkpoint, make_flows
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def root(tmp_path, checkpoint_dir):

@@ -17,6 +17,8 @@ from tests.paths import ROOT
 from tests.service.sources.bus.sensors import AcknowledgingSensor
 from tests.service.sources.bus.test_events import FLOW_ARGS
 
+pytestmark = pytest.mark.whole
+
 KINDS = [
     ValueError, KeyError, OSError, OverflowError, RecursionError, MemoryError, UnicodeError, ArithmeticError,
     AssertionError, StopAsyncIteration, asyncio.CancelledError, EventError,

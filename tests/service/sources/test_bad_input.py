@@ -19,6 +19,8 @@ from tapline.service.sources.flows import flow_table
 from tests.paths import DATA
 from tests.service.sources import builders as b
 
+pytestmark = pytest.mark.whole
+
 FRAME = b.ethernet(b.ipv4(17, b.udp(4000, 7000, b"payload")))
 PACKETS = [b.Packet(n, FRAME) for n in range(3)]
 CAPTURES = DATA / "captures"

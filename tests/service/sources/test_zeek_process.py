@@ -21,7 +21,7 @@ from tests.service.sources.stand_in import Process, StandIn
 
 WATCH = [sys.executable, "-W", "error", "-c", CODE, "watch", "--trace-checkpoint", "none", "--interface", "lo"]
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux"), pytest.mark.whole]
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from tests.service.traces.fakes import WIDTH, NumpyTraceEngine
 from tests.service.traces.test_classifying import job
 from tests.service.traces.test_live_traces import until
 
+pytestmark = pytest.mark.whole
+
 
 def jobs(count):
     return [job(f"s{n}", np.random.default_rng(n).normal(size=(n + 1, WIDTH))) for n in range(count)]

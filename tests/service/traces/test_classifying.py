@@ -24,6 +24,8 @@ from tests.service.api.client import api_client
 from tests.service.command.cli_runner import tapline
 from tests.service.traces.fakes import LABELS, WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
 
+pytestmark = pytest.mark.whole
+
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 
 

@@ -1,12 +1,15 @@
-"""The records that run directories hold and cards are written from."""
+"""The record of a run of pretrain or finetune, as its directory holds it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import msgspec
 
 from tapline.models.checkpoint import Mm4flowNetwork
 from tapline.training.data.corpus import ClassCount
 from tapline.training.loop.config import TrainingConfig
+from tapline.training.loop.run_files import read_record
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -28,3 +31,12 @@ class Run(msgspec.Struct, frozen=True):
     seconds: float
     split: str = ""
     flows: int = 0
+
+
+def read_run(directory: Path, command: str = "finetune") -> Run:
+    """The record of a run of `command`.
+
+    Raises:
+        TrainingError: the directory holds none.
+    """
+    return read_record(directory, Run, (command,), command)
