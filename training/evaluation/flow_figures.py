@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tapline.training.evaluation.calibration import Calibrated, calibrate, capped_weights, label_shares
 from tapline.training.evaluation.evaluation_record import Confusion, Evaluation, EvaluationSettings, FoldFigures
@@ -37,51 +37,63 @@ TREES, FOREST, MAJORITY, INT8 = (
 )
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What was measured of a fold of flows, calibrated with the temperature of the other folds."""
-
-    outcome: FlowOutcome
-    temperature: float
-    measured: Measured
+def temperatures_of(outcomes: Sequence[FlowOutcome], n_label: int) -> dict[int, float]:
+    """For each fold the temperature that is fitted on the other ones, 1 where there are none."""
+    others = {outcome.fold: [other for other in outcomes if other is not outcome] for outcome in outcomes}
+    return {fold: _calibrate(rest, n_label).temperature if rest else 1.0 for fold, rest in others.items()}
 
 
-def judge_all(outcomes: Sequence[FlowOutcome], labels: Sequence[str]) -> list[Judged]:
-    """Every fold, calibrated with the temperature of the others."""
-    return [_judge(outcome, [o for o in outcomes if o is not outcome], labels) for outcome in outcomes]
-
-
-def _judge(outcome: FlowOutcome, others: Sequence[FlowOutcome], labels: Sequence[str]) -> Judged:
-    n_label, truth = len(labels), outcome.truth
-    temperature = _calibrate_flows(others, n_label).temperature if others else 1.0
-    rivals = {TREES: outcome.trees, FOREST: outcome.forest, MAJORITY: np.full_like(truth, outcome.majority)}
-    measured = Measured(
-        title="Flow classifier",
-        unit="flow",
-        labels=labels,
-        truth=truth,
-        probabilities=label_shares(outcome.logits, temperature, n_label),
-        captures=outcome.captures,
-        folds=np.full(len(truth), outcome.fold),
-        min_support=MIN_FLOWS,
-        unknown_confidence=label_shares(outcome.unknown_logits, temperature, n_label).max(axis=1),
-        rivals=rivals | ({INT8: outcome.int8} if len(outcome.int8) == len(truth) else {}),
-    )
-    return Judged(outcome, temperature, measured)
-
-
-def _calibrate_flows(
-    outcomes: Sequence[FlowOutcome], n_label: int, false_rejection: float = FALSE_REJECTION
-) -> Calibrated:
+def _calibrate(outcomes: Sequence[FlowOutcome], n_label: int, false_rejection: float = FALSE_REJECTION) -> Calibrated:
     """Temperature and threshold from flows that the models of these folds were not trained on."""
     truth = np.concatenate([outcome.truth for outcome in outcomes])
     weights = capped_weights([capture for outcome in outcomes for capture in outcome.captures], truth)
     return calibrate(np.concatenate([o.logits for o in outcomes]), truth, weights, n_label, false_rejection)
 
 
-def reported_folds(judged: Sequence[Judged], settings: EvaluationSettings) -> list[Judged]:
-    """The folds that make the headline: not tuned on, and with a class to measure."""
-    counted = [fold for fold in judged if fold.outcome.fold not in settings.tuned and _counted(fold.measured).any()]
+def measured_flows(
+    outcomes: Sequence[FlowOutcome],
+    labels: Sequence[str],
+    temperatures: Mapping[int, float],
+    threshold: float,
+    logits: Sequence[Logits] | None = None,
+) -> Measured:
+    """What was said of the flows of several folds, each with its temperature; `logits` in place of those of whole flows
+    for each fold."""
+
+    def shares(outcome: FlowOutcome, logits: Logits) -> Floats:
+        return label_shares(logits, temperatures[outcome.fold], len(labels))
+
+    rivals = {
+        TREES: [o.trees for o in outcomes],
+        FOREST: [o.forest for o in outcomes],
+        MAJORITY: [np.full_like(o.truth, o.majority) for o in outcomes],
+    }
+    if all(len(o.int8) == len(o.truth) for o in outcomes):
+        rivals[INT8] = [o.int8 for o in outcomes]
+    return Measured(
+        title="Flow classifier",
+        unit="flow",
+        labels=labels,
+        truth=np.concatenate([o.truth for o in outcomes]),
+        probabilities=np.concatenate(
+            [shares(*pair) for pair in zip(outcomes, logits or [o.logits for o in outcomes], strict=True)]
+        ),
+        captures=[capture for o in outcomes for capture in o.captures],
+        folds=np.concatenate([np.full(len(o.truth), o.fold) for o in outcomes]),
+        min_support=MIN_FLOWS,
+        threshold=threshold,
+        unknown_confidence=np.concatenate([shares(o, o.unknown_logits).max(axis=1) for o in outcomes]),
+        rivals={name: np.concatenate(said) for name, said in rivals.items()},
+    )
+
+
+def reported_folds(outcomes: Sequence[FlowOutcome], n_label: int, settings: EvaluationSettings) -> list[FlowOutcome]:
+    """The folds that make the headline: not tuned on, and with a class to measure.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    counted = [o for o in outcomes if o.fold not in settings.tuned and _classes(o.truth, n_label)]
     if not counted:
         raise TrainingError(
             f"no fold to report holds a class with {MIN_FLOWS} flows: take fewer folds (--folds) or label more captures"
@@ -89,22 +101,9 @@ def reported_folds(judged: Sequence[Judged], settings: EvaluationSettings) -> li
     return counted
 
 
-def _counted(measured: Measured) -> NDArray[np.bool_]:
-    return np.asarray(np.bincount(measured.truth, minlength=len(measured.labels)) >= MIN_FLOWS)
-
-
-def together(parts: Sequence[Measured]) -> Measured:
-    """What was measured of several folds, beside the rivals that all of them have."""
-    rivals = [name for name in parts[0].rivals if all(name in part.rivals for part in parts)]
-    return replace(
-        parts[0],
-        truth=np.concatenate([part.truth for part in parts]),
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        captures=[capture for part in parts for capture in part.captures],
-        folds=np.concatenate([part.folds for part in parts if part.folds is not None]),
-        unknown_confidence=np.concatenate([part.unknown_confidence for part in parts]),
-        rivals={name: np.concatenate([part.rivals[name] for part in parts]) for name in rivals},
-    )
+def _classes(truth: Ints, n_label: int) -> int:
+    """How many classes are counted."""
+    return int((np.bincount(truth, minlength=n_label) >= MIN_FLOWS).sum())
 
 
 def evaluate(
@@ -118,24 +117,23 @@ def evaluate(
     Raises:
         TrainingError: no fold beside those in `tuned` holds a class with `MIN_FLOWS` flows.
     """
-    judged = judge_all(outcomes, labels)
-    final = _calibrate_flows(outcomes, len(labels), false_rejection)
-    counted = reported_folds(judged, settings)
-    folds = [_fold_figures(fold, settings) for fold in judged]
-    numbers = {fold.outcome.fold for fold in counted}
-    reported = [fold for fold in folds if fold.fold in numbers]
-    everything = together([fold.measured for fold in counted])
-    packets_f1, packets_error = _curve(counted, lambda outcome: {**outcome.prefixes, "all": outcome.logits})
-    content_f1, content_error = _curve(counted, lambda outcome: outcome.contents)
+    temperatures, reported = temperatures_of(outcomes, len(labels)), reported_folds(outcomes, len(labels), settings)
+    final = _calibrate(outcomes, len(labels), false_rejection)
+    measure = partial(measured_flows, labels=labels, temperatures=temperatures, threshold=final.threshold)
+    everything, each = measure(reported), {outcome.fold: measure([outcome]) for outcome in outcomes}
+    folds = {outcome.fold: _fold_figures(outcome, each[outcome.fold], settings) for outcome in outcomes}
+    counted = [outcome.fold for outcome in reported]
+    packets = ((str(n), measure(reported, logits=[o.prefixes[n] for o in reported])) for n in reported[0].prefixes)
+    content = ((str(n), measure(reported, logits=[o.contents[n] for o in reported])) for n in reported[0].contents)
+    packets_f1, packets_error = _curve(chain(packets, [("all", everything)]))
+    content_f1, content_error = _curve(content)
     return Evaluation(
-        folds=folds,
-        **_scores(everything, [fold.measured for fold in counted]),
-        unknown_auroc=_mean_of_those([fold.unknown_auroc for fold in reported]),
-        unknown_auroc_trees=_mean_of_those([fold.unknown_auroc_trees for fold in reported]),
-        unknown_rejected=_mean_of_those(
-            [_share_below(fold.measured.unknown_confidence, final.threshold) for fold in counted]
-        ),
-        known_rejected=float(np.mean([_share_below(fold.measured.confidence, final.threshold) for fold in counted])),
+        folds=list(folds.values()),
+        **_scores(everything, [each[fold] for fold in counted]),
+        unknown_auroc=_mean_of_those([folds[fold].unknown_auroc for fold in counted]),
+        unknown_auroc_trees=_mean_of_those([folds[fold].unknown_auroc_trees for fold in counted]),
+        unknown_rejected=_mean_of_those([each[fold].unknown_rejected for fold in counted]),
+        known_rejected=float(np.mean([each[fold].known_rejected for fold in counted])),
         macro_f1_by_packets=packets_f1,
         calibration_error_by_packets=packets_error,
         early_packets=early_packets(packets_f1, packets_error),
@@ -147,6 +145,15 @@ def evaluate(
         temperature=final.temperature,
         threshold=final.threshold,
     )
+
+
+def _curve(shown: Iterable[tuple[str, Measured]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Macro-F1, the mean over folds, and the calibration error, all folds together, by what the model was shown."""
+    f1: dict[str, float] = {}
+    error: dict[str, float] = {}
+    for point, cut in shown:
+        f1[point], error[point] = cut.macro_f1(cut.predicted), cut.calibration_error()
+    return f1, error
 
 
 def early_packets(f1: Mapping[str, float], error: Mapping[str, float]) -> int:
@@ -188,20 +195,19 @@ def _scores(everything: Measured, folds: Sequence[Measured]) -> dict[str, Any]:
     }
 
 
-def _fold_figures(fold: Judged, settings: EvaluationSettings) -> FoldFigures:
-    outcome, measured = fold.outcome, fold.measured
+def _fold_figures(outcome: FlowOutcome, measured: Measured, settings: EvaluationSettings) -> FoldFigures:
     return FoldFigures(
         fold=outcome.fold,
         tuned=outcome.fold in settings.tuned,
         captures=len(set(outcome.captures)),
         flows=len(outcome.truth),
-        classes=int(_counted(measured).sum()),
+        classes=_classes(outcome.truth, len(measured.labels)),
         macro_f1=_or_none(macro_f1(outcome.truth, measured.predicted, len(measured.labels), MIN_FLOWS)),
         macro_f1_trees=_or_none(macro_f1(outcome.truth, outcome.trees, len(measured.labels), MIN_FLOWS)),
         accuracy=measured.accuracy,
         accuracy_trees=float((outcome.trees == outcome.truth).mean()),
         calibration_error=measured.calibration_error(),
-        unknown_auroc=_or_none(auroc(measured.confidence, measured.unknown_confidence)),
+        unknown_auroc=measured.unknown_auroc,
         unknown_auroc_trees=_or_none(auroc(outcome.trees_confidence, outcome.trees_unknown_confidence)),
     )
 
@@ -213,23 +219,3 @@ def _or_none(value: float) -> float | None:
 def _mean_of_those(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
-
-
-def _share_below(confidence: Floats, threshold: float) -> float | None:
-    return float((confidence < threshold).mean()) if len(confidence) else None
-
-
-def _curve(
-    folds: Sequence[Judged], shown: Callable[[FlowOutcome], Mapping[Any, Logits]]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Macro-F1, the mean over folds, and the calibration error, all folds together, by what the model was shown."""
-    f1: dict[str, float] = {}
-    error: dict[str, float] = {}
-    for point in shown(folds[0].outcome):
-        cut = together([_shown(fold, shown(fold.outcome)[point]) for fold in folds])
-        f1[str(point)], error[str(point)] = cut.macro_f1(cut.predicted), cut.calibration_error()
-    return f1, error
-
-
-def _shown(fold: Judged, logits: Logits) -> Measured:
-    return replace(fold.measured, probabilities=label_shares(logits, fold.temperature, len(fold.measured.labels)))

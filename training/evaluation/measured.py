@@ -97,6 +97,16 @@ class Measured:
         return float((self.confidence < self.threshold).mean())
 
     @property
+    def unknown_rejected(self) -> float | None:
+        """The share of the unknown things that is called so, None without any."""
+        return float((self.unknown_confidence < self.threshold).mean()) if len(self.unknown_confidence) else None
+
+    @property
+    def unknown_auroc(self) -> float | None:
+        """That of the confidence in known against unknown things, None without any."""
+        return auroc(self.confidence, self.unknown_confidence) if len(self.unknown_confidence) else None
+
+    @property
     def class_scores(self) -> list[ClassScore]:
         """One row per label."""
         return class_scores(self.truth, self.predicted, self.labels, self.captures)
@@ -196,7 +206,6 @@ class Figures(msgspec.Struct, frozen=True):
 def figures_of(measured: Measured) -> Figures:
     """All figures."""
     confidence, correct = measured.confidence, measured.correct
-    unknown = measured.unknown_confidence
     return Figures(
         title=measured.title,
         unit=measured.unit,
@@ -206,8 +215,8 @@ def figures_of(measured: Measured) -> Figures:
         accuracy=measured.accuracy,
         weighted_f1=weighted_f1(measured.truth, measured.predicted, len(measured.labels)),
         calibration_error=measured.calibration_error(),
-        unknown_auroc=auroc(confidence, unknown) if len(unknown) else None,
-        unknown_rejected=float((unknown < measured.threshold).mean()) if len(unknown) else None,
+        unknown_auroc=measured.unknown_auroc,
+        unknown_rejected=measured.unknown_rejected,
         known_rejected=measured.known_rejected,
         threshold=measured.threshold,
         models=_models(measured),

@@ -6,7 +6,6 @@ measured on.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.run_files import OUTCOMES
+from tapline.training.loop.run_files import OUTCOMES, whole
 from tapline.training.loop.scores import Floats, Ints
 
 FINGERPRINT = "fingerprint"
@@ -110,12 +109,8 @@ def _outcome(kind: type[Outcome], tables: Tables) -> Outcome:
 def write_outcomes(directory: Path, outcomes: Sequence[FlowOutcome]) -> None:
     """Write the outcomes of an evaluation of flows into its run directory."""
     tables = {f"{place}/{name}": t for place, each in enumerate(outcomes) for name, t in _tables(each).items()}
-    staging = directory / f".{os.getpid()}.{OUTCOMES}"
-    try:
-        np.savez_compressed(staging, allow_pickle=False, **tables)
-        staging.replace(directory / OUTCOMES)
-    finally:
-        staging.unlink(missing_ok=True)
+    with whole(directory / OUTCOMES) as staging, staging.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **tables)
 
 
 def read_outcomes(directory: Path) -> list[FlowOutcome]:
@@ -144,17 +139,14 @@ def write_outcome(path: Path, outcome: TraceOutcome, measured_on: str) -> None:
     Raises:
         TrainingError: it could not be written.
     """
-    staging = path.with_name(f".{path.name}")
     tables = _tables(outcome)
     if not len(outcome.background):
         del tables["background"], tables["background_flows"]
     try:
-        save_file({n: np.ascontiguousarray(t) for n, t in tables.items()}, staging, {FINGERPRINT: measured_on})
-        staging.replace(path)
+        with whole(path) as staging:
+            save_file({n: np.ascontiguousarray(t) for n, t in tables.items()}, staging, {FINGERPRINT: measured_on})
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot write the fold ({error}): make room and run it again") from None
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def read_outcome(path: Path) -> TraceOutcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ import msgspec
 from tapline.training.evaluation import plots
 from tapline.training.evaluation.card import interval_text
 from tapline.training.evaluation.measured import Figures, Measured, figures_of
+from tapline.training.loop.run_files import whole
 from tapline.training.loop.scores import ClassScore
 
 _CSS = """
@@ -47,12 +47,8 @@ def write_report(directory: Path, measured: Measured, name: str = REPORT) -> Fig
         (directory / f"{name}.json", json),
         (directory / f"{name}.html", render(measured, figures).encode()),
     ):
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with whole(path) as staging:
             staging.write_bytes(text)
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
     return figures
 
 

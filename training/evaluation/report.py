@@ -8,7 +8,13 @@ from dataclasses import replace
 from tapline.training.data.labelled_traces import TraceCorpus, look_alike
 from tapline.training.evaluation.calibration import Calibrated
 from tapline.training.evaluation.evaluation_record import EvaluationRecord, TraceEvaluation
-from tapline.training.evaluation.flow_figures import EARLY_F1_LOSS, MIN_FLOWS, judge_all, reported_folds, together
+from tapline.training.evaluation.flow_figures import (
+    EARLY_F1_LOSS,
+    MIN_FLOWS,
+    measured_flows,
+    reported_folds,
+    temperatures_of,
+)
 from tapline.training.evaluation.measured import Curve, Measured
 from tapline.training.evaluation.outcomes import FlowOutcome, TraceOutcome
 from tapline.training.evaluation.rivals import TREES
@@ -24,9 +30,9 @@ _EARLY = (
 def flows_report(run: Run, outcomes: Sequence[FlowOutcome], record: EvaluationRecord) -> Measured:
     """What was measured of a run of flows, the folds that chose no setting together."""
     labels, figures = sorted(count.label for count in run.labels), record.figures
+    reported = reported_folds(outcomes, len(labels), record.settings)
     return replace(
-        together([fold.measured for fold in reported_folds(judge_all(outcomes, labels), record.settings)]),
-        threshold=figures.threshold,
+        measured_flows(reported, labels, temperatures_of(outcomes, len(labels)), figures.threshold),
         curves=[
             _curve(
                 "How early?", "payload packets seen", figures.macro_f1_by_packets,

@@ -60,31 +60,21 @@ def render_trace_card(manifest: TracegramCheckpoint, run: TraceRun, figures: Tra
 def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
     trace = manifest.trace
     window = f"windows of {trace.window_seconds:g} s" if trace.window_seconds else "whole captures"
-    lone = f"\n\nNot learned, of a single capture: {', '.join(run.not_learned)}." if run.not_learned else ""
-    return (
-        f"# {manifest.name} {manifest.version}\n\n"
-        f"Tracegram, {manifest.network.queries} queries, {len(manifest.labels)} labels; {_encoder(manifest)} It takes "
-        f"the flows of one {SUBJECTS[trace.subject]} in {window}.{_by_address(run)}\n\n"
-        f"Trained on {run.traces} traces with {run.flows} flows; phase 1 took {run.seconds / 60:.1f} minutes on "
-        f"{run.hardware}.{_learned_background(run)}{lone}"
+    by_address = (
+        f" Where the link has no MAC, an address stands for the card: so in {run.by_address} of the traces that it was "
+        "trained on."
     )
-
-
-def _learned_background(run: TraceRun) -> str:
-    if not run.background:
-        return ""
-    return (
+    background = (
         f" {run.background_traces} traces of other traffic were learned as background, a class that is never a "
         "verdict: what it takes, the confidence lacks."
     )
-
-
-def _by_address(run: TraceRun) -> str:
-    if not run.by_address:
-        return ""
+    lone = f"\n\nNot learned, of a single capture: {', '.join(run.not_learned)}."
     return (
-        f" Where the link has no MAC, an address stands for the card: so in {run.by_address} of the traces that it was "
-        "trained on."
+        f"# {manifest.name} {manifest.version}\n\n"
+        f"Tracegram, {manifest.network.queries} queries, {len(manifest.labels)} labels; {_encoder(manifest)} It takes "
+        f"the flows of one {SUBJECTS[trace.subject]} in {window}.{by_address if run.by_address else ''}\n\n"
+        f"Trained on {run.traces} traces with {run.flows} flows; phase 1 took {run.seconds / 60:.1f} minutes on "
+        f"{run.hardware}.{background if run.background else ''}{lone if run.not_learned else ''}"
     )
 
 
