@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ from tapline.training.evaluation.variants import (
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan
-from tapline.training.loop.processes import is_first, join_group
+from tapline.training.loop.processes import ALONE, is_first, join_group
 from tapline.training.loop.run_files import (
     EVALUATION,
     MODEL,
@@ -83,6 +84,19 @@ SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))
 """On a split, fold 0 is the part for validation, which settings may be chosen on, fold 1 the test."""
 
 
+@dataclass(frozen=True)
+class _Flows:
+    """What an evaluation of flows measures: folds of a corpus, with the run's `own` weights or, without, with models
+    that are trained from `starts`."""
+
+    run: Run
+    corpus: Corpus
+    settings: EvaluationSettings
+    folds: Iterator[Fold]
+    own: Mm4flow | None
+    starts: Mapping[str, Tensor] | None
+
+
 def evaluate_run(
     features: Sequence[Path],
     directory: Path,
@@ -101,26 +115,17 @@ def evaluate_run(
         TrainingError: the features, encoders or split are not those of the run, or training fails.
         SplitError: a label has too few captures, or the split lacks a part.
     """
-    run = _checked_run(features, directory, encoders, split, settings)
-    torch.set_num_threads(run.config.threads)
     started = time.monotonic()
-    corpus = make_corpus(open_samples(features, directory), run.min_captures)
-    folds = _folds(corpus, run, settings, split)
-    if split:
-        model = load_model(directory, run)
-        outcomes = [measure_flows(part, corpus, run.config, model, int8) for part in folds]
-        settings = msgspec.structs.replace(SPLIT_SETTINGS, int8=settings.int8)
-    else:
-        starts = read_encoders(encoders)
-        with join_group(run.config.device) as group:
-            outcomes = []
-            for fold in folds:
-                model = train_fold(fold, corpus, run.config, starts, report, group)
-                outcomes.append(measure_flows(fold, corpus, run.config, model, int8))
-    figures = evaluate(outcomes, corpus.labels, settings)
+    todo = _prepare_flows(features, directory, settings, encoders, split, directory)
+    run, corpus, outcomes = todo.run, todo.corpus, []
+    with nullcontext(ALONE) if todo.own else join_group(run.config.device) as group:
+        for fold in todo.folds:
+            model = todo.own or train_fold(fold, corpus, run.config, todo.starts, report, group)
+            outcomes.append(measure_flows(fold, corpus, run.config, model, int8))
+    figures = evaluate(outcomes, corpus.labels, todo.settings)
     if is_first():
         write_outcomes(directory, outcomes)
-        record = EvaluationRecord(settings, figures, time.monotonic() - started, run.split)
+        record = EvaluationRecord(todo.settings, figures, time.monotonic() - started, run.split)
         _write_figures(directory, run, outcomes, record)
     return figures
 
@@ -137,20 +142,15 @@ def plan_evaluation(
     Raises:
         TrainingError, SplitError: as `evaluate_run`.
     """
-    run = _checked_run(features, directory, encoders, split, settings)
-    corpus = make_corpus(open_samples(features, scratch_folder()), run.min_captures)
-    if split:
-        load_model(directory, run)
-        how = "the run's own weights on validation and test"
-    else:
-        read_encoders(encoders)
-        how = f"{settings.folds} folds of captures, {settings.folds * steps_of(run.config)} steps of training in all"
-    folds = list(_folds(corpus, run, settings, split))
+    todo = _prepare_flows(features, directory, settings, encoders, split, scratch_folder())
+    folds, steps = list(todo.folds), settings.folds * steps_of(todo.run.config)
     learned = sum(len(fold.data.flows) for fold in folds) // len(folds)
     strange = sum(len(fold.strange) for fold in folds)
     facts = [
-        how,
-        f"{len(corpus.labels)} labels",
+        "the run's own weights on validation and test"
+        if todo.own
+        else f"{settings.folds} folds of captures, {steps} steps of training in all",
+        f"{len(todo.corpus.labels)} labels",
         f"on average {learned} flows to learn from",
         f"{sum(len(fold.held) for fold in folds)} known and {strange} unknown flows to be measured on",
     ]
@@ -158,17 +158,14 @@ def plan_evaluation(
     return Plan("evaluate", facts, [directory / name for name in (EVALUATION, OUTCOMES, *REPORTS)], notes)
 
 
-def _folds(corpus: Corpus, run: Run, settings: EvaluationSettings, split: Path | None) -> Iterator[Fold]:
-    return parts_of(corpus, run.config, read_partition(split)) if split else folds_of(corpus, run.config, settings)
-
-
-def _checked_run(
+def _prepare_flows(
     features: Sequence[Path],
     directory: Path,
+    settings: EvaluationSettings,
     encoders: Sequence[Path],
     split: Path | None,
-    settings: EvaluationSettings,
-) -> Run:
+    scratch: Path,
+) -> _Flows:
     run = read_run(directory)
     check_tuned(settings.folds, settings.tuned)
     if split and settings.tuned:
@@ -179,7 +176,13 @@ def _checked_run(
         )
     if (split.name if split else "") != run.split:
         raise TrainingError(f"{directory}: trained with the split {run.split or 'none'}: give --split as it was then")
-    return run
+    torch.set_num_threads(run.config.threads)
+    corpus = make_corpus(open_samples(features, scratch), run.min_captures)
+    if split:
+        parts = parts_of(corpus, run.config, read_partition(split))
+        measured = msgspec.structs.replace(SPLIT_SETTINGS, int8=settings.int8)
+        return _Flows(run, corpus, measured, parts, load_model(directory, run), None)
+    return _Flows(run, corpus, settings, folds_of(corpus, run.config, settings), None, read_encoders(encoders))
 
 
 def load_model(directory: Path, run: Run) -> Mm4flow:
