@@ -21,7 +21,7 @@ from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_record import TraceRun
 from tapline.training.traces.trace_runs import classes_of
 from tests.training.test_kept_folds import right
-from tests.training.test_traces import random_network, random_traces
+from tests.training.traces.test_traces import random_network, random_traces
 
 SHIPPED = ZOO / "iot-devices" / "1"
 NOTES = Path(__file__).parents[2] / "training" / "cards" / "iot-devices.md"

@@ -143,9 +143,7 @@ def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: Tra
 
 def _read_run(run: Path, settings: TraceEvaluationSettings) -> TraceRun:
     """The record of the run, which learned from what the settings name."""
-    record = read_trace_run(run)
-    if record.command != "train-traces":
-        raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
+    record = read_trace_run(run, "train-traces")
     if record.config.mm4flow is not None and encoders_of(settings.start) != record.start:
         raise TrainingError(f"{run}: learned from other encoders: give --start what train-traces had as --encoders")
     if sorted(features_of(settings.background).values()) != sorted(record.background.values()):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,33 +33,37 @@ def scratch_folder() -> Path:
     return Path(tempfile.gettempdir())
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a record as indented JSON, through a temporary file."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to be written beside `path`, whose place it takes at the end; on a failure what was there still is."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        staging.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        yield staging
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write a record as indented JSON, whole or not at all."""
+    with whole(path) as staging:
+        staging.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights through a temporary file.
+    """Write weights, whole or not at all.
 
     The decoder of a masked-token head shares its matrix with the embeddings: each name gets a copy of its own.
 
     Raises:
         TrainingError: they could not be written; what was there before still is.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
     try:
-        save_file(copies, staging)
-        staging.replace(path)
+        with whole(path) as staging:
+            save_file(copies, staging)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot write the weights ({error}): make room and run it again") from None
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,8 @@ from tapline.training.data.samples import Manifest as ManifestRecord
 from tapline.training.data.samples import SampleError, Shard, read_manifest, read_samples, write_manifest
 from tapline.training.data.store import store
 from tests.conftest import make_flows
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 IOT = ROOT / "tests" / "data" / "captures" / "iot-sentinel"
 PROTOCOLS = ROOT / "tests" / "data" / "protocols"
 

@@ -2,7 +2,6 @@
 learned."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -28,11 +27,12 @@ from tapline.training.traces.joint import _learned, fit_jointly
 from tapline.training.traces.trace_config import TraceTrainingConfig, decisive
 from tapline.training.traces.trace_record import read_trace_run
 from tapline.training.traces.trace_runs import train_traces_run
+from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
-from tests.training.test_joint import quick_config
 from tests.training.test_kept_folds import right
+from tests.training.traces.test_joint import quick_config
 
-OTHERS = Path(__file__).parents[1] / "data" / "protocols" / "pcap"
+OTHERS = DATA / "protocols" / "pcap"
 SETTINGS = TraceTrainingConfig().trace
 
 
