@@ -16,7 +16,7 @@ import numpy as np
 from tapline.models.flow import Flow
 from tapline.models.trace import TraceSettings, make_traces
 from tapline.training.data.labelled_traces import LabelledTrace, TraceDataError
-from tapline.training.data.samples import Sample
+from tapline.training.data.parquet import Sample
 from tapline.training.loop.scores import Floats, Ints, auroc
 
 MOST_TRACES = 8

@@ -14,8 +14,9 @@ from tapline.models.flow import FLOW_FORMAT_VERSION
 from tapline.service.sources.capture import ReadOptions, read_capture
 from tapline.training.commands.tapline_train import app
 from tapline.training.data import extraction as extraction
-from tapline.training.data.extraction import ExtractError, ExtractSettings, extract, find_origins
+from tapline.training.data.extraction import ExtractSettings, extract
 from tapline.training.data.labels import LabelError, Labels, read_corrections
+from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.parquet import Sample, write_table
 from tapline.training.data.samples import Manifest as ManifestRecord
 from tapline.training.data.samples import SampleError, Shard, read_manifest, read_samples, write_manifest

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from tapline.service.sources.capture import CaptureReader
-from tapline.training.data.extraction import ExtractError, extract, find_origins
+from tapline.training.data.extraction import extract
 from tapline.training.data.labels import LabelError, read_corrections, read_labels
+from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import read_samples
 from tests.paths import DATA
 from tests.service.sources import builders as b

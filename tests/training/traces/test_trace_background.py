@@ -21,7 +21,7 @@ from tapline.training.evaluation.trace_evaluation import variant_of
 from tapline.training.evaluation.trace_figures import TraceEvaluation, summarise
 from tapline.training.export.trace_export import read_trace_evaluation
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.runs import Job as TraceJob
+from tapline.training.loop.runs import Job
 from tapline.training.traces.background import MOST_TRACES, halve_background, make_background
 from tapline.training.traces.joint import _learned, fit_jointly
 from tapline.training.traces.trace_config import TraceTrainingConfig, decisive
@@ -226,7 +226,7 @@ def test_background_with_a_frozen_encoder_and_another_background_than_the_runs_a
 ):
     said = invoke("train-traces", "--features", features, "--start", run, "--background", others, "--out", tmp_path)
     assert "--background is learned with an encoder of MM4flow" in str(said.exception)
-    job = TraceJob([features], tmp_path, TraceTrainingConfig(), start=run, background=[others])
+    job = Job([features], tmp_path, TraceTrainingConfig(), start=run, background=[others])
     with pytest.raises(TrainingError, match="--background is learned with"):
         train_traces_run(job)
     arguments = ["evaluate-traces", "--features", features, "--run", run, "--out", tmp_path / "out"]
@@ -245,7 +245,7 @@ def test_a_dry_run_names_the_background_and_an_interrupted_run_goes_on(features,
         if step.step == 3:
             raise KeyboardInterrupt
 
-    job = TraceJob([features], tmp_path / "run", quick_config(), background=[others])
+    job = Job([features], tmp_path / "run", quick_config(), background=[others])
     with pytest.raises(KeyboardInterrupt):
         train_traces_run(job, interrupt)
     lines = " ".join(train_traces_run(replace(job, dry_run=True)).lines())
