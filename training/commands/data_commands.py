@@ -26,10 +26,11 @@ from tapline.training.commands.options import (
     say_plan,
 )
 from tapline.training.data.corpus import count_labels
-from tapline.training.data.extraction import ExtractSettings, Outline, extract, find_origins, outline
+from tapline.training.data.extraction import ExtractSettings, Outline, extract, outline
 from tapline.training.data.labelled_traces import MIN_CAPTURES as TRACE_CAPTURES
 from tapline.training.data.labels import LabelError, Labels, read_corrections, read_labels
 from tapline.training.data.leaks import find_leaks
+from tapline.training.data.origins import find_origins
 from tapline.training.data.partition import PARTS, By, Partition, make_partition, write_partition
 from tapline.training.data.samples import features_of
 from tapline.training.data.store import StoredSamples, open_samples

@@ -9,41 +9,7 @@ from typing import Annotated
 import typer
 
 from tapline.models.encode import Mm4flowFeatures
-from tapline.training.commands.options import (
-    DEFAULTS,
-    MIN_CAPTURES,
-    Accumulate,
-    BatchFlows,
-    Clip,
-    ContentBytes,
-    Device,
-    Draws,
-    DryRun,
-    Encoders,
-    Epochs,
-    Evaluations,
-    Features,
-    FeedForward,
-    Heads,
-    Layers,
-    MinCaptures,
-    Out,
-    Packets,
-    Rate,
-    Restart,
-    RunDirectory,
-    Saves,
-    Seed,
-    Split,
-    Threads,
-    Width,
-    progress_bar,
-    read_notes,
-    say,
-    say_plan,
-    step_progress,
-    write_or_say,
-)
+from tapline.training.commands import options
 from tapline.training.evaluation.evaluation import calibrate_run, evaluate_run, plan_evaluation
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
 from tapline.training.evaluation.flow_figures import FALSE_REJECTION
@@ -60,9 +26,8 @@ from tapline.training.loop.run_files import EVALUATION
 from tapline.training.loop.runs import Job
 from tapline.training.loop.trainer import StepReport
 
-Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
-Version = Annotated[str, typer.Option("--version", help="Version of the checkpoint.")]
-Notes = Annotated[Path | None, typer.Option("--notes", help="Markdown put into the card.")]
+DEFAULTS = TrainingConfig()
+
 
 PANEL = "Models of flows"
 
@@ -82,69 +47,69 @@ def register(app: typer.Typer) -> None:
 def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...], text: str) -> None:
     @app.command(name, help=text, rich_help_panel=PANEL)
     def pretrain_command(
-        features: Features,
-        out: Out,
+        features: options.Features,
+        out: options.Out,
         split: Annotated[
             Path | None, typer.Option("--split", help="Leave out what this split keeps for validation and the test.")
         ] = None,
-        d: Width = DEFAULTS.d_model,
-        nh: Heads = DEFAULTS.n_head,
-        l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
-        f: FeedForward = DEFAULTS.dim_ff,
-        b: BatchFlows = 64,
-        ep: Epochs = 30,
-        ev: Evaluations = DEFAULTS.evaluations,
-        sv: Saves = DEFAULTS.saves,
-        lr: Rate = 2e-3,
-        draws: Draws = 8192,
-        clip: Clip = DEFAULTS.clip_norm,
-        accumulate: Accumulate = DEFAULTS.accumulate,
-        seed: Seed = 0,
-        threads: Threads = 1,
-        device: Device = DEFAULTS.device,
-        packets: Packets = DEFAULTS.features.payload_lengths,
-        content_bytes: ContentBytes = DEFAULTS.features.content_bytes,
-        restart: Restart = False,
-        dry_run: DryRun = False,
+        d: options.Width = DEFAULTS.d_model,
+        nh: options.Heads = DEFAULTS.n_head,
+        l: options.Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
+        f: options.FeedForward = DEFAULTS.dim_ff,
+        b: options.BatchFlows = 64,
+        ep: options.Epochs = 30,
+        ev: options.Evaluations = DEFAULTS.evaluations,
+        sv: options.Saves = DEFAULTS.saves,
+        lr: options.Rate = 2e-3,
+        draws: options.Draws = 8192,
+        clip: options.Clip = DEFAULTS.clip_norm,
+        accumulate: options.Accumulate = DEFAULTS.accumulate,
+        seed: options.Seed = 0,
+        threads: options.Threads = 1,
+        device: options.Device = DEFAULTS.device,
+        packets: options.Packets = DEFAULTS.features.payload_lengths,
+        content_bytes: options.ContentBytes = DEFAULTS.features.content_bytes,
+        restart: options.Restart = False,
+        dry_run: options.DryRun = False,
     ) -> None:
         config = TrainingConfig(
             d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed,
             draws=draws, weight_decay=0.01, threads=threads, features=Mm4flowFeatures(packets, content_bytes),
             clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
-        with step_progress(name) as after_step:
+        with options.step_progress(name) as after_step:
             job = Job(features, out, config, restart=restart, dry_run=dry_run, split=split, announce=_announce)
             _say(pretrain_run(job, after_step, modalities), out)
 
 
 def finetune_command(
-    features: Features,
-    out: Out,
-    encoders: Encoders = None,
-    split: Split = None,
-    d: Width = DEFAULTS.d_model,
-    nh: Heads = DEFAULTS.n_head,
-    l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
-    f: FeedForward = DEFAULTS.dim_ff,
-    b: BatchFlows = DEFAULTS.batch_flows,
-    ep: Epochs = DEFAULTS.epochs,
+    features: options.Features,
+    out: options.Out,
+    encoders: options.Encoders = None,
+    split: options.Split = None,
+    d: options.Width = DEFAULTS.d_model,
+    nh: options.Heads = DEFAULTS.n_head,
+    l: options.Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
+    f: options.FeedForward = DEFAULTS.dim_ff,
+    b: options.BatchFlows = DEFAULTS.batch_flows,
+    ep: options.Epochs = DEFAULTS.epochs,
     frozen_epochs: Annotated[
         int, typer.Option("--frozen-epochs", min=0, help="Epochs with frozen encoders first; published: as -ep.")
     ] = DEFAULTS.frozen_epochs,
-    ev: Evaluations = DEFAULTS.evaluations,
-    sv: Saves = DEFAULTS.saves,
-    lr: Rate = DEFAULTS.learning_rate,
-    draws: Draws = DEFAULTS.draws,
-    clip: Clip = DEFAULTS.clip_norm,
-    accumulate: Accumulate = DEFAULTS.accumulate,
-    seed: Seed = DEFAULTS.seed,
-    threads: Threads = DEFAULTS.threads,
-    device: Device = DEFAULTS.device,
-    packets: Packets = DEFAULTS.features.payload_lengths,
-    content_bytes: ContentBytes = DEFAULTS.features.content_bytes,
-    min_captures: MinCaptures = MIN_CAPTURES,
-    restart: Restart = False,
-    dry_run: DryRun = False,
+    ev: options.Evaluations = DEFAULTS.evaluations,
+    sv: options.Saves = DEFAULTS.saves,
+    lr: options.Rate = DEFAULTS.learning_rate,
+    draws: options.Draws = DEFAULTS.draws,
+    clip: options.Clip = DEFAULTS.clip_norm,
+    accumulate: options.Accumulate = DEFAULTS.accumulate,
+    seed: options.Seed = DEFAULTS.seed,
+    threads: options.Threads = DEFAULTS.threads,
+    device: options.Device = DEFAULTS.device,
+    packets: options.Packets = DEFAULTS.features.payload_lengths,
+    content_bytes: options.ContentBytes = DEFAULTS.features.content_bytes,
+    min_captures: options.MinCaptures = options.MIN_CAPTURES,
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Train the classifier on labelled flows; labels in too few captures become background."""
     config = TrainingConfig(
@@ -152,28 +117,28 @@ def finetune_command(
         threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
         clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
     )  # fmt: skip
-    with step_progress("finetune") as after_step:
+    with options.step_progress("finetune") as after_step:
         job = Job(features, out, config, None, restart, dry_run, encoders or (), split=split, announce=_announce)
         _say(finetune_run(job, after_step, min_captures), out)
 
 
 def evaluate_command(
-    features: Features,
-    run: RunDirectory,
-    encoders: Encoders = None,
-    split: Split = None,
+    features: options.Features,
+    run: options.RunDirectory,
+    encoders: options.Encoders = None,
+    split: options.Split = None,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Measure the int8 model of each fold beside it.")] = False,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture, or on its split; writes the report."""
     settings = EvaluationSettings(folds, seed, tuple(tuned or ()), int8)
     if dry_run:
-        say_plan(plan_evaluation(features, run, settings, encoders or (), split))
+        options.say_plan(plan_evaluation(features, run, settings, encoders or (), split))
         return
-    with progress_bar() as progress:
+    with options.progress_bar() as progress:
         task = progress.add_task("steps of all folds", total=folds * steps_of(read_run(run).config))
 
         def after_step(_: StepReport) -> None:
@@ -187,11 +152,11 @@ def evaluate_command(
 
 
 def calibrate_command(
-    run: RunDirectory,
+    run: options.RunDirectory,
     false_rejection: Annotated[
         float, typer.Option("--false-rejection", min=0, max=0.5, help="Share of known flows that may be rejected.")
     ] = FALSE_REJECTION,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Fit temperature and unknown threshold again, at another false-rejection rate; nothing is trained."""
     figures = calibrate_run(run, false_rejection, dry_run=dry_run)
@@ -201,27 +166,27 @@ def calibrate_command(
         f"{figures.known_rejected:.1%} of known flows{unknown}"
     )
     if dry_run:
-        say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
+        options.say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
         return
     _show(figures)
     typer.echo(f"{result}: {run / EVALUATION}")
 
 
 def export_command(
-    run: RunDirectory,
+    run: options.RunDirectory,
     out: Annotated[Path, typer.Option("--out", help="Repository: the checkpoint goes to NAME/VERSION below it.")],
-    name: Name,
-    version: Version,
-    notes: Notes = None,
+    name: options.Name,
+    version: options.Version,
+    notes: options.Notes = None,
     int8: Annotated[
         list[Path] | None,
         typer.Option("--int8", help="Write an int8 ONNX too, compared on the labelled flows of these features."),
     ] = None,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card."""
-    text = read_notes(notes)
-    write_or_say(
+    text = options.read_notes(notes)
+    options.write_or_say(
         out / name / version,
         dry_run,
         lambda folder: export_run(run, folder, name, version, text, int8 or ()),
@@ -236,9 +201,11 @@ def _int8_line(figures: Mapping[str, float]) -> str:
     )
 
 
-def card_command(run: RunDirectory, name: Name, version: Version, notes: Notes = None) -> None:
+def card_command(
+    run: options.RunDirectory, name: options.Name, version: options.Version, notes: options.Notes = None
+) -> None:
     """Print the model card that `export` would write."""
-    typer.echo(card_of(run, manifest_of(run, name, version), read_notes(notes)), nl=False)
+    typer.echo(card_of(run, manifest_of(run, name, version), options.read_notes(notes)), nl=False)
 
 
 def _show(figures: Evaluation) -> None:
@@ -254,15 +221,15 @@ def _show(figures: Evaluation) -> None:
 
 def _say(done: Run | Plan, out: Path) -> None:
     if isinstance(done, Plan):
-        say_plan(done)
+        options.say_plan(done)
         return
     background = " and a background class" if done.labels and done.network.n_class > len(done.labels) else ""
     what = f"{len(done.labels)} labels{background}, " if done.labels else ""
     if is_first():
-        say(f"{what}{done.flows} flows in {done.seconds:.0f} s: {out}")
+        options.say(f"{what}{done.flows} flows in {done.seconds:.0f} s: {out}")
 
 
 def _announce(plan: Plan) -> None:
     if is_first():
         for line in (", ".join(plan.facts), *(f"note: {note}" for note in plan.notes)):
-            say(line)
+            options.say(line)

@@ -16,14 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.trace import SubjectKind, TraceSettings
-from tapline.training.loop.config import TrainingConfig
 from tapline.training.loop.plan import Plan, Tried, tried
 from tapline.training.loop.processes import is_first
 from tapline.training.loop.trainer import StepReport
 
 _Checkpoint = TypeVar("_Checkpoint", Checkpoint, TracegramCheckpoint)
 
-DEFAULTS = TrainingConfig()
 MIN_CAPTURES = 3
 console = Console(stderr=True)
 
@@ -60,6 +58,9 @@ MinCaptures = Annotated[int, typer.Option("--min-captures", min=1, help="Learn t
 Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]
+Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
+Version = Annotated[str, typer.Option("--version", help="Version of the checkpoint.")]
+Notes = Annotated[Path | None, typer.Option("--notes", help="Markdown put into the card.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Read and check the input, say what would be done, and write nothing.")
 ]

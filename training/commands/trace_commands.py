@@ -13,27 +13,7 @@ from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import SubjectKind
-from tapline.training.commands.flow_commands import Name, Notes, Version
-from tapline.training.commands.options import (
-    Accumulate,
-    BatchFlows,
-    Clip,
-    Device,
-    DryRun,
-    Epochs,
-    Features,
-    Out,
-    Rate,
-    Restart,
-    Seed,
-    Threads,
-    read_notes,
-    say,
-    say_plan,
-    step_progress,
-    trace_settings,
-    write_or_say,
-)
+from tapline.training.commands import options
 from tapline.training.data.labelled_traces import look_alike
 from tapline.training.evaluation.evaluation import (
     TraceEvaluationSettings,
@@ -106,8 +86,8 @@ def register(app: typer.Typer) -> None:
 
 
 def pretrain_packets_command(
-    features: Features,
-    out: Out,
+    features: options.Features,
+    out: options.Out,
     d: Annotated[int, typer.Option("-d", min=2, help="Width of the network.")] = NETWORK.dim,
     nh: Annotated[int, typer.Option("-nh", min=1, help="Attention heads.")] = NETWORK.heads,
     l: Annotated[int, typer.Option("-l", min=1, help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
@@ -116,19 +96,19 @@ def pretrain_packets_command(
     ] = None,
     dim_head: Annotated[int, typer.Option("--dim-head", min=0, help="Width of a head; 0: -d by -nh.")] = 0,
     emb_dim: Annotated[int, typer.Option("--emb-dim", min=0, help="Width of tokens and features; 0: as -d.")] = 0,
-    b: BatchFlows = DEFAULTS.pretrain.batch,
-    ep: Epochs = DEFAULTS.pretrain.epochs,
-    lr: Rate = DEFAULTS.pretrain.learning_rate,
+    b: options.BatchFlows = DEFAULTS.pretrain.batch,
+    ep: options.Epochs = DEFAULTS.pretrain.epochs,
+    lr: options.Rate = DEFAULTS.pretrain.learning_rate,
     draws: DrawsOf = DEFAULTS.pretrain.draws,
     max_tokens: MaxTokens = DEFAULTS.features.max_tokens,
     payload: Payload = DEFAULTS.features.payload,
-    clip: Clip = DEFAULTS.clip_norm,
-    accumulate: Accumulate = DEFAULTS.accumulate,
-    seed: Seed = 0,
-    threads: Threads = 1,
-    device: Device = "auto",
-    restart: Restart = False,
-    dry_run: DryRun = False,
+    clip: options.Clip = DEFAULTS.clip_norm,
+    accumulate: options.Accumulate = DEFAULTS.accumulate,
+    seed: options.Seed = 0,
+    threads: options.Threads = 1,
+    device: options.Device = "auto",
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
     width = emb_dim or d
@@ -152,32 +132,32 @@ def pretrain_packets_command(
         clip_norm=clip,
         accumulate=accumulate,
     )
-    with step_progress("pretrain-packets") as after_step:
+    with options.step_progress("pretrain-packets") as after_step:
         _say(pretrain_packets_run(Job(features, out, config, None, restart, dry_run), after_step), out)
 
 
 def tune_flows_command(
-    features: Features,
-    out: Out,
+    features: options.Features,
+    out: options.Out,
     start: Start = None,
     subject: Subject = "mac",
     window_seconds: Window = DEFAULTS.trace.window_seconds,
-    b: BatchFlows = DEFAULTS.tune.batch,
-    ep: Epochs = DEFAULTS.tune.epochs,
-    lr: Rate = DEFAULTS.tune.learning_rate,
+    b: options.BatchFlows = DEFAULTS.tune.batch,
+    ep: options.Epochs = DEFAULTS.tune.epochs,
+    lr: options.Rate = DEFAULTS.tune.learning_rate,
     draws: DrawsOf = DEFAULTS.tune.draws,
-    clip: Clip = DEFAULTS.clip_norm,
-    accumulate: Accumulate = DEFAULTS.accumulate,
-    seed: Seed = 0,
-    threads: Threads = 1,
-    device: Device = "auto",
-    restart: Restart = False,
-    dry_run: DryRun = False,
+    clip: options.Clip = DEFAULTS.clip_norm,
+    accumulate: options.Accumulate = DEFAULTS.accumulate,
+    seed: options.Seed = 0,
+    threads: options.Threads = 1,
+    device: options.Device = "auto",
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
     config = msgspec.structs.replace(
-        _config_of(start),
-        trace=trace_settings(subject, window_seconds),
+        read_trace_run(start).config if start else DEFAULTS,
+        trace=options.trace_settings(subject, window_seconds),
         tune=Phase(ep, draws, b, lr),
         seed=seed,
         threads=threads,
@@ -185,14 +165,14 @@ def tune_flows_command(
         clip_norm=clip,
         accumulate=accumulate,
     )
-    with step_progress("tune-flows") as after_step:
+    with options.step_progress("tune-flows") as after_step:
         _say(tune_flows_run(Job(features, out, config, start, restart, dry_run), after_step), out)
 
 
 def train_traces_command(
     context: typer.Context,
-    features: Features,
-    out: Out,
+    features: options.Features,
+    out: options.Out,
     start: Annotated[
         Path | None, typer.Option("--start", help="Run of tune-flows: the published encoder, frozen.")
     ] = None,
@@ -213,10 +193,10 @@ def train_traces_command(
     time_encoding: Annotated[
         bool, typer.Option("--time-encoding/--no-time-encoding", help="Read gaps between flows and their durations.")
     ] = NETWORK.time_encoding,
-    seed: Seed = 0,
-    threads: Threads = 1,
-    restart: Restart = False,
-    dry_run: DryRun = False,
+    seed: options.Seed = 0,
+    threads: options.Threads = 1,
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Phase 1: aggregation and head learn the labels of traces, and with them an encoder of MM4flow.
 
@@ -232,7 +212,7 @@ def train_traces_command(
     if start:
         config = read_trace_run(start).config
     else:
-        trace = trace_settings(subject, window_seconds)
+        trace = options.trace_settings(subject, window_seconds)
         config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
     phase = config.traces
     config = msgspec.structs.replace(
@@ -242,15 +222,15 @@ def train_traces_command(
         seed=seed,
         threads=threads,
     )
-    with step_progress("train-traces") as after_step:
+    with options.step_progress("train-traces") as after_step:
         job = Job(features, out, config, start, restart, dry_run, encoders or [], background or [])
         _say(train_traces_run(job, after_step), out)
 
 
 def evaluate_traces_command(
-    features: Features,
+    features: options.Features,
     run: Annotated[Path, typer.Option("--run", help="Run of train-traces: its settings are measured.")],
-    out: Out,
+    out: options.Out,
     start: Annotated[
         list[Path] | None,
         typer.Option("--start", help="What the folds start from: run of pretrain-packets, or of pretrain."),
@@ -265,7 +245,7 @@ def evaluate_traces_command(
         list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
     ] = None,
     background: Background = None,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Cross-validate a run's settings and variants of them by capture, beside tree ensembles, and calibrate.
 
@@ -281,9 +261,9 @@ def evaluate_traces_command(
         tuple(background or ()),
     )
     if dry_run:
-        say_plan(plan_trace_evaluation(features, run, out, settings))
+        options.say_plan(plan_trace_evaluation(features, run, out, settings))
         return
-    with step_progress("evaluate-traces") as after_step:
+    with options.step_progress("evaluate-traces") as after_step:
         figures = evaluate_traces(features, run, out, settings, after_step)
     _say_figures(figures)
     typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
@@ -292,15 +272,15 @@ def evaluate_traces_command(
 def export_traces_command(
     run: Annotated[Path, typer.Option("--run", help="Run of train-traces.")],
     out: Annotated[Path, typer.Option("--out", help="Repository: the checkpoint goes to NAME/VERSION below it.")],
-    name: Name,
-    version: Version,
+    name: options.Name,
+    version: options.Version,
     evaluation: Annotated[Path | None, typer.Option("--evaluation", help="Directory of evaluate-traces.")] = None,
-    notes: Notes = None,
-    dry_run: DryRun = False,
+    notes: options.Notes = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card; calibrated where it was evaluated."""
-    text = read_notes(notes)
-    write_or_say(
+    text = options.read_notes(notes)
+    options.write_or_say(
         out / name / version,
         dry_run,
         lambda folder: export_traces_run(run, folder, name, version, evaluation, text),
@@ -321,17 +301,13 @@ def _say_figures(figures: TraceEvaluation) -> None:
         typer.echo(f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}){merged}{gain}")
 
 
-def _config_of(start: Path | None) -> TraceTrainingConfig:
-    return read_trace_run(start).config if start else DEFAULTS
-
-
 def _say(run: TraceRun | Plan, out: Path) -> None:
     if isinstance(run, Plan):
-        say_plan(run)
+        options.say_plan(run)
         return
     what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
     what += f"{run.background_traces} background traces, " if run.background_traces else ""
     if is_first():
         if run.not_learned:
-            say(f"note: one capture only, not learned: {', '.join(run.not_learned)}")
-        say(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}")
+            options.say(f"note: one capture only, not learned: {', '.join(run.not_learned)}")
+        options.say(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}")

@@ -29,8 +29,6 @@ from tapline.models.flow import Flow
 from tapline.training.data.store import chunks
 from tapline.training.loop.config import Augmentation
 
-__all__ = ["Augmentation", "Batch", "draw_weights", "plain_batches", "prefix", "training_batches"]
-
 POOL_BATCHES, POOL_FLOWS = 64, 16_384
 """Batches are formed by length within a pool of so many, or of so many flows (but 16 batches at least), so that their
 order stays random. The more, the less padding."""

@@ -14,8 +14,6 @@ from tapline.models.flow import FLOW_FORMAT_VERSION
 from tapline.training.data.parquet import Sample, read_table
 from tapline.training.loop.config import TrainingError
 
-__all__ = ["MANIFEST", "Manifest", "Sample", "SampleError", "Shard", "read_manifest", "read_samples", "write_manifest"]
-
 MANIFEST = "manifest.json"
 FEATURES_FORMAT_VERSION = 2
 """Version of a feature directory; 1 was NDJSON."""

@@ -23,9 +23,7 @@ def export_traces_run(
     Raises:
         TrainingError: the run is no run of train-traces, or the evaluation is missing or damaged.
     """
-    record = read_trace_run(run)
-    if record.command != "train-traces":
-        raise TrainingError(f"{run}: a run of {record.command}, expected one of train-traces")
+    record = read_trace_run(run, "train-traces")
     figures = read_trace_evaluation(evaluation) if evaluation else None
     if figures and {row.label for row in figures.classes} - set(record.labels):
         raise TrainingError(

@@ -101,20 +101,13 @@ def import_tracegram(
     sizes = _read_config(config)
     network = _network(config, trace, sizes, encoder_weights, trace_weights, labels)
     features = TracegramFeatures(payload, PUBLISHED_MAX_TOKENS, zero_checksums=False, mask_addresses=False)
-    checked: dict[str, NDArray[np.float32]] = {}
-    for path, found, part in ((encoder, encoder_weights, "encoder"), (trace, trace_weights, "trace")):
-        what = f"a whole Tracegram {part}"
-        checked |= fit_weights(path, found, lambda: Tracegram(network), is_for_training, what, f"{part}.")
+    checked = _fitted(encoder, encoder_weights, network, "encoder") | _fitted(trace, trace_weights, network, "trace")
     sources = {path.name: file_sha256(path) for path in (encoder, trace, config)}
     manifest = TracegramCheckpoint(
         "tracegram", name, version, network, labels, features, settings, provenance={"imported": sources}
     )
-    what = (
-        f"Tracegram checkpoint (encoder: dim {network.dim}, depth {network.depth}, {network.heads} heads; features "
-        f"{network.feature_size} wide)"
-    )
     try:
-        return export_traces(directory, manifest, checked, imported_card(manifest, what, UNMASKED))
+        return export_traces(directory, manifest, checked, _card(manifest))
     except ValueError as error:  # of the ONNX graph
         raise ImportRefusedError(f"{config}: {error}") from None
 
@@ -123,6 +116,22 @@ def _named(found: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """The weights under the names of `Tracegram`: `part` in front, no wrapper of parallel training."""
     bare = {name.removeprefix("module.").removeprefix(f"{part}."): value for name, value in found.items()}
     return {f"{part}.{name}": value for name, value in bare.items() if not is_for_training(f"{part}.{name}")}
+
+
+def _fitted(
+    path: Path, found: dict[str, Tensor], network: TracegramNetwork, part: str
+) -> dict[str, NDArray[np.float32]]:
+    what = f"a whole Tracegram {part}"
+    return fit_weights(path, found, lambda: Tracegram(network), is_for_training, what, f"{part}.")
+
+
+def _card(manifest: TracegramCheckpoint) -> str:
+    network = manifest.network
+    what = (
+        f"Tracegram checkpoint (encoder: dim {network.dim}, depth {network.depth}, {network.heads} heads; features "
+        f"{network.feature_size} wide)"
+    )
+    return imported_card(manifest, what, UNMASKED)
 
 
 def _read_config(path: Path) -> PublishedEncoder:

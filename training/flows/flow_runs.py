@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import torch
 from torch import Tensor
 
 from tapline.models.checkpoint import Mm4flowNetwork
@@ -51,12 +50,11 @@ def pretrain_run(job: _Job, report: Report, modalities: tuple[Modality, ...] = B
         TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
         SampleError: the features cannot be read.
     """
-    torch.set_num_threads(job.config.threads)
     started, config = time.monotonic(), job.config
-    partition = read_partition(job.split) if job.split else None
+    partition, split = (read_partition(job.split), job.split.name) if job.split else (None, "")
     features = features_of(job.features)
     network, encoders = network_sizes(config, 1), tuple(f"{modality}_encoder." for modality in modalities)
-    with join_group(config.device) as group:
+    with join_group(config.device, config.threads) as group:
         samples = open_samples(job.features, _scratch(job))
         if partition:
             samples = samples.take(~partition.held_out(samples))
@@ -71,7 +69,7 @@ def pretrain_run(job: _Job, report: Report, modalities: tuple[Modality, ...] = B
 
         record = partial(
             Run, command="pretrain", config=config, min_captures=0, features=features, encoders="", network=network,
-            labels=[], background=[], split=_name(job.split), flows=len(kinds),
+            labels=[], background=[], split=split, flows=len(kinds),
         )  # fmt: skip
         facts, steps = [_flows_of(kinds)], steps_of(config)
         training = Training("pretrain", files, facts, model, steps, fit, record, stage, ENCODERS, started=started)
@@ -90,12 +88,11 @@ def finetune_run(job: _Job, report: Report, min_captures: int) -> Run | Plan:
         SampleError: the features cannot be read.
         SplitError: the split is not one of these features.
     """
-    torch.set_num_threads(job.config.threads)
     started, config = time.monotonic(), job.config
-    partition = read_partition(job.split) if job.split else None
+    partition, split = (read_partition(job.split), job.split.name) if job.split else (None, "")
     starting, features = encoders_of(job.encoders), features_of(job.features)
     files = _files(job, "finetune", features, starting, min_captures, partition)
-    with join_group(config.device) as group:
+    with join_group(config.device, config.threads) as group:
         corpus = make_corpus(open_samples(job.features, _scratch(job)), min_captures)
         samples = corpus.samples.take(partition.parts(corpus.samples) == 0) if partition else corpus.samples
         background = halve_labels(corpus.rare, 0)[0] if partition else set(corpus.rare)
@@ -107,7 +104,7 @@ def finetune_run(job: _Job, report: Report, min_captures: int) -> Run | Plan:
         rare = [count for count in corpus.all_counts if count.label in corpus.rare]
         record = partial(
             Run, command="finetune", config=config, min_captures=min_captures, features=features, encoders=starting,
-            network=network, labels=corpus.counts, background=rare, split=_name(job.split), flows=len(data.flows),
+            network=network, labels=corpus.counts, background=rare, split=split, flows=len(data.flows),
         )  # fmt: skip
         training = Training(
             "finetune",
@@ -170,7 +167,3 @@ def _scratch(job: _Job) -> Path:
 
 def _flows_of(samples: StoredSamples) -> str:
     return f"{len(samples)} flows of {len(set(samples.captures.tolist()))} captures"
-
-
-def _name(split: Path | None) -> str:
-    return split.name if split else ""

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from tapline.models.encode import FIRST_TOKEN, MASK
 from tapline.models.mm4flow import MaskedEncoder, Mm4flow
-from tapline.training.data.batches import Augmentation, Batch, draw_weights, plain_batches, training_batches
+from tapline.training.data.batches import Batch, draw_weights, plain_batches, training_batches
 from tapline.training.data.store import StoredFlows, StoredSamples
 from tapline.training.flows.finetune import EVALUATION_BATCH_FLOWS, epoch_rng
-from tapline.training.loop.config import TrainingConfig, TrainingError
+from tapline.training.loop.config import Augmentation, TrainingConfig, TrainingError
 from tapline.training.loop.new_networks import train_mode
 from tapline.training.loop.processes import ALONE, Group
 from tapline.training.loop.trainer import Stage, Work

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +30,7 @@ LOOKED_AT = 16
 """Batches that the number of tokens is estimated from."""
 _PACKAGES = ("numpy", "scikit-learn", "torch")
 
-
-class Settings(Protocol):
-    """What a run asks of the settings of its kind of model."""
-
-    @property
-    def threads(self) -> int:
-        """CPU threads of a process."""
-
-
-_Config = TypeVar("_Config", bound=Settings)
+_Config = TypeVar("_Config")
 _Record = TypeVar("_Record")
 
 
@@ -111,7 +102,7 @@ def carry_out(job: Job[_Config], training: Training[_Record], group: Group) -> _
     weights = training.fit()
     record = training.record(
         versions={"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
-        hardware=_hardware(job.config.threads, group),
+        hardware=_hardware(group),
         seconds=round(time.monotonic() - started, 1),
     )
     if group.rank == 0:
@@ -166,7 +157,8 @@ def expected_tokens(stage: Stage, steps: int) -> str:
     )
 
 
-def _hardware(threads: int, group: Group) -> str:
-    place = f"{threads} CPU thread(s)" if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
+def _hardware(group: Group) -> str:
+    on_cpu = group.device.type == "cpu"
+    place = f"{torch.get_num_threads()} CPU thread(s)" if on_cpu else torch.cuda.get_device_name(group.device)
     processes = f"{group.size} process(es) of " if group.size > 1 else ""
     return f"{platform.machine()}, {processes}{place}"

@@ -25,8 +25,8 @@ from tapline.training.loop.prefetch import Prefetched
 from tapline.training.loop.processes import ALONE, Group
 from tapline.training.loop.run_log import RunLog
 from tapline.training.loop.run_state import Progress, load_state, save_state
-from tapline.training.loop.schedule import learning_rate
 
+WARMUP_STEPS = 100
 MEAN_DECAY = 0.995
 LOG_STEPS = 10
 
@@ -84,6 +84,11 @@ class Stage:
     mode: Callable[[nn.Module], None]
     evaluate: Callable[[Any], dict[str, float]] | None = None
     dropout_by_flow: bool = True
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over `WARMUP_STEPS`, multiplied by half a cosine down to 0 at `steps`."""
+    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

@@ -59,10 +59,6 @@ class TraceBatch:
         return TraceBatch(self.features[rows], self.times[rows], self.counts[rows])
 
 
-def _times(trace: TraceFeatures) -> NDArray[np.float32]:
-    return trace_times(trace.start_us, trace.duration_us)
-
-
 def gather_features(traces: Sequence[Trace], views: Sequence[NDArray[np.float32]]) -> list[TraceFeatures]:
     """Cut the features of all flows, trace after trace, float32 [n, F] in each view, into those of each trace."""
     ends = np.cumsum([len(trace.flows) for trace in traces])
@@ -270,7 +266,9 @@ def score_traces(network: TraceNetwork, traces: Sequence[TraceFeatures]) -> Trac
     importance: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(traces)
     for start in range(0, len(order), SCORE_BATCH_TRACES):
         rows = order[start : start + SCORE_BATCH_TRACES]
-        batch = to_batch([traces[row].views[0] for row in rows], [_times(traces[row]) for row in rows])
+        part = [traces[row] for row in rows]
+        times = [trace_times(trace.start_us, trace.duration_us) for trace in part]
+        batch = to_batch([trace.views[0] for trace in part], times)
         output = network(batch.features, batch.times, batch.counts)
         logits[rows] = output.logits.numpy()
         for row, shares in zip(rows, output.importance.numpy(), strict=True):

@@ -15,7 +15,7 @@ import msgspec
 from tapline.models.flow import Flow
 from tapline.models.trace import TraceSettings, make_traces
 from tapline.training.data.labelled_traces import LabelledTrace, TraceDataError
-from tapline.training.data.samples import Sample
+from tapline.training.data.parquet import Sample
 
 MOST_TRACES = 8
 """Traces of a capture that are kept, those with most flows: a scan shows hundreds of hosts that are all alike."""

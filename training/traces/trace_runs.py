@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from torch import Tensor
 
 from tapline.models.checkpoint import Mm4flowNetwork
@@ -85,7 +86,7 @@ def _encoder_run(
     """Train the flow encoder, by as many processes as `torchrun` started, and write the run."""
     loop, files, flows = job.config.loop(phase), _files(job, command), len(data.flows)
     facts = [f"{flows} flows", f"of {traces} traces of {len(labels)} labels" if labels else None]
-    with join_group(job.config.device) as group:
+    with join_group(job.config.device, job.config.threads) as group:
         stage = stage_of(learner, data, job.config, group)
         training = Training(
             command,
@@ -113,19 +114,11 @@ def train_traces_run(job: _Job, report: Report = lambda _: None) -> TraceRun | P
     """
     if world_size() > 1:
         raise TrainingError("train-traces runs in one process (it normalises by the batch): start it without torchrun")
+    torch.set_num_threads(job.config.threads)
     corpus = read_corpus(job)
     starting = _starting(job, corpus)
     background = read_background(job, corpus)
     config, files = classes_of(job.config, corpus), _files(job, "train-traces")
-
-    def fit() -> dict[str, Tensor]:
-        if isinstance(starting, FlowLearner):
-            features = encode_traces(corpus, starting, config)
-            network = fit_traces(features, corpus.truth, config, files, report)
-            return _weights(starting.encoder.state_dict(), network)
-        everything = np.arange(len(corpus.traces))
-        fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report, background)
-        return _weights(encoder_weights(fitted.encoder), fitted.trace)
 
     traces, flows, lone = len(corpus.traces), len(flows_of(corpus.traces)), corpus.left_out.labels
     training = Training(
@@ -138,7 +131,7 @@ def train_traces_run(job: _Job, report: Report = lambda _: None) -> TraceRun | P
         ],
         TraceNetwork(network_with(config.network, background=bool(background))),
         steps_of(config.loop(config.traces)),
-        fit,
+        lambda: _fit_traces(corpus, config, starting, background, files, report),
         partial(
             _record(job, "train-traces", corpus.labels, traces, flows),
             not_learned=lone,
@@ -149,6 +142,23 @@ def train_traces_run(job: _Job, report: Report = lambda _: None) -> TraceRun | P
         notes=[f"one capture only, so that it cannot be measured, not learned: {', '.join(lone)}"] if lone else [],
     )
     return carry_out(job, training, ALONE)
+
+
+def _fit_traces(
+    corpus: TraceCorpus,
+    config: TraceTrainingConfig,
+    starting: FlowLearner | dict[str, Tensor] | None,
+    background: Sequence[LabelledTrace],
+    files: RunFiles,
+    report: Report,
+) -> dict[str, Tensor]:
+    """The weights of encoder and trace network, the former frozen or learned too."""
+    if isinstance(starting, FlowLearner):
+        features = encode_traces(corpus, starting, config)
+        return _weights(starting.encoder.state_dict(), fit_traces(features, corpus.truth, config, files, report))
+    everything = np.arange(len(corpus.traces))
+    fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report, background)
+    return _weights(encoder_weights(fitted.encoder), fitted.trace)
 
 
 def _record(job: _Job, command: str, labels: list[str], traces: int, flows: int) -> partial[TraceRun]:

@@ -11,9 +11,10 @@ from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.training.commands.tapline_train import app
 from tapline.training.data.corpus import make_corpus
-from tapline.training.data.extraction import ExtractSettings, extract, find_origins
+from tapline.training.data.extraction import ExtractSettings, extract
 from tapline.training.data.labels import Labels
 from tapline.training.data.leaks import find_leaks
+from tapline.training.data.origins import find_origins
 from tapline.training.data.parquet import Sample
 from tapline.training.data.partition import PARTS, make_partition, read_partition, write_partition
 from tapline.training.data.split import SplitError

@@ -17,7 +17,7 @@ from tapline.training.evaluation.variants import Starts, variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.new_networks import new_model
 from tapline.training.loop.run_files import load_weights
-from tapline.training.loop.runs import Job as TraceJob
+from tapline.training.loop.runs import Job
 from tapline.training.traces.aggregate import kept_flows, score_traces
 from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, joint_config
@@ -109,7 +109,7 @@ def test_an_interrupted_run_goes_on_where_it_was(features, encoders, tmp_path):
             raise KeyboardInterrupt
 
     def job(name):
-        return TraceJob([features], tmp_path / name, quick_config(), encoders=[encoders])
+        return Job([features], tmp_path / name, quick_config(), encoders=[encoders])
 
     with pytest.raises(KeyboardInterrupt):
         train_traces_run(job("broken"), interrupt)
@@ -161,6 +161,6 @@ def test_variants_of_a_run(run):
 def test_encoders_of_another_size_and_two_starts_are_refused(features, encoders, run, tmp_path):
     both = ["train-traces", "--features", features, "--start", run, "--encoders", encoders, "--out", tmp_path]
     assert "give one of them" in str(CliRunner().invoke(app, [str(each) for each in both]).exception)
-    other = TraceJob([features], tmp_path, joint_config(Mm4flowNetwork(24, 1, 2, 32, 1), LENGTHS), encoders=[encoders])
+    other = Job([features], tmp_path, joint_config(Mm4flowNetwork(24, 1, 2, 32, 1), LENGTHS), encoders=[encoders])
     with pytest.raises(TrainingError, match="do not fit"):
         train_traces_run(other)

@@ -24,7 +24,7 @@ from tapline.training.evaluation.rivals import header_numbers, size_numbers
 from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import load_weights
-from tapline.training.loop.runs import Job as TraceJob
+from tapline.training.loop.runs import Job
 from tapline.training.traces import packet_encoder as flow_phases
 from tapline.training.traces.aggregate import (
     TraceFeatures,
@@ -253,8 +253,8 @@ def test_an_interrupted_phase_goes_on_where_it_was(features, tmp_path):
             raise InterruptedByTestError
 
     with pytest.raises(InterruptedByTestError):
-        pretrain_packets_run(TraceJob([features], tmp_path / "broken", config), interrupt)
-    pretrain_packets_run(TraceJob([features], tmp_path / "broken", config))
-    pretrain_packets_run(TraceJob([features], tmp_path / "whole", config))
+        pretrain_packets_run(Job([features], tmp_path / "broken", config), interrupt)
+    pretrain_packets_run(Job([features], tmp_path / "broken", config))
+    pretrain_packets_run(Job([features], tmp_path / "whole", config))
     broken, whole = (load_weights(tmp_path / name / "model.safetensors") for name in ("broken", "whole"))
     assert all(torch.equal(broken[name], whole[name]) for name in whole)

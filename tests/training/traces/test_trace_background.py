@@ -2,7 +2,6 @@
 learned."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -23,17 +22,18 @@ from tapline.training.evaluation.trace_card import _background
 from tapline.training.evaluation.trace_figures import summarise
 from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.runs import Job as TraceJob
+from tapline.training.loop.runs import Job
 from tapline.training.traces.background import MOST_TRACES, halve_background, make_background
 from tapline.training.traces.joint import _learned, fit_jointly
 from tapline.training.traces.trace_config import TraceTrainingConfig, decisive
 from tapline.training.traces.trace_record import read_trace_run
 from tapline.training.traces.trace_runs import train_traces_run
+from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
-from tests.training.test_joint import quick_config
-from tests.training.test_kept_folds import right
+from tests.training.evaluation.test_kept_folds import right
+from tests.training.traces.test_joint import quick_config
 
-OTHERS = Path(__file__).parents[1] / "data" / "protocols" / "pcap"
+OTHERS = DATA / "protocols" / "pcap"
 SETTINGS = TraceTrainingConfig().trace
 
 
@@ -227,7 +227,7 @@ def test_background_with_a_frozen_encoder_and_another_background_than_the_runs_a
 ):
     said = invoke("train-traces", "--features", features, "--start", run, "--background", others, "--out", tmp_path)
     assert "--background is learned with an encoder of MM4flow" in str(said.exception)
-    job = TraceJob([features], tmp_path, TraceTrainingConfig(), start=run, background=[others])
+    job = Job([features], tmp_path, TraceTrainingConfig(), start=run, background=[others])
     with pytest.raises(TrainingError, match="--background is learned with"):
         train_traces_run(job)
     arguments = ["evaluate-traces", "--features", features, "--run", run, "--out", tmp_path / "out"]
@@ -246,7 +246,7 @@ def test_a_dry_run_names_the_background_and_an_interrupted_run_goes_on(features,
         if step.step == 3:
             raise KeyboardInterrupt
 
-    job = TraceJob([features], tmp_path / "run", quick_config(), background=[others])
+    job = Job([features], tmp_path / "run", quick_config(), background=[others])
     with pytest.raises(KeyboardInterrupt):
         train_traces_run(job, interrupt)
     lines = " ".join(train_traces_run(replace(job, dry_run=True)).lines())

@@ -17,8 +17,9 @@ from tapline.service.engines.trace_engine import TraceInput
 from tapline.training.commands.tapline_train import app
 from tapline.training.export.published import ImportRefusedError
 from tapline.training.export.tracegram_import import import_tracegram
+from tests import paths
 
-DATA = Path(__file__).parents[1] / "data" / "tracegram"
+DATA = paths.DATA / "tracegram"
 LABELS = list("abcde")
 REFERENCE = json.loads((DATA / "tracegram_flows.json").read_text())
 

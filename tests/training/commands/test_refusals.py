@@ -2,16 +2,16 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
 from tapline.training.data.split import SplitError
 from tapline.training.evaluation import cross_validation as trace_cross_validation
 from tapline.training.loop.config import TrainingError
+from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
 
-CAPTURES = Path(__file__).parents[1] / "data" / "traces"
+CAPTURES = DATA / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
 TRACES = ["-ep", "1", "--draws", "16", "-b", "8"]
 

@@ -4,16 +4,15 @@ import errno
 import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from tapline.training.commands.tapline_train import main
 from tapline.training.loop.config import TrainingError
+from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
 
-DATA = Path(__file__).parents[1] / "data"
 PROTOCOLS, CAPTURES = DATA / "protocols", DATA / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
 NAMED = ["--name", "mine", "--version", "1"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tapline.models.flow import Flow
 from tapline.training.data.labels import LabelError, read_labels
-from tapline.training.data.samples import Sample
+from tapline.training.data.parquet import Sample
 from tapline.training.data.split import SplitError, fold_of_captures, halve_labels, held_by, known_labels
 
 HEADER = "pcap,l4,client_ip,client_port,server_ip,server_port,protocol,confidence\n"

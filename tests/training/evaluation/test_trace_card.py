@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -21,11 +20,12 @@ from tapline.training.export.trace_export import _manifest
 from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_record import TraceRun
 from tapline.training.traces.trace_runs import classes_of
-from tests.training.test_kept_folds import right
-from tests.training.test_traces import random_network, random_traces
+from tests.paths import ROOT
+from tests.training.evaluation.test_kept_folds import right
+from tests.training.traces.test_traces import random_network, random_traces
 
 SHIPPED = ZOO / "iot-devices" / "1"
-NOTES = Path(__file__).parents[2] / "training" / "cards" / "iot-devices.md"
+NOTES = ROOT / "training" / "cards" / "iot-devices.md"
 
 
 def run_of(corpus, settings, **changes):

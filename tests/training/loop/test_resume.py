@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +15,9 @@ from typer.testing import CliRunner
 from tapline.training.commands.tapline_train import app
 from tapline.training.loop.config import TrainingConfig, TrainingError
 from tapline.training.loop.run_state import STATE, load_state
-from tapline.training.loop.schedule import learning_rate
-from tapline.training.loop.trainer import RunFiles, Stage, Trainer, Work, run_stage
+from tapline.training.loop.trainer import RunFiles, Stage, Trainer, Work, learning_rate, run_stage
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 300
 PROTOCOLS = ROOT / "tests" / "data" / "protocols"
 SMALL = [

@@ -9,7 +9,6 @@ import pytest
 from tapline.models.encode import FIRST_TOKEN, MASK, Mm4flowFeatures, encode
 from tapline.models.flow import Flow
 from tapline.training.data.batches import (
-    Augmentation,
     by_length,
     cut_flows,
     disturb_tokens,
@@ -20,6 +19,7 @@ from tapline.training.data.batches import (
     swap,
     training_batches,
 )
+from tapline.training.loop.config import Augmentation
 from tests.conftest import make_flows
 
 FLOW = Flow("U", 0, 0, "::1", 1, "::2", 2, "tcp", 2, 2, [4, -3, 2, -5], b"abcdef", b"ghijklmn")

@@ -1,7 +1,6 @@
 """`--dry-run` of every command that writes: it reads and checks, says what would be done, and changes no file."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +9,9 @@ from safetensors.torch import load_file
 
 from tapline.training.commands.tapline_train import app
 from tapline.training.loop.config import TrainingError
+from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
 
-DATA = Path(__file__).parents[1] / "data"
 PROTOCOLS, TRACES = DATA / "protocols", DATA / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
 QUICK = ["--draws", "32", "-b", "16", "-ep", "1"]

@@ -1,7 +1,6 @@
 """From captures to a served checkpoint, on a few real captures; and runs that must fail cleanly."""
 
 import json
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -16,8 +15,9 @@ from tapline.models.verdict import verdicts
 from tapline.service.engines.loading import load_engine
 from tapline.training.commands.tapline_train import main
 from tapline.training.data.corpus import make_corpus, make_training_set
-from tapline.training.data.extraction import ExtractError, extract, find_origins
+from tapline.training.data.extraction import extract
 from tapline.training.data.labels import read_labels
+from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import MANIFEST, SampleError, read_manifest, read_samples
 from tapline.training.data.store import open_samples
 from tapline.training.evaluation.cross_validation import network_of
@@ -28,9 +28,9 @@ from tapline.training.flows.pretrain import mask_tokens
 from tapline.training.loop.config import TrainingConfig, TrainingError
 from tapline.training.loop.new_networks import new_model, order_lengths
 from tapline.training.loop.trainer import Trainer
+from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
 
-DATA = Path(__file__).parents[1] / "data"
 PROTOCOLS = DATA / "protocols"
 SMALL = ["-d", "32", "-nh", "2", "-l", "1", "-f", "64", "--packets", "8", "--content-bytes", "24", "--draws", "256"]
 

@@ -2,17 +2,18 @@
 
 import gzip
 import shutil
-from pathlib import Path
 
 import pytest
 
 from tapline.service.sources.capture import CaptureReader
-from tapline.training.data.extraction import ExtractError, extract, find_origins
+from tapline.training.data.extraction import extract
 from tapline.training.data.labels import LabelError, read_corrections, read_labels
+from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import read_samples
+from tests.paths import DATA
 from tests.service.sources import builders as b
 
-ODD = Path(__file__).parents[1] / "data" / "odd"
+ODD = DATA / "odd"
 HEADER = "pcap,l4,client_ip,client_port,server_ip,server_port,protocol\n"
 ROWS = (
     "labels-capture.pcap,{udp},192.0.2.10,40000,192.0.2.53,53,DNS\n"

@@ -15,8 +15,9 @@ from tapline.models.flow import Flow
 from tapline.service.engines.loading import load_engine
 from tapline.training.export.mm4flow_import import import_mm4flow
 from tapline.training.export.published import ImportRefusedError, read_labels_file
+from tests import paths
 
-DATA = Path(__file__).parents[1] / "data" / "mm4flow"
+DATA = paths.DATA / "mm4flow"
 CONFIG = {"d_model": 64, "n_layer": 2, "n_head": 4, "dim_ff": 128, "dropout": 0.1}
 LABELS = list("abcde")
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +14,16 @@ from tapline.models.flow import FLOW_FORMAT_VERSION
 from tapline.service.sources.capture import ReadOptions, read_capture
 from tapline.training.commands.tapline_train import app
 from tapline.training.data import extraction as extraction
-from tapline.training.data.extraction import ExtractError, ExtractSettings, extract, find_origins
+from tapline.training.data.extraction import ExtractSettings, extract
 from tapline.training.data.labels import LabelError, Labels, read_corrections
+from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.parquet import Sample, write_table
 from tapline.training.data.samples import Manifest as ManifestRecord
 from tapline.training.data.samples import SampleError, Shard, read_manifest, read_samples, write_manifest
 from tapline.training.data.store import store
 from tests.conftest import make_flows
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 IOT = ROOT / "tests" / "data" / "captures" / "iot-sentinel"
 PROTOCOLS = ROOT / "tests" / "data" / "protocols"
 
