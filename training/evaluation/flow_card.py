@@ -9,17 +9,8 @@ import msgspec
 from tapline.models.checkpoint import Checkpoint
 from tapline.training.data.corpus import ClassCount
 from tapline.training.data.partition import PARTS
+from tapline.training.evaluation import card
 from tapline.training.evaluation.calibration import MOST_FLOWS
-from tapline.training.evaluation.card import (
-    NOT_EVALUATED,
-    by_class,
-    by_points,
-    confusions,
-    figure_text,
-    interval_text,
-    joined_sections,
-    table,
-)
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationRecord
 from tapline.training.evaluation.flow_figures import MIN_FLOWS
 from tapline.training.loop.config import TrainingConfig
@@ -37,9 +28,9 @@ def render_card(
 ) -> str:
     """The card of a flow checkpoint as Markdown; `notes` (data and citation, what it is not good for, commands) is
     put in as it is."""
-    return joined_sections(
+    return card.joined_sections(
         _head(manifest, config, hardware, seconds),
-        _evaluation(record) if record else NOT_EVALUATED,
+        _evaluation(record) if record else card.NOT_EVALUATED,
         _int8(manifest),
         notes.strip(),
         _classes_learned(labels, background),
@@ -69,12 +60,12 @@ def _evaluation(record: EvaluationRecord) -> str:
             _headline(record),
             _folds(record),
             "### By payload packets seen\n\n"
-            + by_points("", figures.macro_f1_by_packets, figures.calibration_error_by_packets)
+            + card.by_points("", figures.macro_f1_by_packets, figures.calibration_error_by_packets)
             + f"\n\nEarly verdicts are worth giving after {figures.early_packets} payload packet(s).",
             "### By content bytes each way\n\n"
-            + by_points("", figures.macro_f1_by_content_bytes, figures.calibration_error_by_content_bytes),
-            "### By class\n\n" + by_class("class", {"captures": "captures", "flows": "support"}, figures.classes),
-            "### Largest confusions\n\n" + confusions(("flows", "in captures"), figures.confusions),
+            + card.by_points("", figures.macro_f1_by_content_bytes, figures.calibration_error_by_content_bytes),
+            "### By class\n\n" + card.by_class("class", {"captures": "captures", "flows": "support"}, figures.classes),
+            "### Largest confusions\n\n" + card.confusions(("flows", "in captures"), figures.confusions),
             f"The evaluation took {record.seconds / 60:.0f} minutes.",
         )
     )
@@ -123,20 +114,20 @@ def _headline(record: EvaluationRecord) -> str:
     rows = [
         (
             "macro-F1",
-            f"{figures.macro_f1:.3f} ({interval_text(figures.macro_f1_interval)})",
-            f"{figures.macro_f1_trees:.3f} ({interval_text(figures.macro_f1_trees_interval)})",
+            f"{figures.macro_f1:.3f} ({card.interval_text(figures.macro_f1_interval)})",
+            f"{figures.macro_f1_trees:.3f} ({card.interval_text(figures.macro_f1_trees_interval)})",
         ),
         (
             "*unknown* labels, AUROC of the confidence",
-            figure_text(figures.unknown_auroc),
-            figure_text(figures.unknown_auroc_trees),
+            card.figure_text(figures.unknown_auroc),
+            card.figure_text(figures.unknown_auroc_trees),
         ),
     ]
     return (
-        f"{table(('', 'this model', 'tree ensemble'), rows)}\n\n"
-        f"Gain in macro-F1 on the tree ensemble, 95 %: {interval_text(figures.gain_interval)}. Macro-F1 of the forest "
-        f"{figures.macro_f1_forest:.3f}, of always the most frequent class {figures.macro_f1_majority:.3f}. Weighted "
-        f"F1 {figures.weighted_f1:.3f}, accuracy over flows {figures.accuracy:.3f}. "
+        f"{card.table(('', 'this model', 'tree ensemble'), rows)}\n\n"
+        f"Gain in macro-F1 on the tree ensemble, 95 %: {card.interval_text(figures.gain_interval)}. Macro-F1 of the "
+        f"forest {figures.macro_f1_forest:.3f}, of always the most frequent class {figures.macro_f1_majority:.3f}. "
+        f"Weighted F1 {figures.weighted_f1:.3f}, accuracy over flows {figures.accuracy:.3f}. "
         f"Expected calibration error {figures.calibration_error:.3f} (15 bins; {fitted}; the checkpoint's is "
         f"{figures.temperature:.2f}).\n\n"
         f"Where the flows of a class in one capture weigh no more than {MOST_FLOWS} together: macro-F1 "
@@ -168,13 +159,13 @@ def _folds(record: EvaluationRecord) -> str:
         if record.split:  # its part for validation counts as tuned: it calibrates, and is in no figure
             name = PARTS[1 + fold.fold]
         _, _, captures, flows, classes, *measures = msgspec.structs.astuple(fold)
-        rows.append((name, str(captures), str(flows), str(classes), *map(figure_text, measures)))
-    return table(["part" if record.split else "fold", *names], rows)
+        rows.append((name, str(captures), str(flows), str(classes), *map(card.figure_text, measures)))
+    return card.table(["part" if record.split else "fold", *names], rows)
 
 
 def _classes_learned(labels: Sequence[ClassCount], background: Sequence[ClassCount]) -> str:
     rows = [(count.label, str(count.captures), str(count.flows)) for count in labels]
-    text = f"## What it learned from\n\n{table(('class', 'captures', 'flows'), rows)}"
+    text = f"## What it learned from\n\n{card.table(('class', 'captures', 'flows'), rows)}"
     if background:
         names = ", ".join(sorted(count.label for count in background))
         flows = sum(count.flows for count in background)

@@ -8,16 +8,8 @@ from __future__ import annotations
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.trace import SubjectKind
 from tapline.training.data.labelled_traces import look_alike
+from tapline.training.evaluation import card
 from tapline.training.evaluation.attribution import MIN_FLOWS
-from tapline.training.evaluation.card import (
-    NOT_EVALUATED,
-    by_class,
-    by_points,
-    confusions,
-    interval_text,
-    joined_sections,
-    table,
-)
 from tapline.training.evaluation.evaluation_record import (
     BackgroundFigures,
     BackgroundShares,
@@ -53,8 +45,8 @@ SUBJECTS: dict[SubjectKind, str] = {
 def render_trace_card(manifest: TracegramCheckpoint, run: TraceRun, figures: TraceEvaluation | None, notes: str) -> str:
     """The card of a trace checkpoint as Markdown; `notes` (data and citation, what it is not good for, commands) is
     put in as it is."""
-    measured = _evaluation(figures, alike=look_alike(manifest.labels)) if figures else NOT_EVALUATED
-    return joined_sections(_head(manifest, run), measured, notes.strip())
+    measured = _evaluation(figures, alike=look_alike(manifest.labels)) if figures else card.NOT_EVALUATED
+    return card.joined_sections(_head(manifest, run), measured, notes.strip())
 
 
 def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
@@ -109,11 +101,11 @@ def _evaluation(figures: TraceEvaluation, *, alike: bool) -> str:
             "## How good it is",
             _method(figures, alike=alike),
             _variants(figures, thing, alike=alike),
-            "### By flows seen\n\n" + by_points("flows", f1, error),
+            "### By flows seen\n\n" + card.by_points("flows", f1, error),
             _confidence(figures, thing),
             _attribution(figures.faithfulness),
-            "### By class\n\n" + by_class(thing, {"traces": "support"}, figures.classes),
-            "### Confusions\n\n" + confusions(("traces",), figures.mistakes),
+            "### By class\n\n" + card.by_class(thing, {"traces": "support"}, figures.classes),
+            "### Confusions\n\n" + card.confusions(("traces",), figures.mistakes),
         )
     )
 
@@ -141,7 +133,7 @@ def _variants(figures: TraceEvaluation, thing: str, *, alike: bool) -> str:
     names = ["", f"captures of each {thing}", "traces", "macro-F1", *merged, "gain on the trees on header fields"]
     rows = [_variant(row, alike=alike, background=figures.background is not None) for row in figures.variants]
     note = "\n\nOnly the first row, and the model of *Unknown* below, learned the background."
-    return table(names, rows) + (note if figures.background else "")
+    return card.table(names, rows) + (note if figures.background else "")
 
 
 def _variant(row: VariantFigures, *, alike: bool, background: bool) -> list[str]:
@@ -149,9 +141,9 @@ def _variant(row: VariantFigures, *, alike: bool, background: bool) -> list[str]
     kind, captures = (name, few) if few.isdigit() else (row.name, "all")
     if background and row.name != "main" and kind == "main":
         kind = "no-background"
-    gain = "" if kind == "trees-header" else f"{row.gain:+.3f} ({interval_text(row.gain_interval)})"
+    gain = "" if kind == "trees-header" else f"{row.gain:+.3f} ({card.interval_text(row.gain_interval)})"
     scores = (row.all_classes, row.merged) if alike else (row.all_classes,)
-    shown = [f"{score.macro_f1:.3f} ({interval_text(score.interval)})" for score in scores]
+    shown = [f"{score.macro_f1:.3f} ({card.interval_text(score.interval)})" for score in scores]
     return [WORDS.get(kind, kind), captures, str(row.traces), *shown, gain]
 
 
@@ -203,7 +195,7 @@ def _attribution(held: Faithfulness | None) -> str:
     return (
         f"Attribution: without the {held.removed_share:.0%} of flows that it found most important the confidence in "
         f"the label {_falls(held.top)} on average, without as many random ones {_falls(held.random, held.top)}; "
-        f"difference {held.difference:.3f} ({interval_text(held.difference_interval)}) over {held.traces} "
+        f"difference {held.difference:.3f} ({card.interval_text(held.difference_interval)}) over {held.traces} "
         f"{'trace' if held.traces == 1 else 'traces'}.{doubt} "
         "Importance is correlation, not proof of cause."
     )
