@@ -32,14 +32,13 @@ CONFUSIONS = 15
 
 @dataclass(frozen=True)
 class Curve:
-    """A measure against what the model was shown: values of each series at each point; one panel for each unit."""
+    """Macro-F1 and calibration error at each point of what the model was shown; `axis` says what was counted."""
 
     title: str
     axis: str
     points: Sequence[str]
     macro_f1: Sequence[float]
-    calibration_error: Sequence[float] = ()
-    rivals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    calibration_error: Sequence[float]
     note: str = ""
 
 

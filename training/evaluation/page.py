@@ -35,19 +35,15 @@ dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}@media(max-width:500px)
 """
 
 
-REPORT = "report"
-REPORTS = (f"{REPORT}.json", f"{REPORT}.html")
+REPORTS = ("report.json", "report.html")
 
 
-def write_report(directory: Path, measured: Measured, name: str = REPORT) -> Figures:
-    """Write `name.html` and `name.json` into `directory`; gives the figures."""
+def write_report(directory: Path, measured: Measured) -> Figures:
+    """Write both `REPORTS` into `directory`; gives the figures."""
     figures = figures_of(measured)
     json = msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n"
-    for path, text in (
-        (directory / f"{name}.json", json),
-        (directory / f"{name}.html", render(measured, figures).encode()),
-    ):
-        with whole(path) as staging:
+    for name, text in zip(REPORTS, (json, render(measured, figures).encode()), strict=True):
+        with whole(directory / name) as staging:
             staging.write_bytes(text)
     return figures
 

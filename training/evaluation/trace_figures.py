@@ -99,7 +99,7 @@ def summarise(
             for name, found in by_variant.items()
             if name != unknown
         ],
-        prefixes=[_prefix(measured_traces(corpus, held, final, flows), flows) for flows in (*PREFIXES, 0)],
+        prefixes=[_prefix(flows, measured_traces(corpus, held, final, flows)) for flows in (*PREFIXES, 0)],
         classes=everything.class_scores,
         mistakes=[Confused(mistake.label, mistake.called, mistake.count) for mistake in mistakes],
         calibration_error=everything.calibration_error(),
@@ -145,7 +145,7 @@ def _variant(
     )
 
 
-def _prefix(cut: Measured, flows: int) -> PrefixFigures:
+def _prefix(flows: int, cut: Measured) -> PrefixFigures:
     return PrefixFigures(flows, cut.macro_f1(cut.predicted), cut.calibration_error())
 
 

@@ -61,17 +61,9 @@ def class_scores(truth: Ints, predicted: Ints, labels: Sequence[str], captures: 
     for index, label in enumerate(labels):
         mine, said = truth == index, predicted == index
         if mine.any():
-            hit = int((mine & said).sum())
-            rows.append(
-                ClassScore(
-                    label,
-                    len(set(names[mine].tolist())),
-                    int(mine.sum()),
-                    hit / max(int(said.sum()), 1),
-                    hit / int(mine.sum()),
-                    float(f1[index]),
-                )
-            )
+            hit, support, held = int((mine & said).sum()), int(mine.sum()), len(set(names[mine].tolist()))
+            precision, recall = hit / max(int(said.sum()), 1), hit / support
+            rows.append(ClassScore(label, held, support, precision, recall, float(f1[index])))
     return sorted(rows, key=lambda row: -row.support)
 
 
