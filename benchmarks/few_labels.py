@@ -28,8 +28,8 @@ from tapline.training.data.batches import TrainingSet, draw_weights
 from tapline.training.data.corpus import Corpus, make_corpus
 from tapline.training.data.partition import read_partition
 from tapline.training.data.store import StoredSamples, open_samples
-from tapline.training.evaluation.flow_cross_validation import network_of
-from tapline.training.evaluation.flow_rivals import columns, fit_trees
+from tapline.training.evaluation.cross_validation import network_of
+from tapline.training.evaluation.rivals import columns, fit_trees
 from tapline.training.flows.finetune import fit, predict
 from tapline.training.loop.config import TrainingConfig
 from tapline.training.loop.new_networks import new_model

@@ -11,15 +11,15 @@ from safetensors.numpy import load_file, save_file
 from tapline.training.data.labelled_traces import folds_of, make_trace_corpus
 from tapline.training.data.samples import read_samples
 from tapline.training.data.split import SplitError
-from tapline.training.evaluation import trace_cross_validation
-from tapline.training.evaluation.trace_cross_validation import (
+from tapline.training.evaluation import cross_validation as trace_cross_validation
+from tapline.training.evaluation.cross_validation import (
     PREFIXES,
-    FoldOutcome,
     cross_validate,
     measured_folds,
     outcome_path,
 )
-from tapline.training.evaluation.trace_evaluation import variant_of
+from tapline.training.evaluation.outcomes import TraceOutcome as FoldOutcome
+from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_runs import classes_of

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tapline.training.evaluation.flow_cross_validation import EvaluationSettings, FoldOutcome
+from tapline.training.evaluation.evaluation_record import EvaluationSettings
 from tapline.training.evaluation.flow_figures import early_packets, evaluate
+from tapline.training.evaluation.outcomes import FlowOutcome as FoldOutcome
 from tapline.training.evaluation.outcomes import read_outcomes, write_outcomes
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import OUTCOMES

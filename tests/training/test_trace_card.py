@@ -13,9 +13,10 @@ from tapline.models.trace import TraceSettings
 from tapline.service.inference.repository import ZOO
 from tapline.training.data.labelled_traces import folds_of, make_trace_corpus
 from tapline.training.data.samples import read_samples
-from tapline.training.evaluation.attribution import Faithfulness, remove_flows
+from tapline.training.evaluation.attribution import remove_flows
+from tapline.training.evaluation.evaluation_record import Faithfulness, TraceEvaluation
 from tapline.training.evaluation.trace_card import render_trace_card
-from tapline.training.evaluation.trace_figures import EARLY_CONFIDENCES, TraceEvaluation, summarise
+from tapline.training.evaluation.trace_figures import EARLY_CONFIDENCES, summarise
 from tapline.training.export.trace_export import _manifest
 from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_record import TraceRun

@@ -10,17 +10,12 @@ import typer
 
 from tapline.models.encode import Mm4flowFeatures
 from tapline.training.commands import options
-from tapline.training.evaluation.flow_cross_validation import EvaluationSettings
-from tapline.training.evaluation.flow_evaluation import (
-    calibrate_run,
-    card_of,
-    evaluate_run,
-    export_run,
-    manifest_of,
-    plan_evaluation,
-)
-from tapline.training.evaluation.flow_figures import FALSE_REJECTION, Evaluation
+from tapline.training.evaluation.evaluation import calibrate_run, evaluate_run, plan_evaluation
+from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
+from tapline.training.evaluation.flow_figures import FALSE_REJECTION
 from tapline.training.evaluation.page import REPORTS
+from tapline.training.export.flow_export import card_of, export_run, manifest_of
+from tapline.training.export.quantise import int8_logits
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.flows.flow_runs import finetune_run, pretrain_run
 from tapline.training.flows.pretrain import BOTH, Modality
@@ -149,7 +144,8 @@ def evaluate_command(
         def after_step(_: StepReport) -> None:
             progress.advance(task)
 
-        figures = evaluate_run(features, run, settings, encoders or (), split, after_step)
+        quantised = int8_logits if int8 else None
+        figures = evaluate_run(features, run, settings, encoders or (), split, after_step, quantised)
     if is_first():
         _show(figures)
         typer.echo(f"figures and report: {run / EVALUATION}, {run / REPORTS[1]}")

@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 
 from tapline.models.checkpoint import Calibration, EarlyVerdict, TracegramCheckpoint, Unknown
+from tapline.training.evaluation.evaluation_record import TraceEvaluation, read_trace_evaluation
 from tapline.training.evaluation.trace_card import render_trace_card
-from tapline.training.evaluation.trace_figures import TraceEvaluation
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.run_files import EVALUATION, MODEL, load_weights
+from tapline.training.loop.run_files import MODEL, load_weights
 from tapline.training.traces.trace_record import TraceRun, read_trace_run
 
 
@@ -37,20 +37,6 @@ def export_traces_run(
     weights = {key: value.numpy() for key, value in load_weights(run / MODEL).items()}
     manifest = _manifest(record, name, version, figures)
     return export_traces(out, manifest, weights, render_trace_card(manifest, record, figures, notes))
-
-
-def read_trace_evaluation(directory: Path) -> TraceEvaluation:
-    """The figures that evaluate-traces wrote.
-
-    Raises:
-        TrainingError: they are missing or damaged.
-    """
-    try:
-        return msgspec.json.decode((directory / EVALUATION).read_bytes(), type=TraceEvaluation)
-    except OSError as error:
-        raise TrainingError(f"{directory}: no readable {EVALUATION} ({error.strerror}): evaluate first") from None
-    except msgspec.DecodeError as error:
-        raise TrainingError(f"{directory / EVALUATION}: {error}: evaluate again") from None
 
 
 def _manifest(record: TraceRun, name: str, version: str, figures: TraceEvaluation | None) -> TracegramCheckpoint:

@@ -75,11 +75,15 @@ def class_scores(truth: Ints, predicted: Ints, labels: Sequence[str], captures: 
     return sorted(rows, key=lambda row: -row.support)
 
 
+def calibration_bins(confidence: Floats) -> Ints:
+    """The bin of equal width that each confidence falls into, int64 [n]."""
+    return np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+
+
 def calibration_error(confidence: Floats, correct: NDArray[np.bool_], weights: Floats | None = None) -> float:
     """Expected calibration error over equal-width bins (Guo et al., ICML 2017)."""
     weights = np.ones(len(confidence)) if weights is None else weights
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights * (confidence - correct), minlength=CALIBRATION_BINS)
+    gaps = np.bincount(calibration_bins(confidence), weights * (confidence - correct), minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / weights.sum())
 
 
@@ -100,6 +104,11 @@ class Predictions:
     truth: Ints
     predicted: Ints
     captures: Sequence[str]
+
+
+def mean_macro_f1(folds: Sequence[Predictions], n_class: int, min_flows: int) -> float:
+    """Macro-F1, the mean over the folds that have a class with `min_flows`."""
+    return float(np.nanmean([macro_f1(p.truth, p.predicted, n_class, min_flows) for p in folds]))
 
 
 def macro_f1_draws(folds: Sequence[Predictions], n_class: int, min_flows: int, rounds: int = 500) -> Floats:

@@ -20,7 +20,7 @@ from tapline.training.data.labels import read_labels
 from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import MANIFEST, SampleError, read_manifest, read_samples
 from tapline.training.data.store import open_samples
-from tapline.training.evaluation.flow_cross_validation import network_of
+from tapline.training.evaluation.cross_validation import network_of
 from tapline.training.evaluation.outcomes import read_outcomes
 from tapline.training.flows.finetune import fit
 from tapline.training.flows.flow_record import read_run

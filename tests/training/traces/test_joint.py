@@ -13,7 +13,7 @@ from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
 from tapline.training.commands.tapline_train import app
 from tapline.training.data.labelled_traces import flows_of
-from tapline.training.evaluation.trace_evaluation import Starts, variant_of
+from tapline.training.evaluation.variants import Starts, variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.new_networks import new_model
 from tapline.training.loop.run_files import load_weights

@@ -1,18 +1,24 @@
-"""From the outcomes of a flow model's evaluation to its report. Figures belong to `measured`, the look to `page`."""
+"""What the reports of flow and trace models show. Figures belong to `measured`, the look to `page`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
-
-from tapline.training.evaluation.evaluation_record import EvaluationRecord
-from tapline.training.evaluation.flow_cross_validation import FoldOutcome
-from tapline.training.evaluation.flow_figures import EARLY_F1_LOSS, MIN_FLOWS, has_int8, judge_all, reported_folds
-from tapline.training.evaluation.flow_rivals import TREES
+from tapline.training.data.labelled_traces import TraceCorpus, look_alike
+from tapline.training.evaluation.calibration import Calibrated
+from tapline.training.evaluation.evaluation_record import EvaluationRecord, TraceEvaluation
+from tapline.training.evaluation.flow_figures import (
+    EARLY_F1_LOSS,
+    MIN_FLOWS,
+    measured_flows,
+    reported_folds,
+    temperatures_of,
+)
 from tapline.training.evaluation.measured import Curve, Measured
-from tapline.training.evaluation.page import write_report
+from tapline.training.evaluation.outcomes import FlowOutcome, TraceOutcome
+from tapline.training.evaluation.rivals import TREES
+from tapline.training.evaluation.trace_figures import measured_traces
 from tapline.training.flows.flow_record import Run
 
 _EARLY = (
@@ -21,34 +27,12 @@ _EARLY = (
 )
 
 
-def write_flow_report(directory: Path, run: Run, outcomes: Sequence[FoldOutcome], record: EvaluationRecord) -> None:
-    """Write `report.html` and `report.json` into a run directory."""
-    write_report(directory, measured_flows(run, outcomes, record))
-
-
-def measured_flows(run: Run, outcomes: Sequence[FoldOutcome], record: EvaluationRecord) -> Measured:
-    """What was measured of a run, the folds that chose no setting together."""
-    labels = sorted(count.label for count in run.labels)
-    folds = reported_folds(judge_all(outcomes, len(labels)), len(labels), record.settings)
-    figures = record.figures
-    out = [fold.outcome for fold in folds]
-    return Measured(
-        title="Flow classifier",
-        unit="flow",
-        labels=labels,
-        truth=np.concatenate([o.truth for o in out]),
-        probabilities=np.concatenate([fold.shares for fold in folds]),
-        captures=[capture for o in out for capture in o.captures],
-        folds=np.concatenate([np.full(len(o.truth), o.fold) for o in out]),
-        min_support=MIN_FLOWS,
-        threshold=figures.threshold,
-        unknown_confidence=np.concatenate([fold.unknown_confidence for fold in folds]),
-        rivals={
-            "trees on lengths and bytes": np.concatenate([o.trees for o in out]),
-            "forest on flow statistics": np.concatenate([o.forest for o in out]),
-            "always the most frequent": np.concatenate([np.full(len(o.truth), o.majority) for o in out]),
-            **({"the same model, int8": np.concatenate([o.int8 for o in out])} if has_int8(folds) else {}),
-        },
+def flows_report(run: Run, outcomes: Sequence[FlowOutcome], record: EvaluationRecord) -> Measured:
+    """What was measured of a run of flows, the folds that chose no setting together."""
+    labels, figures = sorted(count.label for count in run.labels), record.figures
+    reported = reported_folds(outcomes, len(labels), record.settings)
+    return replace(
+        measured_flows(reported, labels, temperatures_of(outcomes, len(labels)), figures.threshold),
         curves=[
             _curve(
                 "How early?", "payload packets seen", figures.macro_f1_by_packets,
@@ -62,6 +46,33 @@ def measured_flows(run: Run, outcomes: Sequence[FoldOutcome], record: Evaluation
         facts=_facts(run, record),
         notes=_notes(record),
     )  # fmt: skip
+
+
+def traces_report(
+    corpus: TraceCorpus, outcomes: Mapping[str, Mapping[int, TraceOutcome]], figures: TraceEvaluation
+) -> Measured:
+    """What was measured of traces, the folds that chose no setting together, beside the variants that have them all."""
+    reported = [fold for fold in range(figures.folds) if fold not in figures.tuned]
+    final = Calibrated(figures.temperature, figures.threshold)
+
+    def measured(name: str) -> Measured:
+        return measured_traces(corpus, [outcomes[name][fold] for fold in reported], final)
+
+    curve = Curve(
+        "By flows seen",
+        "flows",
+        [str(point.flows or "all") for point in figures.prefixes],
+        [point.macro_f1 for point in figures.prefixes],
+        [point.calibration_error for point in figures.prefixes],
+    )
+    rivals = [row.name for row in figures.variants if row.folds == reported and row.name != figures.main]
+    return replace(
+        measured(figures.main),
+        title="Devices by their traces" if look_alike(corpus.labels) else "Labels of traces",
+        rivals={name: measured(name).predicted for name in rivals},
+        curves=[curve],
+        notes=["Folds that served to choose settings are left out of every figure."] if figures.tuned else [],
+    )
 
 
 def _curve(title: str, axis: str, f1: Mapping[str, float], error: Mapping[str, float], note: str) -> Curve:
