@@ -14,8 +14,8 @@ from tapline.training.evaluation.evaluation import calibrate_run, evaluate_run, 
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
 from tapline.training.evaluation.flow_figures import FALSE_REJECTION
 from tapline.training.evaluation.page import REPORTS
-from tapline.training.export.flow_export import card_of, export_run, manifest_of
 from tapline.training.export.quantise import int8_logits
+from tapline.training.export.run_export import card_of, export_run, manifest_of
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.flows.flow_runs import finetune_run, pretrain_run
 from tapline.training.flows.pretrain import BOTH, Modality

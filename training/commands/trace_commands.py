@@ -24,7 +24,7 @@ from tapline.training.evaluation.evaluation_record import TraceEvaluation
 from tapline.training.evaluation.page import REPORTS
 from tapline.training.evaluation.trace_figures import REFERENCE
 from tapline.training.evaluation.variants import VARIANTS
-from tapline.training.export.trace_export import export_traces_run
+from tapline.training.export.run_export import export_traces_run
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.plan import Plan
 from tapline.training.loop.processes import is_first
@@ -122,16 +122,10 @@ def pretrain_packets_command(
     except msgspec.ValidationError as error:
         raise typer.BadParameter(str(error)) from None
     config = msgspec.structs.replace(
-        DEFAULTS,
-        network=network,
-        features=TracegramFeatures(payload=payload, max_tokens=max_tokens),
+        DEFAULTS, network=network, features=TracegramFeatures(payload=payload, max_tokens=max_tokens),
         pretrain=Phase(ep, draws, b, lr),
-        seed=seed,
-        threads=threads,
-        device=device,
-        clip_norm=clip,
-        accumulate=accumulate,
-    )
+        clip_norm=clip, accumulate=accumulate, seed=seed, threads=threads, device=device,
+    )  # fmt: skip
     with options.step_progress("pretrain-packets") as after_step:
         _say(pretrain_packets_run(Job(features, out, config, None, restart, dry_run), after_step), out)
 
@@ -156,15 +150,9 @@ def tune_flows_command(
 ) -> None:
     """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
     config = msgspec.structs.replace(
-        read_trace_run(start).config if start else DEFAULTS,
-        trace=options.trace_settings(subject, window_seconds),
-        tune=Phase(ep, draws, b, lr),
-        seed=seed,
-        threads=threads,
-        device=device,
-        clip_norm=clip,
-        accumulate=accumulate,
-    )
+        read_trace_run(start).config if start else DEFAULTS, trace=options.trace_settings(subject, window_seconds),
+        tune=Phase(ep, draws, b, lr), clip_norm=clip, accumulate=accumulate, seed=seed, threads=threads, device=device,
+    )  # fmt: skip
     with options.step_progress("tune-flows") as after_step:
         _say(tune_flows_run(Job(features, out, config, start, restart, dry_run), after_step), out)
 
@@ -216,12 +204,9 @@ def train_traces_command(
         config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
     phase = config.traces
     config = msgspec.structs.replace(
-        config,
-        network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
-        traces=Phase(ep or phase.epochs, draws, b, lr or phase.learning_rate),
-        seed=seed,
-        threads=threads,
-    )
+        config, network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
+        traces=Phase(ep or phase.epochs, draws, b, lr or phase.learning_rate), seed=seed, threads=threads,
+    )  # fmt: skip
     with options.step_progress("train-traces") as after_step:
         job = Job(features, out, config, start, restart, dry_run, encoders or [], background or [])
         _say(train_traces_run(job, after_step), out)

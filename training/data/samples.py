@@ -13,6 +13,7 @@ from tapline.models.checkpoint import file_sha256
 from tapline.models.flow import FLOW_FORMAT_VERSION
 from tapline.training.data.parquet import Sample, read_table
 from tapline.training.loop.config import TrainingError
+from tapline.training.loop.run_files import write_json
 
 MANIFEST = "manifest.json"
 FEATURES_FORMAT_VERSION = 2
@@ -50,8 +51,7 @@ class Manifest(msgspec.Struct):
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write the manifest, the last file of a feature directory."""
     manifest.format_version = FEATURES_FORMAT_VERSION
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (directory / MANIFEST).write_bytes(text + b"\n")
+    write_json(directory / MANIFEST, manifest)
 
 
 def read_manifest(directory: Path) -> Manifest:

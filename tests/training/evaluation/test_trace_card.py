@@ -16,7 +16,7 @@ from tapline.training.evaluation.attribution import remove_flows
 from tapline.training.evaluation.evaluation_record import Faithfulness, TraceEvaluation
 from tapline.training.evaluation.trace_card import render_trace_card
 from tapline.training.evaluation.trace_figures import EARLY_CONFIDENCES, summarise
-from tapline.training.export.trace_export import _manifest
+from tapline.training.export.run_export import trace_manifest
 from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_record import TraceRun
 from tapline.training.traces.trace_runs import classes_of
@@ -47,7 +47,7 @@ def evaluation_of(corpus, **options):
 
 
 def card_of(run, figures):
-    return render_trace_card(_manifest(run, "mine", "1", figures), run, figures, "")
+    return render_trace_card(trace_manifest(run, "mine", "1", figures), run, figures, "")
 
 
 @pytest.fixture(scope="module")
@@ -146,5 +146,5 @@ def test_an_address_in_place_of_a_card_is_said(corpus, features):
 
 def test_a_manifest_without_an_evaluation_is_not_calibrated(corpus):
     run = run_of(corpus, TraceTrainingConfig().trace)
-    assert isinstance(_manifest(run, "mine", "1", None), TracegramCheckpoint)
+    assert isinstance(trace_manifest(run, "mine", "1", None), TracegramCheckpoint)
     assert "Not evaluated: the confidence is not calibrated." in card_of(run, None)
