@@ -77,9 +77,8 @@ def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...],
             draws=draws, weight_decay=0.01, threads=threads, features=Mm4flowFeatures(packets, content_bytes),
             clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
-        with options.step_progress(name) as after_step:
-            job = Job(features, out, config, restart=restart, dry_run=dry_run, split=split, announce=_announce)
-            _say(pretrain_run(job, after_step, modalities), out)
+        job = Job(features, out, config, restart=restart, dry_run=dry_run, split=split, announce=options.announce)
+        options.train(name, out, lambda report: pretrain_run(job, report, modalities), _learned)
 
 
 def finetune_command(
@@ -117,9 +116,8 @@ def finetune_command(
         threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
         clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
     )  # fmt: skip
-    with options.step_progress("finetune") as after_step:
-        job = Job(features, out, config, None, restart, dry_run, encoders or (), split=split, announce=_announce)
-        _say(finetune_run(job, after_step, min_captures), out)
+    job = Job(features, out, config, None, restart, dry_run, encoders or (), split=split, announce=options.announce)
+    options.train("finetune", out, lambda report: finetune_run(job, report, min_captures), _learned)
 
 
 def evaluate_command(
@@ -219,17 +217,6 @@ def _show(figures: Evaluation) -> None:
     )
 
 
-def _say(done: Run | Plan, out: Path) -> None:
-    if isinstance(done, Plan):
-        options.say_plan(done)
-        return
-    background = " and a background class" if done.labels and done.network.n_class > len(done.labels) else ""
-    what = f"{len(done.labels)} labels{background}, " if done.labels else ""
-    if is_first():
-        options.say(f"{what}{done.flows} flows in {done.seconds:.0f} s: {out}")
-
-
-def _announce(plan: Plan) -> None:
-    if is_first():
-        for line in (", ".join(plan.facts), *(f"note: {note}" for note in plan.notes)):
-            options.say(line)
+def _learned(run: Run) -> list[str | None]:
+    background = " and a background class" if run.network.n_class > len(run.labels) else ""
+    return [f"{len(run.labels)} labels{background}" if run.labels else None]

@@ -1,4 +1,4 @@
-"""The options that several commands share, with the published letters, and the progress bar."""
+"""What several commands share: options with the published letters, the progress bar, and how a plan and an end are said."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.trace import SubjectKind, TraceSettings
-from tapline.training.loop.plan import Plan, Tried, tried
+from tapline.training.flows.flow_record import Run
+from tapline.training.loop.plan import Plan, Tried, joined, tried
 from tapline.training.loop.processes import is_first
-from tapline.training.loop.trainer import StepReport
+from tapline.training.loop.trainer import Report, StepReport
+from tapline.training.traces.trace_record import TraceRun
 
+_Run = TypeVar("_Run", bound=Run | TraceRun)
 _Checkpoint = TypeVar("_Checkpoint", Checkpoint, TracegramCheckpoint)
 
 MIN_CAPTURES = 3
@@ -119,6 +122,32 @@ def write_or_say(
 def read_notes(notes: Path | None) -> str:
     """What a person wrote for the card, "" for nothing."""
     return notes.read_text(encoding="utf-8") if notes else ""
+
+
+def announce(plan: Plan) -> None:
+    """What is about to be done."""
+    if is_first():
+        for line in (", ".join(plan.facts), *(f"note: {note}" for note in plan.notes)):
+            say(line)
+
+
+def train(
+    command: str,
+    out: Path,
+    run: Callable[[Report], _Run | Plan],
+    learned: Callable[[_Run], list[str | None]],
+    notes: Callable[[_Run], list[str]] = lambda _: [],
+) -> None:
+    """Let `run` train beside a progress bar, and say what was `learned`, from how many flows, how long it took and
+    where it lies; or what would be done."""
+    with step_progress(command) as after_step:
+        done: _Run | Plan = run(after_step)
+    if isinstance(done, Plan):
+        say_plan(done)
+    elif is_first():
+        facts = joined([*learned(done), f"{done.flows} flows in {done.seconds:.0f} s: {out}"])
+        for line in (*(f"note: {note}" for note in notes(done)), ", ".join(facts)):
+            say(line)
 
 
 def progress_bar(*extra: str) -> Progress:

@@ -26,8 +26,6 @@ from tapline.training.evaluation.trace_figures import REFERENCE
 from tapline.training.evaluation.variants import VARIANTS
 from tapline.training.export.run_export import export_traces_run
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.plan import Plan
-from tapline.training.loop.processes import is_first
 from tapline.training.loop.run_files import EVALUATION
 from tapline.training.loop.runs import Job
 from tapline.training.traces.trace_config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
@@ -126,8 +124,8 @@ def pretrain_packets_command(
         pretrain=Phase(ep, draws, b, lr),
         clip_norm=clip, accumulate=accumulate, seed=seed, threads=threads, device=device,
     )  # fmt: skip
-    with options.step_progress("pretrain-packets") as after_step:
-        _say(pretrain_packets_run(Job(features, out, config, None, restart, dry_run), after_step), out)
+    job = Job(features, out, config, None, restart, dry_run)
+    options.train("pretrain-packets", out, lambda report: pretrain_packets_run(job, report), _learned, _notes)
 
 
 def tune_flows_command(
@@ -153,8 +151,8 @@ def tune_flows_command(
         read_trace_run(start).config if start else DEFAULTS, trace=options.trace_settings(subject, window_seconds),
         tune=Phase(ep, draws, b, lr), clip_norm=clip, accumulate=accumulate, seed=seed, threads=threads, device=device,
     )  # fmt: skip
-    with options.step_progress("tune-flows") as after_step:
-        _say(tune_flows_run(Job(features, out, config, start, restart, dry_run), after_step), out)
+    job = Job(features, out, config, start, restart, dry_run)
+    options.train("tune-flows", out, lambda report: tune_flows_run(job, report), _learned, _notes)
 
 
 def train_traces_command(
@@ -207,9 +205,8 @@ def train_traces_command(
         config, network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
         traces=Phase(ep or phase.epochs, draws, b, lr or phase.learning_rate), seed=seed, threads=threads,
     )  # fmt: skip
-    with options.step_progress("train-traces") as after_step:
-        job = Job(features, out, config, start, restart, dry_run, encoders or [], background or [])
-        _say(train_traces_run(job, after_step), out)
+    job = Job(features, out, config, start, restart, dry_run, encoders or [], background or [])
+    options.train("train-traces", out, lambda report: train_traces_run(job, report), _learned, _notes)
 
 
 def evaluate_traces_command(
@@ -286,13 +283,12 @@ def _say_figures(figures: TraceEvaluation) -> None:
         typer.echo(f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}){merged}{gain}")
 
 
-def _say(run: TraceRun | Plan, out: Path) -> None:
-    if isinstance(run, Plan):
-        options.say_plan(run)
-        return
-    what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
-    what += f"{run.background_traces} background traces, " if run.background_traces else ""
-    if is_first():
-        if run.not_learned:
-            options.say(f"note: one capture only, not learned: {', '.join(run.not_learned)}")
-        options.say(f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}")
+def _learned(run: TraceRun) -> list[str | None]:
+    return [
+        f"{run.traces} traces of {len(run.labels)} labels" if run.traces else None,
+        f"{run.background_traces} background traces" if run.background_traces else None,
+    ]
+
+
+def _notes(run: TraceRun) -> list[str]:
+    return [f"one capture only, not learned: {', '.join(run.not_learned)}"] if run.not_learned else []
