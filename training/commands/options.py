@@ -1,4 +1,4 @@
-"""What several commands share: options with the published letters, the progress bar, and how a plan and an end are said."""
+"""What several commands share: options with the published letters, progress, and how a plan and an end are said."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from tapline.models.checkpoint import AnyCheckpoint
 
 _T = TypeVar("_T")
-Weights = dict[str, NDArray[np.float32]]
 
 
 class ImportRefusedError(ValueError):
@@ -111,7 +110,7 @@ def fit_weights(
     unread: Callable[[str], bool],
     what: str,
     prefix: str = "",
-) -> Weights:
+) -> dict[str, NDArray[np.float32]]:
     """The weights below `prefix` that a network needs, in float32: all but those that are `unread` where it serves.
 
     Raises:

@@ -20,7 +20,7 @@ from tapline.training.evaluation.evaluation_record import (
 )
 from tapline.training.evaluation.flow_card import render_card
 from tapline.training.evaluation.trace_card import render_trace_card
-from tapline.training.export.checkpoint_export import export, export_traces, serving_weights
+from tapline.training.export.checkpoint_export import export, export_traces
 from tapline.training.flows.flow_record import read_run
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import MODEL, load_weights, scratch_folder
@@ -67,14 +67,13 @@ def export_run(
         TrainingError: the run is not a whole fine-tuning run.
     """
     manifest = manifest_of(directory, name, version)
-    weights = serving_weights(_weights(directory))
     samples = None
     if int8_features:
         stored = open_samples(int8_features, scratch_folder())
         samples = stored.take(stored.with_label(manifest.labels))
         if not len(samples):
             raise TrainingError("--int8: no flow with a label of the run in these features")
-    return export(out, manifest, weights, lambda whole: card_of(directory, whole, notes), samples)
+    return export(out, manifest, _weights(directory), lambda whole: card_of(directory, whole, notes), samples)
 
 
 def _metrics(record: EvaluationRecord | None) -> dict[str, Any]:
