@@ -78,7 +78,7 @@ def network_of(corpus: Corpus, config: TrainingConfig, *, background: bool) -> M
     return network_sizes(config, len(corpus.labels) + background)
 
 
-def folds_of(corpus: Corpus, config: TrainingConfig, settings: EvaluationSettings) -> Iterator[Fold]:
+def flow_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSettings) -> Iterator[Fold]:
     """The folds of the captures. Half of the rare protocols, another half each time, is background to train on.
 
     Raises:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from tapline.models.mm4flow import Mm4flow
-from tapline.training.data import labelled_traces
 from tapline.training.data.corpus import Corpus, make_corpus
-from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus
+from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, folds_of
 from tapline.training.data.partition import read_partition
 from tapline.training.data.samples import features_of
 from tapline.training.data.split import check_filled, check_tuned
@@ -24,8 +23,8 @@ from tapline.training.evaluation.cross_validation import (
     Fold,
     Int8Logits,
     cross_validate,
+    flow_folds,
     fold_number,
-    folds_of,
     measure_flows,
     measured_folds,
     parts_of,
@@ -182,7 +181,7 @@ def _prepare_flows(
         parts = parts_of(corpus, run.config, read_partition(split))
         measured = msgspec.structs.replace(SPLIT_SETTINGS, int8=settings.int8)
         return _Flows(run, corpus, measured, parts, load_model(directory, run), None)
-    return _Flows(run, corpus, settings, folds_of(corpus, run.config, settings), None, read_encoders(encoders))
+    return _Flows(run, corpus, settings, flow_folds(corpus, run.config, settings), None, read_encoders(encoders))
 
 
 def load_model(directory: Path, run: Run) -> Mm4flow:
@@ -311,7 +310,7 @@ def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: Tra
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
     background = read_background(job, corpus)
     variants = [variant_of(name, base, settings.left_out, starts, background) for name in names]
-    fold_of = labelled_traces.folds_of(corpus, settings.folds, 0)
+    fold_of = folds_of(corpus, settings.folds, 0)
     check_filled(settings.folds, fold_of.tolist())
     measured = [measured_folds(corpus, variant, fold_of, directory) for variant in variants]
     return _Todo(corpus, fold_of, variants, measured, background)

@@ -17,7 +17,7 @@ from tapline.training.evaluation.flow_figures import (
 )
 from tapline.training.evaluation.measured import Curve, Measured
 from tapline.training.evaluation.outcomes import FlowOutcome, TraceOutcome
-from tapline.training.evaluation.rivals import TREES
+from tapline.training.evaluation.rivals import FLOW_TREES
 from tapline.training.evaluation.trace_figures import measured_traces
 from tapline.training.flows.flow_record import Run
 
@@ -111,6 +111,6 @@ def _notes(record: EvaluationRecord) -> list[str]:
         macro,
         f"{calibrated} The threshold of unknown is set so that {record.figures.false_rejection:.0%} of known flows are "
         "rejected, a capture weighing no more than 20 flows of a class.",
-        f"Rivals learn from the same flows: {TREES} extremely randomised trees on the first 16 lengths and 48 bytes "
-        f"each way, a random forest of {TREES} on statistics of the lengths, and the most frequent class.",
+        f"Rivals learn from the same flows: {FLOW_TREES} extremely randomised trees on the first 16 lengths and 48 "
+        f"bytes each way, a random forest of {FLOW_TREES} on statistics of the lengths, and the most frequent class.",
     ]

@@ -22,7 +22,7 @@ from tapline.models.trace import Trace
 
 LENGTHS = 16
 CONTENT_BYTES = 48
-TREES = 300
+FLOW_TREES = 300
 
 TRACE_TREES = 500
 FIRST_FLOWS = 12
@@ -51,7 +51,7 @@ def columns(flows: Sequence[Flow]) -> NDArray[np.int16]:
 
 def fit_trees(flows: Sequence[Flow], truth: NDArray[np.int64], seed: int, processes: int = 1) -> ExtraTreesClassifier:
     """Fit the ensemble, classes balanced by weight."""
-    trees = ExtraTreesClassifier(TREES, class_weight="balanced", random_state=seed, n_jobs=processes)
+    trees = ExtraTreesClassifier(FLOW_TREES, class_weight="balanced", random_state=seed, n_jobs=processes)
     return trees.fit(columns(flows), truth)
 
 
@@ -73,7 +73,7 @@ def fit_forest(
     flows: Sequence[Flow], truth: NDArray[np.int64], seed: int, processes: int = 1
 ) -> RandomForestClassifier:
     """Fit a random forest on `statistics`, classes balanced by weight."""
-    forest = RandomForestClassifier(TREES, class_weight="balanced_subsample", random_state=seed, n_jobs=processes)
+    forest = RandomForestClassifier(FLOW_TREES, class_weight="balanced_subsample", random_state=seed, n_jobs=processes)
     return forest.fit(statistics(flows), truth)
 
 
