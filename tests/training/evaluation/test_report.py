@@ -7,8 +7,7 @@ import pytest
 
 from tapline.training.evaluation.evaluation_record import EvaluationSettings
 from tapline.training.evaluation.flow_figures import early_packets, evaluate
-from tapline.training.evaluation.outcomes import FlowOutcome as FoldOutcome
-from tapline.training.evaluation.outcomes import read_outcomes, write_outcomes
+from tapline.training.evaluation.outcomes import FlowOutcome, read_outcomes, write_outcomes
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import OUTCOMES
 
@@ -19,7 +18,7 @@ def outcome(fold, seed=0, flows=60):
     logits = rng.normal(0, 1, (flows, 4)).astype(np.float32)
     logits[np.arange(flows), truth] += 3
     weak = rng.normal(0, 1, (flows, 4)).astype(np.float32)
-    return FoldOutcome(
+    return FlowOutcome(
         fold=fold, captures=[f"{fold}-{n // 6}" for n in range(flows)], truth=truth, logits=logits,
         prefixes={1: weak, 8: logits}, contents={0: weak}, unknown_captures=["u"] * 9,
         unknown_logits=rng.normal(0, 1, (9, 4)).astype(np.float32), trees=truth, trees_confidence=np.full(flows, 0.8),
