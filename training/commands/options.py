@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
+from tapline.models.checkpoint_writing import refuse_other_files
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.trace import SubjectKind, TraceSettings
 from tapline.training.flows.flow_record import Run
-from tapline.training.loop.plan import Plan, Tried, joined, tried
+from tapline.training.loop.plan import Plan, joined
 from tapline.training.loop.processes import is_first
 from tapline.training.loop.trainer import Report, StepReport
 from tapline.training.traces.trace_record import TraceRun
@@ -107,16 +109,27 @@ def write_or_say(
 ) -> None:
     """Let `write` write a checkpoint into a directory, and say so, with its `figures` in words; in a dry run it is made
     whole in a temporary one, and told."""
-    done: Tried[_Checkpoint] = tried(directory, write) if dry_run else Tried(write(directory), [])
-    checkpoint, labels = done.written, f"{len(done.written.labels)} labels"
-    if dry_run:
-        name = f"{checkpoint.kind} checkpoint {checkpoint.name} {checkpoint.version}"
-        notes = [f"the checkpoint in {directory} is replaced"] if directory.exists() else []
-        say_plan(Plan("write", [name, labels, *done.facts], [directory], notes))
+    checkpoint = _tried(directory, write) if dry_run else write(directory)
     for line in figures(checkpoint):
         typer.echo(line)
     if not dry_run:
-        typer.echo(f"{directory}: {labels}")
+        typer.echo(f"{directory}: {len(checkpoint.labels)} labels")
+
+
+def _tried(directory: Path, write: Callable[[Path], _Checkpoint]) -> _Checkpoint:
+    refuse_other_files(directory)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = write(Path(folder) / directory.name)
+        sizes = [path.stat().st_size for path in (Path(folder) / directory.name).iterdir()]
+    facts = [
+        f"{checkpoint.kind} checkpoint {checkpoint.name} {checkpoint.version}",
+        f"{len(checkpoint.labels)} labels",
+        f"{len(sizes)} files",
+        f"{sum(sizes) / 1e6:.1f} MB",
+    ]
+    notes = [f"the checkpoint in {directory} is replaced"] if directory.exists() else []
+    say_plan(Plan("write", facts, [directory], notes))
+    return checkpoint
 
 
 def read_notes(notes: Path | None) -> str:

@@ -1,18 +1,11 @@
-"""What a command would do, for `--dry-run`: one record for all of them, and checkpoint directories tried elsewhere."""
+"""What a command would do, for `--dry-run`: one record for all of them."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import msgspec
-
-from tapline.models.checkpoint_writing import refuse_other_files
-
-_Written = TypeVar("_Written")
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -30,28 +23,6 @@ class Plan(msgspec.Struct, frozen=True):
             *(f"note: {note}" for note in self.notes),
             f"would write: {', '.join(map(str, self.writes))}",
         ]
-
-
-@dataclass(frozen=True)
-class Tried(Generic[_Written]):
-    """What writing a directory gave, and its files in words."""
-
-    written: _Written
-    facts: list[str]
-
-
-def tried(directory: Path, write: Callable[[Path], _Written]) -> Tried[_Written]:
-    """Let `write`, which writes a checkpoint directory, write a temporary one.
-
-    Raises:
-        CheckpointError: `directory` holds something else than a checkpoint.
-        Exception: whatever `write` raises.
-    """
-    refuse_other_files(directory)
-    with tempfile.TemporaryDirectory() as folder:
-        written = write(Path(folder) / directory.name)
-        sizes = [path.stat().st_size for path in (Path(folder) / directory.name).iterdir()]
-    return Tried(written, [f"{len(sizes)} files", f"{sum(sizes) / 1e6:.1f} MB"])
 
 
 def too_few(labels: Iterable[tuple[str, int]], least: int) -> list[str]:
