@@ -12,6 +12,8 @@ from tapline.training.loop.config import TrainingError
 from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
 
+pytestmark = pytest.mark.whole
+
 PROTOCOLS, TRACES = DATA / "protocols", DATA / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
 QUICK = ["--draws", "32", "-b", "16", "-ep", "1"]

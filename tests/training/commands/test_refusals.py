@@ -11,6 +11,8 @@ from tapline.training.loop.config import TrainingError
 from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
 
+pytestmark = pytest.mark.whole
+
 CAPTURES = DATA / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
 TRACES = ["-ep", "1", "--draws", "16", "-b", "8"]

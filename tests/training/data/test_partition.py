@@ -21,6 +21,8 @@ from tapline.training.data.split import SplitError
 from tapline.training.data.store import store
 from tapline.training.loop.config import TrainingError
 
+pytestmark = pytest.mark.whole
+
 
 def flow(number, lengths=(40, -60), content=b"", host="10.0.0.1"):
     return Flow(f"U{number}", number * 1000, 0, host, 5, "10.0.0.9", 53, "udp", 1, 1, list(lengths), content)

@@ -25,6 +25,8 @@ from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_runs import classes_of
 from tests.training.command import invoke, tapline_train
 
+pytestmark = pytest.mark.whole
+
 QUICK = ["-ep", "1", "--draws", "16", "-b", "8"]
 OTHER = "give another --out, or delete"
 

@@ -24,6 +24,8 @@ from tests.paths import ROOT
 from tests.training.evaluation.test_kept_folds import right
 from tests.training.traces.test_traces import random_network, random_traces
 
+pytestmark = pytest.mark.whole
+
 SHIPPED = ZOO / "iot-devices" / "1"
 NOTES = ROOT / "training" / "cards" / "iot-devices.md"
 

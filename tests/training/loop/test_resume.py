@@ -18,6 +18,8 @@ from tapline.training.loop.run_state import STATE, load_state
 from tapline.training.loop.trainer import RunFiles, Stage, Trainer, Work, learning_rate, run_stage
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.whole
+
 LIMIT_SECONDS = 300
 PROTOCOLS = ROOT / "tests" / "data" / "protocols"
 SMALL = [

@@ -25,6 +25,8 @@ from tapline.training.traces.trace_record import read_trace_run
 from tapline.training.traces.trace_runs import train_traces_run
 from tests.training.command import tapline_train
 
+pytestmark = pytest.mark.whole
+
 SIZES = Mm4flowNetwork(16, 1, 2, 32, 1)
 LENGTHS = Mm4flowFeatures(payload_lengths=12, content_bytes=0)
 

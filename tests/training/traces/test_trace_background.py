@@ -33,6 +33,8 @@ from tests.training.command import invoke, tapline_train
 from tests.training.evaluation.test_kept_folds import right
 from tests.training.traces.test_joint import quick_config
 
+pytestmark = pytest.mark.whole
+
 OTHERS = DATA / "protocols" / "pcap"
 SETTINGS = TraceTrainingConfig().trace
 

@@ -39,6 +39,8 @@ from tapline.training.traces.trace_config import Phase, TraceAugmentation, Trace
 from tapline.training.traces.trace_runs import pretrain_packets_run
 from tests.training.command import tapline_train
 
+pytestmark = pytest.mark.whole
+
 QUICK = ["--draws", "48", "-b", "16", "-ep", "1"]
 
 

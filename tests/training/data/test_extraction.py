@@ -24,6 +24,8 @@ from tapline.training.data.store import store
 from tests.conftest import make_flows
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.whole
+
 IOT = ROOT / "tests" / "data" / "captures" / "iot-sentinel"
 PROTOCOLS = ROOT / "tests" / "data" / "protocols"
 

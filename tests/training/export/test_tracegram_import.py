@@ -19,6 +19,8 @@ from tapline.training.export.published import ImportRefusedError
 from tapline.training.export.tracegram_import import import_tracegram
 from tests import paths
 
+pytestmark = pytest.mark.whole
+
 DATA = paths.DATA / "tracegram"
 LABELS = list("abcde")
 REFERENCE = json.loads((DATA / "tracegram_flows.json").read_text())

@@ -31,6 +31,8 @@ from tapline.training.loop.trainer import Trainer
 from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
 
+pytestmark = pytest.mark.whole
+
 PROTOCOLS = DATA / "protocols"
 SMALL = ["-d", "32", "-nh", "2", "-l", "1", "-f", "64", "--packets", "8", "--content-bytes", "24", "--draws", "256"]
 
