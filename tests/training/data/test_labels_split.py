@@ -42,6 +42,18 @@ def test_either_direction_and_transports_without_ports(tmp_path):
     assert labels.label_of("a.pcap", flow("10.0.0.1", 0, "224.0.0.1", 0, "2")) == "IGMP"
 
 
+def test_captures_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    ends = "udp,10.0.0.1,5,10.0.0.2,53"
+    labels = table(
+        tmp_path, f"office/a.pcap,{ends},DNS,DPI", f"home/a.pcap,{ends},MDNS,DPI", f"b.pcap,{ends},NTP,DPI"
+    )  # fmt: skip
+    assert labels.label_of("office/a.pcap", flow()) == "DNS"
+    assert labels.label_of("sites/home/a.pcap", flow()) == "MDNS"  # extracted from a folder above
+    assert labels.label_of("a.pcap", flow()) is None
+    assert labels.label_of("elsewhere/b.pcap", flow()) == "NTP"
+    assert labels.name_of("backoffice/a.pcap") is None  # whole parts of the path
+
+
 def test_rows_left_out_are_counted(tmp_path):
     same = "a.pcap,udp,10.0.0.1,5,10.0.0.2,53"
     labels = table(
