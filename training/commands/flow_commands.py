@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -126,18 +126,28 @@ def evaluate_command(
     encoders: options.Encoders = None,
     split: options.Split = None,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
+    by: Annotated[
+        Literal["capture", "corpus"],
+        typer.Option("--by", help="What a fold leaves out of training: some captures, or a whole corpus."),
+    ] = "capture",
     seed: options.Seed = 0,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Measure the int8 model of each fold beside it.")] = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Measure a run and calibrate it: cross-validated by capture, or on its split; writes the report."""
-    settings = EvaluationSettings(folds, seed, tuple(tuned or ()), int8)
+    """Measure a run and calibrate it: cross-validated by capture or corpus, or on its split; writes the report.
+
+    A corpus is a folder that was given to `extract`. With --by corpus each is left out once, flows that have their like
+    among those learned from are not measured, and figures are of all flows together.
+    """
+    settings = EvaluationSettings(folds, seed, tuple(tuned or ()), int8, by)
     if dry_run:
         options.say_plan(plan_evaluation(features, run, settings, encoders or (), split))
         return
     with options.progress_bar() as progress:
-        task = progress.add_task("steps of all folds", total=folds * steps_of(read_run(run).config))
+        task = progress.add_task(
+            "steps of all folds", total=None if by == "corpus" else folds * steps_of(read_run(run).config)
+        )
 
         def after_step(_: StepReport) -> None:
             progress.advance(task)
@@ -209,12 +219,18 @@ def card_command(
 def _show(figures: Evaluation) -> None:
     interval = figures.macro_f1_interval
     unknown = "-" if figures.unknown_auroc is None else f"{figures.unknown_auroc:.3f}"
+    ports = "" if figures.macro_f1_ports is None else f" port table {figures.macro_f1_ports:.3f},"
     quantised = "" if figures.macro_f1_int8 is None else f" int8 {figures.macro_f1_int8:.3f},"
     typer.echo(
-        f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}),{quantised} trees "
+        f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}),{quantised}{ports} trees "
         f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
         f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
     )
+    for fold in (fold for fold in figures.folds if fold.corpus and fold.macro_f1 is not None):
+        typer.echo(
+            f"  without {fold.corpus}: macro-F1 {fold.macro_f1:.3f}, port table {fold.macro_f1_ports or 0:.3f}, "
+            f"trees {fold.macro_f1_trees or 0:.3f}; {fold.flows} flows of {fold.captures} captures"
+        )
 
 
 def _learned(run: Run) -> list[str | None]:

@@ -6,7 +6,7 @@ Flows are cut here and encoded by `models.encode`, so that training reads the bi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -64,11 +64,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Flows with the index of their class, int64 [n], and how often to draw each, float64 [n] summing to 1."""
+    """Flows with the index of their class, int64 [n], how often to draw each, float64 [n] summing to 1, and where they
+    are from captures the number of each one's, [n]."""
 
     flows: Sequence[Flow]
     truth: NDArray[np.int64]
     weights: NDArray[np.float64]
+    captures: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 def prefix(flow: Flow, packets: int) -> Flow:

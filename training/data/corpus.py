@@ -84,21 +84,26 @@ def make_corpus(samples: StoredSamples, min_captures: int) -> Corpus:
 
 
 def make_training_set(
-    corpus: Corpus, samples: StoredSamples, background: Collection[str], config: TrainingConfig
+    corpus: Corpus,
+    samples: StoredSamples,
+    background: Collection[str],
+    config: TrainingConfig,
+    *,
+    some_absent: bool = False,
 ) -> TrainingSet:
     """The samples whose label is learned or in `background`, with the share of draws each gets.
 
     Raises:
-        TrainingError: a label to learn has no sample among `samples`.
+        TrainingError: a label to learn has no sample among `samples`, unless there may be `some_absent`.
     """
     kept = samples.take(samples.with_label({*corpus.labels, *background}))
     truth = corpus.truth(kept)
     there = np.bincount(truth, minlength=len(corpus.labels))[: len(corpus.labels)]
-    if (there == 0).any():
+    if (there == 0).any() and not some_absent:
         raise TrainingError(f"label {corpus.labels[int(np.argmin(there))]!r} has no flow to train on")
     weights = draw_weights(kept.labels, kept.captures, config.class_power, config.capture_power)
     strange = truth == len(corpus.labels)
     if strange.any():
         known_share = weights[~strange].sum()
         weights[strange] *= config.background_share / len(corpus.labels) * known_share / weights[strange].sum()
-    return TrainingSet(kept.flows, truth, weights / weights.sum())
+    return TrainingSet(kept.flows, truth, weights / weights.sum(), kept.captures)

@@ -96,14 +96,14 @@ class Labels:
         if (label := self.corrections.get(flow.uid)) is not None:
             return label
         if self.table is not None:
-            label = self.table.label_of(origin.capture, flow)
+            label = self.table.label_of(f"{origin.corpus}/{origin.capture}", flow)
         return label or (origin.folder if self.from_folder else None)
 
     def expected(self, origin: Origin) -> str | None:
         """What is known of the labels of an origin before it is read: its folder, or the table that names it."""
         if self.from_folder and origin.folder:
             return origin.folder
-        return self.table.name if self.table and self.table.name_of(origin.capture) else None
+        return self.table.name if self.table and self.table.name_of(f"{origin.corpus}/{origin.capture}") else None
 
     def fingerprint(self) -> str:
         """A hash of everything that decides labels."""

@@ -1,6 +1,6 @@
 """Flows to learn from, kept on disk and mapped into memory: a corpus is never loaded whole. Reads feature directories.
 
-A flow costs 50 bytes of memory here, whatever it holds; what it holds is in an unlinked file that the system pages in.
+A flow costs 55 bytes of memory here, whatever it holds; what it holds is in an unlinked file that the system pages in.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import tempfile
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -25,10 +26,12 @@ Rows = NDArray[np.int64]
 
 
 class StoredFlows(Sequence[Flow]):
-    """Flows with what a flow model reads: payload lengths and content. Everything else of a flow is left out.
+    """Flows with what a flow model reads, payload lengths and content, and with transport and ports, which its rivals
+    read. Everything else of a flow is left out.
 
     `lengths` int32 and `content` uint8 lie end to end; flow i has `lengths[ends[i, 0]:ends[i + 1, 0]]` and
-    `content[ends[i, 1]:ends[i + 1, 1]]`, of which the first `forward[i]` bytes are the originator's.
+    `content[ends[i, 1]:ends[i + 1, 1]]`, of which the first `forward[i]` bytes are the originator's. `ports` uint16
+    [n, 2] are the originator's and the responder's, `transports` uint8 [n] places in `transport_names`.
     """
 
     def __init__(
@@ -37,9 +40,13 @@ class StoredFlows(Sequence[Flow]):
         content: NDArray[np.uint8],
         ends: NDArray[np.int64],
         forward: NDArray[np.int16],
+        ports: NDArray[np.uint16],
+        transports: NDArray[np.uint8],
+        transport_names: Sequence[str],
         rows: Rows,
     ) -> None:
         self._lengths, self._content, self._ends, self._forward = lengths, content, ends, forward
+        self._ports, self._transports, self._transport_names = ports, transports, transport_names
         self.rows = rows
 
     def __len__(self) -> int:
@@ -47,7 +54,9 @@ class StoredFlows(Sequence[Flow]):
 
     def take(self, index: NDArray[Any] | slice) -> StoredFlows:
         """The flows at these places (indices, or a bool for each), sharing the storage."""
-        return StoredFlows(self._lengths, self._content, self._ends, self._forward, self.rows[index])
+        taken = copy(self)
+        taken.rows = self.rows[index]
+        return taken
 
     @overload
     def __getitem__(self, index: int) -> Flow: ...
@@ -62,7 +71,10 @@ class StoredFlows(Sequence[Flow]):
         content = self._content[start:end].tobytes()
         up = sum(length > 0 for length in lengths)
         middle = int(self._forward[row])
-        return Flow("", 0, 0, "", 0, "", 0, "", up, len(lengths) - up, lengths, content[:middle], content[middle:])
+        orig_p, resp_p = self._ports[row].tolist()
+        transport = self._transport_names[self._transports[row]]
+        sides = content[:middle], content[middle:]
+        return Flow("", 0, 0, "", orig_p, "", resp_p, transport, up, len(lengths) - up, lengths, *sides)
 
     def kinds(self, payload_lengths: int, content_bytes: int) -> NDArray[np.uint64]:
         """A hash for each flow of what a model sees that reads so much of it; equal flows have equal hashes."""
@@ -120,6 +132,10 @@ class StoredSamples:
         """The label of every sample."""
         return [self.label_names[index] if index >= 0 else None for index in self.labels.tolist()]
 
+    def labels_in(self, numbers: NDArray[np.int32]) -> set[str]:
+        """The names of these labels."""
+        return {self.label_names[index] for index in np.unique(numbers).tolist() if index >= 0}
+
     def with_label(self, names: Iterable[str]) -> NDArray[np.bool_]:
         """Which samples bear one of these labels, bool [n]."""
         wanted = set(names)
@@ -155,9 +171,9 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
     Raises:
         OSError: the disk is full.
     """
-    captures, labels, hosts = _Names(), _Names(), _Names()
+    captures, labels, hosts, transports = _Names(), _Names(), _Names(), _Names()
     capture_of, label_of, host_of = array("i"), array("i"), array("i")
-    start_us, ends, forward = array("q"), array("q", (0, 0)), array("h")
+    start_us, ends, forward, ports, transport_of = array("q"), array("q", (0, 0)), array("h"), array("H"), array("B")
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=scratch) as lengths, tempfile.TemporaryFile(dir=scratch) as content:
         for sample in samples:
@@ -169,6 +185,8 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
             lengths.write(array("i", flow.payload_lengths).tobytes())
             content.write(flow.orig_bytes + flow.resp_bytes)
             forward.append(len(flow.orig_bytes))
+            ports.extend((flow.orig_p, flow.resp_p))
+            transport_of.append(transports.number(flow.proto))
             ends.append(ends[-2] + len(flow.payload_lengths))
             ends.append(ends[-2] + len(flow.orig_bytes) + len(flow.resp_bytes))
         flows = StoredFlows(
@@ -176,6 +194,9 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
             _mapped(content, np.uint8),
             np.array(ends, np.int64).reshape(-1, 2),
             np.array(forward, np.int16),
+            np.array(ports, np.uint16).reshape(-1, 2),
+            np.array(transport_of, np.uint8),
+            list(transports.index),
             np.arange(len(forward), dtype=np.int64),
         )
     return StoredSamples(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tapline.models.checkpoint import WEIGHTS, Mm4flowNetwork, TracegramNetwork, file_sha256
@@ -35,7 +36,7 @@ from tapline.training.evaluation.outcomes import (
     read_outcome,
     write_outcome,
 )
-from tapline.training.evaluation.rivals import columns, fit_forest, fit_predict, fit_trees, statistics
+from tapline.training.evaluation.rivals import PortTable, columns, fit_forest, fit_predict, fit_trees, statistics
 from tapline.training.evaluation.trace_figures import PREFIXES
 from tapline.training.evaluation.variants import Variant
 from tapline.training.flows.finetune import fit, predict
@@ -52,6 +53,8 @@ from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_featu
 from tapline.training.traces.packet_encoder import flow_set, new_learner, tune_stage
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, decisive
 
+MIN_CORPUS_FLOWS = 20
+"""A corpus is left out once where it holds at least so many flows to be measured on."""
 PACKETS_SEEN = (1, 2, 4, 8, 16, 32)
 """Payload packets of a flow after which an early verdict is measured."""
 CONTENTS = (0, 4, 8, 16, 32, 64)
@@ -64,13 +67,14 @@ Int8Logits = Callable[[Mm4flow, Mm4flowNetwork, Sequence[Flow], Mm4flowFeatures]
 @dataclass(frozen=True)
 class Fold:
     """What a fold of flows learns from, and what it is measured on: flows of known labels, and of labels never
-    learned."""
+    learned. `corpus` is what was left out, "" for captures of any."""
 
     number: int
     data: TrainingSet
     background: bool
     held: StoredSamples
     strange: StoredSamples
+    corpus: str = ""
 
 
 def network_of(corpus: Corpus, config: TrainingConfig, *, background: bool) -> Mm4flowNetwork:
@@ -94,6 +98,43 @@ def flow_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSetti
         data = make_training_set(corpus, samples.take(~aside), background, config)
         held = samples.take(aside & samples.with_label(corpus.labels))
         yield Fold(fold, data, bool(background), held, samples.take(samples.with_label(unseen)))
+
+
+def corpus_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSettings) -> Iterator[Fold]:
+    """A fold for each corpus with `MIN_CORPUS_FLOWS` flows to measure: all others are learned from, half of their rare
+    protocols, another half each time, as background.
+
+    Flows that the model cannot tell from one that it learned from are not measured. A label that no other corpus bears
+    is one that was never learned.
+
+    Raises:
+        SplitError: fewer than two corpora have flows enough.
+    """
+    samples, of = corpus.samples, corpus.samples.corpora()
+    names = dict(zip(of.tolist(), (name.partition("/")[0] for name in samples.captures_of()), strict=True))
+    kinds = samples.flows.kinds(config.features.payload_lengths, config.features.content_bytes)
+    known = samples.with_label(corpus.labels)
+
+    def is_new(aside: NDArray[np.bool_], learned: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return aside & ~np.isin(kinds, kinds[learned])
+
+    def is_held(aside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return is_new(aside, ~aside & known) & np.isin(samples.labels, samples.labels[~aside & known])
+
+    measured = [number for number in names if is_held(of == number).sum() >= MIN_CORPUS_FLOWS]
+    if len(measured) < 2:
+        raise SplitError(
+            f"{len(measured)} corpora have {MIN_CORPUS_FLOWS} flows of labels that others bear too, two are needed: "
+            "extract each corpus from a folder of its own"
+        )
+    for fold, number in enumerate(measured):
+        aside = of == number
+        background, unseen = halve_labels(corpus.rare, settings.seed + fold)
+        data = make_training_set(corpus, samples.take(~aside), background, config, some_absent=True)
+        learned = ~aside & samples.with_label({*corpus.labels, *background})
+        never = (known & ~np.isin(samples.labels, samples.labels[learned])) | samples.with_label(unseen)
+        strange = samples.take(is_new(aside, learned) & never)
+        yield Fold(fold, data, bool(background), samples.take(is_held(aside)), strange, names[number])
 
 
 def parts_of(corpus: Corpus, config: TrainingConfig, partition: Partition) -> Iterator[Fold]:
@@ -161,6 +202,8 @@ def measure_flows(
         trees_confidence=shares.max(axis=1),
         trees_unknown_confidence=unknown_shares.max(axis=1),
         forest=forest.predict(statistics(held.flows)),
+        ports=PortTable(known, truth, data.captures[seen]).predict(held.flows, len(corpus.labels)),
+        corpus=fold.corpus,
         majority=int(np.bincount(truth).argmax()),
         int8=np.asarray(small[:, : len(corpus.labels)].argmax(axis=1), np.int64),
     )

@@ -22,6 +22,7 @@ from tapline.training.data.store import open_samples
 from tapline.training.evaluation.cross_validation import (
     Fold,
     Int8Logits,
+    corpus_folds,
     cross_validate,
     flow_folds,
     fold_number,
@@ -107,8 +108,9 @@ def evaluate_run(
 ) -> Evaluation:
     """Measure a fine-tuning run and write the figures, the outcomes and the report beside it.
 
-    Without a split its settings are cross-validated; with the split that it was trained on, its own weights are
-    measured, calibrated on the part for validation. With `int8` the quantised models are measured too.
+    Without a split its settings are cross-validated, by captures or by whole corpora; with the split that it was
+    trained on, its own weights are measured, calibrated on the part for validation. With `int8` the quantised models
+    are measured too.
 
     Raises:
         TrainingError: the features, encoders or split are not those of the run, or training fails.
@@ -121,10 +123,11 @@ def evaluate_run(
         for fold in todo.folds:
             model = todo.own or train_fold(fold, corpus, run.config, todo.starts, report, group)
             outcomes.append(measure_flows(fold, corpus, run.config, model, int8))
-    figures = evaluate(outcomes, corpus.labels, todo.settings)
+    measured = msgspec.structs.replace(todo.settings, folds=len(outcomes))
+    figures = evaluate(outcomes, corpus.labels, measured)
     if is_first():
         write_outcomes(directory, outcomes)
-        record = EvaluationRecord(todo.settings, figures, time.monotonic() - started, run.split)
+        record = EvaluationRecord(measured, figures, time.monotonic() - started, run.split)
         _write_figures(directory, run, outcomes, record)
     return figures
 
@@ -142,13 +145,14 @@ def plan_evaluation(
         TrainingError, SplitError: as `evaluate_run`.
     """
     todo = _prepare_flows(features, directory, settings, encoders, split, scratch_folder())
-    folds, steps = list(todo.folds), settings.folds * steps_of(todo.run.config)
+    folds = list(todo.folds)
+    what = "captures" if settings.by == "capture" else f"corpora ({', '.join(fold.corpus for fold in folds)})"
     learned = sum(len(fold.data.flows) for fold in folds) // len(folds)
     strange = sum(len(fold.strange) for fold in folds)
     facts = [
         "the run's own weights on validation and test"
         if todo.own
-        else f"{settings.folds} folds of captures, {steps} steps of training in all",
+        else f"{len(folds)} folds of {what}, {len(folds) * steps_of(todo.run.config)} steps of training in all",
         f"{len(todo.corpus.labels)} labels",
         f"on average {learned} flows to learn from",
         f"{sum(len(fold.held) for fold in folds)} known and {strange} unknown flows to be measured on",
@@ -166,6 +170,10 @@ def _prepare_flows(
     scratch: Path,
 ) -> _Flows:
     run = read_run(directory)
+    if settings.by == "corpus" and (settings.tuned or split):
+        raise TrainingError(
+            "--by corpus measures every corpus by a model that never saw it: leave --tuned and --split out"
+        )
     check_tuned(settings.folds, settings.tuned)
     if split and settings.tuned:
         raise TrainingError("--tuned: a split has no folds: give either --split or --tuned")
@@ -181,7 +189,8 @@ def _prepare_flows(
         parts = parts_of(corpus, run.config, read_partition(split))
         measured = msgspec.structs.replace(SPLIT_SETTINGS, int8=settings.int8)
         return _Flows(run, corpus, measured, parts, load_model(directory, run), None)
-    return _Flows(run, corpus, settings, flow_folds(corpus, run.config, settings), None, read_encoders(encoders))
+    folds = (corpus_folds if settings.by == "corpus" else flow_folds)(corpus, run.config, settings)
+    return _Flows(run, corpus, settings, folds, None, read_encoders(encoders))
 
 
 def load_model(directory: Path, run: Run) -> Mm4flow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -21,13 +22,15 @@ class Score(msgspec.Struct, frozen=True):
 class EvaluationSettings(msgspec.Struct, frozen=True):
     """How a configuration is measured. Folds in `tuned` served to choose settings and are left out of the headline.
 
-    `int8` measures the quantised model of each fold too.
+    `int8` measures the quantised model of each fold too. `by` what is left out of a fold's training: some captures, or
+    all of a corpus; then there are as many folds as corpora that are measured.
     """
 
     folds: int = 5
     seed: int = 0
     tuned: tuple[int, ...] = ()
     int8: bool = False
+    by: Literal["capture", "corpus"] = "capture"
 
 
 class Confusion(msgspec.Struct, frozen=True):
@@ -42,7 +45,9 @@ class Confusion(msgspec.Struct, frozen=True):
 class FoldFigures(msgspec.Struct, frozen=True):
     """One fold: sizes, the model, the trees. `tuned` folds served to choose settings.
 
-    Macro-F1 is None in a fold without a class of `MIN_FLOWS` flows, AUROC where there is no unknown flow.
+    Macro-F1 is None in a fold without a class of `MIN_FLOWS` flows, AUROC where there is no unknown flow. `corpus` is
+    the one that was left out, "" where captures were; then macro-F1 has an interval, and so has what it gains on the
+    port table.
     """
 
     fold: int
@@ -57,17 +62,23 @@ class FoldFigures(msgspec.Struct, frozen=True):
     calibration_error: float
     unknown_auroc: float | None
     unknown_auroc_trees: float | None
+    macro_f1_ports: float | None = None
+    corpus: str = ""
+    macro_f1_interval: Interval | None = None
+    gain_on_ports_interval: Interval | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True):
     """Everything measured of flows on captures kept from training, over the folds that chose no setting.
 
-    `macro_f1` is the mean over folds, its interval a bootstrap over the captures of each fold. `..._by_packets`: after
-    so many payload packets, and `all`; `..._by_content_bytes`: with so many content bytes each way; `early_packets`:
-    see the function. The trees read lengths and bytes, the forest flow statistics; `majority` names the most
-    frequent class whatever comes. Each fold is calibrated with the temperature fitted on the other folds; `temperature`
-    and `threshold` are those of all folds together, for the checkpoint. `capped`: where the flows of a class in one
-    capture weigh no more than `calibration.MOST_FLOWS` together.
+    `macro_f1` is the mean over folds, its interval a bootstrap over the captures of each fold; where corpora were left
+    out it is of all flows together, of the classes with `MIN_POOLED_FLOWS`. `..._by_packets`: after so many payload
+    packets, and `all`; `..._by_content_bytes`: with so many content bytes each way; `early_packets`: see the function.
+    The trees read lengths and bytes, the forest flow statistics, `ports` is a table of server ports; `majority` names
+    the most frequent class whatever comes. Each fold is calibrated with the temperature fitted on the other folds;
+    `temperature` and `threshold` are those of all folds together, for the checkpoint. `capped`: where the flows of a
+    class in one capture weigh no more than `calibration.MOST_FLOWS` together. `unknown_confident`: the share of flows
+    of labels that were never learned whose verdict has more confidence than `CONFIDENT`.
     """
 
     folds: list[FoldFigures]
@@ -99,6 +110,9 @@ class Evaluation(msgspec.Struct, frozen=True):
     temperature: float
     threshold: float
     macro_f1_int8: float | None = None
+    macro_f1_ports: float | None = None
+    gain_on_ports_interval: Interval | None = None
+    unknown_confident: float | None = None
 
 
 class EvaluationRecord(msgspec.Struct, frozen=True):

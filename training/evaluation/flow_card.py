@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from tapline.models.checkpoint import Checkpoint
 from tapline.training.data.corpus import ClassCount
 from tapline.training.data.partition import PARTS
 from tapline.training.evaluation import card
 from tapline.training.evaluation.calibration import MOST_FLOWS
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationRecord
-from tapline.training.evaluation.flow_figures import MIN_FLOWS
+from tapline.training.evaluation.flow_figures import MIN_FLOWS, MIN_POOLED_FLOWS
 from tapline.training.loop.config import TrainingConfig
 
 
@@ -91,8 +89,15 @@ def _method(record: EvaluationRecord) -> str:
         else f"Cross-validated: {settings.folds} folds of whole captures, no capture on both sides, labels spread as "
         "evenly as possible."
     )
+    counted = f"over the classes with {MIN_FLOWS} flows or more in the fold"
+    if settings.by == "corpus":
+        how = (
+            f"Each of {settings.folds} corpora was left out once: the model that is measured on it learned from the "
+            "others alone. Flows that a model cannot tell from one that it learned from are not measured."
+        )
+        counted = f"of all flows together, over the classes with {MIN_POOLED_FLOWS} flows or more"
     text = (
-        f"{how} Macro-F1 is over the classes with {MIN_FLOWS} flows or more in the fold; intervals are 95 % of "
+        f"{how} Macro-F1 is {counted}; intervals are 95 % of "
         "a bootstrap over captures. The tree ensemble (300 balanced extremely randomised trees on the first 16 lengths "
         "and 48 bytes each way) and the forest (300 random trees on statistics of the lengths) learn from the same "
         "captures."
@@ -125,7 +130,8 @@ def _headline(record: EvaluationRecord) -> str:
     ]
     return (
         f"{card.table(('', 'this model', 'tree ensemble'), rows)}\n\n"
-        f"Gain in macro-F1 on the tree ensemble, 95 %: {card.interval_text(figures.gain_interval)}. Macro-F1 of the "
+        f"Gain in macro-F1 on the tree ensemble, 95 %: {card.interval_text(figures.gain_interval)}. {_ports(figures)}"
+        f"Macro-F1 of the "
         f"forest {figures.macro_f1_forest:.3f}, of always the most frequent class {figures.macro_f1_majority:.3f}. "
         f"Weighted F1 {figures.weighted_f1:.3f}, accuracy over flows {figures.accuracy:.3f}. "
         f"Expected calibration error {figures.calibration_error:.3f} (15 bins; {fitted}; the checkpoint's is "
@@ -134,6 +140,15 @@ def _headline(record: EvaluationRecord) -> str:
         f"{figures.macro_f1_capped:.3f}, tree ensemble {figures.macro_f1_capped_trees:.3f}, calibration error "
         f"{figures.calibration_error_capped:.3f}.\n\n"
         f"{_unknown(figures)}"
+    )
+
+
+def _ports(figures: Evaluation) -> str:
+    if figures.macro_f1_ports is None or figures.gain_on_ports_interval is None:
+        return ""
+    return (
+        f"A table of the server ports of the same captures has {figures.macro_f1_ports:.3f} (gain on it, 95 %: "
+        f"{card.interval_text(figures.gain_on_ports_interval)}). "
     )
 
 
@@ -153,14 +168,19 @@ def _unknown(figures: Evaluation) -> str:
 
 def _folds(record: EvaluationRecord) -> str:
     names = ["captures", "flows", "classes", "macro-F1", "trees", "accuracy", "trees", "ECE", "AUROC", "trees"]
-    rows = []
-    for fold in record.figures.folds:
-        name = f"{fold.fold} (settings chosen here)" if fold.tuned else str(fold.fold)
+    folds, rows = record.figures.folds, []
+    has_ports = any(fold.macro_f1_ports is not None for fold in folds)
+    for fold in folds:
+        name = fold.corpus or (f"{fold.fold} (settings chosen here)" if fold.tuned else str(fold.fold))
         if record.split:  # its part for validation counts as tuned: it calibrates, and is in no figure
             name = PARTS[1 + fold.fold]
-        _, _, captures, flows, classes, *measures = msgspec.structs.astuple(fold)
-        rows.append((name, str(captures), str(flows), str(classes), *map(card.figure_text, measures)))
-    return card.table(["part" if record.split else "fold", *names], rows)
+        measures = (
+            fold.macro_f1, fold.macro_f1_trees, fold.accuracy, fold.accuracy_trees, fold.calibration_error,
+            fold.unknown_auroc, fold.unknown_auroc_trees, *([fold.macro_f1_ports] if has_ports else []),
+        )  # fmt: skip
+        rows.append((name, str(fold.captures), str(fold.flows), str(fold.classes), *map(card.figure_text, measures)))
+    what = "part" if record.split else "fold" if record.settings.by == "capture" else "left out"
+    return card.table([what, *names, *(["macro-F1 of ports"] if has_ports else [])], rows)
 
 
 def _classes_learned(labels: Sequence[ClassCount], background: Sequence[ClassCount]) -> str:

@@ -15,10 +15,16 @@ from tapline.training.evaluation.evaluation_record import Confusion, Evaluation,
 from tapline.training.evaluation.measured import Measured
 from tapline.training.evaluation.outcomes import FlowOutcome, Logits
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.scores import Floats, Ints, auroc, interval, macro_f1, weighted_f1
+from tapline.training.loop.scores import Floats, Interval, Ints, auroc, interval, macro_f1, weighted_f1
 
 MIN_FLOWS = 5
 """Macro-F1 counts the classes that a fold holds at least so many flows of."""
+
+MIN_POOLED_FLOWS = 10
+"""Where corpora were left out, macro-F1 of all flows together counts the classes with at least so many."""
+
+CONFIDENT = 0.9
+"""A mistake with more confidence than this is a confident one."""
 
 FALSE_REJECTION = 0.05
 """Share of known flows that the unknown rule may reject."""
@@ -29,18 +35,24 @@ EARLY_F1_LOSS = 0.01
 EARLY_ERROR_GAIN = 0.02
 """An early verdict may cost so much macro-F1, and be so much worse calibrated than at the best point."""
 
-TREES, FOREST, MAJORITY, INT8 = (
+TREES, FOREST, PORTS, MAJORITY, INT8 = (
     "trees on lengths and bytes",
     "forest on flow statistics",
+    "table of server ports",
     "always the most frequent",
     "the same model, int8",
 )
 
 
-def temperatures_of(outcomes: Sequence[FlowOutcome], n_label: int) -> dict[int, float]:
-    """For each fold the temperature that is fitted on the other ones, 1 where there are none."""
+def calibrated_elsewhere(
+    outcomes: Sequence[FlowOutcome], n_label: int, false_rejection: float = FALSE_REJECTION
+) -> dict[int, Calibrated]:
+    """For each fold what is fitted on the other ones: temperature 1 and no threshold where there are none."""
     others = {outcome.fold: [other for other in outcomes if other is not outcome] for outcome in outcomes}
-    return {fold: _calibrate(rest, n_label).temperature if rest else 1.0 for fold, rest in others.items()}
+    return {
+        fold: _calibrate(rest, n_label, false_rejection) if rest else Calibrated(1.0, 0.0)
+        for fold, rest in others.items()
+    }
 
 
 def _calibrate(outcomes: Sequence[FlowOutcome], n_label: int, false_rejection: float = FALSE_REJECTION) -> Calibrated:
@@ -53,23 +65,26 @@ def _calibrate(outcomes: Sequence[FlowOutcome], n_label: int, false_rejection: f
 def measured_flows(
     outcomes: Sequence[FlowOutcome],
     labels: Sequence[str],
-    temperatures: Mapping[int, float],
+    elsewhere: Mapping[int, Calibrated],
     threshold: float,
     logits: Sequence[Logits] | None = None,
+    *,
+    pooled: bool = False,
 ) -> Measured:
     """What was said of the flows of several folds, each with its temperature; `logits` in place of those of whole flows
-    for each fold."""
+    for each fold. `pooled`: macro-F1 is of all flows together, not the mean over folds."""
 
     def shares(outcome: FlowOutcome, logits: Logits) -> Floats:
-        return label_shares(logits, temperatures[outcome.fold], len(labels))
+        return label_shares(logits, elsewhere[outcome.fold].temperature, len(labels))
 
     rivals = {
         TREES: [o.trees for o in outcomes],
         FOREST: [o.forest for o in outcomes],
         MAJORITY: [np.full_like(o.truth, o.majority) for o in outcomes],
     }
-    if all(len(o.int8) == len(o.truth) for o in outcomes):
-        rivals[INT8] = [o.int8 for o in outcomes]
+    for name, said in ((PORTS, [o.ports for o in outcomes]), (INT8, [o.int8 for o in outcomes])):
+        if all(len(each) == len(o.truth) for each, o in zip(said, outcomes, strict=True)):
+            rivals[name] = said
     return Measured(
         title="Flow classifier",
         unit="flow",
@@ -79,8 +94,8 @@ def measured_flows(
             [shares(*pair) for pair in zip(outcomes, logits or [o.logits for o in outcomes], strict=True)]
         ),
         captures=[capture for o in outcomes for capture in o.captures],
-        folds=np.concatenate([np.full(len(o.truth), o.fold) for o in outcomes]),
-        min_support=MIN_FLOWS,
+        folds=None if pooled else np.concatenate([np.full(len(o.truth), o.fold) for o in outcomes]),
+        min_support=MIN_POOLED_FLOWS if pooled else MIN_FLOWS,
         threshold=threshold,
         unknown_confidence=np.concatenate([shares(o, o.unknown_logits).max(axis=1) for o in outcomes]),
         rivals={name: np.concatenate(said) for name, said in rivals.items()},
@@ -88,22 +103,28 @@ def measured_flows(
 
 
 def reported_folds(outcomes: Sequence[FlowOutcome], n_label: int, settings: EvaluationSettings) -> list[FlowOutcome]:
-    """The folds that make the headline: not tuned on, and with a class to measure.
+    """The folds that make the headline: not tuned on, and with a class to measure; corpora are measured together.
 
     Raises:
         TrainingError: there is none.
     """
-    counted = [o for o in outcomes if o.fold not in settings.tuned and _classes(o.truth, n_label)]
-    if not counted:
+    pooled = is_pooled(settings)
+    counted = [o for o in outcomes if o.fold not in settings.tuned and (pooled or _classes(o.truth, n_label))]
+    if not counted or (pooled and not _classes(np.concatenate([o.truth for o in counted]), n_label, MIN_POOLED_FLOWS)):
         raise TrainingError(
             f"no fold to report holds a class with {MIN_FLOWS} flows: take fewer folds (--folds) or label more captures"
         )
     return counted
 
 
-def _classes(truth: Ints, n_label: int) -> int:
+def is_pooled(settings: EvaluationSettings) -> bool:
+    """Whether figures are of all flows together: corpora differ too much in what they hold for a mean over them."""
+    return settings.by == "corpus"
+
+
+def _classes(truth: Ints, n_label: int, least: int = MIN_FLOWS) -> int:
     """How many classes are counted."""
-    return int((np.bincount(truth, minlength=n_label) >= MIN_FLOWS).sum())
+    return int((np.bincount(truth, minlength=n_label) >= least).sum())
 
 
 def evaluate(
@@ -117,10 +138,17 @@ def evaluate(
     Raises:
         TrainingError: no fold beside those in `tuned` holds a class with `MIN_FLOWS` flows.
     """
-    temperatures, reported = temperatures_of(outcomes, len(labels)), reported_folds(outcomes, len(labels), settings)
-    final = _calibrate(outcomes, len(labels), false_rejection)
-    measure = partial(measured_flows, labels=labels, temperatures=temperatures, threshold=final.threshold)
-    everything, each = measure(reported), {outcome.fold: measure([outcome]) for outcome in outcomes}
+    elsewhere, reported = (
+        calibrated_elsewhere(outcomes, len(labels), false_rejection),
+        reported_folds(outcomes, len(labels), settings),
+    )
+    final, pooled = _calibrate(outcomes, len(labels), false_rejection), is_pooled(settings)
+    of_fold = partial(measured_flows, labels=labels, elsewhere=elsewhere)
+    measure = partial(of_fold, threshold=final.threshold, pooled=pooled)
+    everything = measure(reported)
+    each = {
+        o.fold: of_fold([o], threshold=elsewhere[o.fold].threshold if pooled else final.threshold) for o in outcomes
+    }
     folds = {outcome.fold: _fold_figures(outcome, each[outcome.fold], settings) for outcome in outcomes}
     counted = [outcome.fold for outcome in reported]
     packets = ((str(n), measure(reported, logits=[o.prefixes[n] for o in reported])) for n in reported[0].prefixes)
@@ -130,10 +158,7 @@ def evaluate(
     return Evaluation(
         folds=list(folds.values()),
         **_scores(everything, [each[fold] for fold in counted]),
-        unknown_auroc=_mean_of_those([folds[fold].unknown_auroc for fold in counted]),
-        unknown_auroc_trees=_mean_of_those([folds[fold].unknown_auroc_trees for fold in counted]),
-        unknown_rejected=_mean_of_those([each[fold].unknown_rejected for fold in counted]),
-        known_rejected=float(np.mean([each[fold].known_rejected for fold in counted])),
+        **_unknown_scores(everything, [each[fold] for fold in counted], [folds[fold] for fold in counted]),
         macro_f1_by_packets=packets_f1,
         calibration_error_by_packets=packets_error,
         early_packets=early_packets(packets_f1, packets_error),
@@ -172,6 +197,7 @@ def _scores(everything: Measured, folds: Sequence[Measured]) -> dict[str, Any]:
     said, trees, n_label = everything.predicted, everything.rivals[TREES], len(everything.labels)
     model_draws, trees_draws = everything.draws(said), everything.draws(trees)
     weights = [capped_weights(fold.captures, fold.truth) for fold in folds]
+    ports = everything.rivals.get(PORTS)
 
     def capped_f1(predicted: Callable[[Measured], Ints]) -> float:
         each = zip(folds, weights, strict=True)
@@ -185,6 +211,8 @@ def _scores(everything: Measured, folds: Sequence[Measured]) -> dict[str, Any]:
         "gain_interval": interval(model_draws - trees_draws),
         "macro_f1_forest": everything.macro_f1(everything.rivals[FOREST]),
         "macro_f1_int8": everything.macro_f1(everything.rivals[INT8]) if INT8 in everything.rivals else None,
+        "macro_f1_ports": None if ports is None else everything.macro_f1(ports),
+        "gain_on_ports_interval": None if ports is None else interval(model_draws - everything.draws(ports)),
         "macro_f1_majority": everything.macro_f1(everything.rivals[MAJORITY]),
         "weighted_f1": float(np.mean([weighted_f1(fold.truth, fold.predicted, n_label) for fold in folds])),
         "macro_f1_capped": capped_f1(lambda fold: fold.predicted),
@@ -192,6 +220,23 @@ def _scores(everything: Measured, folds: Sequence[Measured]) -> dict[str, Any]:
         "accuracy": float(np.mean([fold.accuracy for fold in folds])),
         "calibration_error": everything.calibration_error(),
         "calibration_error_capped": everything.calibration_error(np.concatenate(weights)),
+    }
+
+
+def _unknown_scores(everything: Measured, folds: Sequence[Measured], figures: Sequence[FoldFigures]) -> dict[str, Any]:
+    """How well labels that were never learned are told: means over folds, or where `everything` is one, over flows."""
+    pooled = everything.folds is None
+    strange = everything.unknown_confidence
+    return {
+        "unknown_auroc": everything.unknown_auroc if pooled else _mean_of_those([f.unknown_auroc for f in figures]),
+        "unknown_auroc_trees": _mean_of_those([f.unknown_auroc_trees for f in figures]),
+        "unknown_rejected": _mean_of_those(
+            [f.unknown_rejected for f in folds], [len(f.unknown_confidence) for f in folds] if pooled else None
+        ),
+        "known_rejected": _mean_of_those(
+            [f.known_rejected for f in folds], [len(f.truth) for f in folds] if pooled else None
+        ),
+        "unknown_confident": float((strange > CONFIDENT).mean()) if len(strange) else None,
     }
 
 
@@ -209,13 +254,27 @@ def _fold_figures(outcome: FlowOutcome, measured: Measured, settings: Evaluation
         calibration_error=measured.calibration_error(),
         unknown_auroc=measured.unknown_auroc,
         unknown_auroc_trees=_or_none(auroc(outcome.trees_confidence, outcome.trees_unknown_confidence)),
+        macro_f1_ports=_or_none(measured.macro_f1(measured.rivals[PORTS])) if PORTS in measured.rivals else None,
+        corpus=outcome.corpus,
+        **_corpus_intervals(outcome, measured),
     )
+
+
+def _corpus_intervals(outcome: FlowOutcome, measured: Measured) -> dict[str, Interval]:
+    """Of a corpus that was left out: macro-F1's interval and that of its gain on the port table."""
+    if not outcome.corpus or not _classes(outcome.truth, len(measured.labels)):
+        return {}
+    draws = measured.draws(measured.predicted)
+    gain = draws - measured.draws(measured.rivals[PORTS])
+    return {"macro_f1_interval": interval(draws), "gain_on_ports_interval": interval(gain)}
 
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _mean_of_those(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+def _mean_of_those(values: Sequence[float | None], weights: Sequence[int] | None = None) -> float | None:
+    """The mean of the values that are there, each weighing as much or as `weights` say; None without any."""
+    there = [(value, weights[place] if weights else 1) for place, value in enumerate(values) if value is not None]
+    total = sum(weight for _, weight in there)
+    return sum(value * weight for value, weight in there) / total if total else None

@@ -36,7 +36,8 @@ class FlowOutcome:
     `logits` float32 [n, classes], `prefixes` and `contents` the same after so many packets and with so many content
     bytes, `unknown_logits` float32 [m, classes]; of the trees the predicted class, the confidence in it, and the
     confidence on the unknown flows; of the forest the predicted class; `majority` is the most frequent class. `int8` is
-    the class that the quantised model predicts, empty where it was not asked for.
+    the class that the quantised model predicts, empty where it was not asked for; `ports` that of the port table, one
+    more than the last label where it says nothing. `corpus` is what was left out, "" for captures of any.
     """
 
     fold: int
@@ -53,6 +54,8 @@ class FlowOutcome:
     forest: Ints
     majority: int
     int8: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    ports: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    corpus: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from tapline.training.evaluation.evaluation_record import EvaluationRecord, Trac
 from tapline.training.evaluation.flow_figures import (
     EARLY_F1_LOSS,
     MIN_FLOWS,
+    MIN_POOLED_FLOWS,
+    calibrated_elsewhere,
+    is_pooled,
     measured_flows,
     reported_folds,
-    temperatures_of,
 )
 from tapline.training.evaluation.measured import Curve, Measured
 from tapline.training.evaluation.outcomes import FlowOutcome, TraceOutcome
@@ -32,7 +34,10 @@ def flows_report(run: Run, outcomes: Sequence[FlowOutcome], record: EvaluationRe
     labels, figures = sorted(count.label for count in run.labels), record.figures
     reported = reported_folds(outcomes, len(labels), record.settings)
     return replace(
-        measured_flows(reported, labels, temperatures_of(outcomes, len(labels)), figures.threshold),
+        measured_flows(
+            reported, labels, calibrated_elsewhere(outcomes, len(labels)), figures.threshold,
+            pooled=is_pooled(record.settings),
+        ),
         curves=[
             _curve(
                 "How early?", "payload packets seen", figures.macro_f1_by_packets,
@@ -82,7 +87,8 @@ def _curve(title: str, axis: str, f1: Mapping[str, float], error: Mapping[str, f
 def _facts(run: Run, record: EvaluationRecord) -> dict[str, str]:
     network = run.network
     size = f"{network.d_model}/{network.n_layer}/{network.n_head}/{network.dim_ff} (width/layers/heads/feed-forward)"
-    how = f"cross-validation, {record.settings.folds} folds of captures"
+    what = "folds of captures" if record.settings.by == "capture" else "corpora, each left out once"
+    how = f"cross-validation, {record.settings.folds} {what}"
     if tuned := ", ".join(str(fold) for fold in record.settings.tuned):
         how += f"; settings were chosen on fold {tuned}, which is left out here"
     if record.split:
@@ -103,6 +109,11 @@ def _notes(record: EvaluationRecord) -> list[str]:
         f"Macro-F1 is the mean over folds of the mean F1 of the classes with {MIN_FLOWS} flows or more in the fold; "
         "the other figures are of all flows together. No capture is on both sides."
     )
+    if is_pooled(record.settings):
+        macro = (
+            f"Macro-F1 is the mean F1 of the classes with {MIN_POOLED_FLOWS} flows or more, of all flows together. No "
+            "corpus is on both sides, and no flow that has its like on the other."
+        )
     calibrated = "Each fold is calibrated with the temperature that fits the other folds."
     if record.split:
         macro = f"Macro-F1 is the mean F1 of the classes with {MIN_FLOWS} flows or more; the other figures are of all."
@@ -112,5 +123,6 @@ def _notes(record: EvaluationRecord) -> list[str]:
         f"{calibrated} The threshold of unknown is set so that {record.figures.false_rejection:.0%} of known flows are "
         "rejected, a capture weighing no more than 20 flows of a class.",
         f"Rivals learn from the same flows: {FLOW_TREES} extremely randomised trees on the first 16 lengths and 48 "
-        f"bytes each way, a random forest of {FLOW_TREES} on statistics of the lengths, and the most frequent class.",
+        f"bytes each way, a random forest of {FLOW_TREES} on statistics of the lengths, a table of server ports, and "
+        "the most frequent class.",
     ]

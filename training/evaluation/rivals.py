@@ -1,16 +1,16 @@
 """The simpler models that a network must beat, on the same captures.
 
-Of flows a tree ensemble on lengths and leading bytes, and a random forest on flow statistics; of traces tree ensembles
-on header fields and on packet sizes, which read a trace as named numbers: summaries, and how often each value of a
-field occurs. Addresses are not read.
+Of flows a tree ensemble on lengths and leading bytes, a random forest on flow statistics, and a table of server ports;
+of traces tree ensembles on header fields and on packet sizes, which read a trace as named numbers: summaries, and how
+often each value of a field occurs. Addresses are not read.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ FIRST_SIZES = 40
 ETHERNET, IPV4_MIN, TCP_MIN = 14, 20, 20
 PORTS = (53, 67, 68, 80, 123, 137, 443, 1900, 3475, 5353, 5355, 8080, 8443)
 """Responder ports that are a class of their own; the rest are low or high."""
+
+WITH_PORTS = frozenset({"tcp", "udp", "132"})
+"""Transports that have ports, SCTP by its number."""
 
 Numbers = dict[str, float]
 Baseline = Literal["header", "sizes"]
@@ -75,6 +78,31 @@ def fit_forest(
     """Fit a random forest on `statistics`, classes balanced by weight."""
     forest = RandomForestClassifier(FLOW_TREES, class_weight="balanced_subsample", random_state=seed, n_jobs=processes)
     return forest.fit(statistics(flows), truth)
+
+
+class PortTable:
+    """Names a flow by its transport and server port alone, as the most of the captures do that hold the port."""
+
+    def __init__(self, flows: Sequence[Flow], truth: NDArray[np.int64], captures: NDArray[np.integer[Any]]) -> None:
+        """Learn from n flows with the index of their class, int64 [n], and the number of their capture, [n]."""
+        holders: defaultdict[tuple[str, int], Counter[int]] = defaultdict(Counter)
+        seen = {
+            (flow.proto, flow.resp_p if flow.proto in WITH_PORTS else 0, label, capture)
+            for flow, label, capture in zip(flows, truth.tolist(), captures.tolist(), strict=True)
+        }
+        for proto, port, label, _ in seen:
+            holders[proto, port][label] += 1
+        self._class_of = {key: min(found, key=lambda label: (-found[label], label)) for key, found in holders.items()}
+
+    def predict(self, flows: Sequence[Flow], nothing: int) -> NDArray[np.int64]:
+        """The class of each flow, int64 [n], `nothing` where no capture holds its port; the originator's port counts
+        where the responder's says nothing, as where a capture began in the middle."""
+        return np.array([self._of(flow, nothing) for flow in flows], np.int64)
+
+    def _of(self, flow: Flow, nothing: int) -> int:
+        ports = (flow.resp_p, flow.orig_p) if flow.proto in WITH_PORTS else (0,)
+        known = (self._class_of.get((flow.proto, port)) for port in ports)
+        return next((label for label in known if label is not None), nothing)
 
 
 def fit_predict(

@@ -34,10 +34,13 @@ class ClassScore:
 
 
 def f1_scores(truth: Ints, predicted: Ints, n_class: int, weights: Floats | None = None) -> Floats:
-    """F1 of each class, float [n_class]; 0 where a class is neither there nor predicted."""
+    """F1 of each class, float [n_class]; 0 where a class is neither there nor predicted. `n_class` as prediction: none
+    of them."""
     weights = np.ones(len(truth)) if weights is None else weights
     hit = np.bincount(truth, weights * (truth == predicted), minlength=n_class)
-    total = np.bincount(truth, weights, minlength=n_class) + np.bincount(predicted, weights, minlength=n_class)
+    total = (
+        np.bincount(truth, weights, minlength=n_class) + np.bincount(predicted, weights, minlength=n_class)[:n_class]
+    )
     return np.asarray(2 * hit / np.where(total > 0, total, 1.0))
 
 

@@ -1,0 +1,134 @@
+"""Leaving out whole corpora: what is learned, what is measured, and what a table of ports says beside it."""
+
+import json
+import random
+
+import msgspec
+import numpy as np
+import pytest
+
+from tapline.models.flow import Flow, flow_to_line
+from tapline.training.data.corpus import make_corpus
+from tapline.training.data.split import SplitError
+from tapline.training.data.store import open_samples
+from tapline.training.evaluation.cross_validation import MIN_CORPUS_FLOWS, corpus_folds
+from tapline.training.evaluation.evaluation_record import EvaluationSettings
+from tapline.training.evaluation.rivals import PortTable
+from tapline.training.loop.config import TrainingConfig
+from tests.training.command import invoke, tapline_train
+
+pytestmark = pytest.mark.whole
+
+BY_CORPUS = EvaluationSettings(by="corpus")
+SMALL = ["-d", "32", "-nh", "2", "-l", "1", "-f", "64", "--packets", "8", "--content-bytes", "24", "--draws", "256"]
+PORTS = {"dns": 53, "web": 80, "lone": 9999}
+CAPTURES, FLOWS = 3, 8
+COPIES = 4
+
+
+def flow(label, seed, port=None):
+    rng = random.Random(f"{label} {seed}")
+    content = label.encode() * 3 + rng.randbytes(8)
+    lengths = [len(content), -rng.randint(50, 60)]
+    return Flow(
+        f"C{label}{seed}", 1_700_000_000_000_000, 0, "192.0.2.1", 40_000, "198.51.100.1", port or PORTS[label], "udp",
+        1, 1, lengths, content, b"answer",
+    )  # fmt: skip
+
+
+def write(path, flows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(msgspec.json.encode(flow_to_line(each)) + b"\n" for each in flows))
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """Corpora `a` and `b` of two labels, the ports of `b` exchanged and some of its flows those of `a`; `c` has a label
+    that nobody else has; `tiny` is too small to be measured."""
+    root = tmp_path_factory.mktemp("corpora")
+    for corpus, labels in {"a": ("dns", "web"), "b": ("dns", "web"), "c": ("dns", "web", "lone")}.items():
+        for label in labels:
+            for capture in range(CAPTURES):
+                port = PORTS["web" if label == "dns" else "dns"] if corpus == "b" else None
+                flows = [flow(label, f"{corpus}{capture}{n}", port) for n in range(FLOWS)]
+                if (corpus, label, capture) == ("b", "dns", 0):
+                    flows[:COPIES] = [flow(label, f"a0{n}") for n in range(COPIES)]
+                write(root / corpus / label / f"{capture}.ndjson", flows)
+    write(root / "tiny" / "dns" / "0.ndjson", [flow("dns", "tiny")])
+    out = tmp_path_factory.mktemp("features") / "corpora"
+    tapline_train("extract", *(root / name for name in ("a", "b", "c", "tiny")), "--label-from-folder", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(features, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    tapline_train("finetune", "--features", features, "--out", out, *SMALL, "-ep", 16, "-lr", "5e-3")
+    return out
+
+
+def test_each_corpus_is_measured_by_models_that_never_saw_it(features, tmp_path):
+    corpus = make_corpus(open_samples([features], tmp_path), 3)
+    assert corpus.labels == ["dns", "lone", "web"]
+    folds = {fold.corpus: fold for fold in corpus_folds(corpus, TrainingConfig(), BY_CORPUS)}
+    assert list(folds) == ["a", "b", "c"]
+    of_both = 2 * CAPTURES * FLOWS
+    for name, fold in folds.items():
+        assert {capture.partition("/")[0] for capture in fold.held.captures_of()} == {name}
+        measured = of_both - (COPIES if name in "ab" else 0)  # what the other side holds, too
+        assert len(fold.held) == measured >= MIN_CORPUS_FLOWS
+        assert set(fold.held.labels_of()) == {"dns", "web"}
+    assert set(folds["c"].strange.labels_of()) == {"lone"}
+    assert len(folds["c"].strange) == CAPTURES * FLOWS
+    assert 1 not in folds["c"].data.truth
+    assert {len(folds[name].strange) for name in "ab"} == {0}
+
+
+def test_one_corpus_cannot_be_left_out(protocols, tmp_path):
+    corpus = make_corpus(open_samples([protocols], tmp_path), 3)
+    with pytest.raises(SplitError, match=r"0 corpora have 20 flows .* extract each corpus from a folder of its own"):
+        next(corpus_folds(corpus, TrainingConfig(), BY_CORPUS))
+
+
+def test_a_port_table_says_what_most_captures_say():
+    flows = [flow("dns", n, port=53) for n in range(6)] + [flow("web", n, port=80) for n in range(3)]
+    truth = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    captures = np.array([0, 0, 0, 0, 1, 2, 3, 3, 3])  # port 53: one capture says 0, two say 1
+    table = PortTable(flows, truth, captures)
+    turned = msgspec.structs.replace(flows[6], orig_p=80, resp_p=40_000)
+    other = msgspec.structs.replace(flows[0], proto="tcp")
+    ping = msgspec.structs.replace(flows[0], proto="icmp", orig_p=8, resp_p=0)
+    assert table.predict([flows[0], flows[6], turned, flow("dns", 0, port=99), other, ping], 7).tolist() == [
+        1, 1, 1, 7, 7, 7,
+    ]  # fmt: skip
+    assert PortTable([ping], np.array([2]), np.array([0])).predict([ping], 7).tolist() == [2]
+
+
+def test_evaluate_by_corpus(run, features):
+    evaluate = ["evaluate", "--features", features, "--run", run, "--by", "corpus"]
+    assert "3 folds of corpora (a, b, c)" in tapline_train(*evaluate, "--dry-run")
+    said = tapline_train(*evaluate)
+    assert "without b: macro-F1" in said
+    record = json.loads((run / "evaluation.json").read_text())
+    figures = record["figures"]
+    assert (record["settings"]["by"], record["settings"]["folds"]) == ("corpus", 3)
+    assert [fold["corpus"] for fold in figures["folds"]] == ["a", "b", "c"]
+    by_ports = {fold["corpus"]: fold["macro_f1_ports"] for fold in figures["folds"]}
+    assert by_ports["b"] == 0
+    assert by_ports["c"] == pytest.approx(1 / 3)  # 53 is DNS in one capture more, 80 is a tie: all are called DNS
+    assert figures["macro_f1"] > 0.9 > figures["macro_f1_ports"]
+    assert figures["gain_on_ports_interval"]["low"] <= figures["gain_on_ports_interval"]["high"]
+    assert 0 <= figures["unknown_confident"] <= 1
+    assert "A table of the server ports" in tapline_train("card", "--run", run, "--name", "x", "--version", "1")
+    card = tapline_train("card", "--run", run, "--name", "x", "--version", "1")
+    assert "Each of 3 corpora was left out once" in card
+    assert "| left out | captures |" in card
+    assert "table of server ports" in (run / "report.html").read_text()
+    again = tapline_train("calibrate", "--run", run, "--false-rejection", "0.1")
+    assert "rejects" in again
+
+
+@pytest.mark.parametrize("option", [("--tuned", "0"), ("--split", "split.json")])
+def test_every_corpus_is_reported(run, features, option):
+    result = invoke("evaluate", "--features", features, "--run", run, "--by", "corpus", *option)
+    assert "leave --tuned and --split out" in str(result.exception)
