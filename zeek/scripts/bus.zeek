@@ -51,6 +51,11 @@ export {
 	## Flows that are published together at most.
 	const publish_together = 64;
 
+	type Flows: vector of Flow;
+
+	## Runs before flows go out together.
+	global publishing: hook(flows: Flows);
+
 	## Whether this process is the one that serves the bus and takes verdicts.
 	global is_serving: function(): bool;
 
@@ -93,10 +98,11 @@ function topic_of(f: Flow): string
 global shard_seqs: table[string] of count &default=0;
 
 # Flows that go out together, which wakes the threads of the bus once and not for each.
-global waiting: vector of Flow;
+global waiting: Flows;
 
 function publish_waiting()
 	{
+	hook publishing(waiting);
 	local topic = flows_topic + "0";
 	for ( _, f in waiting )
 		{

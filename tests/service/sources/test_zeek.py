@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from tapline.models.flow import Flow
+from tapline.models.server_name import server_name
 from tapline.service.sources.capture import CaptureError, CaptureReader, CaptureTooLargeError, ReadOptions
 from tapline.service.sources.zeek_reader import ZeekReader
 from tests.paths import DATA
@@ -29,9 +30,9 @@ FRAME = b.ethernet(b.ipv4(17, b.udp(4000, 7000, b"payload")))
 
 
 def comparable(flows):
-    """Flows in one order, without what only Zeek has: its identifiers and the names of services."""
-    fields = [name for name in Flow.__struct_fields__ if name not in {"uid", "service"}]
-    return sorted([getattr(flow, name) for name in fields] for flow in flows)
+    """Flows in one order, with the names of their servers, without what only Zeek has: identifiers and services."""
+    fields = [name for name in Flow.__struct_fields__ if name not in {"uid", "service", "server_name"}]
+    return sorted([*(getattr(flow, name) for name in fields), server_name(flow)] for flow in flows)
 
 
 def test_without_zeek_it_says_how_to_get_it(monkeypatch):
