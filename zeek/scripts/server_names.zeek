@@ -32,7 +32,7 @@ event ssl_extension_server_name(c: connection, is_client: bool, names: string_ve
 
 event dns_request(c: connection, msg: dns_msg, query: string, qtype: count, qclass: count)
 	{
-	note_name(c, to_lower(query));
+	note_name(c, to_lower(c$id$resp_p == 137/udp ? decode_netbios_name(query) : query));
 	}
 
 @ifdef ( HTTP::Info )
