@@ -21,7 +21,7 @@ from tapline.service.sources.inputs import FlowInput
 
 MAX_PROBLEM_CHARS = 1024
 NAME_HEADER = "server name"
-NAME_MIN_CHARS = 16
+NAME_MIN_CHARS = 12
 """A longer name is not shortened to fewer characters than these: then there is no column of names."""
 
 UNBOUNDED = 10_000
