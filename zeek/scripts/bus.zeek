@@ -51,11 +51,6 @@ export {
 	## Flows that are published together at most.
 	const publish_together = 64;
 
-	type Flows: vector of Flow;
-
-	## Runs before flows go out together.
-	global publishing: hook(flows: Flows);
-
 	## Whether this process is the one that serves the bus and takes verdicts.
 	global is_serving: function(): bool;
 
@@ -96,6 +91,11 @@ function topic_of(f: Flow): string
 
 # A service that takes some shards only must see holes in those alone, so each shard counts by itself.
 global shard_seqs: table[string] of count &default=0;
+
+type Flows: vector of Flow;
+
+# Runs before flows go out together.
+global publishing: hook(flows: Flows);
 
 # Flows that go out together, which wakes the threads of the bus once and not for each.
 global waiting: Flows;

@@ -14,7 +14,7 @@ export {
 	const names_remembered = 20000 &redef;
 
 	## Between nodes of a cluster: names of servers by the uid of the flow.
-	global names: event(known: table[string] of string);
+	global server_names: event(known: table[string] of string);
 
 	## The name of a flow's server, "" where none is known.
 	global known_name: function(uid: string): string;
@@ -55,10 +55,10 @@ hook publishing(flows: Flows)
 	if ( is_serving() )
 		remember_names(known);
 	else
-		Cluster::publish(names_topic, Tapline::names, known);
+		Cluster::publish(names_topic, Tapline::server_names, known);
 	}
 
-event names(known: table[string] of string) &is_used
+event server_names(known: table[string] of string) &is_used
 	{
 	remember_names(known);
 	}
