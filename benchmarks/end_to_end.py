@@ -23,14 +23,14 @@ import torch
 from engine import PUBLISHED_BATCH, Published, padded_inputs
 from hardware import describe, report
 
-ROOT = Path(__file__).resolve().parent.parent
-
 from tapline.models.checkpoint import read_checkpoint
 from tapline.models.encode import encode
 from tapline.models.flow import Flow
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.service.sources.capture import CaptureReader, ReadOptions
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)

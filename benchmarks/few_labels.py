@@ -24,16 +24,17 @@ from hardware import describe, report
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tapline.training.data.batches import draw_weights
+from tapline.training.data.batches import TrainingSet, draw_weights
 from tapline.training.data.corpus import Corpus, make_corpus
 from tapline.training.data.partition import read_partition
-from tapline.training.data.store import StoredSamples
-from tapline.training.evaluation.flow_cross_validation import network_of
-from tapline.training.evaluation.flow_rivals import columns, fit_trees
-from tapline.training.evaluation.scores import Predictions, interval, macro_f1, macro_f1_draws
-from tapline.training.flows.finetune import TrainingSet, fit, new_model, predict
+from tapline.training.data.store import StoredSamples, open_samples
+from tapline.training.evaluation.cross_validation import network_of
+from tapline.training.evaluation.rivals import columns, fit_trees
+from tapline.training.flows.finetune import fit, predict
 from tapline.training.loop.config import TrainingConfig
-from tapline.training.loop.run_files import open_samples, read_encoders
+from tapline.training.loop.new_networks import new_model
+from tapline.training.loop.run_files import read_encoders
+from tapline.training.loop.scores import Predictions, interval, macro_f1, macro_f1_draws
 
 MIN_FLOWS = 5
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.cpu_time import cpu_seconds
-from benchmarks.hardware import describe, report
+from cpu_time import cpu_seconds
+from hardware import describe, report
+
 from tapline.service.sources.packets.fragments import Datagram, Fragment
 
 UNITS = 8_190

@@ -17,18 +17,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import structlog
 from hardware import describe, report
-
-ROOT = Path(__file__).resolve().parent.parent
-
-import numpy as np
 
 from tapline.models.flow import Flow, PacketHead
 from tapline.models.trace import ETHERNET_LINK
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
 
 BUS = "ws://127.0.0.1:9"
 _RANDOM = """

@@ -17,10 +17,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.hardware import describe, report
+from hardware import describe, report
+
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 
-READ = "import sys; from benchmarks.reader import read; read(sys.argv[1], sys.argv[2])"
+HERE = Path(__file__).resolve().parent
+READ = f"import sys; sys.path.insert(0, {str(HERE)!r}); from reader import read; read(sys.argv[1], sys.argv[2])"
 
 
 @dataclass

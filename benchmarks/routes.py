@@ -24,8 +24,6 @@ from pathlib import Path
 from hardware import describe
 from namespaces import SENSOR, SENSOR_DEVICE, namespaces, replay_command
 
-ROOT = Path(__file__).resolve().parent.parent
-
 from tapline.models.encode import encode
 from tapline.models.flow import Flow
 from tapline.service.metrics import Metrics
@@ -33,6 +31,8 @@ from tapline.service.sources.bus.source import BusSource, make_transport
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.service.sources.zeek_reader import ZeekReader
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SETTLE_SECONDS = 70
 TIMEOUTS = "redef tcp_inactivity_timeout=60sec;"

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from hardware import describe, report
 
-ROOT = Path(__file__).resolve().parent.parent
-
 from tapline.service.metrics import Metrics
 from tapline.service.sources.bus.source import BusSource, make_transport
 from tapline.service.sources.bus.transport import TlsFiles
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPTS = ROOT / "zeek" / "scripts"
 COMPILED = ["-O", "ZAM", "--optimize-files=zeek/scripts/"]

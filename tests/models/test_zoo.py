@@ -12,7 +12,7 @@ from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.training.data.batches import prefix
 from tapline.training.data.labels import read_labels
-from tapline.training.evaluation.scores import macro_f1
+from tapline.training.loop.scores import macro_f1
 from tests.paths import DATA
 
 PROTOCOLS = DATA / "protocols"

@@ -11,7 +11,7 @@ from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
 from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
-from tapline.training.evaluation.trace_figures import TraceEvaluation
+from tapline.training.evaluation.evaluation_record import TraceEvaluation
 from tests.paths import DATA
 
 SHIPPED = ZOO / "iot-devices" / "1"

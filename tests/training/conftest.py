@@ -1,15 +1,13 @@
 """What training tests share: features and traces of nine captures of three devices, features of flows by protocol."""
 
-from pathlib import Path
-
 import pytest
 
 from tapline.training.data.labelled_traces import make_trace_corpus
 from tapline.training.data.samples import read_samples
 from tapline.training.traces.trace_config import TraceTrainingConfig
+from tests.paths import DATA
 from tests.training.command import tapline_train
 
-DATA = Path(__file__).parents[1] / "data"
 CAPTURES, PROTOCOLS = DATA / "traces", DATA / "protocols"
 
 

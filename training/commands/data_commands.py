@@ -22,17 +22,20 @@ from tapline.training.commands.options import (
     console,
     default_processes,
     progress_bar,
+    say,
     say_plan,
 )
 from tapline.training.data.corpus import count_labels
-from tapline.training.data.extraction import ExtractSettings, Outline, extract, find_origins, outline
+from tapline.training.data.extraction import ExtractSettings, Outline, extract, outline
 from tapline.training.data.labelled_traces import MIN_CAPTURES as TRACE_CAPTURES
 from tapline.training.data.labels import LabelError, Labels, read_corrections, read_labels
 from tapline.training.data.leaks import find_leaks
+from tapline.training.data.origins import find_origins
 from tapline.training.data.partition import PARTS, By, Partition, make_partition, write_partition
-from tapline.training.data.store import StoredSamples
+from tapline.training.data.samples import features_of
+from tapline.training.data.store import StoredSamples, open_samples
 from tapline.training.loop.plan import Plan, joined, too_few
-from tapline.training.loop.run_files import features_of, open_samples, scratch_folder
+from tapline.training.loop.run_files import scratch_folder
 
 PANEL = "Data"
 
@@ -74,7 +77,7 @@ def extract_command(
         task = progress.add_task("captures", total=len(origins))
         manifest = extract(origins, out, settings, lambda count: progress.advance(task, count))
     for capture, warning in manifest.warnings.items():
-        console.print(clean(f"{capture}: {warning}"), markup=False, highlight=False, soft_wrap=True)
+        say(clean(f"{capture}: {warning}"))
     for reason, count in sorted(manifest.left_out.items()):
         console.print(clean(f"left out: {count} x {reason}"), markup=False, highlight=False)
     if label_from_folder and (
@@ -82,7 +85,7 @@ def extract_command(
     ):
         console.print(f"labels without a flow: {', '.join(empty)}", markup=False, highlight=False)
     if not manifest.labelled and (hint := _unlabelled(source)):
-        console.print(f"note: no flow has a label: {hint}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: no flow has a label: {hint}")
     typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
 
 
@@ -121,8 +124,7 @@ def labels_command(features: Features) -> None:
     if not counts:
         raise LabelError("no flow has a label: extract with --labels or --label-from-folder")
     flows, traces = (sum(count.captures >= least for count in counts) for least in (MIN_CAPTURES, TRACE_CAPTURES))
-    line = f"label, captures, flows of {len(counts)} labels: finetune learns {flows} of them, train-traces {traces}"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(f"label, captures, flows of {len(counts)} labels: finetune learns {flows} of them, train-traces {traces}")
 
 
 def _not_learned(captures: int) -> list[str]:

@@ -2,69 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tapline.models.encode import Mm4flowFeatures
-from tapline.training.commands.options import (
-    DEFAULTS,
-    MIN_CAPTURES,
-    Accumulate,
-    BatchFlows,
-    Clip,
-    ContentBytes,
-    Device,
-    Draws,
-    DryRun,
-    Encoders,
-    Epochs,
-    Evaluations,
-    Features,
-    FeedForward,
-    Heads,
-    Layers,
-    MinCaptures,
-    Out,
-    Packets,
-    Rate,
-    Restart,
-    RunDirectory,
-    Saves,
-    Seed,
-    Split,
-    Threads,
-    Width,
-    console,
-    progress_bar,
-    say_plan,
-    step_progress,
-    write_or_say,
-)
-from tapline.training.evaluation.flow_cross_validation import EvaluationSettings
-from tapline.training.evaluation.flow_evaluation import (
-    calibrate_run,
-    card_of,
-    evaluate_run,
-    export_run,
-    manifest_of,
-    plan_evaluation,
-)
-from tapline.training.evaluation.flow_figures import FALSE_REJECTION, Evaluation
+from tapline.training.commands import options
+from tapline.training.evaluation.evaluation import calibrate_run, evaluate_run, plan_evaluation
+from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
+from tapline.training.evaluation.flow_figures import FALSE_REJECTION
 from tapline.training.evaluation.page import REPORTS
-from tapline.training.flows.flow_runs import Job, finetune_run, pretrain_run
+from tapline.training.export.quantise import int8_logits
+from tapline.training.export.run_export import card_of, export_run, manifest_of
+from tapline.training.flows.flow_record import Run, read_run
+from tapline.training.flows.flow_runs import finetune_run, pretrain_run
 from tapline.training.flows.pretrain import BOTH, Modality
 from tapline.training.loop.config import TrainingConfig, steps_of
 from tapline.training.loop.plan import Plan
 from tapline.training.loop.processes import is_first
-from tapline.training.loop.run_files import EVALUATION, read_run
-from tapline.training.loop.run_record import Run
+from tapline.training.loop.run_files import EVALUATION
+from tapline.training.loop.runs import Job
 from tapline.training.loop.trainer import StepReport
 
-Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
-Version = Annotated[str, typer.Option("--version", help="Version of the checkpoint.")]
-Notes = Annotated[Path | None, typer.Option("--notes", help="Markdown put into the card.")]
+DEFAULTS = TrainingConfig()
+
 
 PANEL = "Models of flows"
 
@@ -84,69 +47,68 @@ def register(app: typer.Typer) -> None:
 def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...], text: str) -> None:
     @app.command(name, help=text, rich_help_panel=PANEL)
     def pretrain_command(
-        features: Features,
-        out: Out,
+        features: options.Features,
+        out: options.Out,
         split: Annotated[
             Path | None, typer.Option("--split", help="Leave out what this split keeps for validation and the test.")
         ] = None,
-        d: Width = DEFAULTS.d_model,
-        nh: Heads = DEFAULTS.n_head,
-        l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
-        f: FeedForward = DEFAULTS.dim_ff,
-        b: BatchFlows = 64,
-        ep: Epochs = 30,
-        ev: Evaluations = DEFAULTS.evaluations,
-        sv: Saves = DEFAULTS.saves,
-        lr: Rate = 2e-3,
-        draws: Draws = 8192,
-        clip: Clip = DEFAULTS.clip_norm,
-        accumulate: Accumulate = DEFAULTS.accumulate,
-        seed: Seed = 0,
-        threads: Threads = 1,
-        device: Device = DEFAULTS.device,
-        packets: Packets = DEFAULTS.features.payload_lengths,
-        content_bytes: ContentBytes = DEFAULTS.features.content_bytes,
-        restart: Restart = False,
-        dry_run: DryRun = False,
+        d: options.Width = DEFAULTS.d_model,
+        nh: options.Heads = DEFAULTS.n_head,
+        l: options.Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
+        f: options.FeedForward = DEFAULTS.dim_ff,
+        b: options.BatchFlows = 64,
+        ep: options.Epochs = 30,
+        ev: options.Evaluations = DEFAULTS.evaluations,
+        sv: options.Saves = DEFAULTS.saves,
+        lr: options.Rate = 2e-3,
+        draws: options.Draws = 8192,
+        clip: options.Clip = DEFAULTS.clip_norm,
+        accumulate: options.Accumulate = DEFAULTS.accumulate,
+        seed: options.Seed = 0,
+        threads: options.Threads = 1,
+        device: options.Device = DEFAULTS.device,
+        packets: options.Packets = DEFAULTS.features.payload_lengths,
+        content_bytes: options.ContentBytes = DEFAULTS.features.content_bytes,
+        restart: options.Restart = False,
+        dry_run: options.DryRun = False,
     ) -> None:
         config = TrainingConfig(
             d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed,
             draws=draws, weight_decay=0.01, threads=threads, features=Mm4flowFeatures(packets, content_bytes),
             clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
         )  # fmt: skip
-        with step_progress(name) as after_step:
-            done = pretrain_run(Job(features, out, config, restart, dry_run, _announce), after_step, modalities, split)
-        _say(done, out)
+        job = Job(features, out, config, restart=restart, dry_run=dry_run, split=split, announce=options.announce)
+        options.train(name, out, lambda report: pretrain_run(job, report, modalities), _learned)
 
 
 def finetune_command(
-    features: Features,
-    out: Out,
-    encoders: Encoders = None,
-    split: Split = None,
-    d: Width = DEFAULTS.d_model,
-    nh: Heads = DEFAULTS.n_head,
-    l: Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
-    f: FeedForward = DEFAULTS.dim_ff,
-    b: BatchFlows = DEFAULTS.batch_flows,
-    ep: Epochs = DEFAULTS.epochs,
+    features: options.Features,
+    out: options.Out,
+    encoders: options.Encoders = None,
+    split: options.Split = None,
+    d: options.Width = DEFAULTS.d_model,
+    nh: options.Heads = DEFAULTS.n_head,
+    l: options.Layers = DEFAULTS.n_layer,  # noqa: E741 - the published letter
+    f: options.FeedForward = DEFAULTS.dim_ff,
+    b: options.BatchFlows = DEFAULTS.batch_flows,
+    ep: options.Epochs = DEFAULTS.epochs,
     frozen_epochs: Annotated[
         int, typer.Option("--frozen-epochs", min=0, help="Epochs with frozen encoders first; published: as -ep.")
     ] = DEFAULTS.frozen_epochs,
-    ev: Evaluations = DEFAULTS.evaluations,
-    sv: Saves = DEFAULTS.saves,
-    lr: Rate = DEFAULTS.learning_rate,
-    draws: Draws = DEFAULTS.draws,
-    clip: Clip = DEFAULTS.clip_norm,
-    accumulate: Accumulate = DEFAULTS.accumulate,
-    seed: Seed = DEFAULTS.seed,
-    threads: Threads = DEFAULTS.threads,
-    device: Device = DEFAULTS.device,
-    packets: Packets = DEFAULTS.features.payload_lengths,
-    content_bytes: ContentBytes = DEFAULTS.features.content_bytes,
-    min_captures: MinCaptures = MIN_CAPTURES,
-    restart: Restart = False,
-    dry_run: DryRun = False,
+    ev: options.Evaluations = DEFAULTS.evaluations,
+    sv: options.Saves = DEFAULTS.saves,
+    lr: options.Rate = DEFAULTS.learning_rate,
+    draws: options.Draws = DEFAULTS.draws,
+    clip: options.Clip = DEFAULTS.clip_norm,
+    accumulate: options.Accumulate = DEFAULTS.accumulate,
+    seed: options.Seed = DEFAULTS.seed,
+    threads: options.Threads = DEFAULTS.threads,
+    device: options.Device = DEFAULTS.device,
+    packets: options.Packets = DEFAULTS.features.payload_lengths,
+    content_bytes: options.ContentBytes = DEFAULTS.features.content_bytes,
+    min_captures: options.MinCaptures = options.MIN_CAPTURES,
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Train the classifier on labelled flows; labels in too few captures become background."""
     config = TrainingConfig(
@@ -154,46 +116,45 @@ def finetune_command(
         threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
         clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
     )  # fmt: skip
-    with step_progress("finetune") as after_step:
-        job = Job(features, out, config, restart, dry_run, _announce)
-        done = finetune_run(job, after_step, min_captures, encoders or (), split)
-    _say(done, out)
+    job = Job(features, out, config, None, restart, dry_run, encoders or (), split=split, announce=options.announce)
+    options.train("finetune", out, lambda report: finetune_run(job, report, min_captures), _learned)
 
 
 def evaluate_command(
-    features: Features,
-    run: RunDirectory,
-    encoders: Encoders = None,
-    split: Split = None,
+    features: options.Features,
+    run: options.RunDirectory,
+    encoders: options.Encoders = None,
+    split: options.Split = None,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Measure the int8 model of each fold beside it.")] = False,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture, or on its split; writes the report."""
     settings = EvaluationSettings(folds, seed, tuple(tuned or ()), int8)
     if dry_run:
-        say_plan(plan_evaluation(features, run, settings, encoders or (), split))
+        options.say_plan(plan_evaluation(features, run, settings, encoders or (), split))
         return
-    with progress_bar() as progress:
+    with options.progress_bar() as progress:
         task = progress.add_task("steps of all folds", total=folds * steps_of(read_run(run).config))
 
         def after_step(_: StepReport) -> None:
             progress.advance(task)
 
-        figures = evaluate_run(features, run, settings, encoders or (), split, after_step)
+        quantised = int8_logits if int8 else None
+        figures = evaluate_run(features, run, settings, encoders or (), split, after_step, quantised)
     if is_first():
         _show(figures)
         typer.echo(f"figures and report: {run / EVALUATION}, {run / REPORTS[1]}")
 
 
 def calibrate_command(
-    run: RunDirectory,
+    run: options.RunDirectory,
     false_rejection: Annotated[
         float, typer.Option("--false-rejection", min=0, max=0.5, help="Share of known flows that may be rejected.")
     ] = FALSE_REJECTION,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Fit temperature and unknown threshold again, at another false-rejection rate; nothing is trained."""
     figures = calibrate_run(run, false_rejection, dry_run=dry_run)
@@ -203,45 +164,46 @@ def calibrate_command(
         f"{figures.known_rejected:.1%} of known flows{unknown}"
     )
     if dry_run:
-        say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
+        options.say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
         return
     _show(figures)
     typer.echo(f"{result}: {run / EVALUATION}")
 
 
 def export_command(
-    run: RunDirectory,
+    run: options.RunDirectory,
     out: Annotated[Path, typer.Option("--out", help="Repository: the checkpoint goes to NAME/VERSION below it.")],
-    name: Name,
-    version: Version,
-    notes: Notes = None,
+    name: options.Name,
+    version: options.Version,
+    notes: options.Notes = None,
     int8: Annotated[
         list[Path] | None,
         typer.Option("--int8", help="Write an int8 ONNX too, compared on the labelled flows of these features."),
     ] = None,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card."""
-    to = out / name / version
-    text = _read(notes)
-    checkpoint = write_or_say(to, dry_run, lambda folder: export_run(run, folder, name, version, text, int8 or ()))
-    if int8:
-        figures = checkpoint.metrics["int8"]
-        typer.echo(
-            f"int8: macro-F1 {figures['macro_f1_int8']:.4f}, float32 {figures['macro_f1']:.4f}, "
-            f"same label for {figures['agreement']:.2%} of {figures['flows']} flows"
-        )
-    if not dry_run:
-        typer.echo(f"{to}: {len(checkpoint.labels)} labels")
+    text = options.read_notes(notes)
+    options.write_or_say(
+        out / name / version,
+        dry_run,
+        lambda folder: export_run(run, folder, name, version, text, int8 or ()),
+        lambda checkpoint: [_int8_line(checkpoint.metrics["int8"])] if int8 else [],
+    )
 
 
-def card_command(run: RunDirectory, name: Name, version: Version, notes: Notes = None) -> None:
+def _int8_line(figures: Mapping[str, float]) -> str:
+    return (
+        f"int8: macro-F1 {figures['macro_f1_int8']:.4f}, float32 {figures['macro_f1']:.4f}, "
+        f"same label for {figures['agreement']:.2%} of {figures['flows']} flows"
+    )
+
+
+def card_command(
+    run: options.RunDirectory, name: options.Name, version: options.Version, notes: options.Notes = None
+) -> None:
     """Print the model card that `export` would write."""
-    typer.echo(card_of(run, manifest_of(run, name, version), _read(notes)), nl=False)
-
-
-def _read(notes: Path | None) -> str:
-    return notes.read_text(encoding="utf-8") if notes else ""
+    typer.echo(card_of(run, manifest_of(run, name, version), options.read_notes(notes)), nl=False)
 
 
 def _show(figures: Evaluation) -> None:
@@ -255,18 +217,6 @@ def _show(figures: Evaluation) -> None:
     )
 
 
-def _say(done: Run | Plan, out: Path) -> None:
-    if isinstance(done, Plan):
-        say_plan(done)
-        return
-    background = " and a background class" if done.labels and done.network.n_class > len(done.labels) else ""
-    what = f"{len(done.labels)} labels{background}, " if done.labels else ""
-    if is_first():
-        line = f"{what}{done.flows} flows in {done.seconds:.0f} s: {out}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _announce(plan: Plan) -> None:
-    if is_first():
-        for line in (", ".join(plan.facts), *(f"note: {note}" for note in plan.notes)):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _learned(run: Run) -> list[str | None]:
+    background = " and a background class" if run.network.n_class > len(run.labels) else ""
+    return [f"{len(run.labels)} labels{background}" if run.labels else None]

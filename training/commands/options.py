@@ -1,8 +1,9 @@
-"""The options that several commands share, with the published letters, and the progress bar."""
+"""What several commands share: options with the published letters, progress, and how a plan and an end are said."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
+from tapline.models.checkpoint_writing import refuse_other_files
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.trace import SubjectKind, TraceSettings
-from tapline.training.loop.config import TrainingConfig
-from tapline.training.loop.plan import Plan, Tried, tried
+from tapline.training.flows.flow_record import Run
+from tapline.training.loop.plan import Plan, joined
 from tapline.training.loop.processes import is_first
-from tapline.training.loop.trainer import StepReport
+from tapline.training.loop.trainer import Report, StepReport
+from tapline.training.traces.trace_record import TraceRun
 
+_Run = TypeVar("_Run", bound=Run | TraceRun)
 _Checkpoint = TypeVar("_Checkpoint", Checkpoint, TracegramCheckpoint)
 
-DEFAULTS = TrainingConfig()
 MIN_CAPTURES = 3
 console = Console(stderr=True)
 
@@ -60,6 +63,9 @@ MinCaptures = Annotated[int, typer.Option("--min-captures", min=1, help="Learn t
 Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]
+Name = Annotated[str, typer.Option("--name", help="Name of the checkpoint.")]
+Version = Annotated[str, typer.Option("--version", help="Version of the checkpoint.")]
+Notes = Annotated[Path | None, typer.Option("--notes", help="Markdown put into the card.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Read and check the input, say what would be done, and write nothing.")
 ]
@@ -90,16 +96,71 @@ def say_plan(plan: Plan) -> None:
             typer.echo(line)
 
 
-def write_or_say(directory: Path, dry_run: bool, write: Callable[[Path], _Checkpoint]) -> _Checkpoint:
-    """The checkpoint that `write` writes into a directory; in a dry run made whole in a temporary one, and told."""
+def say(line: str) -> None:
+    """A line for the person at the terminal, on standard error."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_or_say(
+    directory: Path,
+    dry_run: bool,
+    write: Callable[[Path], _Checkpoint],
+    figures: Callable[[_Checkpoint], list[str]] = lambda _: [],
+) -> None:
+    """Let `write` write a checkpoint into a directory, and say so, with its `figures` in words; in a dry run it is made
+    whole in a temporary one, and told."""
+    checkpoint = _tried(directory, write) if dry_run else write(directory)
+    for line in figures(checkpoint):
+        typer.echo(line)
     if not dry_run:
-        return write(directory)
+        typer.echo(f"{directory}: {len(checkpoint.labels)} labels")
+
+
+def _tried(directory: Path, write: Callable[[Path], _Checkpoint]) -> _Checkpoint:
+    refuse_other_files(directory)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = write(Path(folder) / directory.name)
+        sizes = [path.stat().st_size for path in (Path(folder) / directory.name).iterdir()]
+    facts = [
+        f"{checkpoint.kind} checkpoint {checkpoint.name} {checkpoint.version}",
+        f"{len(checkpoint.labels)} labels",
+        f"{len(sizes)} files",
+        f"{sum(sizes) / 1e6:.1f} MB",
+    ]
     notes = [f"the checkpoint in {directory} is replaced"] if directory.exists() else []
-    done: Tried[_Checkpoint] = tried(directory, write)
-    checkpoint = done.written
-    name = f"{checkpoint.kind} checkpoint {checkpoint.name} {checkpoint.version}"
-    say_plan(Plan("write", [name, f"{len(checkpoint.labels)} labels", *done.facts], [directory], notes))
+    say_plan(Plan("write", facts, [directory], notes))
     return checkpoint
+
+
+def read_notes(notes: Path | None) -> str:
+    """What a person wrote for the card, "" for nothing."""
+    return notes.read_text(encoding="utf-8") if notes else ""
+
+
+def announce(plan: Plan) -> None:
+    """What is about to be done."""
+    if is_first():
+        for line in (", ".join(plan.facts), *(f"note: {note}" for note in plan.notes)):
+            say(line)
+
+
+def train(
+    command: str,
+    out: Path,
+    run: Callable[[Report], _Run | Plan],
+    learned: Callable[[_Run], list[str | None]],
+    notes: Callable[[_Run], list[str]] = lambda _: [],
+) -> None:
+    """Let `run` train beside a progress bar, and say what was `learned`, from how many flows, how long it took and
+    where it lies; or what would be done."""
+    with step_progress(command) as after_step:
+        done: _Run | Plan = run(after_step)
+    if isinstance(done, Plan):
+        say_plan(done)
+    elif is_first():
+        facts = joined([*learned(done), f"{done.flows} flows in {done.seconds:.0f} s: {out}"])
+        for line in (*(f"note: {note}" for note in notes(done)), ", ".join(facts)):
+            say(line)
 
 
 def progress_bar(*extra: str) -> Progress:

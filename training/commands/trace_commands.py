@@ -13,50 +13,24 @@ from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import SubjectKind
-from tapline.training.commands.flow_commands import Name, Notes, Version
-from tapline.training.commands.options import (
-    Accumulate,
-    BatchFlows,
-    Clip,
-    Device,
-    DryRun,
-    Epochs,
-    Features,
-    Out,
-    Rate,
-    Restart,
-    Seed,
-    Threads,
-    console,
-    say_plan,
-    step_progress,
-    trace_settings,
-    write_or_say,
-)
+from tapline.training.commands import options
 from tapline.training.data.labelled_traces import look_alike
-from tapline.training.evaluation.page import REPORTS
-from tapline.training.evaluation.trace_evaluation import (
-    VARIANTS,
+from tapline.training.evaluation.evaluation import (
     TraceEvaluationSettings,
     evaluate_traces,
     plan_trace_evaluation,
 )
-from tapline.training.evaluation.trace_figures import REFERENCE, TraceEvaluation
-from tapline.training.export.trace_export import export_traces_run
+from tapline.training.evaluation.evaluation_record import TraceEvaluation
+from tapline.training.evaluation.page import REPORTS
+from tapline.training.evaluation.trace_figures import REFERENCE
+from tapline.training.evaluation.variants import VARIANTS
+from tapline.training.export.run_export import export_traces_run
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.plan import Plan
-from tapline.training.loop.processes import is_first
 from tapline.training.loop.run_files import EVALUATION
+from tapline.training.loop.runs import Job
 from tapline.training.traces.trace_config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
-from tapline.training.traces.trace_runs import (
-    TraceJob,
-    TraceRun,
-    joint_of,
-    pretrain_packets_run,
-    read_trace_run,
-    train_traces_run,
-    tune_flows_run,
-)
+from tapline.training.traces.trace_record import TraceRun, read_trace_run
+from tapline.training.traces.trace_runs import joint_of, pretrain_packets_run, train_traces_run, tune_flows_run
 
 DEFAULTS = TraceTrainingConfig()
 NETWORK = DEFAULTS.network
@@ -110,8 +84,8 @@ def register(app: typer.Typer) -> None:
 
 
 def pretrain_packets_command(
-    features: Features,
-    out: Out,
+    features: options.Features,
+    out: options.Out,
     d: Annotated[int, typer.Option("-d", min=2, help="Width of the network.")] = NETWORK.dim,
     nh: Annotated[int, typer.Option("-nh", min=1, help="Attention heads.")] = NETWORK.heads,
     l: Annotated[int, typer.Option("-l", min=1, help="Layers.")] = NETWORK.depth,  # noqa: E741 - the published letter
@@ -120,19 +94,19 @@ def pretrain_packets_command(
     ] = None,
     dim_head: Annotated[int, typer.Option("--dim-head", min=0, help="Width of a head; 0: -d by -nh.")] = 0,
     emb_dim: Annotated[int, typer.Option("--emb-dim", min=0, help="Width of tokens and features; 0: as -d.")] = 0,
-    b: BatchFlows = DEFAULTS.pretrain.batch,
-    ep: Epochs = DEFAULTS.pretrain.epochs,
-    lr: Rate = DEFAULTS.pretrain.learning_rate,
+    b: options.BatchFlows = DEFAULTS.pretrain.batch,
+    ep: options.Epochs = DEFAULTS.pretrain.epochs,
+    lr: options.Rate = DEFAULTS.pretrain.learning_rate,
     draws: DrawsOf = DEFAULTS.pretrain.draws,
     max_tokens: MaxTokens = DEFAULTS.features.max_tokens,
     payload: Payload = DEFAULTS.features.payload,
-    clip: Clip = DEFAULTS.clip_norm,
-    accumulate: Accumulate = DEFAULTS.accumulate,
-    seed: Seed = 0,
-    threads: Threads = 1,
-    device: Device = "auto",
-    restart: Restart = False,
-    dry_run: DryRun = False,
+    clip: options.Clip = DEFAULTS.clip_norm,
+    accumulate: options.Accumulate = DEFAULTS.accumulate,
+    seed: options.Seed = 0,
+    threads: options.Threads = 1,
+    device: options.Device = "auto",
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Phase 0: the flow encoder learns to predict the next token; labels are not read."""
     width = emb_dim or d
@@ -146,57 +120,45 @@ def pretrain_packets_command(
     except msgspec.ValidationError as error:
         raise typer.BadParameter(str(error)) from None
     config = msgspec.structs.replace(
-        DEFAULTS,
-        network=network,
-        features=TracegramFeatures(payload=payload, max_tokens=max_tokens),
+        DEFAULTS, network=network, features=TracegramFeatures(payload=payload, max_tokens=max_tokens),
         pretrain=Phase(ep, draws, b, lr),
-        seed=seed,
-        threads=threads,
-        device=device,
-        clip_norm=clip,
-        accumulate=accumulate,
-    )
-    with step_progress("pretrain-packets") as after_step:
-        _say(pretrain_packets_run(TraceJob(features, out, config, None, restart, dry_run), after_step), out)
+        clip_norm=clip, accumulate=accumulate, seed=seed, threads=threads, device=device,
+    )  # fmt: skip
+    job = Job(features, out, config, None, restart, dry_run)
+    options.train("pretrain-packets", out, lambda report: pretrain_packets_run(job, report), _learned, _notes)
 
 
 def tune_flows_command(
-    features: Features,
-    out: Out,
+    features: options.Features,
+    out: options.Out,
     start: Start = None,
     subject: Subject = "mac",
     window_seconds: Window = DEFAULTS.trace.window_seconds,
-    b: BatchFlows = DEFAULTS.tune.batch,
-    ep: Epochs = DEFAULTS.tune.epochs,
-    lr: Rate = DEFAULTS.tune.learning_rate,
+    b: options.BatchFlows = DEFAULTS.tune.batch,
+    ep: options.Epochs = DEFAULTS.tune.epochs,
+    lr: options.Rate = DEFAULTS.tune.learning_rate,
     draws: DrawsOf = DEFAULTS.tune.draws,
-    clip: Clip = DEFAULTS.clip_norm,
-    accumulate: Accumulate = DEFAULTS.accumulate,
-    seed: Seed = 0,
-    threads: Threads = 1,
-    device: Device = "auto",
-    restart: Restart = False,
-    dry_run: DryRun = False,
+    clip: options.Clip = DEFAULTS.clip_norm,
+    accumulate: options.Accumulate = DEFAULTS.accumulate,
+    seed: options.Seed = 0,
+    threads: options.Threads = 1,
+    device: options.Device = "auto",
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Phase 0.5: the flow encoder learns labels; a flow takes its trace's label. Without --start, from nothing."""
     config = msgspec.structs.replace(
-        _config_of(start),
-        trace=trace_settings(subject, window_seconds),
-        tune=Phase(ep, draws, b, lr),
-        seed=seed,
-        threads=threads,
-        device=device,
-        clip_norm=clip,
-        accumulate=accumulate,
-    )
-    with step_progress("tune-flows") as after_step:
-        _say(tune_flows_run(TraceJob(features, out, config, start, restart, dry_run), after_step), out)
+        read_trace_run(start).config if start else DEFAULTS, trace=options.trace_settings(subject, window_seconds),
+        tune=Phase(ep, draws, b, lr), clip_norm=clip, accumulate=accumulate, seed=seed, threads=threads, device=device,
+    )  # fmt: skip
+    job = Job(features, out, config, start, restart, dry_run)
+    options.train("tune-flows", out, lambda report: tune_flows_run(job, report), _learned, _notes)
 
 
 def train_traces_command(
     context: typer.Context,
-    features: Features,
-    out: Out,
+    features: options.Features,
+    out: options.Out,
     start: Annotated[
         Path | None, typer.Option("--start", help="Run of tune-flows: the published encoder, frozen.")
     ] = None,
@@ -217,10 +179,10 @@ def train_traces_command(
     time_encoding: Annotated[
         bool, typer.Option("--time-encoding/--no-time-encoding", help="Read gaps between flows and their durations.")
     ] = NETWORK.time_encoding,
-    seed: Seed = 0,
-    threads: Threads = 1,
-    restart: Restart = False,
-    dry_run: DryRun = False,
+    seed: options.Seed = 0,
+    threads: options.Threads = 1,
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Phase 1: aggregation and head learn the labels of traces, and with them an encoder of MM4flow.
 
@@ -236,25 +198,21 @@ def train_traces_command(
     if start:
         config = read_trace_run(start).config
     else:
-        trace = trace_settings(subject, window_seconds)
+        trace = options.trace_settings(subject, window_seconds)
         config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
     phase = config.traces
     config = msgspec.structs.replace(
-        config,
-        network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
-        traces=Phase(ep or phase.epochs, draws, b, lr or phase.learning_rate),
-        seed=seed,
-        threads=threads,
-    )
-    with step_progress("train-traces") as after_step:
-        job = TraceJob(features, out, config, start, restart, dry_run, encoders or [], background or [])
-        _say(train_traces_run(job, after_step), out)
+        config, network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
+        traces=Phase(ep or phase.epochs, draws, b, lr or phase.learning_rate), seed=seed, threads=threads,
+    )  # fmt: skip
+    job = Job(features, out, config, start, restart, dry_run, encoders or [], background or [])
+    options.train("train-traces", out, lambda report: train_traces_run(job, report), _learned, _notes)
 
 
 def evaluate_traces_command(
-    features: Features,
+    features: options.Features,
     run: Annotated[Path, typer.Option("--run", help="Run of train-traces: its settings are measured.")],
-    out: Out,
+    out: options.Out,
     start: Annotated[
         list[Path] | None,
         typer.Option("--start", help="What the folds start from: run of pretrain-packets, or of pretrain."),
@@ -269,7 +227,7 @@ def evaluate_traces_command(
         list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
     ] = None,
     background: Background = None,
-    dry_run: DryRun = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Cross-validate a run's settings and variants of them by capture, beside tree ensembles, and calibrate.
 
@@ -285,9 +243,9 @@ def evaluate_traces_command(
         tuple(background or ()),
     )
     if dry_run:
-        say_plan(plan_trace_evaluation(features, run, out, settings))
+        options.say_plan(plan_trace_evaluation(features, run, out, settings))
         return
-    with step_progress("evaluate-traces") as after_step:
+    with options.step_progress("evaluate-traces") as after_step:
         figures = evaluate_traces(features, run, out, settings, after_step)
     _say_figures(figures)
     typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
@@ -296,20 +254,19 @@ def evaluate_traces_command(
 def export_traces_command(
     run: Annotated[Path, typer.Option("--run", help="Run of train-traces.")],
     out: Annotated[Path, typer.Option("--out", help="Repository: the checkpoint goes to NAME/VERSION below it.")],
-    name: Name,
-    version: Version,
+    name: options.Name,
+    version: options.Version,
     evaluation: Annotated[Path | None, typer.Option("--evaluation", help="Directory of evaluate-traces.")] = None,
-    notes: Notes = None,
-    dry_run: DryRun = False,
+    notes: options.Notes = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Write a run as a checkpoint that tapline serves: safetensors, ONNX, card; calibrated where it was evaluated."""
-    text = notes.read_text(encoding="utf-8") if notes else ""
-    to = out / name / version
-    checkpoint = write_or_say(
-        to, dry_run, lambda folder: export_traces_run(run, folder, name, version, evaluation, text)
+    text = options.read_notes(notes)
+    options.write_or_say(
+        out / name / version,
+        dry_run,
+        lambda folder: export_traces_run(run, folder, name, version, evaluation, text),
     )
-    if not dry_run:
-        typer.echo(f"{to}: {len(checkpoint.labels)} labels")
 
 
 def _is_given(context: typer.Context, parameter: str) -> bool:
@@ -326,19 +283,12 @@ def _say_figures(figures: TraceEvaluation) -> None:
         typer.echo(f"{row.name}: macro-F1 {row.all_classes.macro_f1:.3f} ({low:.3f} to {high:.3f}){merged}{gain}")
 
 
-def _config_of(start: Path | None) -> TraceTrainingConfig:
-    return read_trace_run(start).config if start else DEFAULTS
+def _learned(run: TraceRun) -> list[str | None]:
+    return [
+        f"{run.traces} traces of {len(run.labels)} labels" if run.traces else None,
+        f"{run.background_traces} background traces" if run.background_traces else None,
+    ]
 
 
-def _say(run: TraceRun | Plan, out: Path) -> None:
-    if isinstance(run, Plan):
-        say_plan(run)
-        return
-    what = f"{run.traces} traces of {len(run.labels)} labels, " if run.traces else ""
-    what += f"{run.background_traces} background traces, " if run.background_traces else ""
-    if is_first():
-        if run.not_learned:
-            note = f"note: one capture only, not learned: {', '.join(run.not_learned)}"
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
-        line = f"{what}{run.flows} flows in {run.seconds:.0f} s: {out}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _notes(run: TraceRun) -> list[str]:
+    return [f"one capture only, not learned: {', '.join(run.not_learned)}"] if run.not_learned else []

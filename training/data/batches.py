@@ -29,8 +29,6 @@ from tapline.models.flow import Flow
 from tapline.training.data.store import chunks
 from tapline.training.loop.config import Augmentation
 
-__all__ = ["Augmentation", "Batch", "draw_weights", "plain_batches", "prefix", "training_batches"]
-
 POOL_BATCHES, POOL_FLOWS = 64, 16_384
 """Batches are formed by length within a pool of so many, or of so many flows (but 16 batches at least), so that their
 order stays random. The more, the less padding."""
@@ -62,6 +60,15 @@ class Batch:
         """The flows at these places of the batch, padded as the whole batch: `dropout` needs its sizes."""
         index = torch.from_numpy(places)
         return Batch(self.ps_tokens[index], self.bytes_tokens[index], self.bytes_types[index], self.rows[places])
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Flows with the index of their class, int64 [n], and how often to draw each, float64 [n] summing to 1."""
+
+    flows: Sequence[Flow]
+    truth: NDArray[np.int64]
+    weights: NDArray[np.float64]
 
 
 def prefix(flow: Flow, packets: int) -> Flow:

@@ -9,10 +9,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.training.data.batches import draw_weights
+from tapline.training.data.batches import TrainingSet, draw_weights
 from tapline.training.data.split import known_labels
 from tapline.training.data.store import StoredSamples
-from tapline.training.flows.finetune import TrainingSet
 from tapline.training.loop.config import TrainingConfig, TrainingError
 
 

@@ -17,11 +17,9 @@ import msgspec
 from tapline.models.checkpoint import file_sha256
 from tapline.models.flow import FLOW_FORMAT_VERSION, HeadsKind
 from tapline.training.data.labels import Labels
-from tapline.training.data.origins import ExtractError, Origin, OriginReader, find_origins
+from tapline.training.data.origins import ExtractError, Origin, OriginReader
 from tapline.training.data.parquet import Sample, write_table
 from tapline.training.data.samples import MANIFEST, Manifest, Shard, write_manifest
-
-__all__ = ["ExtractError", "ExtractSettings", "extract", "find_origins"]
 
 SHARD_ORIGINS = 64
 SHARD_BYTES = 64 << 20

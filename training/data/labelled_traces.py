@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
 from tapline.models.trace import Trace, TraceSettings, make_traces, subject_kind_of
-from tapline.training.data.samples import Sample
+from tapline.training.data.parquet import Sample
 from tapline.training.data.split import fold_of_captures
 
 LOOK_ALIKE = {

@@ -42,7 +42,10 @@ def _ends(proto: str, a: tuple[str, int], b: tuple[str, int]) -> _Ends:
 
 @dataclass
 class LabelTable:
-    """Labels by capture and endpoints, either direction. Endpoints with two labels in one capture have none."""
+    """Labels by capture and endpoints, either direction. Endpoints with two labels in one capture have none.
+
+    A capture is named by its file, or by its path where files of one name lie in several folders.
+    """
 
     name: str = ""
     sha256: str = ""
@@ -64,10 +67,17 @@ class LabelTable:
             known[ends] = None
             self.ambiguous += 1
 
+    def name_of(self, capture: str) -> str | None:
+        """What the table calls the capture of this path: the longest end of it that it names, None without any."""
+        parts = PurePosixPath(capture).parts
+        return next((end for end in ("/".join(parts[at:]) for at in range(len(parts))) if end in self._labels), None)
+
     def label_of(self, capture: str, flow: Flow) -> str | None:
-        """The label of a flow of the capture with this file name, None when it has none."""
-        ends = _ends(flow.proto, (flow.orig_h, flow.orig_p), (flow.resp_h, flow.resp_p))
-        return self._labels.get(capture, {}).get(ends)
+        """The label of a flow of the capture of this path, None when it has none."""
+        name = self.name_of(capture)
+        if name is None:
+            return None
+        return self._labels[name].get(_ends(flow.proto, (flow.orig_h, flow.orig_p), (flow.resp_h, flow.resp_p)))
 
 
 @dataclass(frozen=True)
@@ -86,15 +96,14 @@ class Labels:
         if (label := self.corrections.get(flow.uid)) is not None:
             return label
         if self.table is not None:
-            label = self.table.label_of(PurePosixPath(origin.capture).name, flow)
+            label = self.table.label_of(origin.capture, flow)
         return label or (origin.folder if self.from_folder else None)
 
     def expected(self, origin: Origin) -> str | None:
         """What is known of the labels of an origin before it is read: its folder, or the table that names it."""
         if self.from_folder and origin.folder:
             return origin.folder
-        named = self.table is not None and PurePosixPath(origin.capture).name in self.table.captures
-        return self.table.name if self.table and named else None
+        return self.table.name if self.table and self.table.name_of(origin.capture) else None
 
     def fingerprint(self) -> str:
         """A hash of everything that decides labels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import pyarrow as pa
 from tapline.models.checkpoint import file_sha256
 from tapline.models.flow import FLOW_FORMAT_VERSION
 from tapline.training.data.parquet import Sample, read_table
-
-__all__ = ["MANIFEST", "Manifest", "Sample", "SampleError", "Shard", "read_manifest", "read_samples", "write_manifest"]
+from tapline.training.loop.config import TrainingError
+from tapline.training.loop.run_files import write_json
 
 MANIFEST = "manifest.json"
 FEATURES_FORMAT_VERSION = 2
@@ -51,8 +51,7 @@ class Manifest(msgspec.Struct):
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write the manifest, the last file of a feature directory."""
     manifest.format_version = FEATURES_FORMAT_VERSION
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    (directory / MANIFEST).write_bytes(text + b"\n")
+    write_json(directory / MANIFEST, manifest)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -94,3 +93,28 @@ def read_samples(directory: Path) -> Iterator[Sample]:
             raise SampleError(f"{path}: unreadable ({error.strerror})") from None
         except (pa.ArrowException, KeyError) as error:
             raise SampleError(f"{path}: not a shard of samples: {error}") from None
+
+
+def samples_of(features: Iterable[Path]) -> Iterator[Sample]:
+    """The samples of several feature directories.
+
+    Raises:
+        SampleError: as `read_samples`.
+    """
+    return (sample for path in features for sample in read_samples(path))
+
+
+def features_of(features: Iterable[Path]) -> dict[str, str]:
+    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards.
+
+    Raises:
+        TrainingError: two have the same name.
+    """
+    hashes: dict[str, str] = {}
+    for path in features:
+        read_manifest(path)
+        name = path.resolve().name
+        if name in hashes:
+            raise TrainingError(f"{path}: two feature directories of this name: rename one")
+        hashes[name] = file_sha256(path / MANIFEST)
+    return hashes

@@ -9,7 +9,7 @@ import tempfile
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, overload
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
 from tapline.training.data.parquet import Sample
+from tapline.training.data.samples import samples_of
 
 Rows = NDArray[np.int64]
 
@@ -44,7 +45,7 @@ class StoredFlows(Sequence[Flow]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, index: NDArray[Any]) -> StoredFlows:
+    def take(self, index: NDArray[Any] | slice) -> StoredFlows:
         """The flows at these places (indices, or a bool for each), sharing the storage."""
         return StoredFlows(self._lengths, self._content, self._ends, self._forward, self.rows[index])
 
@@ -54,16 +55,14 @@ class StoredFlows(Sequence[Flow]):
     def __getitem__(self, index: slice) -> StoredFlows: ...
     def __getitem__(self, index: int | slice) -> Flow | StoredFlows:
         if isinstance(index, slice):
-            return StoredFlows(self._lengths, self._content, self._ends, self._forward, self.rows[index])
+            return self.take(index)
         row = int(self.rows[index])
         (first, start), (last, end) = self._ends[row : row + 2].tolist()
         lengths = self._lengths[first:last].tolist()
         content = self._content[start:end].tobytes()
         up = sum(length > 0 for length in lengths)
         middle = int(self._forward[row])
-        return Flow(
-            "", 0, 0, "", 0, "", 0, "", up, len(lengths) - up, lengths, content[:middle], content[middle:]
-        )  # fmt: skip
+        return Flow("", 0, 0, "", 0, "", 0, "", up, len(lengths) - up, lengths, content[:middle], content[middle:])
 
     def kinds(self, payload_lengths: int, content_bytes: int) -> NDArray[np.uint64]:
         """A hash for each flow of what a model sees that reads so much of it; equal flows have equal hashes."""
@@ -104,16 +103,8 @@ class StoredSamples:
 
     def take(self, index: NDArray[Any]) -> StoredSamples:
         """The samples at these places (indices, or a bool for each), sharing the storage."""
-        return StoredSamples(
-            self.flows.take(index),
-            self.captures[index],
-            self.labels[index],
-            self.hosts[index],
-            self.start_us[index],
-            self.capture_names,
-            self.label_names,
-            self.host_names,
-        )
+        per_flow = {name: getattr(self, name)[index] for name in ("captures", "labels", "hosts", "start_us")}
+        return replace(self, flows=self.flows.take(index), **per_flow)
 
     def corpora(self) -> NDArray[np.int64]:
         """The number of each sample's corpus, int64 [n]."""
@@ -197,6 +188,11 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
         list(labels.index),
         list(hosts.index),
     )
+
+
+def open_samples(features: Sequence[Path], scratch: Path) -> StoredSamples:
+    """The samples of feature directories, kept in unlinked files in `scratch`."""
+    return store(samples_of(features), scratch)
 
 
 def _mapped(file: Any, kind: type[Any]) -> NDArray[Any]:

@@ -1,1 +1,5 @@
-"""What a model is worth: cross-validation, rivals, figures, report and card."""
+"""What a model is worth: cross-validation, rivals, figures, report and card.
+
+Flows and traces differ in what a fold trains and says (`cross_validation`, `variants`, `outcomes`) and in what their
+records state; everything behind `Measured`, what was said of things that were held out, is the same for both.
+"""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.tracegram import TraceNetwork
 from tapline.training.evaluation.calibration import softmax
-from tapline.training.evaluation.scores import Interval, interval
+from tapline.training.evaluation.evaluation_record import Faithfulness
+from tapline.training.loop.scores import interval
 from tapline.training.traces.aggregate import TraceFeatures, score_traces
 
 REMOVED_SHARE = 0.25
@@ -28,17 +28,6 @@ class Removals:
     rows: NDArray[np.int64]
     top: NDArray[np.float64]
     random: NDArray[np.float64]
-
-
-class Faithfulness(msgspec.Struct, frozen=True):
-    """Mean fall of the confidence over traces, with a 95 % bootstrap interval, and that of the difference."""
-
-    traces: int
-    removed_share: float
-    top: float
-    random: float
-    difference: float
-    difference_interval: Interval
 
 
 def remove_flows(
@@ -70,8 +59,10 @@ def remove_flows(
     return Removals(rows, top, np.mean(random, axis=0))
 
 
-def faithfulness(top: NDArray[np.float64], random: NDArray[np.float64], seed: int = 0) -> Faithfulness:
-    """Figures of removals, each float64 [n]; every trace is of a capture of its own."""
+def faithfulness(top: NDArray[np.float64], random: NDArray[np.float64], seed: int = 0) -> Faithfulness | None:
+    """Figures of removals, each float64 [n], None without any; every trace is of a capture of its own."""
+    if not len(top):
+        return None
     rng = np.random.default_rng(seed)
     difference = top - random
     draws = difference[rng.integers(0, len(difference), (BOOTSTRAP_ROUNDS, len(difference)))].mean(axis=1)

@@ -31,6 +31,11 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> Floats:
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
+def label_shares(logits: NDArray[np.float32], temperature: float, n_label: int) -> Floats:
+    """Shares of the labels, float64 [n, labels], as `models.verdict.probabilities`: background takes its own first."""
+    return softmax(logits, temperature)[:, :n_label]
+
+
 def capped_weights(captures: Sequence[str], truth: NDArray[np.int64]) -> Floats:
     """A weight for each flow, so that the flows of a class in one capture weigh no more than `MOST_FLOWS` together."""
     groups = list(zip(captures, truth.tolist(), strict=True))
@@ -48,7 +53,7 @@ def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64], weigh
     accuracy = np.average(right, weights=weights)
 
     def gap(log_temperature: float) -> float:
-        confidence = softmax(logits, float(np.exp(log_temperature)))[:, :n_label].max(axis=1)
+        confidence = label_shares(logits, float(np.exp(log_temperature)), n_label).max(axis=1)
         return float((np.average(confidence, weights=weights) - accuracy) ** 2)
 
     return float(np.exp(minimize_scalar(gap, bounds=(-2.0, 2.0), method="bounded").x))
@@ -59,3 +64,12 @@ def rejection_threshold(confidence: Floats, weights: Floats, false_rejection: fl
     order = np.argsort(confidence)
     share = np.cumsum(weights[order]) / weights.sum()
     return float(confidence[order][min(int(np.searchsorted(share, false_rejection)), len(order) - 1)])
+
+
+def calibrate(
+    logits: NDArray[np.float32], truth: NDArray[np.int64], weights: Floats, n_label: int, false_rejection: float
+) -> Calibrated:
+    """Temperature and threshold, which rejects the share `false_rejection` of these things, all of known labels."""
+    temperature = fit_temperature(logits, truth, weights, n_label)
+    confidence = label_shares(logits, temperature, n_label).max(axis=1)
+    return Calibrated(temperature, rejection_threshold(confidence, weights, false_rejection))

@@ -1,17 +1,19 @@
-"""The model card: a checkpoint's README, written from records alone. Every number in it was measured by a run."""
+"""The card of a flow checkpoint: its README, written from records alone. Every number in it was measured by a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+
+import msgspec
 
 from tapline.models.checkpoint import Checkpoint
 from tapline.training.data.corpus import ClassCount
 from tapline.training.data.partition import PARTS
+from tapline.training.evaluation import card
 from tapline.training.evaluation.calibration import MOST_FLOWS
-from tapline.training.evaluation.flow_figures import MIN_FLOWS, Evaluation
-from tapline.training.evaluation.scores import Interval
+from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationRecord
+from tapline.training.evaluation.flow_figures import MIN_FLOWS
 from tapline.training.loop.config import TrainingConfig
-from tapline.training.loop.run_record import EvaluationRecord
 
 
 def render_card(
@@ -24,15 +26,15 @@ def render_card(
     seconds: float,
     notes: str,
 ) -> str:
-    """The card as Markdown; `notes` (data and citation, what it is not good for, commands) is put in as it is."""
-    parts = [
+    """The card of a flow checkpoint as Markdown; `notes` (data and citation, what it is not good for, commands) is
+    put in as it is."""
+    return card.joined_sections(
         _head(manifest, config, hardware, seconds),
-        _evaluation(record) if record else "Not evaluated: the confidence is not calibrated.",
+        _evaluation(record) if record else card.NOT_EVALUATED,
         _int8(manifest),
         notes.strip(),
         _classes_learned(labels, background),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    )
 
 
 def _head(manifest: Checkpoint, config: TrainingConfig, hardware: str, seconds: float) -> str:
@@ -58,12 +60,12 @@ def _evaluation(record: EvaluationRecord) -> str:
             _headline(record),
             _folds(record),
             "### By payload packets seen\n\n"
-            + _by_points(figures.macro_f1_by_packets, figures.calibration_error_by_packets)
+            + card.by_points("", figures.macro_f1_by_packets, figures.calibration_error_by_packets)
             + f"\n\nEarly verdicts are worth giving after {figures.early_packets} payload packet(s).",
             "### By content bytes each way\n\n"
-            + _by_points(figures.macro_f1_by_content_bytes, figures.calibration_error_by_content_bytes),
-            "### By class\n\n" + _by_class(figures),
-            "### Largest confusions\n\n" + _confusions(figures),
+            + card.by_points("", figures.macro_f1_by_content_bytes, figures.calibration_error_by_content_bytes),
+            "### By class\n\n" + card.by_class("class", {"captures": "captures", "flows": "support"}, figures.classes),
+            "### Largest confusions\n\n" + card.confusions(("flows", "in captures"), figures.confusions),
             f"The evaluation took {record.seconds / 60:.0f} minutes.",
         )
     )
@@ -109,15 +111,23 @@ def _headline(record: EvaluationRecord) -> str:
     fitted = "each fold with the temperature of the other folds"
     if record.split:
         fitted = "the temperature is the one that fits the part for validation"
+    rows = [
+        (
+            "macro-F1",
+            f"{figures.macro_f1:.3f} ({card.interval_text(figures.macro_f1_interval)})",
+            f"{figures.macro_f1_trees:.3f} ({card.interval_text(figures.macro_f1_trees_interval)})",
+        ),
+        (
+            "*unknown* labels, AUROC of the confidence",
+            card.figure_text(figures.unknown_auroc),
+            card.figure_text(figures.unknown_auroc_trees),
+        ),
+    ]
     return (
-        "| | this model | tree ensemble |\n|---|---|---|\n"
-        f"| macro-F1 | {figures.macro_f1:.3f} ({_range(figures.macro_f1_interval)}) | "
-        f"{figures.macro_f1_trees:.3f} ({_range(figures.macro_f1_trees_interval)}) |\n"
-        f"| *unknown* labels, AUROC of the confidence | {_figure(figures.unknown_auroc)} | "
-        f"{_figure(figures.unknown_auroc_trees)} |\n\n"
-        f"Gain in macro-F1 on the tree ensemble, 95 %: {_range(figures.gain_interval)}. Macro-F1 of the forest "
-        f"{figures.macro_f1_forest:.3f}, of always the most frequent class {figures.macro_f1_majority:.3f}. Weighted "
-        f"F1 {figures.weighted_f1:.3f}, accuracy over flows {figures.accuracy:.3f}. "
+        f"{card.table(('', 'this model', 'tree ensemble'), rows)}\n\n"
+        f"Gain in macro-F1 on the tree ensemble, 95 %: {card.interval_text(figures.gain_interval)}. Macro-F1 of the "
+        f"forest {figures.macro_f1_forest:.3f}, of always the most frequent class {figures.macro_f1_majority:.3f}. "
+        f"Weighted F1 {figures.weighted_f1:.3f}, accuracy over flows {figures.accuracy:.3f}. "
         f"Expected calibration error {figures.calibration_error:.3f} (15 bins; {fitted}; the checkpoint's is "
         f"{figures.temperature:.2f}).\n\n"
         f"Where the flows of a class in one capture weigh no more than {MOST_FLOWS} together: macro-F1 "
@@ -141,63 +151,23 @@ def _unknown(figures: Evaluation) -> str:
     )
 
 
-def _by_points(macro_f1: Mapping[str, float], error: Mapping[str, float]) -> str:
-    rows = (
-        ["", *macro_f1],
-        ["---"] * (len(macro_f1) + 1),
-        ["macro-F1", *(f"{value:.3f}" for value in macro_f1.values())],
-        ["calibration error", *(f"{value:.3f}" for value in error.values())],
-    )
-    return "\n".join(_row(row) for row in rows)
-
-
-def _by_class(figures: Evaluation) -> str:
-    rows = [
-        f"| {row.label} | {row.captures} | {row.support} | {row.precision:.2f} | {row.recall:.2f} | {row.f1:.2f} |"
-        for row in figures.classes
-    ]
-    return "\n".join(["| class | captures | flows | precision | recall | F1 |", "|---|---|---|---|---|---|", *rows])
-
-
-def _confusions(figures: Evaluation) -> str:
-    if not figures.confusions:
-        return "None: every flow was called by its label."
-    rows = [f"| {row.label} | {row.called} | {row.flows} | {row.captures} |" for row in figures.confusions]
-    return "\n".join(["| is | was called | flows | in captures |", "|---|---|---|---|", *rows])
-
-
 def _folds(record: EvaluationRecord) -> str:
-    names = "captures | flows | classes | macro-F1 | trees | accuracy | trees | ECE | AUROC | trees"
-    lines = [f"| {'part' if record.split else 'fold'} | {names} |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    names = ["captures", "flows", "classes", "macro-F1", "trees", "accuracy", "trees", "ECE", "AUROC", "trees"]
+    rows = []
     for fold in record.figures.folds:
         name = f"{fold.fold} (settings chosen here)" if fold.tuned else str(fold.fold)
         if record.split:  # its part for validation counts as tuned: it calibrates, and is in no figure
             name = PARTS[1 + fold.fold]
-        lines.append(
-            f"| {name} | {fold.captures} | {fold.flows} | {fold.classes} | {_figure(fold.macro_f1)} | "
-            f"{_figure(fold.macro_f1_trees)} | {fold.accuracy:.3f} | {fold.accuracy_trees:.3f} | "
-            f"{fold.calibration_error:.3f} | {_figure(fold.unknown_auroc)} | {_figure(fold.unknown_auroc_trees)} |"
-        )
-    return "\n".join(lines)
+        _, _, captures, flows, classes, *measures = msgspec.structs.astuple(fold)
+        rows.append((name, str(captures), str(flows), str(classes), *map(card.figure_text, measures)))
+    return card.table(["part" if record.split else "fold", *names], rows)
 
 
 def _classes_learned(labels: Sequence[ClassCount], background: Sequence[ClassCount]) -> str:
-    lines = ["## What it learned from", "", "| class | captures | flows |", "|---|---|---|"]
-    lines += [f"| {count.label} | {count.captures} | {count.flows} |" for count in labels]
+    rows = [(count.label, str(count.captures), str(count.flows)) for count in labels]
+    text = f"## What it learned from\n\n{card.table(('class', 'captures', 'flows'), rows)}"
     if background:
         names = ", ".join(sorted(count.label for count in background))
         flows = sum(count.flows for count in background)
-        lines += ["", f"Background, {flows} flows of {len(background)} labels that are too rare to learn: {names}."]
-    return "\n".join(lines)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _range(interval: Interval) -> str:
-    return f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        text += f"\n\nBackground, {flows} flows of {len(background)} labels that are too rare to learn: {names}."
+    return text

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.training.evaluation.scores import (
+from tapline.training.loop.scores import (
     CALIBRATION_BINS,
     ClassScore,
     Floats,
@@ -18,11 +18,12 @@ from tapline.training.evaluation.scores import (
     Ints,
     Predictions,
     auroc,
+    calibration_bins,
     calibration_error,
     class_scores,
     interval,
-    macro_f1,
     macro_f1_draws,
+    mean_macro_f1,
     weighted_f1,
 )
 
@@ -31,14 +32,13 @@ CONFUSIONS = 15
 
 @dataclass(frozen=True)
 class Curve:
-    """A measure against what the model was shown: values of each series at each point; one panel for each unit."""
+    """Macro-F1 and calibration error at each point of what the model was shown; `axis` says what was counted."""
 
     title: str
     axis: str
     points: Sequence[str]
     macro_f1: Sequence[float]
-    calibration_error: Sequence[float] = ()
-    rivals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    calibration_error: Sequence[float]
     note: str = ""
 
 
@@ -70,15 +70,45 @@ class Measured:
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    @property
+    @cached_property
     def predicted(self) -> Ints:
         """The label said, int64 [n]."""
         return np.asarray(self.probabilities.argmax(axis=1))
 
-    @property
+    @cached_property
     def confidence(self) -> Floats:
         """The confidence in it, float64 [n]."""
         return np.asarray(self.probabilities.max(axis=1))
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether it is right, bool [n]."""
+        return np.asarray(self.predicted == self.truth)
+
+    @property
+    def accuracy(self) -> float:
+        """The share that is right."""
+        return float(self.correct.mean())
+
+    @property
+    def known_rejected(self) -> float:
+        """The share that is called *unknown* wrongly."""
+        return float((self.confidence < self.threshold).mean())
+
+    @property
+    def unknown_rejected(self) -> float | None:
+        """The share of the unknown things that is called so, None without any."""
+        return float((self.unknown_confidence < self.threshold).mean()) if len(self.unknown_confidence) else None
+
+    @property
+    def unknown_auroc(self) -> float | None:
+        """That of the confidence in known against unknown things, None without any."""
+        return auroc(self.confidence, self.unknown_confidence) if len(self.unknown_confidence) else None
+
+    @property
+    def class_scores(self) -> list[ClassScore]:
+        """One row per label."""
+        return class_scores(self.truth, self.predicted, self.labels, self.captures)
 
     def by_fold(self, predicted: Ints) -> list[Predictions]:
         """Predictions of each fold, of all together without folds."""
@@ -92,12 +122,27 @@ class Measured:
 
     def macro_f1(self, predicted: Ints) -> float:
         """Macro-F1, the mean over folds."""
-        scores = [macro_f1(p.truth, p.predicted, len(self.labels), self.min_support) for p in self.by_fold(predicted)]
-        return float(np.nanmean(scores))
+        return mean_macro_f1(self.by_fold(predicted), len(self.labels), self.min_support)
 
     def draws(self, predicted: Ints) -> Floats:
         """Bootstrap draws of macro-F1 over captures."""
         return macro_f1_draws(self.by_fold(predicted), len(self.labels), self.min_support)
+
+    def calibration_error(self, weights: Floats | None = None) -> float:
+        """Expected calibration error, each thing weighing as much, or as `weights` float64 [n] say."""
+        return calibration_error(self.confidence, self.correct, weights)
+
+    def mistakes(self, most: int | None = None) -> list[Mistake]:
+        """What is taken for what, the most frequent first, of equals the first to come."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for truth, said, capture in zip(self.truth.tolist(), self.predicted.tolist(), self.captures, strict=True):
+            if truth != said:
+                found.setdefault((truth, said), []).append(capture)
+        largest = sorted(found.items(), key=lambda pair: -len(pair[1]))[:most]
+        return [
+            Mistake(self.labels[truth], self.labels[said], len(captures), len(set(captures)))
+            for (truth, said), captures in largest
+        ]
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -159,27 +204,25 @@ class Figures(msgspec.Struct, frozen=True):
 
 def figures_of(measured: Measured) -> Figures:
     """All figures."""
-    predicted, confidence = measured.predicted, measured.confidence
-    correct = predicted == measured.truth
-    unknown = measured.unknown_confidence
+    confidence, correct = measured.confidence, measured.correct
     return Figures(
         title=measured.title,
         unit=measured.unit,
         measured=len(measured.truth),
         captures=len(set(measured.captures)),
         classes=len(np.unique(measured.truth)),
-        accuracy=float(correct.mean()),
-        weighted_f1=weighted_f1(measured.truth, predicted, len(measured.labels)),
-        calibration_error=calibration_error(confidence, correct),
-        unknown_auroc=auroc(confidence, unknown) if len(unknown) else None,
-        unknown_rejected=float((unknown < measured.threshold).mean()) if len(unknown) else None,
-        known_rejected=float((confidence < measured.threshold).mean()),
+        accuracy=measured.accuracy,
+        weighted_f1=weighted_f1(measured.truth, measured.predicted, len(measured.labels)),
+        calibration_error=measured.calibration_error(),
+        unknown_auroc=measured.unknown_auroc,
+        unknown_rejected=measured.unknown_rejected,
+        known_rejected=measured.known_rejected,
         threshold=measured.threshold,
         models=_models(measured),
         bins=_bins(confidence, correct),
         risk=_risk(confidence, correct),
-        class_scores=class_scores(measured.truth, predicted, measured.labels, measured.captures),
-        mistakes=_mistakes(measured),
+        class_scores=measured.class_scores,
+        mistakes=measured.mistakes(CONFUSIONS),
     )
 
 
@@ -193,7 +236,7 @@ def _models(measured: Measured) -> list[Model]:
 
 
 def _bins(confidence: Floats, correct: NDArray[np.bool_]) -> list[Bin]:
-    place = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    place = calibration_bins(confidence)
     return [
         Bin(index / CALIBRATION_BINS, int(mine.sum()), float(confidence[mine].mean()), float(correct[mine].mean()))
         for index in range(CALIBRATION_BINS)
@@ -206,17 +249,3 @@ def _risk(confidence: Floats, correct: NDArray[np.bool_]) -> list[Risk]:
     wrong = np.cumsum(~correct[order]) / np.arange(1, len(order) + 1)
     places = np.unique(np.linspace(1, len(order), min(len(order), 200)).astype(np.int64))
     return [Risk(float(place / len(order)), float(wrong[place - 1])) for place in places.tolist()]
-
-
-def _mistakes(measured: Measured) -> list[Mistake]:
-    count: Counter[tuple[int, int]] = Counter()
-    captures: dict[tuple[int, int], set[str]] = {}
-    said = zip(measured.truth.tolist(), measured.predicted.tolist(), measured.captures, strict=True)
-    for truth, predicted, capture in said:
-        if truth != predicted:
-            count[truth, predicted] += 1
-            captures.setdefault((truth, predicted), set()).add(capture)
-    return [
-        Mistake(measured.labels[truth], measured.labels[predicted], number, len(captures[truth, predicted]))
-        for (truth, predicted), number in count.most_common(CONFUSIONS)
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -10,8 +9,10 @@ from pathlib import Path
 import msgspec
 
 from tapline.training.evaluation import plots
-from tapline.training.evaluation.measured import Figures, Measured, Model, figures_of
-from tapline.training.evaluation.scores import ClassScore
+from tapline.training.evaluation.card import interval_text
+from tapline.training.evaluation.measured import Figures, Measured, figures_of
+from tapline.training.loop.run_files import whole
+from tapline.training.loop.scores import ClassScore
 
 _CSS = """
 :root{color-scheme:light;--ink:#1f2933;--muted:#616e7c;--line:#e4e7eb;--own:#1d6fb8}
@@ -34,24 +35,16 @@ dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}@media(max-width:500px)
 """
 
 
-REPORT = "report"
-REPORTS = (f"{REPORT}.json", f"{REPORT}.html")
+REPORTS = ("report.json", "report.html")
 
 
-def write_report(directory: Path, measured: Measured, name: str = REPORT) -> Figures:
-    """Write `name.html` and `name.json` into `directory`; gives the figures."""
+def write_report(directory: Path, measured: Measured) -> Figures:
+    """Write both `REPORTS` into `directory`; gives the figures."""
     figures = figures_of(measured)
     json = msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n"
-    for path, text in (
-        (directory / f"{name}.json", json),
-        (directory / f"{name}.html", render(measured, figures).encode()),
-    ):
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+    for name, text in zip(REPORTS, (json, render(measured, figures).encode()), strict=True):
+        with whole(directory / name) as staging:
             staging.write_bytes(text)
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
     return figures
 
 
@@ -102,7 +95,7 @@ def _head(measured: Measured, figures: Figures) -> str:
 def _numbers(figures: Figures) -> str:
     own = figures.models[0]
     numbers = [
-        ("macro-F1", f"{own.macro_f1:.3f}", f"95 %: {_range(own)}"),
+        ("macro-F1", f"{own.macro_f1:.3f}", f"95 %: {interval_text(own.interval)}"),
         ("weighted F1", f"{figures.weighted_f1:.3f}", f"accuracy {figures.accuracy:.3f}"),
         ("calibration error", f"{figures.calibration_error:.3f}", "0 is perfect"),
     ]
@@ -121,7 +114,7 @@ def _models(figures: Figures) -> str:
     if len(figures.models) == 1:
         return ""
     rows = [
-        (model.name, f"{model.macro_f1:.3f}", _range(model), f"{model.gain:+.3f}",
+        (model.name, f"{model.macro_f1:.3f}", interval_text(model.interval), f"{model.gain:+.3f}",
          f"{model.gain_interval.low:+.3f} to {model.gain_interval.high:+.3f}")
         for model in figures.models[1:]
     ]  # fmt: skip
@@ -192,7 +185,3 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, raw: bool = Fa
 def _cell(text: str) -> str:
     """A cell; numbers stand to the right, words to the left."""
     return f"<td>{text}</td>" if text[:1] in "+-0123456789" else f'<td class="left">{text}</td>'
-
-
-def _range(model: Model) -> str:
-    return f"{model.interval.low:.3f} to {model.interval.high:.3f}"

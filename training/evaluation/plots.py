@@ -172,28 +172,19 @@ def confidences(measured: Measured, figures: Figures) -> str:
 def curve(drawn: Curve) -> str:
     """Macro-F1, and below it the calibration error, against what the model was shown."""
     with mpl.rc_context(_STYLE):
-        panels = 2 if drawn.calibration_error else 1
-        figure = Figure((5.2, 2.9 + 1.5 * (panels - 1)))
-        ratios = [2.0, 1.0][:panels]
-        top, *below = np.atleast_1d(figure.subplots(panels, 1, sharex=True, height_ratios=ratios)).tolist()
+        figure = Figure((5.2, 4.4))
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])
         places = range(len(drawn.points))
-        for name, values in drawn.rivals.items():
-            _line(top, values, RIVAL, name)
-        _line(top, drawn.macro_f1, OWN, "this model")
+        _line(top, drawn.macro_f1, OWN)
         for place, value in zip(places, drawn.macro_f1, strict=True):
             top.annotate(f"{value:.2f}", (place, value), (0, 8), textcoords="offset points", ha="center", color=OWN)
-        low, high = _range([*drawn.macro_f1, *(v for values in drawn.rivals.values() for v in values)])
-        top.set_ylim(low, high)
+        top.set_ylim(*_range(drawn.macro_f1))
         top.set_ylabel("macro-F1")
-        if drawn.rivals:
-            top.legend(loc="lower right")
-        for axes in below:
-            _line(axes, drawn.calibration_error, WARM, "")
-            axes.set_ylim(0, max(0.1, 1.25 * max(drawn.calibration_error)))
-            axes.set_ylabel("calibration error")
-        last = below[-1] if below else top
-        last.set_xticks(places, drawn.points)
-        last.set_xlabel(drawn.axis)
+        _line(below, drawn.calibration_error, WARM)
+        below.set_ylim(0, max(0.1, 1.25 * max(drawn.calibration_error)))
+        below.set_ylabel("calibration error")
+        below.set_xticks(places, drawn.points)
+        below.set_xlabel(drawn.axis)
         return _svg(figure)
 
 
@@ -205,5 +196,5 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low, max(high + 0.06, low + room)
 
 
-def _line(axes: Axes, values: Sequence[float], color: str, label: str) -> None:
-    axes.plot(range(len(values)), values, "o-", color=color, linewidth=2, markersize=5, label=label)
+def _line(axes: Axes, values: Sequence[float], color: str) -> None:
+    axes.plot(range(len(values)), values, "o-", color=color, linewidth=2, markersize=5)

@@ -5,16 +5,21 @@ It speaks of labels; of devices, and of pairs that are the same hardware, where 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.trace import SubjectKind
 from tapline.training.data.labelled_traces import look_alike
-from tapline.training.evaluation.attribution import MIN_FLOWS, Faithfulness
-from tapline.training.evaluation.scores import Interval
-from tapline.training.evaluation.trace_figures import FALSE_REJECTION, EarlyFigures, TraceEvaluation, VariantFigures
-from tapline.training.traces.background import CONFIDENT, LONG_FLOWS, BackgroundFigures, BackgroundShares
-from tapline.training.traces.trace_runs import TraceRun
+from tapline.training.evaluation import card
+from tapline.training.evaluation.attribution import MIN_FLOWS
+from tapline.training.evaluation.evaluation_record import (
+    BackgroundFigures,
+    BackgroundShares,
+    EarlyFigures,
+    Faithfulness,
+    TraceEvaluation,
+    VariantFigures,
+)
+from tapline.training.evaluation.trace_figures import CONFIDENT, FALSE_REJECTION, LONG_FLOWS
+from tapline.training.traces.trace_record import TraceRun
 
 WORDS = {
     "main": "**this checkpoint's settings**",
@@ -38,45 +43,30 @@ SUBJECTS: dict[SubjectKind, str] = {
 
 
 def render_trace_card(manifest: TracegramCheckpoint, run: TraceRun, figures: TraceEvaluation | None, notes: str) -> str:
-    """The card as Markdown; `notes` (data and citation, what it is not good for, commands) is put in as it is."""
-    parts = [
-        _head(manifest, run),
-        _evaluation(figures, alike=look_alike(manifest.labels))
-        if figures
-        else "Not evaluated: the confidence is not calibrated.",
-        notes.strip(),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """The card of a trace checkpoint as Markdown; `notes` (data and citation, what it is not good for, commands) is
+    put in as it is."""
+    measured = _evaluation(figures, alike=look_alike(manifest.labels)) if figures else card.NOT_EVALUATED
+    return card.joined_sections(_head(manifest, run), measured, notes.strip())
 
 
 def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
     trace = manifest.trace
     window = f"windows of {trace.window_seconds:g} s" if trace.window_seconds else "whole captures"
-    lone = f"\n\nNot learned, of a single capture: {', '.join(run.not_learned)}." if run.not_learned else ""
-    return (
-        f"# {manifest.name} {manifest.version}\n\n"
-        f"Tracegram, {manifest.network.queries} queries, {len(manifest.labels)} labels; {_encoder(manifest)} It takes "
-        f"the flows of one {SUBJECTS[trace.subject]} in {window}.{_by_address(run)}\n\n"
-        f"Trained on {run.traces} traces with {run.flows} flows; phase 1 took {run.seconds / 60:.1f} minutes on "
-        f"{run.hardware}.{_learned_background(run)}{lone}"
+    by_address = (
+        f" Where the link has no MAC, an address stands for the card: so in {run.by_address} of the traces that it was "
+        "trained on."
     )
-
-
-def _learned_background(run: TraceRun) -> str:
-    if not run.background:
-        return ""
-    return (
+    background = (
         f" {run.background_traces} traces of other traffic were learned as background, a class that is never a "
         "verdict: what it takes, the confidence lacks."
     )
-
-
-def _by_address(run: TraceRun) -> str:
-    if not run.by_address:
-        return ""
+    lone = f"\n\nNot learned, of a single capture: {', '.join(run.not_learned)}."
     return (
-        f" Where the link has no MAC, an address stands for the card: so in {run.by_address} of the traces that it was "
-        "trained on."
+        f"# {manifest.name} {manifest.version}\n\n"
+        f"Tracegram, {manifest.network.queries} queries, {len(manifest.labels)} labels; {_encoder(manifest)} It takes "
+        f"the flows of one {SUBJECTS[trace.subject]} in {window}.{by_address if run.by_address else ''}\n\n"
+        f"Trained on {run.traces} traces with {run.flows} flows; phase 1 took {run.seconds / 60:.1f} minutes on "
+        f"{run.hardware}.{background if run.background else ''}{lone if run.not_learned else ''}"
     )
 
 
@@ -104,16 +94,18 @@ def _encoder(manifest: TracegramCheckpoint) -> str:
 
 def _evaluation(figures: TraceEvaluation, *, alike: bool) -> str:
     thing = "device" if alike else "label"
+    f1 = {str(point.flows or "all"): point.macro_f1 for point in figures.prefixes}
+    error = {str(point.flows or "all"): point.calibration_error for point in figures.prefixes}
     return "\n\n".join(
         (
             "## How good it is",
             _method(figures, alike=alike),
             _variants(figures, thing, alike=alike),
-            "### By flows seen\n\n" + _prefixes(figures),
+            "### By flows seen\n\n" + card.by_points("flows", f1, error),
             _confidence(figures, thing),
             _attribution(figures.faithfulness),
-            "### By class\n\n" + _classes(figures, thing),
-            "### Confusions\n\n" + _mistakes(figures),
+            "### By class\n\n" + card.by_class(thing, {"traces": "support"}, figures.classes),
+            "### Confusions\n\n" + card.confusions(("traces",), figures.mistakes),
         )
     )
 
@@ -138,45 +130,21 @@ def _method(figures: TraceEvaluation, *, alike: bool) -> str:
 
 def _variants(figures: TraceEvaluation, thing: str, *, alike: bool) -> str:
     merged = ["merged"] if alike else []
-    names = [f"captures of each {thing}", "traces", "macro-F1", *merged, "gain on the trees on header fields"]
-    lines = [f"| {_row(names)}", f"|---{'|---' * len(names)}|"]
+    names = ["", f"captures of each {thing}", "traces", "macro-F1", *merged, "gain on the trees on header fields"]
     rows = [_variant(row, alike=alike, background=figures.background is not None) for row in figures.variants]
-    note = (
-        "\n\nOnly the first row, and the model of *Unknown* below, learned the background."
-        if figures.background
-        else ""
-    )
-    return "\n".join(lines + rows) + note
+    note = "\n\nOnly the first row, and the model of *Unknown* below, learned the background."
+    return card.table(names, rows) + (note if figures.background else "")
 
 
-def _variant(row: VariantFigures, *, alike: bool, background: bool) -> str:
+def _variant(row: VariantFigures, *, alike: bool, background: bool) -> list[str]:
     name, _, few = row.name.rpartition("-")
     kind, captures = (name, few) if few.isdigit() else (row.name, "all")
     if background and row.name != "main" and kind == "main":
         kind = "no-background"
-    gain = "" if kind == "trees-header" else f"{row.gain:+.3f} ({_range(row.gain_interval)})"
+    gain = "" if kind == "trees-header" else f"{row.gain:+.3f} ({card.interval_text(row.gain_interval)})"
     scores = (row.all_classes, row.merged) if alike else (row.all_classes,)
-    return _row(
-        (
-            WORDS.get(kind, kind),
-            captures,
-            str(row.traces),
-            *(f"{score.macro_f1:.3f} ({_range(score.interval)})" for score in scores),
-            gain,
-        )
-    )
-
-
-def _prefixes(figures: TraceEvaluation) -> str:
-    points = figures.prefixes
-    return "\n".join(
-        (
-            _row(["flows", *(str(point.flows) if point.flows else "all" for point in points)]),
-            _row(["---"] * (len(points) + 1)),
-            _row(["macro-F1", *(f"{point.macro_f1:.3f}" for point in points)]),
-            _row(["calibration error", *(f"{point.calibration_error:.3f}" for point in points)]),
-        )
-    )
+    shown = [f"{score.macro_f1:.3f} ({card.interval_text(score.interval)})" for score in scores]
+    return [WORDS.get(kind, kind), captures, str(row.traces), *shown, gain]
 
 
 def _confidence(figures: TraceEvaluation, thing: str) -> str:
@@ -227,7 +195,7 @@ def _attribution(held: Faithfulness | None) -> str:
     return (
         f"Attribution: without the {held.removed_share:.0%} of flows that it found most important the confidence in "
         f"the label {_falls(held.top)} on average, without as many random ones {_falls(held.random, held.top)}; "
-        f"difference {held.difference:.3f} ({_range(held.difference_interval)}) over {held.traces} "
+        f"difference {held.difference:.3f} ({card.interval_text(held.difference_interval)}) over {held.traces} "
         f"{'trace' if held.traces == 1 else 'traces'}.{doubt} "
         "Importance is correlation, not proof of cause."
     )
@@ -237,26 +205,3 @@ def _falls(change: float, before: float | None = None) -> str:
     """How a confidence falls or rises; the verb is left out where that of `before` is the same."""
     verb = "" if before is not None and (before < 0) == (change < 0) else "rises " if change < 0 else "falls "
     return f"{verb}by {abs(change):.3f}"
-
-
-def _classes(figures: TraceEvaluation, thing: str) -> str:
-    rows = [
-        _row((row.label, str(row.support), f"{row.precision:.2f}", f"{row.recall:.2f}", f"{row.f1:.2f}"))
-        for row in figures.classes
-    ]
-    return "\n".join([f"| {thing} | traces | precision | recall | F1 |", "|---|---|---|---|---|", *rows])
-
-
-def _mistakes(figures: TraceEvaluation) -> str:
-    if not figures.mistakes:
-        return "None: every trace was called by its label."
-    rows = [_row((mistake.label, mistake.called, str(mistake.traces))) for mistake in figures.mistakes]
-    return "\n".join(["| is | was called | traces |", "|---|---|---|", *rows])
-
-
-def _range(interval: Interval) -> str:
-    return f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

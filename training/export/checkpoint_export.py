@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -27,20 +28,49 @@ from tapline.models.checkpoint_writing import write_checkpoint
 from tapline.models.tracegram import is_for_training
 from tapline.training.data.store import StoredSamples
 from tapline.training.export.mm4flow_onnx import features_graph, mm4flow_graph
+from tapline.training.export.onnx_builder import Weights
 from tapline.training.export.quantise import compare_int8, quantise
 from tapline.training.export.tracegram_onnx import encoder_graph, trace_graph
 from tapline.training.loop.config import TrainingError
 
+_Checkpoint = TypeVar("_Checkpoint", Checkpoint, TracegramCheckpoint)
 
-def serving_weights(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """What a verdict needs: everything but the masked-token heads, which only pre-training reads."""
-    return {name: value for name, value in weights.items() if ".cls." not in name}
+
+@dataclass(frozen=True)
+class Parts(Generic[_Checkpoint]):
+    """What a kind of checkpoint holds: the weights that serve, by their name, and the ONNX graphs made of them, by file
+    name; `quantised` is the file of one of them and that of its int8 form."""
+
+    serves: Callable[[str], bool]
+    graphs: Callable[[Weights, _Checkpoint], Mapping[str, onnx.ModelProto]]
+    quantised: tuple[str, str]
+
+
+def _trace_graphs(weights: Weights, checkpoint: TracegramCheckpoint) -> dict[str, onnx.ModelProto]:
+    """The trace network, and whichever encoder of flows the checkpoint brings."""
+    graphs = {TRACE_ONNX: trace_graph(weights, checkpoint.network)}
+    if checkpoint.mm4flow is not None:
+        own = {name.removeprefix("encoder."): each for name, each in weights.items() if name.startswith("encoder.")}
+        graphs[ENCODER_ONNX] = features_graph(own, checkpoint.mm4flow.network)
+    elif checkpoint.has_encoder:
+        graphs[ENCODER_ONNX] = encoder_graph(weights, checkpoint.network, checkpoint.features.max_tokens)
+    return graphs
+
+
+FLOWS = Parts[Checkpoint](
+    lambda name: ".cls." not in name,  # heads of masked tokens, which only pre-training reads
+    lambda weights, checkpoint: {ONNX: mm4flow_graph(weights, checkpoint.network)},
+    (ONNX, ONNX_INT8),
+)
+TRACES = Parts[TracegramCheckpoint](
+    lambda name: not is_for_training(name), _trace_graphs, (ENCODER_ONNX, ENCODER_ONNX_INT8)
+)
 
 
 def export(
     directory: Path,
     checkpoint: Checkpoint,
-    weights: Mapping[str, NDArray[np.float32]],
+    weights: Weights,
     card: Callable[[Checkpoint], str],
     int8_samples: StoredSamples | None = None,
 ) -> Checkpoint:
@@ -54,25 +84,19 @@ def export(
         TrainingError: there is no room for the weights.
     """
     metrics = dict(checkpoint.metrics)
-
-    def write_files(staging: Path) -> None:
-        kept = _write_weights(staging, weights)
-        onnx.save_model(mm4flow_graph(kept, checkpoint.network), staging / ONNX)
-        if int8_samples is not None:
-            quantise(staging / ONNX, staging / ONNX_INT8)
-            metrics["int8"] = msgspec.to_builtins(compare_int8(staging, int8_samples, checkpoint))
-        _finish(staging, card(msgspec.structs.replace(checkpoint, metrics=metrics)))
-
     # the comparison is in the manifest because `metrics` is filled before the manifest is encoded
-    return write_checkpoint(directory, msgspec.structs.replace(checkpoint, metrics=metrics), write_files)
+    whole = msgspec.structs.replace(checkpoint, metrics=metrics)
+
+    def card_of(staging: Path) -> str:
+        if int8_samples is not None:
+            metrics["int8"] = msgspec.to_builtins(compare_int8(staging, int8_samples, checkpoint))
+        return card(whole)
+
+    return _export(directory, whole, weights, FLOWS, card_of, int8_samples is not None)
 
 
 def export_traces(
-    directory: Path,
-    checkpoint: TracegramCheckpoint,
-    weights: Mapping[str, NDArray[np.float32]],
-    card: str,
-    int8: bool = False,
+    directory: Path, checkpoint: TracegramCheckpoint, weights: Weights, card: str, int8: bool = False
 ) -> TracegramCheckpoint:
     """Write the directory of a trace checkpoint, whole or not at all; gives the manifest as written.
 
@@ -83,39 +107,33 @@ def export_traces(
         CheckpointError, TrainingError: as `export`.
         ValueError: the encoder's graph cannot read as many tokens as the checkpoint's features have.
     """
+    return _export(directory, checkpoint, weights, TRACES, lambda _: card, int8 and checkpoint.has_encoder)
+
+
+def _export(
+    directory: Path,
+    checkpoint: _Checkpoint,
+    weights: Weights,
+    parts: Parts[_Checkpoint],
+    card: Callable[[Path], str],
+    int8: bool,
+) -> _Checkpoint:
+    """Write the parts, then the `card` that is made of the folder where they lie."""
 
     def write_files(staging: Path) -> None:
-        kept = _write_weights(staging, {name: each for name, each in weights.items() if not is_for_training(name)})
-        if checkpoint.has_encoder:
-            onnx.save_model(_encoder_graph(kept, checkpoint), staging / ENCODER_ONNX)
-            if int8:
-                quantise(staging / ENCODER_ONNX, staging / ENCODER_ONNX_INT8)
-        onnx.save_model(trace_graph(kept, checkpoint.network), staging / TRACE_ONNX)
-        _finish(staging, card)
+        kept = {name: np.ascontiguousarray(each, np.float32) for name, each in weights.items() if parts.serves(name)}
+        try:
+            save_file(kept, staging / WEIGHTS)
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise TrainingError(
+                f"cannot write the weights of the checkpoint ({error}): make room and run it again"
+            ) from None
+        for name, graph in parts.graphs(kept, checkpoint).items():
+            onnx.save_model(graph, staging / name)
+        if int8:
+            quantise(*(staging / name for name in parts.quantised))
+        (staging / CARD).write_text(card(staging), encoding="utf-8")
+        for path in staging.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
 
     return write_checkpoint(directory, checkpoint, write_files)
-
-
-def _encoder_graph(weights: Mapping[str, NDArray[np.float32]], checkpoint: TracegramCheckpoint) -> onnx.ModelProto:
-    """The graph of whichever encoder of flows the checkpoint brings."""
-    if checkpoint.mm4flow is None:
-        return encoder_graph(weights, checkpoint.network, checkpoint.features.max_tokens)
-    own = {name.removeprefix("encoder."): each for name, each in weights.items() if name.startswith("encoder.")}
-    return features_graph(own, checkpoint.mm4flow.network)
-
-
-def _write_weights(staging: Path, weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    kept = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
-    try:
-        save_file(kept, staging / WEIGHTS)
-    except SafetensorError as error:  # what its writer makes of a full disk
-        raise TrainingError(
-            f"cannot write the weights of the checkpoint ({error}): make room and run it again"
-        ) from None
-    return kept
-
-
-def _finish(staging: Path, card: str) -> None:
-    (staging / CARD).write_text(card, encoding="utf-8")
-    for path in staging.iterdir():
-        path.chmod(0o644)  # safetensors writes for the owner alone

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from tapline.models.checkpoint import Mm4flowNetwork
 from tapline.models.encode import PAD
-from tapline.training.export.onnx_builder import FUSED, Graph, Weights
+from tapline.training.export.onnx_builder import FUSED, Graph, Weights, floats, integers
 
 LAYER_NORM_EPS = 1e-12
+INPUTS = [
+    integers("ps_tokens", "flows", "ps"),
+    integers("bytes_tokens", "flows", "bytes"),
+    integers("bytes_types", "flows", "bytes"),
+]
 
 
 def mm4flow_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
@@ -27,15 +32,14 @@ def mm4flow_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
     """
     graph = Graph(weights)
     _embedding(graph, network, "embedding", ("ps_attention", "bytes_attention"))
-    logits = graph.add("MatMul", "embedding", graph.matrix("classifier.0.weight"))
-    graph.add("Add", logits, graph.weight("classifier.0.bias"), output="logits")
+    graph.linear("classifier.0", "embedding", output="logits")
     outputs = [
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["flows", network.n_class]),
-        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["flows", 2 * network.d_model]),
-        helper.make_tensor_value_info("ps_attention", TensorProto.FLOAT, ["flows", "tokens"]),
-        helper.make_tensor_value_info("bytes_attention", TensorProto.FLOAT, ["flows", "tokens"]),
+        floats("logits", "flows", network.n_class),
+        floats("embedding", "flows", 2 * network.d_model),
+        floats("ps_attention", "flows", "tokens"),
+        floats("bytes_attention", "flows", "tokens"),
     ]
-    return graph.model("mm4flow", _inputs(), outputs)
+    return graph.model("mm4flow", INPUTS, outputs)
 
 
 def features_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto:
@@ -44,8 +48,7 @@ def features_graph(weights: Weights, network: Mm4flowNetwork) -> onnx.ModelProto
     """
     graph = Graph(weights)
     _embedding(graph, network, "features")
-    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["flows", 2 * network.d_model])]
-    return graph.model("mm4flow_encoder", _inputs(), outputs)
+    return graph.model("mm4flow_encoder", INPUTS, [floats("features", "flows", 2 * network.d_model)])
 
 
 def _embedding(graph: Graph, network: Mm4flowNetwork, output: str, attentions: tuple[str, str] = ("", "")) -> None:
@@ -54,8 +57,7 @@ def _embedding(graph: Graph, network: Mm4flowNetwork, output: str, attentions: t
     bytes_hidden = _encoder(graph, "bytes_encoder", "bytes_tokens", "bytes_types", network)
     hidden = graph.add("Concat", ps_hidden, bytes_hidden, axis=1)  # [B, P + S, D]
     tokens = graph.add("Concat", "ps_tokens", "bytes_tokens", axis=1)
-    padding = graph.add("Equal", tokens, graph.constant("pad", np.array(PAD, np.int64)))
-    padding = graph.add("Unsqueeze", padding, graph.integers(1))  # [B, 1, P + S]
+    padding = graph.add("Unsqueeze", graph.is_token(tokens, "pad", PAD), graph.integers(1))  # [B, 1, P + S]
     mixed = [
         _fusion(graph, "ps_cross_attention", ps_hidden, hidden, padding, attentions[0], network),
         _fusion(graph, "bytes_cross_attention", bytes_hidden, hidden, padding, attentions[1], network),
@@ -66,7 +68,7 @@ def _embedding(graph: Graph, network: Mm4flowNetwork, output: str, attentions: t
 def _encoder(graph: Graph, name: str, tokens: str, types: str | None, network: Mm4flowNetwork) -> str:
     """One BERT encoder, [B, S] tokens to [B, S, D]."""
     prefix = f"{name}.bert"
-    mask = graph.add("Not", graph.add("Equal", tokens, graph.constant("pad", np.array(PAD, np.int64))))
+    mask = graph.add("Not", graph.is_token(tokens, "pad", PAD))
     mask = graph.add("Cast", mask, to=TensorProto.INT32)
     hidden = _embeddings(graph, f"{prefix}.embeddings", tokens, types)
     for i in range(network.n_layer):
@@ -94,12 +96,7 @@ def _embeddings(graph: Graph, prefix: str, tokens: str, types: str | None) -> st
         kind = graph.constant(f"{prefix}.token_type_embeddings.first", kinds[0])
     else:
         kind = graph.add("Gather", graph.weight(f"{prefix}.token_type_embeddings.weight"), types)
-    total = graph.add("Add", total, kind)
-    norm = f"{prefix}.LayerNorm"
-    return graph.add(
-        "LayerNormalization", total, graph.weight(f"{norm}.weight"), graph.weight(f"{norm}.bias"),
-        axis=-1, epsilon=LAYER_NORM_EPS,
-    )  # fmt: skip
+    return graph.norm(f"{prefix}.LayerNorm", graph.add("Add", total, kind), LAYER_NORM_EPS)
 
 
 def _packed_projection(graph: Graph, prefix: str) -> tuple[str, str]:
@@ -135,22 +132,11 @@ def _fusion(
     states = graph.add("MatMul", row, graph.constant(f"{name}.key", key.reshape(n_head, -1, d_model)))
     states = graph.add("Squeeze", states, graph.integers(2))  # [B, H, D]
     scores = graph.add("MatMul", states, graph.add("Transpose", both, perm=[0, 2, 1]))  # [B, H, P + S]
-    scores = graph.add("Where", padding, graph.constant("minus_infinity", np.array(-np.inf, np.float32)), scores)
+    scores = graph.add("Where", padding, graph.minus_infinity(), scores)
     shares = graph.add("Softmax", scores, axis=-1)
     if attention:
         graph.add("ReduceMean", shares, axes=[1], keepdims=0, output=attention)
-    means = graph.add("Unsqueeze", graph.add("MatMul", shares, both), graph.integers(2))  # [B, H, 1, D]
     values = value.reshape(n_head, -1, d_model).transpose(0, 2, 1)  # [H, D, D/H]
-    mixed = graph.add("MatMul", means, graph.constant(f"{name}.value", values))
-    mixed = graph.add("Reshape", mixed, graph.integers(0, d_model))
+    mixed = graph.mixed_values(shares, both, name, values)
     mixed = graph.add("Add", mixed, graph.constant(f"{name}.value_bias", value_bias))
-    mixed = graph.add("MatMul", mixed, graph.matrix(f"{name}.out_proj.weight"))
-    return graph.add("Add", mixed, graph.weight(f"{name}.out_proj.bias"))
-
-
-def _inputs() -> list[onnx.ValueInfoProto]:
-    return [
-        helper.make_tensor_value_info("ps_tokens", TensorProto.INT64, ["flows", "ps"]),
-        helper.make_tensor_value_info("bytes_tokens", TensorProto.INT64, ["flows", "bytes"]),
-        helper.make_tensor_value_info("bytes_types", TensorProto.INT64, ["flows", "bytes"]),
-    ]
+    return graph.linear(f"{name}.out_proj", mixed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 IR_VERSION = 9
@@ -16,6 +16,16 @@ FUSED = "com.microsoft"
 """Domain of ONNX Runtime's fused operators."""
 
 Weights = Mapping[str, NDArray[np.float32]]
+
+
+def floats(name: str, *dimensions: int | str) -> onnx.ValueInfoProto:
+    """A float32 input or output of a graph; dimensions that vary have a name."""
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, dimensions)
+
+
+def integers(name: str, *dimensions: int | str) -> onnx.ValueInfoProto:
+    """The same of int64."""
+    return helper.make_tensor_value_info(name, TensorProto.INT64, dimensions)
 
 
 class Graph:
@@ -68,6 +78,33 @@ class Graph:
     def integers(self, *values: int) -> str:
         """A small int64 vector."""
         return self.constant("int_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def linear(self, name: str, hidden: str, output: str = "") -> str:
+        """A linear layer with its bias."""
+        hidden = self.add("MatMul", hidden, self.matrix(f"{name}.weight"))
+        return self.add("Add", hidden, self.weight(f"{name}.bias"), output=output)
+
+    def norm(self, name: str, hidden: str, epsilon: float, output: str = "") -> str:
+        """Layer normalisation over the last axis."""
+        return self.add(
+            "LayerNormalization", hidden, self.weight(f"{name}.weight"), self.weight(f"{name}.bias"),
+            axis=-1, epsilon=epsilon, output=output,
+        )  # fmt: skip
+
+    def is_token(self, tokens: str, name: str, token: int) -> str:
+        """Where tokens [B, S] are this one, bool [B, S]."""
+        return self.add("Equal", tokens, self.constant(name, np.array(token, np.int64)))
+
+    def minus_infinity(self) -> str:
+        """The score of what is not to be attended to."""
+        return self.constant("minus_infinity", np.array(-np.inf, np.float32))
+
+    def mixed_values(self, shares: str, states: str, name: str, value: NDArray[np.float32]) -> str:
+        """What H heads read of states [B, S, D] by their shares [B, H, S]; `value` [H, D, D/H] projects.
+        Gives [B, D]."""
+        means = self.add("Unsqueeze", self.add("MatMul", shares, states), self.integers(2))  # [B, H, 1, D]
+        mixed = self.add("MatMul", means, self.constant(f"{name}.value", value))
+        return self.add("Reshape", mixed, self.integers(0, value.shape[1]))
 
     def model(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]

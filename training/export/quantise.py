@@ -20,8 +20,8 @@ from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
 from tapline.training.data.batches import plain_batches
 from tapline.training.data.store import StoredSamples
-from tapline.training.evaluation.scores import macro_f1
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
+from tapline.training.loop.scores import macro_f1
 
 Logits = NDArray[np.float32]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,10 +14,21 @@ from tapline.models.packet_tokens import VOCABULARY, TracegramFeatures
 from tapline.models.trace import TraceSettings
 from tapline.models.tracegram import Tracegram, is_for_training
 from tapline.training.export.checkpoint_export import export_traces
-from tapline.training.export.mm4flow_import import ImportRefusedError, decode_json, fit_weights, load_tensors
+from tapline.training.export.published import (
+    ImportRefusedError,
+    check_labels,
+    decode_json,
+    fit_weights,
+    imported_card,
+    load_tensors,
+    make_network,
+)
 
 PUBLISHED_MAX_TOKENS = 512
 """Tokens that the published code reads of a flow in a trace."""
+
+
+UNMASKED = "Addresses inside payloads were not masked when it was trained, and are not when it is served.\n"
 
 
 class PublishedEncoder(msgspec.Struct, frozen=True):
@@ -85,14 +95,13 @@ def import_tracegram(
         ImportRefusedError: a file is unreadable or unsafe, a weight is missing, unknown, not finite or of another shape
             than configuration and labels say, or the configuration is of another network.
     """
-    if len(set(labels)) != len(labels) or not all(labels):
-        raise ImportRefusedError("labels: expected distinct, non-empty names")
+    check_labels(labels)
     encoder_weights = _named(load_tensors(encoder), "encoder")
     trace_weights = _named(load_tensors(trace), "trace")
     sizes = _read_config(config)
-    network = _network(config, trace, sizes, encoder_weights, trace_weights, len(labels))
+    network = _network(config, trace, sizes, encoder_weights, trace_weights, labels)
     features = TracegramFeatures(payload, PUBLISHED_MAX_TOKENS, zero_checksums=False, mask_addresses=False)
-    checked = _check(encoder, encoder_weights, network, "encoder.") | _check(trace, trace_weights, network, "trace.")
+    checked = _fitted(encoder, encoder_weights, network, "encoder") | _fitted(trace, trace_weights, network, "trace")
     sources = {path.name: file_sha256(path) for path in (encoder, trace, config)}
     manifest = TracegramCheckpoint(
         "tracegram", name, version, network, labels, features, settings, provenance={"imported": sources}
@@ -107,6 +116,22 @@ def _named(found: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """The weights under the names of `Tracegram`: `part` in front, no wrapper of parallel training."""
     bare = {name.removeprefix("module.").removeprefix(f"{part}."): value for name, value in found.items()}
     return {f"{part}.{name}": value for name, value in bare.items() if not is_for_training(f"{part}.{name}")}
+
+
+def _fitted(
+    path: Path, found: dict[str, Tensor], network: TracegramNetwork, part: str
+) -> dict[str, NDArray[np.float32]]:
+    what = f"a whole Tracegram {part}"
+    return fit_weights(path, found, lambda: Tracegram(network), is_for_training, what, f"{part}.")
+
+
+def _card(manifest: TracegramCheckpoint) -> str:
+    network = manifest.network
+    what = (
+        f"Tracegram checkpoint (encoder: dim {network.dim}, depth {network.depth}, {network.heads} heads; features "
+        f"{network.feature_size} wide)"
+    )
+    return imported_card(manifest, what, UNMASKED)
 
 
 def _read_config(path: Path) -> PublishedEncoder:
@@ -129,7 +154,7 @@ def _network(
     sizes: PublishedEncoder,
     encoder_weights: dict[str, Tensor],
     trace_weights: dict[str, Tensor],
-    n_labels: int,
+    labels: list[str],
 ) -> TracegramNetwork:
     """The network; sizes that no configuration names are those of the weights."""
     queries = trace_weights.get("trace.emb2.weight")
@@ -137,38 +162,11 @@ def _network(
     wide = encoder_weights.get("encoder.decoder_layer.linear1.bias")
     if queries is None or classes is None or queries.ndim != 2:
         raise ImportRefusedError(f"{trace}: no weights of Tracegram's aggregation and head")
-    if len(classes) != n_labels:
-        raise ImportRefusedError(f"{trace}: {len(classes)} classes, but {n_labels} labels were given")
+    check_labels(labels, trace, len(classes))
     fields = {name: getattr(sizes, name) for name in _SIZES} | {
-        "n_class": n_labels,
         "feature_size": queries.shape[1],
         "queries": queries.shape[0],
         "time_encoding": False,
         "decoder_ff": 2048 if wide is None else len(wide),
     }
-    try:
-        return msgspec.convert(fields, TracegramNetwork)
-    except msgspec.ValidationError as error:
-        raise ImportRefusedError(f"{config}: {error}") from None
-
-
-def _check(
-    path: Path, found: dict[str, Tensor], network: TracegramNetwork, prefix: str
-) -> dict[str, NDArray[np.float32]]:
-    with torch.device("meta"):
-        model = Tracegram(network).state_dict()
-    expected = {name: value for name, value in model.items() if name.startswith(prefix)}
-    needed = [name for name in expected if not is_for_training(name)]
-    return fit_weights(path, found, expected, needed, "a whole Tracegram " + prefix.removesuffix("."))
-
-
-def _card(manifest: TracegramCheckpoint) -> str:
-    labels = "\n".join(f"* {label}" for label in manifest.labels)
-    network = manifest.network
-    return (
-        f"# {manifest.name} {manifest.version}\n\nImported Tracegram checkpoint (encoder: dim {network.dim}, depth "
-        f"{network.depth}, {network.heads} heads; features {network.feature_size} wide).\n"
-        "Its confidence is not calibrated and it never says *unknown*, until it is evaluated on traffic of yours.\n"
-        "Addresses inside payloads were not masked when it was trained, and are not when it is served.\n\n"
-        f"## Labels\n\n{labels}\n"
-    )
+    return make_network(config, TracegramNetwork, labels, fields)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.linear_transformer import LEAST_NORMALISER
 from tapline.models.packet_tokens import PADDING
-from tapline.training.export.onnx_builder import FUSED, Graph, Weights
+from tapline.training.export.onnx_builder import FUSED, Graph, Weights, floats, integers
 
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.01
@@ -37,8 +37,7 @@ def encoder_graph(weights: Weights, network: TracegramNetwork, max_tokens: int) 
     graph = Graph(weights)
     states = _language_model(graph, network, max_tokens)
     _decoder(graph, network, states)
-    inputs = [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["flows", "s"])]
-    outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["flows", network.feature_size])]
+    inputs, outputs = [integers("tokens", "flows", "s")], [floats("features", "flows", network.feature_size)]
     return graph.model("tracegram_encoder", inputs, outputs)
 
 
@@ -53,16 +52,12 @@ def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     attention, matrix = _aggregation(graph, network)
     graph.add("ReduceMean", attention, axes=[1], keepdims=0, output="importance")
     _head(graph, matrix)
-    width = network.feature_size
     inputs = [
-        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["traces", "k", width]),
-        helper.make_tensor_value_info("times", TensorProto.FLOAT, ["traces", "k", 2]),
-        helper.make_tensor_value_info("counts", TensorProto.INT64, ["traces"]),
+        floats("features", "traces", "k", network.feature_size),
+        floats("times", "traces", "k", 2),
+        integers("counts", "traces"),
     ]
-    outputs = [
-        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["traces", network.n_class]),
-        helper.make_tensor_value_info("importance", TensorProto.FLOAT, ["traces", "k"]),
-    ]
+    outputs = [floats("logits", "traces", network.n_class), floats("importance", "traces", "k")]
     return graph.model("tracegram_trace", inputs, outputs)
 
 
@@ -83,15 +78,14 @@ def _language_model(graph: Graph, network: TracegramNetwork, max_tokens: int) ->
     hidden = graph.add("Add", graph.add("Gather", graph.constant("table", table), "tokens"), place)
     hidden = _blocks(graph, network, stack, hidden, length)
     if projects:
-        hidden = graph.add("MatMul", hidden, graph.matrix(f"{_LANGUAGE_MODEL}.transformer.project_out.weight"))
-        hidden = graph.add("Add", hidden, graph.weight(f"{_LANGUAGE_MODEL}.transformer.project_out.bias"))
-    return _norm(graph, f"{_LANGUAGE_MODEL}.norm", hidden)
+        hidden = graph.linear(f"{_LANGUAGE_MODEL}.transformer.project_out", hidden)
+    return graph.norm(f"{_LANGUAGE_MODEL}.norm", hidden, NORM_EPS)
 
 
 def _blocks(graph: Graph, network: TracegramNetwork, stack: str, hidden: str, length: str) -> str:
     """The reversible blocks; adding to a stream and normalising it for the next half are one operator."""
     first = second = hidden
-    normed = _norm(graph, f"{stack}.blocks.0.f.net.norm", hidden)
+    normed = graph.norm(f"{stack}.blocks.0.f.net.norm", hidden, NORM_EPS)
     for index in range(network.depth):
         block = f"{stack}.blocks.{index}"
         change = _attention(graph, network, f"{block}.f.net.fn.fn", _shift(graph, normed), length)
@@ -104,13 +98,6 @@ def _blocks(graph: Graph, network: TracegramNetwork, stack: str, hidden: str, le
         else:
             second = graph.add("Add", graph.add("Add", change, bias), second)
     return graph.add("Mul", graph.add("Add", first, second), graph.constant("half", np.array(0.5, np.float32)))
-
-
-def _norm(graph: Graph, name: str, hidden: str) -> str:
-    return graph.add(
-        "LayerNormalization", hidden, graph.weight(f"{name}.weight"), graph.weight(f"{name}.bias"),
-        axis=-1, epsilon=NORM_EPS,
-    )  # fmt: skip
 
 
 def _skip_norm(graph: Graph, name: str, change: str, stream: str, bias: str) -> tuple[str, str]:
@@ -187,27 +174,21 @@ def _decoder(graph: Graph, network: TracegramNetwork, states: str) -> None:
     """`models.tracegram.QueryDecoder`: the states [B, S, E] to `features`."""
     query, scorers = _lone_query(graph.weights, network)
     n_heads, width = network.decoder_heads, network.emb_dim
-    padding = graph.add("Equal", "tokens", graph.constant("padding", np.array(PADDING, np.int64)))
-    padding = graph.add("Unsqueeze", padding, graph.integers(1))  # [B, 1, S]
+    padding = graph.add("Unsqueeze", graph.is_token("tokens", "padding", PADDING), graph.integers(1))  # [B, 1, S]
     scores = graph.add("MatMul", states, graph.constant("scorers", scorers.T))
     scores = graph.add("Transpose", scores, perm=[0, 2, 1])  # [B, H, S]
-    scores = graph.add("Where", padding, graph.constant("minus_infinity", np.array(-np.inf, np.float32)), scores)
-    means = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), states)
-    means = graph.add("Unsqueeze", means, graph.integers(2))  # [B, H, 1, E]
-    attention = f"{_DECODER}.multihead_attn"
+    scores = graph.add("Where", padding, graph.minus_infinity(), scores)
+    shares, attention = graph.add("Softmax", scores, axis=-1), f"{_DECODER}.multihead_attn"
     value = graph.weights[f"{attention}.in_proj_weight"][2 * width :].reshape(n_heads, -1, width).transpose(0, 2, 1)
-    mixed = graph.add("MatMul", means, graph.constant(f"{attention}.value", value))
-    mixed = graph.add("Reshape", mixed, graph.integers(0, width))
+    mixed = graph.mixed_values(shares, states, attention, value)
     mixed = graph.add("MatMul", mixed, graph.matrix(f"{attention}.out_proj.weight"))
     value_bias = graph.weights[f"{attention}.in_proj_bias"][2 * width :]
     output = graph.weights[f"{attention}.out_proj.weight"] @ value_bias + graph.weights[f"{attention}.out_proj.bias"]
-    hidden = _norm(graph, f"{_DECODER}.norm2", graph.add("Add", mixed, graph.constant("query", query + output)))
-    wide = graph.add("Relu", _linear(graph, f"{_DECODER}.linear1", hidden))
-    total = graph.add("Add", hidden, _linear(graph, f"{_DECODER}.linear2", wide))
-    graph.add(
-        "LayerNormalization", total, graph.weight(f"{_DECODER}.norm3.weight"), graph.weight(f"{_DECODER}.norm3.bias"),
-        axis=-1, epsilon=NORM_EPS, output="features",
-    )  # fmt: skip
+    hidden = graph.add("Add", mixed, graph.constant("query", query + output))
+    hidden = graph.norm(f"{_DECODER}.norm2", hidden, NORM_EPS)
+    wide = graph.add("Relu", graph.linear(f"{_DECODER}.linear1", hidden))
+    total = graph.add("Add", hidden, graph.linear(f"{_DECODER}.linear2", wide))
+    graph.norm(f"{_DECODER}.norm3", total, NORM_EPS, output="features")
 
 
 def _lone_query(weights: Weights, network: TracegramNetwork) -> tuple[Array, Array]:
@@ -226,16 +207,11 @@ def _lone_query(weights: Weights, network: TracegramNetwork) -> tuple[Array, Arr
     return query, np.einsum("he,hew->hw", projected.reshape(n_heads, -1) * scale, keys)
 
 
-def _linear(graph: Graph, name: str, hidden: str) -> str:
-    hidden = graph.add("MatMul", hidden, graph.matrix(f"{name}.weight"))
-    return graph.add("Add", hidden, graph.weight(f"{name}.bias"))
-
-
 def _aggregation(graph: Graph, network: TracegramNetwork) -> tuple[str, str]:
     """Attention [T, Q, K] and matrix [T, Q, F] of `models.tracegram.TraceNetwork`."""
     width, features = network.feature_size, "features"
     if network.time_encoding:
-        features = graph.add("Add", features, _linear(graph, "trace.time_linear", "times"))
+        features = graph.add("Add", features, graph.linear("trace.time_linear", "times"))
     flows = _lstm(graph, features)  # [K, 2, T, F]
     flows = graph.add("Reshape", graph.add("Transpose", flows, perm=[2, 0, 1, 3]), graph.integers(0, 0, width, 2))
     flows = graph.add("ReduceSum", flows, graph.integers(-1), keepdims=0)  # [T, K, F]
@@ -244,12 +220,12 @@ def _aggregation(graph: Graph, network: TracegramNetwork) -> tuple[str, str]:
     place = graph.add("Range", zero, graph.add("Squeeze", k), one)
     inside = graph.add("Less", place, graph.add("Unsqueeze", "counts", graph.integers(1)))
     inside = graph.add("Unsqueeze", inside, graph.integers(1))  # [T, 1, K]
-    keys = graph.add("Transpose", _linear(graph, "trace.ss_wk_linear1", flows), perm=[0, 2, 1])
+    keys = graph.add("Transpose", graph.linear("trace.ss_wk_linear1", flows), perm=[0, 2, 1])
     queries = graph.weights["trace.emb2.weight"] / np.float32(np.sqrt(width))
     scores = graph.add("MatMul", graph.constant("queries", queries), keys)  # [T, Q, K]
-    scores = graph.add("Where", inside, scores, graph.constant("minus_infinity", np.array(-np.inf, np.float32)))
+    scores = graph.add("Where", inside, scores, graph.minus_infinity())
     attention = graph.add("Softmax", scores, axis=-1)
-    values = _linear(graph, "trace.ss_wv_linear1", flows)
+    values = graph.linear("trace.ss_wv_linear1", flows)
     return attention, graph.add("LeakyRelu", graph.add("MatMul", attention, values), alpha=LEAKY_SLOPE)
 
 
@@ -288,9 +264,8 @@ def _head(graph: Graph, matrix: str) -> None:
         hidden = graph.add("MatMul", hidden, graph.constant(f"linear{index}.weight", weight.T * scale))
         hidden = graph.add("Add", hidden, graph.constant(f"linear{index}.bias", bias * scale + offset))
         hidden = graph.add("LeakyRelu", hidden, alpha=LEAKY_SLOPE)
-    hidden = graph.add("LeakyRelu", _linear(graph, "trace.c_linear3", hidden), alpha=LEAKY_SLOPE)
-    logits = graph.add("MatMul", hidden, graph.matrix("trace.c_linear4.weight"))
-    graph.add("Add", logits, graph.weight("trace.c_linear4.bias"), output="logits")
+    hidden = graph.add("LeakyRelu", graph.linear("trace.c_linear3", hidden), alpha=LEAKY_SLOPE)
+    graph.linear("trace.c_linear4", hidden, output="logits")
 
 
 def _batch_norm(weights: Weights, name: str) -> tuple[Array, Array]:

@@ -5,89 +5,27 @@ Data come as batches from `training.data.batches`; steps, saving and resuming ar
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from tapline.models.checkpoint import Mm4flowNetwork
-from tapline.models.encode import FIRST_TOKEN, MAX_LENGTH, Mm4flowFeatures
+from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
-from tapline.models.mm4flow import Mm4flow, SelfAttention
-from tapline.training.data.batches import Batch, plain_batches, training_batches
-from tapline.training.loop.config import TrainingConfig, TrainingError
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.data.batches import Batch, TrainingSet, plain_batches, training_batches
+from tapline.training.loop.config import TrainingConfig
+from tapline.training.loop.new_networks import train_mode
 from tapline.training.loop.processes import ALONE, Group
 from tapline.training.loop.run_state import load_state
-from tapline.training.loop.trainer import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
 
 EVALUATION_BATCH_FLOWS = 64
-LENGTH_WAVES = (4.0, 8.0, 16.0, 64.0, 256.0, 1500.0)
-LENGTH_OCTAVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 FROZEN, ALL = "finetune-frozen", "finetune"
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Flows with the index of their class, int64 [n], and how often to draw each, float64 [n] summing to 1."""
-
-    flows: Sequence[Flow]
-    truth: NDArray[np.int64]
-    weights: NDArray[np.float64]
-
-
-def order_lengths(model: Mm4flow, seed: int) -> None:
-    """Give the embeddings of payload lengths an order: add waves of the length and of its logarithm, mixed at random.
-
-    A length that training never saw then starts near its neighbours instead of nowhere.
-    """
-    table = model.ps_encoder.bert.embeddings.word_embeddings.weight  # [vocabulary, D]
-    lengths = torch.arange(1, MAX_LENGTH + 1, dtype=torch.float32)[:, None]
-    phases = torch.cat(
-        (
-            lengths.log() * (torch.tensor(LENGTH_OCTAVES) * math.pi / 2),
-            lengths * (2 * math.pi / torch.tensor(LENGTH_WAVES)),
-        ),
-        dim=1,
-    )
-    waves = torch.cat((phases.sin(), phases.cos()), dim=1)  # [1500, W]
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for direction in (0, 1):
-            mix = torch.randn(waves.shape[1], table.shape[1], generator=generator) * 0.05 * (2 / waves.shape[1]) ** 0.5
-            table[FIRST_TOKEN + direction :: 2] += waves @ mix
-
-
-def new_model(network: Mm4flowNetwork, seed: int, encoders: Mapping[str, Tensor] | None = None) -> Mm4flow:
-    """A network to train: random, lengths in order, and pre-trained encoders where they are given.
-
-    Raises:
-        TrainingError: the encoders are of another size.
-    """
-    torch.manual_seed(seed)
-    model = Mm4flow(network)
-    order_lengths(model, seed)
-    if encoders:
-        try:
-            _, unexpected = model.load_state_dict(encoders, strict=False)
-        except RuntimeError as error:
-            raise TrainingError(f"pre-trained encoders do not fit: {str(error).splitlines()[-1].strip()}") from None
-        if unexpected:
-            raise TrainingError(f"pre-trained encoders do not fit this network: unexpected {unexpected[0]}")
-    return model
-
-
-def train_mode(model: nn.Module, *, dropout: bool = True) -> None:
-    """Dropout on, but not inside attention, where it would rule out the fused kernel and costs a fifth of the time."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, SelfAttention) or (isinstance(module, nn.Dropout) and not dropout):
-            module.eval()
 
 
 def epoch_rng(config: TrainingConfig, epoch: int) -> np.random.Generator:
@@ -99,7 +37,7 @@ def fit(
     model: Mm4flow,
     data: TrainingSet,
     config: TrainingConfig,
-    report: Callable[[StepReport], None] = lambda _: None,
+    report: Report = lambda _: None,
     files: RunFiles | None = None,
     group: Group = ALONE,
     evaluate: Callable[[Mm4flow], dict[str, float]] | None = None,
@@ -110,32 +48,21 @@ def fit(
         TrainingError: the loss is not finite, or the state cannot be saved or read.
     """
     saved = load_state(files.directory, files.fingerprint) if files else None
+
+    def learn(model: Mm4flow, name: str, epochs: int) -> Mm4flow:
+        stage = finetune_stage(name, model, data, config, group, evaluate)
+        return train_stage(model, stage, config, files, report, group, epochs)
+
     if config.frozen_epochs and (saved is None or saved.stage == FROZEN):
         _freeze(model, frozen=True)
-        model = _fit_stage(FROZEN, model, data, config, config.frozen_epochs, report, files, group, evaluate)
+        model = learn(model, FROZEN, config.frozen_epochs)
         _freeze(model, frozen=False)
-    return _fit_stage(ALL, model, data, config, config.epochs, report, files, group, evaluate)
+    return learn(model, ALL, config.epochs)
 
 
 def _freeze(model: Mm4flow, *, frozen: bool) -> None:
     for encoder in (model.ps_encoder, model.bytes_encoder):
         encoder.requires_grad_(not frozen)
-
-
-def _fit_stage(
-    name: str,
-    model: Mm4flow,
-    data: TrainingSet,
-    config: TrainingConfig,
-    epochs: int,
-    report: Callable[[StepReport], None],
-    files: RunFiles | None,
-    group: Group,
-    evaluate: Callable[[Mm4flow], dict[str, float]] | None,
-) -> Mm4flow:
-    steps = epochs * math.ceil(config.draws / config.batch_flows)
-    stage = finetune_stage(name, model, data, config, group, evaluate)
-    return run_stage(Trainer(model, config, steps, group), stage, config, epochs, files, report, group)
 
 
 def finetune_stage(

@@ -1,75 +1,47 @@
-"""The training commands: from feature directories to run directories. Each file is written whole or not at all."""
+"""The runs of pretrain and finetune: what each learns from, what it writes, and what its record holds."""
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 
 import msgspec
-import torch
-from torch import nn
+from torch import Tensor
 
 from tapline.models.checkpoint import Mm4flowNetwork
 from tapline.models.mm4flow import Mm4flow
 from tapline.training.data.corpus import Corpus, make_corpus, make_training_set
 from tapline.training.data.partition import Partition, read_partition
+from tapline.training.data.samples import features_of
 from tapline.training.data.split import halve_labels
-from tapline.training.data.store import StoredSamples
-from tapline.training.evaluation.flow_cross_validation import network_of
-from tapline.training.evaluation.outcomes import OUTCOMES
-from tapline.training.evaluation.scores import macro_f1
-from tapline.training.flows.finetune import finetune_stage, fit, new_model, predict
-from tapline.training.flows.pretrain import BOTH, Modality, distinct, pretrain, pretrain_stage
+from tapline.training.data.store import StoredSamples, open_samples
+from tapline.training.flows.finetune import finetune_stage, fit, predict
+from tapline.training.flows.flow_record import Run
+from tapline.training.flows.pretrain import BOTH, Modality, distinct, pretrain_stage, train_only
 from tapline.training.loop.config import TrainingConfig, TrainingError, network_sizes, steps_of
-from tapline.training.loop.plan import Plan, expected_tokens, joined, run_notes, too_few
-from tapline.training.loop.processes import Group, join_group
+from tapline.training.loop.new_networks import new_model
+from tapline.training.loop.plan import Plan, too_few
+from tapline.training.loop.processes import join_group
 from tapline.training.loop.run_files import (
     ENCODERS,
     EVALUATION,
-    MODEL,
-    RUN,
+    OUTCOMES,
+    encoder_sizes,
     encoders_of,
-    features_of,
     fingerprint,
-    open_samples,
     read_encoders,
-    read_run,
-    save_weights,
     scratch_folder,
-    write_json,
 )
-from tapline.training.loop.run_log import clear_logs
-from tapline.training.loop.run_record import Run
-from tapline.training.loop.run_state import drop_state, load_state
-from tapline.training.loop.trainer import RunFiles, Stage, StepReport
+from tapline.training.loop.runs import Job, Training, carry_out
+from tapline.training.loop.scores import macro_f1
+from tapline.training.loop.trainer import Report, RunFiles, train_stage
 
-Report = Callable[[StepReport], None]
-_PACKAGES = ("numpy", "scikit-learn", "torch")
+_Job = Job[TrainingConfig]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every training command is told: data, where to write, settings; `dry_run` only says what would be done.
-
-    `announce` is told what is about to be done.
-    """
-
-    features: Sequence[Path]
-    directory: Path
-    config: TrainingConfig
-    restart: bool = False
-    dry_run: bool = False
-    announce: Callable[[Plan], None] = lambda _: None
-
-
-def pretrain_run(
-    job: Job, report: Report, modalities: tuple[Modality, ...] = BOTH, split: Path | None = None
-) -> Run | Plan:
+def pretrain_run(job: _Job, report: Report, modalities: tuple[Modality, ...] = BOTH) -> Run | Plan:
     """Pre-train encoders on every flow of the features, labels unread, and write them to a run directory.
 
     With a split, what it keeps for validation and the test is left out. A dry run gives the plan.
@@ -78,36 +50,33 @@ def pretrain_run(
         TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
         SampleError: the features cannot be read.
     """
-    torch.set_num_threads(job.config.threads)
-    started = time.monotonic()
-    config = job.config
-    partition = read_partition(split) if split else None
-    files = _files(job, "pretrain", modalities, features_of(job.features), partition)
-    network = network_sizes(config, 1)
-    with join_group(config.device) as group:
+    started, config = time.monotonic(), job.config
+    partition, split = (read_partition(job.split), job.split.name) if job.split else (None, "")
+    features = features_of(job.features)
+    network, encoders = network_sizes(config, 1), tuple(f"{modality}_encoder." for modality in modalities)
+    with join_group(config.device, config.threads) as group:
         samples = open_samples(job.features, _scratch(job))
         if partition:
             samples = samples.take(~partition.held_out(samples))
-        starting = new_model(network, config.seed)
         kinds = distinct(samples, config)
-        plan = _plan(job, files, "pretrain", kinds, starting, 0, group)
-        if job.dry_run:
-            return _with_tokens(plan, pretrain_stage(starting, samples, config, modalities, group), config)
-        job.announce(plan)
-        _begin(job, files, group)
-        model = pretrain(samples, config, modalities, report, files, group)
-        if group.rank == 0:
-            starts = tuple(f"{modality}_encoder." for modality in modalities)
-            weights = {name: value for name, value in model.state_dict().items() if name.startswith(starts)}
-            save_weights(weights, job.directory / ENCODERS)
-        run = _record(job, "pretrain", network, group, started, len(kinds), split=split)
-        _finish(job, run, group)
-    return run
+        model = train_only(new_model(network, config.seed), modalities)
+        files = _files(job, "pretrain", modalities, features, partition)
+        stage = partial(pretrain_stage, model, kinds, config, modalities, group)
+
+        def fit() -> dict[str, Tensor]:
+            trained = train_stage(model, stage(), config, files, report, group)
+            return {name: value for name, value in trained.state_dict().items() if name.startswith(encoders)}
+
+        record = partial(
+            Run, command="pretrain", config=config, min_captures=0, features=features, encoders="", network=network,
+            labels=[], background=[], split=split, flows=len(kinds),
+        )  # fmt: skip
+        facts, steps = [_flows_of(kinds)], steps_of(config)
+        training = Training("pretrain", files, facts, model, steps, fit, record, stage, ENCODERS, started=started)
+        return carry_out(job, training, group)
 
 
-def finetune_run(
-    job: Job, report: Report, min_captures: int, encoders: Sequence[Path] = (), split: Path | None = None
-) -> Run | Plan:
+def finetune_run(job: _Job, report: Report, min_captures: int) -> Run | Plan:
     """Train on labelled flows, rare labels as background, and write weights to a run directory.
 
     With a split, only on its part for training; half of the rare labels are then left to measure *unknown* with. A dry
@@ -119,42 +88,44 @@ def finetune_run(
         SampleError: the features cannot be read.
         SplitError: the split is not one of these features.
     """
-    torch.set_num_threads(job.config.threads)
-    started = time.monotonic()
-    partition = read_partition(split) if split else None
-    starting = encoders_of(encoders)
-    files = _files(job, "finetune", features_of(job.features), starting, min_captures, partition)
-    with join_group(job.config.device) as group:
+    started, config = time.monotonic(), job.config
+    partition, split = (read_partition(job.split), job.split.name) if job.split else (None, "")
+    starting, features = encoders_of(job.encoders), features_of(job.features)
+    files = _files(job, "finetune", features, starting, min_captures, partition)
+    with join_group(config.device, config.threads) as group:
         corpus = make_corpus(open_samples(job.features, _scratch(job)), min_captures)
-        parts = partition.parts(corpus.samples) if partition else None
+        samples = corpus.samples.take(partition.parts(corpus.samples) == 0) if partition else corpus.samples
         background = halve_labels(corpus.rare, 0)[0] if partition else set(corpus.rare)
-        train = corpus.samples if parts is None else corpus.samples.take(parts == 0)
-        data = make_training_set(corpus, train, background, job.config)
-        network = network_of(corpus, job.config, background=bool(background))
-        _check_sizes(encoders, network)
-        model = new_model(network, job.config.seed, read_encoders(encoders))
-        plan = _plan(job, files, "finetune", train, model, len(corpus.labels), group)
-        plan.notes.extend(too_few(((count.label, count.captures) for count in corpus.all_counts), min_captures))
-        if job.dry_run:
-            return _with_tokens(plan, finetune_stage("", model, data, job.config, group), job.config)
-        job.announce(plan)
-        _begin(job, files, group)
-        evaluate = _validation(corpus, job.config, partition)
-        trained = fit(model, data, job.config, report, files, group, evaluate)
-        if group.rank == 0:
-            save_weights(trained.state_dict(), job.directory / MODEL)
-            for measured in (EVALUATION, OUTCOMES):  # of the run before
-                (job.directory / measured).unlink(missing_ok=True)
-        flows = len(data.flows)
-        run = _record(job, "finetune", network, group, started, flows, corpus, min_captures, starting, split)
-        _finish(job, run, group)
-    return run
+        data = make_training_set(corpus, samples, background, config)
+        network = network_sizes(config, len(corpus.labels) + bool(background))
+        _check_sizes(job.encoders, network)
+        model = new_model(network, config.seed, read_encoders(job.encoders))
+        evaluate = _validation(corpus, config, partition)
+        rare = [count for count in corpus.all_counts if count.label in corpus.rare]
+        record = partial(
+            Run, command="finetune", config=config, min_captures=min_captures, features=features, encoders=starting,
+            network=network, labels=corpus.counts, background=rare, split=split, flows=len(data.flows),
+        )  # fmt: skip
+        training = Training(
+            "finetune",
+            files,
+            [_flows_of(samples), f"{len(corpus.labels)} labels"],
+            model,
+            steps_of(config),
+            lambda: fit(model, data, config, report, files, group, evaluate).state_dict(),
+            record,
+            lambda: finetune_stage("", model, data, config, group),
+            notes=too_few(((count.label, count.captures) for count in corpus.all_counts), min_captures),
+            outdated=(EVALUATION, OUTCOMES),
+            started=started,
+        )
+        return carry_out(job, training, group)
 
 
 def _check_sizes(encoders: Sequence[Path], network: Mm4flowNetwork) -> None:
     """Refuse encoders of other sizes: other heads would load without a word and read something else."""
     for directory in encoders:
-        found = read_run(directory, "pretrain").network
+        found = encoder_sizes(directory)
         if msgspec.structs.replace(found, n_class=network.n_class) != network:
             raise TrainingError(
                 f"{directory}: the encoders do not fit: give their sizes, "
@@ -181,89 +152,18 @@ def _validation(
     return measure
 
 
-def _files(job: Job, *parts: object) -> RunFiles:
+def _files(job: _Job, *parts: object) -> RunFiles:
     """Where a run keeps its state: to be taken up with as many threads, on whatever device, as there are by then."""
     what = msgspec.structs.replace(job.config, threads=1, device="auto", saves=1, evaluations=1)
     return RunFiles(job.directory, fingerprint(what, *parts))
 
 
-def _scratch(job: Job) -> Path:
+def _scratch(job: _Job) -> Path:
     """Where the corpus is kept while the run lasts: beside its results, which are on a real disk."""
     if job.dry_run:
         return scratch_folder()
     return next(path for path in (job.directory, *job.directory.absolute().parents) if path.is_dir())
 
 
-def _begin(job: Job, files: RunFiles, group: Group) -> None:
-    if group.rank == 0:
-        job.directory.mkdir(parents=True, exist_ok=True)
-        if job.restart:
-            drop_state(job.directory)
-        if load_state(job.directory, files.fingerprint) is None:
-            clear_logs(job.directory)
-    group.wait()
-
-
-def _plan(
-    job: Job, files: RunFiles, command: str, samples: StoredSamples, model: nn.Module, labels: int, group: Group
-) -> Plan:
-    notes = run_notes(job.directory, command)
-    saved = None if job.restart else load_state(job.directory, files.fingerprint)
-    goes_on = f", from step {saved.step} of an interrupted run" if saved else ""
-    facts = [
-        f"{len(samples)} flows of {len(set(samples.captures.tolist()))} captures",
-        f"{labels} labels" if labels else None,
-        f"{sum(p.numel() for p in model.parameters()):,} parameters",
-        f"{steps_of(job.config)} steps on {group.size} process(es) of {group.device}{goes_on}",
-    ]
-    return Plan("train", joined(facts), [job.directory], notes)
-
-
-def _with_tokens(plan: Plan, stage: Stage, config: TrainingConfig) -> Plan:
-    plan.facts.append(expected_tokens(stage, steps_of(config)))
-    return plan
-
-
-def _finish(job: Job, run: Run, group: Group) -> None:
-    if group.rank == 0:
-        write_json(job.directory / RUN, run)
-        drop_state(job.directory)
-
-
-def _record(
-    job: Job,
-    command: str,
-    network: Mm4flowNetwork,
-    group: Group,
-    started: float,
-    flows: int,
-    corpus: Corpus | None = None,
-    min_captures: int = 0,
-    encoders: str = "",
-    split: Path | None = None,
-) -> Run:
-    rare = set(corpus.rare) if corpus else set()
-    threads = f"{job.config.threads} CPU thread(s)"
-    place = threads if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
-    return Run(
-        command=command,
-        config=job.config,
-        min_captures=min_captures,
-        features=features_of(job.features),
-        encoders=encoders,
-        network=network,
-        labels=corpus.counts if corpus else [],
-        background=[count for count in corpus.all_counts if count.label in rare] if corpus else [],
-        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
-        hardware=f"{platform.machine()}, {group.size} process(es) of {place}"
-        if group.size > 1
-        else f"{platform.machine()}, {place}",
-        seconds=round(time.monotonic() - started, 1),
-        split=file_name(split),
-        flows=flows,
-    )
-
-
-def file_name(path: Path | None) -> str:
-    """The name of a file, "" for none."""
-    return os.fspath(path.name) if path else ""
+def _flows_of(samples: StoredSamples) -> str:
+    return f"{len(samples)} flows of {len(set(samples.captures.tolist()))} captures"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -17,12 +16,13 @@ from torch.nn import functional
 
 from tapline.models.encode import FIRST_TOKEN, MASK
 from tapline.models.mm4flow import MaskedEncoder, Mm4flow
-from tapline.training.data.batches import Augmentation, Batch, draw_weights, plain_batches, training_batches
+from tapline.training.data.batches import Batch, draw_weights, plain_batches, training_batches
 from tapline.training.data.store import StoredFlows, StoredSamples
-from tapline.training.flows.finetune import EVALUATION_BATCH_FLOWS, epoch_rng, new_model, train_mode
-from tapline.training.loop.config import TrainingConfig, TrainingError, network_sizes
+from tapline.training.flows.finetune import EVALUATION_BATCH_FLOWS, epoch_rng
+from tapline.training.loop.config import Augmentation, TrainingConfig, TrainingError
+from tapline.training.loop.new_networks import train_mode
 from tapline.training.loop.processes import ALONE, Group
-from tapline.training.loop.trainer import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.loop.trainer import Stage, Work
 
 SELECTED = 0.2
 """Share of tokens to predict; of these 80 % read `[MASK]`, 10 % a random token, 10 % what they are."""
@@ -90,28 +90,6 @@ def _loss(parts: list[MaskedBatch], group: Group, rows: NDArray[np.int64]) -> Te
     return torch.stack([part.loss(rows, group) for part in parts]).sum()
 
 
-def pretrain(
-    samples: StoredSamples,
-    config: TrainingConfig,
-    modalities: tuple[Modality, ...] = BOTH,
-    report: Callable[[StepReport], None] = lambda _: None,
-    files: RunFiles | None = None,
-    group: Group = ALONE,
-) -> Mm4flow:
-    """Pre-train the encoders of `modalities` on the flows of the samples, one of each kind; labels are not read.
-
-    Both together share their batches: each learns as it would by itself.
-
-    Raises:
-        TrainingError: there is no flow, the loss is not finite, or the state cannot be saved or read.
-    """
-    model = new_model(network_sizes(config, 1), config.seed)
-    _train_only(model, modalities)
-    trainer = Trainer(model, config, config.epochs * math.ceil(config.draws / config.batch_flows), group)
-    stage = pretrain_stage(model, samples, config, modalities, group)
-    return run_stage(trainer, stage, config, config.epochs, files, report, group)
-
-
 def pretrain_stage(
     model: Mm4flow,
     samples: StoredSamples,
@@ -119,12 +97,13 @@ def pretrain_stage(
     modalities: tuple[Modality, ...],
     group: Group = ALONE,
 ) -> Stage:
-    """The stage of the training loop that pre-trains the encoders of `model`.
+    """The stage of the training loop that pre-trains the encoders of `model` on samples, one of each kind; labels are
+    not read. Both encoders together share their batches: each learns as it would by itself.
 
     Raises:
         TrainingError: there is no flow.
     """
-    data = hold_out(distinct(samples, config))
+    data = hold_out(samples)
     if not len(data.train):
         raise TrainingError("no flow to pre-train on: extract captures that hold payload")
     weights = draw_weights(data.train.corpora(), data.train.captures, 1.0, CAPTURE_POWER)
@@ -147,11 +126,13 @@ def pretrain_stage(
     return Stage(name, works, partial(train_mode, dropout=False), evaluate)
 
 
-def _train_only(model: Mm4flow, modalities: tuple[Modality, ...]) -> None:
+def train_only(model: Mm4flow, modalities: tuple[Modality, ...]) -> Mm4flow:
+    """The model, of which the encoders of `modalities` alone are trained."""
     model.requires_grad_(False)
     encoders: dict[Modality, nn.Module] = {"ps": model.ps_encoder, "bytes": model.bytes_encoder}
     for modality in modalities:
         encoders[modality].requires_grad_(True)
+    return model
 
 
 @torch.no_grad()

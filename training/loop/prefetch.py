@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from queue import Empty, Full, Queue
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -14,79 +13,43 @@ _Item = TypeVar("_Item")
 
 AHEAD = 8
 """Items that may wait, besides the one in the making."""
-LOOK_SECONDS = 0.1
-"""How often a thread that waits for room looks whether it is still wanted."""
-END_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class _Failure:
-    error: BaseException
-
-
-class _End:
-    """Stands behind the last item."""
+_END: Any = object()
+"""Stands behind the last item."""
 
 
 class Prefetched(Generic[_Item]):
-    """Iterates over `items` in their order; a thread takes them out of their iterator up to `AHEAD` early.
+    """Iterates over `items` in their order; a thread takes them out of their iterator up to `ahead` early.
 
     An error in the making of an item is raised where that item would have come. Use it as a context manager: leaving it
-    ends the thread, whatever is left. `waited_seconds` is how long the consumer had to wait.
+    ends the thread, once the item in the making is made. `waited_seconds` is how long the consumer had to wait.
     """
 
     def __init__(self, items: Iterable[_Item], ahead: int = AHEAD) -> None:
         self.waited_seconds = 0.0
-        self._items = items
-        self._queue: Queue[Any] = Queue(ahead)
-        self._unwanted = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
+        self._items = iter(items)
+        self._ahead = ahead
+        self._asked: deque[Future[_Item]] = deque()
+        self._thread = ThreadPoolExecutor(1, "prefetch")
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for _ in range(self._ahead + 1):
+            self._ask()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._unwanted.set()
-        self._thread.join(END_SECONDS)
+        self._thread.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[_Item]:
         while True:
             started = time.monotonic()
-            item = self._take()
+            item = self._asked.popleft().result()
             self.waited_seconds += time.monotonic() - started
-            if isinstance(item, _End):
+            if item is _END:
                 return
-            if isinstance(item, _Failure):
-                raise item.error
+            self._ask()
             yield item
 
-    def _take(self) -> Any:
-        while True:
-            try:
-                return self._queue.get(timeout=END_SECONDS)
-            except Empty:
-                if not self._thread.is_alive() and self._queue.empty():
-                    raise RuntimeError("the thread that makes batches is gone") from None
-
-    def _fill(self) -> None:
-        try:
-            for item in self._items:
-                if not self._put(item):
-                    return
-        except BaseException as error:
-            self._put(_Failure(error))
-        else:
-            self._put(_End())
-
-    def _put(self, item: Any) -> bool:
-        """Whether there was room for it before nobody wanted it any more."""
-        while not self._unwanted.is_set():
-            try:
-                self._queue.put(item, timeout=LOOK_SECONDS)
-            except Full:
-                continue
-            return True
-        return False
+    def _ask(self) -> None:
+        self._asked.append(self._thread.submit(next, self._items, _END))

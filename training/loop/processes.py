@@ -72,14 +72,17 @@ def world_size() -> int:
 
 
 @contextmanager
-def join_group(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Group]:
-    """Join the processes that `torchrun` started (environment `RANK`, `WORLD_SIZE`, `LOCAL_RANK`), or stay alone.
+def join_group(device: Literal["auto", "cpu", "cuda"], threads: int | None = None) -> Iterator[Group]:
+    """Join the processes that `torchrun` started (environment `RANK`, `WORLD_SIZE`, `LOCAL_RANK`), or stay alone; each
+    computes with so many threads, None: as it did.
 
     Raises:
         TrainingError: CUDA was asked for and is not there.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: no CUDA device, or a torch without CUDA: take --device cpu")
+    if threads:
+        torch.set_num_threads(threads)
     use_cuda = torch.cuda.is_available() and device != "cpu"
     size = world_size()
     place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -14,16 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tapline.models.checkpoint import file_sha256
-from tapline.training.data.samples import MANIFEST, read_manifest, read_samples
-from tapline.training.data.store import StoredSamples, store
+from tapline.models.checkpoint import Mm4flowNetwork, file_sha256
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.run_record import EvaluationRecord, Run
 
 RUN = "run.json"
 MODEL = "model.safetensors"
 ENCODERS = "encoders.safetensors"
 EVALUATION = "evaluation.json"
+OUTCOMES = "outcomes.npz"
+
+_Record = TypeVar("_Record")
 
 
 def scratch_folder() -> Path:
@@ -31,38 +33,37 @@ def scratch_folder() -> Path:
     return Path(tempfile.gettempdir())
 
 
-def open_samples(features: Sequence[Path], scratch: Path) -> StoredSamples:
-    """The samples of feature directories, kept in unlinked files in `scratch`."""
-    return store((sample for path in features for sample in read_samples(path)), scratch)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a record as indented JSON, through a temporary file."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to be written beside `path`, whose place it takes at the end; on a failure what was there still is."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        staging.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        yield staging
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write a record as indented JSON, whole or not at all."""
+    with whole(path) as staging:
+        staging.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights through a temporary file.
+    """Write weights, whole or not at all.
 
     The decoder of a masked-token head shares its matrix with the embeddings: each name gets a copy of its own.
 
     Raises:
         TrainingError: they could not be written; what was there before still is.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
     try:
-        save_file(copies, staging)
-        staging.replace(path)
+        with whole(path) as staging:
+            save_file(copies, staging)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot write the weights ({error}): make room and run it again") from None
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -91,8 +92,12 @@ def command_of(directory: Path) -> str:
         return ""
 
 
-def read_run(directory: Path, command: str = "finetune") -> Run:
-    """The record of a run of `command`.
+def read_record(
+    directory: Path, kind: type[_Record], commands: Collection[str], wanted: str, run: str = "", fault: str = ""
+) -> _Record:
+    """The record of a run of one of `commands`, which are `wanted` in words.
+
+    `run` is what was expected where there is none, `fault` what is said before the fault of a record.
 
     Raises:
         TrainingError: the directory holds none.
@@ -100,28 +105,14 @@ def read_run(directory: Path, command: str = "finetune") -> Run:
     try:
         record = (directory / RUN).read_bytes()
         found = msgspec.json.decode(record, type=_Command).command
-        if found != command:
-            raise TrainingError(f"{directory}: a run of {found}, expected one of {command}")
-        return msgspec.json.decode(record, type=Run)
+        if found not in commands:
+            raise TrainingError(f"{directory}: a run of {found}, expected one of {wanted}")
+        return msgspec.json.decode(record, type=kind)
     except OSError as error:
-        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected a run of {command}") from None
+        expected = run or f"a run of {wanted}"
+        raise TrainingError(f"{directory}: no readable {RUN} ({error.strerror}): expected {expected}") from None
     except msgspec.DecodeError as error:
-        raise TrainingError(f"{directory / RUN}: {error}") from None
-
-
-def read_evaluation(directory: Path) -> EvaluationRecord | None:
-    """The evaluation of a run, None where there is none.
-
-    Raises:
-        TrainingError: it is damaged, or of another version.
-    """
-    path = directory / EVALUATION
-    if not path.is_file():
-        return None
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=EvaluationRecord)
-    except msgspec.DecodeError as error:
-        raise TrainingError(f"{path}: {error}: run `evaluate` again") from None
+        raise TrainingError(f"{directory / RUN}: {fault}{error}") from None
 
 
 def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
@@ -132,20 +123,17 @@ def read_encoders(directories: Sequence[Path]) -> dict[str, Tensor] | None:
     return weights or None
 
 
-def features_of(features: Iterable[Path]) -> dict[str, str]:
-    """Feature directories by name, each with the hash of its manifest, which holds the hashes of its shards.
+class _Encoders(msgspec.Struct):
+    network: Mm4flowNetwork
+
+
+def encoder_sizes(directory: Path) -> Mm4flowNetwork:
+    """The network of a run of pretrain.
 
     Raises:
-        TrainingError: two have the same name.
+        TrainingError: the directory holds none.
     """
-    hashes: dict[str, str] = {}
-    for path in features:
-        read_manifest(path)
-        name = path.resolve().name
-        if name in hashes:
-            raise TrainingError(f"{path}: two feature directories of this name: rename one")
-        hashes[name] = file_sha256(path / MANIFEST)
-    return hashes
+    return read_record(directory, _Encoders, ("pretrain",), "pretrain").network
 
 
 def encoders_of(directories: Sequence[Path]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from tensorboardX import SummaryWriter
+
+from tapline.training.loop.run_files import whole
 
 LOSSES = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -44,8 +45,7 @@ class RunLog:
     def _take_back(self, step: int) -> None:
         if not self._path.exists():
             return
-        staging = self._path.with_name(f".{LOSSES}.{os.getpid()}")
-        with self._path.open("rb") as lines, staging.open("wb") as kept:
+        with whole(self._path) as staging, self._path.open("rb") as lines, staging.open("wb") as kept:
             for line in lines:
                 try:
                     read = msgspec.json.decode(line, type=dict[str, Any])
@@ -53,7 +53,6 @@ class RunLog:
                     continue
                 if read.get("stage") != self._stage or (step and read.get("step", 0) <= step):
                     kept.write(line)
-        staging.replace(self._path)
 
 
 def clear_logs(directory: Path) -> None:

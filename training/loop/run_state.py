@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tapline.training.loop.config import TrainingError
+from tapline.training.loop.run_files import whole
 
 STATE = "state.pt"
 
@@ -31,16 +32,13 @@ def save_state(directory: Path, fingerprint: str, progress: Progress) -> None:
         TrainingError: it could not be written; the state before is still there.
     """
     path = directory / STATE
-    staging = directory / f".{STATE}.{os.getpid()}"
     record = {"fingerprint": fingerprint, "stage": progress.stage, "step": progress.step, "tensors": progress.tensors}
     try:
-        with staging.open("wb") as file:
+        with whole(path) as staging, staging.open("wb") as file:
             torch.save(record, file)
             file.flush()
             os.fsync(file.fileno())
-        staging.replace(path)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where its writer finds the disk full
-        staging.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else "the disk is full or the folder is gone"
         raise TrainingError(
             f"{path}: cannot save the state of the run ({reason}): make room and run it again"

@@ -25,8 +25,8 @@ from tapline.training.loop.prefetch import Prefetched
 from tapline.training.loop.processes import ALONE, Group
 from tapline.training.loop.run_log import RunLog
 from tapline.training.loop.run_state import Progress, load_state, save_state
-from tapline.training.loop.schedule import learning_rate
 
+WARMUP_STEPS = 100
 MEAN_DECAY = 0.995
 LOG_STEPS = 10
 
@@ -57,6 +57,9 @@ class StepReport:
     padding_share: float
 
 
+Report = Callable[[StepReport], None]
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """Where a run keeps its state and logs; `fingerprint` stands for its settings and data."""
@@ -81,6 +84,11 @@ class Stage:
     mode: Callable[[nn.Module], None]
     evaluate: Callable[[Any], dict[str, float]] | None = None
     dropout_by_flow: bool = True
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over `WARMUP_STEPS`, multiplied by half a cosine down to 0 at `steps`."""
+    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -183,7 +191,7 @@ def run_stage(
     config: TrainingConfig,
     epochs: int,
     files: RunFiles | None = None,
-    report: Callable[[StepReport], None] = lambda _: None,
+    report: Report = lambda _: None,
     group: Group = ALONE,
 ) -> _Model:
     """Train for `epochs` of `config.draws` flows and give the running mean of the weights.
@@ -221,6 +229,21 @@ def run_stage(
     return trainer.mean.eval()
 
 
+def train_stage(
+    model: _Model,
+    stage: Stage,
+    config: TrainingConfig,
+    files: RunFiles | None = None,
+    report: Report = lambda _: None,
+    group: Group = ALONE,
+    epochs: int | None = None,
+) -> _Model:
+    """`run_stage` with a new trainer of `model`, for `epochs`, without them for those of the settings."""
+    epochs = config.epochs if epochs is None else epochs
+    trainer = Trainer(model, config, epochs * math.ceil(config.draws / config.batch_flows), group)
+    return run_stage(trainer, stage, config, epochs, files, report, group)
+
+
 def _works(stage: Stage, taken: int, per_epoch: int, epochs: int) -> Iterator[Work]:
     """The batches after so many steps, to the last."""
     for epoch in range(taken // per_epoch, epochs):
@@ -237,7 +260,7 @@ class _Watch:
     log: RunLog | None
     files: RunFiles | None
     group: Group
-    report: Callable[[StepReport], None]
+    report: Report
     flows: int = 0
     tokens: int = 0
     computed: int = 0

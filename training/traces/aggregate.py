@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from tapline.models.trace import Trace
 from tapline.models.trace_features import trace_times
 from tapline.models.tracegram import TraceNetwork
 from tapline.training.data.batches import draw_weights
-from tapline.training.loop.trainer import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
 from tapline.training.traces.packet_encoder import train_mode
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig
 
@@ -59,10 +59,6 @@ class TraceBatch:
         return TraceBatch(self.features[rows], self.times[rows], self.counts[rows])
 
 
-def _times(trace: TraceFeatures) -> NDArray[np.float32]:
-    return trace_times(trace.start_us, trace.duration_us)
-
-
 def gather_features(traces: Sequence[Trace], views: Sequence[NDArray[np.float32]]) -> list[TraceFeatures]:
     """Cut the features of all flows, trace after trace, float32 [n, F] in each view, into those of each trace."""
     ends = np.cumsum([len(trace.flows) for trace in traces])
@@ -79,14 +75,11 @@ def gather_features(traces: Sequence[Trace], views: Sequence[NDArray[np.float32]
 
 def to_batch(features: Sequence[NDArray[np.float32]], times: Sequence[NDArray[np.float32]]) -> TraceBatch:
     """Pad traces to one batch."""
-    counts = np.array([len(each) for each in features], np.int64)
-    shape = (len(features), int(counts.max()))
-    padded = np.zeros((*shape, features[0].shape[1]), np.float32)
-    clock = np.zeros((*shape, 2), np.float32)
-    for row, (each, when) in enumerate(zip(features, times, strict=True)):
-        padded[row, : len(each)] = each
-        clock[row, : len(when)] = when
-    return TraceBatch(torch.from_numpy(padded), torch.from_numpy(clock), torch.from_numpy(counts))
+    padded, clock = (
+        nn.utils.rnn.pad_sequence([torch.from_numpy(each) for each in table], batch_first=True)
+        for table in (features, times)
+    )
+    return TraceBatch(padded, clock, torch.tensor([len(each) for each in features]))
 
 
 def kept_flows(count: int, how: TraceAugmentation, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -239,7 +232,7 @@ def fit_traces(
     truth: NDArray[np.int64],
     config: TraceTrainingConfig,
     files: RunFiles | None = None,
-    report: Callable[[StepReport], None] = lambda _: None,
+    report: Report = lambda _: None,
 ) -> TraceNetwork:
     """Phase 1 from scratch; the network given reads features as the encoder makes them.
 
@@ -248,12 +241,11 @@ def fit_traces(
     """
     scale = scale_of(features)
     scaled = standardise(features, scale)
-    loop, phase = config.loop(config.traces), config.traces
     torch.manual_seed(config.seed)
     network = TraceNetwork(config.network)
     sharpen(network)
-    trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
-    trained = run_stage(trainer, trace_stage(network, scaled, truth, config), loop, phase.epochs, files, report)
+    stage = trace_stage(network, scaled, truth, config)
+    trained = train_stage(network, stage, config.loop(config.traces), files, report)
     return fold_scale(settle_norms(trained, scaled, class_weights(truth), config), scale)
 
 
@@ -274,7 +266,9 @@ def score_traces(network: TraceNetwork, traces: Sequence[TraceFeatures]) -> Trac
     importance: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(traces)
     for start in range(0, len(order), SCORE_BATCH_TRACES):
         rows = order[start : start + SCORE_BATCH_TRACES]
-        batch = to_batch([traces[row].views[0] for row in rows], [_times(traces[row]) for row in rows])
+        part = [traces[row] for row in rows]
+        times = [trace_times(trace.start_us, trace.duration_us) for trace in part]
+        batch = to_batch([trace.views[0] for trace in part], times)
         output = network(batch.features, batch.times, batch.counts)
         logits[rows] = output.logits.numpy()
         for row, shares in zip(rows, output.importance.numpy(), strict=True):

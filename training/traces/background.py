@@ -1,4 +1,4 @@
-"""Traces of anything but the labels: which they are, which half of them a fold learns, how verdicts on them count.
+"""Traces of anything but the labels: which they are, and which half of them a fold learns.
 
 They teach a network what it does not know (outlier exposure, Hendrycks et al., ICLR 2019; `models.checkpoint.Unknown`).
 """
@@ -7,29 +7,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
 from tapline.models.flow import Flow
 from tapline.models.trace import TraceSettings, make_traces
 from tapline.training.data.labelled_traces import LabelledTrace, TraceDataError
-from tapline.training.data.samples import Sample
-from tapline.training.evaluation.scores import Floats, Ints, auroc
+from tapline.training.data.parquet import Sample
 
 MOST_TRACES = 8
 """Traces of a capture that are kept, those with most flows: a scan shows hundreds of hosts that are all alike."""
 
 MIN_CAPTURES = 2
 """One half of the captures is learned, the other one measured."""
-
-LONG_FLOWS = 8
-"""Flows from which a trace is counted as long: of shorter ones no model can say much."""
-
-CONFIDENT = 0.9
-"""A label with a higher confidence than this would be believed."""
 
 
 @dataclass(frozen=True)
@@ -38,40 +30,6 @@ class Halves:
 
     learned: list[LabelledTrace]
     measured: list[LabelledTrace]
-
-
-class BackgroundShares(msgspec.Struct, frozen=True):
-    """Of so many traces, by models that learned other captures; a trace that several folds measured has as many
-    `verdicts`. Shares are of verdicts: `rejected` as unknown, `confident` with a confidence above `CONFIDENT`. `auroc`
-    is that of the confidence against known traces."""
-
-    traces: int
-    verdicts: int
-    rejected: float
-    confident: float
-    auroc: float
-
-
-class BackgroundFigures(msgspec.Struct, frozen=True):
-    """Verdicts on the background of so many captures: of all traces, and of those of `LONG_FLOWS` flows or more beside
-    known ones as long; None where one of the two has none."""
-
-    captures: int
-    all: BackgroundShares
-    long: BackgroundShares | None
-
-
-@dataclass(frozen=True)
-class Confidences:
-    """Confidence of the best label of traces, float64 [n], and how many flows each has, int64 [n]."""
-
-    best: Floats
-    flows: Ints
-
-    def long(self) -> Confidences:
-        """Those of `LONG_FLOWS` flows or more."""
-        kept = self.flows >= LONG_FLOWS
-        return Confidences(self.best[kept], self.flows[kept])
 
 
 def make_background(
@@ -123,31 +81,3 @@ def background_hash(background: Sequence[LabelledTrace]) -> str:
     for trace in background:
         digest.update(msgspec.msgpack.encode(trace))
     return digest.hexdigest()
-
-
-def background_figures(
-    background: Sequence[LabelledTrace], folds: Mapping[int, Confidences], known: Confidences, threshold: float
-) -> BackgroundFigures:
-    """The figures of the confidences, by fold, in the half that it was measured on; `known` in labelled traces."""
-    measured = [trace for fold in folds for trace in halve_background(background, fold).measured]
-    strange = Confidences(
-        np.concatenate([each.best for each in folds.values()]), np.concatenate([each.flows for each in folds.values()])
-    )
-    long = [trace for trace in measured if len(trace.trace.flows) >= LONG_FLOWS]
-    return BackgroundFigures(
-        len({trace.capture for trace in measured}),
-        _shares(measured, strange, known, threshold),
-        _shares(long, strange.long(), known.long(), threshold) if long and len(known.long().best) else None,
-    )
-
-
-def _shares(
-    measured: Sequence[LabelledTrace], strange: Confidences, known: Confidences, threshold: float
-) -> BackgroundShares:
-    return BackgroundShares(
-        len({(each.capture, each.trace.subject, each.trace.start_us) for each in measured}),
-        len(measured),
-        float((strange.best < threshold).mean()),
-        float((strange.best > CONFIDENT).mean()),
-        auroc(known.best, strange.best),
-    )

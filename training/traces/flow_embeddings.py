@@ -17,6 +17,8 @@ from tapline.training.data.batches import plain_batches
 from tapline.training.data.labelled_traces import TraceCorpus, flows_of
 from tapline.training.loop.run_files import load_weights
 from tapline.training.traces.aggregate import TraceFeatures, gather_features
+from tapline.training.traces.packet_encoder import FlowLearner, flow_features
+from tapline.training.traces.trace_config import TraceTrainingConfig
 
 CHECKPOINT = PACKAGE / "models" / "zoo" / "flow-protocols" / "1"
 BATCH_FLOWS = 64
@@ -40,3 +42,13 @@ def frozen_features(corpus: TraceCorpus) -> list[TraceFeatures]:
     for batch in plain_batches(flows, BATCH_FLOWS, lengths):
         made[batch.rows] = model(batch.ps_tokens, batch.bytes_tokens, batch.bytes_types).embedding.numpy()
     return gather_features([trace.trace for trace in corpus.traces], [made])
+
+
+def encode_traces(corpus: TraceCorpus, learner: FlowLearner, config: TraceTrainingConfig) -> list[TraceFeatures]:
+    """Features of all traces, and of disturbed copies of their flows."""
+    flows = flows_of(corpus.traces)
+    rng = np.random.default_rng([config.seed, 3])
+    views = [flow_features(learner.encoder, flows, config.features)]
+    for _ in range(config.trace_augmentation.views):
+        views.append(flow_features(learner.encoder, flows, config.features, (config.flow_augmentation, rng)))
+    return gather_features([trace.trace for trace in corpus.traces], views)

@@ -5,7 +5,7 @@ The encoder starts from masked-token pre-training. Drawing and disturbing traces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from tapline.models.checkpoint import TracegramNetwork
-from tapline.models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode, pad
+from tapline.models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow, Mm4flowOutput
 from tapline.models.tracegram import TraceNetwork
-from tapline.training.data.batches import draw_weights
+from tapline.training.data.batches import draw_weights, to_batch
 from tapline.training.data.labelled_traces import LabelledTrace, flows_of
-from tapline.training.flows.finetune import new_model, train_mode
-from tapline.training.loop.trainer import RunFiles, Stage, StepReport, Trainer, Work, run_stage
+from tapline.training.loop.new_networks import new_model, train_mode
+from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
 from tapline.training.traces.aggregate import (
     Scale,
     TraceFeatures,
@@ -36,7 +37,6 @@ from tapline.training.traces.aggregate import (
     settle_norms,
     sharpen,
     standardise,
-    to_batch,
     trace_noise,
 )
 from tapline.training.traces.trace_config import TraceTrainingConfig
@@ -79,16 +79,9 @@ class FlowTable:
 def make_table(traces: Sequence[LabelledTrace], features: Mm4flowFeatures) -> FlowTable:
     """The flows of these traces as tokens."""
     flows: list[Flow] = flows_of(traces)
-    tokens = encode(flows, features)
     rows = np.arange(len(flows))
-    ps, content, types = (
-        pad(values, offsets, rows)
-        for values, offsets in (
-            (tokens.ps_tokens, tokens.ps_offsets),
-            (tokens.bytes_tokens, tokens.bytes_offsets),
-            (tokens.bytes_types, tokens.bytes_offsets),
-        )
-    )
+    batch = to_batch(encode(flows, features), rows, rows)
+    ps, content, types = (part.numpy() for part in (batch.ps_tokens, batch.bytes_tokens, batch.bytes_types))
     _, chosen, kind = np.unique(np.concatenate((ps, content), axis=1), axis=0, return_index=True, return_inverse=True)
     return FlowTable(
         ps[chosen],
@@ -182,7 +175,7 @@ def fit_jointly(
     config: TraceTrainingConfig,
     start: Mapping[str, Tensor] | None = None,
     files: RunFiles | None = None,
-    report: Callable[[StepReport], None] = lambda _: None,
+    report: Report = lambda _: None,
     background: Sequence[LabelledTrace] = (),
 ) -> Jointly:
     """Learn from the traces `train` of all `traces`; `start` are pre-trained encoders, without them from nothing.
@@ -205,10 +198,8 @@ def fit_jointly(
     network = JointNetwork(encoder, trace)
     before = joint_features(network, table, everything)
     scale = scale_of([before[row] for row in learned.rows])
-    loop, phase = config.loop(config.traces), config.traces
-    trainer = Trainer(network, loop, phase.epochs * -(-phase.draws // phase.batch))
     stage = _stage(network, table, learned, scale, config)
-    trained = run_stage(trainer, stage, loop, phase.epochs, files, report)
+    trained = train_stage(network, stage, config.loop(config.traces), files, report)
     features = joint_features(trained, table, everything)
     mine = standardise([features[row] for row in learned.rows], scale)
     settled = settle_norms(trained.trace, mine, learned.weights, config)
@@ -249,8 +240,8 @@ def _stage(
             table, np.concatenate([each.flows for each in part]), config.mask_lengths
         )
         scaled = torch.split((embedding - mean) / deviation, counts.tolist())
-        features = nn.utils.rnn.pad_sequence(list(scaled), batch_first=True)
-        times = to_batch([each.times for each in part], [each.times for each in part]).times
+        features = pad_sequence(list(scaled), batch_first=True)
+        times = pad_sequence([torch.from_numpy(each.times) for each in part], batch_first=True)
         logits = network.trace(features, times, counts).logits
         smooth = config.label_smoothing
         loss = functional.cross_entropy(logits, wanted, label_smoothing=smooth)

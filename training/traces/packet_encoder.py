@@ -28,6 +28,8 @@ from tapline.models.packet_tokens import (
     pad_packets,
 )
 from tapline.models.tracegram import FlowEncoder, QueryDecoder
+from tapline.training.data.batches import TrainingSet, draw_weights
+from tapline.training.data.labelled_traces import TraceCorpus, flows_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.dropout import FlowDropout
 from tapline.training.loop.processes import ALONE, Group
@@ -45,13 +47,12 @@ LENGTHS = 6
 LENGTH_WIDTH = 128
 
 
-@dataclass(frozen=True)
-class FlowSet:
-    """Flows with the index of their class, int64 [n], and how often to draw each, float64 [n] summing to 1."""
-
-    flows: Sequence[Flow]
-    truth: NDArray[np.int64]
-    weights: NDArray[np.float64]
+def flow_set(corpus: TraceCorpus, rows: NDArray[np.int64], config: TraceTrainingConfig) -> TrainingSet:
+    """The flows of these traces with the labels of their traces, classes drawn equally often."""
+    traces = [corpus.traces[row] for row in rows]
+    owner = np.repeat(rows, [len(trace.trace.flows) for trace in traces])
+    truth = corpus.truth[owner]
+    return TrainingSet(flows_of(traces), truth, draw_weights(truth, owner, 0.0, config.capture_power))
 
 
 class LengthHead(nn.Module):
@@ -150,7 +151,7 @@ class FlowBatch:
 
 
 def flow_batches(
-    data: FlowSet, phase: Phase, features: TracegramFeatures, how: FlowAugmentation, rng: np.random.Generator
+    data: TrainingSet, phase: Phase, features: TracegramFeatures, how: FlowAugmentation, rng: np.random.Generator
 ) -> Iterator[FlowBatch]:
     """One epoch: flows drawn by weight with replacement, disturbed, in batches of like length."""
     drawn = rng.choice(len(data.flows), phase.draws, p=data.weights)
@@ -166,7 +167,7 @@ def flow_batches(
             yield FlowBatch(padded, wanted, rows[groups[index]])
 
 
-def pretrain_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingConfig, group: Group = ALONE) -> Stage:
+def pretrain_stage(learner: FlowLearner, data: TrainingSet, config: TraceTrainingConfig, group: Group = ALONE) -> Stage:
     """Phase 0: the next token, and the flow's payload lengths from its feature; labels are not read."""
     lengths = length_tokens(data.flows)
 
@@ -184,7 +185,7 @@ def pretrain_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingCon
     return Stage("pretrain-packets", works, train_mode)
 
 
-def tune_stage(learner: FlowLearner, data: FlowSet, config: TraceTrainingConfig, group: Group = ALONE) -> Stage:
+def tune_stage(learner: FlowLearner, data: TrainingSet, config: TraceTrainingConfig, group: Group = ALONE) -> Stage:
     """Phase 0.5: a flow takes the label of its trace; its payload lengths, and the next token, are asked for too."""
     truth, lengths = torch.from_numpy(data.truth), length_tokens(data.flows)
 

@@ -112,18 +112,10 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     def loop(self, phase: Phase) -> TrainingConfig:
         """The settings of the common loop for a phase."""
         return TrainingConfig(
-            batch_flows=phase.batch,
-            epochs=phase.epochs,
-            learning_rate=phase.learning_rate,
-            draws=phase.draws,
-            seed=self.seed,
-            weight_decay=self.weight_decay,
-            clip_norm=self.clip_norm,
-            accumulate=self.accumulate,
-            label_smoothing=self.label_smoothing,
-            threads=self.threads,
-            device=self.device,
-        )
+            batch_flows=phase.batch, epochs=phase.epochs, learning_rate=phase.learning_rate, draws=phase.draws,
+            seed=self.seed, weight_decay=self.weight_decay, clip_norm=self.clip_norm, accumulate=self.accumulate,
+            label_smoothing=self.label_smoothing, threads=self.threads, device=self.device,
+        )  # fmt: skip
 
 
 def decisive(config: TraceTrainingConfig, *, background: bool) -> dict[str, Any]:
