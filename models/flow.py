@@ -36,6 +36,9 @@ MAX_COUNT = 2**53 - 1
 MAX_NAME_CHARS = 128
 """Longest uid, sensor, service and the like: names are remembered, and memory is bounded."""
 
+MAX_SERVER_NAME_CHARS = 255
+"""Longest name of a server: that of a host name (RFC 1035, 2.3.4)."""
+
 HeadsKind = Literal["none", "header", "full"]
 """Which bytes packet heads hold: nothing, the headers alone, or headers and payload."""
 
@@ -45,6 +48,7 @@ Length = Annotated[int, msgspec.Meta(ge=-MAX_PAYLOAD_LENGTH, le=MAX_PAYLOAD_LENG
 Lengths = Annotated[list[Length], msgspec.Meta(max_length=MAX_PAYLOAD_LENGTHS)]
 LinkType = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
+ServerName = Annotated[str, msgspec.Meta(max_length=MAX_SERVER_NAME_CHARS)]
 Uid = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 Content = Annotated[bytes, msgspec.Meta(max_length=MAX_CONTENT_BYTES)]
 HeadBytes = Annotated[bytes, msgspec.Meta(max_length=HEADS_TOKEN_BUDGET - HEAD_TOKEN_COST)]
@@ -88,6 +92,8 @@ class Flow(msgspec.Struct, gc=False):
     * `orig_pkts`, `resp_pkts`, `orig_ip_bytes`, `resp_ip_bytes`: all packets and their IP lengths, as in conn.log.
     * `link_type`: Tracegram's link-type byte of the heads, 0 without heads.
     * `complete`: False for a flow published early, while it still lives.
+    * `server_name`: the name of the server, where the source itself knows it; `models.server_name` gives that of any
+      flow. Shown beside verdicts, read by no model.
     """
 
     uid: Uid
@@ -114,6 +120,7 @@ class Flow(msgspec.Struct, gc=False):
     conn_state: Name = ""
     sensor: Name = ""
     complete: bool = True
+    server_name: ServerName = ""
 
 
 def ip_protocol_number(proto: str, address: str) -> int:
@@ -214,6 +221,7 @@ class FlowLine(msgspec.Struct, gc=False, forbid_unknown_fields=True, omit_defaul
     conn_state: Name = ""
     sensor: Name = ""
     complete: bool = True
+    server_name: ServerName = ""
     ps_tokens: _Tokens | msgspec.UnsetType = msgspec.UNSET
     bytes_tokens: _Tokens | msgspec.UnsetType = msgspec.UNSET
     bytes_types: _Tokens | msgspec.UnsetType = msgspec.UNSET

@@ -15,6 +15,7 @@ from tapline.models.flow import (
     MAX_PACKET_HEADS,
     MAX_PAYLOAD_LENGTH,
     MAX_PAYLOAD_LENGTHS,
+    MAX_SERVER_NAME_CHARS,
 )
 
 MAX_FLOWS = 10_000
@@ -78,6 +79,13 @@ class FlowFields(Body):
     conn_state: Name = ""
     sensor: Name = ""
     complete: bool = True
+    server_name: Annotated[
+        str,
+        Field(
+            max_length=MAX_SERVER_NAME_CHARS,
+            description="that the client asked for (TLS, HTTP, DNS); evidence beside the verdict, read by no model",
+        ),
+    ] = ""
 
 
 class FlowIn(FlowFields):
@@ -135,6 +143,7 @@ class TopFlow(Body):
     ip_bytes: int
     label: Annotated[str, Field(description="the flow's own verdict, empty where there is none or it is unknown")]
     share: Annotated[float, Field(ge=0, le=1, description="its importance; those of all flows of a trace add up to 1")]
+    server_name: Annotated[str, Field(description="that the flow's client asked for, empty where there is none")]
 
 
 class Trace(Body):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -14,11 +14,19 @@ from rich.text import Text
 
 from tapline.models.flow import Flow
 from tapline.models.foreign_text import clean
+from tapline.models.server_name import server_name
 from tapline.models.verdict import UNKNOWN, Verdict
 from tapline.service.results.records import InputSummary, Summary
 from tapline.service.sources.inputs import FlowInput
 
 MAX_PROBLEM_CHARS = 1024
+NAME_HEADER = "server name"
+NAME_MIN_CHARS = 12
+"""A longer name is not shortened to fewer characters than these: then there is no column of names."""
+
+UNBOUNDED = 10_000
+"""Columns of a terminal on which every table fits."""
+
 PROGRESS_MIN_BYTES = 4 << 20
 """Inputs below this are read without a progress bar."""
 
@@ -43,15 +51,36 @@ def endpoint_text(address: str, port: int, proto: str) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def flow_cells(flow: Flow) -> tuple[str | Text, ...]:
-    """Protocol, originator, responder, payload packets each way, and IP bytes, as cells of a table."""
+def flow_cells(flow: Flow, name_chars: int = 0) -> tuple[str | Text, ...]:
+    """Protocol, originator, responder, name of the server in `name_chars` (0: no such cell), payload packets each way,
+    and IP bytes, as cells of a table."""
     return (
         flow.proto,
         Text(endpoint_text(flow.orig_h, flow.orig_p, flow.proto)),
         Text(endpoint_text(flow.resp_h, flow.resp_p, flow.proto)),
+        *([Text(name_text(server_name(flow), name_chars))] if name_chars else ()),
         f"{flow.up}/{flow.down}",
         size_text(flow.orig_ip_bytes + flow.resp_ip_bytes),
     )
+
+
+def name_text(name: str, limit: int) -> str:
+    """The end of a name, which says most, in at most `limit` characters."""
+    name = clean(name)
+    return name if len(name) <= limit else f"…{name[len(name) + 1 - limit :]}"
+
+
+def with_names(draw: Callable[[int], Table], flows: Sequence[Flow], width: int) -> Table:
+    """A table of flows with a column of the servers' names where there are any, and room for one beside all else.
+
+    `draw` gives the table with names of so many characters, 0: without the column; `width`: columns of the terminal.
+    """
+    longest = max((len(clean(server_name(flow))) for flow in flows), default=0)
+    if not longest:
+        return draw(0)
+    least = len(NAME_HEADER)
+    room = width - Console(width=UNBOUNDED).measure(draw(least)).maximum + least
+    return draw(max(min(room, longest), least) if room >= min(max(longest, least), NAME_MIN_CHARS) else 0)
 
 
 class FirstRows(Generic[Row]):
@@ -98,7 +127,8 @@ class FlowTable:
         """Print flows and summary."""
         rows = self._rows.rows()
         if rows:
-            console.print(_flows(rows))
+            flows = [flow for flow, _ in rows]
+            console.print(with_names(lambda name_chars: _flows(rows, name_chars), flows, console.width))
         if left_out := self._rows.left_out:
             console.print(f"… and {left_out} flows that started later: --limit 0 shows all", style="dim")
         if summary.labels:
@@ -106,20 +136,22 @@ class FlowTable:
         console.print(summary_text(summary))
 
 
-def _flows(rows: list[tuple[Flow, Verdict]]) -> Table:
+def _flows(rows: list[tuple[Flow, Verdict]], name_chars: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Flows", title_justify="left", title_style="bold")
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right")
     table.add_column("proto")
     table.add_column("originator", overflow="fold")
     table.add_column("responder", overflow="fold")
+    if name_chars:
+        table.add_column(NAME_HEADER, no_wrap=True)
     table.add_column("payload packets", justify="right")
     table.add_column("bytes", justify="right", no_wrap=True)
     for flow, verdict in rows:
         table.add_row(
             label_text(verdict),
             f"{verdict.confidence:.2f}",
-            *flow_cells(flow),
+            *flow_cells(flow, name_chars),
         )
     return table
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tapline.service.command.terminal import FirstRows, endpoint_text, label_text
+from tapline.service.command.terminal import UNBOUNDED, FirstRows, endpoint_text, label_text
 from tapline.service.results.records import Summary, TraceSummary
 from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, TraceVerdict
 
@@ -19,9 +19,6 @@ SHOWN_FLOWS = 3
 
 TABLE_COLUMNS = 150
 """Below this width the live table has no column of flows."""
-
-UNBOUNDED = 10_000
-"""Columns of a terminal on which every table fits."""
 
 
 class TraceTable:

@@ -17,7 +17,7 @@ from rich.text import Text
 from tapline.models.flow import Flow
 from tapline.models.verdict import UNKNOWN, Verdict
 from tapline.service.command.console import Cleaned, make_console
-from tapline.service.command.terminal import flow_cells, label_text
+from tapline.service.command.terminal import NAME_HEADER, flow_cells, label_text, with_names
 from tapline.service.command.trace_table import recent_traces
 from tapline.service.live.pipeline import OPEN_FLOWS
 from tapline.service.process.signals import stop_signals
@@ -117,15 +117,18 @@ class View:
         return table
 
     def _verdicts(self) -> Table:
-        table = Table(
-            "label", "confidence", "", "proto", "originator", "responder", "payload packets", "bytes", box=None
-        )
+        return with_names(self._verdict_rows, [flow for flow, _ in self.recent], self._width)
+
+    def _verdict_rows(self, name_chars: int) -> Table:
+        name = [NAME_HEADER] if name_chars else []
+        columns = ("label", "confidence", "", "proto", "originator", "responder", *name, "payload packets", "bytes")
+        table = Table(*columns, box=None)
         for flow, verdict in reversed(self.recent):
             table.add_row(
                 label_text(verdict),
                 f"{verdict.confidence:.2f}",
                 "" if verdict.final else "early",
-                *flow_cells(flow),
+                *flow_cells(flow, name_chars),
             )
         return table
 

@@ -11,6 +11,7 @@ from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.flow import Flow, FlowLine, flow_to_line
 from tapline.models.foreign_text import clean
+from tapline.models.server_name import server_name
 from tapline.models.trace import SubjectKind
 from tapline.models.verdict import UNKNOWN, Verdict
 from tapline.service.community_id import community_id
@@ -157,9 +158,9 @@ def classified(flow: Flow, verdict: Verdict | None, name: str) -> ClassifiedFlow
 
 
 def feature_lines(flows: Iterable[Flow], *, tokens: bool) -> Iterator[FlowLine]:
-    """The JSON form of flows, with Community ID and, on request, MM4flow's tokens."""
+    """The JSON form of flows, with Community ID, name of the server and, on request, MM4flow's tokens."""
     for flow in flows:
-        line = flow_to_line(flow, community_id(flow))
+        line = _line(flow)
         if tokens:
             batch = encode([flow], Mm4flowFeatures())
             line.ps_tokens = batch.ps_tokens.tolist()
@@ -168,5 +169,11 @@ def feature_lines(flows: Iterable[Flow], *, tokens: bool) -> Iterator[FlowLine]:
         yield line
 
 
+def _line(flow: Flow) -> FlowLine:
+    line = flow_to_line(flow, community_id(flow))
+    line.server_name = server_name(flow)
+    return line
+
+
 def _fields(flow: Flow) -> dict[str, Any]:
-    return msgspec.structs.asdict(flow_to_line(flow, community_id(flow)))
+    return msgspec.structs.asdict(_line(flow))

@@ -25,6 +25,7 @@ Show = Literal["all", "flows", "traces"]
 CSV_COLUMNS = (
     "input", "uid", "community_id", "start_us", "duration_us", "proto", "orig_h", "orig_p", "resp_h", "resp_p",
     "up", "down", "orig_ip_bytes", "resp_ip_bytes", "label", "confidence", "unknown", "model", "version",
+    "server_name",
 )  # fmt: skip
 TRACE_CSV_COLUMNS = (
     "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "confidence", "unknown",

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from tapline.models.flow import Flow
+from tapline.models.flow import Flow, ServerName
 from tapline.service.sources.bus.events import BusEvent, EventError, FlowEvent, parse_event
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.logs import DAMAGED, open_log
@@ -221,9 +221,11 @@ def _parse(line: bytes) -> Flow | None:
     try:
         record = msgspec.json.decode(line, type=dict[str, int | str | bool])
         event = parse_event(BusEvent("", "Tapline::flow", [record[name] for name in _FIELDS]))
+        name = msgspec.convert(record.get("server_name", ""), ServerName)
     except (msgspec.DecodeError, EventError, KeyError):
         return None
     assert isinstance(event, FlowEvent)
+    event.flow.server_name = name
     return event.flow
 
 

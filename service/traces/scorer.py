@@ -105,5 +105,5 @@ def _top_flows(flows: Sequence[TraceFlow], shares: NDArray[np.float32]) -> list[
 def _top_flow(flow: TraceFlow, share: float) -> TopFlow:
     return TopFlow(
         flow.uid, community_id(flow), flow.start_us, flow.duration_us, flow.proto, flow.orig_h, flow.orig_p,
-        flow.resp_h, flow.resp_p, flow.ip_bytes, flow.label, share,
+        flow.resp_h, flow.resp_p, flow.ip_bytes, flow.label, share, flow.server_name,
     )  # fmt: skip

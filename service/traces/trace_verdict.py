@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
+from tapline.models.server_name import server_name
 from tapline.models.trace import FlowOrder, SubjectKind
 from tapline.models.verdict import Verdict
 
@@ -45,6 +46,7 @@ class TraceFlow(msgspec.Struct, gc=False, array_like=True):
     ip_bytes: int
     early: bool
     embedding: bytes
+    server_name: str = ""
 
     @property
     def order(self) -> FlowOrder:
@@ -58,6 +60,7 @@ def trace_flow(flow: Flow, verdict: Verdict | None, embedding: NDArray[np.float3
         flow.uid, flow.start_us, flow.duration_us, flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p, flow.proto,
         verdict.label if verdict is not None and not verdict.unknown else "",
         flow.orig_ip_bytes + flow.resp_ip_bytes, not flow.complete, embedding.astype(np.float32).tobytes(),
+        server_name(flow),
     )  # fmt: skip
 
 
@@ -84,7 +87,7 @@ class ScoreJob:
 class TopFlow(msgspec.Struct, frozen=True, gc=False):
     """A flow that made much of the difference. `share` is its importance; those of a whole trace add up to 1.
 
-    `label` is the flow's own verdict, empty where it is unknown or there is none.
+    `label` is the flow's own verdict, empty where it is unknown or there is none. `server_name` is foreign text.
     """
 
     uid: str
@@ -99,6 +102,7 @@ class TopFlow(msgspec.Struct, frozen=True, gc=False):
     ip_bytes: int
     label: str
     share: float
+    server_name: str = ""
 
 
 class TraceVerdict(msgspec.Struct, frozen=True, gc=False):

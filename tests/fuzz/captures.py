@@ -17,6 +17,7 @@ import msgspec
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.flow import Flow, flow_to_line, parse_flow
 from tapline.models.packet_tokens import encode_packets
+from tapline.models.server_name import server_name
 from tapline.service.community_id import community_id
 from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
 from tests.fuzz.mutation import EDGES, spoil
@@ -71,8 +72,9 @@ def file(random: random.Random) -> bytes:
 
 
 def check(flow: Flow) -> None:
-    """What is given is taken back, and has its join key."""
-    assert parse_flow(msgspec.json.encode(flow_to_line(flow, community_id(flow)))) == flow
+    """What is given is taken back, and has its join key and the name of its server."""
+    named = msgspec.structs.replace(flow, server_name=server_name(flow))
+    assert parse_flow(msgspec.json.encode(flow_to_line(named, community_id(flow)))) == named
 
 
 def _mutated_file(random: random.Random) -> bytes:

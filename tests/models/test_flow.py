@@ -35,6 +35,14 @@ def test_json_round_trip():
     assert parse_flow(line()) == FLOW
 
 
+def test_the_name_of_the_server_is_taken_back_and_may_be_absent():
+    named = msgspec.structs.replace(FLOW, server_name="a" * 255)
+    assert parse_flow(msgspec.json.encode(flow_to_line(named))) == named
+    old = msgspec.to_builtins(flow_to_line(FLOW))
+    del old["server_name"]
+    assert parse_flow(msgspec.json.encode(old)) == FLOW
+
+
 def test_bytes_are_lower_case_hex():
     assert flow_to_line(FLOW).resp_bytes == "00ff"
 
@@ -62,6 +70,8 @@ def test_bytes_are_lower_case_hex():
         ({"start_us": 2**53 - 1}, "expected an end up to 9007199254740991 us - at `$.duration_us`"),
         ({"start_us": 2**53}, "Expected `int` <= 9007199254740991 - at `$.start_us`"),
         ({"sensor": "s" * 129}, "Expected `str` of length <= 128 - at `$.sensor`"),
+        ({"server_name": "s" * 256}, "Expected `str` of length <= 255 - at `$.server_name`"),
+        ({"server_name": None}, "Expected `str`, got `null` - at `$.server_name`"),
         ({"start_us": -1}, "Expected `int` >= 0 - at `$.start_us`"),
     ],
 )

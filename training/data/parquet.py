@@ -24,7 +24,8 @@ _FLOW_TYPES: dict[str, pa.DataType] = {
     "orig_pkts": pa.int64(), "resp_pkts": pa.int64(), "orig_ip_bytes": pa.int64(), "resp_ip_bytes": pa.int64(),
     "link_type": pa.int16(), "heads": _HEADS, "complete": pa.bool_(),
 }  # fmt: skip
-_FLOW_FIELDS = Flow.__struct_fields__
+_FLOW_FIELDS = tuple(name for name in Flow.__struct_fields__ if name != "server_name")
+"""What a shard holds of a flow: the name of its server is evidence for people, and nothing to learn from."""
 SCHEMA = pa.schema(
     [("corpus", pa.string()), ("capture", pa.string()), ("label", pa.string())]
     + [(name, _FLOW_TYPES.get(name, pa.string())) for name in _FLOW_FIELDS]

@@ -2,6 +2,7 @@
 
 @load ./core
 @load ./bus
+@load ./known_names
 @load ./stats
 @load ./verdicts
 @load ./trace_verdicts

@@ -92,11 +92,17 @@ function topic_of(f: Flow): string
 # A service that takes some shards only must see holes in those alone, so each shard counts by itself.
 global shard_seqs: table[string] of count &default=0;
 
+type Flows: vector of Flow;
+
+# Runs before flows go out together.
+global publishing: hook(flows: Flows);
+
 # Flows that go out together, which wakes the threads of the bus once and not for each.
-global waiting: vector of Flow;
+global waiting: Flows;
 
 function publish_waiting()
 	{
+	hook publishing(waiting);
 	local topic = flows_topic + "0";
 	for ( _, f in waiting )
 		{

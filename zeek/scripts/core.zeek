@@ -4,4 +4,5 @@
 @load ./features
 @load ./heads
 @load ./content
+@load ./server_names
 @load ./publish

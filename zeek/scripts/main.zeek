@@ -75,9 +75,11 @@ export {
 		link_type: count &log;
 		heads_kind: string &log;
 		heads: string &log;
+		## Of the server that the client asked for, where Zeek knows it. The event does not carry it.
+		server_name: string &log &optional;
 	};
 
-	## One flow, early or final: the fields of :zeek:type:`Tapline::Flow`, flat, because the bus sends records by
+	## One flow, early or final: the fields of :zeek:type:`Tapline::Flow` up to `heads`, flat, because the bus sends records by
 	## position and cuts times to milliseconds.
 	global flow: event(version: count, sensor: string, seq: count, final: bool, uid: string, start_us: count,
 	    duration_us: count, orig_h: addr, orig_p: count, resp_h: addr, resp_p: count, proto: string,
@@ -144,6 +146,8 @@ export {
 		early: bool &default=F;
 		early_mark: count &default=0;
 		closed: bool &default=F;
+		## The name of the server that the client asked for.
+		server_name: string &default="";
 	};
 }
 

@@ -3,6 +3,7 @@
 @load base/protocols/conn
 @load ./main
 @load ./heads
+@load ./server_names
 
 module Tapline;
 
@@ -37,7 +38,7 @@ function build_flow(c: connection, final: bool): Flow
 	local st = c$tapline;
 	local id = c$id;
 	local straight = sent_by_orig(c);
-	return Flow($version=format_version, $sensor=sensor_name, $seq=++counters$seq, $final=final, $uid=c$uid,
+	local f = Flow($version=format_version, $sensor=sensor_name, $seq=++counters$seq, $final=final, $uid=c$uid,
 	    $start_us=double_to_count(time_to_double(c$start_time) * 1000000.0),
 	    $duration_us=c$duration > 0sec ? double_to_count(interval_to_double(c$duration) * 1000000.0) : 0,
 	    $orig_h=id$orig_h, $orig_p=port_to_count(id$orig_p), $resp_h=id$resp_h, $resp_p=port_to_count(id$resp_p),
@@ -50,6 +51,10 @@ function build_flow(c: connection, final: bool): Flow
 	    $payload_lengths=lengths_text(st, straight), $orig_bytes=bytestring_to_hexstr(st$orig_bytes),
 	    $resp_bytes=bytestring_to_hexstr(st$resp_bytes), $link_type=link_type_byte(c),
 	    $heads_kind=heads, $heads=st$heads);
+	local name = server_name(c);
+	if ( name != "" )
+		f$server_name = name;
+	return f;
 	}
 
 # Grows with everything that a verdict may depend on.

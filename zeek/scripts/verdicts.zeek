@@ -2,6 +2,7 @@
 
 @load ./main
 @load ./bus
+@load ./known_names
 @load ./log_writers
 
 module Tapline;
@@ -51,6 +52,8 @@ export {
 		model_version: string &log;
 		## The service that gave the verdict.
 		service: string &log;
+		## The name of the server that the client asked for, as Zeek knows it: evidence that no model reads.
+		server_name: string &log &optional;
 	};
 
 	## A batch of verdicts. `service` names one run of a service: batches count up within it, and a batch sent again
@@ -102,9 +105,13 @@ function to_info(v: Verdict, service: string): Info
 	local transport = transport_of(v$proto);
 	local id = conn_id($orig_h=v$orig_h, $orig_p=count_to_port(v$orig_p, transport), $resp_h=v$resp_h,
 	    $resp_p=count_to_port(v$resp_p, transport));
-	return Info($ts=network_time(), $uid=v$uid, $id=id, $proto=v$proto, $community_id=v$community_id,
+	local rec = Info($ts=network_time(), $uid=v$uid, $id=id, $proto=v$proto, $community_id=v$community_id,
 	    $label=v$label, $confidence=v$confidence, $unknown=v$unknown, $final=v$final, $model=v$model,
 	    $model_version=v$model_version, $service=service);
+	local name = known_name(v$uid);
+	if ( name != "" )
+		rec$server_name = name;
+	return rec;
 	}
 
 # Whether the line that is being written passed all that may keep it out.

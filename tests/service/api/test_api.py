@@ -137,9 +137,29 @@ def test_flows_as_features_writes_them(client):
         assert one["verdict"]["confidence"] == pytest.approx(other["verdict"]["confidence"], abs=1e-4)
 
 
+def test_names_of_servers_come_with_verdicts_and_change_none(client):
+    flows = features()
+    names = [flow["server_name"] for flow in flows]
+    assert {"captive.apple.com", "play.googleapis.com", ""} < set(names)
+    for flow in flows:
+        del flow["server_name"]
+    found = client.post("/v1/classify/flows", json={"flows": flows}).json()["flows"]
+    assert [flow["server_name"] for flow in found] == [
+        name for name, flow in zip(names, flows, strict=True) if flow["up"] + flow["down"]
+    ]
+    given = [{**flow, "server_name": "given.example"} for flow in flows]
+    named = client.post("/v1/classify/flows", json={"flows": given}).json()["flows"]
+    assert {flow["server_name"] for flow in named} == {"given.example"}
+    assert [flow["verdict"] for flow in named] == [flow["verdict"] for flow in found]
+    assert [flow["server_name"] for flow in upload(client, CAPTURE.read_bytes()).json()["flows"]] == [
+        flow["server_name"] for flow in found
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({"server_name": "s" * 256}, "flows.0: Expected `str` of length <= 255 - at `$.server_name`"),
         ({"colour": 1}, "flows.0: Object contains unknown field `colour`"),
         ({"orig_p": "80"}, "flows.0: Expected `int`, got `str` - at `$.orig_p`"),
         ({"payload_lengths": [1, 0]}, "flows.0: expected lengths of packets with payload, got 0"),

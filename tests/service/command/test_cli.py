@@ -60,7 +60,10 @@ def test_formats_say_the_same(classify):
     lines = [json.loads(line) for line in classify(CAPTURE, "-f", "ndjson").stdout.splitlines()]
     rows = list(csv.DictReader(io.StringIO(classify(CAPTURE, "-f", "csv").stdout)))
     assert flows == lines
-    assert [(row["uid"], row["label"]) for row in rows] == [(flow["uid"], flow["verdict"]["label"]) for flow in flows]
+    assert [(row["uid"], row["label"], row["server_name"]) for row in rows] == [
+        (flow["uid"], flow["verdict"]["label"], flow["server_name"]) for flow in flows
+    ]
+    assert sum(flow["server_name"] == "captive.apple.com" for flow in flows) == 2  # the question and the request
     assert set(flows[0]["verdict"]) == {
         "label", "confidence", "unknown", "alternatives", "model", "version", "final",
     }  # fmt: skip

@@ -82,10 +82,11 @@ def test_no_cell_of_a_csv_computes(evil_verdict):
     writer = CsvWriter(file)
     (flow,) = make_flows(1)
     verdict = msgspec.structs.replace(evil_verdict, label='=HYPERLINK("http://192.0.2.1")', model="@model")
-    writer.add(msgspec.structs.replace(flow, uid="+1", orig_h="10.0.0.1"), verdict, "-in\x1b")
+    writer.add(msgspec.structs.replace(flow, uid="+1", orig_h="10.0.0.1", server_name="=1+1"), verdict, "-in\x1b")
     header, row = list(csv.reader(io.StringIO(file.getvalue())))
     assert [cell for cell in row if cell[:1] in "=+-@" and cell] == []
     assert row[header.index("label")] == '\'=HYPERLINK("http://192.0.2.1")'
+    assert row[header.index("server_name")] == "'=1+1"
     assert row[header.index("input")] == "'-in�"
 
 

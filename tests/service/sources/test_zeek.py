@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from tapline.models.flow import Flow
+from tapline.models.server_name import server_name
 from tapline.service.sources.capture import CaptureError, CaptureReader, CaptureTooLargeError, ReadOptions
 from tapline.service.sources.zeek_reader import ZeekReader
 from tests.paths import DATA
@@ -29,9 +30,9 @@ FRAME = b.ethernet(b.ipv4(17, b.udp(4000, 7000, b"payload")))
 
 
 def comparable(flows):
-    """Flows in one order, without what only Zeek has: its identifiers and the names of services."""
-    fields = [name for name in Flow.__struct_fields__ if name not in {"uid", "service"}]
-    return sorted([getattr(flow, name) for name in fields] for flow in flows)
+    """Flows in one order, with the names of their servers, without what only Zeek has: identifiers and services."""
+    fields = [name for name in Flow.__struct_fields__ if name not in {"uid", "service", "server_name"}]
+    return sorted([*(getattr(flow, name) for name in fields), server_name(flow)] for flow in flows)
 
 
 def test_without_zeek_it_says_how_to_get_it(monkeypatch):
@@ -143,6 +144,14 @@ def test_a_line_of_zeeks_log_that_is_no_flow_costs_that_line(fake_zeek):
     assert reader.warning == "1 lines of Zeek's log are no flows"
 
 
+def test_zeeks_own_name_comes_with_the_flow(fake_zeek):
+    lines = [GOOD_LINE | change for change in ({"server_name": "quic.example"}, {}, {"server_name": "s" * 256})]
+    fake_zeek("cat > tapline_flow.log <<'END'\n" + "\n".join(map(json.dumps, lines)) + "\nEND")
+    reader = ZeekReader(io.BytesIO(b.pcap([b.Packet(0, FRAME)])))
+    assert [flow.server_name for flow in reader] == ["quic.example", ""]
+    assert reader.skipped == {"lines of Zeek's log that are no flow": 1}
+
+
 needs_zeek = pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")
 
 
@@ -178,3 +187,34 @@ def test_cut_file_is_read_as_far_as_it_goes(tmp_path):
     assert reader.warning is not None
     assert reader.bytes_read == reader.bytes_total == path.stat().st_size
     assert reader.packets == builtin.packets == 11
+
+
+SYN, ACK, PUSH_ACK = 0x02, 0x10, 0x18
+REQUESTS = {
+    b"GET / HTTP/1.1\r\nHost: a.example:8080\r\n\r\n": "a.example",
+    b"GET / HTTP/1.1\r\nHost: [2001:DB8::7]:81\r\n\r\n": "2001:DB8::7",
+    b"GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n": "::1",
+    b"GET / HTTP/1.1\r\nHost: 192.0.2.7\r\n\r\n": "192.0.2.7",
+    b"GET / HTTP/1.1\r\nHost: first.example\r\n\r\nGET / HTTP/1.1\r\nHost: second.example\r\n\r\n": "first.example",
+    b"POST / HTTP/1.1\r\nHost: unfinished.example\r\nContent-Length: 9\r\n\r\n": "unfinished.example",
+    b"GET / HTTP/1.1\r\nHost: \x1b]0;owned\x07\r\n\r\n": "",
+    b"GET / HTTP/1.1\r\nHost: a.example, b.example\r\n\r\n": "",
+    b"GET / HTTP/1.1\r\nHost: " + 300 * b"x" + b"\r\n\r\n": "",
+    b"GET / HTTP/1.0\r\n\r\n": "",
+}
+
+
+@pytest.mark.zeek
+@needs_zeek
+def test_zeek_and_content_name_the_same_hosts():
+    frames = []
+    for port, request in enumerate(REQUESTS, 4000):
+        for flags, seq, data in ((SYN, 0, b""), (ACK, 1, b""), (PUSH_ACK, 1, request)):
+            frames.append(b.ethernet(b.ipv4(6, b.tcp(port, 80, flags, seq, 1 if flags != SYN else 0, data))))
+            if flags == SYN:
+                answer = b.tcp(80, port, SYN | ACK, 0, 1)
+                frames.append(b.ethernet(b.ipv4(6, answer, source=b.SERVER, target=b.CLIENT)))
+    data = b.pcap([b.Packet(number, frame) for number, frame in enumerate(frames)])
+    given = {flow.orig_p: flow.server_name for flow in ZeekReader(io.BytesIO(data))}
+    read = {flow.orig_p: server_name(flow) for flow in CaptureReader(io.BytesIO(data))}
+    assert given == read == dict(enumerate(REQUESTS.values(), 4000))

@@ -3,6 +3,7 @@
 import io
 import json
 
+import msgspec
 import numpy as np
 
 from tapline.models.trace import TraceSettings
@@ -12,6 +13,8 @@ from tapline.service.results.writers import JsonWriter
 from tapline.service.traces import capture_traces
 from tapline.service.traces.capture_traces import CaptureTraces
 from tapline.service.traces.scorer import TraceScorer
+from tapline.service.traces.trace_verdict import TraceFlow
+from tapline.service.traces.trace_verdict import trace_flow as kept_flow
 from tapline.service.traces.windows import WindowBounds
 from tests.service.traces.fakes import WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
 
@@ -38,6 +41,16 @@ def test_a_capture_of_any_size_keeps_its_bound_and_its_flows(monkeypatch):
     assert len(on_the_way) > 10 * len(at_the_end)
     assert traces.counts.late == 0
     assert traces.counts.closed_evicted == len(on_the_way)
+
+
+def test_top_flows_have_the_names_of_their_servers():
+    """Also in a state that was written before flows had any."""
+    _, (found,), _ = collect([trace_flow(0, 0), trace_flow(1, 1, server_name="a.example"), trace_flow(2, 2)])
+    assert {flow.uid: flow.server_name for flow in found.top_flows} == {"0": "", "1": "a.example", "2": ""}
+    kept = kept_flow(trace_flow(1, 1, server_name="a.example"), None, np.ones(WIDTH, np.float32))
+    *before, name = msgspec.to_builtins(kept, builtin_types=(bytes,))
+    assert name == "a.example"
+    assert msgspec.convert(before, TraceFlow) == msgspec.structs.replace(kept, server_name="")
 
 
 def test_heads_are_forgotten_once_they_are_embedded():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +18,7 @@ from tapline.training.data import extraction as extraction
 from tapline.training.data.extraction import ExtractSettings, extract
 from tapline.training.data.labels import LabelError, Labels, read_corrections
 from tapline.training.data.origins import ExtractError, find_origins
-from tapline.training.data.parquet import Sample, write_table
+from tapline.training.data.parquet import SCHEMA, Sample, read_table, write_table
 from tapline.training.data.samples import Manifest as ManifestRecord
 from tapline.training.data.samples import SampleError, Shard, read_manifest, read_samples, write_manifest
 from tapline.training.data.store import store
@@ -100,6 +101,14 @@ def test_flow_lines_are_read_as_the_capture_they_came_from(tmp_path):
     ]
     assert flows[0] == flows[1]
     assert flows[0]
+
+
+def test_shards_hold_no_names_of_servers(tmp_path):
+    (flow,) = make_flows(1)
+    named = msgspec.structs.replace(flow, server_name="a.example")
+    write_table(tmp_path / "shard.parquet", [Sample("c", "a.pcap", "dns", named)])
+    assert "server_name" not in SCHEMA.names
+    assert [sample.flow for sample in read_table(tmp_path / "shard.parquet")] == [flow]
 
 
 def test_an_interrupted_extraction_goes_on(tmp_path, monkeypatch):
@@ -234,6 +243,7 @@ from tapline.training.data.store import open_samples
 from tapline.training.loop.config import TrainingConfig
 from tapline.training.data.batches import draw_weights, training_batches
 from tapline.training.flows.pretrain import AUGMENTATION
+import msgspec
 import numpy as np
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 samples = open_samples([Path(sys.argv[1])], Path(sys.argv[2]))
