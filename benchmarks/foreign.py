@@ -102,7 +102,7 @@ def main() -> None:
             whole = measured(engine, samples, table)
             print(row(features.name, whole))
             report(
-                f"{checkpoint.name} on {len(whole.truth)} known flows of others, {features.name}, beside a table of ports",
+                f"{checkpoint.name} on {len(whole.truth)} flows of others, {features.name}, beside a port table",
                 f"macro-F1 **{whole.macro_f1(whole.predicted):.3f}** beside {whole.macro_f1(whole.rivals[PORTS]):.3f}",
             )
             of = samples.corpora()
