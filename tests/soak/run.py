@@ -21,6 +21,9 @@ from tests.service.sources.bus.sensors import AcknowledgingSensor
 from tests.soak.load import Load
 from tests.soak.process import Sample, look
 
+START_SECONDS = 180
+"""The longest wait for the service to connect, on a machine that does much else."""
+
 QUIET_SECONDS = 60
 """The longest wait for the service to finish what it has."""
 
@@ -61,7 +64,7 @@ async def _soak(seconds: float, seed: int, folder: Path) -> Report:
             process = subprocess.Popen(_command(api, state, [good.url, bad.url]), cwd=ROOT, stderr=log)
             try:
                 load = Load(api, process.pid, state, random.Random(seed))
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(START_SECONDS):
                     await good.wait_for_client()
                     await bad.wait_for_client()
                 before = look(process.pid)
