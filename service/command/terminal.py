@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -51,13 +52,29 @@ def endpoint_text(address: str, port: int, proto: str) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def flow_cells(flow: Flow, name_chars: int = 0) -> tuple[str | Text, ...]:
+class EndpointCell:
+    """An endpoint as a cell of a table: in one line, or where that is too long with its port, whole, in the next."""
+
+    def __init__(self, address: str, port: int, proto: str) -> None:
+        self._whole = endpoint_text(address, port, proto)
+        ports = 1 + len(str(port)) if proto in ("tcp", "udp") else 0
+        self._host, self._port = self._whole[: len(self._whole) - ports], self._whole[len(self._whole) - ports :]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        fits = len(self._whole) <= options.max_width or not self._port
+        yield Text(self._whole if fits else f"{self._host}\n{self._port}", overflow="fold")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(len(self._host), len(self._whole)).with_maximum(options.max_width)
+
+
+def flow_cells(flow: Flow, name_chars: int = 0) -> tuple[str | Text | EndpointCell, ...]:
     """Protocol, originator, responder, name of the server in `name_chars` (0: no such cell), payload packets each way,
     and IP bytes, as cells of a table."""
     return (
         flow.proto,
-        Text(endpoint_text(flow.orig_h, flow.orig_p, flow.proto)),
-        Text(endpoint_text(flow.resp_h, flow.resp_p, flow.proto)),
+        EndpointCell(flow.orig_h, flow.orig_p, flow.proto),
+        EndpointCell(flow.resp_h, flow.resp_p, flow.proto),
         *([Text(name_text(server_name(flow), name_chars))] if name_chars else ()),
         f"{flow.up}/{flow.down}",
         size_text(flow.orig_ip_bytes + flow.resp_ip_bytes),
@@ -128,7 +145,10 @@ class FlowTable:
         rows = self._rows.rows()
         if rows:
             flows = [flow for flow, _ in rows]
-            console.print(with_names(lambda name_chars: _flows(rows, name_chars), flows, console.width))
+            table = with_names(lambda name_chars: _flows(rows, name_chars), flows, console.width)
+            if Console(width=UNBOUNDED).measure(table).maximum > console.width:
+                table.padding = 0  # the box still parts the columns
+            console.print(table)
         if left_out := self._rows.left_out:
             console.print(f"… and {left_out} flows that started later: --limit 0 shows all", style="dim")
         if summary.labels:

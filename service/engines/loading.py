@@ -84,8 +84,8 @@ def check_precision(name: EngineName, precision: Precision) -> None:
     Raises:
         EngineError: it has no such precision.
     """
-    if precision == {"onnx": "bfloat16", "torch": "int8"}[name]:
-        other = {"onnx": "torch", "torch": "onnx"}[name]
+    if (name, precision) in {("onnx", "bfloat16"), ("torch", "int8")}:
+        other = "torch" if name == "onnx" else "onnx"
         raise EngineError(f"the {name} engine does not compute in {precision}: use --engine {other}, or float32")
 
 

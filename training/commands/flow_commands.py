@@ -137,8 +137,8 @@ def evaluate_command(
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture or corpus, or on its split; writes the report.
 
-    A corpus is a folder that was given to `extract`. With --by corpus each is left out once, flows that have their like
-    among those learned from are not measured, and figures are of all flows together.
+    A corpus is a folder that was given to `extract`. With --by corpus each is left out once (--folds is not read), and
+    figures are of all flows together, without those that have their like among the flows learned from.
     """
     settings = EvaluationSettings(folds, seed, tuple(tuned or ()), int8, by)
     if dry_run:

@@ -89,9 +89,10 @@ def find_origins(roots: list[Path]) -> list[Origin]:
     """Every capture, log directory and file of flow lines under `roots` (or a root itself), in order of path.
 
     Raises:
-        ExtractError: a root does not exist or holds nothing.
+        ExtractError: a root does not exist or holds nothing, or two have the same name: they would be one corpus.
     """
     found: list[Origin] = []
+    by_name: dict[str, Path] = {}
     for root in roots:
         if not root.exists():
             raise ExtractError(f"{root}: no such file or directory")
@@ -99,6 +100,11 @@ def find_origins(roots: list[Path]) -> list[Origin]:
         if not paths:
             raise ExtractError(f"{root}: no capture and no conn.log in it")
         name = root.resolve().name
+        if (other := by_name.setdefault(name, root)) is not root:
+            raise ExtractError(
+                f"{other} and {root}: of one name, so captures in them could not be told apart: give the folder above "
+                "them, or rename one"
+            )
         found += [
             Origin(name, path.relative_to(root).as_posix() if path != root else root.name, path) for path in paths
         ]

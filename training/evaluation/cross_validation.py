@@ -121,11 +121,13 @@ def corpus_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSet
     def is_held(aside: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return is_new(aside, ~aside & known) & np.isin(samples.labels, samples.labels[~aside & known])
 
-    measured = [number for number in names if is_held(of == number).sum() >= MIN_CORPUS_FLOWS]
+    flows = {number: int(is_held(of == number).sum()) for number in names}
+    measured = [number for number in names if flows[number] >= MIN_CORPUS_FLOWS]
     if len(measured) < 2:
+        held = ", ".join(f"{name} {flows[number]}" for number, name in names.items())
         raise SplitError(
-            f"{len(measured)} corpora have {MIN_CORPUS_FLOWS} flows of labels that others bear too, two are needed: "
-            "extract each corpus from a folder of its own"
+            f"two corpora with {MIN_CORPUS_FLOWS} flows are needed, of labels that others bear too and without their "
+            f"like there, and these hold: {held}; label more, and extract each corpus from a folder of its own"
         )
     for fold, number in enumerate(measured):
         aside = of == number

@@ -193,15 +193,18 @@ def early_packets(f1: Mapping[str, float], error: Mapping[str, float]) -> int:
 
 
 def _scores(everything: Measured, folds: Sequence[Measured]) -> dict[str, Any]:
-    """F1, accuracy and calibration of the model and of its rivals over the folds, with bootstrap intervals."""
+    """F1, accuracy and calibration of the model and of its rivals, with bootstrap intervals: means over the folds, or
+    of all flows together where `everything` is one."""
+    parts = [everything] if everything.folds is None else folds
     said, trees, n_label = everything.predicted, everything.rivals[TREES], len(everything.labels)
     model_draws, trees_draws = everything.draws(said), everything.draws(trees)
-    weights = [capped_weights(fold.captures, fold.truth) for fold in folds]
+    weights = [capped_weights(part.captures, part.truth) for part in parts]
     ports = everything.rivals.get(PORTS)
 
     def capped_f1(predicted: Callable[[Measured], Ints]) -> float:
-        each = zip(folds, weights, strict=True)
-        return float(np.mean([macro_f1(fold.truth, predicted(fold), n_label, MIN_FLOWS, w) for fold, w in each]))
+        each = zip(parts, weights, strict=True)
+        least = everything.min_support
+        return float(np.mean([macro_f1(part.truth, predicted(part), n_label, least, w) for part, w in each]))
 
     return {
         "macro_f1": everything.macro_f1(said),
@@ -214,10 +217,10 @@ def _scores(everything: Measured, folds: Sequence[Measured]) -> dict[str, Any]:
         "macro_f1_ports": None if ports is None else everything.macro_f1(ports),
         "gain_on_ports_interval": None if ports is None else interval(model_draws - everything.draws(ports)),
         "macro_f1_majority": everything.macro_f1(everything.rivals[MAJORITY]),
-        "weighted_f1": float(np.mean([weighted_f1(fold.truth, fold.predicted, n_label) for fold in folds])),
+        "weighted_f1": float(np.mean([weighted_f1(part.truth, part.predicted, n_label) for part in parts])),
         "macro_f1_capped": capped_f1(lambda fold: fold.predicted),
         "macro_f1_capped_trees": capped_f1(lambda fold: fold.rivals[TREES]),
-        "accuracy": float(np.mean([fold.accuracy for fold in folds])),
+        "accuracy": float(np.mean([part.accuracy for part in parts])),
         "calibration_error": everything.calibration_error(),
         "calibration_error_capped": everything.calibration_error(np.concatenate(weights)),
     }

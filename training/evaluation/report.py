@@ -118,7 +118,14 @@ def _notes(record: EvaluationRecord) -> list[str]:
     if record.split:
         macro = f"Macro-F1 is the mean F1 of the classes with {MIN_FLOWS} flows or more; the other figures are of all."
         calibrated = "The temperature is the one that fits the part for validation."
+    corpora = [
+        f"Without {fold.corpus}: macro-F1 {fold.macro_f1:.3f}, ports {fold.macro_f1_ports or 0:.3f}, "
+        f"trees {fold.macro_f1_trees or 0:.3f}; {fold.flows} flows of {fold.captures} captures."
+        for fold in record.figures.folds
+        if fold.corpus and fold.macro_f1 is not None
+    ]
     return [
+        *corpora,
         macro,
         f"{calibrated} The threshold of unknown is set so that {record.figures.false_rejection:.0%} of known flows are "
         "rejected, a capture weighing no more than 20 flows of a class.",

@@ -282,3 +282,12 @@ def test_a_corpus_is_never_held_in_memory(tmp_path):
     count, grown_kib = map(int, done.stdout.split())
     assert count == 200_000
     assert grown_kib < 200 * 1024
+
+
+def test_two_folders_of_one_name_are_refused(tmp_path):
+    for site in ("a", "b"):
+        (tmp_path / site / "pcap").mkdir(parents=True)
+        (tmp_path / site / "pcap" / "1.pcap").write_bytes(next(IOT.rglob("*.pcap")).read_bytes())
+    with pytest.raises(ExtractError, match="of one name, so captures in them could not be told apart"):
+        find_origins([tmp_path / "a" / "pcap", tmp_path / "b" / "pcap"])
+    assert [origin.capture for origin in find_origins([tmp_path])] == ["a/pcap/1.pcap", "b/pcap/1.pcap"]

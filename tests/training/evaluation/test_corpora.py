@@ -86,7 +86,7 @@ def test_each_corpus_is_measured_by_models_that_never_saw_it(features, tmp_path)
 
 def test_one_corpus_cannot_be_left_out(protocols, tmp_path):
     corpus = make_corpus(open_samples([protocols], tmp_path), 3)
-    with pytest.raises(SplitError, match=r"0 corpora have 20 flows .* extract each corpus from a folder of its own"):
+    with pytest.raises(SplitError, match=r"two corpora with 20 flows are needed.* these hold: pcap 0; "):
         next(corpus_folds(corpus, TrainingConfig(), BY_CORPUS))
 
 
@@ -117,13 +117,17 @@ def test_evaluate_by_corpus(run, features):
     assert by_ports["b"] == 0
     assert by_ports["c"] == pytest.approx(1 / 3)  # 53 is DNS in one capture more, 80 is a tie: all are called DNS
     assert figures["macro_f1"] > 0.9 > figures["macro_f1_ports"]
+    flows = [fold["flows"] for fold in figures["folds"]]
+    assert figures["accuracy"] == pytest.approx(np.average([f["accuracy"] for f in figures["folds"]], weights=flows))
     assert figures["gain_on_ports_interval"]["low"] <= figures["gain_on_ports_interval"]["high"]
     assert 0 <= figures["unknown_confident"] <= 1
     assert "A table of the server ports" in tapline_train("card", "--run", run, "--name", "x", "--version", "1")
     card = tapline_train("card", "--run", run, "--name", "x", "--version", "1")
     assert "Each of 3 corpora was left out once" in card
     assert "| left out | captures |" in card
-    assert "table of server ports" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "table of server ports" in report
+    assert "Without b: macro-F1" in report
     again = tapline_train("calibrate", "--run", run, "--false-rejection", "0.1")
     assert "rejects" in again
 
