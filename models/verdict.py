@@ -18,10 +18,13 @@ ALTERNATIVES = 3
 """Labels beside the first that a verdict names."""
 
 UNEXPECTED_MIN_CONFIDENCE = 0.9
+"""A port is unexpected only where the verdict's confidence is at least this, and its label is not the port's."""
+
 UNEXPECTED_MIN_PORT_SHARE = 0.5
+"""And at least this share of the captures with the port hold the label that the port says."""
+
 UNEXPECTED_MAX_LABEL_SHARE = 0.05
-"""A port is unexpected where a verdict of at least such confidence names a label that fewer than so many of the captures
-with the port hold (`..._LABEL_SHARE`), while at least so many of them hold the port's own label (`..._PORT_SHARE`)."""
+"""And less than this share of them hold the verdict's label."""
 
 UNKNOWN = "unknown"
 """The word under which verdicts that are unknown are counted and shown."""
@@ -40,9 +43,9 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     `confidence` is calibrated. With `unknown` True the model says that it has not learned this kind of traffic; `label`
     is then merely the nearest that it knows. `final` is False for a flow that still lives.
 
-    Of flows, where the checkpoint knows ports: `port_label` is what the flow's port alone would have said, None where it
-    says nothing; `unexpected_port` is True where label and port disagree and both are sure. `scores` are all logits of
-    the network by label, before any context, where asked for.
+    Of flows, where the checkpoint knows ports: `port_label` is what the port alone would have said, None where it says
+    nothing; `unexpected_port` is True where label and port disagree and both are sure, as of SSH on 443. `scores` are
+    all logits of the network by label, before any context, where asked for.
     """
 
     label: str
@@ -52,7 +55,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     model: str
     version: str
     final: bool = True
-    port_label: str | None | msgspec.UnsetType = msgspec.UNSET
+    port_label: str | msgspec.UnsetType | None = msgspec.UNSET
     unexpected_port: bool | msgspec.UnsetType = msgspec.UNSET
     scores: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
@@ -151,7 +154,10 @@ def flow_verdicts(
         return verdicts(logits, checkpoint, with_scores=with_scores)
     finite = np.asarray(np.isfinite(logits).all(axis=1))
     reads = np.broadcast_to(np.asarray(ports, np.bool_), len(flows))[finite].tolist()
-    kept, kept_flows = logits[finite], [flow for flow, is_finite in zip(flows, finite.tolist(), strict=True) if is_finite]
+    kept, kept_flows = (
+        logits[finite],
+        [flow for flow, is_finite in zip(flows, finite.tolist(), strict=True) if is_finite],
+    )
     with_ports, without = checkpoint.rule(ports=True), checkpoint.rule(ports=False)
     judged = _verdicts(
         flow_probabilities(kept, kept_flows, checkpoint, terms, ports=reads),

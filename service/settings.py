@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     )
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
-    ports: Ports = Field("on", description="off: verdicts on flows do not read ports, where a request asks for nothing else")
+    ports: Ports = Field("on", description="off: verdicts on flows do not read ports, unless a request asks for it")
     model_trial_seconds: float = Field(
         30, gt=0, le=3600, description="longest time that loading and running a checkpoint once may take"
     )

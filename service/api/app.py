@@ -90,7 +90,7 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         """
         with model_errors():
             batcher = service.models.batcher(model)
-        return await classify_upload(request, service, batcher, desk, ports)
+        return await classify_upload(request, service, batcher, desk, _wanted(ports))
 
     @app.post(
         FLOWS_ROUTE,
@@ -106,7 +106,11 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         """
         with model_errors():
             batcher = service.models.batcher(model)
-        return await classify_body(request, service, batcher, desk, ports)
+        return await classify_body(request, service, batcher, desk, _wanted(ports))
+
+
+def _wanted(ports: Ports | None) -> bool | None:
+    return None if ports is None else ports == "on"
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

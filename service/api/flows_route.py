@@ -19,7 +19,6 @@ from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.results.records import InputSummary, SummaryBuilder, classified
 from tapline.service.runtime import Service
-from tapline.service.settings import Ports, reads_ports
 from tapline.service.traces.capture_traces import CaptureTraces
 
 _JSON = ("application/json", "+json")
@@ -27,9 +26,9 @@ _STEP_FLOWS = 256
 
 
 async def classify_body(
-    request: Request, service: Service, batcher: Batcher, desk: Desk, ports: Ports | None
+    request: Request, service: Service, batcher: Batcher, desk: Desk, ports: bool | None
 ) -> StreamingResponse:
-    """Read the flows, classify them, answer.
+    """Read the flows, classify them, answer; `ports` as of `Batcher.submit`.
 
     Raises:
         ApiError: 415 not JSON, 422 faulty flows, 429 and 503 too much work.
@@ -43,7 +42,7 @@ async def classify_body(
     answer = await desk.do(_Answer, flows, batcher, service.capture_traces(batcher.classifier, "flows"))
     with overload_as_api_error():
         batcher.check_room(len(answer.accepted))
-        computing = asyncio.ensure_future(batcher.classify(answer.accepted, urgent=True, ports=reads_ports(ports)))
+        computing = asyncio.ensure_future(batcher.classify(answer.accepted, urgent=True, ports=ports))
         found = await within(service.settings.request_timeout_seconds, computing)
     for step in range(0, len(found), _STEP_FLOWS):
         await desk.do(answer.take, found, range(step, min(step + _STEP_FLOWS, len(found))))

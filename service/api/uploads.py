@@ -25,7 +25,6 @@ from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.results.records import InputSummary, SummaryBuilder
 from tapline.service.results.writers import JsonWriter, NdjsonWriter
 from tapline.service.runtime import Service
-from tapline.service.settings import Ports, reads_ports
 from tapline.service.sources.capture_stream import CaptureStream
 from tapline.service.sources.capture_worker import WorkerOptions
 from tapline.service.traces.capture_traces import CaptureTraces
@@ -37,9 +36,10 @@ WRITE_BYTES = 1 << 20
 
 
 async def classify_upload(
-    request: Request, service: Service, batcher: Batcher, desk: Desk, ports: Ports | None
+    request: Request, service: Service, batcher: Batcher, desk: Desk, ports: bool | None
 ) -> StreamingResponse:
-    """Receive the capture, start reading it, and answer once its first flows or its fault are known.
+    """Receive the capture, start reading it, and answer once its first flows or its fault are known; `ports` as of
+    `Batcher.submit`.
 
     What it holds (a place for captures, files, a process) is given back when the request ends, however it ends.
 
@@ -68,7 +68,7 @@ async def classify_upload(
     if stream.end.error and not first:
         raise ApiError(422, "bad_capture", stream.end.error)
     as_ndjson = NDJSON in request.headers.get("accept", "")
-    answer = _Answer(service, batcher, desk, stream, name, as_ndjson=as_ndjson, ports=reads_ports(ports))
+    answer = _Answer(service, batcher, desk, stream, name, as_ndjson=as_ndjson, ports=ports)
     stack.callback(answer.close)
     chunks = await stack.enter_async_context(contextlib.aclosing(answer.chunks(first, batches)))
     return StreamingResponse(chunks, media_type=NDJSON if as_ndjson else "application/json")

@@ -59,7 +59,7 @@ Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: 
 TraceCheckpoint = Annotated[
     Path | None, typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]")
 ]
-ReadPorts = Annotated[Ports, typer.Option("--ports", help="off: verdicts on flows do not read ports")]
+PORTS_HELP = "off: verdicts on flows do not read ports, where the model does otherwise"
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
 
@@ -115,7 +115,7 @@ def classify(
         int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
-    ports: ReadPorts = "on",
+    ports: Annotated[Ports, typer.Option(help=PORTS_HELP)] = "on",
     trace_checkpoint: TraceCheckpoint = None,
     show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
     limit: Annotated[
@@ -219,7 +219,7 @@ def watch_command(
     speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
     trace_checkpoint: TraceCheckpoint = None,
-    ports: ReadPorts = "on",
+    ports: Annotated[Ports | None, typer.Option(help=f"{PORTS_HELP} [default: on]")] = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: it writes none]")
     ] = None,
@@ -240,8 +240,9 @@ def watch_command(
             speed=speed,
             checkpoint=checkpoint,
             trace_checkpoint=trace_checkpoint,
-            ports=ports,
         )
+        if ports is not None:
+            settings = settings.model_copy(update={"ports": ports})
         hide_passwords(settings.zeek)
         if not return_verdicts:
             settings = settings.model_copy(update={"spool_verdicts": 0})
