@@ -57,7 +57,7 @@ def ports(holders, **fields):
 
 
 MANY = {str(port): {"0": 1, "1": 1} for port in range(32_769)}
-WIDE = FlowContext({}, PortPrior({"tcp": dict.fromkeys(range(60_000), {}), "udp": dict.fromkeys(range(60_000), {})}))
+WIDE = FlowContext({}, PortPrior({proto: {port: {} for port in range(60_000)} for proto in ("tcp", "udp")}))
 
 
 @pytest.mark.parametrize(
