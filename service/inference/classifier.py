@@ -12,8 +12,8 @@ import structlog
 from numpy.typing import NDArray
 
 from tapline.models.checkpoint import TracegramCheckpoint
-from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.context import transport_of
+from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from tapline.models.trace import is_instance
 from tapline.models.verdict import Verdict, context_terms, flow_verdicts
