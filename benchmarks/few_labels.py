@@ -28,7 +28,7 @@ from tapline.training.data.batches import TrainingSet, draw_weights
 from tapline.training.data.corpus import Corpus, make_corpus
 from tapline.training.data.partition import read_partition
 from tapline.training.data.store import StoredSamples, open_samples
-from tapline.training.evaluation.cross_validation import network_of
+from tapline.training.evaluation.flow_folds import network_of
 from tapline.training.evaluation.rivals import columns, fit_trees
 from tapline.training.flows.finetune import fit, predict
 from tapline.training.loop.config import TrainingConfig
@@ -83,7 +83,7 @@ def measure(setting: Setting, per_class: int, seeds: int, encoders: Mapping[str,
         some = draw(setting.train, per_class, seed)
         said["pretrained"].append(learn(setting, some, seed, encoders))
         said["scratch"].append(learn(setting, some, seed, None))
-        trees = fit_trees(some.flows, setting.corpus.truth(some), seed)
+        trees = fit_trees(columns(some.flows), setting.corpus.truth(some), seed)
         said["trees"].append(trees.classes_[trees.predict_proba(columns(setting.held.flows)).argmax(1)])
     draws = {
         name: np.mean([macro_f1_draws([Predictions(truth, p, captures)], classes, MIN_FLOWS) for p in each], axis=0)

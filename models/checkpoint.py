@@ -17,6 +17,7 @@ from tapline.models.checkpoint_files import CheckpointError as CheckpointError
 from tapline.models.checkpoint_files import FileRecord as FileRecord
 from tapline.models.checkpoint_files import file_sha256 as file_sha256
 from tapline.models.checkpoint_files import is_file_name, read_inside, read_recorded
+from tapline.models.context import FlowContext
 from tapline.models.encode import BYTES_MAX_TOKENS, FEATURE_VERSION, PS_MAX_TOKENS, Mm4flowFeatures
 from tapline.models.foreign_text import clean
 from tapline.models.packet_tokens import PACKET_FEATURE_VERSION, TracegramFeatures
@@ -141,6 +142,7 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration: Calibration = Calibration()
     unknown: Unknown = Unknown()
     min_packets: Annotated[int, msgspec.Meta(ge=1)] = 1
+    context: FlowContext | None = None
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
     files: dict[str, FileRecord] = {}

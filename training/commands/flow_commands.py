@@ -10,9 +10,9 @@ import typer
 
 from tapline.models.encode import Mm4flowFeatures
 from tapline.training.commands import options
-from tapline.training.evaluation.evaluation import calibrate_run, evaluate_run, plan_evaluation
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
-from tapline.training.evaluation.flow_figures import FALSE_REJECTION
+from tapline.training.evaluation.flow_evaluation import calibrate_run, evaluate_run, plan_evaluation
+from tapline.training.evaluation.flow_measured import FALSE_REJECTION
 from tapline.training.evaluation.page import REPORTS
 from tapline.training.export.quantise import int8_logits
 from tapline.training.export.run_export import card_of, export_run, manifest_of
@@ -107,6 +107,9 @@ def finetune_command(
     packets: options.Packets = DEFAULTS.features.payload_lengths,
     content_bytes: options.ContentBytes = DEFAULTS.features.content_bytes,
     min_captures: options.MinCaptures = options.MIN_CAPTURES,
+    ports: Annotated[
+        Literal["on", "off"], typer.Option("--ports", help="off: the checkpoint has no prior on server ports.")
+    ] = "on",
     restart: options.Restart = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -115,6 +118,7 @@ def finetune_command(
         d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed, draws=draws,
         threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
         clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
+        port_weight=DEFAULTS.port_weight if ports == "on" else 0.0,
     )  # fmt: skip
     job = Job(features, out, config, None, restart, dry_run, encoders or (), split=split, announce=options.announce)
     options.train("finetune", out, lambda report: finetune_run(job, report, min_captures), _learned)

@@ -10,7 +10,7 @@ from tapline.training.data.partition import PARTS
 from tapline.training.evaluation import card
 from tapline.training.evaluation.calibration import MOST_FLOWS
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationRecord
-from tapline.training.evaluation.flow_figures import MIN_FLOWS, MIN_POOLED_FLOWS
+from tapline.training.evaluation.flow_measured import MIN_FLOWS, MIN_POOLED_FLOWS
 from tapline.training.loop.config import TrainingConfig
 
 

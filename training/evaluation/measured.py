@@ -218,7 +218,7 @@ def figures_of(measured: Measured) -> Figures:
         unknown_rejected=measured.unknown_rejected,
         known_rejected=measured.known_rejected,
         threshold=measured.threshold,
-        models=_models(measured),
+        models=compared(measured),
         bins=_bins(confidence, correct),
         risk=_risk(confidence, correct),
         class_scores=measured.class_scores,
@@ -226,7 +226,8 @@ def figures_of(measured: Measured) -> Figures:
     )
 
 
-def _models(measured: Measured) -> list[Model]:
+def compared(measured: Measured) -> list[Model]:
+    """The measured model and its rivals, each with its interval and what the first gains on it."""
     own, own_draws = measured.macro_f1(measured.predicted), measured.draws(measured.predicted)
     models = [Model("this model", own, interval(own_draws), 0.0, Interval(0.0, 0.0))]
     for name, predicted in measured.rivals.items():

@@ -8,8 +8,8 @@ from dataclasses import replace
 from tapline.training.data.labelled_traces import TraceCorpus, look_alike
 from tapline.training.evaluation.calibration import Calibrated
 from tapline.training.evaluation.evaluation_record import EvaluationRecord, TraceEvaluation
-from tapline.training.evaluation.flow_figures import (
-    EARLY_F1_LOSS,
+from tapline.training.evaluation.flow_figures import EARLY_F1_LOSS
+from tapline.training.evaluation.flow_measured import (
     MIN_FLOWS,
     MIN_POOLED_FLOWS,
     calibrated_elsewhere,

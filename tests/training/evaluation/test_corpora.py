@@ -11,8 +11,8 @@ from tapline.models.flow import Flow, flow_to_line
 from tapline.training.data.corpus import make_corpus
 from tapline.training.data.split import SplitError
 from tapline.training.data.store import open_samples
-from tapline.training.evaluation.cross_validation import MIN_CORPUS_FLOWS, corpus_folds
 from tapline.training.evaluation.evaluation_record import EvaluationSettings
+from tapline.training.evaluation.flow_folds import MIN_CORPUS_FLOWS, corpus_folds
 from tapline.training.evaluation.rivals import PortTable
 from tapline.training.loop.config import TrainingConfig
 from tests.training.command import invoke, tapline_train
