@@ -27,6 +27,7 @@ from tapline.training.evaluation.flow_measured import (
     FORGED_PORTS,
     INT8,
     MAJORITY,
+    MIN_FLOWS,
     OWN,
     PORTS,
     RANDOM_PORTS,
@@ -210,11 +211,11 @@ def _fold_figures(
 ) -> FoldFigures:
     fold, measured = outcome.fold, judged.each[outcome.fold]
 
-    def score(name: str) -> float | None:
-        return f1(measured.rivals[name]) if name in measured.rivals else None
-
     def f1(predicted: Ints) -> float | None:
         return _or_none(macro_f1(outcome.truth, predicted, len(measured.labels), MIN_FLOWS))
+
+    def score(name: str) -> float | None:
+        return f1(measured.rivals[name]) if name in measured.rivals else None
 
     return FoldFigures(
         fold=fold,

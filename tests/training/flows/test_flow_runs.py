@@ -102,7 +102,7 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     tapline_train("finetune", "--features", features, "--out", quick, *SMALL, "-ep", 1)
     output = tapline_train("evaluate", "--features", features, "--run", quick, "--folds", 2, "--tuned", 0, "--int8")
     assert "trees" in output
-    assert ", int8 0." in output
+    assert ", int8 " in output
     record = json.loads((quick / "evaluation.json").read_text())
     assert [fold["tuned"] for fold in record["figures"]["folds"]] == [True, False]
     outcome = read_outcomes(quick)[1]
