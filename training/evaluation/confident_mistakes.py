@@ -6,8 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from tapline.training.evaluation.calibration import Calibrated, label_shares
-from tapline.training.evaluation.evaluation_record import ConfidentMistake
-from tapline.training.evaluation.measured import Measured
+from tapline.training.evaluation.measured import ConfidentMistake, Measured
 from tapline.training.evaluation.outcomes import FlowOutcome
 
 CONFIDENT = 0.9

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from tapline.training.evaluation.measured import Model
+from tapline.training.evaluation.measured import ConfidentMistake, Model
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import EVALUATION
 from tapline.training.loop.scores import ClassScore, Interval
@@ -41,18 +41,6 @@ class Confusion(msgspec.Struct, frozen=True):
     called: str
     flows: int
     captures: int
-
-
-class ConfidentMistake(msgspec.Struct, frozen=True):
-    """So many flows of `label`, in so many captures of these corpora, were called `called` with more confidence than
-    `confident_mistakes.CONFIDENT`; `learned` where the fold's model had learned the label."""
-
-    label: str
-    called: str
-    learned: bool
-    flows: int
-    captures: int
-    corpora: list[str]
 
 
 class WithoutPorts(msgspec.Struct, frozen=True):

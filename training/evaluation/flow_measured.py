@@ -27,12 +27,12 @@ TREES, FOREST, PORTS, CONTEXT_TREES, MAJORITY, INT8 = (
     "trees on lengths and bytes",
     "forest on flow statistics",
     "table of server ports",
-    "trees on lengths, bytes, transport and ports",
+    "trees with context",
     "always the most frequent",
     "the same model, int8",
 )
 OWN, WITHOUT = "this model", "this model, ports off"
-RANDOM_PORTS, FORGED_PORTS = "all ports random", "ports of other labels"
+RANDOM_PORTS, FORGED_PORTS = "random ports", "forged ports"
 """What is added to the name of a model that is measured on flows with ports of `other_ports`."""
 
 

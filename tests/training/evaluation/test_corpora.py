@@ -156,8 +156,8 @@ def test_evaluate_by_corpus(run, features):
     assert by_ports["c"] == pytest.approx(1 / 3)  # 53 is DNS in one capture more, 80 is a tie: all are called DNS
     assert figures["without_ports"]["macro_f1"] > 0.9 > figures["macro_f1"] > figures["macro_f1_ports"]
     assert {model["name"] for model in figures["models"]} >= {
-        "this model", "this model, ports off", "this model, all ports random", "this model, ports of other labels",
-        "table of server ports, all ports random", "trees on lengths, bytes, transport and ports, all ports random",
+        "this model", "this model, ports off", "this model, random ports", "this model, forged ports",
+        "table of server ports, random ports", "trees with context, random ports",
     }  # fmt: skip
     by_name = {fold["corpus"]: fold for fold in figures["folds"]}
     assert by_name["c"]["unknown_flows"] == CAPTURES * FLOWS
@@ -167,10 +167,13 @@ def test_evaluate_by_corpus(run, features):
     assert figures["accuracy"] == pytest.approx(np.average([f["accuracy"] for f in figures["folds"]], weights=flows))
     assert figures["gain_on_ports_interval"]["low"] <= figures["gain_on_ports_interval"]["high"]
     assert 0 <= figures["unknown_confident"] <= 1
-    assert "A table of the server ports" in tapline_train("card", "--run", run, "--name", "x", "--version", "1")
     card = tapline_train("card", "--run", run, "--name", "x", "--version", "1")
     assert "Each of 3 corpora was left out once" in card
     assert "| left out | captures |" in card
+    for line in ("| this model, ports off | ", "| trees with context, forged ports | ", "| table of server ports | "):
+        assert line in card
+    assert "`--ports off`" in card
+    assert "### Mistakes with a confidence above 0.9" in card
     report = (run / "report.html").read_text()
     assert "table of server ports" in report
     assert "Without b: macro-F1" in report

@@ -120,7 +120,7 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     assert checkpoint.context.ports.temperature == pytest.approx(without["temperature"], abs=1e-4)
     assert checkpoint.context.ports.threshold == pytest.approx(without["threshold"], abs=1e-4)
     card = (tmp_path / "q" / "1" / "README.md").read_text()
-    assert f"| macro-F1 | {record['figures']['macro_f1']:.3f} (" in card
+    assert f"| this model | {record['figures']['macro_f1']:.3f} (" in card
     assert "## Data\n\nSome captures." in card
     assert "0 (settings chosen here)" in card
 
