@@ -123,8 +123,8 @@ def _method(record: EvaluationRecord) -> str:
         "a bootstrap over captures. The tree ensemble (300 balanced extremely randomised trees on the first 16 lengths "
         "and 48 bytes each way) and the forest (300 random trees on statistics of the lengths) learn from the same "
         "captures; the trees *with context* read IP protocol and ports too. *Ports off*: the IP protocol is read, no "
-        "port is. *Random ports*: every port is drawn from 1024 to 65535. *Forged ports*: each flow of TCP and UDP has the "
-        "ports of another one, whose label is drawn first."
+        "port is. *Random ports*: every port is drawn from 1024 to 65535. *Forged ports*: each flow of TCP and UDP has "
+        "the ports of another one, whose label is drawn first."
     )
     if settings.tuned and not record.split:
         tuned = " and ".join(str(fold) for fold in settings.tuned)
