@@ -137,6 +137,10 @@ def evaluate_command(
     seed: options.Seed = 0,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Measure the int8 model of each fold beside it.")] = False,
+    zeek_logs: Annotated[
+        list[Path] | None,
+        typer.Option("--zeek-logs", help="Zeek's logs, a folder for each capture: its `service` is measured beside."),
+    ] = None,
     dry_run: options.DryRun = False,
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture or corpus, or on its split; writes the report.
@@ -157,7 +161,7 @@ def evaluate_command(
             progress.advance(task)
 
         quantised = int8_logits if int8 else None
-        figures = evaluate_run(features, run, settings, encoders or (), split, after_step, quantised)
+        figures = evaluate_run(features, run, settings, encoders or (), split, after_step, quantised, zeek_logs or ())
     if is_first():
         _show(figures)
         typer.echo(f"figures and report: {run / EVALUATION}, {run / REPORTS[1]}")

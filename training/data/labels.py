@@ -73,6 +73,14 @@ class LabelTable:
             known[ends] = None
             self.ambiguous += 1
 
+    def take(self, capture: str, flow: Flow, label: str) -> None:
+        """Take the label of a flow in, as `add`."""
+        self.add(capture, _ends(flow.proto, (flow.orig_h, flow.orig_p), (flow.resp_h, flow.resp_p)), label)
+
+    def cover(self, capture: str) -> None:
+        """Say that a capture was looked at, whether or not anything in it gets a label."""
+        self._labels.setdefault(capture, {})
+
     def name_of(self, capture: str) -> str | None:
         """What the table calls the capture of this path: the longest end of it that it names, None without any."""
         parts = PurePosixPath(capture).parts

@@ -106,8 +106,9 @@ class Evaluation(msgspec.Struct, frozen=True):
     of labels that were never learned that are named with more confidence than `confident_mistakes.CONFIDENT`.
 
     All of that is with context, ports included; `without_ports` is without, None where ports are not read. `models` are
-    this model and everything beside it on the same flows, with other ports too. `confident_mistakes`: every pair of
-    labels with more than `MOST_CONFIDENT_MISTAKES`.
+    this model and everything beside it on the same flows, with other ports too; `beside_zeek` the same of the
+    `zeek_flows` of captures that Zeek's logs are there of, all folds together, empty without logs.
+    `confident_mistakes`: every pair of labels with more than `MOST_CONFIDENT_MISTAKES`.
     """
 
     folds: list[FoldFigures]
@@ -144,6 +145,8 @@ class Evaluation(msgspec.Struct, frozen=True):
     unknown_confident: float | None = None
     without_ports: WithoutPorts | None = None
     models: list[Model] = []
+    beside_zeek: list[Model] = []
+    zeek_flows: int = 0
     confident_mistakes: list[ConfidentMistake] = []
 
 

@@ -77,6 +77,7 @@ def _evaluation(record: EvaluationRecord) -> str:
             "## How good it is",
             _method(record),
             _headline(record),
+            *([zeek] if (zeek := _beside_zeek(figures)) else []),
             _folds(record),
             "### By payload packets seen\n\n"
             + card.by_points("", figures.macro_f1_by_packets, figures.calibration_error_by_packets)
@@ -156,6 +157,17 @@ def _headline(record: EvaluationRecord) -> str:
         f"{figures.macro_f1_capped:.3f}, tree ensemble {figures.macro_f1_capped_trees:.3f}, calibration error "
         f"{figures.calibration_error_capped:.3f}.\n\n"
         f"{_unknown(figures)}"
+    )
+
+
+def _beside_zeek(figures: Evaluation) -> str:
+    if not figures.beside_zeek:
+        return ""
+    rows = [(each.name, f"{each.macro_f1:.3f} ({card.interval_text(each.interval)})") for each in figures.beside_zeek]
+    return (
+        f"On the {figures.zeek_flows} flows of captures that Zeek's logs are there of, all together, classes with "
+        f"{MIN_POOLED_FLOWS} flows or more; what Zeek calls no service, or one that is no label, is wrong:\n\n"
+        f"{card.table(('', 'macro-F1'), rows)}"
     )
 
 

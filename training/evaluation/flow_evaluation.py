@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from tapline.training.evaluation.flow_outcomes import Int8Logits, measure_flows
 from tapline.training.evaluation.outcomes import FlowOutcome, read_outcomes, write_outcomes
 from tapline.training.evaluation.page import REPORTS, write_report
 from tapline.training.evaluation.report import flows_report
+from tapline.training.evaluation.zeek_services import read_services, services_of
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan
@@ -72,12 +73,13 @@ def evaluate_run(
     split: Path | None = None,
     report: Report = lambda _: None,
     int8: Int8Logits | None = None,
+    zeek_logs: Sequence[Path] = (),
 ) -> Evaluation:
     """Measure a fine-tuning run and write the figures, the outcomes and the report beside it.
 
     Without a split its settings are cross-validated, by captures or by whole corpora; with the split that it was
     trained on, its own weights are measured, calibrated on the part for validation. With `int8` the quantised models
-    are measured too.
+    are measured too; `zeek_logs` are folders of Zeek's logs, whose services are a rival on the captures they are of.
 
     Raises:
         TrainingError: the features, encoders or split are not those of the run, or training fails.
@@ -86,10 +88,12 @@ def evaluate_run(
     started = time.monotonic()
     todo = _prepare_flows(features, directory, settings, encoders, split, directory)
     run, corpus, outcomes = todo.run, todo.corpus, []
+    zeek = services_of(read_services(zeek_logs), features, corpus.labels) if zeek_logs else None
     with nullcontext(ALONE) if todo.own else join_group(run.config.device) as group:
         for fold in todo.folds:
             model = todo.own or train_fold(fold, corpus, run.config, todo.starts, report, group)
-            outcomes.append(measure_flows(fold, corpus, run.config, model, int8))
+            outcome = measure_flows(fold, corpus, run.config, model, int8)
+            outcomes.append(outcome if zeek is None else replace(outcome, zeek=zeek[fold.held.flows.rows]))
     measured = msgspec.structs.replace(todo.settings, folds=len(outcomes))
     figures = evaluate(outcomes, corpus.labels, measured)
     if is_first():

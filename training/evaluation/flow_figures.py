@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -28,10 +28,13 @@ from tapline.training.evaluation.flow_measured import (
     INT8,
     MAJORITY,
     MIN_FLOWS,
+    MIN_POOLED_FLOWS,
     OWN,
     PORTS,
     RANDOM_PORTS,
     TREES,
+    WITHOUT,
+    ZEEK,
     calibrated_elsewhere,
     classes_of,
     fitted,
@@ -116,8 +119,31 @@ def evaluate(
         threshold=judged.final.threshold,
         without_ports=_without_ports(off.everything, [off.each[f] for f in counted], off.final) if off else None,
         models=compared(everything),
+        **_beside_zeek(everything, reported),
         confident_mistakes=confident_mistakes(reported, judged.each, judged.elsewhere),
     )
+
+
+def _beside_zeek(everything: Measured, outcomes: Sequence[FlowOutcome]) -> dict[str, Any]:
+    """The models that read what is in each packet or port, beside Zeek, on the flows that Zeek had a chance to name."""
+    n_label = len(everything.labels)
+    said = np.concatenate([o.zeek for o in outcomes])
+    if len(said) != len(everything.truth):
+        return {}
+    there = said <= n_label
+    if not classes_of(everything.truth[there], n_label, MIN_POOLED_FLOWS):
+        return {}
+    rivals = {name: everything.rivals[name] for name in (WITHOUT, PORTS, CONTEXT_TREES) if name in everything.rivals}
+    part = replace(
+        everything,
+        truth=everything.truth[there],
+        probabilities=everything.probabilities[there],
+        captures=[capture for capture, kept in zip(everything.captures, there.tolist(), strict=True) if kept],
+        folds=None,
+        min_support=MIN_POOLED_FLOWS,
+        rivals={name: each[there] for name, each in {ZEEK: said, **rivals}.items()},
+    )
+    return {"beside_zeek": compared(part), "zeek_flows": int(there.sum())}
 
 
 def _curve(shown: Iterable[tuple[str, Measured]]) -> tuple[dict[str, float], dict[str, float]]:

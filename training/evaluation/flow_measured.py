@@ -31,6 +31,7 @@ TREES, FOREST, PORTS, CONTEXT_TREES, MAJORITY, INT8 = (
     "always the most frequent",
     "the same model, int8",
 )
+ZEEK = "Zeek's service"
 OWN, WITHOUT = "this model", "this model, ports off"
 RANDOM_PORTS, FORGED_PORTS = "random ports", "forged ports"
 """What is added to the name of a model that is measured on flows with ports of `other_ports`."""

@@ -84,6 +84,19 @@ def test_ports_on_and_off_are_measured_and_calibrated_apart():
     assert [fold.macro_f1_random_ports for fold in figures.folds] == [fold.macro_f1 for fold in off.folds]
 
 
+def test_zeek_is_measured_where_its_logs_are():
+    labels, settings = ["a", "b", "c"], EvaluationSettings(3)
+    outcomes = [replace(outcome(fold), zeek=np.full(60, 4)) for fold in range(3)]
+    assert evaluate(outcomes, labels, settings).beside_zeek == []
+    outcomes[0].zeek[:30] = outcomes[0].truth[:30]
+    outcomes[0].zeek[20:30] = 3  # it says nothing
+    figures = evaluate(outcomes, labels, settings)
+    assert figures.zeek_flows == 30
+    by_name = {model.name: model.macro_f1 for model in figures.beside_zeek}
+    assert by_name["Zeek's service"] == pytest.approx(0.8, abs=0.01)  # of each label two thirds are found
+    assert by_name["this model"] == pytest.approx(1, abs=0.2)
+
+
 def test_outcomes_of_before_have_no_figures_without_ports():
     figures = evaluate([outcome(fold) for fold in range(3)], ["a", "b", "c"], EvaluationSettings(3))
     assert figures.without_ports is None
