@@ -1,6 +1,7 @@
 """From captures to a served checkpoint, on a few real captures; and runs that must fail cleanly."""
 
 import json
+import shutil
 
 import msgspec
 import numpy as np
@@ -123,6 +124,34 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     assert f"| this model | {record['figures']['macro_f1']:.3f} (" in card
     assert "## Data\n\nSome captures." in card
     assert "0 (settings chosen here)" in card
+
+
+def test_a_run_without_ports_has_none_in_its_checkpoint(features, tmp_path):
+    tapline_train("finetune", "--features", features, "--out", tmp_path / "run", *SMALL, "-ep", 1, "--ports", "off")
+    assert read_run(tmp_path / "run").config.port_weight == 0
+    tapline_train("evaluate", "--features", features, "--run", tmp_path / "run", "--folds", 2)
+    figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())["figures"]
+    assert figures["without_ports"] is None
+    names = {model["name"] for model in figures["models"]}
+    assert {"table of server ports, random ports", "trees with context, random ports"} < names
+    assert "this model, random ports" not in names
+    tapline_train("export", "--run", tmp_path / "run", "--out", tmp_path, "--name", "q", "--version", "1")
+    context = read_checkpoint(tmp_path / "q" / "1").context
+    assert (context.ports, set(context.transports)) == (None, {"tcp", "udp"})
+    assert "Ports are not read" in (tmp_path / "q" / "1" / "README.md").read_text()
+
+
+def test_a_run_of_before_there_was_context(run, features, tmp_path):
+    old = tmp_path / "run"
+    shutil.copytree(run / "run", old)
+    record = json.loads((old / "run.json").read_text())
+    del record["context"], record["config"]["port_weight"]
+    (old / "run.json").write_text(json.dumps(record))
+    arguments = ["evaluate", "--features", features, "--encoders", run / "encoders", "--run", old]
+    assert "before flows had a context: run `finetune` again" in str(invoke(*arguments).exception)
+    tapline_train("export", "--run", old, "--out", tmp_path, "--name", "q", "--version", "1")
+    assert read_checkpoint(tmp_path / "q" / "1").context is None
+    assert "Addresses and ports are not read." in (tmp_path / "q" / "1" / "README.md").read_text()
 
 
 def test_evaluation_refuses_other_data_than_the_run_learned_from(run, features):
