@@ -67,8 +67,8 @@ def corpus_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSet
     """A fold for each corpus with `MIN_CORPUS_FLOWS` flows to measure: all others are learned from, half of their rare
     protocols, another half each time, as background.
 
-    Flows that the model cannot tell from one that it learned from are not measured. A label that no other corpus bears
-    is one that was never learned.
+    Flows that the model cannot tell from one that it learned from are not measured. A label that no other corpus bears,
+    or that is in the other half of the rare ones, was never learned.
 
     Raises:
         SplitError: fewer than two corpora have flows enough.
@@ -94,10 +94,10 @@ def corpus_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSet
         )
     for fold, number in enumerate(measured):
         aside = of == number
-        background, unseen = halve_labels(corpus.rare, settings.seed + fold)
+        background, _ = halve_labels(corpus.rare, settings.seed + fold)
         data = make_training_set(corpus, samples.take(~aside), background, config, some_absent=True)
         learned = ~aside & samples.with_label({*corpus.labels, *background})
-        never = (known & ~np.isin(samples.labels, samples.labels[learned])) | samples.with_label(unseen)
+        never = ~np.isin(samples.labels, samples.labels[learned])
         strange = samples.take(is_new(aside, learned) & never)
         yield Fold(fold, data, bool(background), samples.take(is_held(aside)), strange, names[number])
 

@@ -25,6 +25,9 @@ SERVICES = {
 """The label that nDPI gives what Zeek calls so. Of several in one connection the first here counts: what is carried
 stands before what carries it."""
 
+DNS_LIKE = {137: "NetBIOS", 5353: "MDNS", 5355: "LLMNR"}
+"""What Zeek calls DNS on these ports."""
+
 
 def read_services(folders: Sequence[Path]) -> LabelTable:
     """The labels of the connections in all logs below `folders`; a folder of logs bears the name of its capture.
@@ -43,7 +46,7 @@ def read_services(folders: Sequence[Path]) -> LabelTable:
             try:
                 for flow in LogDirectory(path):
                     if (label := label_of_service(flow.service)) is not None:
-                        table.take(capture, flow, label)
+                        table.take(capture, flow, DNS_LIKE.get(flow.resp_p, label) if label == "DNS" else label)
             except LogError as error:
                 raise TrainingError(str(error)) from None
     return table

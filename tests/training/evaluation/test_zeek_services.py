@@ -31,18 +31,24 @@ def test_what_is_carried_counts():
 
 
 def test_flows_are_found_by_capture_and_endpoints(tmp_path):
-    write_log(tmp_path / "logs" / "a.ndjson", (80, "tcp", "http"), (25, "tcp", "smtp"), (53, "udp", "dns"))
+    write_log(
+        tmp_path / "logs" / "a.ndjson",
+        (80, "tcp", "http"),
+        (25, "tcp", "smtp"),
+        (53, "udp", "dns"),
+        (5353, "udp", "dns"),
+    )
     write_log(tmp_path / "logs" / "deep" / "b.ndjson")
     captures = tmp_path / "captures"
     for name, flows in {
-        "a": [flow(80), flow(25), flow(53, "udp"), flow(81)], "deep/b": [flow(80)], "c": [flow(80)],
+        "a": [flow(80), flow(25), flow(53, "udp"), flow(81), flow(5353, "udp")], "deep/b": [flow(80)], "c": [flow(80)],
     }.items():  # fmt: skip
         path = captures / f"{name}.ndjson"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(msgspec.json.encode(flow_to_line(each)) + b"\n" for each in flows))
     tapline_train("extract", captures, "--out", tmp_path / "features")
-    said = services_of(read_services([tmp_path / "logs"]), [tmp_path / "features"], LABELS)
-    assert said.tolist() == [1, 3, 0, 3, 4, 3]  # SMTP is no label; c has no log; b has one, without the connection
+    said = services_of(read_services([tmp_path / "logs"]), [tmp_path / "features"], [*LABELS, "MDNS"])
+    assert said.tolist() == [1, 4, 0, 4, 3, 5, 4]  # SMTP is no label; c has no log; b has one, without the connection
 
 
 def test_a_folder_without_logs_is_refused(tmp_path):
