@@ -18,6 +18,7 @@ from tapline.training.data.partition import read_partition
 from tapline.training.data.samples import features_of
 from tapline.training.data.split import check_tuned
 from tapline.training.data.store import open_samples
+from tapline.training.data.zeek_services import read_services, services_of
 from tapline.training.evaluation.evaluation_record import (
     Evaluation,
     EvaluationRecord,
@@ -31,7 +32,6 @@ from tapline.training.evaluation.flow_outcomes import Int8Logits, measure_flows
 from tapline.training.evaluation.outcomes import FlowOutcome, read_outcomes, write_outcomes
 from tapline.training.evaluation.page import REPORTS, write_report
 from tapline.training.evaluation.report import flows_report
-from tapline.training.evaluation.zeek_services import read_services, services_of
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tapline.service.sources.logs import LogDirectory, LogError, is_log_directory
-from tapline.training.data.labels import LabelTable
+from tapline.training.data.labels import LabelError, LabelTable
 from tapline.training.data.samples import samples_of
-from tapline.training.loop.config import TrainingError
 from tapline.training.loop.scores import Ints
 
 SERVICES = {
@@ -33,13 +32,13 @@ def read_services(folders: Sequence[Path]) -> LabelTable:
     """The labels of the connections in all logs below `folders`; a folder of logs bears the name of its capture.
 
     Raises:
-        TrainingError: there is no log, or one cannot be read.
+        LabelError: there is no log, or one cannot be read.
     """
     table = LabelTable("Zeek's services")
     for folder in folders:
         paths = [path for path in (folder, *sorted(folder.rglob("*"))) if is_log_directory(path)]
         if not paths:
-            raise TrainingError(f"{folder}: no conn.log below it: expected Zeek's logs, a folder for each capture")
+            raise LabelError(f"{folder}: no conn.log below it: expected Zeek's logs, a folder for each capture")
         for path in paths:
             capture = path.relative_to(folder).as_posix() if path != folder else folder.resolve().name
             table.cover(capture)
@@ -48,7 +47,7 @@ def read_services(folders: Sequence[Path]) -> LabelTable:
                     if (label := label_of_service(flow.service)) is not None:
                         table.take(capture, flow, DNS_LIKE.get(flow.resp_p, label) if label == "DNS" else label)
             except LogError as error:
-                raise TrainingError(str(error)) from None
+                raise LabelError(str(error)) from None
     return table
 
 

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from tapline.models.flow import Flow, flow_to_line
-from tapline.training.evaluation.zeek_services import label_of_service, read_services, services_of
-from tapline.training.loop.config import TrainingError
+from tapline.training.data.labels import LabelError
+from tapline.training.data.zeek_services import label_of_service, read_services, services_of
 from tests.training.command import tapline_train
 
 FIELDS = ("ts", "uid", "id.orig_h", "id.orig_p", "id.resp_h", "id.resp_p", "proto", "service")
@@ -52,8 +52,8 @@ def test_flows_are_found_by_capture_and_endpoints(tmp_path):
 
 
 def test_a_folder_without_logs_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match=r"no conn\.log below it"):
+    with pytest.raises(LabelError, match=r"no conn\.log below it"):
         read_services([tmp_path])
     (tmp_path / "conn.log").write_text("#separator \\x09\n#fields\tts\tuid\n")
-    with pytest.raises(TrainingError, match=r"conn\.log: no field"):
+    with pytest.raises(LabelError, match=r"conn\.log: no field"):
         read_services([tmp_path])
