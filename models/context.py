@@ -28,6 +28,8 @@ LEAST_NEW = 0.1
 """The least share of a class's captures that are expected on a port where it was never seen, however many there were:
 with the weight this bounds the worth of a forged port to 6.1 times the weight, in logits."""
 
+_ICMPV6 = "58"
+
 _ONCE = 0.3
 """Added to the ports that a class was seen on once; a class that was seen on none is expected on a new one by half."""
 
@@ -35,6 +37,11 @@ _Class = Annotated[int, msgspec.Meta(ge=0, le=65536)]
 _Captures = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 _Transport = Annotated[str, msgspec.Meta(pattern="^(tcp|udp|icmp|[0-9]{1,3})$")]
 _PortNumber = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+def transport_of(flow: Flow) -> str:
+    """The transport of a flow as a context counts it: its `proto`, and the number of ICMPv6 between IPv6 addresses."""
+    return _ICMPV6 if flow.proto == "icmp" and ":" in flow.orig_h else flow.proto
 
 
 class PortPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,7 +133,7 @@ class ContextTerms:
         On a transport that no class was seen on every label is barred: only where there is a background does that
         change the verdict, to *unknown*.
         """
-        return self._stacked([self._bars_of.get(flow.proto, self._barred) for flow in flows])
+        return self._stacked([self._bars_of.get(transport_of(flow), self._barred) for flow in flows])
 
     def ports(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
         """What ports add to the logits of n flows, float32 [n, classes]: the weighted log of how likely each class

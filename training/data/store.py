@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from tapline.models.context import transport_of
 from tapline.models.flow import Flow
 from tapline.training.data.parquet import Sample
 from tapline.training.data.samples import samples_of
@@ -190,7 +191,7 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
     """
     captures, labels, hosts, transports = _Names(), _Names(), _Names(), _Names()
     capture_of, label_of, host_of = array("i"), array("i"), array("i")
-    start_us, ends, forward, ports, transport_of = array("q"), array("q", (0, 0)), array("h"), array("H"), array("B")
+    start_us, ends, forward, ports, numbers = array("q"), array("q", (0, 0)), array("h"), array("H"), array("B")
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=scratch) as lengths, tempfile.TemporaryFile(dir=scratch) as content:
         for sample in samples:
@@ -203,7 +204,7 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
             content.write(flow.orig_bytes + flow.resp_bytes)
             forward.append(len(flow.orig_bytes))
             ports.extend((flow.orig_p, flow.resp_p))
-            transport_of.append(transports.number(flow.proto))
+            numbers.append(transports.number(transport_of(flow)))
             ends.append(ends[-2] + len(flow.payload_lengths))
             ends.append(ends[-2] + len(flow.orig_bytes) + len(flow.resp_bytes))
         flows = StoredFlows(
@@ -212,7 +213,7 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
             np.array(ends, np.int64).reshape(-1, 2),
             np.array(forward, np.int16),
             np.array(ports, np.uint16).reshape(-1, 2),
-            np.array(transport_of, np.uint8),
+            np.array(numbers, np.uint8),
             list(transports.index),
             np.arange(len(forward), dtype=np.int64),
         )
