@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.context import WITH_PORTS, FlowContext, PortPrior
+from tapline.models.context import WITH_PORTS, FlowContext, PortPrior, transport_of
 from tapline.models.flow import Flow
 from tapline.training.data.batches import TrainingSet
 from tapline.training.data.store import StoredFlows
@@ -48,7 +48,7 @@ def transports_of(flows: Sequence[Flow]) -> tuple[list[str], NDArray[np.int64]]:
     """The names of transports, and for each flow the place of its own among them, int64 [n]."""
     if isinstance(flows, StoredFlows):
         return list(flows.transport_names), flows.transports.astype(np.int64)
-    names, place = np.unique(np.array([flow.proto for flow in flows], np.str_), return_inverse=True)
+    names, place = np.unique(np.array([transport_of(flow) for flow in flows], np.str_), return_inverse=True)
     return names.tolist(), place.astype(np.int64)
 
 

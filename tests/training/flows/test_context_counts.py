@@ -27,11 +27,14 @@ SEEN = [  # transport, responder port, class, capture
     ("tcp", 443, BACKGROUND, 3),
     ("132", 36412, 2, 4),
     ("icmp", 0, 2, 4),
+    ("icmpv6", 0, 1, 4),
 ]
 
 
 def flow(transport, port):
-    return Flow("", 0, 0, "192.0.2.1", 40_000, "192.0.2.2", port, transport, 1, 0, [9], b"some text", b"")
+    ends = ("2001:db8::1", "2001:db8::2") if transport == "icmpv6" else ("192.0.2.1", "192.0.2.2")
+    proto = transport.removesuffix("v6")
+    return Flow("", 0, 0, ends[0], 40_000, ends[1], port, proto, 1, 0, [9], b"some text", b"")
 
 
 def training_set(stored, tmp_path):
@@ -47,7 +50,7 @@ def training_set(stored, tmp_path):
 def test_a_context_counts_captures(stored, tmp_path):
     context = learn_context(training_set(stored, tmp_path), 0.5)
     assert context == FlowContext(
-        {"udp": [0], "tcp": [0, 1, BACKGROUND], "132": [2], "icmp": [2]},
+        {"udp": [0], "tcp": [0, 1, BACKGROUND], "132": [2], "icmp": [2], "58": [1]},
         PortPrior(
             {
                 "udp": {53: {0: 2}, 5353: {0: 1}},
@@ -81,6 +84,7 @@ def test_background_is_allowed_everywhere(stored, tmp_path):
     assert of_flows[0].tolist() == [True, False, False, True]
     assert of_flows[4].tolist() == [True, True, False, True]
     assert of_flows[8].tolist() == [False, False, True, True]
+    assert of_flows[9].tolist() == [False, True, False, True]
 
 
 def test_the_loss_is_the_cross_entropy_where_nothing_is_barred():
