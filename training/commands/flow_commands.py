@@ -12,7 +12,7 @@ from tapline.models.encode import Mm4flowFeatures
 from tapline.training.commands import options
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
 from tapline.training.evaluation.flow_evaluation import calibrate_run, evaluate_run, plan_evaluation
-from tapline.training.evaluation.flow_measured import FALSE_REJECTION
+from tapline.training.evaluation.flow_measured import FALSE_REJECTION, OWN
 from tapline.training.evaluation.page import REPORTS
 from tapline.training.export.quantise import int8_logits
 from tapline.training.export.run_export import card_of, export_run, manifest_of
@@ -234,6 +234,13 @@ def _show(figures: Evaluation) -> None:
         f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
         f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
     )
+    if (without := figures.without_ports) is not None:
+        own = ", ".join(
+            f"{model.name.removeprefix(f'{OWN}, ')} {model.macro_f1:.3f}"
+            for model in figures.models
+            if model.name.startswith(f"{OWN}, ")
+        )
+        typer.echo(f"  macro-F1 with {own}; without ports calibration error {without.calibration_error:.3f}")
     for fold in (fold for fold in figures.folds if fold.corpus and fold.macro_f1 is not None):
         typer.echo(
             f"  without {fold.corpus}: macro-F1 {fold.macro_f1:.3f}, port table {fold.macro_f1_ports or 0:.3f}, "

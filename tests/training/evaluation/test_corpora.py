@@ -147,6 +147,7 @@ def test_evaluate_by_corpus(run, features):
     assert "3 folds of corpora (a, b, c)" in tapline_train(*evaluate, "--dry-run")
     said = tapline_train(*evaluate)
     assert "without b: macro-F1" in said
+    assert "macro-F1 with ports off " in said
     record = json.loads((run / "evaluation.json").read_text())
     figures = record["figures"]
     assert (record["settings"]["by"], record["settings"]["folds"]) == ("corpus", 3)
