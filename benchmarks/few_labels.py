@@ -24,12 +24,14 @@ from hardware import describe, report
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tapline.models.context import ContextTerms
 from tapline.training.data.batches import TrainingSet, draw_weights
 from tapline.training.data.corpus import Corpus, make_corpus
 from tapline.training.data.partition import read_partition
 from tapline.training.data.store import StoredSamples, open_samples
-from tapline.training.evaluation.cross_validation import network_of
+from tapline.training.evaluation.flow_folds import network_of
 from tapline.training.evaluation.rivals import columns, fit_trees
+from tapline.training.flows.context_counts import learn_context
 from tapline.training.flows.finetune import fit, predict
 from tapline.training.loop.config import TrainingConfig
 from tapline.training.loop.new_networks import new_model
@@ -70,8 +72,10 @@ def learn(setting: Setting, some: StoredSamples, seed: int, encoders: Mapping[st
     config = setting.config
     weights = draw_weights(some.labels, some.captures, config.class_power, config.capture_power)
     model = new_model(network_of(setting.corpus, config, background=False), seed, encoders)
-    model = fit(model, TrainingSet(some.flows, setting.corpus.truth(some), weights), config)
-    return np.asarray(predict(model, setting.held.flows, config.features).argmax(1))
+    data, n_label = TrainingSet(some.flows, setting.corpus.truth(some), weights), len(setting.corpus.labels)
+    model, held = fit(model, data, config), setting.held.flows
+    barred = ContextTerms(learn_context(data, 0.0), n_label, n_label).transports(held)
+    return np.asarray((predict(model, held, config.features) + barred).argmax(1))
 
 
 def measure(setting: Setting, per_class: int, seeds: int, encoders: Mapping[str, Tensor]) -> dict[str, object]:
@@ -83,7 +87,7 @@ def measure(setting: Setting, per_class: int, seeds: int, encoders: Mapping[str,
         some = draw(setting.train, per_class, seed)
         said["pretrained"].append(learn(setting, some, seed, encoders))
         said["scratch"].append(learn(setting, some, seed, None))
-        trees = fit_trees(some.flows, setting.corpus.truth(some), seed)
+        trees = fit_trees(columns(some.flows), setting.corpus.truth(some), seed)
         said["trees"].append(trees.classes_[trees.predict_proba(columns(setting.held.flows)).argmax(1)])
     draws = {
         name: np.mean([macro_f1_draws([Predictions(truth, p, captures)], classes, MIN_FLOWS) for p in each], axis=0)

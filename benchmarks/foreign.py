@@ -25,7 +25,8 @@ from tapline.service.engines.loading import load_engine
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.training.data.corpus import Corpus
 from tapline.training.data.store import StoredSamples, chunks, open_samples
-from tapline.training.evaluation.flow_figures import CONFIDENT, MIN_POOLED_FLOWS, PORTS
+from tapline.training.evaluation.confident_mistakes import CONFIDENT
+from tapline.training.evaluation.flow_measured import MIN_POOLED_FLOWS, PORTS
 from tapline.training.evaluation.measured import Measured
 from tapline.training.evaluation.rivals import PortTable
 from tapline.training.loop.scores import interval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +28,11 @@ from tapline.training.commands.options import (
 )
 from tapline.training.data.corpus import count_labels
 from tapline.training.data.extraction import ExtractSettings, Outline, extract, outline
+from tapline.training.data.label_map import LabelMap, read_label_map
 from tapline.training.data.labelled_traces import MIN_CAPTURES as TRACE_CAPTURES
 from tapline.training.data.labels import LabelError, Labels, read_corrections, read_labels
 from tapline.training.data.leaks import find_leaks
-from tapline.training.data.origins import find_origins
+from tapline.training.data.origins import Origin, find_origins
 from tapline.training.data.partition import PARTS, By, Partition, make_partition, write_partition
 from tapline.training.data.samples import features_of
 from tapline.training.data.store import StoredSamples, open_samples
@@ -61,14 +63,21 @@ def extract_command(
     corrections: Annotated[
         Path | None, typer.Option("--corrections", help="CSV with uid,label: what analysts say, before all else.")
     ] = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option("--label-map", help="CSV with label,becomes,why: labels to merge, or to leave out (empty)."),
+    ] = None,
     heads: Annotated[HeadsKind, typer.Option("--heads", help="Packet heads to keep, for Tracegram.")] = "none",
     processes: Processes = default_processes(),  # noqa: B008 - a number
     dry_run: DryRun = False,
 ) -> None:
     """Read captures, Zeek's logs or flow lines into a feature directory; goes on where it was interrupted."""
     table = read_labels(labels, column, confidence) if labels else None
-    source = Labels(table, label_from_folder, read_corrections(corrections) if corrections else {})
+    mapped = read_label_map(label_map) if label_map else LabelMap()
+    source = Labels(table, label_from_folder, read_corrections(corrections) if corrections else {}, mapped)
     origins = find_origins(captures)
+    if strange := _not_mapped(source, origins):
+        say(f"note: {mapped.name} names labels that nothing here bears: {', '.join(strange)}")
     settings = ExtractSettings(source, heads, processes)
     if dry_run:
         say_plan(_extract_plan(outline(origins, out, settings), out, settings))
@@ -81,12 +90,20 @@ def extract_command(
     for reason, count in sorted(manifest.left_out.items()):
         console.print(clean(f"left out: {count} x {reason}"), markup=False, highlight=False)
     if label_from_folder and (
-        empty := sorted({str(origin.folder) for origin in origins if origin.folder} - set(manifest.labels))
+        empty := sorted({label for origin in origins if (label := mapped.of(origin.folder))} - set(manifest.labels))
     ):
         console.print(f"labels without a flow: {', '.join(empty)}", markup=False, highlight=False)
     if not manifest.labelled and (hint := _unlabelled(source)):
         say(f"note: no flow has a label: {hint}")
     typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
+
+
+def _not_mapped(labels: Labels, origins: Sequence[Origin]) -> list[str]:
+    """The labels of the map that come from nowhere: misspelt ones, mostly."""
+    there = {*labels.corrections.values(), *(labels.table.labels if labels.table else ())}
+    if labels.from_folder:
+        there |= {origin.folder for origin in origins if origin.folder}
+    return sorted(set(labels.map.becomes) - there)
 
 
 def _unlabelled(labels: Labels) -> str:
@@ -107,6 +124,7 @@ def _extract_plan(found: Outline, out: Path, settings: ExtractSettings) -> Plan:
         f"{len(found.labels)} folders as labels" if labels.from_folder else None,
         f"labels by {labels.table.name} ({labels.table.rows} rows)" if labels.table else None,
         f"{len(labels.corrections)} corrections" if labels.corrections else None,
+        f"{len(labels.map.becomes)} labels changed by {labels.map.name}" if labels.map.becomes else None,
     ]
     notes = too_few(sorted((str(label), count) for label, count in found.labels.items()), MIN_CAPTURES)
     if without and (labels.from_folder or labels.table):

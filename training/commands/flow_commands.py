@@ -10,9 +10,9 @@ import typer
 
 from tapline.models.encode import Mm4flowFeatures
 from tapline.training.commands import options
-from tapline.training.evaluation.evaluation import calibrate_run, evaluate_run, plan_evaluation
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
-from tapline.training.evaluation.flow_figures import FALSE_REJECTION
+from tapline.training.evaluation.flow_evaluation import calibrate_run, evaluate_run, plan_evaluation
+from tapline.training.evaluation.flow_measured import FALSE_REJECTION, OWN
 from tapline.training.evaluation.page import REPORTS
 from tapline.training.export.quantise import int8_logits
 from tapline.training.export.run_export import card_of, export_run, manifest_of
@@ -107,6 +107,9 @@ def finetune_command(
     packets: options.Packets = DEFAULTS.features.payload_lengths,
     content_bytes: options.ContentBytes = DEFAULTS.features.content_bytes,
     min_captures: options.MinCaptures = options.MIN_CAPTURES,
+    ports: Annotated[
+        Literal["on", "off"], typer.Option("--ports", help="off: the checkpoint has no prior on server ports.")
+    ] = "on",
     restart: options.Restart = False,
     dry_run: options.DryRun = False,
 ) -> None:
@@ -115,6 +118,7 @@ def finetune_command(
         d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed, draws=draws,
         threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
         clip_norm=clip, accumulate=accumulate, evaluations=ev, saves=sv, device=device,
+        port_weight=DEFAULTS.port_weight if ports == "on" else 0.0,
     )  # fmt: skip
     job = Job(features, out, config, None, restart, dry_run, encoders or (), split=split, announce=options.announce)
     options.train("finetune", out, lambda report: finetune_run(job, report, min_captures), _learned)
@@ -133,6 +137,10 @@ def evaluate_command(
     seed: options.Seed = 0,
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Measure the int8 model of each fold beside it.")] = False,
+    zeek_logs: Annotated[
+        list[Path] | None,
+        typer.Option("--zeek-logs", help="Zeek's logs, a folder for each capture: its `service` is measured beside."),
+    ] = None,
     dry_run: options.DryRun = False,
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture or corpus, or on its split; writes the report.
@@ -153,7 +161,7 @@ def evaluate_command(
             progress.advance(task)
 
         quantised = int8_logits if int8 else None
-        figures = evaluate_run(features, run, settings, encoders or (), split, after_step, quantised)
+        figures = evaluate_run(features, run, settings, encoders or (), split, after_step, quantised, zeek_logs or ())
     if is_first():
         _show(figures)
         typer.echo(f"figures and report: {run / EVALUATION}, {run / REPORTS[1]}")
@@ -226,6 +234,13 @@ def _show(figures: Evaluation) -> None:
         f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
         f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
     )
+    if (without := figures.without_ports) is not None:
+        own = ", ".join(
+            f"{model.name.removeprefix(f'{OWN}, ')} {model.macro_f1:.3f}"
+            for model in figures.models
+            if model.name.startswith(f"{OWN}, ")
+        )
+        typer.echo(f"  macro-F1 with {own}; without ports calibration error {without.calibration_error:.3f}")
     for fold in (fold for fold in figures.folds if fold.corpus and fold.macro_f1 is not None):
         typer.echo(
             f"  without {fold.corpus}: macro-F1 {fold.macro_f1:.3f}, port table {fold.macro_f1_ports or 0:.3f}, "

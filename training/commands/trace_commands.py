@@ -15,13 +15,13 @@ from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import SubjectKind
 from tapline.training.commands import options
 from tapline.training.data.labelled_traces import look_alike
-from tapline.training.evaluation.evaluation import (
+from tapline.training.evaluation.evaluation_record import TraceEvaluation
+from tapline.training.evaluation.page import REPORTS
+from tapline.training.evaluation.trace_evaluation import (
     TraceEvaluationSettings,
     evaluate_traces,
     plan_trace_evaluation,
 )
-from tapline.training.evaluation.evaluation_record import TraceEvaluation
-from tapline.training.evaluation.page import REPORTS
 from tapline.training.evaluation.trace_figures import REFERENCE
 from tapline.training.evaluation.variants import VARIANTS
 from tapline.training.export.run_export import export_traces_run

@@ -65,12 +65,14 @@ class Batch:
 @dataclass(frozen=True)
 class TrainingSet:
     """Flows with the index of their class, int64 [n], how often to draw each, float64 [n] summing to 1, and where they
-    are from captures the number of each one's, [n]."""
+    are from captures the number of each one's, [n]. The first `n_label` classes are labels, one after them background;
+    None: every class."""
 
     flows: Sequence[Flow]
     truth: NDArray[np.int64]
     weights: NDArray[np.float64]
     captures: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    n_label: int | None = None
 
 
 def prefix(flow: Flow, packets: int) -> Flow:

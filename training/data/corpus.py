@@ -106,4 +106,4 @@ def make_training_set(
     if strange.any():
         known_share = weights[~strange].sum()
         weights[strange] *= config.background_share / len(corpus.labels) * known_share / weights[strange].sum()
-    return TrainingSet(kept.flows, truth, weights / weights.sum(), kept.captures)
+    return TrainingSet(kept.flows, truth, weights / weights.sum(), kept.captures, len(corpus.labels))

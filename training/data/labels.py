@@ -1,4 +1,7 @@
-"""Where labels come from: a table of flows, the folder of a capture, corrections by uid. Finds a flow's label."""
+"""Where labels come from: a table of flows, the folder of a capture, corrections by uid. Finds a flow's label.
+
+What a label of any of them becomes belongs to `label_map`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tapline.models.flow import PROTOCOLS, Flow
+from tapline.training.data.label_map import LabelError as LabelError
+from tapline.training.data.label_map import LabelMap
 from tapline.training.data.origins import Origin
 from tapline.training.data.tables import Table, TableError
 
@@ -19,10 +24,6 @@ _PROTOCOLS = {
     **{"vrrp": "112", "pgm": "113", "sctp": "132"},
 }
 """`Flow.proto` by other names and numbers of a transport."""
-
-
-class LabelError(ValueError):
-    """The label table cannot be used; the message says which line and why."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,25 @@ class LabelTable:
         """The captures that have a label."""
         return set(self._labels)
 
+    @property
+    def labels(self) -> set[str]:
+        """Every label in it."""
+        return {label for known in self._labels.values() for label in known.values() if label is not None}
+
     def add(self, capture: str, ends: _Ends, label: str) -> None:
         """Take one label in; a second, different one for the same endpoints makes both useless."""
         known = self._labels.setdefault(capture, {})
         if known.setdefault(ends, label) not in (label, None):
             known[ends] = None
             self.ambiguous += 1
+
+    def take(self, capture: str, flow: Flow, label: str) -> None:
+        """Take the label of a flow in, as `add`."""
+        self.add(capture, _ends(flow.proto, (flow.orig_h, flow.orig_p), (flow.resp_h, flow.resp_p)), label)
+
+    def cover(self, capture: str) -> None:
+        """Say that a capture was looked at, whether or not anything in it gets a label."""
+        self._labels.setdefault(capture, {})
 
     def name_of(self, capture: str) -> str | None:
         """What the table calls the capture of this path: the longest end of it that it names, None without any."""
@@ -82,7 +96,8 @@ class LabelTable:
 
 @dataclass(frozen=True)
 class Labels:
-    """Where the label of a flow comes from: a correction of its uid, else the table, else the first folder.
+    """Where the label of a flow comes from: a correction of its uid, else the table, else the first folder; and what
+    the `map` makes of it.
 
     `from_folder`: the layout is `root/label/capture`. Without any of the three no flow has a label.
     """
@@ -90,9 +105,13 @@ class Labels:
     table: LabelTable | None = None
     from_folder: bool = False
     corrections: Mapping[str, str] = field(default_factory=dict)
+    map: LabelMap = field(default_factory=LabelMap)
 
     def label_of(self, origin: Origin, flow: Flow) -> str | None:
         """The label of a flow of an origin, None when it has none."""
+        return self.map.of(self._given(origin, flow))
+
+    def _given(self, origin: Origin, flow: Flow) -> str | None:
         if (label := self.corrections.get(flow.uid)) is not None:
             return label
         if self.table is not None:
@@ -102,7 +121,7 @@ class Labels:
     def expected(self, origin: Origin) -> str | None:
         """What is known of the labels of an origin before it is read: its folder, or the table that names it."""
         if self.from_folder and origin.folder:
-            return origin.folder
+            return self.map.of(origin.folder)
         return self.table.name if self.table and self.table.name_of(f"{origin.corpus}/{origin.capture}") else None
 
     def fingerprint(self) -> str:
@@ -110,6 +129,7 @@ class Labels:
         digest = hashlib.sha256(f"{self.from_folder} {self.table.sha256 if self.table else ''}".encode())
         for uid, label in sorted(self.corrections.items()):
             digest.update(f"\n{uid}\0{label}".encode())
+        digest.update(self.map.sha256.encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, str | int | bool]:
@@ -118,6 +138,7 @@ class Labels:
             "table": self.table.name if self.table else "",
             "from_folder": self.from_folder,
             "corrections": len(self.corrections),
+            **({"map": self.map.name, "map_sha256": self.map.sha256} if self.map.becomes else {}),
         }
 
 

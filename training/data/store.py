@@ -47,7 +47,7 @@ class StoredFlows(Sequence[Flow]):
         rows: Rows,
     ) -> None:
         self._lengths, self._content, self._ends, self._forward = lengths, content, ends, forward
-        self._ports, self._transports, self._transport_names = ports, transports, transport_names
+        self._ports, self._transports, self.transport_names = ports, transports, transport_names
         self.rows = rows
 
     def __len__(self) -> int:
@@ -58,6 +58,23 @@ class StoredFlows(Sequence[Flow]):
         taken = copy(self)
         taken.rows = self.rows[index]
         return taken
+
+    @property
+    def ports(self) -> NDArray[np.uint16]:
+        """The ports of originator and responder, uint16 [n, 2]."""
+        return self._ports[self.rows]
+
+    @property
+    def transports(self) -> NDArray[np.uint8]:
+        """The place of each flow's transport in `transport_names`, uint8 [n]."""
+        return self._transports[self.rows]
+
+    def with_ports(self, ports: NDArray[np.uint16]) -> StoredFlows:
+        """The same flows with other ports, uint16 [n, 2], sharing all other storage."""
+        changed = copy(self)
+        changed._ports = self._ports.copy()
+        changed._ports[self.rows] = ports
+        return changed
 
     @overload
     def __getitem__(self, index: int) -> Flow: ...
@@ -73,7 +90,7 @@ class StoredFlows(Sequence[Flow]):
         up = sum(length > 0 for length in lengths)
         middle = int(self._forward[row])
         orig_p, resp_p = self._ports[row].tolist()
-        transport = self._transport_names[self._transports[row]]
+        transport = self.transport_names[self._transports[row]]
         sides = content[:middle], content[middle:]
         return Flow("", 0, 0, "", orig_p, "", resp_p, transport, up, len(lengths) - up, lengths, *sides)
 

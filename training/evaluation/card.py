@@ -63,6 +63,11 @@ def figure_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def share_text(value: float | None) -> str:
+    """A share in per cent, or a dash where there is none."""
+    return "-" if value is None else f"{value:.1%}"
+
+
 def interval_text(interval: Interval) -> str:
     """An interval in words."""
     return f"{interval.low:.3f} to {interval.high:.3f}"

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from tapline.training.evaluation.measured import ConfidentMistake, Model
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import EVALUATION
 from tapline.training.loop.scores import ClassScore, Interval
@@ -42,12 +43,29 @@ class Confusion(msgspec.Struct, frozen=True):
     captures: int
 
 
+class WithoutPorts(msgspec.Struct, frozen=True):
+    """What the same models say by content, lengths and transport alone, with a calibration of its own: `temperature`
+    and `threshold` are for the verdicts without ports of the checkpoint, or those that a fold was measured with. The
+    rest as in `Evaluation`."""
+
+    macro_f1: float | None
+    macro_f1_interval: Interval | None
+    calibration_error: float
+    known_rejected: float
+    unknown_auroc: float | None
+    unknown_rejected: float | None
+    unknown_confident: float | None
+    temperature: float
+    threshold: float
+
+
 class FoldFigures(msgspec.Struct, frozen=True):
     """One fold: sizes, the model, the trees. `tuned` folds served to choose settings.
 
     Macro-F1 is None in a fold without a class of `MIN_FLOWS` flows, AUROC where there is no unknown flow. `corpus` is
     the one that was left out, "" where captures were; then macro-F1 has an interval, and so has what it gains on the
-    port table.
+    port table. `unknown_flows` are those of labels never learned; `unknown_confident` the share of them that is named
+    with more confidence than `confident_mistakes.CONFIDENT`. What is about ports is None where they are not read.
     """
 
     fold: int
@@ -66,6 +84,13 @@ class FoldFigures(msgspec.Struct, frozen=True):
     corpus: str = ""
     macro_f1_interval: Interval | None = None
     gain_on_ports_interval: Interval | None = None
+    macro_f1_context_trees: float | None = None
+    macro_f1_random_ports: float | None = None
+    macro_f1_forged_ports: float | None = None
+    unknown_flows: int = 0
+    unknown_rejected: float | None = None
+    unknown_confident: float | None = None
+    without_ports: WithoutPorts | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True):
@@ -78,7 +103,12 @@ class Evaluation(msgspec.Struct, frozen=True):
     the most frequent class whatever comes. Each fold is calibrated with the temperature fitted on the other folds;
     `temperature` and `threshold` are those of all folds together, for the checkpoint. `capped`: where the flows of a
     class in one capture weigh no more than `calibration.MOST_FLOWS` together. `unknown_confident`: the share of flows
-    of labels that were never learned whose verdict has more confidence than `CONFIDENT`.
+    of labels that were never learned that are named with more confidence than `confident_mistakes.CONFIDENT`.
+
+    All of that is with context, ports included; `without_ports` is without, None where ports are not read. `models` are
+    this model and everything beside it on the same flows, with other ports too; `beside_zeek` the same of the
+    `zeek_flows` of captures that Zeek's logs are there of, all folds together, empty without logs.
+    `confident_mistakes`: every pair of labels with more than `MOST_CONFIDENT_MISTAKES`.
     """
 
     folds: list[FoldFigures]
@@ -113,6 +143,11 @@ class Evaluation(msgspec.Struct, frozen=True):
     macro_f1_ports: float | None = None
     gain_on_ports_interval: Interval | None = None
     unknown_confident: float | None = None
+    without_ports: WithoutPorts | None = None
+    models: list[Model] = []
+    beside_zeek: list[Model] = []
+    zeek_flows: int = 0
+    confident_mistakes: list[ConfidentMistake] = []
 
 
 class EvaluationRecord(msgspec.Struct, frozen=True):

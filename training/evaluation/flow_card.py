@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tapline.models.checkpoint import Checkpoint
+from tapline.models.context import FlowContext
 from tapline.training.data.corpus import ClassCount
 from tapline.training.data.partition import PARTS
 from tapline.training.evaluation import card
 from tapline.training.evaluation.calibration import MOST_FLOWS
-from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationRecord
-from tapline.training.evaluation.flow_figures import MIN_FLOWS, MIN_POOLED_FLOWS
+from tapline.training.evaluation.confident_mistakes import CONFIDENT, MOST_CONFIDENT_MISTAKES
+from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationRecord, FoldFigures, WithoutPorts
+from tapline.training.evaluation.flow_measured import MIN_FLOWS, MIN_POOLED_FLOWS, OWN, TREES, WITHOUT
 from tapline.training.loop.config import TrainingConfig
 
 
@@ -43,9 +45,28 @@ def _head(manifest: Checkpoint, config: TrainingConfig, hardware: str, seconds: 
         f"MM4flow, width/layers/heads/feed-forward "
         f"{network.d_model}/{network.n_layer}/{network.n_head}/{network.dim_ff}, {classes}. It reads "
         f"the first {features.payload_lengths} payload lengths and {features.content_bytes} content bytes each way of "
-        f"a flow, from {manifest.min_packets} payload packet up. Addresses and ports are not read.\n\n"
+        f"a flow, from {manifest.min_packets} payload packet up. {_context(manifest.context)}\n\n"
         f"Fine-tuned in {seconds / 60:.1f} minutes on {hardware}: {config.epochs} epochs of {config.draws} flows drawn "
         f"by class and capture, half of them cut to what an early verdict sees, seed {config.seed}."
+    )
+
+
+def _context(context: FlowContext | None) -> str:
+    """What is read beside lengths and content, and how it is left out."""
+    if context is None:
+        return "Addresses and ports are not read."
+    text = (
+        "Addresses are not read. Its *context* is added to what the network says, after it: a label is barred on an IP "
+        "protocol that it never came with in training"
+    )
+    if context.ports is None:
+        return f"{text}. Ports are not read."
+    pairs = sum(len(held) for ports in context.ports.holders.values() for held in ports.values())
+    return (
+        f"{text}, and the server port adds {context.ports.weight:g} times the logarithm of how likely each label is "
+        f"there, by the captures of {pairs} pairs of a port and a label, so that a forged port is worth little. "
+        "`--ports off` (`?ports=off` in REST) leaves ports out of a verdict, which then has a temperature and a "
+        "threshold of its own."
     )
 
 
@@ -56,6 +77,7 @@ def _evaluation(record: EvaluationRecord) -> str:
             "## How good it is",
             _method(record),
             _headline(record),
+            *([zeek] if (zeek := _beside_zeek(figures)) else []),
             _folds(record),
             "### By payload packets seen\n\n"
             + card.by_points("", figures.macro_f1_by_packets, figures.calibration_error_by_packets)
@@ -64,6 +86,7 @@ def _evaluation(record: EvaluationRecord) -> str:
             + card.by_points("", figures.macro_f1_by_content_bytes, figures.calibration_error_by_content_bytes),
             "### By class\n\n" + card.by_class("class", {"captures": "captures", "flows": "support"}, figures.classes),
             "### Largest confusions\n\n" + card.confusions(("flows", "in captures"), figures.confusions),
+            _confident(figures),
             f"The evaluation took {record.seconds / 60:.0f} minutes.",
         )
     )
@@ -100,7 +123,9 @@ def _method(record: EvaluationRecord) -> str:
         f"{how} Macro-F1 is {counted}; intervals are 95 % of "
         "a bootstrap over captures. The tree ensemble (300 balanced extremely randomised trees on the first 16 lengths "
         "and 48 bytes each way) and the forest (300 random trees on statistics of the lengths) learn from the same "
-        "captures."
+        "captures; the trees *with context* read IP protocol and ports too. *Ports off*: the IP protocol is read, no "
+        "port is. *Random ports*: every port is drawn from 1024 to 65535. *Forged ports*: each flow of TCP and UDP has "
+        "the ports of another one, whose label is drawn first."
     )
     if settings.tuned and not record.split:
         tuned = " and ".join(str(fold) for fold in settings.tuned)
@@ -116,23 +141,15 @@ def _headline(record: EvaluationRecord) -> str:
     fitted = "each fold with the temperature of the other folds"
     if record.split:
         fitted = "the temperature is the one that fits the part for validation"
-    rows = [
-        (
-            "macro-F1",
-            f"{figures.macro_f1:.3f} ({card.interval_text(figures.macro_f1_interval)})",
-            f"{figures.macro_f1_trees:.3f} ({card.interval_text(figures.macro_f1_trees_interval)})",
-        ),
-        (
-            "*unknown* labels, AUROC of the confidence",
-            card.figure_text(figures.unknown_auroc),
-            card.figure_text(figures.unknown_auroc_trees),
-        ),
-    ]
+    own, *others = figures.models
+    rows = [(own.name, f"{own.macro_f1:.3f} ({card.interval_text(own.interval)})", "")]
+    rows += [
+        (each.name, f"{each.macro_f1:.3f} ({card.interval_text(each.interval)})",
+         f"{each.gain:+.3f} ({card.interval_text(each.gain_interval)})")
+        for each in others
+    ]  # fmt: skip
     return (
-        f"{card.table(('', 'this model', 'tree ensemble'), rows)}\n\n"
-        f"Gain in macro-F1 on the tree ensemble, 95 %: {card.interval_text(figures.gain_interval)}. {_ports(figures)}"
-        f"Macro-F1 of the "
-        f"forest {figures.macro_f1_forest:.3f}, of always the most frequent class {figures.macro_f1_majority:.3f}. "
+        f"{card.table(('', 'macro-F1', 'gain of this model'), rows)}\n\n"
         f"Weighted F1 {figures.weighted_f1:.3f}, accuracy over flows {figures.accuracy:.3f}. "
         f"Expected calibration error {figures.calibration_error:.3f} (15 bins; {fitted}; the checkpoint's is "
         f"{figures.temperature:.2f}).\n\n"
@@ -143,44 +160,109 @@ def _headline(record: EvaluationRecord) -> str:
     )
 
 
-def _ports(figures: Evaluation) -> str:
-    if figures.macro_f1_ports is None or figures.gain_on_ports_interval is None:
+def _beside_zeek(figures: Evaluation) -> str:
+    if not figures.beside_zeek:
         return ""
+    rows = [(each.name, f"{each.macro_f1:.3f} ({card.interval_text(each.interval)})") for each in figures.beside_zeek]
     return (
-        f"A table of the server ports of the same captures has {figures.macro_f1_ports:.3f} (gain on it, 95 %: "
-        f"{card.interval_text(figures.gain_on_ports_interval)}). "
+        f"On the {figures.zeek_flows} flows of captures that Zeek's logs are there of, all together, classes with "
+        f"{MIN_POOLED_FLOWS} flows or more; what Zeek calls no service, or one that is no label, is wrong:\n\n"
+        f"{card.table(('', 'macro-F1'), rows)}"
     )
 
 
 def _unknown(figures: Evaluation) -> str:
     text = (
         f"*Unknown*: the threshold {figures.threshold:.3f} is set to reject {figures.false_rejection:.0%} of known "
-        f"flows (a capture weighs no more than {MOST_FLOWS} flows of a class); it rejects "
-        f"{figures.known_rejected:.1%} of the known"
+        f"flows (a capture weighs no more than {MOST_FLOWS} flows of a class)."
     )
     if figures.unknown_rejected is None:
-        return f"{text}. There was no rarer label to measure on."
-    return (
-        f"{text} and {figures.unknown_rejected:.1%} of the flows of labels that the fold's model never saw. Half of "
-        "the rare labels, another half in each fold, is background to train on; the other half is what is measured."
+        return f"{text} It rejects {figures.known_rejected:.1%} of them. There was no rarer label to measure on."
+    said: list[tuple[str, Evaluation | WithoutPorts]] = [(OWN, figures)]
+    if figures.without_ports is not None:
+        said.append((WITHOUT, figures.without_ports))
+    rows = [
+        (
+            name,
+            card.figure_text(each.unknown_auroc),
+            card.share_text(each.unknown_rejected),
+            card.share_text(each.unknown_confident),
+            card.share_text(each.known_rejected),
+            card.figure_text(each.calibration_error),
+        )
+        for name, each in said
+    ]
+    rows.append((TREES, card.figure_text(figures.unknown_auroc_trees), "-", "-", "-", "-"))
+    head = (
+        "labels never learned",
+        "AUROC",
+        "called unknown",
+        f"named above {CONFIDENT}",
+        "known called unknown",
+        "ECE",
     )
+    return (
+        f"{text} Half of the rare labels, another half in each fold, is background to train on; the other half, which "
+        f"the fold's model never saw, is what is measured.\n\n{card.table(head, rows)}"
+    )
+
+
+def _confident(figures: Evaluation) -> str:
+    title = f"### Mistakes with a confidence above {CONFIDENT}\n\n"
+    if not figures.confident_mistakes:
+        return f"{title}No pair of labels has more than {MOST_CONFIDENT_MISTAKES} of them."
+    rows = [
+        (m.label if m.learned else f"{m.label} (never learned)", m.called, str(m.count), str(m.captures),
+         ", ".join(m.corpora))
+        for m in figures.confident_mistakes
+    ]  # fmt: skip
+    head = ("is", "was called", "flows", "captures", "corpora")
+    return f"{title}Every pair of labels with more than {MOST_CONFIDENT_MISTAKES} of them.\n\n{card.table(head, rows)}"
 
 
 def _folds(record: EvaluationRecord) -> str:
-    names = ["captures", "flows", "classes", "macro-F1", "trees", "accuracy", "trees", "ECE", "AUROC", "trees"]
-    folds, rows = record.figures.folds, []
-    has_ports = any(fold.macro_f1_ports is not None for fold in folds)
-    for fold in folds:
-        name = fold.corpus or (f"{fold.fold} (settings chosen here)" if fold.tuned else str(fold.fold))
-        if record.split:  # its part for validation counts as tuned: it calibrates, and is in no figure
-            name = PARTS[1 + fold.fold]
-        measures = (
-            fold.macro_f1, fold.macro_f1_trees, fold.accuracy, fold.accuracy_trees, fold.calibration_error,
-            fold.unknown_auroc, fold.unknown_auroc_trees, *([fold.macro_f1_ports] if has_ports else []),
-        )  # fmt: skip
-        rows.append((name, str(fold.captures), str(fold.flows), str(fold.classes), *map(card.figure_text, measures)))
+    """Macro-F1 of each fold beside its rivals, then what its confidence is worth."""
+    folds = record.figures.folds
     what = "part" if record.split else "fold" if record.settings.by == "capture" else "left out"
-    return card.table([what, *names, *(["macro-F1 of ports"] if has_ports else [])], rows)
+    f1 = ["ports off", "random ports", "forged ports", "port table", "gain on it", "trees with context", "trees"]
+    sizes, scores = ["captures", "flows", "classes"], ["macro-F1", *f1, "accuracy"]
+    worth = ["ECE", "ports off", "flows never learned", "AUROC", "ports off", "called unknown", "ports off",
+             f"named above {CONFIDENT}", "ports off"]  # fmt: skip
+    names = [_fold_name(record, fold) for fold in folds]
+    return "\n\n".join(
+        (
+            card.table([what, *sizes, *scores], map(_fold_scores, names, folds)),
+            card.table([what, *worth], map(_fold_worth, names, folds)),
+        )
+    )
+
+
+def _fold_name(record: EvaluationRecord, fold: FoldFigures) -> str:
+    if record.split:  # its part for validation counts as tuned: it calibrates, and is in no figure
+        return PARTS[1 + fold.fold]
+    return fold.corpus or (f"{fold.fold} (settings chosen here)" if fold.tuned else str(fold.fold))
+
+
+def _fold_scores(name: str, fold: FoldFigures) -> list[str]:
+    without, span, gain = fold.without_ports, fold.macro_f1_interval, fold.gain_on_ports_interval
+    macro = f"{card.figure_text(fold.macro_f1)}{f' ({card.interval_text(span)})' if span else ''}"
+    before = (without.macro_f1 if without else None, fold.macro_f1_random_ports, fold.macro_f1_forged_ports)
+    return [
+        name, str(fold.captures), str(fold.flows), str(fold.classes), macro,
+        *map(card.figure_text, (*before, fold.macro_f1_ports)), card.interval_text(gain) if gain else "-",
+        *map(card.figure_text, (fold.macro_f1_context_trees, fold.macro_f1_trees, fold.accuracy)),
+    ]  # fmt: skip
+
+
+def _fold_worth(name: str, fold: FoldFigures) -> list[str]:
+    off = fold.without_ports
+    return [
+        name, card.figure_text(fold.calibration_error), card.figure_text(off.calibration_error if off else None),
+        str(fold.unknown_flows),
+        card.figure_text(fold.unknown_auroc), card.figure_text(off.unknown_auroc if off else None),
+        card.share_text(fold.unknown_rejected), card.share_text(off.unknown_rejected if off else None),
+        card.share_text(fold.unknown_confident), card.share_text(off.unknown_confident if off else None),
+    ]  # fmt: skip
 
 
 def _classes_learned(labels: Sequence[ClassCount], background: Sequence[ClassCount]) -> str:

@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from tapline.training.evaluation.calibration import Calibrated, calibrate, capped_weights, label_shares
-from tapline.training.evaluation.evaluation_record import Confusion, Evaluation, EvaluationSettings, FoldFigures
-from tapline.training.evaluation.measured import Measured
-from tapline.training.evaluation.outcomes import FlowOutcome, Logits
-from tapline.training.loop.config import TrainingError
-from tapline.training.loop.scores import Floats, Interval, Ints, auroc, interval, macro_f1, weighted_f1
-
-MIN_FLOWS = 5
-"""Macro-F1 counts the classes that a fold holds at least so many flows of."""
-
-MIN_POOLED_FLOWS = 10
-"""Where corpora were left out, macro-F1 of all flows together counts the classes with at least so many."""
-
-CONFIDENT = 0.9
-"""A mistake with more confidence than this is a confident one."""
-
-FALSE_REJECTION = 0.05
-"""Share of known flows that the unknown rule may reject."""
+from tapline.training.evaluation.calibration import Calibrated, capped_weights
+from tapline.training.evaluation.confident_mistakes import CONFIDENT, confident_mistakes
+from tapline.training.evaluation.evaluation_record import (
+    Confusion,
+    Evaluation,
+    EvaluationSettings,
+    FoldFigures,
+    WithoutPorts,
+)
+from tapline.training.evaluation.flow_measured import (
+    CONTEXT_TREES,
+    FALSE_REJECTION,
+    FOREST,
+    FORGED_PORTS,
+    INT8,
+    MAJORITY,
+    MIN_FLOWS,
+    MIN_POOLED_FLOWS,
+    OWN,
+    PORTS,
+    RANDOM_PORTS,
+    TREES,
+    WITHOUT,
+    ZEEK,
+    calibrated_elsewhere,
+    classes_of,
+    fitted,
+    is_pooled,
+    measured_flows,
+    ports_off,
+    reported_folds,
+)
+from tapline.training.evaluation.measured import Measured, compared
+from tapline.training.evaluation.outcomes import FlowOutcome
+from tapline.training.loop.scores import Interval, Ints, auroc, interval, macro_f1, weighted_f1
 
 CONFUSIONS = 12
 
@@ -35,96 +53,29 @@ EARLY_F1_LOSS = 0.01
 EARLY_ERROR_GAIN = 0.02
 """An early verdict may cost so much macro-F1, and be so much worse calibrated than at the best point."""
 
-TREES, FOREST, PORTS, MAJORITY, INT8 = (
-    "trees on lengths and bytes",
-    "forest on flow statistics",
-    "table of server ports",
-    "always the most frequent",
-    "the same model, int8",
-)
+
+@dataclass(frozen=True)
+class _Judged:
+    """Outcomes calibrated, each fold by the others: what was measured of all reported folds and of every fold by its
+    number; `final` is fitted on all."""
+
+    final: Calibrated
+    elsewhere: Mapping[int, Calibrated]
+    everything: Measured
+    each: Mapping[int, Measured]
 
 
-def calibrated_elsewhere(
-    outcomes: Sequence[FlowOutcome], n_label: int, false_rejection: float = FALSE_REJECTION
-) -> dict[int, Calibrated]:
-    """For each fold what is fitted on the other ones: temperature 1 and no threshold where there are none."""
-    others = {outcome.fold: [other for other in outcomes if other is not outcome] for outcome in outcomes}
-    return {
-        fold: _calibrate(rest, n_label, false_rejection) if rest else Calibrated(1.0, 0.0)
-        for fold, rest in others.items()
+def _judge(
+    outcomes: Sequence[FlowOutcome], labels: Sequence[str], settings: EvaluationSettings, false_rejection: float
+) -> _Judged:
+    pooled, final = is_pooled(settings), fitted(outcomes, len(labels), false_rejection)
+    elsewhere = calibrated_elsewhere(outcomes, len(labels), false_rejection)
+    measure = partial(measured_flows, labels=labels, elsewhere=elsewhere)
+    each = {
+        o.fold: measure([o], threshold=elsewhere[o.fold].threshold if pooled else final.threshold) for o in outcomes
     }
-
-
-def _calibrate(outcomes: Sequence[FlowOutcome], n_label: int, false_rejection: float = FALSE_REJECTION) -> Calibrated:
-    """Temperature and threshold from flows that the models of these folds were not trained on."""
-    truth = np.concatenate([outcome.truth for outcome in outcomes])
-    weights = capped_weights([capture for outcome in outcomes for capture in outcome.captures], truth)
-    return calibrate(np.concatenate([o.logits for o in outcomes]), truth, weights, n_label, false_rejection)
-
-
-def measured_flows(
-    outcomes: Sequence[FlowOutcome],
-    labels: Sequence[str],
-    elsewhere: Mapping[int, Calibrated],
-    threshold: float,
-    logits: Sequence[Logits] | None = None,
-    *,
-    pooled: bool = False,
-) -> Measured:
-    """What was said of the flows of several folds, each with its temperature; `logits` in place of those of whole flows
-    for each fold. `pooled`: macro-F1 is of all flows together, not the mean over folds."""
-
-    def shares(outcome: FlowOutcome, logits: Logits) -> Floats:
-        return label_shares(logits, elsewhere[outcome.fold].temperature, len(labels))
-
-    rivals = {
-        TREES: [o.trees for o in outcomes],
-        FOREST: [o.forest for o in outcomes],
-        MAJORITY: [np.full_like(o.truth, o.majority) for o in outcomes],
-    }
-    for name, said in ((PORTS, [o.ports for o in outcomes]), (INT8, [o.int8 for o in outcomes])):
-        if all(len(each) == len(o.truth) for each, o in zip(said, outcomes, strict=True)):
-            rivals[name] = said
-    return Measured(
-        title="Flow classifier",
-        unit="flow",
-        labels=labels,
-        truth=np.concatenate([o.truth for o in outcomes]),
-        probabilities=np.concatenate(
-            [shares(*pair) for pair in zip(outcomes, logits or [o.logits for o in outcomes], strict=True)]
-        ),
-        captures=[capture for o in outcomes for capture in o.captures],
-        folds=None if pooled else np.concatenate([np.full(len(o.truth), o.fold) for o in outcomes]),
-        min_support=MIN_POOLED_FLOWS if pooled else MIN_FLOWS,
-        threshold=threshold,
-        unknown_confidence=np.concatenate([shares(o, o.unknown_logits).max(axis=1) for o in outcomes]),
-        rivals={name: np.concatenate(said) for name, said in rivals.items()},
-    )
-
-
-def reported_folds(outcomes: Sequence[FlowOutcome], n_label: int, settings: EvaluationSettings) -> list[FlowOutcome]:
-    """The folds that make the headline: not tuned on, and with a class to measure; corpora are measured together.
-
-    Raises:
-        TrainingError: there is none.
-    """
-    pooled = is_pooled(settings)
-    counted = [o for o in outcomes if o.fold not in settings.tuned and (pooled or _classes(o.truth, n_label))]
-    if not counted or (pooled and not _classes(np.concatenate([o.truth for o in counted]), n_label, MIN_POOLED_FLOWS)):
-        raise TrainingError(
-            f"no fold to report holds a class with {MIN_FLOWS} flows: take fewer folds (--folds) or label more captures"
-        )
-    return counted
-
-
-def is_pooled(settings: EvaluationSettings) -> bool:
-    """Whether figures are of all flows together: corpora differ too much in what they hold for a mean over them."""
-    return settings.by == "corpus"
-
-
-def _classes(truth: Ints, n_label: int, least: int = MIN_FLOWS) -> int:
-    """How many classes are counted."""
-    return int((np.bincount(truth, minlength=n_label) >= least).sum())
+    reported = reported_folds(outcomes, len(labels), settings)
+    return _Judged(final, elsewhere, measure(reported, threshold=final.threshold, pooled=pooled), each)
 
 
 def evaluate(
@@ -138,27 +89,24 @@ def evaluate(
     Raises:
         TrainingError: no fold beside those in `tuned` holds a class with `MIN_FLOWS` flows.
     """
-    elsewhere, reported = (
-        calibrated_elsewhere(outcomes, len(labels), false_rejection),
-        reported_folds(outcomes, len(labels), settings),
-    )
-    final, pooled = _calibrate(outcomes, len(labels), false_rejection), is_pooled(settings)
-    of_fold = partial(measured_flows, labels=labels, elsewhere=elsewhere)
-    measure = partial(of_fold, threshold=final.threshold, pooled=pooled)
-    everything = measure(reported)
-    each = {
-        o.fold: of_fold([o], threshold=elsewhere[o.fold].threshold if pooled else final.threshold) for o in outcomes
-    }
-    folds = {outcome.fold: _fold_figures(outcome, each[outcome.fold], settings) for outcome in outcomes}
+    judged = _judge(outcomes, labels, settings, false_rejection)
+    off = _judge(without, labels, settings, false_rejection) if (without := ports_off(outcomes)) else None
+    reported = reported_folds(outcomes, len(labels), settings)
     counted = [outcome.fold for outcome in reported]
-    packets = ((str(n), measure(reported, logits=[o.prefixes[n] for o in reported])) for n in reported[0].prefixes)
-    content = ((str(n), measure(reported, logits=[o.contents[n] for o in reported])) for n in reported[0].contents)
+    everything, folds = judged.everything, [judged.each[fold] for fold in counted]
+    figures = {o.fold: _fold_figures(o, judged, off, settings) for o in outcomes}
+    measure = partial(
+        measured_flows, reported, labels, judged.elsewhere, judged.final.threshold, pooled=is_pooled(settings)
+    )
+    packets = ((str(n), measure(logits=[o.prefixes[n] for o in reported])) for n in reported[0].prefixes)
+    content = ((str(n), measure(logits=[o.contents[n] for o in reported])) for n in reported[0].contents)
     packets_f1, packets_error = _curve(chain(packets, [("all", everything)]))
     content_f1, content_error = _curve(content)
     return Evaluation(
-        folds=list(folds.values()),
-        **_scores(everything, [each[fold] for fold in counted]),
-        **_unknown_scores(everything, [each[fold] for fold in counted], [folds[fold] for fold in counted]),
+        folds=list(figures.values()),
+        **_scores(everything, folds),
+        **_unknown_scores(everything, folds),
+        unknown_auroc_trees=_mean_of_those([figures[fold].unknown_auroc_trees for fold in counted]),
         macro_f1_by_packets=packets_f1,
         calibration_error_by_packets=packets_error,
         early_packets=early_packets(packets_f1, packets_error),
@@ -167,9 +115,35 @@ def evaluate(
         false_rejection=false_rejection,
         classes=everything.class_scores,
         confusions=[Confusion(m.label, m.called, m.count, m.captures) for m in everything.mistakes(CONFUSIONS)],
-        temperature=final.temperature,
-        threshold=final.threshold,
+        temperature=judged.final.temperature,
+        threshold=judged.final.threshold,
+        without_ports=_without_ports(off.everything, [off.each[f] for f in counted], off.final) if off else None,
+        models=compared(everything),
+        **_beside_zeek(everything, reported),
+        confident_mistakes=confident_mistakes(reported, judged.each, judged.elsewhere),
     )
+
+
+def _beside_zeek(everything: Measured, outcomes: Sequence[FlowOutcome]) -> dict[str, Any]:
+    """The models that read what is in each packet or port, beside Zeek, on the flows that Zeek had a chance to name."""
+    n_label = len(everything.labels)
+    said = np.concatenate([o.zeek for o in outcomes])
+    if len(said) != len(everything.truth):
+        return {}
+    there = said <= n_label
+    if not classes_of(everything.truth[there], n_label, MIN_POOLED_FLOWS):
+        return {}
+    rivals = {name: everything.rivals[name] for name in (WITHOUT, PORTS, CONTEXT_TREES) if name in everything.rivals}
+    part = replace(
+        everything,
+        truth=everything.truth[there],
+        probabilities=everything.probabilities[there],
+        captures=[capture for capture, kept in zip(everything.captures, there.tolist(), strict=True) if kept],
+        folds=None,
+        min_support=MIN_POOLED_FLOWS,
+        rivals={name: each[there] for name, each in {ZEEK: said, **rivals}.items()},
+    )
+    return {"beside_zeek": compared(part), "zeek_flows": int(there.sum())}
 
 
 def _curve(shown: Iterable[tuple[str, Measured]]) -> tuple[dict[str, float], dict[str, float]]:
@@ -226,38 +200,70 @@ def _scores(everything: Measured, folds: Sequence[Measured]) -> dict[str, Any]:
     }
 
 
-def _unknown_scores(everything: Measured, folds: Sequence[Measured], figures: Sequence[FoldFigures]) -> dict[str, Any]:
+def _unknown_scores(everything: Measured, folds: Sequence[Measured]) -> dict[str, Any]:
     """How well labels that were never learned are told: means over folds, or where `everything` is one, over flows."""
     pooled = everything.folds is None
-    strange = everything.unknown_confidence
+    strange = [len(fold.unknown_confidence) for fold in folds]
     return {
-        "unknown_auroc": everything.unknown_auroc if pooled else _mean_of_those([f.unknown_auroc for f in figures]),
-        "unknown_auroc_trees": _mean_of_those([f.unknown_auroc_trees for f in figures]),
-        "unknown_rejected": _mean_of_those(
-            [f.unknown_rejected for f in folds], [len(f.unknown_confidence) for f in folds] if pooled else None
-        ),
+        "unknown_auroc": everything.unknown_auroc if pooled else _mean_of_those([f.unknown_auroc for f in folds]),
+        "unknown_rejected": _mean_of_those([f.unknown_rejected for f in folds], strange if pooled else None),
         "known_rejected": _mean_of_those(
             [f.known_rejected for f in folds], [len(f.truth) for f in folds] if pooled else None
         ),
-        "unknown_confident": float((strange > CONFIDENT).mean()) if len(strange) else None,
+        "unknown_confident": _mean_of_those([_named_surely(fold) for fold in folds], strange),
     }
 
 
-def _fold_figures(outcome: FlowOutcome, measured: Measured, settings: EvaluationSettings) -> FoldFigures:
+def _named_surely(measured: Measured) -> float | None:
+    """The share of flows of labels never learned that is named with confidence, None without any."""
+    strange = measured.unknown_confidence
+    return float(((strange > CONFIDENT) & (strange >= measured.threshold)).mean()) if len(strange) else None
+
+
+def _without_ports(everything: Measured, folds: Sequence[Measured], calibrated: Calibrated) -> WithoutPorts:
+    counted = classes_of(everything.truth, len(everything.labels), everything.min_support) > 0
+    return WithoutPorts(
+        macro_f1=everything.macro_f1(everything.predicted) if counted else None,
+        macro_f1_interval=interval(everything.draws(everything.predicted)) if counted else None,
+        calibration_error=everything.calibration_error(),
+        temperature=calibrated.temperature,
+        threshold=calibrated.threshold,
+        **_unknown_scores(everything, folds),
+    )
+
+
+def _fold_figures(
+    outcome: FlowOutcome, judged: _Judged, off: _Judged | None, settings: EvaluationSettings
+) -> FoldFigures:
+    fold, measured = outcome.fold, judged.each[outcome.fold]
+
+    def f1(predicted: Ints) -> float | None:
+        return _or_none(macro_f1(outcome.truth, predicted, len(measured.labels), MIN_FLOWS))
+
+    def score(name: str) -> float | None:
+        return f1(measured.rivals[name]) if name in measured.rivals else None
+
     return FoldFigures(
-        fold=outcome.fold,
-        tuned=outcome.fold in settings.tuned,
+        fold=fold,
+        tuned=fold in settings.tuned,
         captures=len(set(outcome.captures)),
         flows=len(outcome.truth),
-        classes=_classes(outcome.truth, len(measured.labels)),
-        macro_f1=_or_none(macro_f1(outcome.truth, measured.predicted, len(measured.labels), MIN_FLOWS)),
-        macro_f1_trees=_or_none(macro_f1(outcome.truth, outcome.trees, len(measured.labels), MIN_FLOWS)),
+        classes=classes_of(outcome.truth, len(measured.labels)),
+        macro_f1=f1(measured.predicted),
+        macro_f1_trees=score(TREES),
         accuracy=measured.accuracy,
         accuracy_trees=float((outcome.trees == outcome.truth).mean()),
         calibration_error=measured.calibration_error(),
         unknown_auroc=measured.unknown_auroc,
         unknown_auroc_trees=_or_none(auroc(outcome.trees_confidence, outcome.trees_unknown_confidence)),
-        macro_f1_ports=_or_none(measured.macro_f1(measured.rivals[PORTS])) if PORTS in measured.rivals else None,
+        macro_f1_ports=score(PORTS),
+        macro_f1_context_trees=score(CONTEXT_TREES),
+        macro_f1_random_ports=score(f"{OWN}, {RANDOM_PORTS}"),
+        macro_f1_forged_ports=score(f"{OWN}, {FORGED_PORTS}"),
+        unknown_flows=len(measured.unknown_confidence),
+        unknown_rejected=measured.unknown_rejected,
+        unknown_confident=_named_surely(measured),
+        without_ports=_without_ports(off.each[fold], [off.each[fold]], off.elsewhere[fold]) if off else None,
         corpus=outcome.corpus,
         **_corpus_intervals(outcome, measured),
     )
@@ -265,7 +271,7 @@ def _fold_figures(outcome: FlowOutcome, measured: Measured, settings: Evaluation
 
 def _corpus_intervals(outcome: FlowOutcome, measured: Measured) -> dict[str, Interval]:
     """Of a corpus that was left out: macro-F1's interval and that of its gain on the port table."""
-    if not outcome.corpus or not _classes(outcome.truth, len(measured.labels)):
+    if not outcome.corpus or not classes_of(outcome.truth, len(measured.labels)):
         return {}
     draws = measured.draws(measured.predicted)
     gain = draws - measured.draws(measured.rivals[PORTS])

@@ -52,6 +52,7 @@ class Measured:
       with `min_support` things in the fold.
     * `unknown_confidence` float64 [m]: the confidence on things of classes that were never learned; `threshold`: below
       it a verdict is *unknown*. `rivals`: the predicted class, int64 [n], of simpler models by name.
+    * `confident_mistakes`: those that the model was sure of, where they were counted.
     * `facts`: what the report says first, by name; `notes`: sentences that it ends with.
     """
 
@@ -67,6 +68,7 @@ class Measured:
     unknown_confidence: Floats = field(default_factory=lambda: np.zeros(0))
     rivals: Mapping[str, Ints] = field(default_factory=dict)
     curves: Sequence[Curve] = ()
+    confident_mistakes: Sequence[ConfidentMistake] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -180,6 +182,18 @@ class Mistake(msgspec.Struct, frozen=True):
     captures: int
 
 
+class ConfidentMistake(msgspec.Struct, frozen=True):
+    """So many things of `label`, in so many captures of these corpora, were called `called` with more confidence than
+    `confident_mistakes.CONFIDENT`; `learned` where the fold's model had learned the label."""
+
+    label: str
+    called: str
+    learned: bool
+    count: int
+    captures: int
+    corpora: list[str]
+
+
 class Figures(msgspec.Struct, frozen=True):
     """Every figure of a report; the measured model is the first of `models`."""
 
@@ -200,6 +214,7 @@ class Figures(msgspec.Struct, frozen=True):
     risk: list[Risk]
     class_scores: list[ClassScore]
     mistakes: list[Mistake]
+    confident_mistakes: list[ConfidentMistake] = []
 
 
 def figures_of(measured: Measured) -> Figures:
@@ -218,15 +233,17 @@ def figures_of(measured: Measured) -> Figures:
         unknown_rejected=measured.unknown_rejected,
         known_rejected=measured.known_rejected,
         threshold=measured.threshold,
-        models=_models(measured),
+        models=compared(measured),
         bins=_bins(confidence, correct),
         risk=_risk(confidence, correct),
         class_scores=measured.class_scores,
         mistakes=measured.mistakes(CONFUSIONS),
+        confident_mistakes=list(measured.confident_mistakes),
     )
 
 
-def _models(measured: Measured) -> list[Model]:
+def compared(measured: Measured) -> list[Model]:
+    """The measured model and its rivals, each with its interval and what the first gains on it."""
     own, own_draws = measured.macro_f1(measured.predicted), measured.draws(measured.predicted)
     models = [Model("this model", own, interval(own_draws), 0.0, Interval(0.0, 0.0))]
     for name, predicted in measured.rivals.items():

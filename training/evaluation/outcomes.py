@@ -29,15 +29,28 @@ Logits = NDArray[np.float32]
 Tables = Mapping[str, NDArray[Any]]
 
 
+def _no_logits() -> Logits:
+    return np.zeros((0, 0), np.float32)
+
+
+def _no_classes() -> Ints:
+    return np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True)
 class FlowOutcome:
     """What one fold yields: n known flows of captures, and m flows of protocols, that were kept from training.
 
-    `logits` float32 [n, classes], `prefixes` and `contents` the same after so many packets and with so many content
-    bytes, `unknown_logits` float32 [m, classes]; of the trees the predicted class, the confidence in it, and the
-    confidence on the unknown flows; of the forest the predicted class; `majority` is the most frequent class. `int8` is
-    the class that the quantised model predicts, empty where it was not asked for; `ports` that of the port table, one
-    more than the last label where it says nothing. `corpus` is what was left out, "" for captures of any.
+    * `logits` float32 [n, classes], with context; `prefixes` and `contents` the same after so many packets and with so
+      many content bytes; `unknown_logits` float32 [m, classes]. `without_ports` and `unknown_without_ports` are those
+      of transports alone, `random_ports` and `forged_ports` those of the known flows with ports of `other_ports`; all
+      four are empty where ports are not read.
+    * Of the trees the predicted class, the confidence in it, and the confidence on the unknown flows; of the forest the
+      predicted class; `majority` is the most frequent class. `int8` is the class that the quantised model predicts;
+      `ports` that of the port table, and `zeek` that of Zeek's service, one more than the last label where it says
+      nothing, and two more where Zeek's logs lack the flow; `context_trees` that of the trees that read context too.
+      What was not measured is empty.
+    * `corpus` is what was left out, "" for captures of any.
     """
 
     fold: int
@@ -53,9 +66,20 @@ class FlowOutcome:
     trees_unknown_confidence: Floats
     forest: Ints
     majority: int
-    int8: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    ports: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    int8: Ints = field(default_factory=_no_classes)
+    ports: Ints = field(default_factory=_no_classes)
     corpus: str = ""
+    without_ports: Logits = field(default_factory=_no_logits)
+    random_ports: Logits = field(default_factory=_no_logits)
+    forged_ports: Logits = field(default_factory=_no_logits)
+    unknown_without_ports: Logits = field(default_factory=_no_logits)
+    unknown_labels: list[str] = field(default_factory=list)
+    ports_random: Ints = field(default_factory=_no_classes)
+    ports_forged: Ints = field(default_factory=_no_classes)
+    context_trees: Ints = field(default_factory=_no_classes)
+    context_trees_random: Ints = field(default_factory=_no_classes)
+    context_trees_forged: Ints = field(default_factory=_no_classes)
+    zeek: Ints = field(default_factory=_no_classes)
 
 
 @dataclass(frozen=True)
@@ -74,8 +98,8 @@ class TraceOutcome:
     removal_rows: Ints
     top: Floats
     random: Floats
-    background: Logits = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    background_flows: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    background: Logits = field(default_factory=_no_logits)
+    background_flows: Ints = field(default_factory=_no_classes)
 
 
 Outcome = TypeVar("Outcome", FlowOutcome, TraceOutcome)

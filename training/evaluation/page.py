@@ -10,6 +10,7 @@ import msgspec
 
 from tapline.training.evaluation import plots
 from tapline.training.evaluation.card import interval_text
+from tapline.training.evaluation.confident_mistakes import CONFIDENT, MOST_CONFIDENT_MISTAKES
 from tapline.training.evaluation.measured import Figures, Measured, figures_of
 from tapline.training.loop.run_files import whole
 from tapline.training.loop.scores import ClassScore
@@ -67,6 +68,7 @@ def render(measured: Measured, figures: Figures) -> str:
             wide=True,
         ),
         _two(_classes(figures), _mistakes(figures)),
+        _confident(figures),
         _notes(measured),
     ]
     body = "\n".join(section for section in sections if section)
@@ -160,6 +162,18 @@ def _mistakes(figures: Figures) -> str:
     return _card("Largest confusions", _table(("is", "was called", f"{figures.unit}s", "captures"), rows))
 
 
+def _confident(figures: Figures) -> str:
+    if not figures.confident_mistakes:
+        return ""
+    head = ("is", "was called", "learned", f"{figures.unit}s", "captures", "corpora")
+    rows = [
+        (m.label, m.called, "yes" if m.learned else "never", f"{m.count:,}", str(m.captures), ", ".join(m.corpora))
+        for m in figures.confident_mistakes
+    ]
+    text = f"Every pair of labels with more than {MOST_CONFIDENT_MISTAKES} of them, confidence above {CONFIDENT}."
+    return _card("Mistakes that it was sure of", _table(head, rows), text)
+
+
 def _notes(measured: Measured) -> str:
     if not measured.notes:
         return ""
@@ -176,7 +190,7 @@ def _two(*cards: str) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, raw: bool = False) -> str:
-    words = {"class", "beside", "is", "was called"}
+    words = {"class", "beside", "is", "was called", "learned", "corpora"}
     heads = "".join(f"<th{' class=left' if name in words else ''}>{escape(name)}</th>" for name in head)
     lines = ["".join(_cell(cell if raw else escape(cell)) for cell in row) for row in rows]
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{x}</tr>' for x in lines)}</tbody></table>"

@@ -8,8 +8,8 @@ from dataclasses import replace
 from tapline.training.data.labelled_traces import TraceCorpus, look_alike
 from tapline.training.evaluation.calibration import Calibrated
 from tapline.training.evaluation.evaluation_record import EvaluationRecord, TraceEvaluation
-from tapline.training.evaluation.flow_figures import (
-    EARLY_F1_LOSS,
+from tapline.training.evaluation.flow_figures import EARLY_F1_LOSS
+from tapline.training.evaluation.flow_measured import (
     MIN_FLOWS,
     MIN_POOLED_FLOWS,
     calibrated_elsewhere,
@@ -48,6 +48,7 @@ def flows_report(run: Run, outcomes: Sequence[FlowOutcome], record: EvaluationRe
                 figures.calibration_error_by_content_bytes, "All payload lengths, and so many content bytes.",
             ),
         ],
+        confident_mistakes=figures.confident_mistakes,
         facts=_facts(run, record),
         notes=_notes(record),
     )  # fmt: skip
@@ -130,6 +131,7 @@ def _notes(record: EvaluationRecord) -> list[str]:
         f"{calibrated} The threshold of unknown is set so that {record.figures.false_rejection:.0%} of known flows are "
         "rejected, a capture weighing no more than 20 flows of a class.",
         f"Rivals learn from the same flows: {FLOW_TREES} extremely randomised trees on the first 16 lengths and 48 "
-        f"bytes each way, a random forest of {FLOW_TREES} on statistics of the lengths, a table of server ports, and "
-        "the most frequent class.",
+        "bytes each way, the same trees with IP protocol and ports, a random forest of "
+        f"{FLOW_TREES} on statistics of the lengths, a table of server ports, and the most frequent class. Random "
+        "ports are drawn for every flow, forged ones are those of a flow of another label, drawn by label.",
     ]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.feature_extraction import DictVectorizer
 
+from tapline.models.context import WITH_PORTS
 from tapline.models.flow import Flow, PacketHead
 from tapline.models.trace import Trace
 
@@ -32,8 +33,8 @@ ETHERNET, IPV4_MIN, TCP_MIN = 14, 20, 20
 PORTS = (53, 67, 68, 80, 123, 137, 443, 1900, 3475, 5353, 5355, 8080, 8443)
 """Responder ports that are a class of their own; the rest are low or high."""
 
-WITH_PORTS = frozenset({"tcp", "udp", "132"})
-"""Transports that have ports, SCTP by its number."""
+_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
+"""IP protocols that flows call by their name."""
 
 Numbers = dict[str, float]
 Baseline = Literal["header", "sizes"]
@@ -52,10 +53,18 @@ def columns(flows: Sequence[Flow]) -> NDArray[np.int16]:
     return table
 
 
-def fit_trees(flows: Sequence[Flow], truth: NDArray[np.int64], seed: int, processes: int = 1) -> ExtraTreesClassifier:
-    """Fit the ensemble, classes balanced by weight."""
+def context_columns(flows: Sequence[Flow]) -> NDArray[np.int32]:
+    """`columns` with what a flow's context is: the number of its IP protocol, and both ports."""
+    context = [(_NUMBERS.get(flow.proto) or int(flow.proto), flow.orig_p, flow.resp_p) for flow in flows]
+    return np.hstack((columns(flows).astype(np.int32), np.array(context, np.int32).reshape(-1, 3)))
+
+
+def fit_trees(
+    table: NDArray[np.integer[Any]], truth: NDArray[np.int64], seed: int, processes: int = 1
+) -> ExtraTreesClassifier:
+    """Fit the ensemble on `columns` or `context_columns`, classes balanced by weight."""
     trees = ExtraTreesClassifier(FLOW_TREES, class_weight="balanced", random_state=seed, n_jobs=processes)
-    return trees.fit(columns(flows), truth)
+    return trees.fit(table, truth)
 
 
 def statistics(flows: Sequence[Flow]) -> NDArray[np.float32]:

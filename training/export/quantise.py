@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from tapline.models.checkpoint import ONNX, ONNX_INT8, Checkpoint, Mm4flowNetwork
+from tapline.models.context import ContextTerms
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
@@ -65,13 +66,17 @@ def _stacked_products(graph: onnx.GraphProto) -> list[str]:
 
 
 def compare_int8(directory: Path, samples: StoredSamples, checkpoint: Checkpoint) -> Int8Comparison:
-    """Run both ONNX files of a checkpoint directory over labelled flows."""
+    """Run both ONNX files of a checkpoint directory over labelled flows, each with the checkpoint's context."""
     index = {label: number for number, label in enumerate(checkpoint.labels)}
     truth = np.array([index.get(name, -1) for name in samples.label_names], np.int64)[samples.labels]
     whole, small = (
         onnx_logits(directory / name, samples.flows, checkpoint.features)[:, : len(index)] for name in (ONNX, ONNX_INT8)
     )
-    said, said_small = whole.argmax(1), small.argmax(1)
+    added = np.zeros_like(whole)
+    if checkpoint.context is not None:
+        terms = ContextTerms(checkpoint.context, len(index), checkpoint.network.n_class)
+        added = (terms.transports(samples.flows) + terms.ports(samples.flows))[:, : len(index)]
+    said, said_small = (whole + added).argmax(1), (small + added).argmax(1)
     return Int8Comparison(
         flows=len(truth),
         macro_f1=macro_f1(truth, said, len(index), 1),

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.checkpoint import Calibration, Checkpoint, EarlyVerdict, TracegramCheckpoint, Unknown
+from tapline.models.context import FlowContext
 from tapline.training.data.store import open_samples
 from tapline.training.evaluation.evaluation_record import (
+    Evaluation,
     EvaluationRecord,
     TraceEvaluation,
     read_evaluation,
@@ -35,6 +37,7 @@ def manifest_of(directory: Path, name: str, version: str) -> Checkpoint:
     """
     run, record = read_run(directory), read_evaluation(directory)
     background = run.network.n_class > len(run.labels)
+    figures = record.figures if record else None
     return Checkpoint(
         kind="mm4flow",
         name=name,
@@ -42,11 +45,23 @@ def manifest_of(directory: Path, name: str, version: str) -> Checkpoint:
         network=run.network,
         labels=sorted(count.label for count in run.labels),
         features=run.config.features,
-        calibration=Calibration(round(record.figures.temperature, 4)) if record else Calibration(),
-        unknown=Unknown(round(record.figures.threshold, 4) if record else 0.0, background),
+        calibration=Calibration(round(figures.temperature, 4)) if figures else Calibration(),
+        unknown=Unknown(round(figures.threshold, 4) if figures else 0.0, background),
+        context=_calibrated(run.context, figures),
         metrics=_metrics(record),
         provenance={"features": run.features, "encoders": run.encoders, "versions": run.versions},
     )
+
+
+def _calibrated(context: FlowContext | None, figures: Evaluation | None) -> FlowContext | None:
+    """The context of a run, its verdicts without ports calibrated where it was evaluated."""
+    if context is None or context.ports is None or figures is None or figures.without_ports is None:
+        return context
+    without = figures.without_ports
+    ports = msgspec.structs.replace(
+        context.ports, temperature=round(without.temperature, 4), threshold=round(without.threshold, 4)
+    )
+    return msgspec.structs.replace(context, ports=ports)
 
 
 def card_of(directory: Path, manifest: Checkpoint, notes: str) -> str:

@@ -18,6 +18,7 @@ from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
 from tapline.training.data.batches import Batch, TrainingSet, plain_batches, training_batches
+from tapline.training.flows.context_counts import allowed_classes
 from tapline.training.loop.config import TrainingConfig
 from tapline.training.loop.new_networks import train_mode
 from tapline.training.loop.processes import ALONE, Group
@@ -73,8 +74,9 @@ def finetune_stage(
     group: Group = ALONE,
     evaluate: Callable[[Mm4flow], dict[str, float]] | None = None,
 ) -> Stage:
-    """The stage of the training loop that teaches `model` the classes of flows."""
+    """The stage of the training loop that teaches `model` the classes of flows, each among those of its transport."""
     truth = torch.from_numpy(data.truth)
+    allowed, transport = map(torch.from_numpy, allowed_classes(data, len(model.get_parameter("classifier.0.bias"))))
 
     def works(epoch: int) -> Iterator[Work]:
         for batch in training_batches(
@@ -86,11 +88,19 @@ def finetune_stage(
     def loss(batch: Batch, rows: NDArray[np.int64]) -> Tensor:
         part = batch.part(rows)
         logits = model(*map(group.to_device, (part.ps_tokens, part.bytes_tokens, part.bytes_types))).logits
-        wanted = group.to_device(truth[part.rows])
-        total = functional.cross_entropy(logits, wanted, label_smoothing=config.label_smoothing, reduction="sum")
-        return total / len(batch.rows)
+        wanted, among = group.to_device(truth[part.rows]), group.to_device(allowed[transport[part.rows]])
+        return barred_cross_entropy(logits, wanted, among, config.label_smoothing).sum() / len(batch.rows)
 
     return Stage(name, works, train_mode, evaluate)
+
+
+def barred_cross_entropy(logits: Tensor, truth: Tensor, allowed: Tensor, smoothing: float) -> Tensor:
+    """The cross-entropy of each flow, [B], of a softmax over the classes that it may have, bool [B, classes]: of logits
+    [B, classes] and classes int64 [B]. The share `smoothing` of a label is spread over these classes alone."""
+    log_shares = functional.log_softmax(logits.masked_fill(~allowed, -torch.inf), dim=1)
+    right = -log_shares.gather(1, truth[:, None])[:, 0]
+    mean = -log_shares.masked_fill(~allowed, 0.0).sum(1) / allowed.sum(1)
+    return (1 - smoothing) * right + smoothing * mean
 
 
 @torch.inference_mode()

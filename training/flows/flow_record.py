@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.context import FlowContext
 from tapline.training.data.corpus import ClassCount
 from tapline.training.loop.config import TrainingConfig
 from tapline.training.loop.run_files import read_record
@@ -15,7 +16,7 @@ from tapline.training.loop.run_files import read_record
 class Run(msgspec.Struct, frozen=True):
     """What a run was: settings, data by the hash of their manifest, what was learned, on what and how long.
 
-    `flows` is how many it learned from.
+    `flows` is how many it learned from; `context` is that of finetune, None of runs of before there was one.
     """
 
     command: str
@@ -31,6 +32,7 @@ class Run(msgspec.Struct, frozen=True):
     seconds: float
     split: str = ""
     flows: int = 0
+    context: FlowContext | None = None
 
 
 def read_run(directory: Path, command: str = "finetune") -> Run:

@@ -11,12 +11,14 @@ import msgspec
 from torch import Tensor
 
 from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.context import ContextTerms, FlowContext
 from tapline.models.mm4flow import Mm4flow
 from tapline.training.data.corpus import Corpus, make_corpus, make_training_set
 from tapline.training.data.partition import Partition, read_partition
 from tapline.training.data.samples import features_of
 from tapline.training.data.split import halve_labels
 from tapline.training.data.store import StoredSamples, open_samples
+from tapline.training.flows.context_counts import learn_context
 from tapline.training.flows.finetune import finetune_stage, fit, predict
 from tapline.training.flows.flow_record import Run
 from tapline.training.flows.pretrain import BOTH, Modality, distinct, pretrain_stage, train_only
@@ -97,14 +99,16 @@ def finetune_run(job: _Job, report: Report, min_captures: int) -> Run | Plan:
         samples = corpus.samples.take(partition.parts(corpus.samples) == 0) if partition else corpus.samples
         background = halve_labels(corpus.rare, 0)[0] if partition else set(corpus.rare)
         data = make_training_set(corpus, samples, background, config)
+        context = learn_context(data, config.port_weight)
         network = network_sizes(config, len(corpus.labels) + bool(background))
         _check_sizes(job.encoders, network)
         model = new_model(network, config.seed, read_encoders(job.encoders))
-        evaluate = _validation(corpus, config, partition)
+        evaluate = _validation(corpus, config, partition, context)
         rare = [count for count in corpus.all_counts if count.label in corpus.rare]
         record = partial(
             Run, command="finetune", config=config, min_captures=min_captures, features=features, encoders=starting,
             network=network, labels=corpus.counts, background=rare, split=split, flows=len(data.flows),
+            context=context,
         )  # fmt: skip
         training = Training(
             "finetune",
@@ -134,19 +138,21 @@ def _check_sizes(encoders: Sequence[Path], network: Mm4flowNetwork) -> None:
 
 
 def _validation(
-    corpus: Corpus, config: TrainingConfig, partition: Partition | None
+    corpus: Corpus, config: TrainingConfig, partition: Partition | None, context: FlowContext
 ) -> Callable[[Mm4flow], dict[str, float]] | None:
-    """What measures macro-F1 on the part for validation, None without one."""
+    """What measures macro-F1, with context, on the part for validation, None without one."""
     if partition is None:
         return None
     known = corpus.known()
     held = known.take(partition.parts(known) == 1)
     if not len(held):
         return None
-    truth = corpus.truth(held)
+    truth, n_label = corpus.truth(held), len(corpus.labels)
+    terms = ContextTerms(context, n_label, n_label + 1)
+    added = (terms.transports(held.flows) + terms.ports(held.flows))[:, :n_label]
 
     def measure(model: Mm4flow) -> dict[str, float]:
-        said = predict(model, held.flows, config.features)[:, : len(corpus.labels)].argmax(1)
+        said = (predict(model, held.flows, config.features)[:, :n_label] + added).argmax(1)
         return {"macro_f1": macro_f1(truth, said, len(corpus.labels), 1), "accuracy": float((said == truth).mean())}
 
     return measure

@@ -41,6 +41,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     * `epochs` of `draws` flows each. `class_power` and `capture_power`: see `training.data.batches.draw_weights`.
     * `background_share`: how often background flows are drawn, in units of an average class.
+    * `port_weight`: of the prior on server ports in verdicts, 0 for none; no loss reads ports (`models.context`).
     * `frozen_epochs`: epochs with frozen encoders before `epochs` with everything (the published recipe: as many).
     * `clip_norm`: gradients longer than this are scaled down to it.
     * `accumulate`: parts that a batch is computed in, one after the other; the result is that of the whole batch.
@@ -61,6 +62,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     class_power: float = 0.6
     capture_power: float = 0.5
     background_share: float = 3.0
+    port_weight: float = 0.7
     threads: int = 1
     features: Mm4flowFeatures = Mm4flowFeatures(payload_lengths=32, content_bytes=64)
     augmentation: Augmentation = Augmentation()

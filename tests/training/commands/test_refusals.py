@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tapline.training.data.split import SplitError
-from tapline.training.evaluation import cross_validation
+from tapline.training.evaluation import trace_folds
 from tapline.training.loop.config import TrainingError
 from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
@@ -37,8 +37,8 @@ def folder(features, protocols, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def untrained(monkeypatch):
     """Measuring a fold of anything fails the test."""
-    monkeypatch.setattr(cross_validation, "_measure", None)
-    monkeypatch.setattr("tapline.training.evaluation.cross_validation.fit", None)
+    monkeypatch.setattr(trace_folds, "_measure", None)
+    monkeypatch.setattr("tapline.training.evaluation.flow_folds.fit", None)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from tapline.models.context import BARRED
 from tapline.models.flow import Flow, flow_to_line
 from tapline.training.data.corpus import make_corpus
 from tapline.training.data.split import SplitError
 from tapline.training.data.store import open_samples
-from tapline.training.evaluation.cross_validation import MIN_CORPUS_FLOWS, corpus_folds
 from tapline.training.evaluation.evaluation_record import EvaluationSettings
+from tapline.training.evaluation.flow_folds import MIN_CORPUS_FLOWS, corpus_folds
+from tapline.training.evaluation.flow_outcomes import measure_flows
 from tapline.training.evaluation.rivals import PortTable
+from tapline.training.flows.context_counts import learn_context
 from tapline.training.loop.config import TrainingConfig
 from tests.training.command import invoke, tapline_train
 
@@ -84,6 +87,41 @@ def test_each_corpus_is_measured_by_models_that_never_saw_it(features, tmp_path)
     assert {len(folds[name].strange) for name in "ab"} == {0}
 
 
+def test_a_fold_is_measured_with_the_context_of_its_own_training_set(features, tmp_path, monkeypatch):
+    corpus = make_corpus(open_samples([features], tmp_path), 3)
+    config, learned = TrainingConfig(threads=1), []
+
+    def nothing(model, flows, features):
+        return np.zeros((len(flows), len(corpus.labels)), np.float32)
+
+    def learn(data, port_weight):
+        learned.append(data)
+        return learn_context(data, port_weight)
+
+    monkeypatch.setattr("tapline.training.evaluation.flow_outcomes.predict", nothing)
+    monkeypatch.setattr("tapline.training.evaluation.flow_outcomes.learn_context", learn)
+    folds = list(corpus_folds(corpus, config, BY_CORPUS))
+    outcomes = {fold.corpus: measure_flows(fold, corpus, config, None) for fold in folds}
+    names = corpus.samples.capture_names
+    for data, fold in zip(learned, folds, strict=True):
+        assert {names[capture] for capture in data.captures.tolist()}.isdisjoint(fold.held.captures_of())
+    holders = {name: learn_context(data, 0.7).ports.holders["udp"] for name, data in zip("abc", learned, strict=True)}
+    dns, lone, web = range(3)
+    assert holders["b"] == {53: {dns: 2 * CAPTURES + 1}, 80: {web: 2 * CAPTURES}, 9999: {lone: CAPTURES}}
+    assert holders["a"][53] == {dns: CAPTURES + 2, web: CAPTURES}  # a capture of b holds flows of a, `tiny` is one more
+    assert lone not in [number for held in holders["c"].values() for number in held]
+    of_b = outcomes["b"]
+    dns_in_b = of_b.truth == dns  # on the port of web: what the others say of it decides, as the network says nothing
+    assert (of_b.logits[dns_in_b].argmax(axis=1) == web).all()
+    assert not of_b.without_ports.any()
+    assert (outcomes["c"].logits[:, lone] <= BARRED / 2).all()  # no flow of it was learned, on any transport
+    assert (of_b.random_ports[:, dns] != of_b.logits[:, dns]).any()
+    assert outcomes["c"].unknown_labels == ["lone"] * (CAPTURES * FLOWS)
+    silent = measure_flows(folds[1], corpus, msgspec.structs.replace(config, port_weight=0.0), None)
+    assert not silent.logits.any()
+    assert not len(silent.without_ports)
+
+
 def test_one_corpus_cannot_be_left_out(protocols, tmp_path):
     corpus = make_corpus(open_samples([protocols], tmp_path), 3)
     with pytest.raises(SplitError, match=r"two corpora with 20 flows are needed.* these hold: pcap 0; "):
@@ -109,6 +147,7 @@ def test_evaluate_by_corpus(run, features):
     assert "3 folds of corpora (a, b, c)" in tapline_train(*evaluate, "--dry-run")
     said = tapline_train(*evaluate)
     assert "without b: macro-F1" in said
+    assert "macro-F1 with ports off " in said
     record = json.loads((run / "evaluation.json").read_text())
     figures = record["figures"]
     assert (record["settings"]["by"], record["settings"]["folds"]) == ("corpus", 3)
@@ -116,15 +155,26 @@ def test_evaluate_by_corpus(run, features):
     by_ports = {fold["corpus"]: fold["macro_f1_ports"] for fold in figures["folds"]}
     assert by_ports["b"] == 0
     assert by_ports["c"] == pytest.approx(1 / 3)  # 53 is DNS in one capture more, 80 is a tie: all are called DNS
-    assert figures["macro_f1"] > 0.9 > figures["macro_f1_ports"]
+    assert figures["without_ports"]["macro_f1"] > 0.9 > figures["macro_f1"] > figures["macro_f1_ports"]
+    assert {model["name"] for model in figures["models"]} >= {
+        "this model", "this model, ports off", "this model, random ports", "this model, forged ports",
+        "table of server ports, random ports", "trees with context, random ports",
+    }  # fmt: skip
+    by_name = {fold["corpus"]: fold for fold in figures["folds"]}
+    assert by_name["c"]["unknown_flows"] == CAPTURES * FLOWS
+    assert by_name["c"]["without_ports"]["unknown_auroc"] is not None
+    assert by_name["a"]["unknown_rejected"] is None
     flows = [fold["flows"] for fold in figures["folds"]]
     assert figures["accuracy"] == pytest.approx(np.average([f["accuracy"] for f in figures["folds"]], weights=flows))
     assert figures["gain_on_ports_interval"]["low"] <= figures["gain_on_ports_interval"]["high"]
     assert 0 <= figures["unknown_confident"] <= 1
-    assert "A table of the server ports" in tapline_train("card", "--run", run, "--name", "x", "--version", "1")
     card = tapline_train("card", "--run", run, "--name", "x", "--version", "1")
     assert "Each of 3 corpora was left out once" in card
     assert "| left out | captures |" in card
+    for line in ("| this model, ports off | ", "| trees with context, forged ports | ", "| table of server ports | "):
+        assert line in card
+    assert "`--ports off`" in card
+    assert "### Mistakes with a confidence above 0.9" in card
     report = (run / "report.html").read_text()
     assert "table of server ports" in report
     assert "Without b: macro-F1" in report

@@ -11,14 +11,14 @@ from safetensors.numpy import load_file, save_file
 from tapline.training.data.labelled_traces import folds_of, make_trace_corpus
 from tapline.training.data.samples import read_samples
 from tapline.training.data.split import SplitError
-from tapline.training.evaluation import cross_validation
-from tapline.training.evaluation.cross_validation import (
+from tapline.training.evaluation import trace_folds
+from tapline.training.evaluation.outcomes import TraceOutcome
+from tapline.training.evaluation.trace_folds import (
     PREFIXES,
     cross_validate,
     measured_folds,
     outcome_path,
 )
-from tapline.training.evaluation.outcomes import TraceOutcome
 from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.traces.trace_config import TraceTrainingConfig
@@ -41,12 +41,12 @@ def right(corpus, _variant, fold_of, fold, *_others):
 @pytest.fixture
 def measured(corpus, tmp_path, monkeypatch):
     """Three folds of a variant in `tmp_path`; training anything again fails the test."""
-    monkeypatch.setattr(cross_validation, "_measure", right)
+    monkeypatch.setattr(trace_folds, "_measure", right)
     config = classes_of(TraceTrainingConfig(), corpus)
     variant = replace(variant_of("main", config), start={"w": torch.arange(4.0)})
     fold_of = folds_of(corpus, 3, 0)
     cross_validate(corpus, variant, fold_of, range(3), tmp_path)
-    monkeypatch.setattr(cross_validation, "_measure", None)
+    monkeypatch.setattr(trace_folds, "_measure", None)
     return variant, fold_of
 
 
@@ -113,7 +113,7 @@ def test_an_encoder_is_shared_by_variants_that_differ_in_phase_1_alone(corpus):
     variant, rows = variant_of("main", config), np.arange(6)
 
     def key(given, train=rows):
-        return cross_validation.encoder_key(corpus, given, given.config.network, train)
+        return trace_folds.encoder_key(corpus, given, given.config.network, train)
 
     assert key(variant) == key(variant_of("no-time", config))
     others = [replace(variant, start={"w": torch.zeros(1)}), replace(variant, start={"w": torch.ones(1)})]
@@ -132,10 +132,10 @@ def evaluate(features, run, out, *options):
 
 
 def test_the_command_refuses_folds_of_something_else_before_it_trains(features, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cross_validation, "_measure", right)
+    monkeypatch.setattr(trace_folds, "_measure", right)
     unknown = ["--variant", "unknown", "--left-out"]
     assert evaluate(features, run, tmp_path, "--folds", "3", *unknown, "Aria").exit_code == 0
-    monkeypatch.setattr(cross_validation, "_measure", None)
+    monkeypatch.setattr(trace_folds, "_measure", None)
     assert "0 of 12 folds to train, 12 were" in evaluate(
         features, run, tmp_path, "--folds", "3", *unknown, "Aria", "--dry-run"
     ).output  # fmt: skip
@@ -161,7 +161,7 @@ def test_the_command_refuses_folds_of_something_else_before_it_trains(features, 
     ],
 )
 def test_what_would_fail_after_training_is_refused_before(features, run, tmp_path, monkeypatch, options, why):
-    monkeypatch.setattr(cross_validation, "_measure", None)
+    monkeypatch.setattr(trace_folds, "_measure", None)
     for dry in ([], ["--dry-run"]):
         result = evaluate(features, run, tmp_path / "out", "--folds", "3", *options, *dry)
         assert isinstance(result.exception, TrainingError | SplitError)

@@ -53,8 +53,80 @@ def test_figures_of_a_cross_validation():
     assert strict.known_rejected == pytest.approx(0.5, abs=0.2)
 
 
+def with_ports(before, seed=9):
+    """The outcome of a model with ports, which finds half of what it finds without them."""
+    rng = np.random.default_rng((seed, before.fold))
+    worse = before.logits.copy()
+    worse[::2] = rng.normal(0, 1, (len(worse[::2]), 4))
+    return replace(
+        before, without_ports=worse, random_ports=worse, forged_ports=worse[:, ::-1].copy(),
+        unknown_without_ports=before.unknown_logits, unknown_labels=["strange"] * 9,
+        context_trees=before.truth, context_trees_random=before.forest, context_trees_forged=before.forest,
+        ports=before.truth, ports_random=before.forest, ports_forged=before.forest,
+    )  # fmt: skip
+
+
+def test_ports_on_and_off_are_measured_and_calibrated_apart():
+    plain = [outcome(fold) for fold in range(3)]
+    labels, settings = ["a", "b", "c"], EvaluationSettings(3)
+    figures = evaluate([with_ports(each) for each in plain], labels, settings)
+    off = evaluate([replace(each, logits=with_ports(each).without_ports) for each in plain], labels, settings)
+    without = figures.without_ports
+    assert (without.temperature, without.threshold) == (off.temperature, off.threshold)
+    assert (without.macro_f1, without.calibration_error) == (off.macro_f1, off.calibration_error)
+    assert (without.unknown_auroc, without.known_rejected) == (off.unknown_auroc, off.known_rejected)
+    assert figures.temperature != without.temperature
+    by_name = {model.name: model.macro_f1 for model in figures.models}
+    assert by_name["this model"] == figures.macro_f1 > by_name["this model, ports off"] == without.macro_f1
+    assert by_name["this model, random ports"] == without.macro_f1 > by_name["this model, forged ports"]
+    assert by_name["table of server ports"] == by_name["trees with context"] == 1
+    assert [fold.without_ports.macro_f1 for fold in figures.folds] == [fold.macro_f1 for fold in off.folds]
+    assert [fold.macro_f1_random_ports for fold in figures.folds] == [fold.macro_f1 for fold in off.folds]
+
+
+def test_zeek_is_measured_where_its_logs_are():
+    labels, settings = ["a", "b", "c"], EvaluationSettings(3)
+    outcomes = [replace(outcome(fold), zeek=np.full(60, 4)) for fold in range(3)]
+    assert evaluate(outcomes, labels, settings).beside_zeek == []
+    outcomes[0].zeek[:30] = outcomes[0].truth[:30]
+    outcomes[0].zeek[20:30] = 3  # it says nothing
+    figures = evaluate(outcomes, labels, settings)
+    assert figures.zeek_flows == 30
+    by_name = {model.name: model.macro_f1 for model in figures.beside_zeek}
+    assert by_name["Zeek's service"] == pytest.approx(0.8, abs=0.01)  # of each label two thirds are found
+    assert by_name["this model"] == pytest.approx(1, abs=0.2)
+
+
+def test_outcomes_of_before_have_no_figures_without_ports():
+    figures = evaluate([outcome(fold) for fold in range(3)], ["a", "b", "c"], EvaluationSettings(3))
+    assert figures.without_ports is None
+    assert figures.folds[0].without_ports is figures.folds[0].macro_f1_forged_ports is None
+    assert "this model, ports off" not in {model.name for model in figures.models}
+
+
+def test_every_pair_of_confident_mistakes_is_told():
+    def sure(before, flows, called):
+        """So many known flows of label a, and as many unknown ones, are `called` with certainty."""
+        logits, unknown = np.zeros((60, 4), np.float32), np.zeros((9, 4), np.float32)
+        said = before.truth.copy()
+        said[np.flatnonzero(said == 0)[:flows]] = called
+        logits[np.arange(60), said] = unknown[:flows, called] = 200  # whatever the temperature
+        unknown[flows:, 3] = 200  # background, which is no label
+        return replace(before, logits=logits, unknown_logits=unknown, unknown_labels=["strange"] * 9,
+                       captures=[f"{before.fold}/{n // 6}" for n in range(60)])  # fmt: skip
+
+    outcomes = [sure(outcome(0), 3, 1), sure(outcome(1), 3, 1), sure(outcome(2), 5, 2)]
+    mistakes = evaluate(outcomes, ["a", "b", "c"], EvaluationSettings(3)).confident_mistakes
+    assert [(m.label, m.called, m.learned, m.count, m.captures, m.corpora) for m in mistakes] == [
+        ("a", "b", True, 6, 4, ["0", "1"]),
+        ("strange", "b", False, 6, 1, ["u"]),
+    ]
+    alone = evaluate(outcomes[:2], ["a", "b", "c"], EvaluationSettings(3, tuned=(1,)))
+    assert alone.confident_mistakes == []
+
+
 def test_outcomes_are_read_back(tmp_path):
-    outcomes = [outcome(fold) for fold in range(2)]
+    outcomes = [outcome(0), with_ports(outcome(1))]
     write_outcomes(tmp_path, outcomes)
     assert [path.name for path in tmp_path.iterdir()] == [OUTCOMES]
     for before, after in zip(outcomes, read_outcomes(tmp_path), strict=True):
@@ -62,6 +134,8 @@ def test_outcomes_are_read_back(tmp_path):
         np.testing.assert_array_equal(after.logits, before.logits)
         assert set(after.prefixes) == {1, 8}
         np.testing.assert_array_equal(after.prefixes[1], before.prefixes[1])
+        np.testing.assert_array_equal(after.without_ports, before.without_ports)
+        assert after.unknown_labels == before.unknown_labels
     (tmp_path / OUTCOMES).write_bytes(b"PK no archive")
     with pytest.raises(TrainingError, match="damaged: run `evaluate` again"):
         read_outcomes(tmp_path)

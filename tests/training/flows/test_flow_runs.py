@@ -1,6 +1,7 @@
 """From captures to a served checkpoint, on a few real captures; and runs that must fail cleanly."""
 
 import json
+import shutil
 
 import msgspec
 import numpy as np
@@ -9,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tapline.models.checkpoint import Mm4flowNetwork, read_checkpoint
+from tapline.models.context import ContextTerms
 from tapline.models.encode import encode
 from tapline.models.mm4flow import Mm4flow
-from tapline.models.verdict import verdicts
 from tapline.service.engines.loading import load_engine
 from tapline.training.commands.tapline_train import main
 from tapline.training.data.corpus import make_corpus, make_training_set
@@ -20,7 +21,7 @@ from tapline.training.data.labels import read_labels
 from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import MANIFEST, SampleError, read_manifest, read_samples
 from tapline.training.data.store import open_samples
-from tapline.training.evaluation.cross_validation import network_of
+from tapline.training.evaluation.flow_folds import network_of
 from tapline.training.evaluation.outcomes import read_outcomes
 from tapline.training.flows.finetune import fit
 from tapline.training.flows.flow_record import read_run
@@ -86,11 +87,14 @@ def test_learns_the_protocols_it_was_shown(run, features):
     assert checkpoint.labels == ["DNS", "HTTP", "NTP", "TLS"]
     assert checkpoint.unknown.background
     samples = [sample for sample in read_samples(features) if sample.label in checkpoint.labels]
-    tokens = encode([sample.flow for sample in samples], checkpoint.features)
+    flows = [sample.flow for sample in samples]
+    assert checkpoint.context == read_run(run / "run").context
+    assert checkpoint.context.ports.weight == TrainingConfig().port_weight
+    tokens = encode(flows, checkpoint.features)
     onnx, reference = (load_engine(name, folder).run(tokens).logits for name in ("onnx", "torch"))
     np.testing.assert_allclose(onnx, reference, atol=1e-4)
-    right = [v.label == s.label for v, s in zip(verdicts(onnx, checkpoint), samples, strict=True)]
-    assert np.mean(right) > 0.8
+    said = (onnx + ContextTerms(checkpoint.context, 4, 5).transports(flows)).argmax(axis=1)
+    assert np.mean([checkpoint.labels[i] == s.label for i, s in zip(said, samples, strict=True)]) > 0.8
     assert "Not evaluated" in (folder / "README.md").read_text()
 
 
@@ -99,7 +103,7 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     tapline_train("finetune", "--features", features, "--out", quick, *SMALL, "-ep", 1)
     output = tapline_train("evaluate", "--features", features, "--run", quick, "--folds", 2, "--tuned", 0, "--int8")
     assert "trees" in output
-    assert ", int8 0." in output
+    assert ", int8 " in output
     record = json.loads((quick / "evaluation.json").read_text())
     assert [fold["tuned"] for fold in record["figures"]["folds"]] == [True, False]
     outcome = read_outcomes(quick)[1]
@@ -113,10 +117,41 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     checkpoint = read_checkpoint(tmp_path / "q" / "1")
     assert checkpoint.calibration.temperature == pytest.approx(record["figures"]["temperature"], abs=1e-4)
     assert checkpoint.unknown.threshold == pytest.approx(record["figures"]["threshold"], abs=1e-4)
+    without = record["figures"]["without_ports"]
+    assert checkpoint.context.ports.temperature == pytest.approx(without["temperature"], abs=1e-4)
+    assert checkpoint.context.ports.threshold == pytest.approx(without["threshold"], abs=1e-4)
     card = (tmp_path / "q" / "1" / "README.md").read_text()
-    assert f"| macro-F1 | {record['figures']['macro_f1']:.3f} (" in card
+    assert f"| this model | {record['figures']['macro_f1']:.3f} (" in card
     assert "## Data\n\nSome captures." in card
     assert "0 (settings chosen here)" in card
+
+
+def test_a_run_without_ports_has_none_in_its_checkpoint(features, tmp_path):
+    tapline_train("finetune", "--features", features, "--out", tmp_path / "run", *SMALL, "-ep", 1, "--ports", "off")
+    assert read_run(tmp_path / "run").config.port_weight == 0
+    tapline_train("evaluate", "--features", features, "--run", tmp_path / "run", "--folds", 2)
+    figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())["figures"]
+    assert figures["without_ports"] is None
+    names = {model["name"] for model in figures["models"]}
+    assert {"table of server ports, random ports", "trees with context, random ports"} < names
+    assert "this model, random ports" not in names
+    tapline_train("export", "--run", tmp_path / "run", "--out", tmp_path, "--name", "q", "--version", "1")
+    context = read_checkpoint(tmp_path / "q" / "1").context
+    assert (context.ports, set(context.transports)) == (None, {"tcp", "udp"})
+    assert "Ports are not read" in (tmp_path / "q" / "1" / "README.md").read_text()
+
+
+def test_a_run_of_before_there_was_context(run, features, tmp_path):
+    old = tmp_path / "run"
+    shutil.copytree(run / "run", old)
+    record = json.loads((old / "run.json").read_text())
+    del record["context"], record["config"]["port_weight"]
+    (old / "run.json").write_text(json.dumps(record))
+    arguments = ["evaluate", "--features", features, "--encoders", run / "encoders", "--run", old]
+    assert "before flows had a context: run `finetune` again" in str(invoke(*arguments).exception)
+    tapline_train("export", "--run", old, "--out", tmp_path, "--name", "q", "--version", "1")
+    assert read_checkpoint(tmp_path / "q" / "1").context is None
+    assert "Addresses and ports are not read." in (tmp_path / "q" / "1" / "README.md").read_text()
 
 
 def test_evaluation_refuses_other_data_than_the_run_learned_from(run, features):

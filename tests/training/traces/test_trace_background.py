@@ -15,11 +15,11 @@ from tapline.service.engines.trace_engine import TraceInput
 from tapline.training.data.labelled_traces import LabelledTrace, TraceDataError, folds_of
 from tapline.training.data.samples import read_samples
 from tapline.training.evaluation.attribution import remove_flows
-from tapline.training.evaluation.cross_validation import outcome_fingerprint
 from tapline.training.evaluation.evaluation_record import TraceEvaluation, read_trace_evaluation
 from tapline.training.evaluation.outcomes import read_outcome, write_outcome
 from tapline.training.evaluation.trace_card import _background
 from tapline.training.evaluation.trace_figures import summarise
+from tapline.training.evaluation.trace_folds import outcome_fingerprint
 from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.runs import Job

@@ -19,8 +19,8 @@ from tapline.training.commands.tapline_train import app
 from tapline.training.data.labelled_traces import TraceDataError, few_of_each, folds_of, make_trace_corpus
 from tapline.training.data.samples import read_samples
 from tapline.training.evaluation.attribution import faithfulness, remove_flows
-from tapline.training.evaluation.cross_validation import cross_validate, learning_rows
 from tapline.training.evaluation.rivals import header_numbers, size_numbers
+from tapline.training.evaluation.trace_folds import cross_validate, learning_rows
 from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import load_weights
@@ -219,7 +219,7 @@ def test_a_run_of_traces_is_no_run_of_flows(features, runs):
 def test_an_evaluation_goes_on_where_it_was(corpus, tmp_path, monkeypatch):
     variant, fold_of = variant_of("trees-sizes", TraceTrainingConfig()), folds_of(corpus, 3, 0)
     first = cross_validate(corpus, variant, fold_of, range(3), tmp_path)
-    monkeypatch.setattr("tapline.training.evaluation.cross_validation._measure", None)
+    monkeypatch.setattr("tapline.training.evaluation.trace_folds._measure", None)
     again = cross_validate(corpus, variant, fold_of, range(3), tmp_path)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.logits, other.logits)

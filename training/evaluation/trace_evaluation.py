@@ -1,53 +1,23 @@
-"""The commands between training and export: evaluate a run of flows or of traces, and calibrate it again."""
+"""The command between training and export of trace models: evaluate a run, and variants of it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 
-from tapline.models.mm4flow import Mm4flow
-from tapline.training.data.corpus import Corpus, make_corpus
 from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, folds_of
-from tapline.training.data.partition import read_partition
 from tapline.training.data.samples import features_of
 from tapline.training.data.split import check_filled, check_tuned
-from tapline.training.data.store import open_samples
-from tapline.training.evaluation.cross_validation import (
-    Fold,
-    Int8Logits,
-    corpus_folds,
-    cross_validate,
-    flow_folds,
-    fold_number,
-    measure_flows,
-    measured_folds,
-    parts_of,
-    train_fold,
-)
-from tapline.training.evaluation.evaluation_record import (
-    Evaluation,
-    EvaluationRecord,
-    EvaluationSettings,
-    TraceEvaluation,
-    read_evaluation,
-)
-from tapline.training.evaluation.flow_figures import FALSE_REJECTION, evaluate
-from tapline.training.evaluation.outcomes import (
-    FlowOutcome,
-    read_outcome,
-    read_outcomes,
-    write_outcomes,
-)
-from tapline.training.evaluation.page import REPORTS, write_report
-from tapline.training.evaluation.report import flows_report, traces_report
+from tapline.training.evaluation.evaluation_record import TraceEvaluation
+from tapline.training.evaluation.outcomes import read_outcome
+from tapline.training.evaluation.page import write_report
+from tapline.training.evaluation.report import traces_report
 from tapline.training.evaluation.trace_figures import summarise
+from tapline.training.evaluation.trace_folds import cross_validate, fold_number, measured_folds
 from tapline.training.evaluation.variants import (
     DEFAULT_VARIANTS,
     MAIN,
@@ -58,19 +28,15 @@ from tapline.training.evaluation.variants import (
     reference_of,
     variant_of,
 )
-from tapline.training.flows.flow_record import Run, read_run
-from tapline.training.loop.config import TrainingError, steps_of
+from tapline.training.loop.config import TrainingError
 from tapline.training.loop.plan import Plan
-from tapline.training.loop.processes import ALONE, is_first, join_group
 from tapline.training.loop.run_files import (
     EVALUATION,
     MODEL,
-    OUTCOMES,
     command_of,
     encoders_of,
     load_weights,
     read_encoders,
-    scratch_folder,
     write_json,
 )
 from tapline.training.loop.runs import Job
@@ -79,148 +45,6 @@ from tapline.training.loop.trainer import Report
 from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_record import TraceRun, read_trace_run
 from tapline.training.traces.trace_runs import classes_of, read_background, read_corpus
-
-SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))
-"""On a split, fold 0 is the part for validation, which settings may be chosen on, fold 1 the test."""
-
-
-@dataclass(frozen=True)
-class _Flows:
-    """What an evaluation of flows measures: folds of a corpus, with the run's `own` weights or, without, with models
-    that are trained from `starts`."""
-
-    run: Run
-    corpus: Corpus
-    settings: EvaluationSettings
-    folds: Iterator[Fold]
-    own: Mm4flow | None
-    starts: Mapping[str, Tensor] | None
-
-
-def evaluate_run(
-    features: Sequence[Path],
-    directory: Path,
-    settings: EvaluationSettings,
-    encoders: Sequence[Path] = (),
-    split: Path | None = None,
-    report: Report = lambda _: None,
-    int8: Int8Logits | None = None,
-) -> Evaluation:
-    """Measure a fine-tuning run and write the figures, the outcomes and the report beside it.
-
-    Without a split its settings are cross-validated, by captures or by whole corpora; with the split that it was
-    trained on, its own weights are measured, calibrated on the part for validation. With `int8` the quantised models
-    are measured too.
-
-    Raises:
-        TrainingError: the features, encoders or split are not those of the run, or training fails.
-        SplitError: a label has too few captures, or the split lacks a part.
-    """
-    started = time.monotonic()
-    todo = _prepare_flows(features, directory, settings, encoders, split, directory)
-    run, corpus, outcomes = todo.run, todo.corpus, []
-    with nullcontext(ALONE) if todo.own else join_group(run.config.device) as group:
-        for fold in todo.folds:
-            model = todo.own or train_fold(fold, corpus, run.config, todo.starts, report, group)
-            outcomes.append(measure_flows(fold, corpus, run.config, model, int8))
-    measured = msgspec.structs.replace(todo.settings, folds=len(outcomes))
-    figures = evaluate(outcomes, corpus.labels, measured)
-    if is_first():
-        write_outcomes(directory, outcomes)
-        record = EvaluationRecord(measured, figures, time.monotonic() - started, run.split)
-        _write_figures(directory, run, outcomes, record)
-    return figures
-
-
-def plan_evaluation(
-    features: Sequence[Path],
-    directory: Path,
-    settings: EvaluationSettings,
-    encoders: Sequence[Path] = (),
-    split: Path | None = None,
-) -> Plan:
-    """What `evaluate_run` would do, everything checked that can fail before training.
-
-    Raises:
-        TrainingError, SplitError: as `evaluate_run`.
-    """
-    todo = _prepare_flows(features, directory, settings, encoders, split, scratch_folder())
-    folds = list(todo.folds)
-    what = "captures" if settings.by == "capture" else f"corpora ({', '.join(fold.corpus for fold in folds)})"
-    learned = sum(len(fold.data.flows) for fold in folds) // len(folds)
-    strange = sum(len(fold.strange) for fold in folds)
-    facts = [
-        "the run's own weights on validation and test"
-        if todo.own
-        else f"{len(folds)} folds of {what}, {len(folds) * steps_of(todo.run.config)} steps of training in all",
-        f"{len(todo.corpus.labels)} labels",
-        f"on average {learned} flows to learn from",
-        f"{sum(len(fold.held) for fold in folds)} known and {strange} unknown flows to be measured on",
-    ]
-    notes = [f"the evaluation in {directory} is replaced"] if (directory / EVALUATION).exists() else []
-    return Plan("evaluate", facts, [directory / name for name in (EVALUATION, OUTCOMES, *REPORTS)], notes)
-
-
-def _prepare_flows(
-    features: Sequence[Path],
-    directory: Path,
-    settings: EvaluationSettings,
-    encoders: Sequence[Path],
-    split: Path | None,
-    scratch: Path,
-) -> _Flows:
-    run = read_run(directory)
-    if settings.by == "corpus" and (settings.tuned or split):
-        raise TrainingError(
-            "--by corpus measures every corpus by a model that never saw it: leave --tuned and --split out"
-        )
-    check_tuned(settings.folds, settings.tuned)
-    if split and settings.tuned:
-        raise TrainingError("--tuned: a split has no folds: give either --split or --tuned")
-    if features_of(features) != run.features or encoders_of(encoders) != run.encoders:
-        raise TrainingError(
-            f"{directory}: made from other features or encoders: give --features and --encoders of the run"
-        )
-    if (split.name if split else "") != run.split:
-        raise TrainingError(f"{directory}: trained with the split {run.split or 'none'}: give --split as it was then")
-    torch.set_num_threads(run.config.threads)
-    corpus = make_corpus(open_samples(features, scratch), run.min_captures)
-    if split:
-        parts = parts_of(corpus, run.config, read_partition(split))
-        measured = msgspec.structs.replace(SPLIT_SETTINGS, int8=settings.int8)
-        return _Flows(run, corpus, measured, parts, load_model(directory, run), None)
-    folds = (corpus_folds if settings.by == "corpus" else flow_folds)(corpus, run.config, settings)
-    return _Flows(run, corpus, settings, folds, None, read_encoders(encoders))
-
-
-def load_model(directory: Path, run: Run) -> Mm4flow:
-    """The trained network of a run."""
-    model = Mm4flow(run.network)
-    model.load_state_dict(load_weights(directory / MODEL))
-    return model.eval()
-
-
-def calibrate_run(directory: Path, false_rejection: float = FALSE_REJECTION, *, dry_run: bool = False) -> Evaluation:
-    """Fit temperature and unknown threshold again, on the outcomes of the evaluation, at another false-rejection rate.
-
-    With `dry_run` the figures are made and not written.
-
-    Raises:
-        TrainingError: the run was not evaluated.
-    """
-    run, record = read_run(directory), read_evaluation(directory)
-    outcomes = read_outcomes(directory)
-    if record is None:
-        raise TrainingError(f"{directory}: no {EVALUATION}: run `evaluate` first")
-    figures = evaluate(outcomes, sorted(count.label for count in run.labels), record.settings, false_rejection)
-    if not dry_run:
-        _write_figures(directory, run, outcomes, msgspec.structs.replace(record, figures=figures))
-    return figures
-
-
-def _write_figures(directory: Path, run: Run, outcomes: Sequence[FlowOutcome], record: EvaluationRecord) -> None:
-    write_json(directory / EVALUATION, record)
-    write_report(directory, flows_report(run, outcomes, record))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+"""The commands between training and export of flow models: evaluate a run, and calibrate it again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+from tapline.models.mm4flow import Mm4flow
+from tapline.training.data.corpus import Corpus, make_corpus
+from tapline.training.data.partition import read_partition
+from tapline.training.data.samples import features_of
+from tapline.training.data.split import check_tuned
+from tapline.training.data.store import open_samples
+from tapline.training.data.zeek_services import read_services, services_of
+from tapline.training.evaluation.evaluation_record import (
+    Evaluation,
+    EvaluationRecord,
+    EvaluationSettings,
+    read_evaluation,
+)
+from tapline.training.evaluation.flow_figures import evaluate
+from tapline.training.evaluation.flow_folds import Fold, corpus_folds, flow_folds, parts_of, train_fold
+from tapline.training.evaluation.flow_measured import FALSE_REJECTION
+from tapline.training.evaluation.flow_outcomes import Int8Logits, measure_flows
+from tapline.training.evaluation.outcomes import FlowOutcome, read_outcomes, write_outcomes
+from tapline.training.evaluation.page import REPORTS, write_report
+from tapline.training.evaluation.report import flows_report
+from tapline.training.flows.flow_record import Run, read_run
+from tapline.training.loop.config import TrainingError, steps_of
+from tapline.training.loop.plan import Plan
+from tapline.training.loop.processes import ALONE, is_first, join_group
+from tapline.training.loop.run_files import (
+    EVALUATION,
+    MODEL,
+    OUTCOMES,
+    encoders_of,
+    load_weights,
+    read_encoders,
+    scratch_folder,
+    write_json,
+)
+from tapline.training.loop.trainer import Report
+
+SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))
+"""On a split, fold 0 is the part for validation, which settings may be chosen on, fold 1 the test."""
+
+
+@dataclass(frozen=True)
+class _Flows:
+    """What an evaluation of flows measures: folds of a corpus, with the run's `own` weights or, without, with models
+    that are trained from `starts`."""
+
+    run: Run
+    corpus: Corpus
+    settings: EvaluationSettings
+    folds: Iterator[Fold]
+    own: Mm4flow | None
+    starts: Mapping[str, Tensor] | None
+
+
+def evaluate_run(
+    features: Sequence[Path],
+    directory: Path,
+    settings: EvaluationSettings,
+    encoders: Sequence[Path] = (),
+    split: Path | None = None,
+    report: Report = lambda _: None,
+    int8: Int8Logits | None = None,
+    zeek_logs: Sequence[Path] = (),
+) -> Evaluation:
+    """Measure a fine-tuning run and write the figures, the outcomes and the report beside it.
+
+    Without a split its settings are cross-validated, by captures or by whole corpora; with the split that it was
+    trained on, its own weights are measured, calibrated on the part for validation. With `int8` the quantised models
+    are measured too; `zeek_logs` are folders of Zeek's logs, whose services are a rival on the captures they are of.
+
+    Raises:
+        TrainingError: the features, encoders or split are not those of the run, or training fails.
+        SplitError: a label has too few captures, or the split lacks a part.
+    """
+    started = time.monotonic()
+    todo = _prepare_flows(features, directory, settings, encoders, split, directory)
+    run, corpus, outcomes = todo.run, todo.corpus, []
+    zeek = services_of(read_services(zeek_logs), features, corpus.labels) if zeek_logs else None
+    with nullcontext(ALONE) if todo.own else join_group(run.config.device) as group:
+        for fold in todo.folds:
+            model = todo.own or train_fold(fold, corpus, run.config, todo.starts, report, group)
+            outcome = measure_flows(fold, corpus, run.config, model, int8)
+            outcomes.append(outcome if zeek is None else replace(outcome, zeek=zeek[fold.held.flows.rows]))
+    measured = msgspec.structs.replace(todo.settings, folds=len(outcomes))
+    figures = evaluate(outcomes, corpus.labels, measured)
+    if is_first():
+        write_outcomes(directory, outcomes)
+        record = EvaluationRecord(measured, figures, time.monotonic() - started, run.split)
+        _write_figures(directory, run, outcomes, record)
+    return figures
+
+
+def plan_evaluation(
+    features: Sequence[Path],
+    directory: Path,
+    settings: EvaluationSettings,
+    encoders: Sequence[Path] = (),
+    split: Path | None = None,
+) -> Plan:
+    """What `evaluate_run` would do, everything checked that can fail before training.
+
+    Raises:
+        TrainingError, SplitError: as `evaluate_run`.
+    """
+    todo = _prepare_flows(features, directory, settings, encoders, split, scratch_folder())
+    folds = list(todo.folds)
+    what = "captures" if settings.by == "capture" else f"corpora ({', '.join(fold.corpus for fold in folds)})"
+    learned = sum(len(fold.data.flows) for fold in folds) // len(folds)
+    strange = sum(len(fold.strange) for fold in folds)
+    facts = [
+        "the run's own weights on validation and test"
+        if todo.own
+        else f"{len(folds)} folds of {what}, {len(folds) * steps_of(todo.run.config)} steps of training in all",
+        f"{len(todo.corpus.labels)} labels",
+        f"on average {learned} flows to learn from",
+        f"{sum(len(fold.held) for fold in folds)} known and {strange} unknown flows to be measured on",
+    ]
+    notes = [f"the evaluation in {directory} is replaced"] if (directory / EVALUATION).exists() else []
+    return Plan("evaluate", facts, [directory / name for name in (EVALUATION, OUTCOMES, *REPORTS)], notes)
+
+
+def _prepare_flows(
+    features: Sequence[Path],
+    directory: Path,
+    settings: EvaluationSettings,
+    encoders: Sequence[Path],
+    split: Path | None,
+    scratch: Path,
+) -> _Flows:
+    run = read_run(directory)
+    if settings.by == "corpus" and (settings.tuned or split):
+        raise TrainingError(
+            "--by corpus measures every corpus by a model that never saw it: leave --tuned and --split out"
+        )
+    check_tuned(settings.folds, settings.tuned)
+    if split and settings.tuned:
+        raise TrainingError("--tuned: a split has no folds: give either --split or --tuned")
+    if features_of(features) != run.features or encoders_of(encoders) != run.encoders:
+        raise TrainingError(
+            f"{directory}: made from other features or encoders: give --features and --encoders of the run"
+        )
+    if (split.name if split else "") != run.split:
+        raise TrainingError(f"{directory}: trained with the split {run.split or 'none'}: give --split as it was then")
+    if run.context is None:
+        raise TrainingError(f"{directory}: a run of before flows had a context: run `finetune` again")
+    torch.set_num_threads(run.config.threads)
+    corpus = make_corpus(open_samples(features, scratch), run.min_captures)
+    if split:
+        parts = parts_of(corpus, run.config, read_partition(split))
+        measured = msgspec.structs.replace(SPLIT_SETTINGS, int8=settings.int8)
+        return _Flows(run, corpus, measured, parts, load_model(directory, run), None)
+    folds = (corpus_folds if settings.by == "corpus" else flow_folds)(corpus, run.config, settings)
+    return _Flows(run, corpus, settings, folds, None, read_encoders(encoders))
+
+
+def load_model(directory: Path, run: Run) -> Mm4flow:
+    """The trained network of a run."""
+    model = Mm4flow(run.network)
+    model.load_state_dict(load_weights(directory / MODEL))
+    return model.eval()
+
+
+def calibrate_run(directory: Path, false_rejection: float = FALSE_REJECTION, *, dry_run: bool = False) -> Evaluation:
+    """Fit temperature and unknown threshold again, on the outcomes of the evaluation, at another false-rejection rate.
+
+    With `dry_run` the figures are made and not written.
+
+    Raises:
+        TrainingError: the run was not evaluated.
+    """
+    run, record = read_run(directory), read_evaluation(directory)
+    outcomes = read_outcomes(directory)
+    if record is None:
+        raise TrainingError(f"{directory}: no {EVALUATION}: run `evaluate` first")
+    figures = evaluate(outcomes, sorted(count.label for count in run.labels), record.settings, false_rejection)
+    if not dry_run:
+        _write_figures(directory, run, outcomes, msgspec.structs.replace(record, figures=figures))
+    return figures
+
+
+def _write_figures(directory: Path, run: Run, outcomes: Sequence[FlowOutcome], record: EvaluationRecord) -> None:
+    write_json(directory / EVALUATION, record)
+    write_report(directory, flows_report(run, outcomes, record))
