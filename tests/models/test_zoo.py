@@ -37,7 +37,7 @@ def shipped(request):
 @pytest.fixture(scope="module")
 def labelled() -> list[tuple[Flow, str]]:
     """Flows of the bundled captures with their labels. The shipped model was trained on them."""
-    table = read_labels(PROTOCOLS / "flows.csv", confidence="DPI")
+    table = read_labels(PROTOCOLS / "flows.csv", confidence=("DPI",))
     found = []
     for path in sorted((PROTOCOLS / "pcap").iterdir()):
         for flow in CaptureReader(path, ReadOptions(heads="none")):

@@ -55,8 +55,9 @@ def extract_command(
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV table of labels, one row for each flow.")] = None,
     column: Annotated[str, typer.Option("--column", help="Column of the table that holds the label.")] = "protocol",
     confidence: Annotated[
-        str, typer.Option("--confidence", help="Use only rows whose column `confidence` begins so.")
-    ] = "",
+        list[str] | None,
+        typer.Option("--confidence", help="Use only rows whose column `confidence` begins so; several times."),
+    ] = None,
     label_from_folder: Annotated[
         bool, typer.Option("--label-from-folder", help="The first folder below the given one is the label.")
     ] = False,
@@ -72,7 +73,7 @@ def extract_command(
     dry_run: DryRun = False,
 ) -> None:
     """Read captures, Zeek's logs or flow lines into a feature directory; goes on where it was interrupted."""
-    table = read_labels(labels, column, confidence) if labels else None
+    table = read_labels(labels, column, confidence or ()) if labels else None
     mapped = read_label_map(label_map) if label_map else LabelMap()
     source = Labels(table, label_from_folder, read_corrections(corrections) if corrections else {}, mapped)
     origins = find_origins(captures)

@@ -107,13 +107,14 @@ def finetune_command(
     packets: options.Packets = DEFAULTS.features.payload_lengths,
     content_bytes: options.ContentBytes = DEFAULTS.features.content_bytes,
     min_captures: options.MinCaptures = options.MIN_CAPTURES,
+    min_flows: options.MinFlows = 1,
     ports: Annotated[
         Literal["on", "off"], typer.Option("--ports", help="off: the checkpoint has no prior on server ports.")
     ] = "on",
     restart: options.Restart = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Train the classifier on labelled flows; labels in too few captures become background."""
+    """Train the classifier on labelled flows; rarer labels, and `background`, become background."""
     config = TrainingConfig(
         d_model=d, n_head=nh, n_layer=l, dim_ff=f, batch_flows=b, epochs=ep, learning_rate=lr, seed=seed, draws=draws,
         threads=threads, features=Mm4flowFeatures(packets, content_bytes), frozen_epochs=frozen_epochs,
@@ -121,7 +122,7 @@ def finetune_command(
         port_weight=DEFAULTS.port_weight if ports == "on" else 0.0,
     )  # fmt: skip
     job = Job(features, out, config, None, restart, dry_run, encoders or (), split=split, announce=options.announce)
-    options.train("finetune", out, lambda report: finetune_run(job, report, min_captures), _learned)
+    options.train("finetune", out, lambda report: finetune_run(job, report, min_captures, min_flows), _learned)
 
 
 def evaluate_command(
@@ -141,6 +142,7 @@ def evaluate_command(
         list[Path] | None,
         typer.Option("--zeek-logs", help="Zeek's logs, a folder for each capture: its `service` is measured beside."),
     ] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Folds that are measured at a time.")] = 1,
     dry_run: options.DryRun = False,
 ) -> None:
     """Measure a run and calibrate it: cross-validated by capture or corpus, or on its split; writes the report.
@@ -161,7 +163,10 @@ def evaluate_command(
             progress.advance(task)
 
         quantised = int8_logits if int8 else None
-        figures = evaluate_run(features, run, settings, encoders or (), split, after_step, quantised, zeek_logs or ())
+        figures = evaluate_run(
+            features, run, settings, encoders or (), split, after_step, quantised, zeek_logs or (), processes,
+            lambda: progress.advance(task, steps_of(read_run(run).config)),
+        )  # fmt: skip
     if is_first():
         _show(figures)
         typer.echo(f"figures and report: {run / EVALUATION}, {run / REPORTS[1]}")

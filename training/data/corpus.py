@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapline.training.data.batches import TrainingSet, draw_weights
-from tapline.training.data.split import known_labels
+from tapline.training.data.split import BACKGROUND, known_labels
 from tapline.training.data.store import StoredSamples
 from tapline.training.loop.config import TrainingConfig, TrainingError
 
@@ -42,6 +42,10 @@ class Corpus:
         learned = set(self.labels)
         return [count for count in self.all_counts if count.label in learned]
 
+    def background(self, rare: Collection[str]) -> set[str]:
+        """The labels of a background: these rare ones, and `BACKGROUND` where there are flows of it."""
+        return {*rare, *({BACKGROUND} & set(self.samples.label_names))}
+
     def known(self) -> StoredSamples:
         """The samples of the labels to learn."""
         return self.samples.take(self.samples.with_label(self.labels))
@@ -66,20 +70,20 @@ def count_labels(samples: StoredSamples) -> list[ClassCount]:
     )
 
 
-def make_corpus(samples: StoredSamples, min_captures: int) -> Corpus:
-    """Keep what has a label; labels in at least `min_captures` captures are learned.
+def make_corpus(samples: StoredSamples, min_captures: int, min_flows: int = 1) -> Corpus:
+    """Keep what has a label; labels in at least `min_captures` captures and `min_flows` flows are learned.
 
     Raises:
-        TrainingError: fewer than two labels occur in that many captures.
+        TrainingError: fewer than two labels occur so often.
     """
-    labels = known_labels(samples.held(), min_captures)
+    labels = known_labels(samples.held(), min_captures, min_flows)
     if len(labels) < 2:
         raise TrainingError(
             f"{len(labels)} label(s) in at least {min_captures} captures: expected 2 or more; label more captures, "
             "or lower --min-captures"
         )
     labelled = samples.take(samples.labels >= 0)
-    rare = sorted({labelled.label_names[index] for index in np.unique(labelled.labels).tolist()} - set(labels))
+    rare = sorted(labelled.labels_in(labelled.labels) - {BACKGROUND, *labels})
     return Corpus(labelled, labels, rare)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -163,22 +163,23 @@ def read_corrections(path: Path) -> dict[str, str]:
     return corrections
 
 
-def read_labels(path: Path, column: str = "protocol", confidence: str = "") -> LabelTable:
-    """Read a CSV table with `COLUMNS`, a column of labels, and `confidence` when a prefix of it is asked for.
+def read_labels(path: Path, column: str = "protocol", confidence: Sequence[str] = ()) -> LabelTable:
+    """Read a CSV table with `COLUMNS`, a column of labels, and `confidence` when prefixes of it are asked for.
 
     Raises:
         LabelError: a column is missing, or no row can be used. A row whose address or port is not one is counted.
     """
+    wanted = tuple(confidence) or ("",)
     needed = [*COLUMNS, column, *(["confidence"] if confidence else [])]
     table = LabelTable(path.name)
     malformed = ""
     try:
         rows = Table(path, needed)
-        table.sha256 = hashlib.sha256(rows.content + f"{column} {confidence}".encode()).hexdigest()
+        table.sha256 = hashlib.sha256(rows.content + f"{column} {' '.join(confidence)}".encode()).hexdigest()
         for number, row in rows:
             table.rows += 1
             label = row[column.lower()]
-            if not label or not row.get("confidence", "").startswith(confidence):
+            if not label or not row.get("confidence", "").startswith(wanted):
                 table.left_out += 1
             elif (ends := _row_ends(row)) is None:
                 table.malformed += 1

@@ -13,6 +13,10 @@ Held = Mapping[str, Mapping[str | None, int]]
 """For each capture how many flows of each label it holds, None for those without one."""
 
 
+BACKGROUND = "background"
+"""The label of flows that are none of those to learn, whatever else they are: always background, never measured."""
+
+
 class SplitError(ValueError):
     """The samples cannot be split as asked; the message says what is missing."""
 
@@ -25,10 +29,15 @@ def held_by(samples: Iterable[Sample]) -> dict[str, Counter[str | None]]:
     return dict(held)
 
 
-def known_labels(held: Held, min_captures: int) -> list[str]:
-    """The labels that occur in at least `min_captures` captures, sorted."""
-    spread = Counter(label for labels in held.values() for label in labels if label is not None)
-    return sorted(label for label, captures in spread.items() if captures >= min_captures)
+def known_labels(held: Held, min_captures: int, min_flows: int = 1) -> list[str]:
+    """The labels, `BACKGROUND` apart, that occur in at least `min_captures` captures and `min_flows` flows, sorted."""
+    captures, flows = Counter[str](), Counter[str]()
+    for labels in held.values():
+        for label, count in labels.items():
+            if label is not None and label != BACKGROUND:
+                captures[label] += 1
+                flows[label] += count
+    return sorted(label for label in captures if captures[label] >= min_captures and flows[label] >= min_flows)
 
 
 def fold_of_captures(samples: Sequence[Sample], labels: Collection[str], folds: int, seed: int) -> dict[str, int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
@@ -35,7 +37,7 @@ from tapline.training.evaluation.report import flows_report
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan
-from tapline.training.loop.processes import ALONE, is_first, join_group
+from tapline.training.loop.processes import ALONE, Group, is_first, join_group
 from tapline.training.loop.run_files import (
     EVALUATION,
     MODEL,
@@ -46,6 +48,7 @@ from tapline.training.loop.run_files import (
     scratch_folder,
     write_json,
 )
+from tapline.training.loop.scores import Ints
 from tapline.training.loop.trainer import Report
 
 SPLIT_SETTINGS = EvaluationSettings(folds=2, tuned=(0,))
@@ -65,6 +68,19 @@ class _Flows:
     starts: Mapping[str, Tensor] | None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What each process of an evaluation is given; `zeek`: what Zeek's services say of every flow, where asked for."""
+
+    features: Sequence[Path]
+    directory: Path
+    settings: EvaluationSettings
+    encoders: Sequence[Path]
+    split: Path | None
+    int8: Int8Logits | None
+    zeek: Ints | None = None
+
+
 def evaluate_run(
     features: Sequence[Path],
     directory: Path,
@@ -74,26 +90,31 @@ def evaluate_run(
     report: Report = lambda _: None,
     int8: Int8Logits | None = None,
     zeek_logs: Sequence[Path] = (),
+    processes: int = 1,
+    after_fold: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Measure a fine-tuning run and write the figures, the outcomes and the report beside it.
 
     Without a split its settings are cross-validated, by captures or by whole corpora; with the split that it was
     trained on, its own weights are measured, calibrated on the part for validation. With `int8` the quantised models
     are measured too; `zeek_logs` are folders of Zeek's logs, whose services are a rival on the captures they are of.
+    With more `processes` so many folds are measured at a time, and `after_fold` is called in place of `report`.
 
     Raises:
         TrainingError: the features, encoders or split are not those of the run, or training fails.
         SplitError: a label has too few captures, or the split lacks a part.
     """
     started = time.monotonic()
-    todo = _prepare_flows(features, directory, settings, encoders, split, directory)
-    run, corpus, outcomes = todo.run, todo.corpus, []
-    zeek = services_of(read_services(zeek_logs), features, corpus.labels) if zeek_logs else None
-    with nullcontext(ALONE) if todo.own else join_group(run.config.device) as group:
-        for fold in todo.folds:
-            model = todo.own or train_fold(fold, corpus, run.config, todo.starts, report, group)
-            outcome = measure_flows(fold, corpus, run.config, model, int8)
-            outcomes.append(outcome if zeek is None else replace(outcome, zeek=zeek[fold.held.flows.rows]))
+    asked = _Asked(features, directory, settings, encoders, split, int8)
+    todo = _prepare(asked)
+    run, corpus = todo.run, todo.corpus
+    if zeek_logs:
+        asked = replace(asked, zeek=services_of(read_services(zeek_logs), features, corpus.labels))
+    if processes > 1:
+        outcomes = _in_processes(asked, [fold.number for fold in todo.folds], processes, after_fold)
+    else:
+        with nullcontext(ALONE) if todo.own else join_group(run.config.device) as group:
+            outcomes = [_outcome(todo, fold, asked, report, group) for fold in todo.folds]
     measured = msgspec.structs.replace(todo.settings, folds=len(outcomes))
     figures = evaluate(outcomes, corpus.labels, measured)
     if is_first():
@@ -101,6 +122,45 @@ def evaluate_run(
         record = EvaluationRecord(measured, figures, time.monotonic() - started, run.split)
         _write_figures(directory, run, outcomes, record)
     return figures
+
+
+def _outcome(todo: _Flows, fold: Fold, asked: _Asked, report: Report, group: Group) -> FlowOutcome:
+    """Train the model of a fold, where the run's own is not what is measured, and measure it."""
+    model = todo.own or train_fold(fold, todo.corpus, todo.run.config, todo.starts, report, group)
+    outcome = measure_flows(fold, todo.corpus, todo.run.config, model, asked.int8)
+    return outcome if asked.zeek is None else replace(outcome, zeek=asked.zeek[fold.held.flows.rows])
+
+
+def _in_processes(
+    asked: _Asked, numbers: Sequence[int], processes: int, after_fold: Callable[[], None]
+) -> list[FlowOutcome]:
+    """The outcomes of these folds in order, each measured in one of so many processes.
+
+    Raises:
+        TrainingError: a process ended.
+    """
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        waiting = [pool.submit(_in_process, asked, number) for number in numbers]
+        try:
+            for done in as_completed(waiting):
+                done.result()
+                after_fold()
+        except BrokenExecutor:
+            raise TrainingError("a process that measured a fold ended: is there memory for all --processes?") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [each.result() for each in waiting]
+
+
+def _in_process(asked: _Asked, number: int) -> FlowOutcome:
+    todo = _prepare(asked)
+    with join_group(todo.run.config.device) as group:
+        fold = next(fold for fold in todo.folds if fold.number == number)
+        return _outcome(todo, fold, asked, lambda _: None, group)
+
+
+def _prepare(asked: _Asked) -> _Flows:
+    return _prepare_flows(asked.features, asked.directory, asked.settings, asked.encoders, asked.split, asked.directory)
 
 
 def plan_evaluation(

@@ -14,7 +14,7 @@ from tapline.models.mm4flow import Mm4flow
 from tapline.training.data.batches import TrainingSet
 from tapline.training.data.corpus import Corpus, make_training_set
 from tapline.training.data.partition import PARTS, Partition
-from tapline.training.data.split import SplitError, check_filled, halve_labels, spread_captures
+from tapline.training.data.split import BACKGROUND, SplitError, check_filled, halve_labels, spread_captures
 from tapline.training.data.store import StoredSamples
 from tapline.training.evaluation.evaluation_record import EvaluationSettings
 from tapline.training.flows.finetune import fit
@@ -56,7 +56,8 @@ def flow_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSetti
     fold_of = spread_captures(corpus.known().held(), corpus.labels, settings.folds, settings.seed)
     check_filled(settings.folds, fold_of.values())
     for fold in range(settings.folds):
-        background, unseen = halve_labels(corpus.rare, fold)
+        rare, unseen = halve_labels(corpus.rare, fold)
+        background = corpus.background(rare)
         aside = samples.in_captures(capture for capture, of in fold_of.items() if of == fold)
         data = make_training_set(corpus, samples.take(~aside), background, config)
         held = samples.take(aside & samples.with_label(corpus.labels))
@@ -94,10 +95,10 @@ def corpus_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSet
         )
     for fold, number in enumerate(measured):
         aside = of == number
-        background, _ = halve_labels(corpus.rare, settings.seed + fold)
+        background = corpus.background(halve_labels(corpus.rare, settings.seed + fold)[0])
         data = make_training_set(corpus, samples.take(~aside), background, config, some_absent=True)
         learned = ~aside & samples.with_label({*corpus.labels, *background})
-        never = ~np.isin(samples.labels, samples.labels[learned])
+        never = ~np.isin(samples.labels, samples.labels[learned]) & ~samples.with_label([BACKGROUND])
         strange = samples.take(is_new(aside, learned) & never)
         yield Fold(fold, data, bool(background), samples.take(is_held(aside)), strange, names[number])
 
@@ -108,7 +109,8 @@ def parts_of(corpus: Corpus, config: TrainingConfig, partition: Partition) -> It
     Raises:
         SplitError: one of them has no known flow.
     """
-    background, unseen = halve_labels(corpus.rare, 0)
+    rare, unseen = halve_labels(corpus.rare, 0)
+    background = corpus.background(rare)
     known, strange = corpus.known(), corpus.samples.take(corpus.samples.with_label(unseen))
     parts, strange_parts = partition.parts(known), partition.parts(strange)
     data = make_training_set(corpus, corpus.samples.take(partition.parts(corpus.samples) == 0), background, config)

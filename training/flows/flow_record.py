@@ -33,6 +33,7 @@ class Run(msgspec.Struct, frozen=True):
     split: str = ""
     flows: int = 0
     context: FlowContext | None = None
+    min_flows: int = 1
 
 
 def read_run(directory: Path, command: str = "finetune") -> Run:

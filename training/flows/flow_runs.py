@@ -78,7 +78,7 @@ def pretrain_run(job: _Job, report: Report, modalities: tuple[Modality, ...] = B
         return carry_out(job, training, group)
 
 
-def finetune_run(job: _Job, report: Report, min_captures: int) -> Run | Plan:
+def finetune_run(job: _Job, report: Report, min_captures: int, min_flows: int = 1) -> Run | Plan:
     """Train on labelled flows, rare labels as background, and write weights to a run directory.
 
     With a split, only on its part for training; half of the rare labels are then left to measure *unknown* with. A dry
@@ -93,22 +93,22 @@ def finetune_run(job: _Job, report: Report, min_captures: int) -> Run | Plan:
     started, config = time.monotonic(), job.config
     partition, split = (read_partition(job.split), job.split.name) if job.split else (None, "")
     starting, features = encoders_of(job.encoders), features_of(job.features)
-    files = _files(job, "finetune", features, starting, min_captures, partition)
+    files = _files(job, "finetune", features, starting, min_captures, min_flows, partition)
     with join_group(config.device, config.threads) as group:
-        corpus = make_corpus(open_samples(job.features, _scratch(job)), min_captures)
+        corpus = make_corpus(open_samples(job.features, _scratch(job)), min_captures, min_flows)
         samples = corpus.samples.take(partition.parts(corpus.samples) == 0) if partition else corpus.samples
-        background = halve_labels(corpus.rare, 0)[0] if partition else set(corpus.rare)
+        background = corpus.background(halve_labels(corpus.rare, 0)[0] if partition else corpus.rare)
         data = make_training_set(corpus, samples, background, config)
         context = learn_context(data, config.port_weight)
         network = network_sizes(config, len(corpus.labels) + bool(background))
         _check_sizes(job.encoders, network)
         model = new_model(network, config.seed, read_encoders(job.encoders))
         evaluate = _validation(corpus, config, partition, context)
-        rare = [count for count in corpus.all_counts if count.label in corpus.rare]
+        rare = [count for count in corpus.all_counts if count.label in corpus.background(corpus.rare)]
         record = partial(
-            Run, command="finetune", config=config, min_captures=min_captures, features=features, encoders=starting,
-            network=network, labels=corpus.counts, background=rare, split=split, flows=len(data.flows),
-            context=context,
+            Run, command="finetune", config=config, min_captures=min_captures, min_flows=min_flows, features=features,
+            encoders=starting, network=network, labels=corpus.counts, background=rare, split=split,
+            flows=len(data.flows), context=context,
         )  # fmt: skip
         training = Training(
             "finetune",

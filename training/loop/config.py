@@ -53,7 +53,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_layer: int = 2
     dim_ff: int = 256
     batch_flows: int = 32
-    epochs: int = 20
+    epochs: int = 100
     learning_rate: float = 2e-3
     seed: int = 0
     draws: int = 2048
@@ -61,8 +61,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label_smoothing: float = 0.05
     class_power: float = 0.6
     capture_power: float = 0.5
-    background_share: float = 3.0
-    port_weight: float = 0.7
+    background_share: float = 5.0
+    port_weight: float = 0.8
     threads: int = 1
     features: Mm4flowFeatures = Mm4flowFeatures(payload_lengths=32, content_bytes=64)
     augmentation: Augmentation = Augmentation()

@@ -58,7 +58,7 @@ def test_rows_left_out_are_counted(tmp_path):
     same = "a.pcap,udp,10.0.0.1,5,10.0.0.2,53"
     labels = table(
         tmp_path, f"{same},DNS,DPI", f"{same},Other,DPI (cache)", f"{same},Third,Match by port",
-        "a.pcap,udp,1::2::3,5,10.0.0.2,53,DNS,DPI", confidence="DPI",
+        "a.pcap,udp,1::2::3,5,10.0.0.2,53,DNS,DPI", confidence=("DPI",),
     )  # fmt: skip
     assert (labels.rows, labels.left_out, labels.malformed, labels.ambiguous) == (4, 1, 1, 1)
     assert labels.label_of("a.pcap", flow()) is None

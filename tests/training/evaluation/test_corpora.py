@@ -15,6 +15,7 @@ from tapline.training.data.store import open_samples
 from tapline.training.evaluation.evaluation_record import EvaluationSettings
 from tapline.training.evaluation.flow_folds import MIN_CORPUS_FLOWS, corpus_folds
 from tapline.training.evaluation.flow_outcomes import measure_flows
+from tapline.training.evaluation.outcomes import read_outcomes
 from tapline.training.evaluation.rivals import PortTable
 from tapline.training.flows.context_counts import learn_context
 from tapline.training.loop.config import TrainingConfig
@@ -122,6 +123,26 @@ def test_a_fold_is_measured_with_the_context_of_its_own_training_set(features, t
     assert not len(silent.without_ports)
 
 
+def test_background_is_learned_in_every_fold_and_measured_in_none(tmp_path):
+    def named(corpus, label, count):
+        return [flow("web" if label == "background" else label, f"{corpus}{label}{n}", 1) for n in range(count)]
+
+    for corpus in "ab":
+        for label in ("dns", "web", "background"):
+            for capture in range(3):
+                write(tmp_path / corpus / label / f"{capture}.ndjson", named(f"{corpus}{capture}", label, FLOWS))
+    out = tmp_path / "features"
+    tapline_train("extract", tmp_path / "a", tmp_path / "b", "--label-from-folder", "--out", out)
+    corpus = make_corpus(open_samples([out], tmp_path), 3)
+    assert (corpus.labels, corpus.rare) == (["dns", "web"], [])
+    assert make_corpus(open_samples([out], tmp_path), 1, 6 * FLOWS).labels == ["dns", "web"]
+    for fold in corpus_folds(corpus, TrainingConfig(), BY_CORPUS):
+        assert fold.background
+        assert (fold.data.truth == 2).sum() == 3 * FLOWS
+        assert set(fold.held.labels_of()) == {"dns", "web"}
+        assert len(fold.strange) == 0
+
+
 def test_one_corpus_cannot_be_left_out(protocols, tmp_path):
     corpus = make_corpus(open_samples([protocols], tmp_path), 3)
     with pytest.raises(SplitError, match=r"two corpora with 20 flows are needed.* these hold: pcap 0; "):
@@ -145,7 +166,12 @@ def test_a_port_table_says_what_most_captures_say():
 def test_evaluate_by_corpus(run, features):
     evaluate = ["evaluate", "--features", features, "--run", run, "--by", "corpus"]
     assert "3 folds of corpora (a, b, c)" in tapline_train(*evaluate, "--dry-run")
+    tapline_train(*evaluate, "--processes", 2)
+    by_two = read_outcomes(run)
     said = tapline_train(*evaluate)
+    for one, other in zip(by_two, read_outcomes(run), strict=True):
+        assert one.corpus == other.corpus
+        np.testing.assert_array_equal(one.logits, other.logits)
     assert "without b: macro-F1" in said
     assert "macro-F1 with ports off " in said
     record = json.loads((run / "evaluation.json").read_text())

@@ -293,4 +293,4 @@ def test_a_run_is_read_back(run):
 
 
 def test_labels_of_the_bundled_captures_are_found():
-    assert len(read_labels(PROTOCOLS / "flows.csv", confidence="DPI").captures) == 24
+    assert len(read_labels(PROTOCOLS / "flows.csv", confidence=("DPI",)).captures) == 24
