@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,8 +17,10 @@ from tapline.models.checkpoint_files import CheckpointError as CheckpointError
 from tapline.models.checkpoint_files import FileRecord as FileRecord
 from tapline.models.checkpoint_files import file_sha256 as file_sha256
 from tapline.models.checkpoint_files import is_file_name, read_inside, read_recorded
-from tapline.models.context import FlowContext
-from tapline.models.encode import BYTES_MAX_TOKENS, FEATURE_VERSION, PS_MAX_TOKENS, Mm4flowFeatures
+from tapline.models.checkpoint_networks import Mm4flowNetwork as Mm4flowNetwork
+from tapline.models.checkpoint_networks import TracegramNetwork as TracegramNetwork
+from tapline.models.context import FlowContext, context_fault
+from tapline.models.encode import FEATURE_VERSION, Mm4flowFeatures
 from tapline.models.foreign_text import clean
 from tapline.models.packet_tokens import PACKET_FEATURE_VERSION, TracegramFeatures
 from tapline.models.trace import TraceSettings
@@ -34,79 +36,7 @@ TRACE_ONNX = "trace.onnx"
 CARD = "README.md"
 MAX_MANIFEST_BYTES = 4 << 20
 
-
-_Size = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 _Label = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-
-
-class Mm4flowNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes of an MM4flow network; the names of the first four are the published ones."""
-
-    d_model: _Size
-    n_layer: _Size
-    n_head: _Size
-    dim_ff: _Size
-    n_class: _Size
-    ps_max_tokens: _Size = PS_MAX_TOKENS
-    bytes_max_tokens: _Size = BYTES_MAX_TOKENS
-    fusion_heads: _Size = 4
-
-    def __post_init__(self) -> None:
-        for heads in (self.n_head, self.fusion_heads):
-            if self.d_model % heads:
-                raise ValueError(f"d_model {self.d_model} is not a multiple of {heads} heads")
-
-    @property
-    def least_weights(self) -> int:
-        """Weights that such a network has in any case."""
-        layer = self.d_model * (4 * self.d_model + 2 * self.dim_ff)
-        return 2 * self.n_layer * layer + self.d_model * (self.ps_max_tokens + self.bytes_max_tokens)
-
-
-class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Sizes of a Tracegram network, those of the flow encoder by their published names.
-
-    `encoder` says what turns a flow into `feature_size` numbers: Tracegram's encoder, whose feature is `emb_dim` wide,
-    or the embedding of an MM4flow, twice its width; then the sizes from `emb_dim` on mean nothing.
-    `decoder_heads` and `decoder_ff` are of the layer whose single query reads a flow; `time_encoding` adds the gap to
-    the previous flow and the flow's duration to its feature.
-    """
-
-    n_class: _Size
-    encoder: Literal["tracegram", "mm4flow"] = "tracegram"
-    feature_size: _Size = 64
-    queries: _Size = 100
-    time_encoding: bool = True
-    emb_dim: _Size = 64
-    dim: _Size = 96
-    depth: _Size = 2
-    heads: _Size = 4
-    dim_head: _Size = 32
-    n_local_attn_heads: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 2
-    local_attn_window_size: _Size = 256
-    blindspot_size: _Size = 64
-    max_seq_len: _Size = 512
-    decoder_heads: _Size = 4
-    decoder_ff: _Size = 256
-
-    def __post_init__(self) -> None:
-        if self.encoder != "tracegram":
-            return
-        if self.feature_size != self.emb_dim:
-            raise ValueError(f"feature_size {self.feature_size} is not the encoder's emb_dim {self.emb_dim}")
-        if self.n_local_attn_heads > self.heads:
-            raise ValueError(f"{self.n_local_attn_heads} local heads of {self.heads}")
-        if self.max_seq_len % self.local_attn_window_size:
-            raise ValueError(f"max_seq_len {self.max_seq_len} is not a multiple of the window")
-        if self.emb_dim % self.decoder_heads or self.dim % 2 or self.dim_head % 2:
-            raise ValueError("emb_dim must be a multiple of decoder_heads, dim and dim_head even")
-
-    @property
-    def least_weights(self) -> int:
-        """Weights that such a network has in any case, without an MM4flow."""
-        layer = self.dim * (4 * self.heads * self.dim_head + 8 * self.dim)
-        encoder = self.depth * layer + self.emb_dim * self.decoder_ff if self.encoder == "tracegram" else 0
-        return 16 * self.feature_size**2 + self.queries * (self.feature_size + self.queries) + encoder
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,12 +56,22 @@ class Unknown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     background: bool = False
 
 
+class Rule(NamedTuple):
+    """What makes verdicts of logits: the temperature of the confidence, and below which confidence it is *unknown*."""
+
+    temperature: float
+    threshold: float
+
+
 _Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]
 _Version = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z][0-9A-Za-z._-]{0,31}$")]
 
 
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The manifest. `metrics` states the data each figure was measured on; `provenance` how the weights came about."""
+    """The manifest. `metrics` states the data each figure was measured on; `provenance` how the weights came about.
+
+    `context` adds to the network's logits what transport and port of a flow say; None: neither is read.
+    """
 
     kind: Literal["mm4flow"]
     name: _Name
@@ -141,13 +81,25 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features: Mm4flowFeatures = Mm4flowFeatures()
     calibration: Calibration = Calibration()
     unknown: Unknown = Unknown()
-    min_packets: Annotated[int, msgspec.Meta(ge=1)] = 1
     context: FlowContext | None = None
+    min_packets: Annotated[int, msgspec.Meta(ge=1)] = 1
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
     files: dict[str, FileRecord] = {}
     format_version: int = FORMAT_VERSION
     feature_version: int = FEATURE_VERSION
+
+    @property
+    def has_ports(self) -> bool:
+        """Whether verdicts read ports, unless that is switched off."""
+        return self.context is not None and self.context.ports is not None
+
+    def rule(self, *, ports: bool = True) -> Rule:
+        """How verdicts with ports are made, or those without, which differ only where there is a prior of ports."""
+        prior = self.context.ports if self.context is not None else None
+        if ports or prior is None:
+            return Rule(self.calibration.temperature, self.unknown.threshold)
+        return Rule(prior.temperature, prior.threshold)
 
 
 class FlowCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -338,6 +290,7 @@ def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) 
         _verify_encoder(directory, checkpoint)
     else:
         _verify_tokens(directory, checkpoint.features, checkpoint.network)
+        verify_context(directory, checkpoint)
     for name in needs:
         _record(directory, checkpoint, name)
     _verify_sizes(directory, checkpoint)
@@ -346,6 +299,17 @@ def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) 
             raise CheckpointError(f"{directory}: a file name with a path in the manifest: export it again")
         if name in needs:
             read_recorded(directory / name, record)
+
+
+def verify_context(directory: Path, checkpoint: Checkpoint) -> None:
+    """Check that the context is one of the checkpoint's classes, and of bounded size.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    fault = context_fault(checkpoint.context, checkpoint.network.n_class) if checkpoint.context else None
+    if fault is not None:
+        raise CheckpointError(f"{directory}: its context {fault}: export it again")
 
 
 def _record(directory: Path, checkpoint: AnyCheckpoint, name: str) -> FileRecord:

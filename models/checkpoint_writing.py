@@ -20,6 +20,7 @@ from tapline.models.checkpoint import (
     FileRecord,
     TracegramCheckpoint,
     file_sha256,
+    verify_context,
 )
 
 _C = TypeVar("_C", Checkpoint, TracegramCheckpoint)
@@ -36,7 +37,7 @@ def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Pat
 
     Raises:
         CheckpointError: `directory` holds something else than a checkpoint, which is left alone; or the manifest has a
-            name, a version or a label that could not be read back.
+            name, a version, a label or a context that could not be read back.
     """
     _refuse_unreadable(directory, checkpoint)
     refuse_other_files(directory)
@@ -80,6 +81,8 @@ def _refuse_unreadable(directory: Path, checkpoint: AnyCheckpoint) -> None:
         msgspec.json.decode(msgspec.json.encode(checkpoint), type=type(checkpoint))
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{directory}: this would be no readable checkpoint: {error}") from None
+    if isinstance(checkpoint, Checkpoint):
+        verify_context(directory, checkpoint)
 
 
 def refuse_other_files(directory: Path) -> None:

@@ -28,6 +28,12 @@ LEAST_NEW = 0.1
 """The least share of a class's captures that are expected on a port where it was never seen, however many there were:
 with the weight this bounds the worth of a forged port to 6.1 times the weight, in logits."""
 
+MAX_HELD = 65_536
+"""Most classes on ports of a context, those of all ports together."""
+
+MAX_CELLS = 1 << 24
+"""Most numbers of a context that is ready for flows: one for each class on each of its transports and ports."""
+
 _ICMPV6 = "58"
 
 _ONCE = 0.3
@@ -70,6 +76,21 @@ class FlowContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for ports in self.ports.holders.values() if self.ports else ():
             for held in ports.values():
                 yield from held
+
+
+def context_fault(context: FlowContext, n_class: int) -> str | None:
+    """What is wrong with a context of a network of so many classes, beyond what its types refuse; None: nothing."""
+    if (most := max(context.classes(), default=0)) >= n_class:
+        return f"names class {most}, expected 0 to {n_class - 1}"
+    for transport, seen in context.transports.items():
+        if len(set(seen)) < len(seen):
+            return f"names a class twice on transport {transport}, expected once"
+    ports = [held for ports in (context.ports.holders if context.ports else {}).values() for held in ports.values()]
+    if (found := sum(map(len, ports))) > MAX_HELD:
+        return f"holds {found} classes on ports, expected {MAX_HELD} at most"
+    if (cells := (len(ports) + len(context.transports)) * n_class) > MAX_CELLS:
+        return f"takes {cells} numbers for its transports and ports, expected {MAX_CELLS} at most"
+    return None
 
 
 class SaidByPort(NamedTuple):

@@ -1,18 +1,30 @@
-"""From logits to verdicts: calibration, the unknown rule, the alternatives. Every path gives verdicts through here."""
+"""From logits to verdicts: context, calibration, the unknown rule, the alternatives; every path gives verdicts through
+here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.checkpoint import Calibration, Unknown
+from tapline.models.checkpoint import Calibration, Checkpoint, Unknown
+from tapline.models.context import ContextTerms, SaidByPort
+from tapline.models.flow import Flow
 
 ALTERNATIVES = 3
 """Labels beside the first that a verdict names."""
 
+UNEXPECTED_MIN_CONFIDENCE = 0.9
+"""A port is unexpected only where the verdict's confidence is at least this, and its label is not the port's."""
+
+UNEXPECTED_MIN_PORT_SHARE = 0.5
+"""And at least this share of the captures with the port hold the label that the port says."""
+
+UNEXPECTED_MAX_LABEL_SHARE = 0.05
+"""And less than this share of them hold the verdict's label."""
 
 UNKNOWN = "unknown"
 """The word under which verdicts that are unknown are counted and shown."""
@@ -29,8 +41,11 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     """What a model says of a flow or a trace.
 
     `confidence` is calibrated. With `unknown` True the model says that it has not learned this kind of traffic; `label`
-    is then merely the nearest that it knows. `scores` are all logits by label, where asked for. `final` is False for a
-    flow that still lives.
+    is then merely the nearest that it knows. `final` is False for a flow that still lives.
+
+    Of flows, where the checkpoint knows ports: `port_label` is what the port alone would have said, None where it says
+    nothing; `unexpected_port` is True where label and port disagree and both are sure, as of SSH on 443. `scores` are
+    all logits of the network by label, before any context, where asked for.
     """
 
     label: str
@@ -40,6 +55,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     model: str
     version: str
     final: bool = True
+    port_label: str | msgspec.UnsetType | None = msgspec.UNSET
+    unexpected_port: bool | msgspec.UnsetType = msgspec.UNSET
     scores: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -77,21 +94,102 @@ def probabilities(logits: NDArray[np.float32], checkpoint: Judge) -> NDArray[np.
 
     The background class, where there is one, takes its share first: the labels then add up to less than 1.
     """
-    scaled = logits.astype(np.float64) / checkpoint.calibration.temperature
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    shares = np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
-    return shares[:, : len(checkpoint.labels)]
+    return _shares(logits, checkpoint.calibration.temperature)[:, : len(checkpoint.labels)]
 
 
 def verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: bool = False) -> list[Verdict | None]:
     """One verdict for each row of logits float32 [n, classes]; None where one of them is no finite number."""
     finite = np.asarray(np.isfinite(logits).all(axis=1))
-    judged = iter(_verdicts(logits[finite], checkpoint, with_scores=with_scores))
-    return [next(judged) if is_finite else None for is_finite in finite.tolist()]
+    kept = logits[finite]
+    thresholds = [checkpoint.unknown.threshold] * len(kept)
+    judged = _verdicts(probabilities(kept, checkpoint), thresholds, checkpoint, kept if with_scores else None)
+    return _in_place(judged, finite)
 
 
-def _verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: bool) -> list[Verdict]:
-    shares = probabilities(logits, checkpoint)
+def context_terms(checkpoint: Checkpoint) -> ContextTerms | None:
+    """The context of a checkpoint made ready for flows, once for all of them; None where it has none."""
+    if checkpoint.context is None:
+        return None
+    return ContextTerms(checkpoint.context, len(checkpoint.labels), checkpoint.network.n_class)
+
+
+def flow_probabilities(
+    logits: NDArray[np.float32],
+    flows: Sequence[Flow],
+    checkpoint: Checkpoint,
+    terms: ContextTerms | None,
+    *,
+    ports: bool | Sequence[bool] = True,
+) -> NDArray[np.float64]:
+    """As `probabilities` of the network's logits of n flows, in the flows' context.
+
+    `terms` are `context_terms` of the checkpoint; `ports` says of all flows, or of each, whether their ports are read.
+    """
+    if terms is None:
+        return probabilities(logits, checkpoint)
+    with_ports, without = checkpoint.rule(ports=True), checkpoint.rule(ports=False)
+    reads = np.broadcast_to(np.asarray(ports, np.bool_), len(flows))[:, np.newaxis]  # [n, 1]
+    added = terms.transports(flows)
+    if reads.any():
+        added += np.where(reads, terms.ports(flows), np.float32(0))
+    temperatures = np.where(reads, with_ports.temperature, without.temperature)
+    return _shares(logits + added, temperatures)[:, : len(checkpoint.labels)]
+
+
+def flow_verdicts(
+    logits: NDArray[np.float32],
+    flows: Sequence[Flow],
+    checkpoint: Checkpoint,
+    terms: ContextTerms | None,
+    *,
+    ports: bool | Sequence[bool] = True,
+    with_scores: bool = False,
+) -> list[Verdict | None]:
+    """As `verdicts` of the network's logits of n flows, in the flows' context; arguments as of `flow_probabilities`.
+
+    Where the checkpoint has a prior of ports each verdict says what the port alone would have said, also where ports
+    are not read.
+    """
+    if terms is None:
+        return verdicts(logits, checkpoint, with_scores=with_scores)
+    finite = np.asarray(np.isfinite(logits).all(axis=1))
+    reads = np.broadcast_to(np.asarray(ports, np.bool_), len(flows))[finite].tolist()
+    kept, kept_flows = (
+        logits[finite],
+        [flow for flow, is_finite in zip(flows, finite.tolist(), strict=True) if is_finite],
+    )
+    with_ports, without = checkpoint.rule(ports=True), checkpoint.rule(ports=False)
+    judged = _verdicts(
+        flow_probabilities(kept, kept_flows, checkpoint, terms, ports=reads),
+        [(with_ports if read else without).threshold for read in reads],
+        checkpoint,
+        kept if with_scores else None,
+        [terms.said_by_port(flow) for flow in kept_flows] if checkpoint.has_ports else None,
+    )
+    return _in_place(judged, finite)
+
+
+def _shares(logits: NDArray[np.float32], temperature: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Softmax over the classes, float64 [n, classes]; `temperature` of all rows, or of each as [n, 1]."""
+    scaled = logits.astype(np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def _in_place(judged: list[Verdict], finite: NDArray[np.bool_]) -> list[Verdict | None]:
+    """The verdicts of rows that are finite, each in the place of its row, None in the others."""
+    rest = iter(judged)
+    return [next(rest) if is_finite else None for is_finite in finite.tolist()]
+
+
+def _verdicts(
+    shares: NDArray[np.float64],
+    thresholds: Sequence[float],
+    checkpoint: Judge,
+    scores: NDArray[np.float32] | None,
+    said: Sequence[SaidByPort | None] | None = None,
+) -> list[Verdict]:
+    """A verdict for each row of shares float64 [n, labels]; `said`: what the ports say, None where none are known."""
     order = np.argsort(-shares, axis=1, kind="stable")[:, : ALTERNATIVES + 1]
     ranked = np.take_along_axis(shares, order, axis=1).round(6).tolist()
     labels = checkpoint.labels
@@ -100,16 +198,33 @@ def _verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: bo
         best, *others = [
             Alternative(labels[index], confidence) for index, confidence in zip(indices, confidences, strict=True)
         ]
-        scores = dict(zip(labels, logits[row].tolist(), strict=False)) if with_scores else msgspec.UNSET
-        found.append(
-            Verdict(
-                label=best.label,
-                confidence=best.confidence,
-                unknown=best.confidence < checkpoint.unknown.threshold,
-                alternatives=others,
-                model=checkpoint.name,
-                version=checkpoint.version,
-                scores=scores,
-            )
+        verdict = Verdict(
+            label=best.label,
+            confidence=best.confidence,
+            unknown=best.confidence < thresholds[row],
+            alternatives=others,
+            model=checkpoint.name,
+            version=checkpoint.version,
+            scores=msgspec.UNSET if scores is None else dict(zip(labels, scores[row].tolist(), strict=False)),
         )
+        found.append(verdict if said is None else _beside_port(verdict, indices[0], said[row], labels))
     return found
+
+
+def _beside_port(verdict: Verdict, label: int, port: SaidByPort | None, labels: Sequence[str]) -> Verdict:
+    """The verdict, `label` by its number, with what the port says."""
+    return msgspec.structs.replace(
+        verdict,
+        port_label=None if port is None else labels[port.label],
+        unexpected_port=port is not None and _is_unexpected(verdict, label, port),
+    )
+
+
+def _is_unexpected(verdict: Verdict, label: int, port: SaidByPort) -> bool:
+    return (
+        not verdict.unknown
+        and verdict.confidence >= UNEXPECTED_MIN_CONFIDENCE
+        and label != port.label
+        and port.shares[port.label] >= UNEXPECTED_MIN_PORT_SHARE
+        and port.shares.get(label, 0.0) < UNEXPECTED_MAX_LABEL_SHARE
+    )

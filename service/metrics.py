@@ -43,6 +43,11 @@ class Metrics:
             "tapline_verdicts", "Flow verdicts by label (`unknown` for unknown ones), early and final apart",
             ["label", "stage"], registry=registry,
         )  # fmt: skip
+        self.unexpected_ports = Counter(
+            "tapline_unexpected_ports",
+            "Flow verdicts on a port that says something else, by model, early and final apart", ["model", "stage"],
+            registry=registry,
+        )  # fmt: skip
         self.flows_left_out = Counter(
             "tapline_flows_left_out", "Flows that were not classified, by reason", ["reason"], registry=registry
         )
@@ -85,7 +90,10 @@ class Metrics:
     def count_verdict(self, verdict: Verdict) -> None:
         """Count a verdict; a flow counts once in each stage."""
         label = UNKNOWN if verdict.unknown else verdict.label
-        self.verdicts.labels(label, "final" if verdict.final else "early").inc()
+        stage = "final" if verdict.final else "early"
+        self.verdicts.labels(label, stage).inc()
+        if verdict.unexpected_port:
+            self.unexpected_ports.labels(verdict.model, stage).inc()
 
     def observe_batch(self, timing: Timing, flows: int) -> None:
         """Count a batch of the engine and what it cost."""

@@ -126,7 +126,10 @@ class Service:
         seconds = settings.engine_timeout_seconds
         return [
             Classifier(
-                engine, trace_engine=traces, thread=EngineThread(f"engine {number} of {checkpoint.name}", seconds)
+                engine,
+                trace_engine=traces,
+                ports=settings.ports == "on",
+                thread=EngineThread(f"engine {number} of {checkpoint.name}", seconds),
             )
             for number, engine in enumerate(engines, 1)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BeforeValidator, Field, SecretStr, field_serializer, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -14,6 +14,9 @@ from tapline.service.engines.engine import EngineName, Precision
 from tapline.service.sources.bus.transport import shown_url
 
 ENV_PREFIX = "TAPLINE_"
+
+Ports = Literal["on", "off"]
+"""Whether verdicts read ports, where the model knows any."""
 
 
 def _split(value: object) -> object:
@@ -62,6 +65,7 @@ class Settings(BaseSettings):
     )
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
+    ports: Ports = Field("on", description="off: verdicts on flows do not read ports, unless a request asks for it")
     model_trial_seconds: float = Field(
         30, gt=0, le=3600, description="longest time that loading and running a checkpoint once may take"
     )

@@ -23,6 +23,7 @@ from tapline.models.checkpoint import (
     Unknown,
 )
 from tapline.models.checkpoint_writing import write_checkpoint
+from tapline.models.context import FlowContext, PortPrior
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
@@ -34,6 +35,13 @@ settings.register_profile("tapline", deadline=None)  # speed is measured in benc
 settings.load_profile("tapline")
 
 LABELS = ["dns", "http", "tls"]
+CONTEXT = FlowContext(
+    {"tcp": [0, 1, 2], "udp": [0, 2]},
+    PortPrior(
+        {"tcp": {80: {1: 40}, 443: {2: 38, 1: 2}, 8080: {1: 5, 2: 5}}, "udp": {53: {0: 40}, 443: {2: 9}}},
+        weight=0.5, temperature=3.0, threshold=0.5,
+    ),
+)  # fmt: skip
 
 
 def make_checkpoint(directory: Path, **changes) -> Path:
@@ -62,6 +70,13 @@ def make_checkpoint(directory: Path, **changes) -> Path:
 def checkpoint_dir(tmp_path_factory):
     """`<repository>/random/1` with random weights."""
     return make_checkpoint(tmp_path_factory.mktemp("repository") / "random" / "1")
+
+
+@pytest.fixture(scope="session")
+def context_dir(tmp_path_factory):
+    """The same with a context, and sure of whatever it says."""
+    directory = tmp_path_factory.mktemp("repository") / "random" / "1"
+    return make_checkpoint(directory, context=CONTEXT, calibration=Calibration(0.2))
 
 
 def make_trace_checkpoint(

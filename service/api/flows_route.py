@@ -25,8 +25,10 @@ _JSON = ("application/json", "+json")
 _STEP_FLOWS = 256
 
 
-async def classify_body(request: Request, service: Service, batcher: Batcher, desk: Desk) -> StreamingResponse:
-    """Read the flows, classify them, answer.
+async def classify_body(
+    request: Request, service: Service, batcher: Batcher, desk: Desk, ports: bool | None
+) -> StreamingResponse:
+    """Read the flows, classify them, answer; `ports` as of `Batcher.submit`.
 
     Raises:
         ApiError: 415 not JSON, 422 faulty flows, 429 and 503 too much work.
@@ -40,7 +42,7 @@ async def classify_body(request: Request, service: Service, batcher: Batcher, de
     answer = await desk.do(_Answer, flows, batcher, service.capture_traces(batcher.classifier, "flows"))
     with overload_as_api_error():
         batcher.check_room(len(answer.accepted))
-        computing = asyncio.ensure_future(batcher.classify(answer.accepted, urgent=True))
+        computing = asyncio.ensure_future(batcher.classify(answer.accepted, urgent=True, ports=ports))
         found = await within(service.settings.request_timeout_seconds, computing)
     for step in range(0, len(found), _STEP_FLOWS):
         await desk.do(answer.take, found, range(step, min(step + _STEP_FLOWS, len(found))))

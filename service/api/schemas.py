@@ -119,6 +119,17 @@ class Verdict(Body):
     model: str
     version: str
     final: bool = True
+    port_label: Annotated[
+        str | None,
+        Field(
+            description="what the flow's port alone would have said, null where it says nothing; not there for traces, "
+            "and where the model knows no ports"
+        ),
+    ] = None
+    unexpected_port: Annotated[
+        bool,
+        Field(description="label and port disagree, and both are sure: SSH on 443; there where `port_label` is"),
+    ] = False
 
 
 class ClassifiedFlow(FlowFields):

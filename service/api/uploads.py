@@ -35,8 +35,11 @@ MAX_NAME = 128
 WRITE_BYTES = 1 << 20
 
 
-async def classify_upload(request: Request, service: Service, batcher: Batcher, desk: Desk) -> StreamingResponse:
-    """Receive the capture, start reading it, and answer once its first flows or its fault are known.
+async def classify_upload(
+    request: Request, service: Service, batcher: Batcher, desk: Desk, ports: bool | None
+) -> StreamingResponse:
+    """Receive the capture, start reading it, and answer once its first flows or its fault are known; `ports` as of
+    `Batcher.submit`.
 
     What it holds (a place for captures, files, a process) is given back when the request ends, however it ends.
 
@@ -65,7 +68,7 @@ async def classify_upload(request: Request, service: Service, batcher: Batcher, 
     if stream.end.error and not first:
         raise ApiError(422, "bad_capture", stream.end.error)
     as_ndjson = NDJSON in request.headers.get("accept", "")
-    answer = _Answer(service, batcher, desk, stream, name, as_ndjson=as_ndjson)
+    answer = _Answer(service, batcher, desk, stream, name, as_ndjson=as_ndjson, ports=ports)
     stack.callback(answer.close)
     chunks = await stack.enter_async_context(contextlib.aclosing(answer.chunks(first, batches)))
     return StreamingResponse(chunks, media_type=NDJSON if as_ndjson else "application/json")
@@ -119,11 +122,13 @@ class _Answer:
         name: str,
         *,
         as_ndjson: bool,
+        ports: bool | None,
     ) -> None:
         self._service = service
         self._batcher = batcher
         self._desk = desk
         self._stream = stream
+        self._ports = ports
         self._buffer = io.StringIO()
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
         self._traces = service.capture_traces(batcher.classifier, name)
@@ -157,7 +162,8 @@ class _Answer:
         for flow in flows:
             if not classifier.accepts(flow):
                 self._leave_out(flow)
-        text = await self._desk.do(self._take, accepted, await self._batcher.classify(accepted))
+        found = await self._batcher.classify(accepted, ports=self._ports)
+        text = await self._desk.do(self._take, accepted, found)
         return text if self._traces is None else text + await self._add_traces(self._traces)
 
     def _take(self, accepted: list[Flow], found: list[FlowOutcome | None]) -> str:

@@ -33,7 +33,7 @@ from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.process_title import hide_passwords
 from tapline.service.results.records import InputSummary, feature_lines, left_out_text, nothing_understood
 from tapline.service.results.writers import Show
-from tapline.service.settings import Settings
+from tapline.service.settings import Ports, Settings
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.inputs import FlowInput, ReaderName, open_input
@@ -59,6 +59,7 @@ Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: 
 TraceCheckpoint = Annotated[
     Path | None, typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]")
 ]
+PORTS_HELP = "off: verdicts on flows do not read ports, where the model does otherwise"
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
 
@@ -114,6 +115,7 @@ def classify(
         int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
+    ports: Annotated[Ports, typer.Option(help=PORTS_HELP)] = "on",
     trace_checkpoint: TraceCheckpoint = None,
     show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
     limit: Annotated[
@@ -139,7 +141,13 @@ def classify(
             required=trace_checkpoint is not None,
             warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
         )
-        classifier = Classifier(flow_engine, trace_engine=trace_engine, min_packets=min_packets, with_scores=scores)
+        classifier = Classifier(
+            flow_engine,
+            trace_engine=trace_engine,
+            min_packets=min_packets,
+            with_scores=scores,
+            ports=ports == "on",
+        )
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)
     if show == "traces" and trace_engine is None:
@@ -211,6 +219,7 @@ def watch_command(
     speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
     trace_checkpoint: TraceCheckpoint = None,
+    ports: Annotated[Ports | None, typer.Option(help=f"{PORTS_HELP} [default: on]")] = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: it writes none]")
     ] = None,
@@ -232,6 +241,8 @@ def watch_command(
             checkpoint=checkpoint,
             trace_checkpoint=trace_checkpoint,
         )
+        if ports is not None:
+            settings = settings.model_copy(update={"ports": ports})
         hide_passwords(settings.zeek)
         if not return_verdicts:
             settings = settings.model_copy(update={"spool_verdicts": 0})

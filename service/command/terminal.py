@@ -25,6 +25,9 @@ NAME_HEADER = "server name"
 NAME_MIN_CHARS = 12
 """A longer name is not shortened to fewer characters than these: then there is no column of names."""
 
+WIDE_COLUMNS = 120
+"""On a terminal of fewer columns what an unexpected port says stands below the label, not beside it."""
+
 UNBOUNDED = 10_000
 """Columns of a terminal on which every table fits."""
 
@@ -145,7 +148,7 @@ class FlowTable:
         rows = self._rows.rows()
         if rows:
             flows = [flow for flow, _ in rows]
-            table = with_names(lambda name_chars: _flows(rows, name_chars), flows, console.width)
+            table = with_names(lambda name_chars: _flows(rows, name_chars, console.width), flows, console.width)
             if Console(width=UNBOUNDED).measure(table).maximum > console.width:
                 table.padding = 0  # the box still parts the columns
             console.print(table)
@@ -156,7 +159,7 @@ class FlowTable:
         console.print(summary_text(summary))
 
 
-def _flows(rows: list[tuple[Flow, Verdict]], name_chars: int) -> Table:
+def _flows(rows: list[tuple[Flow, Verdict]], name_chars: int, width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Flows", title_justify="left", title_style="bold")
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right")
@@ -169,17 +172,23 @@ def _flows(rows: list[tuple[Flow, Verdict]], name_chars: int) -> Table:
     table.add_column("bytes", justify="right", no_wrap=True)
     for flow, verdict in rows:
         table.add_row(
-            label_text(verdict),
+            label_text(verdict, width),
             f"{verdict.confidence:.2f}",
             *flow_cells(flow, name_chars),
         )
     return table
 
 
-def label_text(verdict: Verdict) -> Text:
-    """The label, or `unknown` with the nearest label beside it."""
+def label_text(verdict: Verdict, width: int = WIDE_COLUMNS) -> Text:
+    """The label, with what the port says where that is unexpected, or `unknown` with the nearest label beside it.
+
+    `width`: columns of the terminal.
+    """
     if verdict.unknown:
         return Text.assemble((UNKNOWN, "yellow"), (f" (nearest {clean(verdict.label)})", "dim"))
+    if verdict.unexpected_port:
+        apart, port = "  " if width >= WIDE_COLUMNS else "\n", clean(str(verdict.port_label))
+        return Text.assemble((clean(verdict.label), "green"), apart, (f"port says {port}", "bold red"))
     return Text(clean(verdict.label), style="green")
 
 

@@ -125,7 +125,7 @@ class View:
         table = Table(*columns, box=None)
         for flow, verdict in reversed(self.recent):
             table.add_row(
-                label_text(verdict),
+                label_text(verdict, self._width),
                 f"{verdict.confidence:.2f}",
                 "" if verdict.final else "early",
                 *flow_cells(flow, name_chars),

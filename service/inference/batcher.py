@@ -52,6 +52,7 @@ class _Item:
     flow: Flow
     group: _Group
     index: int
+    ports: bool | None
     queued_at: float = field(default_factory=time.perf_counter)
     answered: bool = False
 
@@ -149,12 +150,12 @@ class Batcher:
         self._cancel_queued()
 
     def submit(
-        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = True
+        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = True, ports: bool | None = None
     ) -> asyncio.Future[list[FlowOutcome | None]]:
         """Queue flows; the future gives their outcomes in order, None where the engine failed on a flow.
 
-        Callers of one name share a turn; without a name, every call is a caller of its own. Cancel the future and what
-        is not yet computed never is.
+        Callers of one name share a turn; without a name, every call is a caller of its own. `ports`: whether verdicts
+        read ports, None as the classifier does. Cancel the future and what is not yet computed never is.
 
         Raises:
             QueueFullError: there is no room for all of them; none is queued.
@@ -169,7 +170,7 @@ class Batcher:
             self._waiting_since = time.perf_counter()
         name, tokens = caller or f"call {next(self._callers)}", self.classifier.tokens
         for index, flow in enumerate(flows):
-            self._queue.put(name, _Item(flow, group, index), tokens=tokens(flow), urgent=urgent)
+            self._queue.put(name, _Item(flow, group, index, ports), tokens=tokens(flow), urgent=urgent)
         self._metrics.queue_flows.set(len(self._queue))
         self._arrived.set()
         return group.done
@@ -188,21 +189,22 @@ class Batcher:
             raise QueueFullError(f"{len(self._queue)} flows are waiting, the limit is {self.max_queue_size}")
 
     async def classify(
-        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = False
+        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = False, ports: bool | None = None
     ) -> list[FlowOutcome | None]:
-        """Outcomes in order, a batch at a time; waits for room where the queue is full."""
+        """Outcomes in order, a batch at a time; waits for room where the queue is full. Arguments as of `submit`."""
         found: list[FlowOutcome | None] = []
         step = min(self.max_batch_size, self.max_queue_size)
         for start in range(0, len(flows), step):
-            found += await (await self._submit_when_room(flows[start : start + step], caller, urgent=urgent))
+            part = flows[start : start + step]
+            found += await (await self._submit_when_room(part, caller, urgent=urgent, ports=ports))
         return found
 
     async def _submit_when_room(
-        self, flows: Sequence[Flow], caller: str, *, urgent: bool
+        self, flows: Sequence[Flow], caller: str, *, urgent: bool, ports: bool | None
     ) -> asyncio.Future[list[FlowOutcome | None]]:
         async with self._room:
             await self._room.wait_for(lambda: self._stopping or len(self._queue) + len(flows) <= self.max_queue_size)
-            return self.submit(flows, caller=caller, urgent=urgent)
+            return self.submit(flows, caller=caller, urgent=urgent, ports=ports)
 
     async def _work(self, lane: _Lane) -> None:
         """Batch after batch, until the lane is retired, or the service stops and nothing is left.
@@ -261,18 +263,19 @@ class Batcher:
         Raises:
             EngineStalledError: the engine hangs.
         """
-        loop, flows = asyncio.get_running_loop(), [item.flow for item in batch]
+        loop, flows, classifier = asyncio.get_running_loop(), [item.flow for item in batch], lane.classifier
+        ports = [classifier.ports if item.ports is None else item.ports for item in batch]
         try:
-            found = await loop.run_in_executor(lane.thread, lane.classifier.classify_each, flows)
+            found = await loop.run_in_executor(lane.thread, classifier.classify_each, flows, ports)
         except EngineStalledError:
             self._metrics.failures.labels("BACKEND").inc(len(batch))
-            if lane.classifier.thread.is_closed:
+            if classifier.thread.is_closed:
                 return
             self.failing = True
             raise
         self.failing = all(outcome is None for outcome in found)
         self._metrics.failures.labels("BACKEND").inc(found.count(None))
-        self._metrics.observe_batch(lane.classifier.last_timing, len(batch))
+        self._metrics.observe_batch(classifier.last_timing, len(batch))
         for item, outcome in zip(batch, found, strict=True):
             if outcome is not None and outcome.verdict is not None:
                 self._metrics.count_verdict(outcome.verdict)

@@ -12,10 +12,11 @@ import structlog
 from numpy.typing import NDArray
 
 from tapline.models.checkpoint import TracegramCheckpoint
+from tapline.models.context import transport_of
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from tapline.models.trace import is_instance
-from tapline.models.verdict import Verdict, verdicts
+from tapline.models.verdict import Verdict, context_terms, flow_verdicts
 from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine
@@ -58,14 +59,18 @@ class Classifier:
         trace_engine: TraceEngine | None = None,
         min_packets: int | None = None,
         with_scores: bool = False,
+        ports: bool = True,
         thread: EngineThread | None = None,
     ) -> None:
-        """`thread`: where the engines compute, with a deadline for each batch."""
+        """`ports`: whether verdicts read ports where nothing else is asked for; `thread`: where the engines compute,
+        with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
         self.trace_engine = trace_engine
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
+        self.ports = ports
         self._engine = engine
+        self._terms = context_terms(engine.checkpoint)
         self._with_scores = with_scores
         self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
         self._reads = [self.checkpoint.features]
@@ -82,6 +87,7 @@ class Classifier:
             trace_engine=trace_engine,
             min_packets=self.min_packets,
             with_scores=self._with_scores,
+            ports=self.ports,
             thread=self.thread,
         )
 
@@ -101,12 +107,13 @@ class Classifier:
         return self.trace_engine is not None and is_instance(flow) and self.heads in ("header", flow.heads_kind)
 
     def input_hash(self, flow: Flow) -> int:
-        """A hash of what the networks read of a flow: where it is the same, so is the outcome."""
+        """A hash of what networks and context read of a flow: where it is the same, so is the outcome."""
         lengths = max(read.payload_lengths for read in self._reads)
         content = max(read.content_bytes for read in self._reads)
         heads = tuple((head.gap_us, head.data) for head in flow.heads) if self._reads_heads else ()
         parts = flow.orig_bytes[:content], flow.resp_bytes[:content]
-        return hash((tuple(flow.payload_lengths[:lengths]), *parts, heads))
+        context = (transport_of(flow), flow.orig_p, flow.resp_p) if self._terms is not None else ()
+        return hash((tuple(flow.payload_lengths[:lengths]), *parts, heads, context))
 
     def _is_judged(self, flow: Flow) -> bool:
         return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
@@ -116,30 +123,32 @@ class Classifier:
         heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._reads_heads else 0
         return heads + sum(_tokens(flow, read) for read in self._reads)
 
-    def classify_each(self, flows: Sequence[Flow]) -> list[FlowOutcome | None]:
+    def classify_each(self, flows: Sequence[Flow], ports: Sequence[bool] | None = None) -> list[FlowOutcome | None]:
         """As `classify`, but whatever the engine raises costs one flow its outcome, and none of the others theirs.
 
         Raises:
             EngineStalledError: the engine did not answer in time, and would not any sooner for one.
         """
         try:
-            return self.classify(flows)
+            return self.classify(flows, ports)
         except EngineStalledError:
             raise
         except Exception as error:
             if len(flows) > 1:  # halve until the bad one stands alone
                 middle = len(flows) // 2
-                found = self.classify_each(flows[:middle])
+                found = self.classify_each(flows[:middle], ports and ports[:middle])
                 before = self.last_timing
-                found += self.classify_each(flows[middle:])
+                found += self.classify_each(flows[middle:], ports and ports[middle:])
                 self.last_timing = before.plus(self.last_timing)
                 return found
             log.error("engine failed", error=type(error).__name__, uid=flows[0].uid)
             self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
             return [None]
 
-    def classify(self, flows: Sequence[Flow]) -> list[FlowOutcome | None]:
+    def classify(self, flows: Sequence[Flow], ports: Sequence[bool] | None = None) -> list[FlowOutcome | None]:
         """One outcome for each flow, in order; None where the network's numbers for it are not finite.
+
+        `ports` says of each flow whether its ports are read, None: of all as the classifier was told.
 
         Raises:
             EngineError: the engine gave another number of scores than it should.
@@ -152,7 +161,10 @@ class Classifier:
         encoded = time.perf_counter()
         scores = self.thread.call(lambda: self._engine.run(batch))
         self._check_shapes(scores, len(flows))
-        found = verdicts(scores.logits, self.checkpoint, with_scores=self._with_scores)
+        reads = self.ports if ports is None else ports
+        found = flow_verdicts(
+            scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self._with_scores
+        )
         embeddings = self._embeddings(flows, scores.embeddings)
         self.last_timing = Timing(
             encoded - start,

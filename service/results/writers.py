@@ -25,7 +25,7 @@ Show = Literal["all", "flows", "traces"]
 CSV_COLUMNS = (
     "input", "uid", "community_id", "start_us", "duration_us", "proto", "orig_h", "orig_p", "resp_h", "resp_p",
     "up", "down", "orig_ip_bytes", "resp_ip_bytes", "label", "confidence", "unknown", "model", "version",
-    "server_name",
+    "server_name", "port_label", "unexpected_port",
 )  # fmt: skip
 TRACE_CSV_COLUMNS = (
     "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "confidence", "unknown",
@@ -214,4 +214,4 @@ class TraceCsvWriter:
 def _cells(columns: tuple[str, ...], verdict: Verdict | None, record: object) -> list[Any]:
     """The values of columns: of the verdict, or else of the record that it is about."""
     found = (getattr(verdict if column in Verdict.__struct_fields__ else record, column, "") for column in columns)
-    return [sheet_cell(value) if isinstance(value, str) else value for value in found]
+    return [sheet_cell(value) if isinstance(value, str) else "" if value is msgspec.UNSET else value for value in found]

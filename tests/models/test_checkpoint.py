@@ -6,8 +6,10 @@ import shutil
 import msgspec
 import pytest
 
-from tapline.models.checkpoint import CheckpointError, read_checkpoint
+from tapline.models.checkpoint import CheckpointError, Rule, read_checkpoint, verify_context
 from tapline.models.checkpoint_writing import write_checkpoint
+from tapline.models.context import FlowContext, PortPrior
+from tests.conftest import CONTEXT, make_checkpoint
 
 
 @pytest.fixture
@@ -24,6 +26,78 @@ def test_round_trip(checkpoint_dir):
     checkpoint = read_checkpoint(checkpoint_dir, needs=("model.onnx", "model.safetensors"))
     assert (checkpoint.name, checkpoint.labels) == ("random", ["dns", "http", "tls"])
     assert set(checkpoint.files) == {"model.onnx", "model.safetensors"}
+
+
+def test_a_context_is_read_as_it_was_written(context_dir):
+    checkpoint = read_checkpoint(context_dir)
+    assert checkpoint.context == CONTEXT
+    assert checkpoint.has_ports
+    assert (checkpoint.rule(), checkpoint.rule(ports=False)) == (Rule(0.2, 0.4), Rule(3.0, 0.5))
+
+
+def test_a_checkpoint_of_before_contexts_has_none(copy):
+    path = copy / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("context") is None
+    path.write_text(json.dumps(manifest))
+    checkpoint = read_checkpoint(copy)
+    assert (checkpoint.context, checkpoint.has_ports) == (None, False)
+    assert checkpoint.rule(ports=True) == checkpoint.rule(ports=False) == Rule(2.0, 0.4)
+
+
+def test_without_a_prior_of_ports_there_is_one_rule(tmp_path):
+    directory = make_checkpoint(tmp_path / "random" / "1", context=FlowContext({"tcp": [0]}))
+    checkpoint = read_checkpoint(directory)
+    assert not checkpoint.has_ports
+    assert checkpoint.rule(ports=True) == checkpoint.rule(ports=False) == Rule(2.0, 0.4)
+
+
+def ports(holders, **fields):
+    return {"transports": {}, "ports": {"holders": holders, **fields}}
+
+
+MANY = {str(port): {"0": 1, "1": 1} for port in range(32_769)}
+WIDE = FlowContext({}, PortPrior({proto: {port: {} for port in range(60_000)} for proto in ("tcp", "udp")}))
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        ({"transports": {"tcp": [3]}}, "its context names class 3, expected 0 to 2: export it again"),
+        (ports({"tcp": {"443": {"3": 1}}}), "its context names class 3, expected 0 to 2: export it again"),
+        ({"transports": {"udp": [1, 0, 1]}}, "its context names a class twice on transport udp, expected once"),
+        (ports({"tcp": MANY}), "its context holds 65538 classes on ports, expected 65536 at most: export it again"),
+        ({"transports": {"tcp": [-1]}}, r"Expected `int` >= 0 - at `\$.context.transports"),
+        ({"transports": {"sctp": [0]}}, "Expected `str` matching regex"),
+        (ports({"tcp": {"65536": {"0": 1}}}), "Expected `int` <= 65535 - at `key"),
+        (ports({"tcp": {"443": {"0": 0}}}), "Expected `int` >= 1"),
+        (ports({}, weight=1.5), r"Expected `float` <= 1.0 - at `\$.context.ports.weight`"),
+        (ports({}, temperature=0), r"Expected `float` >= 0.01"),
+        (ports({}, threshold="NaN"), "Expected `float`, got `str`"),
+        ({"transports": {}, "port": None}, "unknown field `port`"),
+        ({}, "missing required field `transports`"),
+    ],
+)
+def test_context_faults(copy, context, message):
+    edit(copy, context=context)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(copy)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_context_that_takes_much_memory_is_refused(checkpoint_dir):
+    checkpoint = msgspec.structs.replace(read_checkpoint(checkpoint_dir), context=WIDE)
+    verify_context(checkpoint_dir, checkpoint)
+    network = msgspec.structs.replace(checkpoint.network, n_class=200)
+    with pytest.raises(CheckpointError, match="takes 24000000 numbers for its transports and ports, expected 16777216"):
+        verify_context(checkpoint_dir, msgspec.structs.replace(checkpoint, network=network))
+
+
+def test_a_context_that_could_not_be_read_is_not_written(copy, tmp_path):
+    bad = msgspec.structs.replace(read_checkpoint(copy), context=FlowContext({"tcp": [7]}))
+    with pytest.raises(CheckpointError, match="names class 7, expected 0 to 2"):
+        write_checkpoint(tmp_path / "bad" / "1", bad, lambda folder: None)
+    assert not (tmp_path / "bad").exists()
 
 
 def test_missing(tmp_path):

@@ -236,7 +236,7 @@ def test_a_killed_reader_costs_one_answer(client, monkeypatch):
 
 @pytest.mark.parametrize("headers", [{}, NDJSON])
 def test_flows_without_verdicts_because_the_model_goes_are_told(client, monkeypatch, headers):
-    async def stopping(flows):
+    async def stopping(flows, **options):
         raise VerdictError("the service is stopping")
 
     monkeypatch.setattr(client.app.state.service.batcher, "classify", stopping)
