@@ -56,8 +56,8 @@ def _context(context: FlowContext | None) -> str:
     if context is None:
         return "Addresses and ports are not read."
     text = (
-        "Addresses are not read. Its *context* is added to what the network says, after it: a label is barred on an IP "
-        "protocol that it never came with in training"
+        "Addresses are not read. Its *context* is added to what the network says, after it: a label is barred on a "
+        "transport that it never came with in training"
     )
     if context.ports is None:
         return f"{text}. Ports are not read."
@@ -123,7 +123,7 @@ def _method(record: EvaluationRecord) -> str:
         f"{how} Macro-F1 is {counted}; intervals are 95 % of "
         "a bootstrap over captures. The tree ensemble (300 balanced extremely randomised trees on the first 16 lengths "
         "and 48 bytes each way) and the forest (300 random trees on statistics of the lengths) learn from the same "
-        "captures; the trees *with context* read IP protocol and ports too. *Ports off*: the IP protocol is read, no "
+        "captures; the trees *with context* read transport and ports too. *Ports off*: the transport is read, no "
         "port is. *Random ports*: every port is drawn from 1024 to 65535. *Forged ports*: each flow of TCP and UDP has "
         "the ports of another one, whose label is drawn first."
     )

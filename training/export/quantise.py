@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from tapline.models.checkpoint import ONNX, ONNX_INT8, Checkpoint, Mm4flowNetwork
-from tapline.models.context import ContextTerms
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
+from tapline.models.verdict import context_terms, flow_probabilities
 from tapline.training.data.batches import plain_batches
 from tapline.training.data.store import StoredSamples
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
@@ -69,14 +69,11 @@ def compare_int8(directory: Path, samples: StoredSamples, checkpoint: Checkpoint
     """Run both ONNX files of a checkpoint directory over labelled flows, each with the checkpoint's context."""
     index = {label: number for number, label in enumerate(checkpoint.labels)}
     truth = np.array([index.get(name, -1) for name in samples.label_names], np.int64)[samples.labels]
-    whole, small = (
-        onnx_logits(directory / name, samples.flows, checkpoint.features)[:, : len(index)] for name in (ONNX, ONNX_INT8)
+    whole, small = (onnx_logits(directory / name, samples.flows, checkpoint.features) for name in (ONNX, ONNX_INT8))
+    terms = context_terms(checkpoint)
+    said, said_small = (
+        flow_probabilities(logits, samples.flows, checkpoint, terms).argmax(1) for logits in (whole, small)
     )
-    added = np.zeros_like(whole)
-    if checkpoint.context is not None:
-        terms = ContextTerms(checkpoint.context, len(index), checkpoint.network.n_class)
-        added = (terms.transports(samples.flows) + terms.ports(samples.flows))[:, : len(index)]
-    said, said_small = (whole + added).argmax(1), (small + added).argmax(1)
     return Int8Comparison(
         flows=len(truth),
         macro_f1=macro_f1(truth, said, len(index), 1),

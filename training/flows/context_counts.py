@@ -10,13 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.context import WITH_PORTS, FlowContext, PortPrior, transport_of
+from tapline.models.context import MAX_CELLS, MAX_HELD, WITH_PORTS, FlowContext, PortPrior, transport_of
 from tapline.models.flow import Flow
 from tapline.training.data.batches import TrainingSet
 from tapline.training.data.store import StoredFlows
-
-MOST_HOLDERS = 65_536
-"""Pairs of a port and a class that a context holds at most: those that most captures hold."""
 
 Holders = dict[str, dict[int, dict[int, int]]]
 
@@ -53,12 +50,15 @@ def transports_of(flows: Sequence[Flow]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _holders(data: TrainingSet, names: Sequence[str], transport: NDArray[np.int64]) -> Holders:
-    """By transport and responder port the number of captures that hold each class there."""
+    """By transport and responder port the number of captures that hold each class there: of the pairs of a port and a
+    class that a checkpoint has room for, those that most captures hold."""
+    n_class = int(data.truth.max()) + 2
+    room = min(MAX_HELD, MAX_CELLS // n_class - len(names))
     ports = data.flows.ports if isinstance(data.flows, StoredFlows) else [(f.orig_p, f.resp_p) for f in data.flows]
     rows = np.stack((transport, np.asarray(ports, np.int64).reshape(-1, 2)[:, 1], data.truth, data.captures), axis=1)
     rows = rows[np.isin(transport, [place for place, name in enumerate(names) if name in WITH_PORTS])]
     held, captures = np.unique(np.unique(rows, axis=0)[:, :3], axis=0, return_counts=True)
-    most = np.sort(np.argsort(-captures, kind="stable")[:MOST_HOLDERS])
+    most = np.sort(np.argsort(-captures, kind="stable")[:room])
     holders: Holders = {}
     for (place, port, number), count in zip(held[most].tolist(), captures[most].tolist(), strict=True):
         holders.setdefault(names[place], {}).setdefault(port, {})[number] = count

@@ -63,8 +63,9 @@ def test_a_context_counts_captures(stored, tmp_path):
     assert learn_context(training_set(stored, tmp_path), 0.0).ports is None
 
 
-def test_the_ports_that_most_captures_hold_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(context_counts, "MOST_HOLDERS", 1)
+@pytest.mark.parametrize(("bound", "value"), [("MAX_HELD", 1), ("MAX_CELLS", 7 * (LABELS + 2))])
+def test_the_ports_that_most_captures_hold_are_kept(bound, value, monkeypatch, tmp_path):
+    monkeypatch.setattr(context_counts, bound, value)  # of cells: six transports, and one port
     assert learn_context(training_set(True, tmp_path), 0.5).ports.holders == {"udp": {53: {0: 2}}}
 
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tapline.models.checkpoint import Mm4flowNetwork, read_checkpoint
-from tapline.models.context import ContextTerms
 from tapline.models.encode import encode
 from tapline.models.mm4flow import Mm4flow
+from tapline.models.verdict import context_terms, flow_probabilities, flow_verdicts
 from tapline.service.engines.loading import load_engine
 from tapline.training.commands.tapline_train import main
 from tapline.training.data.corpus import make_corpus, make_training_set
@@ -21,7 +21,10 @@ from tapline.training.data.labels import read_labels
 from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import MANIFEST, SampleError, read_manifest, read_samples
 from tapline.training.data.store import open_samples
-from tapline.training.evaluation.flow_folds import network_of
+from tapline.training.evaluation.calibration import label_shares
+from tapline.training.evaluation.flow_evaluation import load_model
+from tapline.training.evaluation.flow_folds import Fold, network_of
+from tapline.training.evaluation.flow_outcomes import measure_flows
 from tapline.training.evaluation.outcomes import read_outcomes
 from tapline.training.flows.finetune import fit
 from tapline.training.flows.flow_record import read_run
@@ -93,8 +96,8 @@ def test_learns_the_protocols_it_was_shown(run, features):
     tokens = encode(flows, checkpoint.features)
     onnx, reference = (load_engine(name, folder).run(tokens).logits for name in ("onnx", "torch"))
     np.testing.assert_allclose(onnx, reference, atol=1e-4)
-    said = (onnx + ContextTerms(checkpoint.context, 4, 5).transports(flows)).argmax(axis=1)
-    assert np.mean([checkpoint.labels[i] == s.label for i, s in zip(said, samples, strict=True)]) > 0.8
+    judged = flow_verdicts(onnx, flows, checkpoint, context_terms(checkpoint), ports=False)
+    assert np.mean([v.label == s.label for v, s in zip(judged, samples, strict=True)]) > 0.8
     assert "Not evaluated" in (folder / "README.md").read_text()
 
 
@@ -124,6 +127,23 @@ def test_evaluation_calibrates_and_fills_the_card(run, features, tmp_path):
     assert f"| this model | {record['figures']['macro_f1']:.3f} (" in card
     assert "## Data\n\nSome captures." in card
     assert "0 (settings chosen here)" in card
+
+
+def test_what_is_measured_is_what_is_served(run, features, tmp_path):
+    record = read_run(run / "run")
+    corpus = make_corpus(open_samples([features], tmp_path), 3)
+    data = make_training_set(corpus, corpus.samples, corpus.rare, record.config)
+    held = corpus.known()
+    fold = Fold(0, data, True, held, corpus.samples.take(corpus.samples.with_label(corpus.rare)))
+    outcome = measure_flows(fold, corpus, record.config, load_model(run / "run", record))
+    tapline_train("export", "--run", run / "run", "--out", tmp_path, "--name", "small", "--version", "1")
+    checkpoint = read_checkpoint(tmp_path / "small" / "1")
+    engine, terms = load_engine("onnx", tmp_path / "small" / "1"), context_terms(checkpoint)
+    flows = [sample.flow for sample in read_samples(features) if sample.label in checkpoint.labels]
+    logits = engine.run(encode(flows, checkpoint.features)).logits
+    for ports, measured in ((True, outcome.logits), (False, outcome.without_ports)):
+        served = flow_probabilities(logits, flows, checkpoint, terms, ports=ports)
+        np.testing.assert_allclose(served, label_shares(measured, 1.0, 4), atol=1e-4)
 
 
 def test_a_run_without_ports_has_none_in_its_checkpoint(features, tmp_path):
