@@ -1,11 +1,11 @@
 """How good is a checkpoint on captures of others? It and a table of the server ports that it learned from.
 
-    python benchmarks/foreign.py FEATURES... --learned FEATURES [--checkpoint NAME or DIR] [--corpora]
+    python benchmarks/foreign.py FEATURES... --learned FEATURES [--checkpoint NAME or DIR] [--corpora] [--ports off]
 
 FEATURES were written by `tapline-train extract`, `--learned` are those that the checkpoint was trained on: the port
 table learns from them, and flows that the model cannot tell from one of theirs are not measured. Known are the flows of
 its labels; macro-F1 counts the classes with ten flows or more, intervals are 95 % of a bootstrap over captures.
-`--corpora` adds a row for each corpus with a hundred known flows.
+`--corpora` adds a row for each corpus with a hundred known flows, `--ports off` reads no ports in verdicts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hardware import describe, report
 from numpy.typing import NDArray
 
 from tapline.models.encode import encode
-from tapline.models.verdict import probabilities
+from tapline.models.verdict import context_terms, flow_probabilities
 from tapline.service.engines.engine import Engine
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.repository import shipped_checkpoint
@@ -35,13 +35,17 @@ MIN_CORPUS_FLOWS = 100
 BATCH_FLOWS = 512
 
 
-def logits_of(engine: Engine, samples: StoredSamples) -> NDArray[np.float32]:
-    """What the engine says of every flow, float32 [n, classes]."""
-    batches = chunks(samples.flows, BATCH_FLOWS)
-    return np.concatenate([engine.run(encode(flows, engine.checkpoint.features)).logits for flows in batches])
+def shares_of(engine: Engine, samples: StoredSamples, *, ports: bool) -> NDArray[np.float64]:
+    """What the checkpoint says of every flow, with context, float64 [n, labels]."""
+    checkpoint, terms = engine.checkpoint, context_terms(engine.checkpoint)
+    shares = [np.zeros((0, len(checkpoint.labels)))]
+    for flows in chunks(samples.flows, BATCH_FLOWS):
+        logits = engine.run(encode(flows, checkpoint.features)).logits
+        shares.append(flow_probabilities(logits, flows, checkpoint, terms, ports=ports))
+    return np.concatenate(shares)
 
 
-def measured(engine: Engine, samples: StoredSamples, table: PortTable) -> Measured:
+def measured(engine: Engine, samples: StoredSamples, table: PortTable, *, ports: bool) -> Measured:
     """What checkpoint and table say of labelled flows, known ones and others."""
     checkpoint = engine.checkpoint
     is_known = samples.with_label(checkpoint.labels)
@@ -52,13 +56,11 @@ def measured(engine: Engine, samples: StoredSamples, table: PortTable) -> Measur
         unit="flow",
         labels=checkpoint.labels,
         truth=corpus.truth(known),
-        probabilities=probabilities(logits_of(engine, known), checkpoint),
+        probabilities=shares_of(engine, known, ports=ports),
         captures=known.captures_of(),
         min_support=MIN_POOLED_FLOWS,
-        threshold=checkpoint.unknown.threshold,
-        unknown_confidence=probabilities(logits_of(engine, strange), checkpoint).max(axis=1)
-        if len(strange)
-        else np.zeros(0),
+        threshold=checkpoint.rule(ports=ports).threshold,
+        unknown_confidence=shares_of(engine, strange, ports=ports).max(axis=1, initial=0.0),
         rivals={PORTS: table.predict(known.flows, len(checkpoint.labels))},
     )
 
@@ -82,8 +84,9 @@ def main() -> None:
     parser.add_argument("--learned", type=Path, action="append", required=True)
     parser.add_argument("--checkpoint", default="flow-protocols")
     parser.add_argument("--corpora", action="store_true")
+    parser.add_argument("--ports", choices=("on", "off"), default="on")
     options = parser.parse_args()
-    directory = Path(options.checkpoint)
+    directory, ports = Path(options.checkpoint), options.ports == "on"
     engine = load_engine("onnx", directory if directory.is_dir() else shipped_checkpoint(options.checkpoint))
     checkpoint, read = engine.checkpoint, engine.checkpoint.features
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +103,7 @@ def main() -> None:
             samples = open_samples([features], Path(folder))
             kinds = samples.flows.kinds(read.payload_lengths, read.content_bytes)
             samples = samples.take((samples.labels >= 0) & ~np.isin(kinds, seen))
-            whole = measured(engine, samples, table)
+            whole = measured(engine, samples, table, ports=ports)
             print(row(features.name, whole))
             report(
                 f"{checkpoint.name} on {len(whole.truth)} flows of others, {features.name}, beside a port table",
@@ -110,7 +113,12 @@ def main() -> None:
             for number in np.unique(of) if options.corpora else ():
                 part = samples.take(of == number)
                 if part.with_label(checkpoint.labels).sum() >= MIN_CORPUS_FLOWS:
-                    print(row("  " + part.captures_of()[0].partition("/")[0], measured(engine, part, table)))
+                    print(
+                        row(
+                            "  " + part.captures_of()[0].partition("/")[0],
+                            measured(engine, part, table, ports=options.ports == "on"),
+                        )
+                    )
 
 
 if __name__ == "__main__":

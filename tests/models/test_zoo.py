@@ -6,7 +6,7 @@ import pytest
 from tapline.models.checkpoint import CARD, read_any_checkpoint, read_checkpoint
 from tapline.models.encode import encode
 from tapline.models.flow import Flow
-from tapline.models.verdict import probabilities, verdicts
+from tapline.models.verdict import context_terms, flow_probabilities, flow_verdicts
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
@@ -59,7 +59,10 @@ def test_it_knows_the_bundled_captures_that_it_was_trained_on(shipped, labelled)
     engine = load_engine("onnx", shipped)
     checkpoint = engine.checkpoint
     known = [(flow, label) for flow, label in labelled if label in checkpoint.labels]
-    found = verdicts(engine.run(encode([flow for flow, _ in known], checkpoint.features)).logits, checkpoint)
+    flows = [flow for flow, _ in known]
+    found = flow_verdicts(
+        engine.run(encode(flows, checkpoint.features)).logits, flows, checkpoint, context_terms(checkpoint)
+    )
     truth, predicted = (
         np.array([checkpoint.labels.index(name) for name in names])
         for names in ([label for _, label in known], [verdict.label for verdict in found])
@@ -71,7 +74,10 @@ def test_it_knows_the_bundled_captures_that_it_was_trained_on(shipped, labelled)
 def test_a_single_packet_is_enough_for_a_verdict(shipped, labelled):
     engine = load_engine("onnx", shipped)
     first = [prefix(flow, 1) for flow, _ in labelled]
-    shares = probabilities(engine.run(encode(first, engine.checkpoint.features)).logits, engine.checkpoint)
+    terms = context_terms(engine.checkpoint)
+    shares = flow_probabilities(
+        engine.run(encode(first, engine.checkpoint.features)).logits, first, engine.checkpoint, terms
+    )
     assert engine.checkpoint.min_packets == 1
     assert np.isfinite(shares).all()
     named = [
