@@ -34,6 +34,9 @@ MAX_HELD = 65_536
 MAX_CELLS = 1 << 24
 """Most numbers of a context that is ready for flows: one for each class on each of its transports and ports."""
 
+LEAST_SAID = 2
+"""Captures that must hold the label which a port says: what one capture had on a passing port says nothing."""
+
 _ICMPV6 = "58"
 
 _ONCE = 0.3
@@ -94,7 +97,8 @@ def context_fault(context: FlowContext, n_class: int) -> str | None:
 
 
 class SaidByPort(NamedTuple):
-    """What a port says alone: the label that most captures hold on it, and each label's share of the captures."""
+    """What a port says alone: the label that most captures hold on it, `LEAST_SAID` at least, and each label's share of
+    the captures."""
 
     label: int
     shares: Mapping[int, float]
@@ -142,10 +146,10 @@ class ContextTerms:
 
     def _said_by(self, held: Mapping[int, int]) -> SaidByPort | None:
         labels = {number: count for number, count in held.items() if number < self._n_label}
-        if not labels:
+        best = min(labels, key=lambda number: (-labels[number], number), default=None)
+        if best is None or labels[best] < LEAST_SAID:
             return None
         total = sum(held.values())
-        best = min(labels, key=lambda number: (-labels[number], number))
         return SaidByPort(best, {number: count / total for number, count in labels.items()})
 
     def transports(self, flows: Sequence[Flow]) -> NDArray[np.float32]:

@@ -38,6 +38,9 @@ def test_a_port_says_the_label_that_most_captures_hold_and_never_the_background(
     assert said(flow(resp_p=50_000, orig_p=22)) == SaidByPort(0, {0: 1.0})
     assert said(flow("icmp", 443)) is None
     assert terms(FlowContext({"tcp": [0]})).said_by_port(flow()) is None
+    passing = FlowContext({"tcp": [0, 2]}, PortPrior({"tcp": {50_001: {0: 1, 2: 1}, 50_002: {0: 2, 3: 3}}}))
+    assert terms(passing).said_by_port(flow(resp_p=50_001)) is None  # one capture each
+    assert terms(passing).said_by_port(flow(resp_p=50_002)) == SaidByPort(0, {0: 0.4})
 
 
 def test_a_port_lifts_the_labels_that_were_seen_on_it():
