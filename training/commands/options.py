@@ -60,7 +60,7 @@ Encoders = Annotated[
     typer.Option("--encoders", help="Directory written by `pretrain`; one for each encoder, or both."),
 ]
 MinCaptures = Annotated[int, typer.Option("--min-captures", min=1, help="Learn the labels that so many captures hold.")]
-MinFlows = Annotated[int, typer.Option("--min-flows", min=1, help="And that hold so many flows.")]
+MinFlows = Annotated[int, typer.Option("--min-flows", min=1, help="Of these the ones of so many flows.")]
 Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]

@@ -78,9 +78,10 @@ def make_corpus(samples: StoredSamples, min_captures: int, min_flows: int = 1) -
     """
     labels = known_labels(samples.held(), min_captures, min_flows)
     if len(labels) < 2:
+        flows, lower = (f" and {min_flows} flows", " or --min-flows") if min_flows > 1 else ("", "")
         raise TrainingError(
-            f"{len(labels)} label(s) in at least {min_captures} captures: expected 2 or more; label more captures, "
-            "or lower --min-captures"
+            f"{len(labels)} label(s) in at least {min_captures} captures{flows}: expected 2 or more; label more "
+            f"captures, or lower --min-captures{lower}"
         )
     labelled = samples.take(samples.labels >= 0)
     rare = sorted(labelled.labels_in(labelled.labels) - {BACKGROUND, *labels})

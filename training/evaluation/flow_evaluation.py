@@ -217,7 +217,7 @@ def _prepare_flows(
     if run.context is None:
         raise TrainingError(f"{directory}: a run of before flows had a context: run `finetune` again")
     torch.set_num_threads(run.config.threads)
-    corpus = make_corpus(open_samples(features, scratch), run.min_captures)
+    corpus = make_corpus(open_samples(features, scratch), run.min_captures, run.min_flows)
     if split:
         parts = parts_of(corpus, run.config, read_partition(split))
         measured = msgspec.structs.replace(SPLIT_SETTINGS, int8=settings.int8)

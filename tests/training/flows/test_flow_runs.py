@@ -146,6 +146,16 @@ def test_what_is_measured_is_what_is_served(run, features, tmp_path):
         np.testing.assert_allclose(served, label_shares(measured, 1.0, 4), atol=1e-4)
 
 
+def test_what_is_measured_are_the_labels_that_were_learned(features, tmp_path):
+    out = tmp_path / "run"
+    tapline_train("finetune", "--features", features, "--out", out, *SMALL, "-ep", 1, "--min-flows", 6)
+    assert [count.label for count in read_run(out).labels] == ["DNS", "HTTP", "TLS"]
+    tapline_train("evaluate", "--features", features, "--run", out, "--folds", 2)
+    figures = json.loads((out / "evaluation.json").read_text())["figures"]
+    assert {each["label"] for each in figures["classes"]} == {"DNS", "HTTP", "TLS"}
+    assert read_outcomes(out)[0].logits.shape[1] == 4
+
+
 def test_a_run_without_ports_has_none_in_its_checkpoint(features, tmp_path):
     tapline_train("finetune", "--features", features, "--out", tmp_path / "run", *SMALL, "-ep", 1, "--ports", "off")
     assert read_run(tmp_path / "run").config.port_weight == 0
@@ -256,6 +266,8 @@ def test_two_feature_directories_of_one_name_are_not_mixed_up(features, tmp_path
 def test_labels_in_too_few_captures_cannot_be_learned(features, tmp_path):
     with pytest.raises(TrainingError, match="lower --min-captures"):
         make_corpus(open_samples([features], tmp_path), 9)
+    with pytest.raises(TrainingError, match="in at least 3 captures and 10 flows: .* or --min-flows"):
+        make_corpus(open_samples([features], tmp_path), 3, 10)
 
 
 def test_a_label_without_flows_is_named(features, tmp_path):
