@@ -24,6 +24,7 @@ from tapline.service.engines.engine import Engine
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.training.data.corpus import Corpus
+from tapline.training.data.split import BACKGROUND
 from tapline.training.data.store import StoredSamples, chunks, open_samples
 from tapline.training.evaluation.confident_mistakes import CONFIDENT
 from tapline.training.evaluation.flow_measured import MIN_POOLED_FLOWS, PORTS
@@ -49,7 +50,7 @@ def measured(engine: Engine, samples: StoredSamples, table: PortTable, *, ports:
     """What checkpoint and table say of labelled flows, known ones and others."""
     checkpoint = engine.checkpoint
     is_known = samples.with_label(checkpoint.labels)
-    known, strange = samples.take(is_known), samples.take(~is_known)
+    known, strange = samples.take(is_known), samples.take(~is_known & ~samples.with_label([BACKGROUND]))
     corpus = Corpus(samples, checkpoint.labels, [])
     return Measured(
         title=checkpoint.name,
@@ -113,12 +114,8 @@ def main() -> None:
             for number in np.unique(of) if options.corpora else ():
                 part = samples.take(of == number)
                 if part.with_label(checkpoint.labels).sum() >= MIN_CORPUS_FLOWS:
-                    print(
-                        row(
-                            "  " + part.captures_of()[0].partition("/")[0],
-                            measured(engine, part, table, ports=options.ports == "on"),
-                        )
-                    )
+                    corpus = part.captures_of()[0].partition("/")[0]
+                    print(row(f"  {corpus}", measured(engine, part, table, ports=ports)))
 
 
 if __name__ == "__main__":

@@ -180,6 +180,6 @@ class ContextTerms:
         return responder if originator is None else np.maximum(responder, originator)
 
     def said_by_port(self, flow: Flow) -> SaidByPort | None:
-        """What the flow's server port says alone, None where no label was seen on it; the originator's port counts
-        where the responder's says nothing."""
+        """What the flow's server port says alone, None where no label was seen on it in `LEAST_SAID` captures; the
+        originator's port counts where the responder's says nothing."""
         return self._said.get((flow.proto, flow.resp_p)) or self._said.get((flow.proto, flow.orig_p))

@@ -154,10 +154,8 @@ def flow_verdicts(
         return verdicts(logits, checkpoint, with_scores=with_scores)
     finite = np.asarray(np.isfinite(logits).all(axis=1))
     reads = np.broadcast_to(np.asarray(ports, np.bool_), len(flows))[finite].tolist()
-    kept, kept_flows = (
-        logits[finite],
-        [flow for flow, is_finite in zip(flows, finite.tolist(), strict=True) if is_finite],
-    )
+    kept = logits[finite]
+    kept_flows = [flow for flow, is_finite in zip(flows, finite.tolist(), strict=True) if is_finite]
     with_ports, without = checkpoint.rule(ports=True), checkpoint.rule(ports=False)
     judged = _verdicts(
         flow_probabilities(kept, kept_flows, checkpoint, terms, ports=reads),

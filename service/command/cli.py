@@ -59,7 +59,7 @@ Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: 
 TraceCheckpoint = Annotated[
     Path | None, typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]")
 ]
-PORTS_HELP = "off: verdicts on flows do not read ports, where the model does otherwise"
+PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
 
@@ -114,7 +114,9 @@ def classify(
     min_packets: Annotated[
         int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
     ] = None,
-    scores: Annotated[bool, typer.Option("--scores", help="add all logits to each verdict (JSON and NDJSON)")] = False,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="add the network's logits to each verdict (JSON and NDJSON)")
+    ] = False,
     ports: Annotated[Ports, typer.Option(help=PORTS_HELP)] = "on",
     trace_checkpoint: TraceCheckpoint = None,
     show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",

@@ -8,6 +8,7 @@ from tapline.models.checkpoint import Checkpoint
 from tapline.models.context import FlowContext
 from tapline.training.data.corpus import ClassCount
 from tapline.training.data.partition import PARTS
+from tapline.training.data.split import BACKGROUND
 from tapline.training.evaluation import card
 from tapline.training.evaluation.calibration import MOST_FLOWS
 from tapline.training.evaluation.confident_mistakes import CONFIDENT, MOST_CONFIDENT_MISTAKES
@@ -156,7 +157,7 @@ def _headline(record: EvaluationRecord) -> str:
         f"Where the flows of a class in one capture weigh no more than {MOST_FLOWS} together: macro-F1 "
         f"{figures.macro_f1_capped:.3f}, tree ensemble {figures.macro_f1_capped_trees:.3f}, calibration error "
         f"{figures.calibration_error_capped:.3f}.\n\n"
-        f"{_unknown(figures)}"
+        f"{_unknown(record)}"
     )
 
 
@@ -171,7 +172,8 @@ def _beside_zeek(figures: Evaluation) -> str:
     )
 
 
-def _unknown(figures: Evaluation) -> str:
+def _unknown(record: EvaluationRecord) -> str:
+    figures = record.figures
     text = (
         f"*Unknown*: the threshold {figures.threshold:.3f} is set to reject {figures.false_rejection:.0%} of known "
         f"flows (a capture weighs no more than {MOST_FLOWS} flows of a class)."
@@ -201,9 +203,10 @@ def _unknown(figures: Evaluation) -> str:
         "known called unknown",
         "ECE",
     )
+    alone = " and with it the labels that no other corpus bears," if record.settings.by == "corpus" else ""
     return (
-        f"{text} Half of the rare labels, another half in each fold, is background to train on; the other half, which "
-        f"the fold's model never saw, is what is measured.\n\n{card.table(head, rows)}"
+        f"{text} Half of the rare labels, another half in each fold, is background to train on; the other half,{alone} "
+        f"which the fold's model never saw, is what is measured.\n\n{card.table(head, rows)}"
     )
 
 
@@ -268,8 +271,11 @@ def _fold_worth(name: str, fold: FoldFigures) -> list[str]:
 def _classes_learned(labels: Sequence[ClassCount], background: Sequence[ClassCount]) -> str:
     rows = [(count.label, str(count.captures), str(count.flows)) for count in labels]
     text = f"## What it learned from\n\n{card.table(('class', 'captures', 'flows'), rows)}"
-    if background:
-        names = ", ".join(sorted(count.label for count in background))
-        flows = sum(count.flows for count in background)
-        text += f"\n\nBackground, {flows} flows of {len(background)} labels that are too rare to learn: {names}."
+    if rare := [count for count in background if count.label != BACKGROUND]:
+        names, flows = ", ".join(sorted(count.label for count in rare)), sum(count.flows for count in rare)
+        text += f"\n\nBackground, {flows} flows of {len(rare)} labels that are too rare to learn: {names}."
+    if flows := sum(count.flows for count in background if count.label == BACKGROUND):
+        text += (
+            f"\n\nBackground, {flows} flows that bear the label `{BACKGROUND}`: looked at, and none of these classes."
+        )
     return text

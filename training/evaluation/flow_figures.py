@@ -106,7 +106,7 @@ def evaluate(
         folds=list(figures.values()),
         **_scores(everything, folds),
         **_unknown_scores(everything, folds),
-        unknown_auroc_trees=_mean_of_those([figures[fold].unknown_auroc_trees for fold in counted]),
+        unknown_auroc_trees=_auroc_of_trees(reported, pooled=is_pooled(settings)),
         macro_f1_by_packets=packets_f1,
         calibration_error_by_packets=packets_error,
         early_packets=early_packets(packets_f1, packets_error),
@@ -214,6 +214,15 @@ def _unknown_scores(everything: Measured, folds: Sequence[Measured]) -> dict[str
     }
 
 
+def _auroc_of_trees(outcomes: Sequence[FlowOutcome], *, pooled: bool) -> float | None:
+    """That of the confidence of the trees, got as `unknown_auroc` is: the mean over folds, or `pooled` of all flows."""
+    known = [o.trees_confidence for o in outcomes]
+    strange = [o.trees_unknown_confidence for o in outcomes]
+    if pooled:
+        known, strange = [np.concatenate(known)], [np.concatenate(strange)]
+    return _mean_of_those([_or_none(auroc(*pair)) for pair in zip(known, strange, strict=True)])
+
+
 def _named_surely(measured: Measured) -> float | None:
     """The share of flows of labels never learned that is named with confidence, None without any."""
     strange = measured.unknown_confidence
@@ -255,7 +264,7 @@ def _fold_figures(
         accuracy_trees=float((outcome.trees == outcome.truth).mean()),
         calibration_error=measured.calibration_error(),
         unknown_auroc=measured.unknown_auroc,
-        unknown_auroc_trees=_or_none(auroc(outcome.trees_confidence, outcome.trees_unknown_confidence)),
+        unknown_auroc_trees=_auroc_of_trees([outcome], pooled=False),
         macro_f1_ports=score(PORTS),
         macro_f1_context_trees=score(CONTEXT_TREES),
         macro_f1_random_ports=score(f"{OWN}, {RANDOM_PORTS}"),

@@ -18,6 +18,7 @@ from tapline.training.evaluation.flow_outcomes import measure_flows
 from tapline.training.evaluation.outcomes import read_outcomes
 from tapline.training.evaluation.rivals import PortTable
 from tapline.training.flows.context_counts import learn_context
+from tapline.training.flows.flow_record import read_run
 from tapline.training.loop.config import TrainingConfig
 from tests.training.command import invoke, tapline_train
 
@@ -141,6 +142,12 @@ def test_background_is_learned_in_every_fold_and_measured_in_none(tmp_path):
         assert (fold.data.truth == 2).sum() == 3 * FLOWS
         assert set(fold.held.labels_of()) == {"dns", "web"}
         assert len(fold.strange) == 0
+    run = tmp_path / "run"
+    tapline_train("finetune", "--features", out, "--out", run, *SMALL, "-ep", 1)
+    assert (read_run(run).network.n_class, {each.label for each in read_run(run).background}) == (3, {"background"})
+    card = tapline_train("card", "--run", run, "--name", "x", "--version", "1")
+    assert f"Background, {6 * FLOWS} flows that bear the label `background`" in card
+    assert "too rare to learn" not in card
 
 
 def test_one_corpus_cannot_be_left_out(protocols, tmp_path):

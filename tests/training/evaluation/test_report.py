@@ -84,6 +84,19 @@ def test_ports_on_and_off_are_measured_and_calibrated_apart():
     assert [fold.macro_f1_random_ports for fold in figures.folds] == [fold.macro_f1 for fold in off.folds]
 
 
+def test_models_and_trees_tell_what_was_never_learned_by_the_same_measure():
+    """Where corpora are left out that is of all their flows, not the mean over corpora."""
+    first, second = outcome(0), outcome(1)
+    second = replace(second, trees_confidence=np.full(60, 0.3), trees_unknown_confidence=np.full(9, 0.2))
+    outcomes = [replace(each, ports=each.truth, corpus=name) for each, name in ((first, "a"), (second, "b"))]
+    by_capture, by_corpus = (
+        evaluate(outcomes, ["a", "b", "c"], EvaluationSettings(2, by=by)) for by in ("capture", "corpus")
+    )
+    assert [fold.unknown_auroc_trees for fold in by_corpus.folds] == [1, 1]
+    assert by_capture.unknown_auroc_trees == 1
+    assert by_corpus.unknown_auroc_trees == pytest.approx(0.75)  # half of the known flows lie below half of the others
+
+
 def test_zeek_is_measured_where_its_logs_are():
     labels, settings = ["a", "b", "c"], EvaluationSettings(3)
     outcomes = [replace(outcome(fold), zeek=np.full(60, 4)) for fold in range(3)]

@@ -266,7 +266,7 @@ def test_two_feature_directories_of_one_name_are_not_mixed_up(features, tmp_path
 def test_labels_in_too_few_captures_cannot_be_learned(features, tmp_path):
     with pytest.raises(TrainingError, match="lower --min-captures"):
         make_corpus(open_samples([features], tmp_path), 9)
-    with pytest.raises(TrainingError, match="in at least 3 captures and 10 flows: .* or --min-flows"):
+    with pytest.raises(TrainingError, match=r"in at least 3 captures and 10 flows: .* or --min-flows"):
         make_corpus(open_samples([features], tmp_path), 3, 10)
 
 
