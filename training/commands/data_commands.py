@@ -26,7 +26,7 @@ from tapline.training.commands.options import (
     say,
     say_plan,
 )
-from tapline.training.data.corpus import count_labels
+from tapline.training.data.corpus import ClassCount, count_labels
 from tapline.training.data.extraction import ExtractSettings, Outline, extract, outline
 from tapline.training.data.label_map import LabelMap, read_label_map
 from tapline.training.data.labelled_traces import MIN_CAPTURES as TRACE_CAPTURES
@@ -35,6 +35,7 @@ from tapline.training.data.leaks import find_leaks
 from tapline.training.data.origins import Origin, find_origins
 from tapline.training.data.partition import PARTS, By, Partition, make_partition, write_partition
 from tapline.training.data.samples import features_of
+from tapline.training.data.split import BACKGROUND
 from tapline.training.data.store import StoredSamples, open_samples
 from tapline.training.loop.plan import Plan, joined, too_few
 from tapline.training.loop.run_files import scratch_folder
@@ -139,15 +140,19 @@ def labels_command(features: Features) -> None:
     """Show how many captures and flows each label has, and which labels are in too few captures to be learned."""
     counts = count_labels(open_samples(features, scratch_folder()))
     for count in counts:
-        typer.echo("\t".join([count.label, str(count.captures), str(count.flows), *_not_learned(count.captures)]))
+        typer.echo("\t".join([count.label, str(count.captures), str(count.flows), *_not_learned(count)]))
     if not counts:
         raise LabelError("no flow has a label: extract with --labels or --label-from-folder")
-    flows, traces = (sum(count.captures >= least for count in counts) for least in (MIN_CAPTURES, TRACE_CAPTURES))
+    flows = sum(count.captures >= MIN_CAPTURES and count.label != BACKGROUND for count in counts)
+    traces = sum(count.captures >= TRACE_CAPTURES for count in counts)
     say(f"label, captures, flows of {len(counts)} labels: finetune learns {flows} of them, train-traces {traces}")
 
 
-def _not_learned(captures: int) -> list[str]:
-    """Why a label of so many captures is not learned, nothing where it is: flows need more captures than traces."""
+def _not_learned(count: ClassCount) -> list[str]:
+    """Why a label is not learned, nothing where it is: flows need more captures than traces."""
+    captures = count.captures
+    if count.label == BACKGROUND:
+        return ["not learned by finetune as a label: it is background"]
     if captures < TRACE_CAPTURES:
         needs = f"train-traces needs {TRACE_CAPTURES}, finetune {MIN_CAPTURES} (--min-captures)"
         return [f"not learned: a single capture; {needs}"]

@@ -37,7 +37,7 @@ from tapline.training.evaluation.report import flows_report
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan
-from tapline.training.loop.processes import ALONE, Group, is_first, join_group
+from tapline.training.loop.processes import ALONE, Group, is_first, join_group, world_size
 from tapline.training.loop.run_files import (
     EVALUATION,
     MODEL,
@@ -101,9 +101,12 @@ def evaluate_run(
     With more `processes` so many folds are measured at a time, and `after_fold` is called in place of `report`.
 
     Raises:
-        TrainingError: the features, encoders or split are not those of the run, or training fails.
+        TrainingError: the features, encoders or split are not those of the run, more `processes` are asked for under
+            `torchrun`, or training fails.
         SplitError: a label has too few captures, or the split lacks a part.
     """
+    if processes > 1 and world_size() > 1:
+        raise TrainingError("--processes: `torchrun` has started processes already: leave either out")
     started = time.monotonic()
     asked = _Asked(features, directory, settings, encoders, split, int8)
     todo = _prepare(asked)

@@ -126,3 +126,10 @@ def test_the_evaluation_of_another_run_is_not_put_on_the_card(folder, tmp_path, 
         invoke("export-traces", "--run", tmp_path / "other", *named).exception
     )
     tapline_train("export-traces", "--run", tmp_path / "run", *named)
+
+
+def test_processes_of_torchrun_start_no_processes(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = ["--features", folder / "protocols", "--run", folder / "flows", "--processes", 2]
+    result = invoke("evaluate", *arguments)
+    assert "--processes: `torchrun` has started processes already" in str(result.exception)

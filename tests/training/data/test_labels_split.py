@@ -64,6 +64,15 @@ def test_rows_left_out_are_counted(tmp_path):
     assert labels.label_of("a.pcap", flow()) is None
 
 
+def test_rows_of_several_confidences_are_used(tmp_path):
+    rows = [f"a.pcap,udp,10.0.0.1,{port},10.0.0.2,53,{label}" for port, label in
+            ((5, "DNS,DPI (cache)"), (6, "Unknown,Unknown"), (7, "NTP,Match by port"))]  # fmt: skip
+    plain, one, two = (table(tmp_path, *rows, confidence=asked) for asked in ((), ("DPI",), ("DPI", "Unknown")))
+    found = [[labels.label_of("a.pcap", flow(orig_p=port)) for port in (5, 6, 7)] for labels in (plain, one, two)]
+    assert found == [["DNS", "Unknown", "NTP"], ["DNS", None, None], ["DNS", "Unknown", None]]
+    assert len({plain.sha256, one.sha256, two.sha256}) == 3
+
+
 def test_a_table_that_cannot_be_used(tmp_path):
     with pytest.raises(LabelError, match="no column app"):
         table(tmp_path, column="app")

@@ -134,6 +134,8 @@ def test_background_is_learned_in_every_fold_and_measured_in_none(tmp_path):
                 write(tmp_path / corpus / label / f"{capture}.ndjson", named(f"{corpus}{capture}", label, FLOWS))
     out = tmp_path / "features"
     tapline_train("extract", tmp_path / "a", tmp_path / "b", "--label-from-folder", "--out", out)
+    listed = tapline_train("labels", "--features", out)
+    assert "background\t6\t48\tnot learned by finetune as a label: it is background" in listed
     corpus = make_corpus(open_samples([out], tmp_path), 3)
     assert (corpus.labels, corpus.rare) == (["dns", "web"], [])
     assert make_corpus(open_samples([out], tmp_path), 1, 6 * FLOWS).labels == ["dns", "web"]
