@@ -1,6 +1,7 @@
 """Leaving out whole corpora: what is learned, what is measured, and what a table of ports says beside it."""
 
 import json
+import os
 import random
 
 import msgspec
@@ -12,14 +13,16 @@ from tapline.models.flow import Flow, flow_to_line
 from tapline.training.data.corpus import make_corpus
 from tapline.training.data.split import SplitError
 from tapline.training.data.store import open_samples
+from tapline.training.evaluation import flow_evaluation
 from tapline.training.evaluation.evaluation_record import EvaluationSettings
+from tapline.training.evaluation.flow_evaluation import evaluate_run
 from tapline.training.evaluation.flow_folds import MIN_CORPUS_FLOWS, corpus_folds
 from tapline.training.evaluation.flow_outcomes import measure_flows
 from tapline.training.evaluation.outcomes import read_outcomes
 from tapline.training.evaluation.rivals import PortTable
 from tapline.training.flows.context_counts import learn_context
 from tapline.training.flows.flow_record import read_run
-from tapline.training.loop.config import TrainingConfig
+from tapline.training.loop.config import TrainingConfig, TrainingError
 from tests.training.command import invoke, tapline_train
 
 pytestmark = pytest.mark.whole
@@ -172,10 +175,27 @@ def test_a_port_table_says_what_most_captures_say():
     assert PortTable([ping], np.array([2]), np.array([0])).predict([ping], 7).tolist() == [2]
 
 
-def test_evaluate_by_corpus(run, features):
+def end_process(*_):
+    os._exit(1)
+
+
+def refuse(*_):
+    raise TrainingError("told by a process")
+
+
+@pytest.mark.parametrize(("fault", "said"), [(end_process, "is there memory for all --processes"), (refuse, "told by")])
+def test_a_process_that_fails_is_told_in_a_sentence(run, features, fault, said):
+    with pytest.raises(TrainingError, match=said):
+        evaluate_run([features], run, BY_CORPUS, int8=fault, processes=2)
+    assert not (run / "evaluation.json").exists()
+
+
+def test_evaluate_by_corpus(run, features, monkeypatch):
     evaluate = ["evaluate", "--features", features, "--run", run, "--by", "corpus"]
     assert "3 folds of corpora (a, b, c)" in tapline_train(*evaluate, "--dry-run")
-    tapline_train(*evaluate, "--processes", 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(flow_evaluation, "_outcome", None)  # this process measures none
+        tapline_train(*evaluate, "--processes", 2)
     by_two = read_outcomes(run)
     said = tapline_train(*evaluate)
     for one, other in zip(by_two, read_outcomes(run), strict=True):
