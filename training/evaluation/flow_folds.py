@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tapline.models.checkpoint import Mm4flowNetwork
+from tapline.models.encode import Mm4flowFeatures
 from tapline.models.mm4flow import Mm4flow
 from tapline.training.data.batches import TrainingSet
 from tapline.training.data.corpus import Corpus, make_training_set
@@ -45,14 +46,29 @@ def network_of(corpus: Corpus, config: TrainingConfig, *, background: bool) -> M
     return network_sizes(config, len(corpus.labels) + background)
 
 
+class _Known:
+    """The samples of labels to learn, and which others are like one of them to a model that reads `features`."""
+
+    def __init__(self, corpus: Corpus, features: Mm4flowFeatures) -> None:
+        self._kinds = corpus.samples.flows.kinds(features.payload_lengths, features.content_bytes)
+        self.rows = corpus.samples.with_label(corpus.labels)
+
+    def new(self, aside: NDArray[np.bool_], learned: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+        """Those `aside` without their like among the `learned` samples, None: the known ones that are not aside."""
+        learned = ~aside & self.rows if learned is None else learned
+        return aside & ~np.isin(self._kinds, self._kinds[learned])
+
+
 def flow_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSettings) -> Iterator[Fold]:
     """The folds of the captures. Half of the rare protocols, another half each time, is background to train on.
+
+    Flows that the model cannot tell from one of a label that it learned from are not measured.
 
     Raises:
         SplitError: a label has fewer than two captures.
         TrainingError: a label has no flow to train on in some fold.
     """
-    samples = corpus.samples
+    samples, known = corpus.samples, _Known(corpus, config.features)
     fold_of = spread_captures(corpus.known().held(), corpus.labels, settings.folds, settings.seed)
     check_filled(settings.folds, fold_of.values())
     for fold in range(settings.folds):
@@ -60,7 +76,7 @@ def flow_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSetti
         background = corpus.background(rare)
         aside = samples.in_captures(capture for capture, of in fold_of.items() if of == fold)
         data = make_training_set(corpus, samples.take(~aside), background, config)
-        held = samples.take(aside & samples.with_label(corpus.labels))
+        held = samples.take(known.new(aside) & known.rows)
         yield Fold(fold, data, bool(background), held, samples.take(samples.with_label(unseen)))
 
 
@@ -68,22 +84,18 @@ def corpus_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSet
     """A fold for each corpus with `MIN_CORPUS_FLOWS` flows to measure: all others are learned from, half of their rare
     protocols, another half each time, as background.
 
-    Flows that the model cannot tell from one that it learned from are not measured. A label that no other corpus bears,
-    or that is in the other half of the rare ones, was never learned.
+    Flows that the model cannot tell from one of a label that it learned from are not measured. A label that no other
+    corpus bears, or that is in the other half of the rare ones, was never learned.
 
     Raises:
         SplitError: fewer than two corpora have flows enough.
     """
     samples, of = corpus.samples, corpus.samples.corpora()
     names = dict(zip(of.tolist(), (name.partition("/")[0] for name in samples.captures_of()), strict=True))
-    kinds = samples.flows.kinds(config.features.payload_lengths, config.features.content_bytes)
-    known = samples.with_label(corpus.labels)
-
-    def is_new(aside: NDArray[np.bool_], learned: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return aside & ~np.isin(kinds, kinds[learned])
+    known = _Known(corpus, config.features)
 
     def is_held(aside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return is_new(aside, ~aside & known) & np.isin(samples.labels, samples.labels[~aside & known])
+        return known.new(aside) & np.isin(samples.labels, samples.labels[~aside & known.rows])
 
     flows = {number: int(is_held(of == number).sum()) for number in names}
     measured = [number for number in names if flows[number] >= MIN_CORPUS_FLOWS]
@@ -99,7 +111,7 @@ def corpus_folds(corpus: Corpus, config: TrainingConfig, settings: EvaluationSet
         data = make_training_set(corpus, samples.take(~aside), background, config, some_absent=True)
         learned = ~aside & samples.with_label({*corpus.labels, *background})
         never = ~np.isin(samples.labels, samples.labels[learned]) & ~samples.with_label([BACKGROUND])
-        strange = samples.take(is_new(aside, learned) & never)
+        strange = samples.take(known.new(aside, learned) & never)
         yield Fold(fold, data, bool(background), samples.take(is_held(aside)), strange, names[number])
 
 
