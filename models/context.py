@@ -21,12 +21,12 @@ WITH_PORTS = frozenset({"tcp", "udp", "132"})
 BARRED = -50.0
 """Added to the logit of a class that was never seen on the flow's transport."""
 
-EFFECTIVE_PORTS = 50
+EFFECTIVE_PORTS = 20
 """A port that a class was never seen on counts as one of so many: the fewer, the less a port is worth."""
 
 LEAST_NEW = 0.1
 """The least share of a class's captures that are expected on a port where it was never seen, however many there were:
-with the weight this bounds the worth of a forged port to 6.1 times the weight, in logits."""
+with the weight this bounds the worth of a forged port to 5.2 times the weight, in logits."""
 
 MAX_HELD = 65_536
 """Most classes on ports of a context, those of all ports together."""
@@ -61,7 +61,7 @@ class PortPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     holders: dict[_Transport, dict[_PortNumber, dict[_Class, _Captures]]]
-    weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    weight: Annotated[float, msgspec.Meta(ge=0, le=4)] = 1.0
     temperature: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 

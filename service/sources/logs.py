@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -25,6 +26,8 @@ _ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
 _TRANSPORTS = {"tcp", "udp", "icmp"}
 _MAX_LINE_CHARS = 1 << 22
 _MAX_DIGITS = 19
+_EXPONENT = re.compile(r"\d(\.\d{1,18})?e[+-]\d{1,2}")
+"""How Zeek writes round numbers of many digits, a time in 2038 as 2.147483647e+09."""
 _UNSET = frozenset({"-", "(empty)"})
 _ROTATED = r"(?:[._-]\d[\w:.+-]*)?"
 """What rotation puts into a name, by Zeek and its tools before `.log`, by logrotate after it."""
@@ -251,6 +254,8 @@ class _Row(dict[str, str]):
     def microseconds(self, name: str) -> int:
         """The field, a time as Zeek's writers put it or seconds with decimals, in microseconds; 0 when it is unset."""
         text = self.text(name) or "0"
+        if _EXPONENT.fullmatch(text):
+            text = f"{Decimal(text):f}"
         seconds, _, decimals = text.partition(".")
         if (seconds + decimals).isdecimal() and len(seconds) <= _MAX_DIGITS:
             if not decimals and int(seconds) > _LATEST_EPOCH_SECONDS:

@@ -62,7 +62,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     class_power: float = 0.6
     capture_power: float = 0.5
     background_share: float = 5.0
-    port_weight: float = 0.8
+    port_weight: float = 1.2
     threads: int = 1
     features: Mm4flowFeatures = Mm4flowFeatures(payload_lengths=32, content_bytes=64)
     augmentation: Augmentation = Augmentation()
