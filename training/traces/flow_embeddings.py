@@ -20,7 +20,7 @@ from tapline.training.traces.aggregate import TraceFeatures, gather_features
 from tapline.training.traces.packet_encoder import FlowLearner, flow_features
 from tapline.training.traces.trace_config import TraceTrainingConfig
 
-CHECKPOINT = PACKAGE / "models" / "zoo" / "flow-protocols" / "1"
+CHECKPOINT = PACKAGE / "models" / "zoo" / "flow-protocols" / "2"
 BATCH_FLOWS = 64
 
 
