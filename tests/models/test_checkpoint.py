@@ -71,7 +71,7 @@ WIDE = FlowContext({}, PortPrior({proto: {port: {} for port in range(60_000)} fo
         ({"transports": {"sctp": [0]}}, "Expected `str` matching regex"),
         (ports({"tcp": {"65536": {"0": 1}}}), "Expected `int` <= 65535 - at `key"),
         (ports({"tcp": {"443": {"0": 0}}}), "Expected `int` >= 1"),
-        (ports({}, weight=1.5), r"Expected `float` <= 1.0 - at `\$.context.ports.weight`"),
+        (ports({}, weight=4.5), r"Expected `float` <= 4.0 - at `\$.context.ports.weight`"),
         (ports({}, temperature=0), r"Expected `float` >= 0.01"),
         (ports({}, threshold="NaN"), "Expected `float`, got `str`"),
         ({"transports": {}, "port": None}, "unknown field `port`"),
