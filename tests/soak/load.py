@@ -170,10 +170,12 @@ class Load:
         """Send a part of a capture and go."""
         _, writer = await asyncio.open_connection("127.0.0.1", self.api)
         head = f"POST /v1/classify/pcap HTTP/1.1\r\nhost: 127.0.0.1:{self.api}\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body[: self.random.randrange(len(body) + 1)])
-        await writer.drain()
-        await asyncio.sleep(self.random.choice((0, 0.05, 0.5)))
-        writer.transport.abort()
+        try:
+            writer.write(head.encode() + body[: self.random.randrange(len(body) + 1)])
+            await writer.drain()
+            await asyncio.sleep(self.random.choice((0, 0.05, 0.5)))
+        finally:  # the service may end before, and with it the connection
+            writer.transport.abort()
         self.injected["clients that left"] += 1
 
 
