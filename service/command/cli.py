@@ -144,11 +144,7 @@ def classify(
             warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
         )
         classifier = Classifier(
-            flow_engine,
-            trace_engine=trace_engine,
-            min_packets=min_packets,
-            with_scores=scores,
-            ports=ports == "on",
+            flow_engine, trace_engine=trace_engine, min_packets=min_packets, with_scores=scores, ports=ports == "on"
         )
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)

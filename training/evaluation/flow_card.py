@@ -65,7 +65,7 @@ def _context(context: FlowContext | None) -> str:
     pairs = sum(len(held) for ports in context.ports.holders.values() for held in ports.values())
     return (
         f"{text}, and the server port adds {context.ports.weight:g} times the logarithm of how likely each label is "
-        f"there, by the captures of {pairs} pairs of a port and a label, so that a forged port is worth little. "
+        f"there, by the captures of {pairs} pairs of a port and a label, within a bound. "
         "`--ports off` (`?ports=off` in REST) leaves ports out of a verdict, which then has a temperature and a "
         "threshold of its own."
     )

@@ -31,7 +31,7 @@ WORDS = {
     "payload": "with 64 content bytes each way, own addresses masked",
     "tracegram": "the published encoder, pre-trained, on packet headers",
     "tracegram-scratch": "the published encoder, without pre-training",
-    "frozen": "the embedding of payload lengths of flow-protocols as shipped",
+    "frozen": "the embedding of payload lengths of the flow-protocols that shipped then",
 }
 
 SUBJECTS: dict[SubjectKind, str] = {
