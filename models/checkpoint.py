@@ -56,6 +56,16 @@ class Unknown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     background: bool = False
 
 
+class Suspicion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a trace is *suspicious*: every label is of a malicious kind, and the share that the background class leaves to
+    all of them together is at least the threshold.
+
+    It may be so where no single label is sure: of a kind that was never learned, or where two labels are alike.
+    """
+
+    threshold: Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
 class Rule(NamedTuple):
     """What makes verdicts of logits: the temperature of the confidence, and below which confidence it is *unknown*."""
 
@@ -134,7 +144,8 @@ class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     Where the network's encoder is `tracegram`, the checkpoint has it and reads `features`. Where it is `mm4flow`,
     `features` are not used, and exactly one is there: `mm4flow`, an encoder of its own, or `flow_checkpoint`, the one
-    that classifies the flows and gives their embeddings in the same pass.
+    that classifies the flows and gives their embeddings in the same pass. With `suspicion` all labels are of a malicious
+    kind, and every verdict says whether the trace is of any.
     """
 
     kind: Literal["tracegram"]
@@ -148,6 +159,7 @@ class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     mm4flow: OwnMm4flow | None = None
     calibration: Calibration = Calibration()
     unknown: Unknown = Unknown()
+    suspicion: Suspicion | None = None
     early: EarlyVerdict = EarlyVerdict()
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
@@ -288,6 +300,8 @@ def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) 
         raise CheckpointError(f"{directory}: a label occurs twice")
     if isinstance(checkpoint, TracegramCheckpoint):
         _verify_encoder(directory, checkpoint)
+        if checkpoint.suspicion is not None and not checkpoint.unknown.background:
+            raise CheckpointError(f"{directory}: it tells suspicion, but has no background class: export it again")
     else:
         _verify_tokens(directory, checkpoint.features, checkpoint.network)
         verify_context(directory, checkpoint)

@@ -106,6 +106,15 @@ def verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: boo
     return _in_place(judged, finite)
 
 
+def suspicions(logits: NDArray[np.float32], checkpoint: Judge) -> NDArray[np.float64]:
+    """The calibrated probability of any label, float64 [n]: what the background class leaves of 1.
+
+    For finite logits float32 [n, classes] of a checkpoint whose labels are all of a malicious kind
+    (`models.checkpoint.Suspicion`).
+    """
+    return np.asarray(probabilities(logits, checkpoint).sum(axis=1))
+
+
 def context_terms(checkpoint: Checkpoint) -> ContextTerms | None:
     """The context of a checkpoint made ready for flows, once for all of them; None where it has none."""
     if checkpoint.context is None:
