@@ -105,7 +105,7 @@ def grown(readings: list[float]) -> float:
 
 async def measure_service(flows: int, scan: int) -> None:
     """Millions of flows, then the scan."""
-    settings = Settings(trace_checkpoint=Path("none"), zeek=["ws://127.0.0.1:9"])
+    settings = Settings(traces=["none"], zeek=["ws://127.0.0.1:9"])
     service = QuickService(settings)
     async with service.running():
         idle_mb = resident_mb()

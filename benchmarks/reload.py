@@ -2,7 +2,7 @@
 
     python benchmarks/reload.py CAPTURE... [--reloads 50] [--repository DIR]
 
-The default flow model, and then the trace model, is loaded anew, warmed and swapped while flows keep coming, each of
+The default flow model, and then each trace model, is loaded anew, warmed and swapped while flows keep coming, each of
 which gets the features of the trace model in the same batch; resident memory is read after each swap. The longest time
 between two answers during a swap stands beside the longest without any.
 """
@@ -61,10 +61,9 @@ class Traffic:
 
 
 async def measure(service: Service, flows: list[Flow], reloads: int) -> None:
-    """Swap the flow model, then the trace model; watch, print."""
+    """Swap the flow model, then each trace model; watch, print."""
     names = {"flow": service.models.default}
-    if service.trace_scorer is not None:
-        names["trace"] = service.trace_scorer.checkpoint.name
+    names |= {f"trace ({name})": name for name in service.trace_models.scorers}
     async with service.running():
         traffic = Traffic(service, flows)
         task = asyncio.create_task(traffic.run())

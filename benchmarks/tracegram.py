@@ -41,7 +41,7 @@ from tapline.models.tracegram import Tracegram
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import packet_pieces
 from tapline.service.inference.repository import ZOO, newest_version
-from tapline.service.inference.trace_loading import DEFAULT_TRACE_CHECKPOINT
+from tapline.service.inference.trace_loading import SHIPPED_TRACES
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.training.export.checkpoint_export import export_traces
 
@@ -157,7 +157,7 @@ def main() -> None:
     what = f"Tracegram's features on CPU, {options.size}, {precision}, {batch.counts.mean():.0f} tokens a flow"
     figures = f"published way {theirs:.1f} flows per CPU second, tapline {ours:.1f}: **{ours / theirs:.1f} times**"
     report(what, f"{figures}, features within {difference:.1e}")
-    shipped = load_trace_engine("onnx", newest_version(ZOO / DEFAULT_TRACE_CHECKPOINT), threads)
+    shipped = load_trace_engine("onnx", newest_version(ZOO / SHIPPED_TRACES[0]), threads)
     serving = len(flows) / cpu_seconds(lambda: shipped.embed(flows), options.repeats)
     name = f"{shipped.checkpoint.name}, the trace checkpoint that ships, its flow features of the same flows"
     report(name, f"{serving:.0f} flows per CPU second, **{serving / theirs:.0f} times** the published way above")

@@ -145,39 +145,50 @@ class Metrics:
         )
 
     def _add_traces(self, registry: CollectorRegistry) -> None:
-        self.trace_windows_open = Gauge("tapline_trace_windows_open", "Live windows that are open", registry=registry)
-        self.trace_open_flows = Gauge("tapline_trace_open_flows", "Flows in open live windows", registry=registry)
+        self.trace_windows_open = Gauge(
+            "tapline_trace_windows_open", "Live windows that are open, by trace model", ["model"], registry=registry
+        )
+        self.trace_open_flows = Gauge(
+            "tapline_trace_open_flows", "Flows in open live windows, by trace model", ["model"], registry=registry
+        )
         self.trace_windows_closed = Counter(
             "tapline_trace_windows_closed",
             "Live windows closed: `time` when they were over, `end` with their source, `evicted` for want of room, "
             "`swapped` with their model",
-            ["reason"], registry=registry,
+            ["model", "reason"], registry=registry,
         )  # fmt: skip
         self.trace_windows_unscored = Counter(
             "tapline_trace_windows_unscored",
-            "Live windows without a verdict: `below_min_flows`, or `shed` because too many waited", ["reason"],
+            "Live windows without a verdict: `below_min_flows`, or `shed` because too many waited", ["model", "reason"],
             registry=registry,
         )  # fmt: skip
         self.trace_flows = Counter(
             "tapline_trace_flows",
-            "Live flows by what became of them in traces: `flows` in a window, `replaced` by a newer form, `late` "
-            "after their window, `cut` from a window that had too many", ["outcome"], registry=registry,
+            "Live flows by what became of them in the traces of a model: `flows` in a window, `replaced` by a newer "
+            "form, `late` after their window, `cut` from a window that had too many, `unread` where its encoder failed",
+            ["model", "outcome"], registry=registry,
         )  # fmt: skip
         self.trace_verdicts = Counter(
-            "tapline_trace_verdicts", "Live trace verdicts by label (`unknown` for unknown ones) and stage",
-            ["label", "stage"], registry=registry,
+            "tapline_trace_verdicts", "Live trace verdicts by model, label (`unknown` for unknown ones) and stage",
+            ["model", "label", "stage"], registry=registry,
+        )  # fmt: skip
+        self.suspicious_traces = Counter(
+            "tapline_suspicious_traces",
+            "Live trace verdicts that are suspicious, by model, early and final apart", ["model", "stage"],
+            registry=registry,
         )  # fmt: skip
         self.trace_failures = Counter(
-            "tapline_trace_failures", "Live windows on which the engine failed", registry=registry
+            "tapline_trace_failures", "Live windows on which the engine failed", ["model"], registry=registry
         )
         self.trace_state_failures = Counter(
             "tapline_trace_state_failures",
-            "Times that open windows, or that one was closed, could not be saved",
+            "Times that open windows, or that one was closed, could not be saved", ["model"],
             registry=registry,
-        )
+        )  # fmt: skip
         self.trace_score_seconds = Histogram(
-            "tapline_trace_score_seconds", "Time to score a batch of windows", buckets=_SLOW, registry=registry
-        )
+            "tapline_trace_score_seconds", "Time to score a batch of windows", ["model"], buckets=_SLOW,
+            registry=registry,
+        )  # fmt: skip
 
 
 def reference_table() -> str:

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import structlog
 
-from tapline.models.checkpoint import CheckpointError, TracegramCheckpoint, checkpoint_kind, read_checkpoint
+from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
 from tapline.service.engines.loading import load_engines
 from tapline.service.engines.thread import EngineThread
-from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.gpu import gpu_collector
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import ZOO, Repository, UnknownModelError, newest_version, versions_directory
-from tapline.service.inference.served import ModelBusyError, ServedModels
-from tapline.service.inference.trace_loading import fitting, load_beside, load_traces, misfit, trace_directory
+from tapline.service.inference.served import ServedModels
+from tapline.service.inference.trace_loading import fitting, trace_directories
 from tapline.service.inference.trial import try_out, try_out_aside
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.replay import Replay
@@ -28,17 +27,10 @@ from tapline.service.process.supervisor import Supervisor
 from tapline.service.settings import Settings
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.zeek_process import zeeks_on
-from tapline.service.traces.capture_traces import CaptureTraces
-from tapline.service.traces.live_traces import LiveTraces, TraceWatcher
-from tapline.service.traces.recent_traces import RecentTraces
-from tapline.service.traces.scorer import TraceScorer
-from tapline.service.traces.window_state import TraceState
-from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
+from tapline.service.trace_models import TraceModels
+from tapline.service.traces.live_traces import TraceWatcher
 
 log = structlog.get_logger()
-
-WATCH_SECONDS = 1.0
-"""How often it is looked whether the trace engine hangs."""
 
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
@@ -67,27 +59,24 @@ class Service:
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
         repository, self.default_model = find_models(settings)
-        served = (trace_directory(settings.trace_checkpoint), repository.find(self.default_model))
+        directories = trace_directories(settings.traces, repository)
         try_out(
-            *(directory for directory in served if directory is not None),
+            *directories,
+            repository.find(self.default_model),
             engine=settings.engine,
             precision=settings.precision,
             seconds=settings.model_trial_seconds,
         )
-        self._trace_engine = load_traces(
-            settings.trace_checkpoint, settings.engine, settings.threads, settings.precision
-        )
-        if self._trace_engine is not None:
-            name = self._trace_engine.checkpoint.name
-            if settings.trace_checkpoint is not None:
-                repository.pinned[name] = versions_directory(settings.trace_checkpoint, name)
-            elif not repository.versions(name):
-                repository.pinned[name] = ZOO / name
+        self.trace_models = TraceModels(settings, directories, self.metrics, self.supervisor, trace_watcher)
+        for directory in directories:
+            name = read_trace_checkpoint(directory, needs=()).name
+            if settings.traces or not repository.versions(name):
+                repository.pinned[name] = versions_directory(directory, name)
         self.models = ServedModels(
             repository, self.default_model, self._try_out, self._load_engines, self._make_batcher, self.metrics
         )
-        self.trace_scorer = self._scorer(self._trace_engine) if self._trace_engine else None
-        self.traces = live_traces(settings, self.trace_scorer, self.metrics, trace_watcher)
+        self.trace_models.encoders = self.models.encoders
+        self.traces = self.trace_models.live
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
         self.zeeks = zeeks_on(settings.interface, log_dir)
         self.sensors = Sensors(
@@ -103,8 +92,9 @@ class Service:
         )
         self.replay: Replay | None = None
         if settings.replay:
-            heads = self.classifier.heads
-            self.replay = Replay(settings.replay, settings.speed, self.pipeline, watcher, self.traces, heads)
+            self.replay = Replay(
+                settings.replay, settings.speed, self.pipeline, watcher, self.traces, lambda: self.classifier.heads
+            )
         self._uploads = 0
 
     @property
@@ -121,21 +111,19 @@ class Service:
         settings = self.settings
         engines = load_engines(settings.engine, directory, settings.threads, settings.precision)
         checkpoint = engines[0].checkpoint
-        required = checkpoint.name == self.default_model and settings.trace_checkpoint is not None
-        traces = fitting(self._trace_engine, checkpoint, required=required, warn=log.warning)
+        traces = self.trace_models.fitting(
+            checkpoint, required=checkpoint.name == self.default_model and bool(settings.traces)
+        )
         seconds = settings.engine_timeout_seconds
         return [
             Classifier(
                 engine,
-                trace_engine=traces,
+                trace_engines=traces,
                 ports=settings.ports == "on",
                 thread=EngineThread(f"engine {number} of {checkpoint.name}", seconds),
             )
             for number, engine in enumerate(engines, 1)
         ]
-
-    def _scorer(self, engine: TraceEngine) -> TraceScorer:
-        return TraceScorer(engine, self.settings.engine_timeout_seconds)
 
     async def _try_out(self, directory: Path) -> None:
         """Raise CheckpointError or EngineError where a checkpoint cannot serve."""
@@ -145,15 +133,16 @@ class Service:
     async def load_model(self, name: str, version: str | None = None) -> int | None:
         """Load a version of a flow model or of a trace model, the newest where none is given, and let it serve.
 
-        There is one trace model: another takes its place, whatever its name. New flows open windows of the new one; the
-        windows that are open get the verdicts of the old one and are closed.
+        A trace model serves beside those of other names, whose windows it leaves alone. In the place of another version
+        of it, new flows open windows of the new one; the windows that are open get the verdicts of the old one and are
+        closed.
 
         Returns:
             Of a trace model how many live windows were closed for it, None of a flow model.
 
         Raises:
             UnknownModelError, CheckpointError, EngineError, ModelBusyError: as of `ServedModels.load`; a trace model
-                does not fit the default flow model, or traces are off.
+                does not fit the default flow model.
         """
         directory = self.models.repository.find(name, version)
         if checkpoint_kind(directory) == "tracegram":
@@ -162,40 +151,33 @@ class Service:
         return None
 
     async def _load_trace_model(self, name: str, directory: Path) -> int:
-        if self.trace_scorer is None:
-            raise ModelBusyError("traces are off since the start: start again with --trace-checkpoint DIR")
         async with self.models.changing():
             await self._try_out(directory)
-            scorer = await asyncio.to_thread(self._warm_scorer, directory)
-            engine, checkpoint = scorer.engine, scorer.checkpoint
-            if checkpoint.name != name:
-                raise CheckpointError(f"{directory}: holds a model named {checkpoint.name}, expected {name}")
-            fitting(engine, self.classifier.checkpoint, required=True, warn=log.warning)
-            if self.traces is not None:
-                refuse_endless(self.settings, checkpoint)
-            self._trace_engine, self.trace_scorer = engine, scorer
-            if self.traces is not None:
-                windows = trace_windows(self.settings, checkpoint, after=self.traces.windows)
-                self.traces.open(windows, self.trace_scorer)
-            await self.models.replace_classifiers(self._retraced)
-            closed = 0
-            if self.traces is not None:
-                await self.pipeline.settle(self.settings.shutdown_seconds)
-                closed = await self.traces.close_old()
-            log.info("trace model loaded", model=name, version=checkpoint.version, closed_windows=closed)
-        return closed
+            scorer = await asyncio.to_thread(self.trace_models.warm_scorer, directory)
+            if scorer.checkpoint.name != name:
+                raise CheckpointError(f"{directory}: holds a model named {scorer.checkpoint.name}, expected {name}")
+            fitting([scorer.engine], self.classifier.checkpoint, required=True, warn=log.warning)
+            return await self.trace_models.load(scorer, self._encode_for_all)
 
-    def _warm_scorer(self, directory: Path) -> TraceScorer:
-        settings = self.settings
-        scorer = self._scorer(load_beside(settings.engine, directory, settings.threads, settings.precision))
-        scorer.warm_up()
-        return scorer
+    async def unload_model(self, name: str) -> None:
+        """Serve a flow model or a trace model no more; what waits for it gets its verdicts first.
 
-    def _retraced(self, classifier: Classifier) -> Classifier:
-        """The same classifier for the trace model that serves now, where that can read its flows."""
-        return classifier.with_traces(
-            fitting(self._trace_engine, classifier.checkpoint, required=False, warn=log.warning)
+        Raises:
+            UnknownModelError, ModelBusyError: as of `ServedModels.unload`.
+        """
+        if name not in self.trace_models.scorers:
+            await self.models.unload(name, self.settings.shutdown_seconds)
+            return
+        async with self.models.changing():
+            await self.trace_models.unload(name, self._encode_for_all)
+
+    async def _encode_for_all(self) -> None:
+        """Let every classifier encode for the trace models that serve now, and wait for what is on its way."""
+        await self.models.replace_classifiers(
+            lambda classifier: classifier.with_traces(self.trace_models.fitting(classifier.checkpoint))
         )
+        if self.traces is not None:
+            await self.pipeline.settle(self.settings.shutdown_seconds)
 
     def _make_batcher(self, classifiers: list[Classifier]) -> Batcher:
         return Batcher(
@@ -208,17 +190,10 @@ class Service:
             supervisor=self.supervisor,
         )
 
-    def capture_traces(self, classifier: Classifier, name: str) -> CaptureTraces | None:
-        """What collects the traces of a capture or a request; None where the model's flows make none."""
-        if self.trace_scorer is None or classifier.trace_engine is None:
-            return None
-        return CaptureTraces(self.trace_scorer, name, lambda: self.trace_scorer)
-
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Warm up, serve, then drain within the limit."""
-        if self.trace_scorer is not None:
-            await asyncio.to_thread(self.trace_scorer.warm_up)
+        await asyncio.to_thread(self.trace_models.warm_up)
         await self.models.start()
         try:
             for name in self.settings.load_models:
@@ -227,36 +202,28 @@ class Service:
                 feeding = [self.supervisor.start(f"zeek on {zeek.interface}", zeek.run) for zeek in self.zeeks]
                 if self.replay is not None:
                     feeding.append(self.supervisor.start("replay", self.replay.run))
-                if self.trace_scorer is not None:
-                    feeding.append(self.supervisor.start("trace engine", self._watch_trace_engine))
+                self.trace_models.start_watching()
                 try:
                     yield
                 finally:
                     asyncio.get_running_loop().call_later(2 * self.settings.shutdown_seconds, self._give_up_engines)
-                    await self.supervisor.stop(feeding)
+                    await self.supervisor.stop([*feeding, *self.trace_models.watching])
         finally:
             await self.models.stop(self.settings.shutdown_seconds)
             self._give_up_engines()
 
-    async def _watch_trace_engine(self) -> None:
-        """Die where the trace engine hangs, until it answers again; nothing else runs here."""
-        while self.trace_scorer is not None:
-            self.trace_scorer.thread.check()
-            await asyncio.sleep(WATCH_SECONDS)
-
     def _give_up_engines(self) -> None:
         """Wait for no engine any more."""
         self.models.give_up()
-        if self.trace_scorer is not None:
-            self.trace_scorer.thread.close()
+        self.trace_models.give_up()
 
     def no_live_traces(self) -> str | None:
         """Why there are no verdicts on live traces, or None."""
-        if self.trace_scorer is None:
-            return "there is no trace checkpoint: start with --trace-checkpoint DIR"
+        if not self.trace_models.scorers:
+            return "there is no trace model: load one, or start with --traces"
         if self.traces is None:
             return "there is no live traffic: start with --zeek, --interface or --replay"
-        return misfit(self.trace_scorer.checkpoint, self.classifier.checkpoint)
+        return self.trace_models.misfits(self.classifier.checkpoint)
 
     def not_ready(self) -> str | None:
         """Why no work should be sent here now, or None."""
@@ -290,47 +257,6 @@ class Service:
         finally:
             self._uploads -= 1
             self.metrics.uploads_active.set(self._uploads)
-
-
-def live_traces(
-    settings: Settings, scorer: TraceScorer | None, metrics: Metrics, watcher: TraceWatcher
-) -> LiveTraces | None:
-    """The traces of the live path; None where there is no trace checkpoint, or no live path.
-
-    Raises:
-        CheckpointError: the checkpoint's window has no end.
-        StateError: the state directory cannot be used.
-    """
-    if scorer is None or not settings.is_live:
-        return None
-    checkpoint = scorer.checkpoint
-    refuse_endless(settings, checkpoint)
-    windows = trace_windows(settings, checkpoint)
-    state = TraceState(settings.state_dir, checkpoint) if settings.state_dir else None
-    return LiveTraces(windows, scorer, metrics, RecentTraces(settings.trace_history), state=state, watcher=watcher)
-
-
-def trace_windows(
-    settings: Settings, checkpoint: TracegramCheckpoint, after: TraceWindows | None = None
-) -> TraceWindows:
-    """The windows of the live path for a trace checkpoint; `after` as of `TraceWindows`."""
-    bounds = WindowBounds(settings.trace_lateness_seconds, settings.trace_subjects, settings.trace_open_flows)
-    captures = [str(settings.replay)] if settings.replay else []
-    rule = EarlyRule(checkpoint.early.confidence, checkpoint.early.min_flows)
-    return TraceWindows(checkpoint.trace, bounds, rule, captures, after)
-
-
-def refuse_endless(settings: Settings, checkpoint: TracegramCheckpoint) -> None:
-    """Refuse a checkpoint whose window has no end where traffic has none.
-
-    Raises:
-        CheckpointError: so it is.
-    """
-    if checkpoint.trace.window_seconds == 0 and (settings.zeek or settings.interface):
-        raise CheckpointError(
-            f"the trace checkpoint {checkpoint.name} has no window (window_seconds 0), so that live traces would never "
-            "end: give one with a window, or --trace-checkpoint none"
-        )
 
 
 def find_models(settings: Settings) -> tuple[Repository, str]:

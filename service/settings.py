@@ -47,17 +47,26 @@ class Settings(BaseSettings):
     model: str = Field("flow-protocols", description="model of the repository that serves by default")
     load_models: TextList = Field([], description="further models of the repository to load; may be repeated")
     checkpoint: Path | None = Field(None, description="checkpoint directory that serves by default instead")
-    trace_checkpoint: Path | None = Field(
-        None, description="trace checkpoint directory, or none for no traces; the one that ships where not given"
+    traces: TextList = Field(
+        [],
+        description="trace model, by its directory or its name in the repository, or none for no traces; may be "
+        "repeated; those that ship where not given",
     )
     trace_lateness_seconds: float = Field(
         60, ge=0, le=86_400, description="how far behind the newest flow a flow may start and still count in its window"
     )
     trace_subjects: int = Field(
-        10_000, ge=1, le=10_000_000, description="most subjects with open windows; the longest silent is closed beyond"
+        20_000,
+        ge=1,
+        le=10_000_000,
+        description="most subjects with open windows, of all trace models together; the longest silent are closed "
+        "beyond",
     )
     trace_open_flows: int = Field(
-        200_000, ge=1, le=100_000_000, description="most flows in open windows; the first to end are closed beyond"
+        200_000,
+        ge=1,
+        le=100_000_000,
+        description="most flows in open windows, of all trace models together; the first to end are closed beyond",
     )
     trace_history: int = Field(1000, ge=1, le=1_000_000, description="newest trace verdicts kept for /v1/traces")
     state_dir: Path | None = Field(

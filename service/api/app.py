@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tapline.installation import version
 from tapline.service.api import errors, schemas
+from tapline.service.api.choice import ReadPorts, TraceNames, choice_of
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ErrorBody, error_response
 from tapline.service.api.flows_route import classify_body
@@ -25,16 +26,12 @@ from tapline.service.api.traces_route import add_traces
 from tapline.service.api.uploads import NDJSON, classify_upload
 from tapline.service.api.wanted import Wanted
 from tapline.service.runtime import Service
-from tapline.service.settings import Ports
 
 HELD_BODIES = 2
 """JSON bodies of the largest size that may be in memory at a time, or as many bytes of smaller ones."""
 
 ModelName = Annotated[
     str | None, Query(max_length=64, description="a loaded model; the default one where none is named")
-]
-ReadPorts = Annotated[
-    Ports | None, Query(description="whether verdicts on flows read ports; as the service is set where not given")
 ]
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 404, 408, 413, 415, 422, 429, 503, 507)
@@ -82,7 +79,9 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         response_model=schemas.Classified,
         responses={**_REFUSALS, 200: {"content": {NDJSON: {}}, "model": schemas.Classified}},
     )
-    async def classify_pcap(request: Request, model: ModelName = None, ports: ReadPorts = None) -> Response:
+    async def classify_pcap(
+        request: Request, model: ModelName = None, ports: ReadPorts = None, traces: TraceNames = None
+    ) -> Response:
         """Classify a capture: pcap or pcapng, plain, gzip or zstd, as the multipart part `file` or as the body.
 
         With `Accept: application/x-ndjson` each flow is a line, as it comes, each trace a line `{"trace": ...}` when it
@@ -90,7 +89,8 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         """
         with model_errors():
             batcher = service.models.batcher(model)
-        return await classify_upload(request, service, batcher, desk, _wanted(ports))
+        wanted = choice_of(service.trace_models, ports, traces)
+        return await classify_upload(request, service, batcher, desk, wanted)
 
     @app.post(
         FLOWS_ROUTE,
@@ -99,18 +99,17 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         response_model=schemas.Classified,
         responses=_REFUSALS,
     )
-    async def classify_flows(request: Request, model: ModelName = None, ports: ReadPorts = None) -> Response:
+    async def classify_flows(
+        request: Request, model: ModelName = None, ports: ReadPorts = None, traces: TraceNames = None
+    ) -> Response:
         """Classify flows from a sensor of your own, in the form that `tapline features` writes, and their traces.
 
         Flows need packet heads to count in traces.
         """
         with model_errors():
             batcher = service.models.batcher(model)
-        return await classify_body(request, service, batcher, desk, _wanted(ports))
-
-
-def _wanted(ports: Ports | None) -> bool | None:
-    return None if ports is None else ports == "on"
+        wanted = choice_of(service.trace_models, ports, traces)
+        return await classify_body(request, service, batcher, desk, wanted)
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from tapline.models.flow import Flow
 from tapline.service.api.bodies import read_flows
+from tapline.service.api.choice import Choice
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ApiError, overload_as_api_error
 from tapline.service.api.limits import within
@@ -26,9 +27,9 @@ _STEP_FLOWS = 256
 
 
 async def classify_body(
-    request: Request, service: Service, batcher: Batcher, desk: Desk, ports: bool | None
+    request: Request, service: Service, batcher: Batcher, desk: Desk, wanted: Choice
 ) -> StreamingResponse:
-    """Read the flows, classify them, answer; `ports` as of `Batcher.submit`.
+    """Read the flows, classify them, answer with what is `wanted`.
 
     Raises:
         ApiError: 415 not JSON, 422 faulty flows, 429 and 503 too much work.
@@ -39,10 +40,12 @@ async def classify_body(
     seat = resources(request).enter_context(desk.seat())
     declared = request.headers.get("content-length", "0")
     flows = await read_flows(request.stream(), int(declared), seat)
-    answer = await desk.do(_Answer, flows, batcher, service.capture_traces(batcher.classifier, "flows"))
+    answer = await desk.do(
+        _Answer, flows, batcher, service.trace_models.captured(batcher.classifier, "flows", wanted.traces)
+    )
     with overload_as_api_error():
         batcher.check_room(len(answer.accepted))
-        computing = asyncio.ensure_future(batcher.classify(answer.accepted, urgent=True, ports=ports))
+        computing = asyncio.ensure_future(batcher.classify(answer.accepted, urgent=True, ports=wanted.ports))
         found = await within(service.settings.request_timeout_seconds, computing)
     for step in range(0, len(found), _STEP_FLOWS):
         await desk.do(answer.take, found, range(step, min(step + _STEP_FLOWS, len(found))))
@@ -61,11 +64,11 @@ async def _sent(pieces: list[bytes]) -> AsyncIterator[bytes]:
 class _Answer:
     """What an answer holds, put together step by step."""
 
-    def __init__(self, flows: list[Flow], batcher: Batcher, traces: CaptureTraces | None) -> None:
+    def __init__(self, flows: list[Flow], batcher: Batcher, traces: CaptureTraces) -> None:
         classifier = batcher.classifier
         self.accepted: list[Flow] = []
         self._traces = traces
-        self._builder = SummaryBuilder(classifier.checkpoint, traces.checkpoint if traces else None)
+        self._builder = SummaryBuilder(classifier.checkpoint, traces.checkpoints)
         self._entry = InputSummary("flows", len(flows))
         self._flows: list[bytes] = []
         self._trace_records: list[bytes] = []
@@ -85,19 +88,17 @@ class _Answer:
                 verdict = outcome.verdict if outcome else None
                 self._builder.add(flow, verdict)
                 self._flows.append(msgspec.json.encode(classified(flow, verdict, "")))
-            if self._traces is not None and outcome is not None:
+            if outcome is not None:
                 self._traces.add(flow, outcome)
 
     async def score_traces(self, desk: Desk) -> None:
         """Close the traces, score and count them."""
-        if self._traces is None:
-            return
         await desk.do(self._traces.finish)
         while found := await asyncio.to_thread(self._traces.ready):
             for trace in found:
                 self._builder.add_trace(trace)
                 self._trace_records.append(msgspec.json.encode(trace))
-        self._builder.account_traces(self._traces.counts, self._traces.failed)
+        self._builder.account_traces(self._traces)
 
     def pieces(self) -> list[bytes]:
         """The body."""

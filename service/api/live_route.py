@@ -33,17 +33,18 @@ def live(service: Service) -> schemas.Live:
     )
 
 
-def _traces(service: Service) -> schemas.LiveTraces | None:
-    if service.traces is None or service.trace_scorer is None:
-        return None
-    windows, checkpoint = service.traces.windows, service.trace_scorer.checkpoint
-    return schemas.LiveTraces(
-        model=checkpoint.name,
-        version=checkpoint.version,
-        open_windows=windows.open_windows,
-        open_flows=windows.open_flows,
-        counts=dataclasses.asdict(windows.counts),
-    )
+def _traces(service: Service) -> list[schemas.LiveTraces]:
+    models = service.traces.models if service.traces is not None else {}
+    return [
+        schemas.LiveTraces(
+            model=name,
+            version=model.checkpoint.version,
+            open_windows=model.open_windows,
+            open_flows=model.open_flows,
+            counts=dataclasses.asdict(model.windows.counts),
+        )
+        for name, model in sorted(models.items())
+    ]
 
 
 def _bus(sensor: Sensor) -> schemas.Bus:

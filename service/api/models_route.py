@@ -45,8 +45,9 @@ def add_models(app: FastAPI, service: Service) -> None:
     async def load(name: str, version: Version = None) -> dict[str, Any]:
         """Load a model, or swap the one that serves for another version, with no gap.
 
-        It is warmed up first. If it cannot serve, the one that served goes on. A trace model takes the place of the one
-        that serves: `closed_windows` live windows were open, and are closed with the verdict of the old one.
+        It is warmed up first. If it cannot serve, the one that served goes on. A trace model serves beside those of
+        other names. Where it takes the place of another version, `closed_windows` live windows were open, and are
+        closed with the verdicts of that one.
         """
         with model_errors():
             closed = await service.load_model(name, version)
@@ -55,19 +56,18 @@ def add_models(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/models/{name}/unload", tags=["models"], response_model=schemas.Models, responses=_ERRORS)
     async def unload(name: str) -> dict[str, Any]:
-        """Serve a flow model no more; flows that wait for it are finished first."""
-        if service.trace_scorer is not None and name == service.trace_scorer.checkpoint.name:
-            raise ApiError(409, "trace_model", f"{name} is the trace model: load another one in its place instead")
+        """Serve a model no more: flows that wait for it are finished first, open windows of a trace model get their
+        verdicts. There may be no trace model, but always the default flow model.
+        """
         with model_errors():
-            await service.models.unload(name, service.settings.shutdown_seconds)
+            await service.unload_model(name)
         return {"models": _models(service)}
 
 
 def _models(service: Service) -> list[dict[str, Any]]:
     repository = service.models.repository
     loaded: dict[str, Checkpoint | TracegramCheckpoint] = {**service.models.loaded()}
-    if service.trace_scorer is not None:
-        loaded[service.trace_scorer.checkpoint.name] = service.trace_scorer.checkpoint
+    loaded |= {name: scorer.checkpoint for name, scorer in service.trace_models.scorers.items()}
     entries = []
     for name in sorted({*repository.names(), *loaded}):
         entry: dict[str, Any] = {"name": name, "versions": repository.versions(name), "default": False}

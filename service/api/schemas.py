@@ -172,6 +172,19 @@ class Trace(Body):
     cut: Annotated[int, Field(description="older flows that were not, because there were too many")]
     verdict: Annotated[Verdict, Field(description="`final` is false while the window is open")]
     top_flows: Annotated[list[TopFlow], Field(description="most important first, at most 10")]
+    suspicion: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="probability that the trace is of any kind that the model knows, all of which are malicious; "
+            "null where they are not",
+        ),
+    ] = None
+    suspicious: Annotated[
+        bool | None,
+        Field(description="suspicion reaches the model's threshold, also where no label is sure; null with it"),
+    ] = None
 
 
 class LiveTrace(Trace):
@@ -190,7 +203,7 @@ class Traces(Body):
 
 
 class TraceSummary(Body):
-    """The traces, and what became of their flows."""
+    """The traces of one model, and what became of their flows."""
 
     model: str
     version: str
@@ -198,11 +211,13 @@ class TraceSummary(Body):
     window_seconds: Annotated[float, Field(description="0: everything is one window")]
     traces: int
     unknown: int
+    suspicious: Annotated[int | None, Field(description="null where the model does not tell")]
     below_min_flows: Annotated[int, Field(description="traces of too few flows for a verdict")]
     failed: Annotated[int, Field(description="traces on which the engine failed")]
     flows: int
     cut: Annotated[int, Field(description="flows left out of traces that had too many")]
     late: Annotated[int, Field(description="flows that came after their window had to be closed")]
+    unread: Annotated[int, Field(description="flows on which the model's encoder failed")]
 
 
 class LabelSummary(Body):
@@ -238,7 +253,7 @@ class Summary(Body):
     failed: int
     labels: list[LabelSummary]
     inputs: list[InputSummary]
-    traces: Annotated[TraceSummary | None, Field(description="null where there is no trace checkpoint")]
+    traces: Annotated[list[TraceSummary], Field(description="one for each trace model that was asked")]
 
 
 class Classified(Body):
@@ -263,7 +278,9 @@ class Model(Body):
     metrics: dict[str, object] | None = None
     closed_windows: Annotated[
         int | None,
-        Field(description="of a trace model just loaded: live windows that were closed with the old one's verdict"),
+        Field(
+            description="of a trace model just loaded: live windows of its old version, closed with that one's verdicts"
+        ),
     ] = None
 
 
@@ -306,7 +323,7 @@ class Subject(Body):
 
 
 class LiveTraces(Body):
-    """The windows of live traces: those open now, and what became of flows and windows."""
+    """The windows of one trace model: those open now, and what became of flows and windows."""
 
     model: str
     version: str
@@ -331,7 +348,7 @@ class Live(Body):
     waiting: int
     shed_by_subject: list[Subject]
     buses: list[Bus]
-    traces: Annotated[LiveTraces | None, Field(description="null where there is no trace checkpoint")]
+    traces: Annotated[list[LiveTraces], Field(description="one for each trace model")]
     parts: Annotated[list[Part], Field(description="the long-lived tasks of the service")]
 
 

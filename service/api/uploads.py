@@ -17,6 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from tapline.models.flow import Flow
+from tapline.service.api.choice import Choice
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ApiError, disk_as_api_error, overload_as_api_error
 from tapline.service.api.wanted import resources
@@ -27,7 +28,6 @@ from tapline.service.results.writers import JsonWriter, NdjsonWriter
 from tapline.service.runtime import Service
 from tapline.service.sources.capture_stream import CaptureStream
 from tapline.service.sources.capture_worker import WorkerOptions
-from tapline.service.traces.capture_traces import CaptureTraces
 
 NDJSON = "application/x-ndjson"
 FILE_PART = "file"
@@ -36,10 +36,10 @@ WRITE_BYTES = 1 << 20
 
 
 async def classify_upload(
-    request: Request, service: Service, batcher: Batcher, desk: Desk, ports: bool | None
+    request: Request, service: Service, batcher: Batcher, desk: Desk, wanted: Choice
 ) -> StreamingResponse:
-    """Receive the capture, start reading it, and answer once its first flows or its fault are known; `ports` as of
-    `Batcher.submit`.
+    """Receive the capture, start reading it, and answer with what is `wanted` once its first flows or its fault are
+    known.
 
     What it holds (a place for captures, files, a process) is given back when the request ends, however it ends.
 
@@ -68,7 +68,7 @@ async def classify_upload(
     if stream.end.error and not first:
         raise ApiError(422, "bad_capture", stream.end.error)
     as_ndjson = NDJSON in request.headers.get("accept", "")
-    answer = _Answer(service, batcher, desk, stream, name, as_ndjson=as_ndjson, ports=ports)
+    answer = _Answer(service, batcher, desk, stream, name, as_ndjson=as_ndjson, wanted=wanted)
     stack.callback(answer.close)
     chunks = await stack.enter_async_context(contextlib.aclosing(answer.chunks(first, batches)))
     return StreamingResponse(chunks, media_type=NDJSON if as_ndjson else "application/json")
@@ -122,17 +122,17 @@ class _Answer:
         name: str,
         *,
         as_ndjson: bool,
-        ports: bool | None,
+        wanted: Choice,
     ) -> None:
         self._service = service
         self._batcher = batcher
         self._desk = desk
         self._stream = stream
-        self._ports = ports
+        self._ports = wanted.ports
         self._buffer = io.StringIO()
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
-        self._traces = service.capture_traces(batcher.classifier, name)
-        self._builder = SummaryBuilder(batcher.classifier.checkpoint, self._traces.checkpoint if self._traces else None)
+        self._traces = service.trace_models.captured(batcher.classifier, name, wanted.traces)
+        self._builder = SummaryBuilder(batcher.classifier.checkpoint, self._traces.checkpoints)
         self._entry = InputSummary(name)
 
     def close(self) -> None:
@@ -148,10 +148,9 @@ class _Answer:
                 yield await self._classify(flows)
         except VerdictError as error:
             self._warn(f"not all flows were classified: {error}")
-        if self._traces is not None:
-            await self._desk.do(self._traces.finish)
-            yield await self._add_traces(self._traces)
-            self._builder.account_traces(self._traces.counts, self._traces.failed)
+        await self._desk.do(self._traces.finish)
+        yield await self._add_traces()
+        self._builder.account_traces(self._traces)
         for piece in self._ending():
             yield piece
 
@@ -164,12 +163,12 @@ class _Answer:
                 self._leave_out(flow)
         found = await self._batcher.classify(accepted, ports=self._ports)
         text = await self._desk.do(self._take, accepted, found)
-        return text if self._traces is None else text + await self._add_traces(self._traces)
+        return text + await self._add_traces()
 
     def _take(self, accepted: list[Flow], found: list[FlowOutcome | None]) -> str:
         """Write flows with their outcomes."""
         for flow, outcome in zip(accepted, found, strict=True):
-            if outcome is not None and self._traces is not None:
+            if outcome is not None:
                 self._traces.add(flow, outcome)
             if outcome is not None and outcome.verdict is None:
                 self._leave_out(flow)
@@ -179,9 +178,9 @@ class _Answer:
             self._writer.add(flow, verdict, self._entry.name)
         return self._taken()
 
-    async def _add_traces(self, traces: CaptureTraces) -> str:
+    async def _add_traces(self) -> str:
         """Write the traces that are complete; those that there is no room for on disk are left out."""
-        while found := await asyncio.to_thread(traces.ready):
+        while found := await asyncio.to_thread(self._traces.ready):
             for trace in found:
                 self._builder.add_trace(trace)
                 try:

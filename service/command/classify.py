@@ -32,13 +32,13 @@ def classify_inputs(
 
     Traces are those of one input each.
     """
-    scorer = TraceScorer(classifier.trace_engine) if classifier.trace_engine else None
-    builder = SummaryBuilder(classifier.checkpoint, scorer.checkpoint if scorer else None)
+    scorers = [TraceScorer(engine) for engine in classifier.trace_engines]
+    builder = SummaryBuilder(classifier.checkpoint, [scorer.checkpoint for scorer in scorers])
     inputs = []
     for name in names:
         entry = InputSummary(name)
         inputs.append(entry)
-        work = _InputWork(entry, classifier, builder, writer, CaptureTraces(scorer, name) if scorer else None)
+        work = _InputWork(entry, classifier, builder, writer, CaptureTraces(scorers, name))
         try:
             source = open_input(name, reader, ReadOptions(heads=classifier.heads))
             with progress(console, name, source) as flows:
@@ -64,7 +64,7 @@ class _InputWork:
     classifier: Classifier
     builder: SummaryBuilder
     writer: Writer
-    traces: CaptureTraces | None
+    traces: CaptureTraces
 
     def classify(self, batch: list[Flow]) -> None:
         """Write the verdicts of some flows, and of the traces that are complete with them."""
@@ -74,7 +74,7 @@ class _InputWork:
             if not self.classifier.accepts(flow):
                 self.builder.leave_out(flow)
         for flow, outcome in zip(accepted, self.classifier.classify_each(accepted), strict=True):
-            if self.traces is not None and outcome is not None:
+            if outcome is not None:
                 self.traces.add(flow, outcome)
             if outcome is not None and outcome.verdict is None:
                 self.builder.leave_out(flow)
@@ -86,13 +86,12 @@ class _InputWork:
 
     def finish(self) -> None:
         """Write the traces that were still open."""
-        if self.traces is not None:
-            self.traces.finish()
-            self._write_traces()
-            self.builder.account_traces(self.traces.counts, self.traces.failed)
+        self.traces.finish()
+        self._write_traces()
+        self.builder.account_traces(self.traces)
 
     def _write_traces(self) -> None:
-        while self.traces is not None and (found := self.traces.ready()):
+        while found := self.traces.ready():
             for trace in found:
                 self.builder.add_trace(trace)
                 self.writer.add_trace(trace)

@@ -27,7 +27,7 @@ from tapline.service.engines.loading import load_engine
 from tapline.service.engines.thread import hanging_engine
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
-from tapline.service.inference.trace_loading import fitting, load_beside, trace_directory
+from tapline.service.inference.trace_loading import NO_TRACES, fitting, load_beside, trace_directories
 from tapline.service.inference.trial import try_out
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.process_title import hide_passwords
@@ -56,8 +56,13 @@ Captures = Annotated[
     typer.Argument(metavar="CAPTURE...", help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, or -"),
 ]
 Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: run Zeek on the capture")]
-TraceCheckpoint = Annotated[
-    Path | None, typer.Option(help="trace checkpoint directory, or `none` for no traces [default: the one that ships]")
+Traces = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|DIR",
+        help="trace model that ships by its name, or another by its directory; repeatable; `none` for no traces "
+        "[default: all that ship]",
+    ),
 ]
 PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
@@ -118,7 +123,7 @@ def classify(
         bool, typer.Option("--scores", help="add the network's logits to each verdict (JSON and NDJSON)")
     ] = False,
     ports: Annotated[Ports, typer.Option(help=PORTS_HELP)] = "on",
-    trace_checkpoint: TraceCheckpoint = None,
+    traces: Traces = None,
     show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
     limit: Annotated[
         int,
@@ -133,23 +138,22 @@ def classify(
     errors = make_console(stderr=True)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
-        traces_directory = None if show == "flows" else trace_directory(trace_checkpoint)
-        try_out(*(each for each in (directory, traces_directory) if each is not None), engine=engine)
+        directories = trace_directories([NO_TRACES] if show == "flows" else traces or [])
+        try_out(directory, *directories, engine=engine)
         flow_engine = load_engine(engine, directory)
-        trace_engine = load_beside(engine, traces_directory) if traces_directory is not None else None
-        trace_engine = fitting(
-            trace_engine,
+        trace_engines = fitting(
+            [load_beside(engine, each) for each in directories],
             flow_engine.checkpoint,
-            required=trace_checkpoint is not None,
+            required=bool(traces),
             warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
         )
         classifier = Classifier(
-            flow_engine, trace_engine=trace_engine, min_packets=min_packets, with_scores=scores, ports=ports == "on"
+            flow_engine, trace_engines=trace_engines, min_packets=min_packets, with_scores=scores, ports=ports == "on"
         )
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)
-    if show == "traces" and trace_engine is None:
-        _fail("no trace checkpoint, so there are no traces to show: give --trace-checkpoint DIR", EXIT_USAGE)
+    if show == "traces" and not trace_engines:
+        _fail("no trace model, so there are no traces to show: give --traces NAME or --traces DIR", EXIT_USAGE)
     with _opened(output, captures) as file:
         try:
             summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
@@ -158,7 +162,7 @@ def classify(
     if format_ in ("csv", "ndjson"):
         for text in filter(None, map(left_out_text, summary.inputs)):
             errors.print(text, style="dim", soft_wrap=True)
-    failed = summary.failed + (summary.traces.failed if summary.traces else 0)
+    failed = summary.failed + sum(entry.failed + entry.unread for entry in summary.traces)
     incomplete = any(entry.error or entry.warning for entry in summary.inputs)
     if failed or incomplete or nothing_understood(summary.inputs):
         raise typer.Exit(EXIT_FAILED)
@@ -216,7 +220,7 @@ def watch_command(
     replay: Annotated[Path | None, typer.Option(help="play a capture instead, without Zeek")] = None,
     speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
-    trace_checkpoint: TraceCheckpoint = None,
+    traces: Traces = None,
     ports: Annotated[Ports | None, typer.Option(help=f"{PORTS_HELP} [default: on]")] = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: it writes none]")
@@ -237,8 +241,9 @@ def watch_command(
             replay=replay,
             speed=speed,
             checkpoint=checkpoint,
-            trace_checkpoint=trace_checkpoint,
         )
+        if traces:
+            settings = settings.model_copy(update={"traces": traces})
         if ports is not None:
             settings = settings.model_copy(update={"ports": ports})
         hide_passwords(settings.zeek)

@@ -40,13 +40,14 @@ def load_model(
 ) -> None:
     """Load a model, or swap the one that serves for another version, with no gap.
 
-    A trace model takes the place of the one that serves; windows that are open are closed with the old one's verdicts.
+    A trace model serves beside those of other names. Where it takes the place of another version, windows that are open
+    are closed with the verdicts of that one.
     """
     query = f"?{urllib.parse.urlencode({'version': version})}" if version else ""
     model = _ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", api_key)
     _show([model])
     if model.get("closed_windows"):
-        typer.echo(f"closed with the verdicts of the model before: {model['closed_windows']} live windows")
+        typer.echo(f"closed with the verdicts of the version before: {model['closed_windows']} live windows")
 
 
 @app.command("unload")

@@ -22,10 +22,11 @@ TABLE_COLUMNS = 150
 
 
 class TraceTable:
-    """Collects the traces to show, the first `limit` (0: all) by input and window, and draws them."""
+    """Collects the traces to show, the first `limit` (0: all) by input and window, and draws them: what several models
+    say of one window stands together."""
 
     def __init__(self, limit: int) -> None:
-        self._rows = FirstRows[TraceVerdict](limit, key=lambda trace: (trace.source, trace.start_us))
+        self._rows = FirstRows[TraceVerdict](limit, key=_place)
 
     def add(self, trace: TraceVerdict) -> None:
         """Take a trace."""
@@ -40,14 +41,19 @@ class TraceTable:
             console.print(f"{NEAREST_NOTE} {IMPORTANCE_NOTE}", style="dim")
         if left_out := self._rows.left_out:
             console.print(f"… and {left_out} more traces: --limit 0 shows all", style="dim")
-        if summary.traces is not None:
-            console.print(traces_text(summary.traces))
+        for entry in summary.traces:
+            console.print(traces_text(entry))
+
+
+def _place(trace: TraceVerdict) -> tuple[str, int, str, str]:
+    return trace.source, trace.start_us, trace.subject, trace.verdict.model
 
 
 def _traces(rows: list[TraceVerdict]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Traces", title_justify="left", title_style="bold")
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right")
+    table.add_column("model", no_wrap=True)
     table.add_column("subject", no_wrap=True)
     table.add_column("window (UTC)", no_wrap=True)
     table.add_column("flows", justify="right")
@@ -55,8 +61,9 @@ def _traces(rows: list[TraceVerdict]) -> Table:
     for trace in rows:
         shown = [_flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]]
         table.add_row(
-            label_text(trace.verdict),
+            _label_cell(trace),
             f"{trace.verdict.confidence:.2f}",
+            Text(trace.verdict.model),
             Text(trace.subject),
             window_text(trace),
             flows_text(trace),
@@ -66,13 +73,14 @@ def _traces(rows: list[TraceVerdict]) -> Table:
 
 
 def _listed(rows: list[TraceVerdict]) -> Text:
-    """The same for a narrow terminal: of each trace a line or two, then its flows."""
+    """The same for a narrow terminal: of each trace two lines or three, then its flows."""
     text = Text("Traces\n", style="bold")
     for trace in rows:
         counted = "1 flow" if trace.flows == 1 and not trace.cut else f"{flows_text(trace)} flows"
         lines = [
             Text.assemble(label_text(trace.verdict), f"  {trace.verdict.confidence:.2f}  {trace.subject}"),
-            Text(f"  {window_text(trace)}, {counted}"),
+            Text(f"  {window_text(trace)}, {counted}, by {trace.verdict.model}"),
+            *([Text("  ") + mark] if (mark := _suspicious_text(trace)) else []),
             *(Text("  ") + _flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]),
         ]
         text.append_text(Text("\n", style="not bold").join([*lines, Text()]))
@@ -83,12 +91,14 @@ def recent_traces(rows: Iterable[TraceVerdict], width: int = TABLE_COLUMNS) -> T
     """Traces of the live path, each on one line, with the flow that it looked at most where there is room for it."""
     if width < TABLE_COLUMNS:
         return _recent_narrow(rows)
-    table = Table("label", "confidence", "", "subject", "window (UTC)", "flows", "looked at most", box=None)
+    columns = ("label", "confidence", "", "model", "subject", "window (UTC)", "flows", "looked at most")
+    table = Table(*columns, box=None)
     for trace in rows:
         table.add_row(
-            label_text(trace.verdict),
+            _label_cell(trace),
             f"{trace.verdict.confidence:.2f}",
             "" if trace.verdict.final else "early",
+            Text(trace.verdict.model),
             Text(trace.subject),
             window_text(trace),
             flows_text(trace),
@@ -98,13 +108,30 @@ def recent_traces(rows: Iterable[TraceVerdict], width: int = TABLE_COLUMNS) -> T
 
 
 def _recent_narrow(rows: Iterable[TraceVerdict]) -> Table:
+    """The rows of each model below its name: there is no room for a column of names."""
     table = Table("label", "conf.", "", "subject", "window (UTC)", "flows", box=None, pad_edge=False)
+    by_model: dict[str, list[TraceVerdict]] = {}
     for trace in rows:
-        final = "" if trace.verdict.final else "early"
-        window, flows = window_text(trace, dated=False), flows_text(trace)
-        confidence = f"{trace.verdict.confidence:.2f}"
-        table.add_row(label_text(trace.verdict), confidence, final, Text(trace.subject), window, flows)
+        by_model.setdefault(trace.verdict.model, []).append(trace)
+    for model, own in by_model.items():
+        table.add_row(Text(f"by {model}", style="dim"))
+        for trace in own:
+            final = "" if trace.verdict.final else "early"
+            window, flows = window_text(trace, dated=False), flows_text(trace)
+            confidence = f"{trace.verdict.confidence:.2f}"
+            table.add_row(_label_cell(trace), confidence, final, Text(trace.subject), window, flows)
     return table
+
+
+def _label_cell(trace: TraceVerdict) -> Text:
+    """The label, and in a line below it that the trace is suspicious."""
+    label, mark = label_text(trace.verdict), _suspicious_text(trace)
+    return Text("\n").join([label, mark]) if mark else label
+
+
+def _suspicious_text(trace: TraceVerdict) -> Text | None:
+    """`suspicious 97%`, None where the trace is not."""
+    return Text(f"suspicious {trace.suspicion:.0%}", style="bold red") if trace.suspicious else None
 
 
 def window_text(trace: TraceVerdict, *, dated: bool = True) -> str:
@@ -142,9 +169,11 @@ def traces_text(summary: TraceSummary) -> str:
             (summary.failed, "on which the engine failed"),
             (summary.cut, "older flows cut"),
             (summary.late, "flows after their window was closed"),
+            (summary.unread, "flows on which the encoder failed"),
         )
         if count
     ]
     tail = f"; {', '.join(notes)}" if notes else ""
     traces = "1 trace" if summary.traces == 1 else f"{summary.traces} traces"
-    return f"{traces} of {summary.flows} flows classified by {summary.model} {summary.version}{tail}."
+    suspicious = "" if summary.suspicious is None else f", {summary.suspicious} of them suspicious"
+    return f"{traces} of {summary.flows} flows classified by {summary.model} {summary.version}{suspicious}{tail}."

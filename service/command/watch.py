@@ -72,7 +72,7 @@ class View:
         if service.sensors.sensors:
             parts.append(self._sensors(service))
         parts.append(self._verdicts())
-        if service.traces is not None:
+        if service.traces is not None and service.traces.models:
             parts.append(_trace_counts(service.traces, service.no_live_traces()))
         if self.traces:
             parts += [recent_traces(reversed(self.traces), self._width), Text(IMPORTANCE_NOTE, style="dim")]
@@ -136,11 +136,13 @@ class View:
 def _trace_counts(traces: LiveTraces, problem: str | None) -> Text:
     if problem:
         return Text(f"\nno traces: {problem}", style="yellow")
-    windows, counts = traces.windows, traces.windows.counts
-    return Text(
-        f"\ntraces: {windows.open_windows} windows open, {windows.open_flows} flows in them   "
+    lines = [
+        f"traces by {name}: {model.open_windows} windows open, {model.open_flows} flows in them   "
         f"cut {counts.cut}   late {counts.late}   evicted {counts.closed_evicted}"
-    )
+        for name, model in sorted(traces.models.items())
+        for counts in (model.windows.counts,)
+    ]
+    return Text("\n" + "\n".join(lines))
 
 
 def _footer(service: Service) -> str:

@@ -145,7 +145,7 @@ class Batcher:
             await asyncio.wait(tasks, timeout=drain_seconds)
         await self._supervisor.stop(lane.part for lane in self._lanes if lane.part)
         for lane in self._lanes:
-            lane.classifier.thread.close()
+            lane.classifier.give_up()
             lane.thread.shutdown(wait=False)
         self._cancel_queued()
 

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.context import transport_of
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
-from tapline.models.trace import is_instance
 from tapline.models.verdict import Verdict, context_terms, flow_verdicts
 from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine
+from tapline.service.inference.flow_features import FlowFeatures
+from tapline.service.inference.trace_encoders import trace_encoders
 
 log = structlog.get_logger()
 
@@ -34,29 +33,28 @@ SPECIAL_TOKENS = 5
 
 @dataclass(frozen=True, slots=True)
 class FlowOutcome:
-    """What one pass over a flow gave: its verdict, and where traces are asked for its embedding, float32 [width].
+    """What one pass over a flow gave: its verdict, and what each trace model reads of it.
 
-    `verdict` is None for a flow of too few packets, which only its trace asked about. The embedding is a row of its
-    batch's matrix: who keeps it copies it. `embedded_for` is the trace checkpoint that reads it, and no other does.
+    `verdict` is None for a flow of too few packets, which only its traces asked about. `features` has an entry for each
+    trace model that has what it needs of the flow.
     """
 
     verdict: Verdict | None
-    embedding: NDArray[np.float32] | None = None
-    embedded_for: TracegramCheckpoint | None = None
+    features: tuple[FlowFeatures, ...] = ()
 
 
 class Classifier:
     """Classifies batches of flows with a checkpoint; one call at a time per instance, whose deadline is its thread's.
 
-    With a `trace_engine` flows that count in traces get their embeddings in the same pass: those that the flow network
-    computes anyway, or those of the trace checkpoint's own encoder.
+    With `trace_engines` flows that count in traces get what those read of them in the same pass: the embedding that the
+    flow network computes anyway, or that of a trace checkpoint's own encoder, once for all engines that share it.
     """
 
     def __init__(
         self,
         engine: Engine,
         *,
-        trace_engine: TraceEngine | None = None,
+        trace_engines: Sequence[TraceEngine] = (),
         min_packets: int | None = None,
         with_scores: bool = False,
         ports: bool = True,
@@ -65,7 +63,7 @@ class Classifier:
         """`ports`: whether verdicts read ports where nothing else is asked for; `thread`: where the engines compute,
         with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
-        self.trace_engine = trace_engine
+        self.trace_engines = list(trace_engines)
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
         self.ports = ports
@@ -73,38 +71,39 @@ class Classifier:
         self._terms = context_terms(engine.checkpoint)
         self._with_scores = with_scores
         self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
-        self._reads = [self.checkpoint.features]
-        self._reads_heads = False
-        if trace_engine is not None:
-            self._reads_heads = trace_engine.checkpoint.network.encoder == "tracegram"
-            if trace_engine.checkpoint.mm4flow is not None:
-                self._reads.append(trace_engine.checkpoint.mm4flow.features)
+        self.encoders = trace_encoders(trace_engines, self.thread.timeout_seconds)
+        self._reads = [self.checkpoint.features, *(each.reads for each in self.encoders if each.reads is not None)]
+        self._reads_heads = sum(each.reads_heads for each in self.encoders)
 
-    def with_traces(self, trace_engine: TraceEngine | None) -> Classifier:
+    def with_traces(self, trace_engines: Sequence[TraceEngine]) -> Classifier:
         """The same on the same engine, for other traces."""
         return Classifier(
             self._engine,
-            trace_engine=trace_engine,
+            trace_engines=trace_engines,
             min_packets=self.min_packets,
             with_scores=self._with_scores,
             ports=self.ports,
             thread=self.thread,
         )
 
+    def give_up(self) -> None:
+        """Wait for no engine any more: what is computed fails now."""
+        for thread in (self.thread, *(encoder.thread for encoder in self.encoders)):
+            thread.close()
+
     @property
     def heads(self) -> HeadsKind:
-        """What sources should keep of packet heads."""
-        if self.trace_engine is None:
-            return "none"
-        return "full" if self._reads_heads and self.trace_engine.checkpoint.features.payload else "header"
+        """What sources should keep of packet heads: the most that any trace model needs."""
+        asked = {encoder.heads for encoder in self.encoders}
+        return "full" if "full" in asked else "header" if asked else "none"
 
     def accepts(self, flow: Flow) -> bool:
         """Whether there is anything to ask about the flow: its verdict, or its part in a trace."""
         return self._is_judged(flow) or self.is_traced(flow)
 
     def is_traced(self, flow: Flow) -> bool:
-        """Whether the flow gets an embedding: traces are asked for, and it has what they need."""
-        return self.trace_engine is not None and is_instance(flow) and self.heads in ("header", flow.heads_kind)
+        """Whether the flow counts in traces: of some model that has what it needs of it."""
+        return any(encoder.is_traced(flow) for encoder in self.encoders)
 
     def input_hash(self, flow: Flow) -> int:
         """A hash of what networks and context read of a flow: where it is the same, so is the outcome."""
@@ -121,7 +120,7 @@ class Classifier:
     def tokens(self, flow: Flow) -> int:
         """The tokens that the models read of a flow: what computing it costs."""
         heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._reads_heads else 0
-        return heads + sum(_tokens(flow, read) for read in self._reads)
+        return self._reads_heads * heads + sum(_tokens(flow, read) for read in self._reads)
 
     def classify_each(self, flows: Sequence[Flow], ports: Sequence[bool] | None = None) -> list[FlowOutcome | None]:
         """As `classify`, but whatever the engine raises costs one flow its outcome, and none of the others theirs.
@@ -165,7 +164,7 @@ class Classifier:
         found = flow_verdicts(
             scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self._with_scores
         )
-        embeddings = self._embeddings(flows, scores.embeddings)
+        encoded_by = [encoder.encode(flows, scores.embeddings) for encoder in self.encoders]
         self.last_timing = Timing(
             encoded - start,
             time.perf_counter() - encoded,
@@ -175,8 +174,10 @@ class Classifier:
         )
         finite = np.asarray(np.isfinite(scores.embeddings).all(axis=1))
         return [
-            self._outcome(flow, verdict, embedding) if is_finite and verdict is not None else None
-            for flow, verdict, embedding, is_finite in zip(flows, found, embeddings, finite.tolist(), strict=True)
+            FlowOutcome(self._verdict(flow, verdict), tuple(each for given in encoded_by for each in given[row]))
+            if is_finite and verdict is not None
+            else None
+            for row, (flow, verdict, is_finite) in enumerate(zip(flows, found, finite.tolist(), strict=True))
         ]
 
     def _check_shapes(self, scores: Scores, flows: int) -> None:
@@ -188,34 +189,10 @@ class Classifier:
         if found != expected:
             raise EngineError(f"the engine gave arrays of shapes {found}, expected {expected}")
 
-    def _outcome(self, flow: Flow, verdict: Verdict, embedding: NDArray[np.float32] | None) -> FlowOutcome | None:
-        if embedding is None or self.trace_engine is None:
-            return FlowOutcome(self._verdict(flow, verdict))
-        if not np.isfinite(embedding).all():
-            return None
-        return FlowOutcome(self._verdict(flow, verdict), embedding, self.trace_engine.checkpoint)
-
     def _verdict(self, flow: Flow, verdict: Verdict) -> Verdict | None:
         if not self._is_judged(flow):
             return None
         return verdict if flow.complete else msgspec.structs.replace(verdict, final=False)
-
-    def _embeddings(self, flows: Sequence[Flow], computed: NDArray[np.float32]) -> list[NDArray[np.float32] | None]:
-        """The embedding of each flow that counts in traces; `computed` are the flow network's, float32 [n, width]."""
-        found: list[NDArray[np.float32] | None] = [None] * len(flows)
-        rows = [row for row, flow in enumerate(flows) if self.is_traced(flow)]
-        if self.trace_engine is None or not rows:
-            return found
-        if self.trace_engine.checkpoint.has_encoder:
-            traces, traced = self.trace_engine, [flows[row] for row in rows]
-            own = self.thread.call(lambda: traces.embed(traced))
-            if len(own) != len(rows):
-                raise EngineError(f"the trace engine encoded {len(own)} flows of {len(rows)}")
-        else:
-            own = computed[rows]
-        for row, embedding in zip(rows, own, strict=True):
-            found[row] = embedding
-        return found
 
 
 def _tokens(flow: Flow, read: Mm4flowFeatures) -> int:

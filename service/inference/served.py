@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 import gc
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -16,6 +16,7 @@ from tapline.service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import Repository, UnknownModelError
+from tapline.service.inference.trace_encoders import TraceEncoder
 from tapline.service.metrics import Metrics
 
 log = structlog.get_logger()
@@ -132,11 +133,17 @@ class ServedModels:
             self._metrics.model.remove(name)
             log.info("model unloaded", model=name)
 
+    def encoders(self) -> Iterator[TraceEncoder]:
+        """What encodes flows for trace models now."""
+        for batcher in self._batchers.values():
+            for classifier in batcher.classifiers:
+                yield from classifier.encoders
+
     def give_up(self) -> None:
         """Wait for no engine any more: every batch that is computed fails now."""
         for batcher in self._batchers.values():
             for classifier in batcher.classifiers:
-                classifier.thread.close()
+                classifier.give_up()
 
     async def replace_classifiers(self, change: Callable[[Classifier], Classifier]) -> None:
         """Put another classifier in the place of each, from the next batch on; returns when the old ones are idle.

@@ -1,8 +1,8 @@
-"""Which trace checkpoint serves: the one asked for, the one that ships, or none."""
+"""Which trace models serve: those asked for, those that ship, or none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tapline.models.checkpoint import (
@@ -16,34 +16,66 @@ from tapline.models.checkpoint import (
 from tapline.service.engines.engine import EngineName, Precision
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceEngine
-from tapline.service.inference.repository import ZOO, newest_version
+from tapline.service.inference.repository import ZOO, Repository, UnknownModelError, newest_version
 
-DEFAULT_TRACE_CHECKPOINT = "iot-devices"
-NO_TRACES = Path("none")
-"""Given as a trace checkpoint: no traces."""
+SHIPPED_TRACES = ("iot-devices", "intrusion")
+"""The trace models that serve where none is asked for, if they are there."""
+
+NO_TRACES = "none"
+"""Given as a trace model, alone: no traces."""
 
 
-def trace_directory(chosen: Path | None) -> Path | None:
-    """The trace checkpoint that serves: in the directory `chosen`, or the one that ships; None for no traces."""
-    if chosen == NO_TRACES:
-        return None
-    directory = newest_version(chosen or ZOO / DEFAULT_TRACE_CHECKPOINT)
-    if chosen is None and not directory.is_dir():
-        return None
-    return directory
+def trace_directories(chosen: Sequence[str], repository: Repository | None = None) -> list[Path]:
+    """The checkpoints of the trace models that serve: those `chosen`, each by its name in the repository or among those
+    that ship, or by its directory; those that ship where none is chosen.
+
+    Raises:
+        CheckpointError: `none` beside others, two models of one name, or no checkpoint at all.
+    """
+    if NO_TRACES in chosen:
+        if len(chosen) > 1:
+            raise CheckpointError(f"traces {', '.join(chosen)}: give `{NO_TRACES}` alone, or leave it out")
+        return []
+    if not chosen:
+        return [newest_version(ZOO / name) for name in SHIPPED_TRACES if (ZOO / name).is_dir()]
+    found: dict[str, Path] = {}
+    for text in chosen:
+        directory = _directory(text, [repository, Repository()] if repository is not None else [Repository()])
+        name = read_trace_checkpoint(directory, needs=()).name
+        if name in found:
+            raise CheckpointError(
+                f"two trace models are called {name}: {found[name]} and {directory}: give one of them"
+            )
+        found[name] = directory
+    return list(found.values())
+
+
+def _directory(text: str, repositories: Iterable[Repository]) -> Path:
+    """The directory of a trace model; a name comes before a directory of that name, which is meant by `./NAME`."""
+    for repository in repositories:
+        try:
+            return repository.find(text)
+        except UnknownModelError:
+            continue
+    if not Path(text).exists():
+        shipped = ", ".join(name for name in SHIPPED_TRACES if (ZOO / name).is_dir())
+        raise CheckpointError(
+            f"{text}: neither the name of a trace model here nor a directory: give a checkpoint directory, one that "
+            f"ships ({shipped}), or {NO_TRACES}"
+        )
+    return newest_version(Path(text))
 
 
 def load_traces(
-    chosen: Path | None, engine: EngineName, threads: int = 0, precision: Precision = "float32"
-) -> TraceEngine | None:
-    """The engine of `trace_directory`; None for no traces. `precision` as of `load_beside`.
+    chosen: Sequence[str], engine: EngineName, threads: int = 0, precision: Precision = "float32"
+) -> list[TraceEngine]:
+    """The engines of `trace_directories`; `precision` as of `load_beside`.
 
     Raises:
-        CheckpointError: the checkpoint is missing or damaged.
-        EngineError: the engine is not installed or refuses the model.
+        CheckpointError: a checkpoint is missing or damaged.
+        EngineError: the engine is not installed or refuses a model.
     """
-    directory = trace_directory(chosen)
-    return None if directory is None else load_beside(engine, directory, threads, precision)
+    return [load_beside(engine, directory, threads, precision) for directory in trace_directories(chosen)]
 
 
 def load_beside(engine: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32") -> TraceEngine:
@@ -61,20 +93,23 @@ def load_beside(engine: EngineName, directory: Path, threads: int = 0, precision
 
 
 def fitting(
-    traces: TraceEngine | None, flows: Checkpoint, *, required: bool, warn: Callable[[str], None]
-) -> TraceEngine | None:
-    """The engine for traces, where flows that `flows` classifies can be read by it, else None; `warn` is told why.
+    traces: Iterable[TraceEngine], flows: Checkpoint, *, required: bool, warn: Callable[[str], None]
+) -> list[TraceEngine]:
+    """The engines for traces that can read the flows that `flows` classifies; `warn` is told why others cannot.
 
     Raises:
-        CheckpointError: they cannot, and it was `required`.
+        CheckpointError: one cannot, and they were `required`.
     """
-    reason = misfit(traces.checkpoint, flows) if traces is not None else None
-    if reason is None:
-        return traces
-    if required:
-        raise CheckpointError(reason)
-    warn(f"no traces: {reason}")
-    return None
+    found = []
+    for engine in traces:
+        reason = misfit(engine.checkpoint, flows)
+        if reason is None:
+            found.append(engine)
+        elif required:
+            raise CheckpointError(reason)
+        else:
+            warn(f"no traces by {engine.checkpoint.name}: {reason}")
+    return found
 
 
 def misfit(traces: TracegramCheckpoint, flows: Checkpoint) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -35,9 +36,9 @@ class Replay:
         pipeline: LivePipeline,
         watcher: Watcher,
         traces: LiveTraces | None = None,
-        heads: HeadsKind = "none",
+        heads: Callable[[], HeadsKind] = lambda: "none",
     ) -> None:
-        """`heads`: what is kept of packet heads; `traces` get all flows and hear of the end."""
+        """`heads`: what to keep of packet heads, asked when it begins; `traces` get all flows and hear of the end."""
         self.capture = capture
         self._traces = traces
         self._heads = heads
@@ -58,7 +59,7 @@ class Replay:
             self.finished.set()
 
     async def _run(self) -> None:
-        options = WorkerOptions(_MAX_CAPTURE_BYTES, _MEMORY_BYTES, self._heads)
+        options = WorkerOptions(_MAX_CAPTURE_BYTES, _MEMORY_BYTES, self._heads())
         try:
             with self.capture.open("rb") as file:
                 async with CaptureStream(file, options, READ_SECONDS) as stream:

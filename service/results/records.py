@@ -15,8 +15,8 @@ from tapline.models.server_name import server_name
 from tapline.models.trace import SubjectKind
 from tapline.models.verdict import UNKNOWN, Verdict
 from tapline.service.community_id import community_id
+from tapline.service.traces.capture_traces import CaptureTraces
 from tapline.service.traces.trace_verdict import TraceVerdict
-from tapline.service.traces.windows import WindowCounts
 
 
 class ClassifiedFlow(FlowLine, kw_only=True):
@@ -64,8 +64,9 @@ def nothing_understood(inputs: Iterable[InputSummary]) -> bool:
 
 
 class TraceSummary(msgspec.Struct):
-    """The traces: how many got a verdict, how many had too few flows for one or `failed`, and flows without a part in
-    one: `cut` where a trace has more than it keeps, `late` where their window had to be closed before they came."""
+    """The traces of one model: how many got a verdict, how many had too few flows for one or `failed`, and flows that
+    have no part in one: `cut` where a trace has more than it keeps, `late` where their window had to be closed before
+    they came, `unread` where the model's encoder failed on them. `suspicious`: None where the model does not tell."""
 
     model: str
     version: str
@@ -73,15 +74,17 @@ class TraceSummary(msgspec.Struct):
     window_seconds: float
     traces: int = 0
     unknown: int = 0
+    suspicious: int | None = None
     below_min_flows: int = 0
     failed: int = 0
     flows: int = 0
     cut: int = 0
     late: int = 0
+    unread: int = 0
 
 
 class Summary(msgspec.Struct):
-    """The whole: flows seen, those classified, and why the others were not; of traces None where none are asked for."""
+    """The whole: flows seen, those classified, and why the others were not; `traces` by model."""
 
     model: str
     version: str
@@ -93,17 +96,16 @@ class Summary(msgspec.Struct):
     failed: int = 0
     labels: list[LabelSummary] = []
     inputs: list[InputSummary] = []
-    traces: TraceSummary | None = None
+    traces: list[TraceSummary] = []
 
 
 class SummaryBuilder:
     """Counts flows, traces and verdicts as they pass."""
 
-    def __init__(self, checkpoint: Checkpoint, traces: TracegramCheckpoint | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, traces: Iterable[TracegramCheckpoint] = ()) -> None:
         self.summary = Summary(checkpoint.name, checkpoint.version)
-        if traces is not None:
-            trace = traces.trace
-            self.summary.traces = TraceSummary(traces.name, traces.version, trace.subject, trace.window_seconds)
+        self._traces = {each.name: _trace_summary(each) for each in traces}
+        self.summary.traces = list(self._traces.values())
         self._labels: dict[str, LabelSummary] = {}
 
     def leave_out(self, flow: Flow) -> None:
@@ -130,18 +132,22 @@ class SummaryBuilder:
 
     def add_trace(self, trace: TraceVerdict) -> None:
         """Count a trace."""
-        assert self.summary.traces is not None
-        self.summary.traces.traces += 1
-        self.summary.traces.unknown += trace.verdict.unknown
+        entry = self._traces[trace.verdict.model]
+        entry.traces += 1
+        entry.unknown += trace.verdict.unknown
+        if trace.suspicious is not None:
+            entry.suspicious = (entry.suspicious or 0) + trace.suspicious
 
-    def account_traces(self, counts: WindowCounts, failed: int) -> None:
+    def account_traces(self, traces: CaptureTraces) -> None:
         """Count what became of the flows of an input's traces, once the last is out."""
-        assert self.summary.traces is not None
-        self.summary.traces.failed += failed
-        self.summary.traces.below_min_flows += counts.below_min_flows
-        self.summary.traces.flows += counts.flows
-        self.summary.traces.cut += counts.cut
-        self.summary.traces.late += counts.late
+        for model in traces.models:
+            entry, counts = self._traces[model.checkpoint.name], model.counts
+            entry.failed += model.failed
+            entry.below_min_flows += counts.below_min_flows
+            entry.flows += counts.flows
+            entry.cut += counts.cut
+            entry.late += counts.late
+            entry.unread += counts.unread
 
     def finish(self, inputs: Sequence[InputSummary]) -> Summary:
         """The summary, labels with most flows first."""
@@ -150,6 +156,14 @@ class SummaryBuilder:
         for entry in self.summary.labels:
             entry.mean_confidence = round(entry.mean_confidence, 4)
         return self.summary
+
+
+def _trace_summary(checkpoint: TracegramCheckpoint) -> TraceSummary:
+    settings = checkpoint.trace
+    suspicious = None if checkpoint.suspicion is None else 0
+    return TraceSummary(
+        checkpoint.name, checkpoint.version, settings.subject, settings.window_seconds, suspicious=suspicious
+    )
 
 
 def classified(flow: Flow, verdict: Verdict | None, name: str) -> ClassifiedFlow:

@@ -29,7 +29,7 @@ CSV_COLUMNS = (
 )  # fmt: skip
 TRACE_CSV_COLUMNS = (
     "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "confidence", "unknown",
-    "model", "version", "top_uids", "top_shares",
+    "model", "version", "suspicion", "suspicious", "top_uids", "top_shares",
 )  # fmt: skip
 
 _SPOOL_BYTES = 4 << 20

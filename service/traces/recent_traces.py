@@ -30,10 +30,17 @@ class RecentTraces:
         self._past.append(PastTrace(next(self._numbers), trace))
 
     def newest(
-        self, limit: int, *, subject: str | None = None, label: str | None = None, before: int | None = None
+        self,
+        limit: int,
+        *,
+        subject: str | None = None,
+        label: str | None = None,
+        model: str | None = None,
+        suspicious: bool | None = None,
+        before: int | None = None,
     ) -> list[PastTrace]:
-        """Verdicts, newest first: of a subject, in capitals or not, with a label (`unknown` for unknown ones), with
-        lower numbers.
+        """Verdicts, newest first: of a subject, in capitals or not, with a label (`unknown` for unknown ones), of a
+        model, suspicious or not, with lower numbers.
         """
         wanted = subject.lower() if subject is not None else None
         found = (
@@ -42,6 +49,8 @@ class RecentTraces:
             if (before is None or past.number < before)
             and (wanted is None or past.trace.subject.lower() == wanted)
             and (label is None or shown_label(past.trace) == label)
+            and (model is None or past.trace.verdict.model == model)
+            and (suspicious is None or (past.trace.suspicious is True) == suspicious)
         )
         return list(islice(found, limit))
 

@@ -10,17 +10,19 @@ import structlog
 from numpy.typing import NDArray
 
 from tapline.models.trace import subject_kind_of
-from tapline.models.verdict import verdicts
+from tapline.models.verdict import Verdict, suspicions, verdicts
 from tapline.service.community_id import community_id
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine, TraceInput, warm_up
 from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
+from tapline.service.inference.flow_features import split
 from tapline.service.traces.trace_verdict import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
 
 log = structlog.get_logger()
 
 SHARE_DIGITS = 6
+SUSPICION_DIGITS = 6
 
 
 class TraceScorer:
@@ -44,13 +46,14 @@ class TraceScorer:
         try:
             return self.score(jobs)
         except EngineStalledError as error:
-            log.error("trace engine stalled", reason=str(error), traces=len(jobs))
+            log.error("trace engine stalled", model=self.checkpoint.name, reason=str(error), traces=len(jobs))
             return [None] * len(jobs)
         except Exception as error:
             if len(jobs) > 1:
                 middle = len(jobs) // 2
                 return self.score_each(jobs[:middle]) + self.score_each(jobs[middle:])
-            log.error("trace engine failed", error=type(error).__name__, flows=len(jobs[0].flows))
+            name = self.checkpoint.name
+            log.error("trace engine failed", model=name, error=type(error).__name__, flows=len(jobs[0].flows))
             return [None]
 
     def score(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict | None]:
@@ -69,28 +72,44 @@ class TraceScorer:
         if scores.logits.shape != expected or [shares.shape for shares in scores.importance] != counts:
             raise EngineError(f"the trace engine's scores do not fit the {len(jobs)} traces that it got")
         found = verdicts(scores.logits, self.checkpoint)
+        suspected = self._suspicions(scores.logits)
         return [
             None
             if verdict is None or not np.isfinite(shares).all()
-            else TraceVerdict(
-                source=job.key.source,
-                subject_kind=subject_kind_of(job.key.subject, self.checkpoint.trace.subject),
-                subject=job.key.subject,
-                start_us=job.key.start_us,
-                end_us=job.end_us,
-                flows=len(job.flows),
-                cut=job.cut,
-                verdict=verdict if job.final else msgspec.structs.replace(verdict, final=False),
-                top_flows=_top_flows(job.flows, shares),
-            )
-            for job, verdict, shares in zip(jobs, found, scores.importance, strict=True)
+            else self._verdict(job, verdict, suspicion, _top_flows(job.flows, shares))
+            for job, verdict, suspicion, shares in zip(jobs, found, suspected, scores.importance, strict=True)
         ]
+
+    def _suspicions(self, logits: NDArray[np.float32]) -> list[float | None]:
+        """The suspicion of each trace, None where the model does not tell it, or its logits are not finite."""
+        if self.checkpoint.suspicion is None:
+            return [None] * len(logits)
+        finite = np.asarray(np.isfinite(logits).all(axis=1)).tolist()
+        rest = iter(suspicions(logits[finite], self.checkpoint).round(SUSPICION_DIGITS).tolist())
+        return [next(rest) if is_finite else None for is_finite in finite]
+
+    def _verdict(
+        self, job: ScoreJob, verdict: Verdict, suspicion: float | None, top_flows: list[TopFlow]
+    ) -> TraceVerdict:
+        rule = self.checkpoint.suspicion
+        return TraceVerdict(
+            source=job.key.source,
+            subject_kind=subject_kind_of(job.key.subject, self.checkpoint.trace.subject),
+            subject=job.key.subject,
+            start_us=job.key.start_us,
+            end_us=job.end_us,
+            flows=len(job.flows),
+            cut=job.cut,
+            verdict=verdict if job.final else msgspec.structs.replace(verdict, final=False),
+            top_flows=top_flows,
+            suspicion=suspicion,
+            suspicious=None if rule is None or suspicion is None else suspicion >= rule.threshold,
+        )
 
 
 def _input(flows: Sequence[TraceFlow]) -> TraceInput:
-    features = np.frombuffer(b"".join(flow.embedding for flow in flows), np.float32).reshape(len(flows), -1)
     return TraceInput(
-        features,
+        split([flow.features for flow in flows]),
         np.array([flow.start_us for flow in flows], np.int64),
         np.array([flow.duration_us for flow in flows], np.int64),
     )

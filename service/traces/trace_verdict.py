@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
 from tapline.models.server_name import server_name
 from tapline.models.trace import FlowOrder, SubjectKind
 from tapline.models.verdict import Verdict
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.inference.flow_features import FlowFeatures
 
 TOP_FLOWS = 10
 """Flows that a trace verdict names: those with most importance."""
@@ -28,10 +29,11 @@ NEAREST_NOTE = (
 
 
 class TraceFlow(msgspec.Struct, gc=False, array_like=True):
-    """A flow of an open trace: its place, its embedding, and what a verdict shows of it. Its packets are forgotten.
+    """A flow of an open trace: its place, what the model reads of it, and what a verdict shows of it. Its packets are
+    forgotten.
 
-    `embedding` is float32 [width] as bytes; `early` says that the flow was still alive. Without garbage collection:
-    these make no cycles, and there are many.
+    `features` are those of `inference.flow_features`; `early` says that the flow was still alive. Without garbage
+    collection: these make no cycles, and there are many.
     """
 
     uid: str
@@ -45,7 +47,7 @@ class TraceFlow(msgspec.Struct, gc=False, array_like=True):
     label: str
     ip_bytes: int
     early: bool
-    embedding: bytes
+    features: bytes
     server_name: str = ""
 
     @property
@@ -54,13 +56,29 @@ class TraceFlow(msgspec.Struct, gc=False, array_like=True):
         return FlowOrder(self.start_us, self.orig_h, self.orig_p, self.resp_h, self.resp_p, self.proto)
 
 
-def trace_flow(flow: Flow, verdict: Verdict | None, embedding: NDArray[np.float32]) -> TraceFlow:
+def traced(flow: Flow, outcome: FlowOutcome) -> Iterator[tuple[FlowFeatures, TraceFlow | None]]:
+    """What the traces of each model keep of a flow, None where the model's encoder failed on it.
+
+    The records of one flow share all but themselves: its texts are in memory once, and so are features that are equal.
+    """
+    kept: TraceFlow | None = None
+    for features in outcome.features:
+        if features.data is None:
+            yield features, None
+            continue
+        if kept is None:
+            kept = trace_flow(flow, outcome.verdict, features.data)
+        else:
+            kept = msgspec.structs.replace(kept, features=features.data)
+        yield features, kept
+
+
+def trace_flow(flow: Flow, verdict: Verdict | None, features: bytes) -> TraceFlow:
     """What a trace keeps of a flow; `verdict` is the flow's own."""
     return TraceFlow(
         flow.uid, flow.start_us, flow.duration_us, flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p, flow.proto,
         verdict.label if verdict is not None and not verdict.unknown else "",
-        flow.orig_ip_bytes + flow.resp_ip_bytes, not flow.complete, embedding.astype(np.float32).tobytes(),
-        server_name(flow),
+        flow.orig_ip_bytes + flow.resp_ip_bytes, not flow.complete, features, server_name(flow),
     )  # fmt: skip
 
 
@@ -113,6 +131,10 @@ class TraceVerdict(msgspec.Struct, frozen=True, gc=False):
     `start_us` and `end_us` are those of the window; where everything is one window, it ends with the last flow. `flows`
     were scored, `cut` older ones were not. `verdict.final` is False while the window is open. `top_flows` are in
     falling importance.
+
+    `suspicion` is the probability that the trace is of any kind that the model knows, all of which are malicious, and
+    `suspicious` says that it reaches the model's threshold, also where no single label is sure; None where the model's
+    labels are not of that kind.
     """
 
     source: str
@@ -124,3 +146,5 @@ class TraceVerdict(msgspec.Struct, frozen=True, gc=False):
     cut: int
     verdict: Verdict
     top_flows: list[TopFlow]
+    suspicion: float | None = None
+    suspicious: bool | None = None

@@ -22,11 +22,13 @@ class SubjectKey(NamedTuple):
 
 @dataclass(slots=True)
 class Window:
-    """The newest flows of a window by uid, how many older ones were cut, and the label of its last early verdict."""
+    """The newest flows of a window by uid, how many older ones were cut, and what early verdicts said of it: the last
+    label, and whether it was suspicious."""
 
     flows: dict[str, TraceFlow] = field(default_factory=dict)
     cut: int = 0
     early_label: str | None = None
+    early_suspicious: bool = False
     _oldest: list[tuple[FlowOrder, str]] = field(default_factory=list)
 
     def insert(self, flow: TraceFlow, max_flows: int) -> TraceFlow | None:

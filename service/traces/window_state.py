@@ -1,8 +1,8 @@
 """Open windows on disk, so that a restart goes on with them: a snapshot now and then, and a journal of what was closed.
 
-A window is in the journal before its verdict goes out, so that no verdict goes out twice, also after a kill. Nothing is
-pickled. What another checkpoint wrote is left out with a warning; of a damaged file what is whole is used, and the file
-is set aside.
+Each model has a folder of its own in the state directory. A window is in the journal before its verdict goes out, so
+that no verdict goes out twice, also after a kill. Nothing is pickled. What another checkpoint wrote is left out with a
+warning; of a damaged file what is whole is used, and the file is set aside.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import structlog
 
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.trace import TraceSettings
+from tapline.service.inference.flow_features import size_bytes
 from tapline.service.traces.state_files import DamageError, DirectoryLock, Journal, framed, open_private, read_framed
 from tapline.service.traces.trace_verdict import TraceFlow, WindowKey
 from tapline.service.traces.window import SubjectKey, SubjectWindows, Window
@@ -37,6 +39,7 @@ MAX_CLOSED_SUBJECTS = 100_000
 WRITE_FAULTS = (OSError, MemoryError, OverflowError)
 """What writing may end by without ending more than itself: no room, no memory, a number that no file holds."""
 
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PIECE_BYTES = 1 << 20
 _STAGING = f".{SNAPSHOT}.new"
 
@@ -63,6 +66,7 @@ class _WindowRecord(msgspec.Struct):
     cut: int
     early_label: str | None
     flows: list[TraceFlow]
+    early_suspicious: bool = False
 
 
 class _SubjectRecord(msgspec.Struct, tag="subject"):
@@ -81,15 +85,72 @@ _Record = _Header | _SourceRecord | _SubjectRecord | _End
 _RECORDS: msgspec.msgpack.Decoder[_Record] = msgspec.msgpack.Decoder(_Record)
 
 
+def adopt_former(directory: Path) -> None:
+    """Put the files of a service that had one trace model, which lie in the state directory itself, where they belong
+    now; what cannot be told to be of a model is set aside with a warning.
+
+    Raises:
+        StateError: such a service still runs, or the files cannot be moved.
+    """
+    snapshot = directory / SNAPSHOT
+    if not snapshot.is_file():
+        return
+    try:
+        lock = DirectoryLock(directory)
+    except BlockingIOError:
+        raise StateError(f"{directory}: another service keeps its state there: give each its own") from None
+    except OSError as error:
+        raise StateError(f"{directory}: cannot keep the state of traces there: {error.strerror}") from None
+    try:
+        target = directory / _name_in(snapshot)
+        if (target / SNAPSHOT).exists():
+            raise StateError(f"there is a newer one of {target.name}")
+        target.mkdir(mode=0o700, exist_ok=True)
+        for name in (SNAPSHOT, JOURNAL, f"{JOURNAL}.old"):
+            if (directory / name).exists():
+                (directory / name).replace(target / name)
+        log.info("took over the open traces of an earlier version", directory=str(target))
+    except (StateError, OSError) as error:
+        snapshot.replace(directory / DAMAGED)
+        log.warning(
+            "open traces of an earlier version were not read",
+            directory=str(directory),
+            reason=str(error),
+            set_aside=DAMAGED,
+        )
+    finally:
+        lock.close()
+        with contextlib.suppress(OSError):
+            (directory / "lock").unlink()
+
+
+def _name_in(snapshot: Path) -> str:
+    """The name of the model whose windows a snapshot holds.
+
+    Raises:
+        StateError: it does not say.
+    """
+    with snapshot.open("rb") as file:
+        try:
+            header = _RECORDS.decode(read_framed(file))
+        except (DamageError, msgspec.DecodeError) as error:
+            raise StateError("it is damaged") from error
+    name = header.checkpoint.rpartition(" ")[0] if isinstance(header, _Header) else ""
+    if not _MODEL_NAME.fullmatch(name):
+        raise StateError("it is damaged")
+    return name
+
+
 class TraceState:
-    """The files of a state directory. Sources that are captures are not kept: they are played from their beginning."""
+    """The files of a model in its folder. Captures are not kept: they are played from the beginning."""
 
     def __init__(self, directory: Path, checkpoint: TracegramCheckpoint) -> None:
         """Raises: StateError, where the directory cannot be written or another service keeps its state there."""
         self._directory = directory
         self.keep_for(checkpoint)
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for each in (directory.parent, directory):  # both private: files name hosts
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = DirectoryLock(directory)
         except BlockingIOError:
             raise StateError(f"{directory}: another service keeps its state there: give each its own") from None
@@ -105,6 +166,7 @@ class TraceState:
             STATE_VERSION, f"{checkpoint.name} {checkpoint.version}", checkpoint.trace, checkpoint.network.feature_size
         )
         self._window_us = checkpoint.trace.window_us
+        self._size_bytes = size_bytes(checkpoint)
 
     def load(self, windows: TraceWindows) -> None:
         """Put back what was open, less what was closed since."""
@@ -115,7 +177,8 @@ class TraceState:
             self._load(windows, closed)
         except (StateError, *WRITE_FAULTS) as error:
             self._set_aside(error)
-        log.info("open traces of the last run", flows=windows.open_flows, windows=windows.open_windows)
+        name = self._header.checkpoint
+        log.info("open traces of the last run", model=name, flows=windows.open_flows, windows=windows.open_windows)
 
     def _load(self, windows: TraceWindows, closed: dict[SubjectKey, int]) -> None:
         try:
@@ -191,7 +254,9 @@ class TraceState:
             if subject is None or windows.is_capture(key.source):
                 continue
             kept = [
-                _WindowRecord(index, window.cut, window.early_label, list(window.flows.values()))
+                _WindowRecord(
+                    index, window.cut, window.early_label, list(window.flows.values()), window.early_suspicious
+                )
                 for index, window in subject.windows.items()
             ]
             yield _SubjectRecord(key.source, key.subject, subject.base_us, subject.next_index, kept)
@@ -212,11 +277,12 @@ class TraceState:
     def _subject(self, record: _SubjectRecord, windows: TraceWindows) -> tuple[SubjectKey, SubjectWindows]:
         if record.source not in windows.clocks:
             raise StateError("a subject of it has no source")
-        width = 4 * self._header.feature_size
-        if any(len(flow.embedding) != width for window in record.windows for flow in window.flows):
-            raise StateError("an embedding has another width")
+        if any(len(flow.features) != self._size_bytes for window in record.windows for flow in window.flows):
+            raise StateError("the features of a flow have another size")
         kept = {
-            window.index: Window({flow.uid: flow for flow in window.flows}, window.cut, window.early_label)
+            window.index: Window(
+                {flow.uid: flow for flow in window.flows}, window.cut, window.early_label, window.early_suspicious
+            )
             for window in record.windows
         }
         subject = SubjectWindows(record.base_us, self._window_us, record.next_index, kept)

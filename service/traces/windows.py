@@ -15,8 +15,8 @@ from typing import Literal
 
 from tapline.models.flow import Flow
 from tapline.models.trace import TraceSettings, subject_of
-from tapline.service.inference.classifier import FlowOutcome
-from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, WindowKey, trace_flow
+from tapline.service.traces.room import Room
+from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, WindowKey
 from tapline.service.traces.window import SubjectKey, SubjectWindows, Window
 
 REMEMBERED_EARLY_FLOWS = 65_536
@@ -34,7 +34,8 @@ class WindowBounds:
     """What open windows may take.
 
     `lateness_seconds`: how far behind the newest flow of its source a flow may start. `max_subjects`: the subject that
-    was silent for longest is closed and forgotten first. `max_open_flows`: the windows that end first are closed first.
+    was silent for longest is closed and forgotten first. `max_open_flows`: the windows that end first are closed first
+    (of all models together, where they share a `Room`).
     `max_jobs`: windows that wait to be scored; beyond, the oldest is given up; early ones wait only up to half of that.
     """
 
@@ -55,11 +56,13 @@ class EarlyRule:
 @dataclass
 class WindowCounts:
     """What became of flows and windows: every flow taken went into a window (`flows`), was `late`, or was a newer form
-    of one that had been taken (`replaced`). `closed_` counts windows that had flows, by reason."""
+    of one that had been taken (`replaced`). The model's encoder failed on those that are `unread`. `closed_` counts
+    windows that had flows, by reason."""
 
     flows: int = 0
     replaced: int = 0
     late: int = 0
+    unread: int = 0
     cut: int = 0
     closed_time: int = 0
     closed_end: int = 0
@@ -91,7 +94,7 @@ class _Source:
 
 
 class TraceWindows:
-    """Takes flows with their embeddings, gives windows to be scored. Not safe for threads; nothing in it waits.
+    """Takes flows with what a model reads of them, gives windows to be scored. Not for threads; nothing in it waits.
 
     A window is scored early when it has 1, 2, 4, 8 ... flows, from `early.min_flows` on. Captures give their flows when
     those end, however long after their start: the windows of `captures` stay open until `close_all`, and are cut then.
@@ -104,9 +107,10 @@ class TraceWindows:
         early: EarlyRule | None = None,
         captures: Collection[str] = (),
         after: TraceWindows | None = None,
+        room: Room | None = None,
     ) -> None:
         """`after`: windows of another model that take no new flows. Their counts and clocks go on here, and flows that
-        they have forgotten stay forgotten.
+        they have forgotten stay forgotten. `room`: shared with the windows of other models, by default their own.
         """
         self.settings = settings
         self.counts: WindowCounts = after.counts if after is not None else WindowCounts()
@@ -122,6 +126,13 @@ class TraceWindows:
         self._gone: OrderedDict[tuple[str, str], None] = after._gone if after is not None else OrderedDict()
         for name, clock in after.clocks.items() if after is not None else ():
             self.restore_source(name, replace(clock))
+        own = Room(bounds.max_subjects, bounds.max_open_flows)
+        self._shared: Room = room or (after._shared if after is not None else own)
+        self._shared.enter(self)
+
+    def leave(self) -> None:
+        """These windows are empty and take no more flows."""
+        self._shared.leave(self)
 
     @property
     def clocks(self) -> dict[str, SourceClock]:
@@ -131,17 +142,17 @@ class TraceWindows:
     @property
     def is_full(self) -> bool:
         """Whether more is open than may be."""
-        return self.open_flows > self._bounds.max_open_flows or len(self.subjects) > self._bounds.max_subjects
+        return self._shared.is_full
 
     def is_capture(self, source: str) -> bool:
         """Whether a source is a capture."""
         return source in self._captures
 
-    def add(self, source: str, flow: Flow, outcome: FlowOutcome, wall: float) -> None:
+    def add(self, source: str, flow: Flow, kept: TraceFlow | None, wall: float) -> None:
         """Take a flow, or the newer form of one; `wall` is the time here, in seconds since the epoch.
 
-        Without an embedding the flow is the newer form of one that has it. Time in the future is not believed: one
-        wrong clock would close every window.
+        Without what is `kept` of it, it is the newer form of one of which it is. Time in the future is not believed:
+        one wrong clock would close every window.
         """
         self._advance(source, flow.start_us, wall)
         uid = (source, flow.uid)
@@ -152,15 +163,13 @@ class TraceWindows:
             if flow.complete:
                 del self._gone[uid]
             return
-        if outcome.embedding is not None:
-            kept = trace_flow(flow, outcome.verdict, outcome.embedding)
-        elif earlier is not None:
+        if kept is None and earlier is not None:
             kept = _renewed(earlier, flow)
-        else:
+        if kept is None:
             return
         self.counts.replaced += earlier is not None
         self._put(SubjectKey(source, subject_of(flow, self.settings.subject)), kept, is_new=earlier is None)
-        self._keep_bounds()
+        self._shared.keep()
 
     def close_due(self, wall: float) -> None:
         """Close the windows that are over: no flow may start in them any more."""
@@ -191,13 +200,17 @@ class TraceWindows:
                 found.append(job)
         return found
 
-    def note_early(self, key: WindowKey, label: str) -> bool:
-        """Remember the early verdict of a window; False if it was the same before, or the window is closed."""
+    def note_early(self, key: WindowKey, label: str | None, *, suspicious: bool = False) -> bool:
+        """Remember the early verdict of a window, its label where that is sure; False if it says nothing new, or the
+        window is closed.
+        """
         window = self._window(key)
-        if window is None or window.early_label == label:
+        if window is None:
             return False
-        window.early_label = label
-        return True
+        is_news = label not in (None, window.early_label) or (suspicious and not window.early_suspicious)
+        window.early_label = label or window.early_label
+        window.early_suspicious |= suspicious
+        return is_news
 
     def _window(self, key: WindowKey) -> Window | None:
         """The open window of that name."""
@@ -259,7 +272,7 @@ class TraceWindows:
 
     def _room(self, key: SubjectKey) -> int:
         """Flows that an open window may hold."""
-        return self._bounds.max_open_flows + 1 if key.source in self._captures else self.settings.max_flows
+        return self._shared.max_open_flows + 1 if key.source in self._captures else self.settings.max_flows
 
     def _move_back(self, key: SubjectKey, subject: SubjectWindows, start_us: int) -> None:
         """A subject's first flow began earlier than the one that came first: all its windows do."""
@@ -352,18 +365,20 @@ class TraceWindows:
             self.jobs.popleft()
             self.counts.shed += 1
 
-    def _keep_bounds(self) -> None:
-        while len(self.subjects) > self._bounds.max_subjects:
-            key = next(iter(self.subjects))
-            for index in sorted(self.subjects[key].windows):
-                self._close(key, self.subjects[key], index, "evicted")
-            del self.subjects[key]
-        while self.open_flows > self._bounds.max_open_flows:
-            name, source = min(
-                ((name, source) for name, source in self._sources.items() if source.ends),
-                key=lambda entry: entry[1].ends[0],
-            )
-            self._close_next(name, source, "evicted")
+    def evict_subject(self) -> None:
+        """Close the windows of the subject that was silent for longest, and forget it."""
+        key = next(iter(self.subjects))
+        for index in sorted(self.subjects[key].windows):
+            self._close(key, self.subjects[key], index, "evicted")
+        del self.subjects[key]
+
+    def evict_window(self) -> None:
+        """Close the window that ends first."""
+        name, source = min(
+            ((name, source) for name, source in self._sources.items() if source.ends),
+            key=lambda entry: entry[1].ends[0],
+        )
+        self._close_next(name, source, "evicted")
 
 
 def _renewed(earlier: TraceFlow, flow: Flow) -> TraceFlow:

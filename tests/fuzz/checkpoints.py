@@ -79,8 +79,8 @@ def serve(directory: Path) -> None:
     else:
         scorer = TraceScorer(load_beside("onnx", directory, 1))
         width = scorer.checkpoint.network.feature_size
-        embedding = np.zeros(width, np.float32).tobytes()
-        flow = TraceFlow("F", 0, 1, "192.0.2.1", 1, "192.0.2.2", 2, "udp", "DNS", 100, early=False, embedding=embedding)
+        features = bytes(4 * width)
+        flow = TraceFlow("F", 0, 1, "192.0.2.1", 1, "192.0.2.2", 2, "udp", "DNS", 100, early=False, features=features)
         jobs = [ScoreJob(WindowKey("fuzz", "192.0.2.1", 0), 1, [flow], 0, final=True)]
         found = [trace.verdict if trace is not None else None for trace in scorer.score(jobs)]
     for verdict in found:

@@ -12,8 +12,8 @@ import numpy as np
 import structlog
 
 from tapline.models.trace import TraceSettings
-from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.traces.trace_verdict import WindowKey
+from tapline.service.traces.trace_verdict import trace_flow as kept_flow
 from tapline.service.traces.window_state import JOURNAL, SNAPSHOT, TraceState
 from tapline.service.traces.windows import TraceWindows, WindowBounds
 from tests.fuzz.mutation import spoil
@@ -39,7 +39,7 @@ def files() -> dict[str, bytes]:
         for number in range(40):
             embedding = generator.normal(size=WIDTH).astype(np.float32)
             flow = trace_flow(number, NOW + number, f"10.0.0.{number % 9}", complete=number % 3 != 0)
-            windows.add(BUS, flow, FlowOutcome(None, embedding), NOW)
+            windows.add(BUS, flow, kept_flow(flow, None, embedding.tobytes()), NOW)
         asyncio.run(state.save(windows))
         for number in range(3):
             state.closed(WindowKey(BUS, f"10.0.0.{number}", NOW * 1_000_000))
@@ -60,7 +60,8 @@ def case(random: random.Random) -> None:
             windows = new_windows()
             state.load(windows)
             assert windows.open_flows <= 40
-            windows.add(BUS, trace_flow(99, NOW + 50), FlowOutcome(None, np.zeros(WIDTH, np.float32)), NOW + 60)
+            flow = trace_flow(99, NOW + 50)
+            windows.add(BUS, flow, kept_flow(flow, None, bytes(4 * WIDTH)), NOW + 60)
             windows.close_due(NOW + 5000)
             for job in windows.take_jobs(100):
                 state.closed(job.key)

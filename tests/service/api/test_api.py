@@ -25,7 +25,7 @@ NDJSON = {"accept": "application/x-ndjson"}
 @pytest.fixture(scope="module")
 def client(checkpoint_dir):
     settings = Settings(
-        checkpoint=checkpoint_dir, trace_checkpoint="none", max_upload_mb=1, max_body_mb=1, max_capture_mb=2,
+        checkpoint=checkpoint_dir, traces=["none"], max_upload_mb=1, max_body_mb=1, max_capture_mb=2,
         max_uploads=2,
     )  # fmt: skip
     with api_client(Service(settings), raise_server_exceptions=False) as client:
@@ -47,9 +47,7 @@ def message(response, status):
 def test_multipart_and_raw_body_give_what_the_command_line_gives(client, checkpoint_dir):
     form = client.post("/v1/classify/pcap", files={"file": ("android.pcap", CAPTURE.read_bytes())}).json()
     raw = upload(client, CAPTURE.read_bytes()).json()
-    result = tapline(
-        "classify", CAPTURE, "--checkpoint", checkpoint_dir, "--format", "json", "--trace-checkpoint", "none"
-    )
+    result = tapline("classify", CAPTURE, "--checkpoint", checkpoint_dir, "--format", "json", "--traces", "none")
     commanded = json.loads(result.stdout)
     assert len(form["flows"]) > 50
     for flows in (form["flows"], raw["flows"], commanded["flows"]):
@@ -273,8 +271,7 @@ def test_models_are_loaded_named_swapped_and_unloaded(repository):
         assert message(answer("other"), 404) == "no flow model other is loaded, only random"
         assert "default model" in message(client.post("/v1/models/random/unload"), 409)
         assert "no model nothing here" in message(client.post("/v1/models/nothing/load"), 404)
-        traces = service.trace_scorer.checkpoint.name
-        assert f"{traces} is the trace model" in message(client.post(f"/v1/models/{traces}/unload"), 409)
+        traces = next(iter(service.trace_models.scorers))
         assert client.post(f"/v1/models/{traces}/load").json()["closed_windows"] == 0
         assert {model["name"]: model["kind"] for model in client.get("/v1/models").json()["models"]}[
             traces

@@ -18,7 +18,7 @@ TRACEBACKS = re.compile(r"Traceback|Unknown child|Event loop is closed|Exception
 
 @pytest.fixture
 def server(tmp_path, checkpoint_dir):
-    flags = ("--trace-checkpoint", "none", "--max-uploads", 2, "--client-timeout-seconds", 2)
+    flags = ("--traces", "none", "--max-uploads", 2, "--client-timeout-seconds", 2)
     with Server(tmp_path, checkpoint_dir, *flags) as server:
         yield server
         assert not TRACEBACKS.search(server.log), server.log
@@ -126,7 +126,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind(server):
 
 @pytest.mark.parametrize("stage", [in_the_body, before_the_first_flow, in_the_answer])
 def test_a_request_at_work_is_cut_off_when_the_service_stops(tmp_path, checkpoint_dir, stage):
-    flags = ("--trace-checkpoint", "none", "--shutdown-seconds", 0.5)
+    flags = ("--traces", "none", "--shutdown-seconds", 0.5)
     with Server(tmp_path, checkpoint_dir, *flags) as server, stage(server):
         server.wait(lambda: server.answers("/healthz"))
         assert server.stop() == 0

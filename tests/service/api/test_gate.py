@@ -18,7 +18,7 @@ OPEN = {"/healthz", "/readyz", "/", "/docs", "/redoc", "/openapi.json", "/static
 
 
 def make_client(checkpoint_dir, **settings):
-    service = Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none", **settings))
+    service = Service(Settings(checkpoint=checkpoint_dir, traces=["none"], **settings))
     return api_client(service, follow_redirects=False)
 
 

@@ -26,7 +26,7 @@ def body(count=FLOWS):
 
 
 def served(directory, **settings):
-    return Service(Settings(checkpoint=directory, trace_checkpoint="none", **settings))
+    return Service(Settings(checkpoint=directory, traces=["none"], **settings))
 
 
 def ask(client, route, query=""):

@@ -72,7 +72,7 @@ def test_nothing_is_imported_from_the_current_directory(tmp_path, checkpoint_dir
         (decoys / package / "__init__.py").write_text(DECOY.format(marker=str(marker)))
     for module in ("msgspec", "numpy", "struct", "json", "resource", "site", "sitecustomize", "zstandard"):
         (decoys / f"{module}.py").write_text(DECOY.format(marker=str(marker)))
-    with Server(tmp_path, checkpoint_dir, "--trace-checkpoint", "none", cwd=decoys) as server:
+    with Server(tmp_path, checkpoint_dir, "--traces", "none", cwd=decoys) as server:
         status, body = server.upload(CAPTURE)
         assert status == 200
         assert summary_of(body, "")["inputs"][0] == {
@@ -90,7 +90,7 @@ MULTIPART = (
 @pytest.mark.parametrize(("body", "kind"), [(CAPTURE, "application/octet-stream"), MULTIPART])
 def test_no_room_on_disk_is_507(tmp_path, checkpoint_dir, body, kind):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
-    with Server(tmp_path, checkpoint_dir, "--trace-checkpoint", "none", before=limit) as server:
+    with Server(tmp_path, checkpoint_dir, "--traces", "none", before=limit) as server:
         status, answer = server.ask("POST", "/v1/classify/pcap", body, {"Content-Type": kind})
         assert (status, json.loads(answer)["error"]["code"]) == (507, "no_room")
         server.wait_free()

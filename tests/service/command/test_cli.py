@@ -23,7 +23,7 @@ pytestmark = pytest.mark.whole
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 BUILTIN = ("--reader", "builtin")
-NO_TRACES = ("--trace-checkpoint", "none")
+NO_TRACES = ("--traces", "none")
 
 
 @pytest.fixture

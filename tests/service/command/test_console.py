@@ -93,7 +93,7 @@ def test_no_cell_of_a_csv_computes(evil_verdict):
 def test_a_name_with_a_line_end_begins_no_line(tmp_path):
     capture = tmp_path / "ok.pcap\ntapline: ERROR forged"
     capture.write_bytes(b"no capture")
-    found = tapline("classify", capture, "--trace-checkpoint", "none")
+    found = tapline("classify", capture, "--traces", "none")
     assert found.returncode == 1
     assert "forged" in found.stderr + found.stdout
     assert not [line for line in (found.stderr + found.stdout).splitlines() if line.startswith("tapline: ERROR")]
@@ -103,7 +103,7 @@ def test_a_bad_line_is_named_without_its_escapes(tmp_path):
     (flow,) = make_flows(1)
     line = {**msgspec.to_builtins(flow_to_line(flow)), "\x1b]0;owned\x07": 1}
     (tmp_path / "flows.ndjson").write_text(json.dumps(line) + "\n" + json.dumps({**line, "proto": EVIL}))
-    found = tapline("classify", tmp_path / "flows.ndjson", "--trace-checkpoint", "none")
+    found = tapline("classify", tmp_path / "flows.ndjson", "--traces", "none")
     assert "2 of its lines are not flows" in found.stderr
     assert "\x1b" not in found.stderr + found.stdout
     assert "\x07" not in found.stderr + found.stdout

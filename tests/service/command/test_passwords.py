@@ -22,7 +22,7 @@ def test_a_running_service_shows_no_password(checkpoint_dir):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", CODE, "serve", "--port", str(port), "--checkpoint", str(checkpoint_dir)]
-    command += ["--trace-checkpoint", "none", "--zeek", URL]
+    command += ["--traces", "none", "--zeek", URL]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             said = ""

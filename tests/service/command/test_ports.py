@@ -88,7 +88,7 @@ def test_forms_for_programs(flows, verdict, cells, fields):
 
 
 def command(directory, *arguments):
-    result = tapline("classify", CAPTURE, "--trace-checkpoint", "none", "--checkpoint", directory, *arguments)
+    result = tapline("classify", CAPTURE, "--traces", "none", "--checkpoint", directory, *arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -118,7 +118,7 @@ def test_live_verdicts_follow_the_setting(context_dir, ports):
     seen = {}
 
     async def replay():
-        settings = Settings(checkpoint=context_dir, trace_checkpoint="none", replay=CAPTURE, speed=0, ports=ports)
+        settings = Settings(checkpoint=context_dir, traces=["none"], replay=CAPTURE, speed=0, ports=ports)
         service = Service(settings, lambda flow, verdict: seen.__setitem__(flow.uid, verdict))
         async with asyncio.timeout(60), service.running():
             await service.replay.finished.wait()

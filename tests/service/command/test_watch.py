@@ -65,5 +65,5 @@ def test_of_many_sensors_the_first_are_shown_and_those_that_are_away_before_them
     [([], ["Tapline::finished_ack"]), (["--return-verdicts"], ["Tapline::verdicts", "Tapline::finished_ack"])],
 )
 def test_verdicts_go_back_only_when_asked(checkpoint_dir, options, expected):
-    options = [*options, "--checkpoint", str(checkpoint_dir), "--trace-checkpoint", "none"]
+    options = [*options, "--checkpoint", str(checkpoint_dir), "--traces", "none"]
     assert asyncio.run(watch(WebSocketSensor(), options)) == expected

@@ -160,7 +160,7 @@ def test_arrays_of_other_shapes_are_an_error(engine, shapes):
         Classifier(engine).classify(make_flows(3))
 
 
-def test_an_embedding_of_the_trace_encoder_that_is_no_number_fails_its_flow(engine):
+def test_an_embedding_of_the_trace_encoder_that_is_no_number_costs_the_trace_its_flow(engine):
     traces = NumpyTraceEngine()
     embed = traces.embed
 
@@ -170,8 +170,9 @@ def test_an_embedding_of_the_trace_encoder_that_is_no_number_fails_its_flow(engi
         return features
 
     traces.embed = broken
-    found = Classifier(engine, trace_engine=traces).classify(with_heads(make_flows(4)))
-    assert [outcome is None for outcome in found] == [False, False, True, False]
+    found = Classifier(engine, trace_engines=[traces]).classify(with_heads(make_flows(4)))
+    assert [outcome.features[0].data is None for outcome in found] == [False, False, True, False]
+    assert all(outcome.verdict is not None for outcome in found)
 
 
 HUNG = """
@@ -228,7 +229,7 @@ def test_a_command_whose_engine_hangs_ends_with_a_sentence():
         "0",
         "classify",
         str(CAPTURE),
-        "--trace-checkpoint",
+        "--traces",
         "none",
     ]
     result = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
@@ -238,7 +239,7 @@ def test_a_command_whose_engine_hangs_ends_with_a_sentence():
 
 def test_a_service_whose_engine_hangs_gives_up():
     result = subprocess.run(
-        command(WARM_UP_CALLS, "serve", "--port", 0, "--replay", CAPTURE, "--speed", 0, "--trace-checkpoint", "none",
+        command(WARM_UP_CALLS, "serve", "--port", 0, "--replay", CAPTURE, "--speed", 0, "--traces", "none",
                 "--engine-timeout-seconds", 0.5, "--shutdown-seconds", 1),
         capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
     )  # fmt: skip
@@ -249,7 +250,7 @@ def test_a_service_whose_engine_hangs_gives_up():
 
 def test_a_service_whose_engine_hangs_stops_when_asked():
     with subprocess.Popen(
-        command(WARM_UP_CALLS, "serve", "--port", 0, "--replay", CAPTURE, "--speed", 0, "--trace-checkpoint", "none",
+        command(WARM_UP_CALLS, "serve", "--port", 0, "--replay", CAPTURE, "--speed", 0, "--traces", "none",
                 "--engine-timeout-seconds", 3000, "--shutdown-seconds", 1),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     ) as process:  # fmt: skip

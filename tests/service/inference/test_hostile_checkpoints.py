@@ -162,7 +162,7 @@ def test_a_service_refuses_and_goes_on(tmp_path, checkpoint_dir, traces_source, 
     shutil.copytree(traces_source, tmp_path / "random-tracegram" / "1")
     settings = Settings(
         repository=tmp_path, checkpoint=tmp_path / "random" / "1",
-        trace_checkpoint=tmp_path / "random-tracegram" / "1", model_trial_seconds=SECONDS,
+        traces=[str(tmp_path / "random-tracegram" / "1")], model_trial_seconds=SECONDS,
     )  # fmt: skip
     service = Service(settings)
     service.models.repository.pinned.clear()
@@ -190,7 +190,7 @@ def test_a_service_stops_while_a_trial_goes_on(flows_dir, tmp_path):
     hostile.change_graph(tmp_path / "random" / "2", "model.onnx", hostile.hours_of_products)
     arguments = [
         "serve", "--port", 0, "--repository", tmp_path, "--checkpoint", tmp_path / "random",
-        "--trace-checkpoint", "none",
+        "--traces", "none",
         "--model-trial-seconds", 3000, "--shutdown-seconds", 1,
     ]  # fmt: skip
     (tmp_path / "random" / "2").rename(tmp_path / "later")  # what serves first is version 1

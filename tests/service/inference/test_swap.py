@@ -1,17 +1,14 @@
-"""Another trace model takes the place of the one that serves: no flow is lost, none counts twice, each window is scored
-by the model that its flows were embedded for."""
+"""Trace models are swapped, loaded beside others, unloaded: no flow is lost, none counts twice, each window is scored
+by the version that reads its flows, and what becomes of one model is nothing to the others."""
 
 import asyncio
 import itertools
 
-import numpy as np
 import pytest
 
 from tapline.models.checkpoint import CheckpointError, EarlyVerdict, FlowCheckpoint
 from tapline.models.trace import TraceSettings
 from tapline.service.api import schemas
-from tapline.service.inference.classifier import FlowOutcome
-from tapline.service.inference.served import ModelBusyError
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.traces.capture_traces import CaptureTraces
@@ -20,9 +17,9 @@ from tapline.service.traces.window_state import TraceState
 from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
 from tests.service.api.client import api_client
-from tests.service.traces.fakes import NumpyTraceEngine, trace_checkpoint, trace_flow
+from tests.service.traces.fakes import NumpyTraceEngine, read_by, trace_checkpoint, trace_flow
 from tests.service.traces.test_classifying import CAPTURE, with_heads
-from tests.service.traces.test_live_traces import BUS, NOW, clock, make_live, play, until, value  # noqa: F401
+from tests.service.traces.test_live_traces import BUS, NOW, clock, make_live, play, the_model, until, value  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -35,16 +32,14 @@ def engine_of(version):
 
 
 def embedded(engine, number):
-    width = engine.checkpoint.network.feature_size
-    values = np.random.default_rng(number).normal(size=width).astype(np.float32)
-    return FlowOutcome(None, values, engine.checkpoint)
+    return read_by(engine.checkpoint, number=number)
 
 
 def opened(traces, engine):
-    """Open windows for another model."""
-    rule = EarlyRule(1.0, 64)
-    windows = TraceWindows(TraceSettings(window_seconds=300), WindowBounds(60.0), rule, after=traces.windows)
-    traces.open(windows, TraceScorer(engine))
+    """Open windows for another version."""
+    rule, model = EarlyRule(1.0, 64), the_model(traces)
+    windows = TraceWindows(TraceSettings(window_seconds=300), WindowBounds(60.0), rule, after=model.windows)
+    model.open(windows, TraceScorer(engine))
 
 
 def test_open_windows_get_the_verdict_of_their_own_model(clock):  # noqa: F811
@@ -58,7 +53,7 @@ def test_open_windows_get_the_verdict_of_their_own_model(clock):  # noqa: F811
         opened(traces, new)
         traces.take(BUS, trace_flow(10, NOW + 10), embedded(new, 10))
         traces.take(BUS, trace_flow(4, NOW + 4), embedded(old, 4))  # was on its way
-        assert await traces.close_old() == 1
+        assert await the_model(traces).close_old() == 1
         assert [trace.verdict.version for trace in delivered] == ["1"]
         traces.take(BUS, trace_flow(11, NOW + 11), embedded(new, 11))
         traces.take(BUS, trace_flow(5, NOW + 5), embedded(old, 5))  # much too long on its way: nobody can read it
@@ -70,7 +65,7 @@ def test_open_windows_get_the_verdict_of_their_own_model(clock):  # noqa: F811
         (NOW * 1_000_000, (NOW + 600) * 1_000_000),
         ((NOW + 10) * 1_000_000, (NOW + 310) * 1_000_000),  # the new model's own window
     ]
-    assert (traces.windows.counts.flows, traces.windows.counts.late) == (7, 1)
+    assert (the_model(traces).windows.counts.flows, the_model(traces).windows.counts.late) == (7, 1)
     assert value(traces, "tapline_trace_windows_closed_total", reason="swapped") == 1
     assert value(traces, "tapline_trace_flows_total", outcome="flows") == 7
     assert len(old.scored) == len(new.scored) == 1
@@ -91,7 +86,7 @@ def test_a_flow_that_lives_through_the_swap_counts_once(clock, ends):  # noqa: F
         traces.take(BUS, trace_flow("next", NOW + 9), embedded(new, 2))
         if ends == "between":
             traces.take(BUS, final, embedded(new, 1))
-        await traces.close_old()
+        await the_model(traces).close_old()
         if ends == "after":
             traces.take(BUS, final, embedded(new, 1))
         await traces.finish(BUS)
@@ -99,7 +94,7 @@ def test_a_flow_that_lives_through_the_swap_counts_once(clock, ends):  # noqa: F
     play(traces, body)
     assert [[flow.uid for flow in trace.top_flows] for trace in delivered] == [["long"], ["next"]]
     assert delivered[0].top_flows[0].duration_us == (0 if ends == "after" else 30_000_000)
-    assert (traces.windows.counts.flows, traces.windows.counts.replaced) == (2, 1)
+    assert (the_model(traces).windows.counts.flows, the_model(traces).windows.counts.replaced) == (2, 1)
 
 
 def test_the_state_is_that_of_the_new_model(clock, tmp_path):  # noqa: F811
@@ -113,7 +108,7 @@ def test_the_state_is_that_of_the_new_model(clock, tmp_path):  # noqa: F811
         opened(traces, new)
         traces.take(BUS, trace_flow(2, NOW + 2), embedded(new, 2))
         await traces.save()  # leaves the last snapshot: it could hold the windows of one model only
-        await traces.close_old()
+        await the_model(traces).close_old()
 
     play(traces, body)
     assert [trace.verdict.version for trace in delivered] == ["1"]
@@ -140,15 +135,16 @@ def test_a_service_that_stops_during_a_swap_gives_the_verdicts(clock, tmp_path):
 
 def test_the_flows_of_a_request_make_traces_of_each_model():
     scorers = [TraceScorer(engine_of(version)) for version in "123"]
-    traces = CaptureTraces(scorers[0], "upload", lambda: scorers[1])
+    traces = CaptureTraces([scorers[0]], "upload", lambda name: scorers[1] if name == "devices" else None)
     for number in range(6):
         traces.add(trace_flow(number, NOW + number), embedded(scorers[number // 3], number))
     traces.add(trace_flow("lost", NOW), embedded(scorers[2], 7))
     traces.finish()
     found = traces.ready() + traces.ready()
     assert [(trace.verdict.version, trace.flows) for trace in found] == [("1", 3), ("2", 3)]
-    assert (traces.counts.flows, traces.counts.late, traces.ready()) == (6, 1, [])
-    assert traces.checkpoint.version == "1"
+    (model,) = traces.models
+    assert (model.counts.flows, model.counts.late, traces.ready()) == (6, 1, [])
+    assert model.checkpoint.version == "1"
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +168,11 @@ def repository(tmp_path_factory):
 
 
 def settings_of(repository, **changes):
-    trace = {"trace_checkpoint": repository / "devices" / "1", **changes}
+    trace = {"traces": [str(repository / "devices" / "1")], **changes}
     return Settings(repository=repository, model="random", **trace)
 
 
-def test_swaps_under_traffic_lose_no_flow(repository):
+def test_what_becomes_of_one_model_under_traffic_loses_no_flow_of_any(repository):
     delivered, source = [], "ws://127.0.0.1:9"
 
     async def main():
@@ -193,63 +189,114 @@ def test_swaps_under_traffic_lose_no_flow(repository):
                     await asyncio.sleep(0.01)
                     await until(lambda: service.pipeline.waiting_flows < 200)  # no more than this machine computes
 
+            models = service.traces.models
             task = asyncio.create_task(traffic())
-            closed = []
+            closed, kept = [], {}
             for name, version in (("devices", "2"), ("others", None), ("devices", "1")):
-                await until(lambda: service.traces.windows.open_flows)
+                await until(lambda: all(model.open_flows for model in models.values()))
                 closed.append(await service.load_model(name, version))
-            await until(lambda: service.traces.windows.open_flows)
+            await until(lambda: models["others"].open_flows)
+            kept["others"] = models["others"]
+            await service.unload_model("others")
+            await until(lambda: models["devices"].open_flows)
             swapping = False
             await task
             await service.pipeline.drain(120)
-        return service, sent, closed
+            kept["devices"] = models["devices"]
+        return service, sent, closed, kept
 
-    service, sent, closed = asyncio.run(main())
-    counts = service.traces.windows.counts
-    assert (counts.flows, counts.late, service.pipeline.counts.shed) == (sent, 0, 0)
-    assert sum(trace.flows + trace.cut for trace in delivered) == sent
-    assert len({flow.uid for trace in delivered for flow in trace.top_flows}) == sum(
-        len(trace.top_flows) for trace in delivered
-    )
-    models = [f"{trace.verdict.model} {trace.verdict.version}" for trace in delivered]
-    assert [model for model, _ in itertools.groupby(models)] == ["devices 1", "devices 2", "others 1", "devices 1"]
-    assert sum(closed) == counts.closed_swapped
-    assert min(closed) > 0
-    assert service.trace_scorer.checkpoint.version == "1"
+    service, sent, closed, models = asyncio.run(main())
+    assert service.pipeline.counts.shed == 0
+    for name, expected in (("devices", ["1", "2", "1"]), ("others", ["1"])):
+        counts = models[name].windows.counts
+        own = [trace for trace in delivered if trace.verdict.model == name]
+        assert counts.late == counts.unread == 0
+        assert sum(trace.flows + trace.cut for trace in own) == counts.flows
+        tops = [flow.uid for trace in own for flow in trace.top_flows]
+        assert len(set(tops)) == len(tops)
+        assert [version for version, _ in itertools.groupby(trace.verdict.version for trace in own)] == expected
+    assert models["devices"].windows.counts.flows == sent > models["others"].windows.counts.flows > 0
+    assert closed[1] == 0  # beside the one that serves nothing is closed
+    assert closed[0] + closed[2] == models["devices"].windows.counts.closed_swapped
+    assert min(closed[0], closed[2]) > 0
+    assert set(service.trace_models.scorers) == {"devices"}
+    assert service.metrics.registry.get_sample_value("tapline_trace_windows_open", {"model": "others"}) == 0
 
 
-def test_a_trace_model_is_swapped_by_rest(repository):
+def test_trace_models_are_loaded_swapped_and_unloaded_by_rest(repository):
     with api_client(Service(settings_of(repository))) as client:
 
-        def traces_by():
-            answer = client.post("/v1/classify/pcap", content=CAPTURE.read_bytes()).json()
-            assert answer["traces"]
-            (model,) = {(trace["verdict"]["model"], trace["verdict"]["version"]) for trace in answer["traces"]}
-            return model
+        def traces_by(**query):
+            answer = client.post("/v1/classify/pcap", content=CAPTURE.read_bytes(), params=query).json()
+            found = {(trace["verdict"]["model"], trace["verdict"]["version"]) for trace in answer["traces"]}
+            assert {(entry["model"], entry["version"]) for entry in answer["summary"]["traces"]} == found
+            return found
 
         def refusal(name, action="load"):
             answer = client.post(f"/v1/models/{name}/{action}")
             return answer.status_code, answer.json()["error"]["message"]
 
-        assert traces_by() == ("devices", "1")
-        swapped = client.post("/v1/models/others/load").json()
-        schemas.Model.model_validate(swapped)
-        assert (swapped["kind"], swapped["version"], swapped["closed_windows"]) == ("tracegram", "1", 0)
-        assert traces_by() == ("others", "1")
-        serving = {model["name"] for model in client.get("/v1/models").json()["models"] if model.get("version")}
-        assert serving == {"random", "others"}
+        def serving():
+            return {model["name"] for model in client.get("/v1/models").json()["models"] if model.get("version")}
+
+        assert traces_by() == {("devices", "1")}
+        added = client.post("/v1/models/others/load").json()
+        schemas.Model.model_validate(added)
+        assert (added["kind"], added["version"], added["closed_windows"]) == ("tracegram", "1", 0)
+        assert traces_by() == {("devices", "1"), ("others", "1")}
+        assert client.post("/v1/models/devices/load", params={"version": "2"}).json()["version"] == "2"
+        assert traces_by() == {("devices", "2"), ("others", "1")}
+        assert serving() == {"random", "devices", "others"}
+        assert traces_by(traces="others") == traces_by(traces=["others"]) == {("others", "1")}
+        assert traces_by(traces="others, devices") == traces_by(traces=["devices", "others"]) == traces_by()
+        assert traces_by(traces="none") == set()
+        for query, status in (("nothing", 404), ("none,others", 422)):
+            assert client.post("/v1/classify/pcap", content=b"", params={"traces": query}).status_code == status
         status, message = refusal("misfit")
         assert (status, "reads the embeddings of elsewhere 7" in message) == (422, True)
-        assert refusal("others", "unload")[0] == 409
-        assert traces_by() == ("others", "1")  # what was refused changed nothing
+        assert refusal("endless", "unload")[0] == 404
+        assert traces_by() == {("devices", "2"), ("others", "1")}  # what was refused changed nothing
         assert client.post("/v1/models/random/load").json()["version"] == "1"
-        assert traces_by() == ("others", "1")  # a flow model that is loaded later serves the same traces
+        assert traces_by() == {("devices", "2"), ("others", "1")}  # a flow model loaded later serves the same traces
+        for name in ("devices", "others"):
+            assert client.post(f"/v1/models/{name}/unload").status_code == 200
+        assert (serving(), traces_by()) == ({"random"}, set())
+        assert client.post("/v1/models/others/load").status_code == 200
+        assert traces_by() == {("others", "1")}
+
+
+def test_a_service_without_traces_can_be_given_a_trace_model(repository):
+    delivered = []
+
+    async def main():
+        service = Service(
+            settings_of(repository, traces=["none"], replay=CAPTURE, speed=0), trace_watcher=delivered.append
+        )
+        service.replay.run = wait = Held(service.replay.run)
+        async with asyncio.timeout(60), service.running():
+            assert service.no_live_traces() == "there is no trace model: load one, or start with --traces"
+            await service.load_model("others")
+            wait.go.set()
+            await service.replay.finished.wait()
+
+    asyncio.run(main())
+    assert {trace.verdict.model for trace in delivered} == {"others"}
+
+
+class Held:
+    """Runs something once it may."""
+
+    def __init__(self, run):
+        self.run, self.go = run, asyncio.Event()
+
+    async def __call__(self):
+        await self.go.wait()
+        await self.run()
 
 
 @pytest.mark.parametrize(
     ("settings", "name", "error", "message"),
     [
-        ({"trace_checkpoint": "none"}, "devices", ModelBusyError, "traces are off since the start"),
         ({"zeek": ["ws://127.0.0.1:9"]}, "endless", CheckpointError, "has no window"),
     ],
 )
@@ -262,4 +309,4 @@ def test_what_cannot_serve_is_refused(repository, settings, name, error, message
         return service
 
     service = asyncio.run(main())
-    assert service.trace_scorer is None or service.trace_scorer.checkpoint.name == "devices"
+    assert set(service.trace_models.scorers) == {"devices"}

@@ -118,7 +118,7 @@ class Live:
 
     def __init__(self, checkpoint_dir, trace_checkpoint, sensor, state_dir):
         settings = Settings(
-            checkpoint=checkpoint_dir, trace_checkpoint=trace_checkpoint, zeek=[sensor.url], state_dir=state_dir,
+            checkpoint=checkpoint_dir, traces=[str(trace_checkpoint)], zeek=[sensor.url], state_dir=state_dir,
             shutdown_seconds=2,
         )  # fmt: skip
         self.seen = {}
@@ -177,7 +177,7 @@ def break_bus(running, error):
 
 
 def break_traces(running, error):
-    windows = running.service.traces.windows
+    windows = running.service.traces.models["random-tracegram"].windows
     windows.close_due = Once(windows.close_due, error)
 
 
@@ -199,7 +199,7 @@ PARTS = {
     "live path": break_live_path,
     "engine 1": break_engine,
     "bus": break_bus,
-    "traces": break_traces,
+    "traces of": break_traces,
     "flow verdicts": break_sink(0),
     "trace verdicts": break_sink(1),
     "end of": break_end,
@@ -381,7 +381,7 @@ async def fail(self):
 
 LivePipeline.run = fail
 Supervisor.__init__.__kwdefaults__.update(deaths_in_a_row=2, first_pause_seconds=0.001)
-sys.argv = ["tapline", "serve", "--port", "0", "--zeek", "ws://127.0.0.1:9", "--trace-checkpoint", "none"]
+sys.argv = ["tapline", "serve", "--port", "0", "--zeek", "ws://127.0.0.1:9", "--traces", "none"]
 main()
 """
 

@@ -19,7 +19,7 @@ from tests.paths import ROOT
 from tests.service.command.cli_runner import CODE
 from tests.service.sources.stand_in import Process, StandIn
 
-WATCH = [sys.executable, "-W", "error", "-c", CODE, "watch", "--trace-checkpoint", "none", "--interface", "lo"]
+WATCH = [sys.executable, "-W", "error", "-c", CODE, "watch", "--traces", "none", "--interface", "lo"]
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux"), pytest.mark.whole]
 

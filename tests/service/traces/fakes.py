@@ -6,6 +6,8 @@ from tapline.models.checkpoint import EarlyVerdict, TracegramCheckpoint, Tracegr
 from tapline.models.flow import Flow, PacketHead
 from tapline.models.packet_tokens import encode_packets
 from tapline.service.engines.trace_engine import TraceScores
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.inference.flow_features import FlowFeatures, pack
 
 LABELS = ["camera", "plug", "scale"]
 WIDTH = 8
@@ -21,6 +23,16 @@ def trace_checkpoint(encoder="tracegram", **changes) -> TracegramCheckpoint:
         "early": EarlyVerdict(confidence=0.5, min_flows=2), **changes,
     }  # fmt: skip
     return TracegramCheckpoint(**fields)
+
+
+def read_by(*checkpoints, values=None, number=0) -> FlowOutcome:
+    """The outcome of a flow without a verdict: what each checkpoint reads of it, the same of equal widths."""
+    features = []
+    for checkpoint in checkpoints:
+        width = checkpoint.network.feature_size
+        row = np.random.default_rng(number).normal(size=width) if values is None else values
+        features.append(FlowFeatures(checkpoint, *pack(np.float32(row).reshape(1, width))))
+    return FlowOutcome(None, tuple(features))
 
 
 class NumpyTraceEngine:

@@ -76,15 +76,16 @@ def test_the_service_is_not_ready_while_it_hangs_and_gives_up(checkpoint_dir, tr
     gate = threading.Event()
 
     async def main():
-        service = Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint=trace_checkpoint_dir))
+        service = Service(Settings(checkpoint=checkpoint_dir, traces=[str(trace_checkpoint_dir)]))
         service.supervisor._first_pause_seconds = 0.001
         async with asyncio.timeout(60), service.running():
             ready = service.not_ready()
-            service.trace_scorer.thread = EngineThread("the trace engine", 0.05)
-            service.trace_scorer.engine.score = lambda traces: gate.wait(60)
-            width = service.trace_scorer.checkpoint.network.feature_size
-            hung = await asyncio.to_thread(service.trace_scorer.score_each, [job("s", np.zeros((1, width)))])
-            await until(lambda: service.supervisor.parts["trace engine"].deaths)
+            (scorer,) = service.trace_models.scorers.values()
+            scorer.thread = EngineThread("the trace engine", 0.05)
+            scorer.engine.score = lambda traces: gate.wait(60)
+            width = scorer.checkpoint.network.feature_size
+            hung = await asyncio.to_thread(scorer.score_each, [job("s", np.zeros((1, width)))])
+            await until(lambda: service.supervisor.parts["trace engine random-tracegram"].deaths)
             said = service.not_ready()
             await service.supervisor.gave_up.wait()
             gate.set()
@@ -92,5 +93,5 @@ def test_the_service_is_not_ready_while_it_hangs_and_gives_up(checkpoint_dir, tr
 
     ready, hung, said, failure = asyncio.run(main())
     assert (ready, hung) == (None, [None])
-    assert said == "trace engine is down: EngineStalledError"
-    assert failure == "trace engine died 8 times in a row: EngineStalledError"
+    assert said == "trace engine random-tracegram is down: EngineStalledError"
+    assert failure == "trace engine random-tracegram died 8 times in a row: EngineStalledError"

@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 
 from tapline.models.trace import TraceSettings
-from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.results.records import SummaryBuilder
 from tapline.service.results.writers import JsonWriter
 from tapline.service.traces import capture_traces
@@ -16,15 +15,15 @@ from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import TraceFlow
 from tapline.service.traces.trace_verdict import trace_flow as kept_flow
 from tapline.service.traces.windows import WindowBounds
-from tests.service.traces.fakes import WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
+from tests.service.traces.fakes import WIDTH, NumpyTraceEngine, read_by, trace_checkpoint, trace_flow
 
 
 def collect(flows):
     engine = NumpyTraceEngine(trace_checkpoint(trace=TraceSettings(window_seconds=10)))
-    traces = CaptureTraces(TraceScorer(engine), "big.pcap")
+    traces = CaptureTraces([TraceScorer(engine)], "big.pcap")
     on_the_way = []
     for flow in flows:
-        traces.add(flow, FlowOutcome(None, np.ones(WIDTH, np.float32)))
+        traces.add(flow, read_by(engine.checkpoint, values=np.ones(WIDTH)))
         on_the_way += traces.ready()
     traces.finish()
     at_the_end = []
@@ -39,15 +38,15 @@ def test_a_capture_of_any_size_keeps_its_bound_and_its_flows(monkeypatch):
     on_the_way, at_the_end, traces = collect(flows)
     assert sum(trace.flows for trace in on_the_way + at_the_end) == 2000
     assert len(on_the_way) > 10 * len(at_the_end)
-    assert traces.counts.late == 0
-    assert traces.counts.closed_evicted == len(on_the_way)
+    assert traces.models[0].counts.late == 0
+    assert traces.models[0].counts.closed_evicted == len(on_the_way)
 
 
 def test_top_flows_have_the_names_of_their_servers():
     """Also in a state that was written before flows had any."""
     _, (found,), _ = collect([trace_flow(0, 0), trace_flow(1, 1, server_name="a.example"), trace_flow(2, 2)])
     assert {flow.uid: flow.server_name for flow in found.top_flows} == {"0": "", "1": "a.example", "2": ""}
-    kept = kept_flow(trace_flow(1, 1, server_name="a.example"), None, np.ones(WIDTH, np.float32))
+    kept = kept_flow(trace_flow(1, 1, server_name="a.example"), None, bytes(4 * WIDTH))
     *before, name = msgspec.to_builtins(kept, builtin_types=(bytes,))
     assert name == "a.example"
     assert msgspec.convert(before, TraceFlow) == msgspec.structs.replace(kept, server_name="")
@@ -64,14 +63,14 @@ def test_json_holds_many_traces_without_holding_them_in_memory(monkeypatch):
     _, found, traces = collect([trace_flow(n, 20 * n) for n in range(200)])
     file = io.StringIO()
     writer = JsonWriter(file)
-    builder = SummaryBuilder(trace_checkpoint(), trace_checkpoint())
+    builder = SummaryBuilder(trace_checkpoint(), traces.checkpoints)
     for trace in found:
         writer.add_trace(trace)
         builder.add_trace(trace)
     assert file.getvalue() == ""
-    builder.account_traces(traces.counts, traces.failed)
+    builder.account_traces(traces)
     writer.finish(builder.finish([]))
     body = json.loads(file.getvalue())
-    assert len(body["traces"]) == body["summary"]["traces"]["traces"] == 200
+    assert len(body["traces"]) == body["summary"]["traces"][0]["traces"] == 200
     assert body["flows"] == []
     assert [trace["start_us"] for trace in body["traces"]] == sorted(trace["start_us"] for trace in body["traces"])

@@ -13,6 +13,7 @@ from tapline.service.engines.engine import EngineError
 from tapline.service.engines.loading import load_engine
 from tapline.service.engines.trace_engine import TraceScores
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.flow_features import split
 from tapline.service.inference.trace_loading import fitting, load_traces
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
@@ -29,6 +30,11 @@ pytestmark = pytest.mark.whole
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 
 
+def embeddings(outcomes):
+    """What the only trace model reads of the flows that it gets."""
+    return split([features.data for outcome in outcomes for features in outcome.features])
+
+
 def with_heads(flows):
     for flow in flows:
         flow.heads, flow.heads_kind = [PacketHead(0, flow.orig_bytes[:40] + bytes(30))], "header"
@@ -42,40 +48,40 @@ def flow_engine(checkpoint_dir):
 
 def test_flows_get_the_embedding_of_the_packet_encoder(flow_engine):
     engine = NumpyTraceEngine()
-    classifier = Classifier(flow_engine, trace_engine=engine)
+    classifier = Classifier(flow_engine, trace_engines=[engine])
     flows = with_heads(make_flows(5))
     flows[2].heads = []
     found = classifier.classify(flows)
-    assert [outcome.embedding is None for outcome in found] == [False, False, True, False, False]
+    assert [not outcome.features for outcome in found] == [False, False, True, False, False]
     assert engine.embedded == [4]  # one call for the batch
     alone = NumpyTraceEngine().embed(flows[3:4])
-    np.testing.assert_allclose(found[3].embedding, alone[0], rtol=1e-5)
+    np.testing.assert_allclose(embeddings(found)[2], alone[0], rtol=1e-5)
     assert all(outcome.verdict is not None for outcome in found)
 
 
 def test_flows_get_the_embedding_of_the_flow_network_without_another_pass(flow_engine, embedding_traces_dir):
-    classifier = Classifier(flow_engine, trace_engine=load_traces(embedding_traces_dir, "onnx"))
+    classifier = Classifier(flow_engine, trace_engines=load_traces([str(embedding_traces_dir)], "onnx"))
     flows = with_heads(make_flows(4))
     found = classifier.classify(flows)
     expected = flow_engine.run(encode(flows)).embeddings
-    np.testing.assert_allclose([outcome.embedding for outcome in found], expected, atol=1e-5)
+    np.testing.assert_allclose(embeddings(found), expected, atol=1e-5)
 
 
 def test_flows_get_the_embedding_of_the_encoder_that_the_trace_checkpoint_brings(flow_engine, own_traces_dir):
-    engine = load_traces(own_traces_dir, "onnx")
-    classifier = Classifier(flow_engine, trace_engine=engine)
+    (engine,) = load_traces([str(own_traces_dir)], "onnx")
+    classifier = Classifier(flow_engine, trace_engines=[engine])
     flows = with_heads(make_flows(6))
     flows[1].heads = []  # no instance of a trace
     found = classifier.classify(flows)
-    assert [outcome.embedding is None for outcome in found] == [False, True, False, False, False, False]
+    assert [not outcome.features for outcome in found] == [False, True, False, False, False, False]
     expected = engine.embed([flows[0], *flows[2:]])
-    np.testing.assert_array_equal([outcome.embedding for outcome in found if outcome.embedding is not None], expected)
+    np.testing.assert_array_equal(embeddings(found), expected)
     assert classifier.heads == "header"
 
 
 def test_what_is_read_of_a_flow_is_what_either_checkpoint_reads(tmp_path, own_traces_dir):
     narrow = load_engine("onnx", make_checkpoint(tmp_path / "random" / "1", features=Mm4flowFeatures(8, 0)))
-    alone, both = Classifier(narrow), Classifier(narrow, trace_engine=load_traces(own_traces_dir, "onnx"))
+    alone, both = Classifier(narrow), Classifier(narrow, trace_engines=load_traces([str(own_traces_dir)], "onnx"))
     (flow,) = with_heads([trace_flow("a", 0)])
     flow.payload_lengths = [40] * 100
 
@@ -90,12 +96,12 @@ def test_what_is_read_of_a_flow_is_what_either_checkpoint_reads(tmp_path, own_tr
 
 
 def test_flows_too_short_for_a_verdict_still_count_in_their_trace(flow_engine):
-    classifier = Classifier(flow_engine, trace_engine=NumpyTraceEngine(), min_packets=5)
+    classifier = Classifier(flow_engine, trace_engines=[NumpyTraceEngine()], min_packets=5)
     short = trace_flow("short", 0)
     assert classifier.accepts(short)
     (outcome,) = classifier.classify([short])
     assert outcome.verdict is None
-    assert outcome.embedding is not None
+    assert outcome.features
     assert not Classifier(flow_engine, min_packets=5).accepts(short)
 
 
@@ -103,7 +109,7 @@ def test_what_sources_keep_of_heads_follows_the_checkpoint(flow_engine):
     def kept(**features):
         checkpoint = trace_checkpoint()
         changed = trace_checkpoint(features=type(checkpoint.features)(**features))
-        return Classifier(flow_engine, trace_engine=NumpyTraceEngine(changed))
+        return Classifier(flow_engine, trace_engines=[NumpyTraceEngine(changed)])
 
     assert Classifier(flow_engine).heads == "none"
     assert kept().heads == "header"
@@ -113,7 +119,7 @@ def test_what_sources_keep_of_heads_follows_the_checkpoint(flow_engine):
 
 
 def test_the_same_heads_are_the_same_input(flow_engine):
-    classifier = Classifier(flow_engine, trace_engine=NumpyTraceEngine())
+    classifier = Classifier(flow_engine, trace_engines=[NumpyTraceEngine()])
     one, other = trace_flow("a", 0), trace_flow("a", 0, data=b"other head")
     assert classifier.input_hash(one) == classifier.input_hash(trace_flow("a", 0))
     assert classifier.input_hash(one) != classifier.input_hash(other)
@@ -124,13 +130,13 @@ def test_a_trace_checkpoint_of_other_embeddings_is_refused(flow_engine, tmp_path
     other = make_trace_checkpoint(
         tmp_path / "other", encoder="mm4flow", width=64, flow_checkpoint=FlowCheckpoint("elsewhere", "7", "0" * 64)
     )
-    engine = load_traces(other, "onnx")
+    (engine,) = load_traces([str(other)], "onnx")
     with pytest.raises(CheckpointError, match="reads the embeddings of elsewhere 7"):
-        fitting(engine, flow_engine.checkpoint, required=True, warn=pytest.fail)
+        fitting([engine], flow_engine.checkpoint, required=True, warn=pytest.fail)
     warnings = []
-    assert fitting(engine, flow_engine.checkpoint, required=False, warn=warnings.append) is None
+    assert fitting([engine], flow_engine.checkpoint, required=False, warn=warnings.append) == []
     assert len(warnings) == 1
-    assert warnings[0].startswith("no traces: the trace checkpoint random-mm4flow 1 reads")
+    assert warnings[0].startswith("no traces by random-mm4flow: the trace checkpoint random-mm4flow 1 reads")
 
 
 def job(subject, embeddings, final=True):
@@ -192,9 +198,9 @@ def test_a_trace_on_which_the_engine_fails_fails_alone(rng):
 
 def test_errors_of_trace_checkpoints_are_sentences(checkpoint_dir, tmp_path):
     for arguments, expected in (
-        (("--trace-checkpoint", tmp_path), "not a checkpoint"),
-        (("--trace-checkpoint", checkpoint_dir), "trace checkpoint"),
-        (("--trace-checkpoint", "none", "--show", "traces"), "no trace checkpoint"),
+        (("--traces", tmp_path), "not a checkpoint"),
+        (("--traces", checkpoint_dir), "trace checkpoint"),
+        (("--traces", "none", "--show", "traces"), "no trace model"),
     ):
         result = tapline("classify", CAPTURE, "--checkpoint", checkpoint_dir, *arguments)
         assert result.returncode == 2
@@ -205,12 +211,12 @@ def test_errors_of_trace_checkpoints_are_sentences(checkpoint_dir, tmp_path):
 def test_a_window_without_end_is_refused_live_but_not_for_captures(checkpoint_dir, tmp_path):
     endless = make_trace_checkpoint(tmp_path / "endless" / "1", trace=TraceSettings(window_seconds=0))
     with pytest.raises(CheckpointError, match="has no window"):
-        Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint=endless, zeek=["ws://127.0.0.1:9"]))
-    assert Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint=endless)).traces is None
+        Service(Settings(checkpoint=checkpoint_dir, traces=[str(endless)], zeek=["ws://127.0.0.1:9"]))
+    assert Service(Settings(checkpoint=checkpoint_dir, traces=[str(endless)])).traces is None
 
 
 def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
-    settings = Settings(checkpoint=checkpoint_dir, trace_checkpoint=mac_traces_dir, replay=CAPTURE, speed=0)
+    settings = Settings(checkpoint=checkpoint_dir, traces=[str(mac_traces_dir)], replay=CAPTURE, speed=0)
     service = Service(settings)
     with api_client(service) as client:
         client.portal.call(service.replay.finished.wait)
@@ -230,17 +236,17 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
         labelled = client.get("/v1/traces", params={"label": label}).json()["traces"]
         assert {trace["verdict"]["label"] for trace in labelled} == {label}
         assert client.get("/v1/traces", params={"limit": 0}).status_code == 422
-        live = client.get("/v1/live").json()["traces"]
+        (live,) = client.get("/v1/live").json()["traces"]
         assert (live["open_windows"], live["counts"]["flows"], live["counts"]["late"]) == (0, 66, 0)
         metrics = client.get("/metrics").text
         assert "tapline_trace_windows_closed_total" in metrics
 
 
 def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
-    with api_client(Service(Settings(checkpoint=checkpoint_dir, trace_checkpoint="none"))) as client:
+    with api_client(Service(Settings(checkpoint=checkpoint_dir, traces=["none"]))) as client:
         answer = client.get("/v1/traces")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_traces")
-        assert "no trace checkpoint: start with --trace-checkpoint" in answer.json()["error"]["message"]
+        assert "no trace model: load one, or start with --traces" in answer.json()["error"]["message"]
 
 
 def test_why_there_are_no_recent_traces_is_said(checkpoint_dir, mac_traces_dir, tmp_path):
@@ -248,4 +254,4 @@ def test_why_there_are_no_recent_traces_is_said(checkpoint_dir, mac_traces_dir, 
         with api_client(Service(Settings(checkpoint=checkpoint_dir, **settings))) as client:
             return client.get("/v1/traces").json()["error"]["message"]
 
-    assert "no live traffic" in reason(trace_checkpoint=mac_traces_dir)
+    assert "no live traffic" in reason(traces=[str(mac_traces_dir)])

@@ -4,23 +4,22 @@ import asyncio
 import itertools
 import os
 
-import numpy as np
 import pytest
 
 from tapline.models.checkpoint import EarlyVerdict
 from tapline.models.trace import TraceSettings
 from tapline.models.verdict import UNKNOWN
-from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
-from tapline.service.traces import live_traces as live_module
+from tapline.service.traces import live_model as live_module
 from tapline.service.traces.live_traces import LiveTraces
 from tapline.service.traces.recent_traces import RecentTraces
+from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.state_files import Journal
 from tapline.service.traces.window_state import DAMAGED, JOURNAL, SNAPSHOT, StateError, TraceState
 from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
-from tests.service.traces.fakes import WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
+from tests.service.traces.fakes import NumpyTraceEngine, read_by, trace_checkpoint, trace_flow
 
 BUS = "ws://sensor:27759"
 NOW = 1_000_000
@@ -43,7 +42,15 @@ def make_live(engine, delivered, state=None, window_seconds=600.0, **bounds):
     settings = TraceSettings(window_seconds=window_seconds)
     rule = EarlyRule(checkpoint.early.confidence, checkpoint.early.min_flows)
     windows = TraceWindows(settings, WindowBounds(**bounds), rule)
-    return LiveTraces(windows, TraceScorer(engine), Metrics(), RecentTraces(100), state=state, watcher=delivered.append)
+    traces = LiveTraces(Metrics(), RecentTraces(100), Room(10**6, 10**6), watcher=delivered.append)
+    traces.add(windows, TraceScorer(engine), state)
+    return traces
+
+
+def the_model(traces):
+    """The only model."""
+    (model,) = traces.models.values()
+    return model
 
 
 def play(traces, body):
@@ -64,11 +71,14 @@ async def until(condition):
         await asyncio.sleep(0.005)
 
 
-def embedding(number):
-    return FlowOutcome(None, np.random.default_rng(number).normal(size=WIDTH).astype(np.float32))
+def embedding(number, traces):
+    """What the model of `traces` reads of a flow."""
+    checkpoint = the_model(traces).checkpoint
+    return read_by(checkpoint, number=number)
 
 
 def value(traces, name, **labels):
+    labels = {"model": "devices", **labels}
     return traces._metrics.registry.get_sample_value(name, labels) or 0
 
 
@@ -78,7 +88,7 @@ def test_a_window_gets_its_verdict_when_its_time_is_over(clock):
 
     async def body():
         for number in range(3):
-            traces.take(BUS, trace_flow(number, NOW + number), embedding(number))
+            traces.take(BUS, trace_flow(number, NOW + number), embedding(number, traces))
         clock.now = NOW + 655
         await asyncio.sleep(0.05)
         assert delivered == []
@@ -103,7 +113,7 @@ def test_an_early_verdict_comes_before_the_final_one_and_once_per_label(clock):
 
     async def body():
         for number in range(40):
-            traces.take(BUS, trace_flow(number, NOW + number), embedding(number))
+            traces.take(BUS, trace_flow(number, NOW + number), embedding(number, traces))
             await asyncio.sleep(0)
         await until(lambda: delivered)
         await traces.finish(BUS)
@@ -129,8 +139,8 @@ def test_an_early_verdict_needs_confidence(clock):
 
     async def body():
         for number in range(10):
-            traces.take(BUS, trace_flow(number, NOW + number), embedding(number))
-        await until(lambda: not traces.windows.jobs)
+            traces.take(BUS, trace_flow(number, NOW + number), embedding(number, traces))
+        await until(lambda: not the_model(traces).windows.jobs)
         await asyncio.sleep(0.05)
 
     play(traces, body)
@@ -145,10 +155,10 @@ def test_a_fault_of_the_engine_is_counted_and_the_next_trace_is_scored(clock):
     async def body():
         engine.broken = True
         for number in range(3):
-            traces.take(BUS, trace_flow(number, NOW, f"10.0.0.{number}"), embedding(number))
+            traces.take(BUS, trace_flow(number, NOW, f"10.0.0.{number}"), embedding(number, traces))
         await traces.finish(BUS)
         engine.broken = False
-        traces.take(BUS, trace_flow("next", NOW + 700), embedding(9))
+        traces.take(BUS, trace_flow("next", NOW + 700), embedding(9, traces))
         await traces.finish(BUS)
 
     play(traces, body)
@@ -161,7 +171,7 @@ def test_what_is_open_is_given_at_the_end_where_no_state_is_kept(clock):
     traces = make_live(NumpyTraceEngine(), delivered)
 
     async def body():
-        traces.take(BUS, trace_flow("a", NOW), embedding(1))
+        traces.take(BUS, trace_flow("a", NOW), embedding(1, traces))
 
     play(traces, body)
     assert [trace.verdict.final for trace in delivered] == [True]
@@ -192,12 +202,12 @@ class TestState:
             traces.start(Supervisor(Metrics()))
             async with asyncio.timeout(20):
                 for flow in flows:
-                    traces.take(BUS, flow, embedding(int(flow.uid)))
+                    traces.take(BUS, flow, embedding(int(flow.uid), traces))
                 await asyncio.sleep(0.05)
                 if kill:
-                    traces._stopping = True
-                    await traces._part.task
-                    traces._state.close()
+                    the_model(traces)._stopping = True
+                    await the_model(traces).part.task
+                    the_model(traces)._state.close()
                 else:
                     await traces.stop()
 
@@ -211,7 +221,7 @@ class TestState:
         assert delivered == []
         again = [trace_flow(12, NOW + 120, "10.0.0.0", duration=9)]  # the final form of a flow seen before the restart
         restarted = self.run(tmp_path, delivered, clock, again + flows[15:])
-        assert (restarted.windows.counts.replaced, restarted.windows.open_flows) == (1, 30)
+        assert (the_model(restarted).windows.counts.replaced, the_model(restarted).windows.open_flows) == (1, 30)
         clock.now = NOW + 2000
         self.run(tmp_path, delivered, clock, [])
         assert sorted(trace.flows for trace in delivered) == [10, 10, 10]
@@ -225,7 +235,7 @@ class TestState:
 
         async def body():
             for flow in in_order:
-                whole.take(BUS, flow, embedding(int(flow.uid)))
+                whole.take(BUS, flow, embedding(int(flow.uid), whole))
 
         play(whole, body)
         assert {trace.subject: trace for trace in alone} == {trace.subject: trace for trace in delivered}
@@ -239,7 +249,7 @@ class TestState:
         assert len(list(Journal(tmp_path / JOURNAL).lines())) == 1
         again = self.run(tmp_path, delivered, clock, [trace_flow(3, NOW + 30), trace_flow(4, NOW + 610)])
         assert [trace.subject for trace in delivered] == ["10.0.0.5"]
-        assert again.windows.counts.late == 1
+        assert the_model(again).windows.counts.late == 1
         clock.now = NOW + 3000
         self.run(tmp_path, delivered, clock, [])
         assert [(trace.subject, trace.flows) for trace in delivered[1:]] == [("10.0.0.6", 1), ("10.0.0.5", 1)]
@@ -249,7 +259,7 @@ class TestState:
         delivered = []
         self.run(tmp_path, delivered, clock, [trace_flow(1, NOW)])
         (tmp_path / JOURNAL).write_bytes(b'["ws://sensor:27759","10.0.')
-        assert self.run(tmp_path, delivered, clock, []).windows.open_flows == 1
+        assert self.run(tmp_path, delivered, clock, []).open_flows == 1
 
     @pytest.mark.parametrize("damage", ["cut", "garbage", "other checkpoint", "other settings"])
     def test_a_state_that_cannot_be_used_is_left_out(self, tmp_path, clock, damage):
@@ -267,7 +277,7 @@ class TestState:
             changes["trace"] = TraceSettings(window_seconds=60)
         engine = NumpyTraceEngine(trace_checkpoint(early=EarlyVerdict(1.0, 64), **changes))
         traces = self.run(tmp_path, delivered, clock, [trace_flow(9, NOW, "10.0.0.9")], engine=engine)
-        assert 1 <= traces.windows.open_flows < 6
+        assert 1 <= the_model(traces).windows.open_flows < 6
         assert delivered == []
 
     def test_files_are_private_and_nothing_is_left_beside_them(self, tmp_path, clock):
@@ -299,7 +309,7 @@ class TestState:
             engine = NumpyTraceEngine(trace_checkpoint(early=EarlyVerdict(1.0, 64)))
             state = TraceState(tmp_path, engine.checkpoint)
             traces = make_live(engine, [], state)
-            kept.append(traces.windows.open_flows)
+            kept.append(the_model(traces).windows.open_flows)
             state.close()
             assert (tmp_path / DAMAGED).read_bytes() == path.read_bytes()
         assert kept == sorted(kept)  # all that stands before the damage
@@ -311,7 +321,7 @@ class TestState:
         engine = NumpyTraceEngine(trace_checkpoint(early=EarlyVerdict(1.0, 64)))
         state = TraceState(tmp_path, engine.checkpoint)
         traces = make_live(engine, [], state, max_open_flows=10)
-        assert traces.windows.open_flows == 11
+        assert the_model(traces).windows.open_flows == 11
         state.close()
 
     def test_a_full_disk_costs_notes_and_snapshots_until_there_is_room(self, tmp_path, clock, monkeypatch):
@@ -325,13 +335,13 @@ class TestState:
             for error in (OSError(28, "No space left on device"), MemoryError(), OverflowError()):
                 with monkeypatch.context() as patch:
                     patch.setattr(os, "fsync", lambda _, error=error: (_ for _ in ()).throw(error))
-                    traces.take(BUS, trace_flow("1", NOW), embedding(1))
+                    traces.take(BUS, trace_flow("1", NOW), embedding(1, traces))
                     await traces.finish(BUS)
                     await traces.save()
             assert len(delivered) == 1  # of one window; the verdict goes out although it could not be noted
             for name in (JOURNAL, f"{JOURNAL}.old"):
                 (tmp_path / name).unlink(missing_ok=True)
-            traces.take(BUS, trace_flow("2", NOW + 700), embedding(2))
+            traces.take(BUS, trace_flow("2", NOW + 700), embedding(2, traces))
             await traces.finish(BUS)
             assert len(list(Journal(tmp_path / JOURNAL).lines())) == 1
             await traces.save()
@@ -351,7 +361,7 @@ class TestState:
             raise OSError(28, "No space left on device")
 
         async def body():
-            traces.take(BUS, trace_flow(1, NOW), embedding(1))
+            traces.take(BUS, trace_flow(1, NOW), embedding(1, traces))
             monkeypatch.setattr(os, "fsync", full)
 
         play(traces, body)

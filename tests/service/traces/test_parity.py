@@ -61,7 +61,7 @@ def traces_dir(request):
 
 @pytest.fixture(scope="module")
 def options(checkpoint_dir, traces_dir):
-    return ("--checkpoint", checkpoint_dir, "--trace-checkpoint", traces_dir)
+    return ("--checkpoint", checkpoint_dir, "--traces", traces_dir)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def commanded(options):
 
 @pytest.fixture(scope="module")
 def client(checkpoint_dir, traces_dir):
-    settings = Settings(checkpoint=checkpoint_dir, trace_checkpoint=traces_dir)
+    settings = Settings(checkpoint=checkpoint_dir, traces=[str(traces_dir)])
     with api_client(Service(settings)) as client:
         yield client
 
@@ -89,7 +89,7 @@ def live_traces(settings, body):
         return service
 
     service = asyncio.run(main())
-    assert service.traces.windows.open_flows == 0
+    assert service.traces.open_flows == 0
     final = [trace for trace in found if trace.verdict.final]
     assert len({(trace.subject, trace.start_us) for trace in final}) == len(final)
     return [as_json(trace) for trace in final], found
@@ -108,7 +108,7 @@ def test_the_command_line_gives_the_traces_of_the_definition(commanded):
     }  # fmt: skip
     assert len(expected) > 5
     assert any(trace.cut for trace in expected)
-    summary = commanded["summary"]["traces"]
+    (summary,) = commanded["summary"]["traces"]
     assert (summary["traces"], summary["cut"]) == (len(expected), sum(trace.cut for trace in expected))
     assert summary["flows"] == sum(len(trace.flows) + trace.cut for trace in expected)
     for trace in commanded["traces"]:
@@ -178,7 +178,7 @@ def test_a_replay_gives_what_the_command_line_gives(checkpoint_dir, traces_dir, 
     async def body(service):
         await service.replay.finished.wait()
 
-    settings = Settings(checkpoint=checkpoint_dir, trace_checkpoint=traces_dir, replay=CAPTURE, speed=0)
+    settings = Settings(checkpoint=checkpoint_dir, traces=[str(traces_dir)], replay=CAPTURE, speed=0)
     final, _ = live_traces(settings, body)
     assert comparable(final) == expected_of(commanded)
 
@@ -199,7 +199,7 @@ def test_zeek_on_the_bus_gives_what_the_command_line_gives(checkpoint_dir, trace
 
     settings = Settings(
         checkpoint=checkpoint_dir,
-        trace_checkpoint=traces_dir,
+        traces=[str(traces_dir)],
         zeek=[f"ws://127.0.0.1:{port}"],
         trace_lateness_seconds=600,  # a window that closes before a flow of it ends knows the early form of that flow
     )

@@ -2,16 +2,15 @@
 
 import random
 
-import numpy as np
 import pytest
 
 from tapline.models.trace import TraceSettings, make_traces
-from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.traces.trace_verdict import trace_flow as kept_flow
 from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.service.traces.fakes import SECOND, trace_flow
 
 BUS = "ws://sensor:27759"
-EMBEDDING = FlowOutcome(None, np.zeros(4, np.float32))
+FEATURES = bytes(16)
 NOW = 1_000_000.0
 """The time here: far ahead of the flows, as in a replay."""
 
@@ -27,7 +26,7 @@ def windows(
 
 def add(open_windows, *flows, wall=NOW, source=BUS):
     for flow in flows:
-        open_windows.add(source, flow, EMBEDDING, wall)
+        open_windows.add(source, flow, kept_flow(flow, None, FEATURES), wall)
 
 
 def jobs(open_windows):
@@ -144,13 +143,13 @@ def test_a_final_form_that_was_turned_leaves_the_trace_of_the_other_host():
 def test_a_final_form_without_anything_new_keeps_the_embedding():
     open_windows = windows()
     flow = trace_flow("a", 1, complete=False)
-    open_windows.add(BUS, flow, FlowOutcome(None, np.arange(4, dtype=np.float32)), NOW)
-    open_windows.add(BUS, trace_flow("a", 1, duration=9), FlowOutcome(None), NOW)
+    open_windows.add(BUS, flow, kept_flow(flow, None, bytes(range(16))), NOW)
+    open_windows.add(BUS, trace_flow("a", 1, duration=9), None, NOW)
     open_windows.close_all()
     (job,) = open_windows.take_jobs(10)
     (kept,) = job.flows
     assert kept.duration_us == 9 * SECOND
-    assert np.frombuffer(kept.embedding, np.float32).tolist() == [0, 1, 2, 3]
+    assert kept.features == bytes(range(16))
 
 
 def test_a_final_form_after_its_window_counts_for_nothing():
