@@ -146,5 +146,5 @@ def trace_verdict_row(trace: TraceVerdict) -> TraceVerdictRow:
     return TraceVerdictRow(
         trace.subject, trace.subject_kind, trace.start_us, trace.end_us, trace.flows, trace.cut, verdict.label,
         verdict.confidence, verdict.unknown, verdict.final, [flow.uid for flow in trace.top_flows],
-        [flow.share for flow in trace.top_flows], verdict.model, verdict.version,
+        [flow.share for flow in trace.top_flows], verdict.model, verdict.version, trace.suspicion, trace.suspicious,
     )  # fmt: skip

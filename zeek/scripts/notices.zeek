@@ -12,13 +12,19 @@ export {
 		Verdict_Notice,
 		## A trace got one of the labels in :zeek:id:`Tapline::notice_trace_labels`.
 		Trace_Notice,
+		## A model of malicious kinds calls a trace suspicious; see :zeek:id:`Tapline::notice_suspicious`.
+		Suspicious_Trace,
 	};
 
 	## Labels that raise a notice; "unknown" stands for verdicts without a label. Empty: no notices.
 	option notice_labels: set[string] = {};
 
-	## Labels of traces that raise a notice, in the same way. Empty: no notices.
+	## Labels of traces that raise a notice, in the same way, of any model, or as "model/label" of one. Empty: no notices.
 	option notice_trace_labels: set[string] = {};
+
+	## Whether traces that a model calls suspicious raise a notice, early verdicts too: those are given only where the
+	## suspicion is enough already. Confidence, which is that of a single label, does not matter.
+	option notice_suspicious = F;
 
 	## Least confidence; verdicts without a label are not held to it.
 	option notice_min_confidence: double = 0.9;
@@ -32,21 +38,28 @@ export {
 	## Whether early verdicts on traces do. A window that goes on often ends with another verdict than it began with.
 	option notice_trace_early = F;
 
-	## Time for which the same label between the same two hosts, or of the same subject, raises no second notice.
+	## Time for which the same label between the same two hosts, or of the same subject by the same model, raises no
+	## second notice; of a subject's suspicion likewise.
 	option notice_suppress_for: interval = 1hr;
 }
 
-# Whether a verdict is sure enough for a notice, and has one of the labels.
-function is_wanted(labels: set[string], label: string, unknown: bool, confidence: double): bool
+# The label of a verdict as it is named in options and notices.
+function label_said(label: string, unknown: bool): string
 	{
-	if ( (unknown ? "unknown" : label) !in labels )
-		return F;
+	return unknown ? "unknown" : label;
+	}
+
+# Whether a verdict is sure enough for a notice.
+function is_sure(unknown: bool, confidence: double): bool
+	{
 	return unknown || confidence >= notice_min_confidence;
 	}
 
 function is_notable(rec: Info): bool
 	{
-	if ( ! (rec$final || notice_early) || ! is_wanted(notice_labels, rec$label, rec$unknown, rec$confidence) )
+	if ( ! (rec$final || notice_early) || label_said(rec$label, rec$unknown) !in notice_labels )
+		return F;
+	if ( ! is_sure(rec$unknown, rec$confidence) )
 		return F;
 	return |notice_networks| == 0 || rec$id$orig_h in notice_networks || rec$id$resp_h in notice_networks;
 	}
@@ -55,26 +68,42 @@ hook verdict_logged(rec: Info)
 	{
 	if ( |notice_labels| == 0 || ! is_notable(rec) )
 		return;
-	local label = rec$unknown ? "unknown" : rec$label;
+	local label = label_said(rec$label, rec$unknown);
 	NOTICE(Notice::Info($note=Verdict_Notice, $id=rec$id, $uid=rec$uid,
 	    $msg=fmt("%s talked to %s: %s", rec$id$orig_h, rec$id$resp_h, label),
 	    $sub=fmt("confidence %.3f, model %s %s", rec$confidence, rec$model, rec$model_version),
 	    $identifier=cat(rec$id$orig_h, "-", rec$id$resp_h, "-", label), $suppress_for=notice_suppress_for));
 	}
 
-hook trace_verdict_logged(rec: TraceInfo)
+# A notice on a trace: of its subject, and of the flow that the model looked at most.
+function trace_notice(rec: TraceInfo, note: Notice::Type, msg: string, sub: string, identifier: string)
 	{
-	if ( ! (rec$final || notice_trace_early) )
-		return;
-	if ( ! is_wanted(notice_trace_labels, rec$label, rec$unknown, rec$confidence) )
-		return;
-	local label = rec$unknown ? "unknown" : rec$label;
-	local n = Notice::Info($note=Trace_Notice, $msg=fmt("%s behaves like %s", rec$subject, label),
-	    $sub=fmt("confidence %.3f over %d flows, model %s %s", rec$confidence, rec$flows, rec$model, rec$model_version),
-	    $identifier=cat(rec$subject, "-", label), $suppress_for=notice_suppress_for);
+	local n = Notice::Info($note=note, $msg=msg, $sub=sub, $identifier=identifier, $suppress_for=notice_suppress_for);
 	if ( is_valid_ip(rec$subject) )
 		n$src = to_addr(rec$subject);
 	if ( |rec$top_uids| > 0 )
 		n$uid = rec$top_uids[0];
 	NOTICE(n);
+	}
+
+hook trace_verdict_logged(rec: TraceInfo)
+	{
+	if ( ! (rec$final || notice_trace_early) || ! is_sure(rec$unknown, rec$confidence) )
+		return;
+	local label = label_said(rec$label, rec$unknown);
+	if ( label !in notice_trace_labels && fmt("%s/%s", rec$model, label) !in notice_trace_labels )
+		return;
+	trace_notice(rec, Trace_Notice, fmt("%s behaves like %s, says %s", rec$subject, label, rec$model),
+	    fmt("confidence %.3f over %d flows, model %s %s", rec$confidence, rec$flows, rec$model, rec$model_version),
+	    cat(rec$subject, "-", rec$model, "-", label));
+	}
+
+hook trace_verdict_logged(rec: TraceInfo)
+	{
+	if ( ! notice_suspicious || ! rec?$suspicious || ! rec$suspicious )
+		return;
+	local label = rec$unknown ? fmt("nearest %s", rec$label) : rec$label;
+	trace_notice(rec, Suspicious_Trace, fmt("%s is suspicious, says %s: %s", rec$subject, rec$model, label),
+	    fmt("suspicion %.3f over %d flows, model %s %s", rec?$suspicion ? rec$suspicion : 1.0, rec$flows, rec$model,
+	    rec$model_version), cat(rec$subject, "-", rec$model));
 	}

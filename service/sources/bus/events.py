@@ -59,7 +59,7 @@ class Address(str):
 
 @dataclass(frozen=True, slots=True)
 class BusEvent:
-    """An event with plain values: int, float, bool, str, and lists of them; outgoing also `Count` and `Address`."""
+    """An event with plain values: int, float, bool, str, and lists of them; outgoing also `Count`, `Address` and None."""
 
     topic: str
     name: str
@@ -278,7 +278,10 @@ def verdicts_event(service: str, batch: int, rows: Sequence[VerdictRow]) -> BusE
 
 
 class TraceVerdictRow(msgspec.Struct, frozen=True, gc=False):
-    """One verdict on a trace on its way to Zeek, in the order of `Tapline::TraceVerdict`."""
+    """One verdict on a trace on its way to Zeek, in the order of `Tapline::SuspectedTrace`.
+
+    A sensor of an earlier package takes the first 14 fields, and passes over the rest.
+    """
 
     subject: str
     subject_kind: str
@@ -294,13 +297,15 @@ class TraceVerdictRow(msgspec.Struct, frozen=True, gc=False):
     top_shares: list[float]
     model: str
     model_version: str
+    suspicion: float | None = None
+    suspicious: bool | None = None
 
     def values(self) -> list[Any]:
-        """The record by position, as the bus sends it."""
+        """The record by position, as the bus sends it; what is None is unset in Zeek."""
         return [
             self.subject, self.subject_kind, Count(self.start_us), Count(self.end_us), Count(self.flows),
             Count(self.cut), self.label, self.confidence, self.unknown, self.final, self.top_uids, self.top_shares,
-            self.model, self.model_version,
+            self.model, self.model_version, self.suspicion, self.suspicious,
         ]  # fmt: skip
 
 

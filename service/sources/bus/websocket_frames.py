@@ -99,6 +99,8 @@ def _vector(items: list[dict[str, Any]]) -> dict[str, Any]:
 def _value(value: Any) -> dict[str, Any]:
     if isinstance(value, list):
         return _vector([_value(item) for item in value])
+    if value is None:
+        return _cell("none", {})
     for kind, python_type, plain in _KINDS:
         if isinstance(value, python_type):
             return _cell(kind, plain(value))

@@ -19,7 +19,8 @@ SESSION = DATA / "bus" / "traces.jsonl"
 def trace(label="camera", subject="00:17:88:01:02:03", **fields) -> TraceVerdict:
     verdict = Verdict(label, 0.9, False, [], "devices", "2", fields.pop("final", True))
     top = [TopFlow("C1", "1:x", 5, 7, "udp", "10.0.0.5", 1, "10.0.0.9", 2, 100, "DNS", 0.75)]
-    return TraceVerdict("ws://sensor", "mac", subject, 1_600_000_000_123_456, 1_600_000_600_123_456, 3, 1, verdict, top)
+    window = 1_600_000_000_123_456, 1_600_000_600_123_456
+    return TraceVerdict("ws://sensor", "mac", subject, *window, 3, 1, verdict, top, **fields)
 
 
 def types(value):
@@ -40,7 +41,7 @@ def test_our_events_have_the_types_of_those_that_zeek_took():
         if entry["from"] == "client" and "Tapline::trace_verdicts" in entry["frame"]
     ]
     assert len(accepted) > 1
-    ours = json.loads(event_frame(trace_verdicts_event("test-2", 1, [trace_verdict_row(trace())])))
+    ours = json.loads(event_frame(trace_verdicts_event("test-2", 1, [trace_verdict_row(trace(suspicion=0.9, suspicious=True))])))
     name, arguments = ours["data"][2]["data"]
     theirs_name, theirs = accepted[0]["data"][2]["data"]
     assert name == theirs_name
@@ -52,6 +53,13 @@ def test_our_events_have_the_types_of_those_that_zeek_took():
     assert kinds == [kind if isinstance(kind, str) else (kind[0], set(kind[1])) for kind in expected[1]]
     values = [cell["data"] for cell in arguments["data"][3]["data"][0]["data"]]
     assert values[:6] == ["00:17:88:01:02:03", "mac", 1_600_000_000_123_456, 1_600_000_600_123_456, 3, 1]
+
+
+def test_what_a_model_does_not_tell_is_unset_in_zeek():
+    (row,) = json.loads(event_frame(trace_verdicts_event("test-2", 1, [trace_verdict_row(trace())])))["data"][2]["data"][1][
+        "data"
+    ][3]["data"]
+    assert row["data"][14:] == [{"@data-type": "none", "data": {}}] * 2
 
 
 def test_zeek_acknowledged_every_batch_and_logged_it_once():

@@ -1,7 +1,7 @@
 """A small bus client for the tests: prints each event as a line of JSON, answers the end marker, sends verdicts.
 
 usage: bus_client.py PORT TOPIC... [--verdicts] [--traces] [--record FILE] [--drain] [--seconds N]
-                     [--ca FILE] [--certificate FILE]
+                     [--earlier] [--ca FILE] [--certificate FILE]
 """
 
 from __future__ import annotations
@@ -56,8 +56,11 @@ def verdict_of(flow: list[Any]) -> dict[str, Any]:
     return tagged("vector", values)
 
 
-def trace_verdict_of(flow: list[Any]) -> dict[str, Any]:
-    """A verdict on the trace of a flow's originator, as a service would send one, with a label by the flow's port."""
+def trace_verdict_of(flow: list[Any], earlier: bool = False) -> dict[str, Any]:
+    """A verdict on the trace of a flow's originator, as a service would send one, with a label by the flow's port.
+
+    Suspicion is told of all but port 123; an `earlier` service knows of none.
+    """
     values = [
         tagged("string", flow[7]),
         tagged("string", "originator"),
@@ -74,6 +77,10 @@ def trace_verdict_of(flow: list[Any]) -> dict[str, Any]:
         tagged("string", "test-traces"),
         tagged("string", "4"),
     ]
+    if not earlier:
+        is_bad = flow[10] in (22, 53)
+        told = [tagged("real", 0.97 if is_bad else 0.25), tagged("boolean", is_bad)]
+        values += [tagged("none", {}), tagged("none", {})] if flow[10] == 123 else told
     return tagged("vector", values)
 
 
@@ -95,6 +102,7 @@ class Client:
     def note(self, side: str, frame: str) -> None:
         if self.record is not None:
             self.record.write(json.dumps({"from": side, "frame": frame}) + "\n")
+            self.record.flush()
 
     def send_verdicts(self, kind: str, service: str, verdict: dict[str, Any]) -> None:
         """A batch of one verdict; the first two go out twice, as after a lost acknowledgement."""
@@ -115,7 +123,7 @@ class Client:
             if self.options.verdicts:
                 self.send_verdicts("verdicts", SERVICE, verdict_of(arguments))
             if self.options.traces:
-                self.send_verdicts("trace_verdicts", TRACE_SERVICE, trace_verdict_of(arguments))
+                self.send_verdicts("trace_verdicts", TRACE_SERVICE, trace_verdict_of(arguments, self.options.earlier))
         elif name == "Tapline::verdicts_ack":
             self.unacknowledged -= 1
         elif name == "Tapline::finished":
@@ -152,6 +160,7 @@ def main() -> None:
     parser.add_argument("topics", nargs="+")
     parser.add_argument("--verdicts", action="store_true")
     parser.add_argument("--traces", action="store_true")
+    parser.add_argument("--earlier", action="store_true", help="as a service that knows of no suspicion")
     parser.add_argument("--drain", action="store_true")
     parser.add_argument("--record", type=argparse.FileType("w"))
     parser.add_argument("--seconds", type=float, default=30.0)
