@@ -84,11 +84,13 @@ def make_trace_checkpoint(
 ) -> Path:
     """A trace checkpoint with random weights that spread the logits.
 
-    `encoder`: `tracegram`; `mm4flow`, that of the random flow checkpoint; or `own`, an MM4flow of its own.
+    `encoder`: `tracegram`; `mm4flow`, that of the random flow checkpoint; or `own`, an MM4flow of its own. Those of one
+    kind and width have the same encoder.
     """
+    has_background = changes.get("unknown", Unknown(0)).background
     torch.manual_seed(4)
     network = TracegramNetwork(
-        n_class=len(LABELS),
+        n_class=len(LABELS) + has_background,
         encoder="mm4flow" if encoder == "own" else encoder,
         feature_size=width,
         emb_dim=width,

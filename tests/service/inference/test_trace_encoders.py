@@ -1,0 +1,141 @@
+"""Several trace models over the same flows: one pass of each distinct encoder, and what goes wrong in one stays there."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from tapline.models.checkpoint import ENCODER_ONNX
+from tapline.models.packet_tokens import TracegramFeatures
+from tapline.models.trace import TraceSettings
+from tapline.service.engines.loading import load_trace_engine
+from tapline.service.engines.thread import EngineThread
+from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.flow_features import pack, size_bytes, split
+from tapline.service.inference.trace_encoders import trace_encoders
+from tests.conftest import make_flows, make_trace_checkpoint
+from tests.service.traces.fakes import NumpyTraceEngine, trace_checkpoint, trace_flow
+from tests.service.traces.test_classifying import with_heads
+
+
+class CountedEngine:
+    """Counts the flows that an engine encodes."""
+
+    def __init__(self, engine):
+        self.checkpoint = engine.checkpoint
+        self._engine = engine
+        self.encoded = []
+
+    def embed(self, flows):
+        self.encoded.append(len(flows))
+        return self._engine.embed(flows)
+
+
+def named(name, **changes):
+    return NumpyTraceEngine(trace_checkpoint(name=name, **changes))
+
+
+def by_model(outcome):
+    return {features.checkpoint.name: features.data for features in outcome.features}
+
+
+@pytest.mark.whole
+def test_each_flow_is_encoded_once_by_each_distinct_encoder(engine, tmp_path):
+    made = {
+        name: make_trace_checkpoint(
+            tmp_path / name / "1", encoder, width, name=name, trace=TraceSettings(window_seconds=seconds)
+        )
+        for name, encoder, width, seconds in (
+            ("devices", "own", 64, 600), ("intrusion", "own", 64, 3600), ("others", "own", 32, 60), ("heads", "tracegram", 64, 60)
+        )
+    }  # fmt: skip
+    engines = [CountedEngine(load_trace_engine("onnx", directory)) for directory in made.values()]
+    digests = [each.checkpoint.files[ENCODER_ONNX].sha256 for each in engines]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    classifier = Classifier(engine, trace_engines=engines)
+    found = classifier.classify(with_heads(make_flows(6)))
+    assert [each.encoded for each in engines] == [[6], [], [6], [6]]
+    for outcome in found:
+        data = by_model(outcome)
+        assert set(data) == set(made)
+        assert data["devices"] is data["intrusion"]  # in memory once
+        assert len(data["devices"]) == size_bytes(engines[0].checkpoint) == 2 * len(data["others"])
+    alone = Classifier(engine, trace_engines=engines[3:]).classify(with_heads(make_flows(6)))
+    np.testing.assert_allclose(
+        split([by_model(outcome)["heads"] for outcome in found]),
+        split([by_model(outcome)["heads"] for outcome in alone]),
+        rtol=1e-5,
+    )
+
+
+def test_the_same_file_that_is_given_something_else_is_another_encoder(tmp_path):
+    directories = [
+        make_trace_checkpoint(tmp_path / name / "1", name=name, features=features)
+        for name, features in (("a", TracegramFeatures()), ("b", TracegramFeatures(payload=True)))
+    ]
+    engines = [load_trace_engine("onnx", directory) for directory in directories]
+    assert engines[0].checkpoint.files[ENCODER_ONNX].sha256 == engines[1].checkpoint.files[ENCODER_ONNX].sha256
+    assert len(trace_encoders(engines, 60)) == 2
+
+
+def test_a_flow_may_count_in_the_traces_of_one_model_and_not_of_another(engine):
+    header, full = named("header"), named("full", features=TracegramFeatures(payload=True))
+    classifier = Classifier(engine, trace_engines=[header, full])
+    assert classifier.heads == "full"
+    only_header = trace_flow("a", 0)
+    whole = trace_flow("b", 0)
+    whole.heads_kind = "full"
+    bare = trace_flow("c", 0)
+    bare.heads = []
+    assert [classifier.is_traced(flow) for flow in (only_header, whole, bare)] == [True, True, False]
+    found = classifier.classify([only_header, whole, bare])
+    assert [set(by_model(outcome)) for outcome in found] == [{"header"}, {"header", "full"}, set()]
+    assert classifier.tokens(whole) > Classifier(engine, trace_engines=[full]).tokens(whole)
+
+
+def test_an_encoder_that_fails_costs_its_model_the_flow_alone(engine):
+    bad, good = named("bad"), named("good")
+    embed = bad.embed
+
+    def picky(flows):
+        if any(flow.uid == "F2" for flow in flows):
+            raise RuntimeError("engine fault")
+        return embed(flows)
+
+    bad.embed = picky
+    found = Classifier(engine, trace_engines=[bad, good]).classify(with_heads(make_flows(4)))
+    assert [by_model(outcome)["bad"] is None for outcome in found] == [False, False, True, False]
+    assert None not in [by_model(outcome)["good"] for outcome in found]
+    assert None not in [outcome.verdict for outcome in found]
+
+
+def test_an_encoder_that_hangs_costs_its_model_the_flows_and_is_asked_once(engine):
+    bad, good, gate = named("bad"), named("good"), threading.Event()
+    asked = []
+    bad.embed = lambda flows: asked.append(len(flows)) or gate.wait(60)
+    classifier = Classifier(engine, trace_engines=[bad, good], thread=EngineThread("engine", 60))
+    classifier.encoders[0].thread.timeout_seconds = 0.05
+    for _ in range(2):
+        for outcome in classifier.classify(with_heads(make_flows(3))):
+            assert by_model(outcome)["bad"] is None
+            assert by_model(outcome)["good"] is not None
+            assert outcome.verdict is not None
+    assert asked == [3]
+    gate.set()
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (4, 7), (4,)])
+def test_features_of_another_shape_are_a_failure_of_the_encoder(engine, shape):
+    bad = named("bad")
+    bad.embed = lambda flows: np.zeros(shape, np.float32)
+    found = Classifier(engine, trace_engines=[bad]).classify(with_heads(make_flows(4)))
+    assert [by_model(outcome)["bad"] for outcome in found] == [None] * 4
+
+
+def test_what_is_packed_is_split_again(rng):
+    rows = rng.normal(size=(5, 8)).astype(np.float32)
+    rows[2, 3] = np.nan
+    packed = pack(rows)
+    assert packed[2] is None
+    np.testing.assert_array_equal(split([data for data in packed if data is not None]), np.delete(rows, 2, axis=0))
