@@ -42,13 +42,16 @@ ARROWS = {
         "models service/inference service/metrics service/process service/sinks service/sources service/sources/bus "
         "service/traces"
     ),
+    "service/trace_models": (
+        "models service/engines service/inference service/metrics service/process service/settings service/traces"
+    ),
     "service/runtime": (
         "models service/engines service/gpu service/inference service/live service/metrics service/process "
-        "service/settings service/sources service/sources/bus service/traces"
+        "service/settings service/sources service/sources/bus service/trace_models service/traces"
     ),
     "service/api": (
         "models service/engines service/inference service/live service/metrics service/process service/results "
-        "service/runtime service/settings service/sources service/sources/bus service/traces"
+        "service/runtime service/settings service/sources service/sources/bus service/trace_models service/traces"
     ),
     "service/command": (
         "models service/api service/engines service/inference service/live service/process service/results "

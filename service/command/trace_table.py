@@ -53,7 +53,6 @@ def _traces(rows: list[TraceVerdict]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Traces", title_justify="left", title_style="bold")
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right")
-    table.add_column("model", no_wrap=True)
     table.add_column("subject", no_wrap=True)
     table.add_column("window (UTC)", no_wrap=True)
     table.add_column("flows", justify="right")
@@ -61,9 +60,8 @@ def _traces(rows: list[TraceVerdict]) -> Table:
     for trace in rows:
         shown = [_flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]]
         table.add_row(
-            _label_cell(trace),
+            _label_cell(trace, Text(f"by {trace.verdict.model}", style="dim")),
             f"{trace.verdict.confidence:.2f}",
-            Text(trace.verdict.model),
             Text(trace.subject),
             window_text(trace),
             flows_text(trace),
@@ -88,45 +86,34 @@ def _listed(rows: list[TraceVerdict]) -> Text:
 
 
 def recent_traces(rows: Iterable[TraceVerdict], width: int = TABLE_COLUMNS) -> Table:
-    """Traces of the live path, each on one line, with the flow that it looked at most where there is room for it."""
-    if width < TABLE_COLUMNS:
-        return _recent_narrow(rows)
-    columns = ("label", "confidence", "", "model", "subject", "window (UTC)", "flows", "looked at most")
-    table = Table(*columns, box=None)
-    for trace in rows:
-        table.add_row(
-            _label_cell(trace),
-            f"{trace.verdict.confidence:.2f}",
-            "" if trace.verdict.final else "early",
-            Text(trace.verdict.model),
-            Text(trace.subject),
-            window_text(trace),
-            flows_text(trace),
-            _flow_text(trace.top_flows[0]),
-        )
-    return table
-
-
-def _recent_narrow(rows: Iterable[TraceVerdict]) -> Table:
-    """The rows of each model below its name: there is no room for a column of names."""
-    table = Table("label", "conf.", "", "subject", "window (UTC)", "flows", box=None, pad_edge=False)
+    """Traces of the live path, those of each model below its name, each on one line, or two where it is suspicious;
+    with the flow that it looked at most where there is room for it.
+    """
+    is_wide = width >= TABLE_COLUMNS
+    columns = ("label", "confidence" if is_wide else "conf.", "", "subject", "window (UTC)", "flows")
+    table = Table(*columns, *(["looked at most"] if is_wide else []), box=None, pad_edge=is_wide)
     by_model: dict[str, list[TraceVerdict]] = {}
     for trace in rows:
         by_model.setdefault(trace.verdict.model, []).append(trace)
     for model, own in by_model.items():
         table.add_row(Text(f"by {model}", style="dim"))
         for trace in own:
-            final = "" if trace.verdict.final else "early"
-            window, flows = window_text(trace, dated=False), flows_text(trace)
-            confidence = f"{trace.verdict.confidence:.2f}"
-            table.add_row(_label_cell(trace), confidence, final, Text(trace.subject), window, flows)
+            table.add_row(
+                _label_cell(trace),
+                f"{trace.verdict.confidence:.2f}",
+                "" if trace.verdict.final else "early",
+                Text(trace.subject),
+                window_text(trace, dated=is_wide),
+                flows_text(trace),
+                *([_flow_text(trace.top_flows[0])] if is_wide else []),
+            )
     return table
 
 
-def _label_cell(trace: TraceVerdict) -> Text:
-    """The label, and in a line below it that the trace is suspicious."""
-    label, mark = label_text(trace.verdict), _suspicious_text(trace)
-    return Text("\n").join([label, mark]) if mark else label
+def _label_cell(trace: TraceVerdict, *beside: Text) -> Text:
+    """The label, and in lines below it what stands `beside`, and that the trace is suspicious."""
+    mark = _suspicious_text(trace)
+    return Text("\n").join([label_text(trace.verdict), *beside, *([mark] if mark else [])])
 
 
 def _suspicious_text(trace: TraceVerdict) -> Text | None:

@@ -59,7 +59,7 @@ class Address(str):
 
 @dataclass(frozen=True, slots=True)
 class BusEvent:
-    """An event with plain values: int, float, bool, str, and lists of them; outgoing also `Count`, `Address` and None."""
+    """An event with plain values: int, float, bool, str, lists of them; outgoing also `Count`, `Address` and None."""
 
     topic: str
     name: str

@@ -58,7 +58,7 @@ def test_multipart_and_raw_body_give_what_the_command_line_gives(client, checkpo
                 other["confidence"] = pytest.approx(other["confidence"], abs=1e-4)
     assert form["flows"] == raw["flows"] == commanded["flows"]
     schemas.Classified.model_validate({"flows": [], "traces": [], "summary": form["summary"]})
-    assert (form["traces"], form["summary"]["traces"]) == ([], None)
+    assert (form["traces"], form["summary"]["traces"]) == ([], [])
     assert form["summary"]["classified"] == len(form["flows"])
     assert form["summary"]["inputs"][0]["name"] == "android.pcap"
 

@@ -106,5 +106,5 @@ def test_traces_without_room_on_disk_are_said_to_be_missing(tmp_path, checkpoint
         status, body = server.upload(capture)
         assert status == 200
         answer = json.loads(body)
-        assert 0 < len(answer["traces"]) < answer["summary"]["traces"]["traces"]
+        assert 0 < len(answer["traces"]) < answer["summary"]["traces"][0]["traces"]
         assert "traces are missing" in answer["summary"]["inputs"][0]["warning"]

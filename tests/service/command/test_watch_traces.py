@@ -32,7 +32,7 @@ def shown(settings) -> str:
 
 def test_recent_traces_and_what_their_shares_mean(checkpoint_dir, mac_traces_dir):
     text = shown(Settings(checkpoint=checkpoint_dir, traces=[str(mac_traces_dir)], replay=CAPTURE, speed=0))
-    assert "traces: 0 windows open, 0 flows in them   cut " in text
+    assert "traces by random-tracegram: 0 windows open, 0 flows in them   cut " in text
     assert "4c:6a:f6:9f:f6:27" in text
     assert "2020-02-23" in text
     assert "not what caused it" in text
@@ -40,5 +40,5 @@ def test_recent_traces_and_what_their_shares_mean(checkpoint_dir, mac_traces_dir
 
 def test_without_a_trace_checkpoint_nothing_is_said_of_traces(checkpoint_dir):
     text = shown(Settings(checkpoint=checkpoint_dir, traces=["none"], replay=CAPTURE, speed=0))
-    assert "traces:" not in text
+    assert "traces by" not in text
     assert "verdicts 66" in text

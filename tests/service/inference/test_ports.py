@@ -33,9 +33,9 @@ def test_a_classifier_reads_ports_unless_it_is_told_otherwise(context_dir):
     assert {verdict.port_label for verdict in [*on, *off]} == {"tls"}
     chosen = [True, False, False, True]
     for default in (True, False):
-        found = Classifier(engine, ports=default).with_traces(None).classify(flows, chosen)
+        found = Classifier(engine, ports=default).with_traces([]).classify(flows, chosen)
         assert [outcome.verdict for outcome in found] == [on[0], off[1], off[2], on[3]]
-        kept = Classifier(engine, ports=default).with_traces(None).classify(flows)
+        kept = Classifier(engine, ports=default).with_traces([]).classify(flows)
         assert [outcome.verdict for outcome in kept] == (on if default else off)
 
 

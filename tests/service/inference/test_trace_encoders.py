@@ -1,4 +1,4 @@
-"""Several trace models over the same flows: one pass of each distinct encoder, and what goes wrong in one stays there."""
+"""Several trace models over the same flows: one pass of each distinct encoder; what goes wrong in one stays there."""
 
 import threading
 

@@ -41,7 +41,9 @@ def test_our_events_have_the_types_of_those_that_zeek_took():
         if entry["from"] == "client" and "Tapline::trace_verdicts" in entry["frame"]
     ]
     assert len(accepted) > 1
-    ours = json.loads(event_frame(trace_verdicts_event("test-2", 1, [trace_verdict_row(trace(suspicion=0.9, suspicious=True))])))
+    ours = json.loads(
+        event_frame(trace_verdicts_event("test-2", 1, [trace_verdict_row(trace(suspicion=0.9, suspicious=True))]))
+    )
     name, arguments = ours["data"][2]["data"]
     theirs_name, theirs = accepted[0]["data"][2]["data"]
     assert name == theirs_name
@@ -56,9 +58,9 @@ def test_our_events_have_the_types_of_those_that_zeek_took():
 
 
 def test_what_a_model_does_not_tell_is_unset_in_zeek():
-    (row,) = json.loads(event_frame(trace_verdicts_event("test-2", 1, [trace_verdict_row(trace())])))["data"][2]["data"][1][
+    (row,) = json.loads(event_frame(trace_verdicts_event("test-2", 1, [trace_verdict_row(trace())])))["data"][2][
         "data"
-    ][3]["data"]
+    ][1]["data"][3]["data"]
     assert row["data"][14:] == [{"@data-type": "none", "data": {}}] * 2
 
 

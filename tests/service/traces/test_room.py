@@ -1,4 +1,4 @@
-"""What is open of all trace models together is bounded, and a model of long windows does not empty one of short ones."""
+"""What is open of all trace models together is bounded; a model of long windows does not empty one of short ones."""
 
 from tapline.models.trace import TraceSettings
 from tapline.service.traces.room import Room

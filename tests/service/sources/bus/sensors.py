@@ -149,7 +149,9 @@ class NativeSensor:
 
 
 def plain(value):
-    """Cells of nested vectors to plain lists."""
+    """Cells of nested vectors to plain lists; what is unset in Zeek is None."""
+    if isinstance(value, dict) and value.get("@data-type") == "none":
+        return None
     if isinstance(value, dict):
         return plain(value["data"])
     return [plain(item) for item in value] if isinstance(value, list) else value
