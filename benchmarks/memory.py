@@ -1,6 +1,6 @@
 """Resident memory of the service: idle with both checkpoints, with many flows in open traces, after they are closed.
 
-    python benchmarks/memory.py [--traces DIR] [--flows 100000] [--subjects 10000]
+    python benchmarks/memory.py [--traces DIR]... [--models 1] [--flows 100000] [--subjects 10000]
 
 Without `--traces` a trace checkpoint of random weights of the default size is made first, in another process (needs the
 extra `train`). The flows come with random embeddings, straight to the traces; no torch here. The state of the open
@@ -24,6 +24,7 @@ from hardware import describe, report
 from tapline.models.flow import Flow, PacketHead
 from tapline.models.trace import ETHERNET_LINK
 from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.inference.flow_features import FlowFeatures, pack
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 
@@ -40,7 +41,8 @@ from tapline.training.export.checkpoint_export import export_traces
 network = TracegramNetwork(n_class=31)
 weights = {name: value.numpy() for name, value in Tracegram(network, flow_classes=2).state_dict().items()}
 labels = [f"device-{n}" for n in range(31)]
-checkpoint = TracegramCheckpoint("tracegram", "random", "1", network, labels, trace=TraceSettings(subject="originator"))
+settings = TraceSettings(subject="originator")
+checkpoint = TracegramCheckpoint("tracegram", sys.argv[2], "1", network, labels, trace=settings)
 export_traces(Path(sys.argv[1]), checkpoint, weights, "# random")
 """
 
@@ -82,18 +84,20 @@ async def measure(settings: Settings, flows: int, subjects: int) -> None:
     heartbeat = Heartbeat()
     async with service.running():
         assert service.traces is not None
-        assert service.trace_scorer is not None
+        checkpoints = [scorer.checkpoint for scorer in service.trace_models.scorers.values()]
         idle_mb = resident_mb()
         generator = np.random.default_rng(1)
-        width = service.trace_scorer.checkpoint.network.feature_size
+        width = checkpoints[0].network.feature_size
         now_us = int(time.time() * 1e6)
         started = time.perf_counter()
         for number in range(flows):
             embedding = generator.standard_normal(width, np.float32)
-            service.traces.take(BUS, flow_of(number, subjects, now_us), FlowOutcome(None, embedding))
+            (data,) = pack(embedding.reshape(1, width))  # once, as where the models share their encoder
+            features = [FlowFeatures(each, data) for each in checkpoints]
+            service.traces.take(BUS, flow_of(number, subjects, now_us), FlowOutcome(None, tuple(features)))
         add_us = (time.perf_counter() - started) / flows * 1e6
-        windows = service.traces.windows
-        windows.jobs.clear()
+        for model in service.traces.models.values():
+            model.windows.jobs.clear()
         full_mb = resident_mb()
         beating = asyncio.create_task(heartbeat.run())
         started = time.perf_counter()
@@ -102,14 +106,17 @@ async def measure(settings: Settings, flows: int, subjects: int) -> None:
         save_seconds = (time.perf_counter() - started) / 2
         stall_seconds = heartbeat.longest_seconds
         saved_mb = resident_mb("VmHWM")
-        size_mb = sum(path.stat().st_size for path in settings.state_dir.iterdir()) / 2**20 if settings.state_dir else 0
-        print(f"{windows.open_flows} flows, {width} wide, in {windows.open_windows} open windows")
+        assert settings.state_dir is not None
+        size_mb = sum(path.stat().st_size for path in settings.state_dir.rglob("*") if path.is_file()) / 2**20
+        traces = service.traces
+        print(f"{traces.open_flows} flows, {width} wide, in {traces.open_windows} windows of {len(checkpoints)} models")
+        print(f"{(full_mb - idle_mb) * 2**20 / flows:.0f} bytes a flow")
         started = time.perf_counter()
         await service.traces.finish(BUS)
         close_seconds = time.perf_counter() - started
         beating.cancel()
         print(f"taking a flow {add_us:.0f} us; scoring {subjects} windows {close_seconds:.1f} s")
-        report("service idle, both checkpoints loaded", f"{idle_mb:.0f} MB")
+        report(f"service idle, the flow checkpoint and {len(checkpoints)} for traces loaded", f"{idle_mb:.0f} MB")
         report(f"the same with {flows} flows in open traces of {subjects} subjects", f"{full_mb:.0f} MB")
         report(
             "saving them",
@@ -121,19 +128,23 @@ async def measure(settings: Settings, flows: int, subjects: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traces", type=Path)
+    parser.add_argument("--traces", type=Path, action="append")
+    parser.add_argument("--models", type=int, default=1, help="of random weights, which share their encoder")
     parser.add_argument("--flows", type=int, default=100_000)
     parser.add_argument("--subjects", type=int, default=10_000)
     options = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     with tempfile.TemporaryDirectory() as folder:
-        traces = options.traces or Path(folder) / "random" / "1"
+        traces = options.traces or [Path(folder) / f"random-{number}" / "1" for number in range(options.models)]
         if options.traces is None:
-            subprocess.run([sys.executable, "-c", _RANDOM, str(traces)], check=True, cwd=ROOT)
+            for directory in traces:
+                command = [sys.executable, "-c", _RANDOM, str(directory), directory.parent.name]
+                subprocess.run(command, check=True, cwd=ROOT)
             print(describe())
         settings = Settings(
-            trace_checkpoint=traces, zeek=[BUS], state_dir=Path(folder) / "state", trace_subjects=options.subjects
-        )
+            traces=[str(directory) for directory in traces], zeek=[BUS], state_dir=Path(folder) / "state",
+            trace_subjects=len(traces) * options.subjects, trace_open_flows=max(200_000, len(traces) * options.flows),
+        )  # fmt: skip
         asyncio.run(measure(settings, options.flows, options.subjects))
 
 

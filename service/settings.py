@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         "beyond",
     )
     trace_open_flows: int = Field(
-        200_000,
+        300_000,
         ge=1,
         le=100_000_000,
         description="most flows in open windows, of all trace models together; the first to end are closed beyond",

@@ -18,6 +18,7 @@ import msgspec
 from websockets.exceptions import ConnectionClosed
 
 from tapline.models.flow import Flow, flow_to_line
+from tapline.service.inference.trace_loading import SHIPPED_TRACES
 from tapline.service.sources.bus.events import BusEvent, Count
 from tapline.service.sources.capture import ReadOptions, read_capture
 from tapline.service.traces.window_state import JOURNAL
@@ -130,7 +131,7 @@ class Load:
 
     async def full_disk(self) -> None:
         """Let the journal of traces have no room for a while."""
-        journal = self.state / JOURNAL
+        journal = self.state / SHIPPED_TRACES[0] / JOURNAL
         while True:
             await asyncio.sleep(self.random.uniform(10, 15))
             journal.unlink(missing_ok=True)

@@ -46,7 +46,8 @@ def test_each_flow_is_encoded_once_by_each_distinct_encoder(engine, tmp_path):
             tmp_path / name / "1", encoder, width, name=name, trace=TraceSettings(window_seconds=seconds)
         )
         for name, encoder, width, seconds in (
-            ("devices", "own", 64, 600), ("intrusion", "own", 64, 3600), ("others", "own", 32, 60), ("heads", "tracegram", 64, 60)
+            ("devices", "own", 64, 600), ("intrusion", "own", 64, 3600), ("others", "own", 32, 60),
+            ("heads", "tracegram", 64, 60),
         )
     }  # fmt: skip
     engines = [CountedEngine(load_trace_engine("onnx", directory)) for directory in made.values()]

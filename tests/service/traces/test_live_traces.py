@@ -5,6 +5,7 @@ import itertools
 import os
 
 import pytest
+import structlog
 
 from tapline.models.checkpoint import EarlyVerdict
 from tapline.models.trace import TraceSettings
@@ -17,7 +18,8 @@ from tapline.service.traces.recent_traces import RecentTraces
 from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.state_files import Journal
-from tapline.service.traces.window_state import DAMAGED, JOURNAL, SNAPSHOT, StateError, TraceState
+from tapline.service.traces.trace_verdict import WindowKey
+from tapline.service.traces.window_state import DAMAGED, JOURNAL, SNAPSHOT, StateError, TraceState, adopt_former
 from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.service.traces.fakes import NumpyTraceEngine, read_by, trace_checkpoint, trace_flow
 
@@ -367,3 +369,55 @@ class TestState:
         play(traces, body)
         assert value(traces, "tapline_trace_state_failures_total") == 1
         assert not (tmp_path / SNAPSHOT).exists()
+
+
+class TestFormerState:
+    """A state directory of the version before, which had one trace model and its files at the top."""
+
+    def former(self, directory, clock):
+        """What a service of that version left that was killed once it had given a verdict."""
+        TestState().run(directory, [], clock, [trace_flow(n, NOW, f"10.0.0.{n}") for n in range(4)])
+        state = TraceState(directory, trace_checkpoint())
+        state.closed(WindowKey(BUS, "10.0.0.0", NOW * 1_000_000))
+        state.close()
+        assert {path.name for path in directory.iterdir()} == {SNAPSHOT, JOURNAL, "lock"}
+
+    def restored(self, directory):
+        engine = NumpyTraceEngine(trace_checkpoint(early=EarlyVerdict(1.0, 64)))
+        state = TraceState(directory / "devices", engine.checkpoint)
+        traces = make_live(engine, [], state)
+        state.close()
+        return traces.open_flows
+
+    def test_it_goes_on(self, tmp_path, clock):
+        self.former(tmp_path, clock)
+        adopt_former(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["devices"]
+        assert self.restored(tmp_path) == 3
+        adopt_former(tmp_path)
+        assert self.restored(tmp_path) == 3
+
+    @pytest.mark.parametrize("fault", ["cut", "garbage", "a newer one"])
+    def test_what_cannot_be_taken_over_is_set_aside_with_a_warning(self, tmp_path, clock, fault):
+        self.former(tmp_path, clock)
+        if fault == "a newer one":
+            TestState().run(tmp_path / "devices", [], clock, [trace_flow(1, NOW)])
+        else:
+            whole = (tmp_path / SNAPSHOT).read_bytes()
+            (tmp_path / SNAPSHOT).write_bytes(whole[:20] if fault == "cut" else os.urandom(500))
+        with structlog.testing.capture_logs() as logs:
+            adopt_former(tmp_path)
+        (line,) = logs
+        assert line["log_level"] == "warning"
+        assert line["event"] == "open traces of an earlier version were not read"
+        assert (tmp_path / DAMAGED).exists()
+        assert not (tmp_path / SNAPSHOT).exists()
+        assert self.restored(tmp_path) == (fault == "a newer one")
+
+    def test_a_service_of_that_version_that_still_runs_keeps_it(self, tmp_path, clock):
+        self.former(tmp_path, clock)
+        running = TraceState(tmp_path, trace_checkpoint())
+        with pytest.raises(StateError, match="another service keeps its state there"):
+            adopt_former(tmp_path)
+        running.close()
+        assert (tmp_path / SNAPSHOT).exists()

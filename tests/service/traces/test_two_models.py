@@ -276,7 +276,8 @@ def test_the_service_says_which_model_hangs(checkpoint_dir, two_dirs):
         }  # fmt: skip
 
 
-QUICK = "from tapline.service.traces import live_model as m; m.SAVE_SECONDS = m.CHECK_SECONDS = 0.05"  # a snapshot is due at once
+QUICK = "from tapline.service.traces import live_model as m; m.SAVE_SECONDS = m.CHECK_SECONDS = 0.05"
+"""A snapshot is due at once."""
 
 
 @pytest.mark.slow
