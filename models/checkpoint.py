@@ -57,8 +57,8 @@ class Unknown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Suspicion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a trace is *suspicious*: every label is of a malicious kind, and the share that the background class leaves to
-    all of them together is at least the threshold.
+    """When a trace is *suspicious*: every label is of a malicious kind, and the share that the background class leaves
+    to all of them together is at least the threshold.
 
     It may be so where no single label is sure: of a kind that was never learned, or where two labels are alike.
     """
@@ -144,8 +144,8 @@ class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     Where the network's encoder is `tracegram`, the checkpoint has it and reads `features`. Where it is `mm4flow`,
     `features` are not used, and exactly one is there: `mm4flow`, an encoder of its own, or `flow_checkpoint`, the one
-    that classifies the flows and gives their embeddings in the same pass. With `suspicion` all labels are of a malicious
-    kind, and every verdict says whether the trace is of any.
+    that classifies the flows and gives their embeddings in the same pass. With `suspicion` all labels are of a
+    malicious kind, and every verdict says whether the trace is of any.
     """
 
     kind: Literal["tracegram"]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from tapline.models.encode import BYTES_MAX_TOKENS, PS_MAX_TOKENS
+from tapline.models.trace_context import SIZES, Field
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
@@ -40,8 +41,9 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `encoder` says what turns a flow into `feature_size` numbers: Tracegram's encoder, whose feature is `emb_dim` wide,
     or the embedding of an MM4flow, twice its width; then the sizes from `emb_dim` on mean nothing.
-    `decoder_heads` and `decoder_ff` are of the layer whose single query reads a flow; `time_encoding` adds the gap to
-    the previous flow and the flow's duration to its feature.
+    `context` names what else is read of each flow (`models.trace_context`): each value has an embedding, and their sum
+    goes through one hidden layer, both as wide as the feature. `decoder_heads` and `decoder_ff` are of the layer whose
+    single query reads a flow; `time_encoding` adds the gap to the previous flow and the flow's duration to its feature.
     """
 
     n_class: _Size
@@ -49,6 +51,7 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feature_size: _Size = 64
     queries: _Size = 100
     time_encoding: bool = True
+    context: tuple[Field, ...] = ()
     emb_dim: _Size = 64
     dim: _Size = 96
     depth: _Size = 2
@@ -62,6 +65,8 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decoder_ff: _Size = 256
 
     def __post_init__(self) -> None:
+        if len(set(self.context)) != len(self.context):
+            raise ValueError("a field of the context is named twice")
         if self.encoder != "tracegram":
             return
         if self.feature_size != self.emb_dim:
@@ -78,4 +83,5 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Weights that such a network has in any case, without an MM4flow."""
         layer = self.dim * (4 * self.heads * self.dim_head + 8 * self.dim)
         encoder = self.depth * layer + self.emb_dim * self.decoder_ff if self.encoder == "tracegram" else 0
-        return 16 * self.feature_size**2 + self.queries * (self.feature_size + self.queries) + encoder
+        context = self.feature_size * sum(SIZES[field] for field in self.context)
+        return 16 * self.feature_size**2 + self.queries * (self.feature_size + self.queries) + encoder + context

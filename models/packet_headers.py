@@ -68,10 +68,10 @@ class IpHeaders:
     end: Ints
 
 
-def gather(flows: Sequence[Flow]) -> HeadBytes:
-    """The heads of the flows, copied."""
-    counts = np.fromiter((len(flow.heads) for flow in flows), np.int64, len(flows))
-    pieces = [head.data for flow in flows for head in flow.heads]
+def gather(flows: Sequence[Flow], most: int | None = None) -> HeadBytes:
+    """The heads of the flows, or the first `most` of each, copied."""
+    counts = np.fromiter((len(flow.heads[:most]) for flow in flows), np.int64, len(flows))
+    pieces = [head.data for flow in flows for head in flow.heads[:most]]
     sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
     ends = np.cumsum(sizes)
     raw = np.frombuffer(bytearray(b"".join(pieces) + bytes(TAIL)), np.uint8)
@@ -86,8 +86,7 @@ def find_headers(heads: HeadBytes, flows: Sequence[Flow]) -> tuple[IpHeaders, Ip
     The second kind is of tunnels and of link layers that are not followed here; it is searched for by the addresses.
     """
     outer = _read_headers(heads, *_outermost(heads))
-    is_own = _bears_addresses(heads, outer, flows)
-    searched = np.setdiff1d(np.arange(len(heads.starts)), outer.head[is_own])
+    searched = np.setdiff1d(np.arange(len(heads.starts)), outer.head[directions(heads, outer, flows) != 0])
     found = [(head, at) for head in searched.tolist() if (at := _search(heads, head, flows)) >= 0]
     pairs = np.array(found, np.int64).reshape(-1, 2)
     return outer, _read_headers(heads, pairs[:, 0], pairs[:, 1])
@@ -203,23 +202,25 @@ def _packed(address: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
-def _bears_addresses(heads: HeadBytes, headers: IpHeaders, flows: Sequence[Flow]) -> Mask:
-    """Which headers have the flow's two addresses as source and destination, in either order."""
+def directions(heads: HeadBytes, headers: IpHeaders, flows: Sequence[Flow]) -> NDArray[np.int8]:
+    """Who sent the packet of each header, int8 [headers]: 1 the flow's originator, -1 its responder, 0 neither: the
+    addresses are not the flow's."""
     ends = [(_packed(flow.orig_h), _packed(flow.resp_h)) for flow in flows]
     orig, resp = (
         np.frombuffer(b"".join(pair[side].ljust(16, b"\0") for pair in ends), np.uint8).reshape(-1, 16)
         for side in (0, 1)
     )
     flow = heads.flow[headers.head]
-    is_own = np.zeros(len(flow), np.bool_)
+    found = np.zeros(len(flow), np.int8)
     for version, offset, size in ((4, 12, 4), (6, 8, 16)):
         chosen = np.flatnonzero(headers.version == version)
         at = headers.ip[chosen, None] + offset + np.arange(size)
         source, target = heads.raw[at], heads.raw[at + size]
         a, b = orig[flow[chosen], :size], resp[flow[chosen], :size]
         forward = (source == a).all(1) & (target == b).all(1)
-        is_own[chosen] = forward | ((source == b).all(1) & (target == a).all(1))
-    return is_own
+        backward = (source == b).all(1) & (target == a).all(1)
+        found[chosen] = np.where(forward, 1, np.where(backward, -1, 0))
+    return found
 
 
 def _search(heads: HeadBytes, head: int, flows: Sequence[Flow]) -> int:

@@ -7,6 +7,7 @@ USENIX Security 2026. The transformer inside the flow encoder is `linear_transfo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from tapline.models.checkpoint import Mm4flowNetwork, TracegramNetwork
 from tapline.models.linear_transformer import LanguageModel, Net
 from tapline.models.mm4flow import Mm4flow, RowAttention
 from tapline.models.packet_tokens import PADDING
+from tapline.models.trace_context import SIZES, Field
 
 DROPOUT = 0.1
 HEAD_WIDTHS = (100, 50)
@@ -106,6 +108,24 @@ class TraceOutput(NamedTuple):
         return self.attention.mean(dim=1)
 
 
+class ContextEncoder(nn.Module):
+    """What a flow's context adds to its feature: the sum of an embedding of each value, through one hidden layer."""
+
+    starts: Tensor
+
+    def __init__(self, fields: Sequence[Field], width: int) -> None:
+        super().__init__()
+        sizes = [SIZES[field] for field in fields]
+        self.embedding = nn.Embedding(sum(sizes), width)
+        self.linear = nn.Linear(width, width)
+        self.register_buffer("starts", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """`context` integers [..., fields] as `models.trace_context.trace_context` gives them; gives [..., width]."""
+        summed = self.embedding(context.long() + self.starts).sum(dim=-2)
+        return self.linear(functional.leaky_relu(summed))  # type: ignore[no-any-return]
+
+
 class TraceNetwork(nn.Module):
     """M2 and M3: the features of a trace's flows, in order, to class logits and the attention on each flow."""
 
@@ -113,6 +133,7 @@ class TraceNetwork(nn.Module):
         super().__init__()
         width, queries, (hidden, last) = network.feature_size, network.queries, HEAD_WIDTHS
         self.time_linear = nn.Linear(2, width) if network.time_encoding else None
+        self.context = ContextEncoder(network.context, width) if network.context else None
         self.t_lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
         self.emb2 = nn.Embedding(queries, width)
         self.ss_wk_linear1, self.ss_wv_linear1 = nn.Linear(width, width), nn.Linear(width, width)
@@ -122,15 +143,19 @@ class TraceNetwork(nn.Module):
         self.c_linear2, self.c_bn4 = nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden)
         self.c_linear3, self.c_linear4 = nn.Linear(hidden, last), nn.Linear(last, network.n_class)
 
-    def forward(self, features: Tensor, times: Tensor, counts: Tensor) -> TraceOutput:
+    def forward(self, features: Tensor, times: Tensor, counts: Tensor, context: Tensor | None = None) -> TraceOutput:
         """Score T traces of up to K flows each.
 
         `features` float [T, K, F], flows in order, padding behind; `times` float [T, K, 2], of each flow log(1 +
         seconds since the start of the previous one) and log(1 + duration in seconds), read with time encoding only;
-        `counts` int64 [T], flows per trace, on the CPU.
+        `counts` int64 [T], flows per trace, on the CPU; `context` integers [T, K, fields], where the network reads any.
         """
         if self.time_linear is not None:
             features = features + self.time_linear(times)
+        if self.context is not None:
+            if context is None:
+                raise ValueError("the network reads the context of flows: give it")
+            features = features + self.context(context)
         packed = pack_padded_sequence(features, counts, batch_first=True, enforce_sorted=False)
         mixed, _ = pad_packed_sequence(self.t_lstm(packed)[0], batch_first=True, total_length=features.shape[1])
         flows = mixed.view(*features.shape, 2).sum(-1)  # [T, K, F]: neighbouring pairs of both directions' outputs

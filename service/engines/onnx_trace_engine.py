@@ -42,7 +42,7 @@ class OnnxTraceEngine:
             directory,
             checkpoint,
             TRACE_ONNX,
-            inputs=("features", "times", "counts"),
+            inputs=("features", "times", *(("context",) if checkpoint.network.context else ()), "counts"),
             outputs={"logits": (None, self._classes), "importance": (None, None)},
             threads=threads,
         )
@@ -77,8 +77,10 @@ class OnnxTraceEngine:
         """Scores of every trace, in order."""
         logits = np.empty((len(traces), self._classes), np.float32)
         importance = [np.empty(0, np.float32)] * len(traces)
-        for piece in trace_pieces(traces, self._width):
+        for piece in trace_pieces(traces, self.checkpoint.network):
             inputs: dict[str, NDArray[Any]] = {"features": piece.features, "times": piece.times, "counts": piece.counts}
+            if self.checkpoint.network.context:
+                inputs["context"] = piece.context
             shapes = {"logits": (len(piece.rows), self._classes), "importance": piece.features.shape[:2]}
             logits[piece.rows], shares = self._trace.run(inputs, shapes)
             for row, share, count in zip(piece.rows.tolist(), shares, piece.counts.tolist(), strict=True):

@@ -71,9 +71,10 @@ class TorchTraceEngine:
         network = self.checkpoint.network
         logits = np.empty((len(traces), network.n_class), np.float32)
         importance = [np.empty(0, np.float32)] * len(traces)
-        for piece in trace_pieces(traces, network.feature_size):
-            features, times = (torch.from_numpy(part).to(self._device) for part in (piece.features, piece.times))
-            output = self._trace(features, times, torch.from_numpy(piece.counts))
+        for piece in trace_pieces(traces, network):
+            arrays = (piece.features, piece.times, piece.context)
+            features, times, context = (torch.from_numpy(part).to(self._device) for part in arrays)
+            output = self._trace(features, times, torch.from_numpy(piece.counts), context)
             logits[piece.rows] = output.logits.float().cpu().numpy()
             shares = output.importance.float().cpu().numpy()
             for row, share, count in zip(piece.rows.tolist(), shares, piece.counts.tolist(), strict=True):

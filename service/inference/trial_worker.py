@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
 from tapline.models.encode import Mm4flowFeatures
+from tapline.models.trace_context import trace_context
 from tapline.service.engines.engine import EngineError, EngineName, Precision
 from tapline.service.engines.loading import load_engine
 from tapline.service.engines.trace_engine import TraceInput
@@ -109,7 +110,8 @@ def _try_traces(options: TrialOptions, directory: Path, threads: int) -> None:
         _check(directory, features, (len(flows), network.feature_size))
     for count in (1, len(flows)):
         times = np.arange(count, dtype=np.int64) * 1_000_000
-        scores = engine.score([TraceInput(features[:count], times, times)])
+        context = trace_context(flows[:count], network.context)
+        scores = engine.score([TraceInput(features[:count], times, times, context)])
         _check(directory, scores.logits, (1, network.n_class))
         _check(directory, scores.importance[0], (count,))
 

@@ -130,7 +130,7 @@ def _measure(
         return _measure_trees(fold)
     if variant.config.mm4flow is not None:
         return _measure_jointly(fold, variant.config.mm4flow.features)
-    features = frozen_features(corpus) if variant.frozen else _features(fold, directory)
+    features = frozen_features(corpus, variant.config.network.context) if variant.frozen else _features(fold, directory)
     network = fit_traces([features[row] for row in rows], corpus.truth[rows], variant.config, None, report)
     return _outcome(fold, network, features)
 
@@ -145,7 +145,7 @@ def _measure_jointly(fold: TraceFold, reads: Mm4flowFeatures) -> TraceOutcome:
     if not halves.measured:
         return outcome
     network = JointNetwork(fitted.encoder, fitted.trace)
-    features = joint_features(network, make_table(halves.measured, reads), halves.measured)
+    features = joint_features(network, make_table(halves.measured, reads, variant.config.network.context))
     flows = np.array([len(trace) for trace in features], np.int64)
     return replace(outcome, background=score_traces(fitted.trace, features).logits, background_flows=flows)
 

@@ -28,6 +28,11 @@ def integers(name: str, *dimensions: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.INT64, dimensions)
 
 
+def octets(name: str, *dimensions: int | str) -> onnx.ValueInfoProto:
+    """The same of uint8."""
+    return helper.make_tensor_value_info(name, TensorProto.UINT8, dimensions)
+
+
 class Graph:
     """Collects nodes and initialisers; every `add` returns the name of the node's output."""
 

@@ -14,7 +14,8 @@ from onnx import TensorProto
 from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.linear_transformer import LEAST_NORMALISER
 from tapline.models.packet_tokens import PADDING
-from tapline.training.export.onnx_builder import FUSED, Graph, Weights, floats, integers
+from tapline.models.trace_context import SIZES
+from tapline.training.export.onnx_builder import FUSED, Graph, Weights, floats, integers, octets
 
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.01
@@ -45,7 +46,8 @@ def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     """Aggregation and head.
 
     Inputs: `features` float [traces, k, F], padded behind with anything; `times` float [traces, k, 2] as
-    `models.trace_features.trace_times` gives them; `counts` int64 [traces], flows per trace, at least 1.
+    `models.trace_features.trace_times` gives them; where the network reads any, `context` uint8 [traces, k, fields] as
+    `models.trace_context.trace_context` gives it; `counts` int64 [traces], flows per trace, at least 1.
     Outputs: `logits` float [traces, classes]; `importance` float [traces, k], 0 where padded.
     """
     graph = Graph(weights)
@@ -55,6 +57,7 @@ def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     inputs = [
         floats("features", "traces", "k", network.feature_size),
         floats("times", "traces", "k", 2),
+        *([octets("context", "traces", "k", len(network.context))] if network.context else []),
         integers("counts", "traces"),
     ]
     outputs = [floats("logits", "traces", network.n_class), floats("importance", "traces", "k")]
@@ -212,6 +215,8 @@ def _aggregation(graph: Graph, network: TracegramNetwork) -> tuple[str, str]:
     width, features = network.feature_size, "features"
     if network.time_encoding:
         features = graph.add("Add", features, graph.linear("trace.time_linear", "times"))
+    if network.context:
+        features = graph.add("Add", features, _context(graph, network))
     flows = _lstm(graph, features)  # [K, 2, T, F]
     flows = graph.add("Reshape", graph.add("Transpose", flows, perm=[2, 0, 1, 3]), graph.integers(0, 0, width, 2))
     flows = graph.add("ReduceSum", flows, graph.integers(-1), keepdims=0)  # [T, K, F]
@@ -227,6 +232,16 @@ def _aggregation(graph: Graph, network: TracegramNetwork) -> tuple[str, str]:
     attention = graph.add("Softmax", scores, axis=-1)
     values = graph.linear("trace.ss_wv_linear1", flows)
     return attention, graph.add("LeakyRelu", graph.add("MatMul", attention, values), alpha=LEAKY_SLOPE)
+
+
+def _context(graph: Graph, network: TracegramNetwork) -> str:
+    """`models.tracegram.ContextEncoder`, [T, K, F]."""
+    sizes = [SIZES[field] for field in network.context]
+    starts = graph.constant("context.starts", np.cumsum([0, *sizes[:-1]]).astype(np.int64))
+    place = graph.add("Add", graph.add("Cast", "context", to=TensorProto.INT64), starts)
+    embedded = graph.add("Gather", graph.weight("trace.context.embedding.weight"), place)  # [T, K, fields, F]
+    summed = graph.add("ReduceSum", embedded, graph.integers(2), keepdims=0)
+    return graph.linear("trace.context.linear", graph.add("LeakyRelu", summed, alpha=LEAKY_SLOPE))
 
 
 def _lstm(graph: Graph, features: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tapline.models.trace import Trace
+from tapline.models.trace_context import ABSENT, Field, trace_context
 from tapline.models.trace_features import trace_times
 from tapline.models.tracegram import TraceNetwork
 from tapline.training.data.batches import draw_weights
@@ -31,16 +32,17 @@ class TraceFeatures:
     """The flows of a trace as phase 1 reads them, in order.
 
     `views` float32 [V, k, F]: features of the k flows, first as they are, then of V - 1 disturbed copies; `start_us`,
-    `duration_us` int64 [k].
+    `duration_us` int64 [k]; `context` uint8 [k, fields], of each flow those that the network reads.
     """
 
     views: NDArray[np.float32]
     start_us: NDArray[np.int64]
     duration_us: NDArray[np.int64]
+    context: NDArray[np.uint8]
 
     def part(self, rows: NDArray[np.int64] | slice) -> TraceFeatures:
         """The trace with these flows alone."""
-        return TraceFeatures(self.views[:, rows], self.start_us[rows], self.duration_us[rows])
+        return TraceFeatures(self.views[:, rows], self.start_us[rows], self.duration_us[rows], self.context[rows])
 
     def __len__(self) -> int:
         return len(self.start_us)
@@ -48,19 +50,26 @@ class TraceFeatures:
 
 @dataclass(frozen=True)
 class TraceBatch:
-    """Padded traces: `features` float32 [T, K, F], `times` float32 [T, K, 2], `counts` int64 [T]."""
+    """Padded traces: `features` float32 [T, K, F], `times` float32 [T, K, 2], `context` uint8 [T, K, fields], `counts`
+    int64 [T]."""
 
     features: Tensor
     times: Tensor
+    context: Tensor
     counts: Tensor
 
     def rows(self, rows: NDArray[np.int64]) -> TraceBatch:
         """Some of its traces."""
-        return TraceBatch(self.features[rows], self.times[rows], self.counts[rows])
+        return TraceBatch(self.features[rows], self.times[rows], self.context[rows], self.counts[rows])
 
 
-def gather_features(traces: Sequence[Trace], views: Sequence[NDArray[np.float32]]) -> list[TraceFeatures]:
-    """Cut the features of all flows, trace after trace, float32 [n, F] in each view, into those of each trace."""
+def gather_features(
+    traces: Sequence[Trace], views: Sequence[NDArray[np.float32]], fields: Sequence[Field]
+) -> list[TraceFeatures]:
+    """Cut the features of all flows, trace after trace, float32 [n, F] in each view, into those of each trace.
+
+    `fields`: the context that the network reads beside them.
+    """
     ends = np.cumsum([len(trace.flows) for trace in traces])
     stacked = np.stack(views)
     return [
@@ -68,18 +77,21 @@ def gather_features(traces: Sequence[Trace], views: Sequence[NDArray[np.float32]
             stacked[:, end - len(trace.flows) : end],
             np.array([flow.start_us for flow in trace.flows], np.int64),
             np.array([flow.duration_us for flow in trace.flows], np.int64),
+            trace_context(trace.flows, fields),
         )
         for trace, end in zip(traces, ends.tolist(), strict=True)
     ]
 
 
-def to_batch(features: Sequence[NDArray[np.float32]], times: Sequence[NDArray[np.float32]]) -> TraceBatch:
+def to_batch(
+    features: Sequence[NDArray[np.float32]], times: Sequence[NDArray[np.float32]], context: Sequence[NDArray[np.uint8]]
+) -> TraceBatch:
     """Pad traces to one batch."""
-    padded, clock = (
+    padded, clock, categories = (
         nn.utils.rnn.pad_sequence([torch.from_numpy(each) for each in table], batch_first=True)
-        for table in (features, times)
+        for table in (features, times, context)
     )
-    return TraceBatch(padded, clock, torch.tensor([len(each) for each in features]))
+    return TraceBatch(padded, clock, categories, torch.tensor([len(each) for each in features]))
 
 
 def kept_flows(count: int, how: TraceAugmentation, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -98,7 +110,15 @@ def disturb_trace(trace: TraceFeatures, how: TraceAugmentation, rng: np.random.G
     """A copy with `kept_flows` alone; one view, each flow's drawn from those there are."""
     keep = kept_flows(len(trace), how, rng)
     views = trace.views[rng.integers(0, len(trace.views), len(keep)), keep][None]
-    return TraceFeatures(views, trace.start_us[keep], trace.duration_us[keep])
+    context = context_noise(trace.context[keep], how, rng)
+    return TraceFeatures(views, trace.start_us[keep], trace.duration_us[keep], context)
+
+
+def context_noise(context: NDArray[np.uint8], how: TraceAugmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The context of a trace's flows, uint8 [k, fields], without some fields: in all flows, and in some."""
+    fields = context.shape[1]
+    lost = (rng.random(fields) < how.drop_fields) | (rng.random(context.shape) < how.drop_values)
+    return np.where(lost, np.uint8(ABSENT), context)
 
 
 def trace_noise(
@@ -114,10 +134,10 @@ def _drawn(
 ) -> TraceBatch:
     drawn = [disturb_trace(traces[row], how, rng) for row in rows]
     times = [trace_noise(trace.start_us, trace.duration_us, how, rng) for trace in drawn]
-    batch = to_batch([trace.views[0] for trace in drawn], times)
+    batch = to_batch([trace.views[0] for trace in drawn], times, [trace.context for trace in drawn])
     kept = rng.random(batch.features.shape, np.float32) >= how.feature_dropout
     scaled = torch.from_numpy(kept / np.float32(1 - how.feature_dropout))
-    return TraceBatch(batch.features * scaled, batch.times, batch.counts)
+    return replace(batch, features=batch.features * scaled)
 
 
 def class_weights(truth: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -134,7 +154,7 @@ def trace_stage(
 
     def share(batch: TraceBatch, rows: NDArray[np.int64], mine: NDArray[np.int64]) -> Tensor:
         part = batch.rows(mine)
-        logits = network(part.features, part.times, part.counts).logits
+        logits = network(part.features, part.times, part.counts, part.context).logits
         loss = functional.cross_entropy(logits, labels[rows[mine]], label_smoothing=config.label_smoothing)
         return loss * len(mine) / len(rows)
 
@@ -176,7 +196,7 @@ def settle_norms(
     done = 0
     for epoch in range(config.traces.epochs, config.traces.epochs + SETTLE_BATCHES):
         for _, batch in _epoch(traces, weights, config, epoch):
-            network(batch.features, batch.times, batch.counts)
+            network(batch.features, batch.times, batch.counts, batch.context)
             done += 1
         if done >= SETTLE_BATCHES:
             break
@@ -201,10 +221,7 @@ def scale_of(traces: Sequence[TraceFeatures]) -> Scale:
 
 def standardise(traces: Sequence[TraceFeatures], scale: Scale) -> list[TraceFeatures]:
     """The traces with features of mean 0 and deviation 1, which phase 1 learns from in half the steps."""
-    return [
-        TraceFeatures((trace.views - scale.mean) / scale.deviation, trace.start_us, trace.duration_us)
-        for trace in traces
-    ]
+    return [replace(trace, views=(trace.views - scale.mean) / scale.deviation) for trace in traces]
 
 
 @torch.no_grad()
@@ -218,6 +235,9 @@ def fold_scale(network: TraceNetwork, scale: Scale) -> TraceNetwork:
     if network.time_linear is not None:
         network.time_linear.weight.mul_(deviation[:, None])
         network.time_linear.bias.mul_(deviation)
+    if network.context is not None:
+        network.context.linear.weight.mul_(deviation[:, None])
+        network.context.linear.bias.mul_(deviation)
     return network
 
 
@@ -268,8 +288,8 @@ def score_traces(network: TraceNetwork, traces: Sequence[TraceFeatures]) -> Trac
         rows = order[start : start + SCORE_BATCH_TRACES]
         part = [traces[row] for row in rows]
         times = [trace_times(trace.start_us, trace.duration_us) for trace in part]
-        batch = to_batch([trace.views[0] for trace in part], times)
-        output = network(batch.features, batch.times, batch.counts)
+        batch = to_batch([trace.views[0] for trace in part], times, [trace.context for trace in part])
+        output = network(batch.features, batch.times, batch.counts, batch.context)
         logits[rows] = output.logits.numpy()
         for row, shares in zip(rows, output.importance.numpy(), strict=True):
             importance[row] = shares[: len(traces[row])]

@@ -5,6 +5,8 @@ Content bytes are left out, so that the comparison is on what headers show.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from tapline.installation import PACKAGE
 from tapline.models.checkpoint import WEIGHTS, read_checkpoint
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.mm4flow import Mm4flow
+from tapline.models.trace_context import Field
 from tapline.training.data.batches import plain_batches
 from tapline.training.data.labelled_traces import TraceCorpus, flows_of
 from tapline.training.loop.run_files import load_weights
@@ -30,7 +33,7 @@ def flow_embedding_width() -> int:
 
 
 @torch.inference_mode()
-def frozen_features(corpus: TraceCorpus) -> list[TraceFeatures]:
+def frozen_features(corpus: TraceCorpus, fields: Sequence[Field]) -> list[TraceFeatures]:
     """Features of all traces, float32 [1, k, 2 width]."""
     checkpoint = read_checkpoint(CHECKPOINT, (WEIGHTS,))
     model = Mm4flow(checkpoint.network)
@@ -41,7 +44,7 @@ def frozen_features(corpus: TraceCorpus) -> list[TraceFeatures]:
     lengths = Mm4flowFeatures(checkpoint.features.payload_lengths, 0)
     for batch in plain_batches(flows, BATCH_FLOWS, lengths):
         made[batch.rows] = model(batch.ps_tokens, batch.bytes_tokens, batch.bytes_types).embedding.numpy()
-    return gather_features([trace.trace for trace in corpus.traces], [made])
+    return gather_features([trace.trace for trace in corpus.traces], [made], fields)
 
 
 def encode_traces(corpus: TraceCorpus, learner: FlowLearner, config: TraceTrainingConfig) -> list[TraceFeatures]:
@@ -51,4 +54,4 @@ def encode_traces(corpus: TraceCorpus, learner: FlowLearner, config: TraceTraini
     views = [flow_features(learner.encoder, flows, config.features)]
     for _ in range(config.trace_augmentation.views):
         views.append(flow_features(learner.encoder, flows, config.features, (config.flow_augmentation, rng)))
-    return gather_features([trace.trace for trace in corpus.traces], views)
+    return gather_features([trace.trace for trace in corpus.traces], views, config.network.context)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow, Mm4flowOutput
+from tapline.models.trace_context import Field, trace_context
 from tapline.models.tracegram import TraceNetwork
 from tapline.training.data.batches import draw_weights, to_batch
 from tapline.training.data.labelled_traces import LabelledTrace, flows_of
@@ -30,8 +32,8 @@ from tapline.training.traces.aggregate import (
     Scale,
     TraceFeatures,
     class_weights,
+    context_noise,
     fold_scale,
-    gather_features,
     kept_flows,
     scale_of,
     settle_norms,
@@ -50,8 +52,8 @@ class FlowTable:
     """The n flows of traces, trace after trace, as MM4flow reads them; flows of equal tokens are one kind of u.
 
     `ps` int64 [u, P], `content` and `types` int64 [u, S], padded, the real tokens counted in `ps_counts` and
-    `content_counts` int64 [u]; `kind` int64 [n]; `start_us`, `duration_us` int64 [n]; the flows of trace t are
-    `first[t]:first[t + 1]`.
+    `content_counts` int64 [u]; `kind` int64 [n]; `start_us`, `duration_us` int64 [n]; `context` uint8 [n, fields]; the
+    flows of trace t are `first[t]:first[t + 1]`.
     """
 
     ps: NDArray[np.int64]
@@ -62,6 +64,7 @@ class FlowTable:
     kind: NDArray[np.int64]
     start_us: NDArray[np.int64]
     duration_us: NDArray[np.int64]
+    context: NDArray[np.uint8]
     first: NDArray[np.int64]
 
     def pieces(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -76,8 +79,8 @@ class FlowTable:
         return int(ps.sum() + content.sum()), int(len(kinds) * (ps.max() + content.max()))
 
 
-def make_table(traces: Sequence[LabelledTrace], features: Mm4flowFeatures) -> FlowTable:
-    """The flows of these traces as tokens."""
+def make_table(traces: Sequence[LabelledTrace], features: Mm4flowFeatures, fields: Sequence[Field] = ()) -> FlowTable:
+    """The flows of these traces as tokens, with their context."""
     flows: list[Flow] = flows_of(traces)
     rows = np.arange(len(flows))
     batch = to_batch(encode(flows, features), rows, rows)
@@ -92,6 +95,7 @@ def make_table(traces: Sequence[LabelledTrace], features: Mm4flowFeatures) -> Fl
         kind.ravel(),
         np.array([flow.start_us for flow in flows], np.int64),
         np.array([flow.duration_us for flow in flows], np.int64),
+        trace_context(flows, fields),
         np.cumsum([0, *(len(trace.trace.flows) for trace in traces)]),
     )
 
@@ -126,12 +130,17 @@ class JointNetwork(nn.Module):
 
 
 @torch.no_grad()
-def joint_features(network: JointNetwork, table: FlowTable, traces: Sequence[LabelledTrace]) -> list[TraceFeatures]:
+def joint_features(network: JointNetwork, table: FlowTable) -> list[TraceFeatures]:
     """The features of the flows of all traces of the table, float32 [1, k, F] each."""
     network.eval()
     rows = np.arange(len(table.kind))
     made = [network.encode(table, part)[0].numpy() for part in np.array_split(rows, max(1, len(rows) // 4096))]
-    return gather_features([trace.trace for trace in traces], [np.concatenate(made)])
+    embedded = np.concatenate(made)
+    spans = [slice(first, last) for first, last in pairwise(table.first.tolist())]
+    return [
+        TraceFeatures(embedded[None, span], table.start_us[span], table.duration_us[span], table.context[span])
+        for span in spans
+    ]
 
 
 @dataclass(frozen=True)
@@ -189,18 +198,18 @@ def fit_jointly(
         raise ValueError("expected settings with an MM4flow encoder")
     everything = [*traces, *background]
     learned = _learned(truth, train, background, config)
-    table = make_table(everything, config.mm4flow.features)
+    table = make_table(everything, config.mm4flow.features, config.network.context)
     sizes = network_with(config.network, background=bool(background))
     encoder = new_model(msgspec.structs.replace(config.mm4flow.network, n_class=sizes.n_class), config.seed, start)
     torch.manual_seed(config.seed)
     trace = TraceNetwork(sizes)
     sharpen(trace)
     network = JointNetwork(encoder, trace)
-    before = joint_features(network, table, everything)
+    before = joint_features(network, table)
     scale = scale_of([before[row] for row in learned.rows])
     stage = _stage(network, table, learned, scale, config)
     trained = train_stage(network, stage, config.loop(config.traces), files, report)
-    features = joint_features(trained, table, everything)
+    features = joint_features(trained, table)
     mine = standardise([features[row] for row in learned.rows], scale)
     settled = settle_norms(trained.trace, mine, learned.weights, config)
     return Jointly(trained.encoder.eval(), fold_scale(settled, scale), features)
@@ -242,7 +251,8 @@ def _stage(
         scaled = torch.split((embedding - mean) / deviation, counts.tolist())
         features = pad_sequence(list(scaled), batch_first=True)
         times = pad_sequence([torch.from_numpy(each.times) for each in part], batch_first=True)
-        logits = network.trace(features, times, counts).logits
+        context = pad_sequence([torch.from_numpy(each.context) for each in part], batch_first=True)
+        logits = network.trace(features, times, counts, context).logits
         smooth = config.label_smoothing
         loss = functional.cross_entropy(logits, wanted, label_smoothing=smooth)
         if config.flow_labels:
@@ -262,11 +272,13 @@ def _stage(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A trace as drawn: its number, its flows that were kept int64 [k], and their times float32 [k, 2]."""
+    """A trace as drawn: its number, its flows that were kept int64 [k], their times float32 [k, 2] and their context
+    uint8 [k, fields]."""
 
     trace: int
     flows: NDArray[np.int64]
     times: NDArray[np.float32]
+    context: NDArray[np.uint8]
 
 
 def _epoch(
@@ -283,6 +295,7 @@ def _epoch(
         for trace in drawn[start : start + phase.batch].tolist():
             first, last = table.first[trace], table.first[trace + 1]
             flows = first + kept_flows(int(last - first), how, rng)
-            batch.append(_Drawn(trace, flows, trace_noise(table.start_us[flows], table.duration_us[flows], how, rng)))
+            times = trace_noise(table.start_us[flows], table.duration_us[flows], how, rng)
+            batch.append(_Drawn(trace, flows, times, context_noise(table.context[flows], how, rng)))
         if len(batch) > 1:  # batch normalisation needs two
             yield batch

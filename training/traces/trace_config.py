@@ -57,6 +57,10 @@ class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     learns how little a few flows say"""
     jitter_times: float = 0.3
     """standard deviation of the change of the logarithms of gaps and durations"""
+    drop_fields: _Share = 0.1
+    """probability of each field of the context to be absent from a trace"""
+    drop_values: _Share = 0.05
+    """share of the values of the context that are absent"""
     feature_dropout: _Share = 0.1
     """share of the features of a flow that are zeroed"""
     views: int = 1

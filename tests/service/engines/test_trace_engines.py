@@ -12,6 +12,7 @@ from tapline.models.checkpoint import WEIGHTS, CheckpointError, read_trace_check
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.packet_tokens import encode_packets
 from tapline.models.trace import TraceSettings, make_traces
+from tapline.models.trace_context import SIZES
 from tapline.models.trace_features import trace_times
 from tapline.models.tracegram import Tracegram, is_for_training
 from tapline.service.engines.engine import EngineError
@@ -56,6 +57,43 @@ def test_engines_agree_on_real_flows(trace_checkpoint_dir, flows):
     assert reference.shape == (len(flows), WIDTH)
     assert np.ptp(reference, axis=0).min() > 0.1  # the comparison is of something
     np.testing.assert_allclose(ours, reference, atol=ROUNDING)
+
+
+@pytest.fixture(scope="module")
+def context_dir(tmp_path_factory):
+    """`<repository>/context/1`: a network that reads context too."""
+    return make_trace_checkpoint(tmp_path_factory.mktemp("repository") / "context" / "1", context=tuple(SIZES))
+
+
+def test_engines_agree_on_context_and_each_field_counts(context_dir):
+    rng = np.random.default_rng(7)
+    sizes = np.array(list(SIZES.values()))
+    given = [
+        replace_context(trace_input(rng, count), rng.integers(0, sizes, (count, len(sizes))).astype(np.uint8))
+        for count in (1, 3, 9, 64)
+    ]
+    ours, reference = (load_trace_engine(name, context_dir) for name in ("onnx", "torch"))
+    expected = reference.score(given)
+    np.testing.assert_allclose(ours.score(given).logits, expected.logits, atol=ROUNDING)
+    for column in range(len(sizes)):
+        other = given[1].context.copy()
+        other[:, column] = (other[:, column] + 1) % sizes[column]
+        changed = ours.score([replace_context(given[1], other)])
+        assert np.abs(changed.logits - expected.logits[1]).max() > ROUNDING
+    warm_up(ours)
+
+
+def test_context_that_does_not_fit_is_refused(context_dir, traces):
+    engine = load_trace_engine("onnx", context_dir)
+    with pytest.raises(EngineError, match="25 fields of context"):
+        engine.score(traces[:1])
+    beyond = np.full((1, len(SIZES)), 6, np.uint8)
+    with pytest.raises(EngineError, match="expected values of transport below 6, got 6"):
+        engine.score([replace_context(traces[0], beyond)])
+
+
+def replace_context(trace, context):
+    return TraceInput(trace.features, trace.start_us, trace.duration_us, context)
 
 
 def test_engines_agree_on_traces(trace_checkpoint_dir, traces):

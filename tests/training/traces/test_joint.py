@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tapline.models.checkpoint import Mm4flowNetwork
 from tapline.models.encode import Mm4flowFeatures
+from tapline.models.trace_context import trace_context
 from tapline.models.tracegram import TraceNetwork
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
@@ -47,9 +48,12 @@ def run(features, encoders, tmp_path_factory):
     return out
 
 
+CONTEXT = ("transport", "port_resp", "ttl_orig", "window_orig")
+
+
 def quick_config(classes=3):
     config = joint_config(SIZES, LENGTHS)
-    network = msgspec.structs.replace(config.network, n_class=classes)
+    network = msgspec.structs.replace(config.network, n_class=classes, context=CONTEXT)
     return msgspec.structs.replace(config, network=network, traces=Phase(2, 16, 8, 2e-3))
 
 
@@ -60,7 +64,7 @@ def test_flows_of_equal_tokens_are_encoded_once_and_every_flow_gets_its_own_embe
     assert len(table.ps) == len(set(heads)) < len(flows)
     encoder = new_model(msgspec.structs.replace(SIZES, n_class=3), 0)
     network = JointNetwork(encoder, TraceNetwork(quick_config().network)).eval()
-    whole = np.concatenate([trace.views[0] for trace in joint_features(network, table, corpus.traces)])
+    whole = np.concatenate([trace.views[0] for trace in joint_features(network, table)])
     some = np.array([5, 3, 28, 5])
     with torch.no_grad():
         embedding, logits = network.encode(table, some)
@@ -81,8 +85,8 @@ def test_masked_lengths_change_the_embedding(corpus):
 
 def test_what_is_learned_reads_the_features_that_are_given(corpus):
     fitted = fit_jointly(corpus.traces, corpus.truth, np.arange(9), quick_config())
-    table = make_table(corpus.traces, LENGTHS)
-    again = joint_features(JointNetwork(fitted.encoder, fitted.trace), table, corpus.traces)
+    table = make_table(corpus.traces, LENGTHS, CONTEXT)
+    again = joint_features(JointNetwork(fitted.encoder, fitted.trace), table)
     expected = score_traces(fitted.trace, fitted.features).logits
     np.testing.assert_allclose(score_traces(fitted.trace, again).logits, expected, atol=1e-6)
 
@@ -98,6 +102,7 @@ def test_devices_are_learned_and_the_checkpoint_is_served(features, run, corpus,
             engine.embed(trace.trace.flows),
             np.array([flow.start_us for flow in trace.trace.flows], np.int64),
             np.array([flow.duration_us for flow in trace.trace.flows], np.int64),
+            trace_context(trace.trace.flows, engine.checkpoint.network.context),
         )
         for trace in corpus.traces
     ]

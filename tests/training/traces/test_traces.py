@@ -56,6 +56,9 @@ def runs(features, tmp_path_factory):
     return folder
 
 
+CONTEXT = ("transport", "ttl_orig")
+
+
 def random_traces(sizes, width=8, seed=0):
     rng = np.random.default_rng(seed)
     return [
@@ -63,6 +66,7 @@ def random_traces(sizes, width=8, seed=0):
             rng.normal(3, 5, (2, size, width)).astype(np.float32),
             np.arange(size, dtype=np.int64) * 1_000_000,
             np.arange(size, dtype=np.int64) * 100_000,
+            rng.integers(0, 3, (size, len(CONTEXT)), np.uint8),
         )
         for size in sizes
     ]
@@ -70,7 +74,8 @@ def random_traces(sizes, width=8, seed=0):
 
 def random_network(width=8, classes=3):
     torch.manual_seed(0)
-    return TraceNetwork(TracegramNetwork(n_class=classes, feature_size=width, emb_dim=width, queries=4)).eval()
+    network = TracegramNetwork(n_class=classes, feature_size=width, emb_dim=width, queries=4, context=CONTEXT)
+    return TraceNetwork(network).eval()
 
 
 def test_every_capture_gives_the_trace_of_its_device(corpus):
@@ -174,7 +179,7 @@ def test_scores_come_in_the_order_of_the_traces():
 def test_features_are_cut_into_traces():
     flow = Flow("a", 5, 7, "10.0.0.1", 1, "10.0.0.2", 2, "udp")
     traces = [Trace("s", 0, 1, [flow] * size, 0) for size in (2, 3)]
-    made = gather_features(traces, [np.arange(10, dtype=np.float32).reshape(5, 2)])
+    made = gather_features(traces, [np.arange(10, dtype=np.float32).reshape(5, 2)], ())
     assert made[1].views.tolist() == [[[4, 5], [6, 7], [8, 9]]]
     assert made[0].duration_us.tolist() == [7, 7]
 

@@ -1,0 +1,210 @@
+"""What trace models may read of a flow beside its embedding: categories of its endpoints, its volume and the first
+headers of each side, each a small number. Addresses are read only as what kind they are, never as whose.
+
+Which hosts differ by these fields is known from passive fingerprinting of TCP/IP stacks (Zalewski, p0f v3, README
+section 4: time to live, DF, window, options and their order).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import zlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapline.models.flow import Flow, ip_protocol_number
+from tapline.models.packet_headers import HeadBytes, IpHeaders, directions, find_headers, gather
+
+Field = Literal[
+    "transport", "port_orig", "port_resp", "address_orig", "address_resp", "packets_orig", "packets_resp",
+    "bytes_orig", "bytes_resp", "ttl_orig", "ttl_resp", "tos_orig", "tos_resp", "ip_flags_orig", "ip_flags_resp",
+    "tcp_flags_orig", "tcp_flags_resp", "window_orig", "window_resp", "options_orig", "options_resp", "mss_orig",
+    "mss_resp", "scale_orig", "scale_resp",
+]  # fmt: skip
+"""A category of a flow; `_orig` of its originator or what that sent, `_resp` of its responder."""
+
+ABSENT = 0
+"""The value of every field where the flow does not tell."""
+
+CONTEXT_HEADS = 8
+"""Packet heads of a flow in which the first header of each side is looked for."""
+
+_TRANSPORTS = {6: 1, 17: 2, 1: 3, 58: 4}
+PORTS = (
+    7, 9, 13, 19, 20, 21, 22, 23, 25, 37, 43, 49, 53, 67, 68, 69, 79, 80, 81, 88, 102, 110, 111, 113, 119, 123, 135,
+    137, 138, 139, 143, 161, 162, 179, 194, 389, 427, 443, 445, 464, 465, 500, 502, 513, 514, 515, 520, 546, 547, 548,
+    554, 587, 593, 623, 631, 636, 853, 873, 993, 995, 1080, 1194, 1433, 1434, 1521, 1701, 1723, 1812, 1813, 1883, 1900,
+    2049, 2123, 2152, 2404, 3074, 3128, 3268, 3306, 3389, 3478, 3702, 4500, 4789, 5000, 5004, 5060, 5061, 5222, 5223,
+    5228, 5353, 5355, 5357, 5432, 5555, 5683, 5900, 5938, 5985, 5986, 6379, 6667, 6881, 6892, 6893, 7547, 8000, 8008,
+    8009, 8080, 8081, 8443, 8883, 8888, 9000, 9100, 9200, 9999, 11211, 20000, 27017, 44818, 47808, 49152, 49153, 51820,
+    56700,
+)  # fmt: skip
+"""Ports that are a category each; all others are one of `PORT_RANGES`."""
+
+PORT_RANGES = (1024, 5001, 32768, 49152)
+"""Where the ranges of other ports begin, after 0: ports of the system, and those from which systems take clients'."""
+
+ADDRESS_KINDS = ("private", "global", "multicast", "broadcast", "link-local", "loopback", "unspecified")
+_HASHED = 255
+"""What takes any value (window, segment size, order of options) is known by its hash: few values are frequent."""
+
+_BUCKETS = 63
+_TCP, _TCP_MIN, _SYN = 6, 20, 2
+_NO_SCALE = 1
+
+SIZES: dict[Field, int] = {
+    "transport": 6,
+    "port_orig": len(PORTS) + len(PORT_RANGES) + 2,
+    "port_resp": len(PORTS) + len(PORT_RANGES) + 2,
+    "address_orig": len(ADDRESS_KINDS) + 1,
+    "address_resp": len(ADDRESS_KINDS) + 1,
+    **dict.fromkeys(("packets_orig", "packets_resp", "bytes_orig", "bytes_resp"), _BUCKETS + 1),
+    **dict.fromkeys(("ttl_orig", "ttl_resp"), 256),
+    **dict.fromkeys(("tos_orig", "tos_resp"), 65),
+    **dict.fromkeys(("ip_flags_orig", "ip_flags_resp"), 5),
+    **dict.fromkeys(("tcp_flags_orig", "tcp_flags_resp"), 65),
+    **dict.fromkeys(("window_orig", "window_resp", "options_orig", "options_resp", "mss_orig", "mss_resp"), 256),
+    **dict.fromkeys(("scale_orig", "scale_resp"), 17),
+}
+"""How many values each field has, `ABSENT` with them."""
+
+_PORT_CLASS = np.searchsorted(PORT_RANGES, np.arange(65536), side="right") + len(PORTS) + 1
+_PORT_CLASS[list(PORTS)] = np.arange(len(PORTS)) + 1
+
+
+def trace_context(flows: Sequence[Flow], fields: Sequence[Field]) -> NDArray[np.uint8]:
+    """The context of n flows, uint8 [n, fields], each value below `SIZES` of its field.
+
+    Headers are those of the first packet of each side among the first `CONTEXT_HEADS` heads; in tunnels the flow's own.
+    """
+    table = np.zeros((len(flows), len(fields)), np.uint8)
+    if not len(flows) or not fields:
+        return table
+    of_headers = _header_fields(flows) if any(field in _OF_HEADERS for field in fields) else {}
+    for column, field in enumerate(fields):
+        if field in of_headers:
+            table[:, column] = of_headers[field]
+        else:
+            table[:, column] = [_OF_FLOW[field](flow) for flow in flows]
+    return table
+
+
+def _transport(flow: Flow) -> int:
+    return _TRANSPORTS.get(ip_protocol_number(flow.proto, flow.orig_h), 5)
+
+
+def _port(flow: Flow, port: int) -> int:
+    return int(_PORT_CLASS[port]) if flow.proto in ("tcp", "udp") else ABSENT
+
+
+@lru_cache(maxsize=4096)
+def _address_kind(address: str) -> int:
+    found = ipaddress.ip_address(address)
+    if found.is_unspecified:
+        kind = "unspecified"
+    elif found.is_multicast:
+        kind = "multicast"
+    elif found.version == 4 and (int(found) & 0xFF) == 0xFF:
+        kind = "broadcast"
+    elif found.is_loopback:
+        kind = "loopback"
+    elif found.is_link_local:
+        kind = "link-local"
+    else:
+        kind = "private" if found.is_private else "global"
+    return ADDRESS_KINDS.index(kind) + 1
+
+
+def _bucket(count: int) -> int:
+    """1 for none, then two buckets for each doubling, the last one for all beyond 2**30."""
+    if count <= 0:
+        return 1
+    return min(_BUCKETS, 2 + round(2 * float(np.log2(count))))
+
+
+_OF_FLOW: dict[Field, Callable[[Flow], int]] = {
+    "transport": _transport,
+    "port_orig": lambda flow: _port(flow, flow.orig_p),
+    "port_resp": lambda flow: _port(flow, flow.resp_p),
+    "address_orig": lambda flow: _address_kind(flow.orig_h),
+    "address_resp": lambda flow: _address_kind(flow.resp_h),
+    "packets_orig": lambda flow: _bucket(flow.orig_pkts),
+    "packets_resp": lambda flow: _bucket(flow.resp_pkts),
+    "bytes_orig": lambda flow: _bucket(flow.orig_ip_bytes),
+    "bytes_resp": lambda flow: _bucket(flow.resp_ip_bytes),
+}
+_OF_HEADERS: frozenset[Field] = frozenset(SIZES) - frozenset(_OF_FLOW)
+
+
+def _header_fields(flows: Sequence[Flow]) -> dict[Field, NDArray[np.int64]]:
+    """Every field of `_OF_HEADERS`, int64 [n]."""
+    heads = gather(flows, CONTEXT_HEADS)
+    outer, inner = find_headers(heads, flows)
+    found: dict[Field, NDArray[np.int64]] = {field: np.zeros(len(flows), np.int64) for field in _OF_HEADERS}
+    for headers in (outer, inner):
+        sent_by = directions(heads, headers, flows)
+        for side, way in (("orig", 1), ("resp", -1)):
+            rows = np.flatnonzero(sent_by == way)
+            flow, first = np.unique(heads.flow[headers.head[rows]], return_index=True)
+            for name, values in _first_headers(heads, headers, rows[first]).items():
+                found[f"{name}_{side}"][flow] = values  # type: ignore[index]
+    return found
+
+
+def _first_headers(heads: HeadBytes, headers: IpHeaders, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """The fields of the headers `rows`, int64 [rows] each, by their names without side (RFC 791, 8200, 9293)."""
+    raw, end = heads.raw.astype(np.int64), heads.ends[headers.head[rows]]
+    ip, transport, is_v4 = headers.ip[rows], headers.transport[rows], headers.version[rows] == 4
+    word = raw[ip] << 8 | raw[ip + 1]
+    tos = np.where(is_v4, raw[ip + 1], word >> 4 & 0xFF)
+    has_id = (raw[ip + 4] | raw[ip + 5]) != 0
+    is_tcp = (headers.protocol[rows] == _TCP) & ~headers.is_later_fragment[rows] & (transport + _TCP_MIN <= end)
+    flags = raw[transport + 13]
+    opens = is_tcp & (flags & _SYN != 0)
+    window = raw[transport + 14] << 8 | raw[transport + 15]
+    options = [
+        _tcp_options(heads.raw[start + _TCP_MIN : min(stop, limit)].tobytes()) if open_ else _NO_OPTIONS
+        for start, stop, limit, open_ in zip(
+            transport.tolist(), headers.end[rows].tolist(), end.tolist(), opens.tolist(), strict=True
+        )
+    ]
+    kinds, mss, scale = np.array(options, np.int64).reshape(-1, 3).T
+    whole = ip + np.where(is_v4, 20, 40) <= end
+    found = {
+        "ttl": np.where(is_v4, raw[ip + 8], raw[ip + 7]),
+        "tos": 1 + (tos >> 2),
+        "ip_flags": np.where(is_v4, 1 + (raw[ip + 6] >> 6 & 1) + 2 * has_id, ABSENT),
+        "tcp_flags": np.where(is_tcp, 1 + (flags & 63), ABSENT),
+        "window": np.where(opens, 1 + window % _HASHED, ABSENT),
+        "options": kinds,
+        "mss": mss,
+        "scale": scale,
+    }
+    return {name: np.where(whole, values, ABSENT) for name, values in found.items()}
+
+
+_NO_OPTIONS = (ABSENT, ABSENT, ABSENT)
+
+
+def _tcp_options(options: bytes) -> tuple[int, int, int]:
+    """Hash of the kinds in their order, of the maximum segment size, and 1 + the window scale or 1 without one; what is
+    cut or malformed ends the list."""
+    kinds, mss, scale, place = bytearray(), ABSENT, _NO_SCALE, 0
+    while place < len(options):
+        kind = options[place]
+        kinds.append(kind)
+        if kind == 0:
+            break
+        length = 1 if kind == 1 else int.from_bytes(options[place + 1 : place + 2])
+        if length < 1 or place + length > len(options):
+            break
+        if kind == 2 and length == 4:
+            mss = 1 + int.from_bytes(options[place + 2 : place + 4]) % _HASHED
+        elif kind == 3 and length == 3:
+            scale = 2 + min(14, options[place + 2])
+        place += length
+    return 1 + zlib.crc32(kinds) % _HASHED, mss, scale
