@@ -74,6 +74,7 @@ class Classifier:
         self.encoders = trace_encoders(trace_engines, self.thread.timeout_seconds)
         self._reads = [self.checkpoint.features, *(each.reads for each in self.encoders if each.reads is not None)]
         self._reads_heads = sum(each.reads_heads for each in self.encoders)
+        self._reads_context = any(each.reads_context for each in self.encoders)
 
     def with_traces(self, trace_engines: Sequence[TraceEngine]) -> Classifier:
         """The same on the same engine, for other traces."""
@@ -109,10 +110,14 @@ class Classifier:
         """A hash of what networks and context read of a flow: where it is the same, so is the outcome."""
         lengths = max(read.payload_lengths for read in self._reads)
         content = max(read.content_bytes for read in self._reads)
-        heads = tuple((head.gap_us, head.data) for head in flow.heads) if self._reads_heads else ()
+        reads_heads = self._reads_heads or self._reads_context
+        heads = tuple((head.gap_us, head.data) for head in flow.heads) if reads_heads else ()
         parts = flow.orig_bytes[:content], flow.resp_bytes[:content]
         context = (transport_of(flow), flow.orig_p, flow.resp_p) if self._terms is not None else ()
-        return hash((tuple(flow.payload_lengths[:lengths]), *parts, heads, context))
+        volume = flow.orig_pkts, flow.resp_pkts, flow.orig_ip_bytes, flow.resp_ip_bytes
+        return hash(
+            (tuple(flow.payload_lengths[:lengths]), *parts, heads, context, volume if self._reads_context else ())
+        )
 
     def _is_judged(self, flow: Flow) -> bool:
         return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)

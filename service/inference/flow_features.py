@@ -22,18 +22,23 @@ class FlowFeatures:
     data: bytes | None
 
 
-def pack(embeddings: NDArray[np.float32]) -> list[bytes | None]:
-    """The bytes of each flow's embedding, of float32 [n, width]; None where one of its numbers is not finite."""
+def pack(embeddings: NDArray[np.float32], context: NDArray[np.uint8] | None = None) -> list[bytes | None]:
+    """The bytes of each flow: its embedding, of float32 [n, width], then its context, of uint8 [n, fields], where there
+    is any. None where a number of the embedding is not finite."""
     finite = np.asarray(np.isfinite(embeddings).all(axis=1)).tolist()
-    rows = embeddings.astype(np.float32, copy=False)
+    rows = np.ascontiguousarray(embeddings, np.float32).view(np.uint8).reshape(len(embeddings), -1)
+    if context is not None:
+        rows = np.concatenate((rows, context), axis=1)
     return [row.tobytes() if is_finite else None for row, is_finite in zip(rows, finite, strict=True)]
 
 
-def split(rows: Sequence[bytes]) -> NDArray[np.float32]:
-    """The embeddings of a trace's flows, float32 [k, width]."""
-    return np.frombuffer(b"".join(rows), np.float32).reshape(len(rows), -1)
+def split(rows: Sequence[bytes], checkpoint: TracegramCheckpoint) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The embeddings of k flows, float32 [k, width], and their context, uint8 [k, fields], for the checkpoint."""
+    width = 4 * checkpoint.network.feature_size
+    table = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), size_bytes(checkpoint))
+    return np.ascontiguousarray(table[:, :width]).view(np.float32), table[:, width:]
 
 
 def size_bytes(checkpoint: TracegramCheckpoint) -> int:
     """The size of what a checkpoint reads of each flow."""
-    return 4 * checkpoint.network.feature_size
+    return 4 * checkpoint.network.feature_size + len(checkpoint.network.context)

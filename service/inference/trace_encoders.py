@@ -15,6 +15,7 @@ from tapline.models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, Tracegram
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow, HeadsKind
 from tapline.models.trace import is_instance
+from tapline.models.trace_context import trace_context
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine
@@ -35,6 +36,8 @@ class TraceEncoder:
         self.reads: Mm4flowFeatures | None = checkpoint.mm4flow.features if checkpoint.mm4flow is not None else None
         self.reads_heads = checkpoint.network.encoder == "tracegram"
         self.heads: HeadsKind = "full" if self.reads_heads and checkpoint.features.payload else "header"
+        self._contexts = {tuple(each.network.context) for each in self.checkpoints}
+        self.reads_context = any(self._contexts)
         self._engine = engines[0] if checkpoint.has_encoder else None
 
     def is_traced(self, flow: Flow) -> bool:
@@ -48,35 +51,38 @@ class TraceEncoder:
         """
         rows = [row for row, flow in enumerate(flows) if self.is_traced(flow)]
         found: list[list[FlowFeatures]] = [[] for _ in flows]
-        data = pack(computed[rows]) if self._engine is None else self._embed_each([flows[row] for row in rows])
-        for row, each in zip(rows, data, strict=True):
-            found[row] = [FlowFeatures(checkpoint, each) for checkpoint in self.checkpoints]
+        if not rows:
+            return found
+        traced = [flows[row] for row in rows]
+        embeddings = computed[rows] if self._engine is None else self._embed_each(traced)
+        packed = {fields: pack(embeddings, trace_context(traced, fields)) for fields in self._contexts}
+        for place, row in enumerate(rows):
+            found[row] = [FlowFeatures(each, packed[tuple(each.network.context)][place]) for each in self.checkpoints]
         return found
 
-    def _embed_each(self, flows: Sequence[Flow]) -> list[bytes | None]:
-        """The bytes of each flow, None where the encoder failed on it."""
-        if not flows:
-            return []
+    def _embed_each(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
+        """The embedding of each flow, float32 [n, width]; NaN where the encoder failed on it."""
+        failed = np.full((len(flows), self.checkpoints[0].network.feature_size), np.nan, np.float32)
         try:
             return self._embed(flows)
         except EngineStalledError as error:
             log.error("trace encoder stalled", reason=str(error), flows=len(flows))
-            return [None] * len(flows)
+            return failed
         except Exception as error:
             if len(flows) > 1:  # halve until the bad one stands alone
                 middle = len(flows) // 2
-                return self._embed_each(flows[:middle]) + self._embed_each(flows[middle:])
+                return np.concatenate((self._embed_each(flows[:middle]), self._embed_each(flows[middle:])))
             log.error("trace encoder failed", error=type(error).__name__, uid=flows[0].uid)
-            return [None]
+            return failed
 
-    def _embed(self, flows: Sequence[Flow]) -> list[bytes | None]:
+    def _embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
         engine = self._engine
         assert engine is not None
         embeddings = self.thread.call(lambda: engine.embed(flows))
         expected = (len(flows), engine.checkpoint.network.feature_size)
         if embeddings.shape != expected:
             raise EngineError(f"the trace engine gave features of shape {embeddings.shape}, expected {expected}")
-        return pack(embeddings)
+        return embeddings
 
 
 def trace_encoders(engines: Iterable[TraceEngine], timeout_seconds: float) -> list[TraceEncoder]:

@@ -9,6 +9,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.trace import subject_kind_of
 from tapline.models.verdict import Verdict, suspicions, verdicts
 from tapline.service.community_id import community_id
@@ -65,7 +66,7 @@ class TraceScorer:
         """
         if not jobs:
             return []
-        inputs = [_input(job.flows) for job in jobs]
+        inputs = [_input(job.flows, self.checkpoint) for job in jobs]
         scores = self.thread.call(lambda: self.engine.score(inputs))
         expected = (len(jobs), self.checkpoint.network.n_class)
         counts = [(len(job.flows),) for job in jobs]
@@ -107,11 +108,13 @@ class TraceScorer:
         )
 
 
-def _input(flows: Sequence[TraceFlow]) -> TraceInput:
+def _input(flows: Sequence[TraceFlow], checkpoint: TracegramCheckpoint) -> TraceInput:
+    embeddings, context = split([flow.features for flow in flows], checkpoint)
     return TraceInput(
-        split([flow.features for flow in flows]),
+        embeddings,
         np.array([flow.start_us for flow in flows], np.int64),
         np.array([flow.duration_us for flow in flows], np.int64),
+        context,
     )
 
 

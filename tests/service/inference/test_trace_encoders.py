@@ -2,12 +2,14 @@
 
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 
 from tapline.models.checkpoint import ENCODER_ONNX
 from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import TraceSettings
+from tapline.models.trace_context import trace_context
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.thread import EngineThread
 from tapline.service.inference.classifier import Classifier
@@ -63,11 +65,10 @@ def test_each_flow_is_encoded_once_by_each_distinct_encoder(engine, tmp_path):
         assert data["devices"] is data["intrusion"]  # in memory once
         assert len(data["devices"]) == size_bytes(engines[0].checkpoint) == 2 * len(data["others"])
     alone = Classifier(engine, trace_engines=engines[3:]).classify(with_heads(make_flows(6)))
-    np.testing.assert_allclose(
-        split([by_model(outcome)["heads"] for outcome in found]),
-        split([by_model(outcome)["heads"] for outcome in alone]),
-        rtol=1e-5,
+    both, one = (
+        split([by_model(outcome)["heads"] for outcome in each], engines[3].checkpoint) for each in (found, alone)
     )
+    np.testing.assert_allclose(both[0], one[0], rtol=1e-5)
 
 
 def test_the_same_file_that_is_given_something_else_is_another_encoder(tmp_path):
@@ -139,4 +140,33 @@ def test_what_is_packed_is_split_again(rng):
     rows[2, 3] = np.nan
     packed = pack(rows)
     assert packed[2] is None
-    np.testing.assert_array_equal(split([data for data in packed if data is not None]), np.delete(rows, 2, axis=0))
+    embeddings, nothing = split([data for data in packed if data is not None], trace_checkpoint())
+    np.testing.assert_array_equal(embeddings, np.delete(rows, 2, axis=0))
+    assert nothing.shape == (4, 0)
+    network = msgspec.structs.replace(trace_checkpoint().network, context=("transport", "ttl_orig", "ttl_resp"))
+    context = rng.integers(0, 6, (5, 3)).astype(np.uint8)
+    found = split([data for data in pack(rows, context) if data is not None], trace_checkpoint(network=network))
+    np.testing.assert_array_equal(found[0], np.delete(rows, 2, axis=0))
+    np.testing.assert_array_equal(found[1], np.delete(context, 2, axis=0))
+
+
+@pytest.mark.whole
+def test_models_that_share_an_encoder_read_the_context_that_each_asks_for(engine, tmp_path):
+    fields = {"devices": (), "intrusion": ("transport", "port_resp", "bytes_orig"), "others": ("transport",)}
+    engines = [
+        load_trace_engine("onnx", make_trace_checkpoint(tmp_path / name, "mm4flow", 64, name=name, context=asked))
+        for name, asked in fields.items()
+    ]
+    classifier = Classifier(engine, trace_engines=engines)
+    flows = with_heads(make_flows(4))
+    found = classifier.classify(flows)
+    assert len(classifier.encoders) == 1
+    for each in engines:
+        name = each.checkpoint.name
+        embeddings, context = split([by_model(outcome)[name] for outcome in found], each.checkpoint)
+        np.testing.assert_array_equal(context, trace_context(flows, fields[name]))
+        assert embeddings[0].tobytes() == by_model(found[0])["devices"]
+    more = msgspec.structs.replace(flows[0], orig_ip_bytes=10**6)
+    assert classifier.input_hash(more) != classifier.input_hash(flows[0])
+    alone = Classifier(engine, trace_engines=engines[:1])
+    assert alone.input_hash(more) == alone.input_hash(flows[0])

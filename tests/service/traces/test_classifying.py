@@ -32,7 +32,8 @@ CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 
 def embeddings(outcomes):
     """What the only trace model reads of the flows that it gets."""
-    return split([features.data for outcome in outcomes for features in outcome.features])
+    features = [features for outcome in outcomes for features in outcome.features]
+    return split([each.data for each in features], features[0].checkpoint)[0]
 
 
 def with_heads(flows):
