@@ -23,6 +23,7 @@ from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.replay import Replay
 from tapline.service.live.sensors import Sensors, Watcher
 from tapline.service.metrics import Metrics
+from tapline.service.process.completion import to_its_end
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.settings import Settings
 from tapline.service.sources.bus.transport import TlsFiles
@@ -157,7 +158,7 @@ class Service:
             if scorer.checkpoint.name != name:
                 raise CheckpointError(f"{directory}: holds a model named {scorer.checkpoint.name}, expected {name}")
             fitting([scorer.engine], self.classifier.checkpoint, required=True, warn=log.warning)
-            return await self.trace_models.load(scorer, self._encode_for_all)
+            return await to_its_end(self.trace_models.load(scorer, self._encode_for_all))
 
     async def unload_model(self, name: str) -> None:
         """Serve a flow model or a trace model no more; what waits for it gets its verdicts first.
@@ -169,7 +170,7 @@ class Service:
             await self.models.unload(name, self.settings.shutdown_seconds)
             return
         async with self.models.changing():
-            await self.trace_models.unload(name, self._encode_for_all)
+            await to_its_end(self.trace_models.unload(name, self._encode_for_all))
 
     async def _encode_for_all(self) -> None:
         """Let every classifier encode for the trace models that serve now, and wait for what is on its way."""

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     traces: TextList = Field(
         [],
         description="trace model, by its directory or its name in the repository, or none for no traces; may be "
-        "repeated; those that ship where not given",
+        "repeated (in the environment: with commas between them); those that ship where not given",
     )
     trace_lateness_seconds: float = Field(
         60, ge=0, le=86_400, description="how far behind the newest flow a flow may start and still count in its window"

@@ -18,6 +18,7 @@ from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import Repository, UnknownModelError
 from tapline.service.inference.trace_encoders import TraceEncoder
 from tapline.service.metrics import Metrics
+from tapline.service.process.completion import to_its_end
 
 log = structlog.get_logger()
 
@@ -107,15 +108,18 @@ class ServedModels:
             checkpoint = classifiers[0].checkpoint
             if checkpoint.name != name:
                 raise CheckpointError(f"{directory}: holds a model named {checkpoint.name}, expected {name}")
-            batcher = self._batchers.get(name)
-            if batcher is None:
-                batcher = self._batchers[name] = self._make_batcher(classifiers)
-                batcher.start()
-            else:
-                await batcher.replace(classifiers)
-            self._show(checkpoint)
-            log.info("model loaded", model=name, version=checkpoint.version)
+            await to_its_end(self._serve(name, classifiers))
         return checkpoint
+
+    async def _serve(self, name: str, classifiers: list[Classifier]) -> None:
+        batcher, checkpoint = self._batchers.get(name), classifiers[0].checkpoint
+        if batcher is None:
+            batcher = self._batchers[name] = self._make_batcher(classifiers)
+            batcher.start()
+        else:
+            await batcher.replace(classifiers)
+        self._show(checkpoint)
+        log.info("model loaded", model=name, version=checkpoint.version)
 
     async def unload(self, name: str, drain_seconds: float) -> None:
         """Serve a model no more; what waits for it is finished within the limit.
@@ -128,10 +132,13 @@ class ServedModels:
             batcher = self.batcher(name)
             if name == self.default:
                 raise ModelBusyError(f"{name} is the default model: load another version in its place instead")
-            del self._batchers[name]
-            await batcher.stop(drain_seconds)
-            self._metrics.model.remove(name)
-            log.info("model unloaded", model=name)
+            await to_its_end(self._end(name, batcher, drain_seconds))
+
+    async def _end(self, name: str, batcher: Batcher, drain_seconds: float) -> None:
+        del self._batchers[name]
+        await batcher.stop(drain_seconds)
+        self._metrics.model.remove(name)
+        log.info("model unloaded", model=name)
 
     def encoders(self) -> Iterator[TraceEncoder]:
         """What encodes flows for trace models now."""

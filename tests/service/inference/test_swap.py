@@ -265,6 +265,60 @@ def test_trace_models_are_loaded_swapped_and_unloaded_by_rest(repository):
         assert traces_by() == {("others", "1")}
 
 
+@pytest.mark.parametrize("action", ["swap", "add", "remove"])
+def test_a_change_is_made_to_its_end_when_who_asked_for_it_goes_away(repository, action):
+    source = "ws://127.0.0.1:9"
+
+    async def main():
+        service = Service(settings_of(repository, zeek=[source]))
+        change = {
+            "swap": lambda: service.load_model("devices", "2"),
+            "add": lambda: service.load_model("others"),
+            "remove": lambda: service.unload_model("devices"),
+        }[action]
+        async with asyncio.timeout(60), service.running():
+            replace, reached = service.models.replace_classifiers, asyncio.Event()
+
+            async def held(classifiers):
+                reached.set()
+                await asyncio.sleep(0)
+                await replace(classifiers)
+
+            service.models.replace_classifiers = held
+            task = asyncio.create_task(change())
+            await reached.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            found = (await service.batcher.submit(with_heads(make_flows(1))))[0].features
+            names = {f"{each.checkpoint.name} {each.checkpoint.version}" for each in found}
+            assert names == {f"{model.name} {model.checkpoint.version}" for model in service.traces.models.values()}
+            assert all(len(model._versions) == 1 for model in service.traces.models.values())
+            return names
+
+    expected = {"swap": {"devices 2"}, "add": {"devices 1", "others 1"}, "remove": set()}
+    assert asyncio.run(main()) == expected[action]
+
+
+def test_a_client_that_goes_away_while_it_loads_a_flow_model_costs_nobody_a_verdict(repository, engine):
+    async def main():
+        service = Service(settings_of(repository))
+        async with asyncio.timeout(60), service.running():
+            service.classifier._engine = engine
+            engine.gate.clear()
+            waiting = service.batcher.submit(make_flows(3))
+            old = service.classifier
+            task = asyncio.create_task(service.load_model("random"))
+            await until(lambda: service.classifier is not old)  # it waits for the old one to finish its batch
+            task.cancel()
+            asyncio.get_running_loop().call_later(0.05, engine.gate.set)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return await waiting
+
+    assert None not in asyncio.run(main())
+
+
 def test_a_service_without_traces_can_be_given_a_trace_model(repository):
     delivered = []
 
