@@ -42,8 +42,10 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `encoder` says what turns a flow into `feature_size` numbers: Tracegram's encoder, whose feature is `emb_dim` wide,
     or the embedding of an MM4flow, twice its width; then the sizes from `emb_dim` on mean nothing.
     `context` names what else is read of each flow (`models.trace_context`): each value has an embedding, and their sum
-    goes through one hidden layer, both as wide as the feature. `decoder_heads` and `decoder_ff` are of the layer whose
-    single query reads a flow; `time_encoding` adds the gap to the previous flow and the flow's duration to its feature.
+    goes through one hidden layer, both as wide as the feature. `pooled` adds to the logits what largest and mean over
+    the flows say, past aggregation and head: few traces teach it more. `decoder_heads` and `decoder_ff` are of the
+    layer whose single query reads a flow; `time_encoding` adds the gap to the previous flow and the flow's duration to
+    its feature.
     """
 
     n_class: _Size
@@ -52,6 +54,7 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queries: _Size = 100
     time_encoding: bool = True
     context: tuple[Field, ...] = ()
+    pooled: bool = False
     emb_dim: _Size = 64
     dim: _Size = 96
     depth: _Size = 2

@@ -72,6 +72,20 @@ SIZES: dict[Field, int] = {
 }
 """How many values each field has, `ABSENT` with them."""
 
+STACK = frozenset(
+    f"{field}_{side}"
+    for field in ("ttl", "tos", "ip_flags", "window", "options", "mss", "scale")
+    for side in ("orig", "resp")
+)
+"""The fields that tell the system of a host, whatever it does: they may tell a laboratory from another one, too."""
+
+CONTEXTS: dict[str, tuple[Field, ...]] = {
+    "none": (),
+    "behaviour": tuple(field for field in SIZES if field not in STACK),
+    "all": tuple(SIZES),
+}
+"""Sets of fields by name."""
+
 _PORT_CLASS = np.searchsorted(PORT_RANGES, np.arange(65536), side="right") + len(PORTS) + 1
 _PORT_CLASS[list(PORTS)] = np.arange(len(PORTS)) + 1
 

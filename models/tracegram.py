@@ -22,6 +22,7 @@ from tapline.models.packet_tokens import PADDING
 from tapline.models.trace_context import SIZES, Field
 
 DROPOUT = 0.1
+POOLED_DROPOUT = 0.3
 HEAD_WIDTHS = (100, 50)
 """Widths of the head's hidden layers, as published."""
 
@@ -126,6 +127,23 @@ class ContextEncoder(nn.Module):
         return self.linear(functional.leaky_relu(summed))  # type: ignore[no-any-return]
 
 
+class Pooled(nn.Module):
+    """Logits from the largest and the mean of each feature over the flows of a trace (Zaheer et al., "Deep Sets",
+    NeurIPS 2017): a short way beside aggregation and head, for what a trace holds in whatever order."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(POOLED_DROPOUT)
+        self.out = nn.Linear(2 * width, classes)
+
+    def forward(self, features: Tensor, padding: Tensor, counts: Tensor) -> Tensor:
+        """`features` [T, K, F]; `padding` bool [T, K], True behind the last flow; `counts` [T]; gives [T, classes]."""
+        hidden = functional.relu(self.norm(self.linear(features))).masked_fill(padding[..., None], 0)
+        parts = (hidden.amax(dim=1), hidden.sum(dim=1) / counts.to(hidden.device)[:, None])
+        return self.out(self.dropout(torch.cat(parts, dim=-1)))  # type: ignore[no-any-return]
+
+
 class TraceNetwork(nn.Module):
     """M2 and M3: the features of a trace's flows, in order, to class logits and the attention on each flow."""
 
@@ -134,6 +152,7 @@ class TraceNetwork(nn.Module):
         width, queries, (hidden, last) = network.feature_size, network.queries, HEAD_WIDTHS
         self.time_linear = nn.Linear(2, width) if network.time_encoding else None
         self.context = ContextEncoder(network.context, width) if network.context else None
+        self.pooled = Pooled(width, network.n_class) if network.pooled else None
         self.t_lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
         self.emb2 = nn.Embedding(queries, width)
         self.ss_wk_linear1, self.ss_wv_linear1 = nn.Linear(width, width), nn.Linear(width, width)
@@ -163,7 +182,10 @@ class TraceNetwork(nn.Module):
         scores = self.emb2.weight @ self.ss_wk_linear1(flows).transpose(1, 2) / math.sqrt(flows.shape[-1])
         attention = scores.masked_fill(padding[:, None], float("-inf")).softmax(dim=-1)  # [T, Q, K]
         matrix = functional.leaky_relu(attention @ self.ss_wv_linear1(flows))  # [T, Q, F]
-        return TraceOutput(self.classify(matrix), attention, matrix)
+        logits = self.classify(matrix)
+        if self.pooled is not None:
+            logits = logits + self.pooled(features, padding, counts)
+        return TraceOutput(logits, attention, matrix)
 
     def classify(self, matrix: Tensor) -> Tensor:
         """M3: [T, Q, F] to logits [T, C]."""

@@ -51,9 +51,13 @@ def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     Outputs: `logits` float [traces, classes]; `importance` float [traces, k], 0 where padded.
     """
     graph = Graph(weights)
-    attention, matrix = _aggregation(graph, network)
+    features, inside = _flows(graph, network), _inside(graph)
+    attention, matrix = _aggregation(graph, network, features, inside)
     graph.add("ReduceMean", attention, axes=[1], keepdims=0, output="importance")
-    _head(graph, matrix)
+    if network.pooled:
+        graph.add("Add", _head(graph, matrix), _pooled(graph, features, inside), output="logits")
+    else:
+        _head(graph, matrix, output="logits")
     inputs = [
         floats("features", "traces", "k", network.feature_size),
         floats("times", "traces", "k", 2),
@@ -210,20 +214,42 @@ def _lone_query(weights: Weights, network: TracegramNetwork) -> tuple[Array, Arr
     return query, np.einsum("he,hew->hw", projected.reshape(n_heads, -1) * scale, keys)
 
 
-def _aggregation(graph: Graph, network: TracegramNetwork) -> tuple[str, str]:
-    """Attention [T, Q, K] and matrix [T, Q, F] of `models.tracegram.TraceNetwork`."""
-    width, features = network.feature_size, "features"
+def _flows(graph: Graph, network: TracegramNetwork) -> str:
+    """The features [T, K, F] with times and context."""
+    features = "features"
     if network.time_encoding:
         features = graph.add("Add", features, graph.linear("trace.time_linear", "times"))
     if network.context:
         features = graph.add("Add", features, _context(graph, network))
-    flows = _lstm(graph, features)  # [K, 2, T, F]
-    flows = graph.add("Reshape", graph.add("Transpose", flows, perm=[2, 0, 1, 3]), graph.integers(0, 0, width, 2))
-    flows = graph.add("ReduceSum", flows, graph.integers(-1), keepdims=0)  # [T, K, F]
+    return features
+
+
+def _inside(graph: Graph) -> str:
+    """Where the flows of each trace are, bool [T, K]; behind them is padding."""
     k = graph.add("Shape", "features", start=1, end=2)
     zero, one = (graph.constant(f"scalar_{value}", np.array(value, np.int64)) for value in (0, 1))
     place = graph.add("Range", zero, graph.add("Squeeze", k), one)
-    inside = graph.add("Less", place, graph.add("Unsqueeze", "counts", graph.integers(1)))
+    return graph.add("Less", place, graph.add("Unsqueeze", "counts", graph.integers(1)))
+
+
+def _pooled(graph: Graph, features: str, inside: str) -> str:
+    """`models.tracegram.Pooled`, [T, classes]."""
+    hidden = graph.norm("trace.pooled.norm", graph.linear("trace.pooled.linear", features), NORM_EPS)
+    hidden = graph.add("Relu", hidden)
+    nothing = graph.constant("nothing", np.array(0, np.float32))
+    hidden = graph.add("Where", graph.add("Unsqueeze", inside, graph.integers(2)), hidden, nothing)
+    counts = graph.add("Unsqueeze", graph.add("Cast", "counts", to=TensorProto.FLOAT), graph.integers(1))
+    mean = graph.add("Div", graph.add("ReduceSum", hidden, graph.integers(1), keepdims=0), counts)
+    largest = graph.add("ReduceMax", hidden, axes=[1], keepdims=0)
+    return graph.linear("trace.pooled.out", graph.add("Concat", largest, mean, axis=-1))
+
+
+def _aggregation(graph: Graph, network: TracegramNetwork, features: str, inside: str) -> tuple[str, str]:
+    """Attention [T, Q, K] and matrix [T, Q, F] of `models.tracegram.TraceNetwork`."""
+    width = network.feature_size
+    flows = _lstm(graph, features)  # [K, 2, T, F]
+    flows = graph.add("Reshape", graph.add("Transpose", flows, perm=[2, 0, 1, 3]), graph.integers(0, 0, width, 2))
+    flows = graph.add("ReduceSum", flows, graph.integers(-1), keepdims=0)  # [T, K, F]
     inside = graph.add("Unsqueeze", inside, graph.integers(1))  # [T, 1, K]
     keys = graph.add("Transpose", graph.linear("trace.ss_wk_linear1", flows), perm=[0, 2, 1])
     queries = graph.weights["trace.emb2.weight"] / np.float32(np.sqrt(width))
@@ -263,8 +289,8 @@ def _lstm(graph: Graph, features: str) -> str:
     )
 
 
-def _head(graph: Graph, matrix: str) -> None:
-    """M3: the matrix [T, Q, F] to `logits`."""
+def _head(graph: Graph, matrix: str, output: str = "") -> str:
+    """M3: the matrix [T, Q, F] to logits [T, classes]."""
     for index in (1, 2):
         scale, offset = _batch_norm(graph.weights, f"trace.c_bn{index}")
         weight = graph.weights[f"trace.c_conv{index}.weight"][:, :, 0]
@@ -280,7 +306,7 @@ def _head(graph: Graph, matrix: str) -> None:
         hidden = graph.add("Add", hidden, graph.constant(f"linear{index}.bias", bias * scale + offset))
         hidden = graph.add("LeakyRelu", hidden, alpha=LEAKY_SLOPE)
     hidden = graph.add("LeakyRelu", graph.linear("trace.c_linear3", hidden), alpha=LEAKY_SLOPE)
-    graph.linear("trace.c_linear4", hidden, output="logits")
+    return graph.linear("trace.c_linear4", hidden, output=output)
 
 
 def _batch_norm(weights: Weights, name: str) -> tuple[Array, Array]:

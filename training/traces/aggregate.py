@@ -232,6 +232,9 @@ def fold_scale(network: TraceNetwork, scale: Scale) -> TraceNetwork:
         weight = network.t_lstm.get_parameter(f"weight_ih_l0{way}")
         weight.div_(deviation)
         network.t_lstm.get_parameter(f"bias_ih_l0{way}").sub_(weight @ mean)
+    if network.pooled is not None:
+        network.pooled.linear.weight.div_(deviation)
+        network.pooled.linear.bias.sub_(network.pooled.linear.weight @ mean)
     if network.time_linear is not None:
         network.time_linear.weight.mul_(deviation[:, None])
         network.time_linear.bias.mul_(deviation)

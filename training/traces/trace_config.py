@@ -10,6 +10,7 @@ from tapline.models.checkpoint import Mm4flowNetwork, OwnMm4flow, TracegramNetwo
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import TraceSettings
+from tapline.models.trace_context import CONTEXTS
 from tapline.training.loop.config import TrainingConfig
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -134,7 +135,9 @@ def decisive(config: TraceTrainingConfig, *, background: bool) -> dict[str, Any]
 def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTrainingConfig:
     """The settings of training with an MM4flow encoder of these sizes that reads these features of a flow."""
     return TraceTrainingConfig(
-        network=msgspec.structs.replace(SMALL, encoder="mm4flow", feature_size=2 * network.d_model),
+        network=msgspec.structs.replace(
+            SMALL, encoder="mm4flow", feature_size=2 * network.d_model, context=CONTEXTS["all"], pooled=True
+        ),
         mm4flow=OwnMm4flow(network, features),
         traces=Phase(50, 512, 16, 2e-3),
         trace_augmentation=TraceAugmentation(

@@ -74,7 +74,9 @@ def random_traces(sizes, width=8, seed=0):
 
 def random_network(width=8, classes=3):
     torch.manual_seed(0)
-    network = TracegramNetwork(n_class=classes, feature_size=width, emb_dim=width, queries=4, context=CONTEXT)
+    network = TracegramNetwork(
+        n_class=classes, feature_size=width, emb_dim=width, queries=4, context=CONTEXT, pooled=True
+    )
     return TraceNetwork(network).eval()
 
 
