@@ -144,8 +144,9 @@ class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     Where the network's encoder is `tracegram`, the checkpoint has it and reads `features`. Where it is `mm4flow`,
     `features` are not used, and exactly one is there: `mm4flow`, an encoder of its own, or `flow_checkpoint`, the one
-    that classifies the flows and gives their embeddings in the same pass. With `suspicion` all labels are of a
-    malicious kind, and every verdict says whether the trace is of any.
+    that classifies the flows and gives their embeddings in the same pass. Where it is `context`, neither is.
+
+    With `suspicion` all labels are of a malicious kind, and every verdict says whether the trace is of any.
     """
 
     kind: Literal["tracegram"]
@@ -169,8 +170,9 @@ class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     @property
     def has_encoder(self) -> bool:
-        """Whether it brings the encoder of flows; else the flow checkpoint's embeddings are their features."""
-        return self.flow_checkpoint is None
+        """Whether it brings an encoder of flows; else a flow checkpoint's embeddings are their features, or nothing but
+        their context is."""
+        return self.flow_checkpoint is None and self.network.encoder != "context"
 
 
 AnyCheckpoint = Checkpoint | TracegramCheckpoint

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from tapline.models.encode import BYTES_MAX_TOKENS, PS_MAX_TOKENS
-from tapline.models.trace_context import SIZES, Field
+from tapline.models.foreign_text import clean
+from tapline.models.trace_context import SIZES, Field, table_starts
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
@@ -40,7 +41,8 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes of a Tracegram network, those of the flow encoder by their published names.
 
     `encoder` says what turns a flow into `feature_size` numbers: Tracegram's encoder, whose feature is `emb_dim` wide,
-    or the embedding of an MM4flow, twice its width; then the sizes from `emb_dim` on mean nothing.
+    or the embedding of an MM4flow, twice its width, or the flow's context alone; then the sizes from `emb_dim` on mean
+    nothing.
     `context` names what else is read of each flow (`models.trace_context`): each value has an embedding, and their sum
     goes through one hidden layer, both as wide as the feature. `pooled` adds to the logits what largest and mean over
     the flows say, past aggregation and head: few traces teach it more. `decoder_heads` and `decoder_ff` are of the
@@ -49,7 +51,7 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     n_class: _Size
-    encoder: Literal["tracegram", "mm4flow"] = "tracegram"
+    encoder: Literal["tracegram", "mm4flow", "context"] = "tracegram"
     feature_size: _Size = 64
     queries: _Size = 100
     time_encoding: bool = True
@@ -70,6 +72,10 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if len(set(self.context)) != len(self.context):
             raise ValueError("a field of the context is named twice")
+        if unknown := [field for field in self.context if field not in SIZES]:
+            raise ValueError(f"no such field of the context: {clean(unknown[0])}")
+        if self.encoder == "context" and not self.context:
+            raise ValueError("an encoder that reads the context alone, and no field of it")
         if self.encoder != "tracegram":
             return
         if self.feature_size != self.emb_dim:
@@ -82,9 +88,14 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("emb_dim must be a multiple of decoder_heads, dim and dim_head even")
 
     @property
+    def embedding_size(self) -> int:
+        """Numbers that are computed of each flow before its trace is scored: none where its context says all."""
+        return 0 if self.encoder == "context" else self.feature_size
+
+    @property
     def least_weights(self) -> int:
         """Weights that such a network has in any case, without an MM4flow."""
         layer = self.dim * (4 * self.heads * self.dim_head + 8 * self.dim)
         encoder = self.depth * layer + self.emb_dim * self.decoder_ff if self.encoder == "tracegram" else 0
-        context = self.feature_size * sum(SIZES[field] for field in self.context)
+        context = self.feature_size * table_starts(self.context)[1]
         return 16 * self.feature_size**2 + self.queries * (self.feature_size + self.queries) + encoder + context

@@ -1,5 +1,6 @@
-"""What trace models may read of a flow beside its embedding: categories of its endpoints, its volume and the first
-headers of each side, each a small number. Addresses are read only as what kind they are, never as whose.
+"""What trace models may read of a flow beside its embedding: categories of its endpoints, its volume, the first
+headers of each side, and its first payload lengths, each a small number. Addresses are read only as what kind they are,
+never as whose.
 
 Which hosts differ by these fields is known from passive fingerprinting of TCP/IP stacks (Zalewski, p0f v3, README
 section 4: time to live, DF, window, options and their order).
@@ -11,7 +12,6 @@ import ipaddress
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,9 @@ from numpy.typing import NDArray
 from tapline.models.flow import Flow, ip_protocol_number
 from tapline.models.packet_headers import HeadBytes, IpHeaders, directions, find_headers, gather
 
-Field = Literal[
-    "transport", "port_orig", "port_resp", "address_orig", "address_resp", "packets_orig", "packets_resp",
-    "bytes_orig", "bytes_resp", "ttl_orig", "ttl_resp", "tos_orig", "tos_resp", "ip_flags_orig", "ip_flags_resp",
-    "tcp_flags_orig", "tcp_flags_resp", "window_orig", "window_resp", "options_orig", "options_resp", "mss_orig",
-    "mss_resp", "scale_orig", "scale_resp",
-]  # fmt: skip
-"""A category of a flow; `_orig` of its originator or what that sent, `_resp` of its responder."""
+Field = str
+"""The name of a category of a flow, one of `SIZES`; `_orig` is of its originator or what that sent, `_resp` of its
+responder."""
 
 ABSENT = 0
 """The value of every field where the flow does not tell."""
@@ -49,6 +45,19 @@ PORT_RANGES = (1024, 5001, 32768, 49152)
 """Where the ranges of other ports begin, after 0: ports of the system, and those from which systems take clients'."""
 
 ADDRESS_KINDS = ("private", "global", "multicast", "broadcast", "link-local", "loopback", "unspecified")
+LENGTHS = 32
+"""Payload lengths of a flow, from the first, that have a field `length_`: what it is, with its sign, by its hash."""
+
+PLACED_LENGTHS = 6
+"""Of so many of them each place has values of its own; those behind are alike wherever they stand."""
+
+SIZED = 16
+"""Payload lengths that have a field `size_` too: how long it is, to a quarter of a doubling, each way."""
+
+GAPS = 6
+"""Gaps between the first packet heads that have a field `gap_`: how long, to half a doubling."""
+
+_SIZE_BUCKETS = 46
 _HASHED = 255
 """What takes any value (window, segment size, order of options) is known by its hash: few values are frequent."""
 
@@ -69,8 +78,15 @@ SIZES: dict[Field, int] = {
     **dict.fromkeys(("tcp_flags_orig", "tcp_flags_resp"), 65),
     **dict.fromkeys(("window_orig", "window_resp", "options_orig", "options_resp", "mss_orig", "mss_resp"), 256),
     **dict.fromkeys(("scale_orig", "scale_resp"), 17),
+    **{f"length_{place}": _HASHED + 1 for place in range(1, LENGTHS + 1)},
+    **{f"size_{place}": 2 * _SIZE_BUCKETS + 3 for place in range(1, SIZED + 1)},
+    **{f"gap_{place}": _BUCKETS + 1 for place in range(1, GAPS + 1)},
+    "duration": _BUCKETS + 1,
 }
 """How many values each field has, `ABSENT` with them."""
+
+PACKETS = frozenset(field for field in SIZES if field.startswith(("length_", "size_", "gap_")) or field == "duration")
+"""The fields that tell a flow's packets; beside an encoder that reads these anyway they say nothing new."""
 
 STACK = frozenset(
     f"{field}_{side}"
@@ -86,6 +102,23 @@ CONTEXTS: dict[str, tuple[Field, ...]] = {
 }
 """Sets of fields by name."""
 
+
+def table_of(field: Field) -> str:
+    """Fields of one table have the same values: the lengths behind the first few, wherever they stand."""
+    return "length" if field.startswith("length_") and int(field.removeprefix("length_")) > PLACED_LENGTHS else field
+
+
+def table_starts(fields: Sequence[Field]) -> tuple[NDArray[np.int64], int]:
+    """Where the values of each field begin in one table of all, int64 [fields], and the rows of that table."""
+    starts: dict[str, int] = {}
+    rows = 0
+    for field in fields:
+        if table_of(field) not in starts:
+            starts[table_of(field)] = rows
+            rows += SIZES[field]
+    return np.array([starts[table_of(field)] for field in fields], np.int64), rows
+
+
 _PORT_CLASS = np.searchsorted(PORT_RANGES, np.arange(65536), side="right") + len(PORTS) + 1
 _PORT_CLASS[list(PORTS)] = np.arange(len(PORTS)) + 1
 
@@ -98,13 +131,44 @@ def trace_context(flows: Sequence[Flow], fields: Sequence[Field]) -> NDArray[np.
     table = np.zeros((len(flows), len(fields)), np.uint8)
     if not len(flows) or not fields:
         return table
-    of_headers = _header_fields(flows) if any(field in _OF_HEADERS for field in fields) else {}
+    found: dict[Field, NDArray[np.int64]] = {}
+    if not _OF_HEADERS.isdisjoint(fields):
+        found |= _header_fields(flows)
+    if not PACKETS.isdisjoint(fields):
+        found |= _packet_fields(flows)
     for column, field in enumerate(fields):
-        if field in of_headers:
-            table[:, column] = of_headers[field]
+        if field in found:
+            table[:, column] = found[field]
         else:
             table[:, column] = [_OF_FLOW[field](flow) for flow in flows]
     return table
+
+
+def _packet_fields(flows: Sequence[Flow]) -> dict[Field, NDArray[np.int64]]:
+    """Every field of `PACKETS`, int64 [n]."""
+    lengths = np.zeros((len(flows), LENGTHS), np.int64)
+    gaps_us = np.full((len(flows), GAPS), -1, np.int64)
+    for row, flow in enumerate(flows):
+        first = flow.payload_lengths[:LENGTHS]
+        lengths[row, : len(first)] = first
+        gaps = [head.gap_us for head in flow.heads[1 : GAPS + 1]]
+        gaps_us[row, : len(gaps)] = gaps
+    hashed = np.where(lengths == 0, ABSENT, 1 + lengths % _HASHED)
+    logs = np.minimum(_SIZE_BUCKETS, np.rint(4 * np.log2(np.maximum(np.abs(lengths), 1)))).astype(np.int64)
+    sizes = np.select([lengths > 0, lengths < 0], [1 + logs, 2 + _SIZE_BUCKETS + logs], ABSENT)
+    waits = np.where(gaps_us < 0, ABSENT, _time_buckets(gaps_us))
+    return {
+        **{f"length_{place + 1}": hashed[:, place] for place in range(LENGTHS)},
+        **{f"size_{place + 1}": sizes[:, place] for place in range(SIZED)},
+        **{f"gap_{place + 1}": waits[:, place] for place in range(GAPS)},
+        "duration": _time_buckets(np.array([flow.duration_us for flow in flows], np.int64)),
+    }
+
+
+def _time_buckets(times_us: NDArray[np.int64]) -> NDArray[np.int64]:
+    """1 for none, then two buckets for each doubling of microseconds, the last one for all beyond 18 minutes."""
+    logs = np.rint(2 * np.log2(np.maximum(times_us, 1))).astype(np.int64)
+    return np.where(times_us <= 0, 1, np.minimum(_BUCKETS, 2 + logs))
 
 
 def _transport(flow: Flow) -> int:
@@ -151,7 +215,7 @@ _OF_FLOW: dict[Field, Callable[[Flow], int]] = {
     "bytes_orig": lambda flow: _bucket(flow.orig_ip_bytes),
     "bytes_resp": lambda flow: _bucket(flow.resp_ip_bytes),
 }
-_OF_HEADERS: frozenset[Field] = frozenset(SIZES) - frozenset(_OF_FLOW)
+_OF_HEADERS: frozenset[Field] = frozenset(SIZES) - frozenset(_OF_FLOW) - PACKETS
 
 
 def _header_fields(flows: Sequence[Flow]) -> dict[Field, NDArray[np.int64]]:
@@ -165,7 +229,7 @@ def _header_fields(flows: Sequence[Flow]) -> dict[Field, NDArray[np.int64]]:
             rows = np.flatnonzero(sent_by == way)
             flow, first = np.unique(heads.flow[headers.head[rows]], return_index=True)
             for name, values in _first_headers(heads, headers, rows[first]).items():
-                found[f"{name}_{side}"][flow] = values  # type: ignore[index]
+                found[f"{name}_{side}"][flow] = values
     return found
 
 

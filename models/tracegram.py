@@ -19,10 +19,11 @@ from tapline.models.checkpoint import Mm4flowNetwork, TracegramNetwork
 from tapline.models.linear_transformer import LanguageModel, Net
 from tapline.models.mm4flow import Mm4flow, RowAttention
 from tapline.models.packet_tokens import PADDING
-from tapline.models.trace_context import SIZES, Field
+from tapline.models.trace_context import Field, table_starts
 
 DROPOUT = 0.1
 POOLED_DROPOUT = 0.3
+CONTEXT_DEVIATION = 0.1
 HEAD_WIDTHS = (100, 50)
 """Widths of the head's hidden layers, as published."""
 
@@ -116,14 +117,16 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, fields: Sequence[Field], width: int) -> None:
         super().__init__()
-        sizes = [SIZES[field] for field in fields]
-        self.embedding = nn.Embedding(sum(sizes), width)
+        starts, rows = table_starts(fields)
+        self.embedding = nn.EmbeddingBag(rows, width, mode="sum")
+        nn.init.normal_(self.embedding.weight, std=CONTEXT_DEVIATION)
         self.linear = nn.Linear(width, width)
-        self.register_buffer("starts", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
+        self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
 
     def forward(self, context: Tensor) -> Tensor:
         """`context` integers [..., fields] as `models.trace_context.trace_context` gives them; gives [..., width]."""
-        summed = self.embedding(context.long() + self.starts).sum(dim=-2)
+        places = (context.long() + self.starts).flatten(0, -2)
+        summed = self.embedding(places).unflatten(0, context.shape[:-1])
         return self.linear(functional.leaky_relu(summed))  # type: ignore[no-any-return]
 
 
@@ -151,6 +154,7 @@ class TraceNetwork(nn.Module):
         super().__init__()
         width, queries, (hidden, last) = network.feature_size, network.queries, HEAD_WIDTHS
         self.time_linear = nn.Linear(2, width) if network.time_encoding else None
+        self.embedding_size = network.embedding_size
         self.context = ContextEncoder(network.context, width) if network.context else None
         self.pooled = Pooled(width, network.n_class) if network.pooled else None
         self.t_lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
@@ -165,16 +169,18 @@ class TraceNetwork(nn.Module):
     def forward(self, features: Tensor, times: Tensor, counts: Tensor, context: Tensor | None = None) -> TraceOutput:
         """Score T traces of up to K flows each.
 
-        `features` float [T, K, F], flows in order, padding behind; `times` float [T, K, 2], of each flow log(1 +
-        seconds since the start of the previous one) and log(1 + duration in seconds), read with time encoding only;
+        `features` float [T, K, F], flows in order, padding behind, [T, K, 0] where the context says all; `times` float
+        [T, K, 2], of each flow log(1 + seconds since the start of the previous one) and log(1 + duration in seconds),
+        read with time encoding only;
         `counts` int64 [T], flows per trace, on the CPU; `context` integers [T, K, fields], where the network reads any.
         """
-        if self.time_linear is not None:
-            features = features + self.time_linear(times)
         if self.context is not None:
             if context is None:
                 raise ValueError("the network reads the context of flows: give it")
-            features = features + self.context(context)
+            told = self.context(context)
+            features = features + told if self.embedding_size else told
+        if self.time_linear is not None:
+            features = features + self.time_linear(times)
         packed = pack_padded_sequence(features, counts, batch_first=True, enforce_sorted=False)
         mixed, _ = pad_packed_sequence(self.t_lstm(packed)[0], batch_first=True, total_length=features.shape[1])
         flows = mixed.view(*features.shape, 2).sum(-1)  # [T, K, F]: neighbouring pairs of both directions' outputs

@@ -27,7 +27,10 @@ class OnnxTraceEngine:
 
     def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32") -> None:
         self.checkpoint = checkpoint = read_trace_checkpoint(directory, needs=())
-        self._width, self._classes = checkpoint.network.feature_size, checkpoint.network.n_class
+        network = checkpoint.network
+        self._width, self._classes = network.feature_size, network.n_class
+        read = {"features": network.embedding_size, "times": 2, "context": len(network.context), "counts": 1}
+        self._inputs = [name for name, numbers in read.items() if numbers]
         self._encoder: Session | None = None
         if checkpoint.has_encoder:
             self._encoder = open_session(
@@ -42,7 +45,7 @@ class OnnxTraceEngine:
             directory,
             checkpoint,
             TRACE_ONNX,
-            inputs=("features", "times", *(("context",) if checkpoint.network.context else ()), "counts"),
+            inputs=tuple(self._inputs),
             outputs={"logits": (None, self._classes), "importance": (None, None)},
             threads=threads,
         )
@@ -78,9 +81,7 @@ class OnnxTraceEngine:
         logits = np.empty((len(traces), self._classes), np.float32)
         importance = [np.empty(0, np.float32)] * len(traces)
         for piece in trace_pieces(traces, self.checkpoint.network):
-            inputs: dict[str, NDArray[Any]] = {"features": piece.features, "times": piece.times, "counts": piece.counts}
-            if self.checkpoint.network.context:
-                inputs["context"] = piece.context
+            inputs: dict[str, NDArray[Any]] = {name: getattr(piece, name) for name in self._inputs}
             shapes = {"logits": (len(piece.rows), self._classes), "importance": piece.features.shape[:2]}
             logits[piece.rows], shares = self._trace.run(inputs, shapes)
             for row, share, count in zip(piece.rows.tolist(), shares, piece.counts.tolist(), strict=True):

@@ -83,7 +83,7 @@ def warm_up(engine: TraceEngine) -> None:
             engine.embed([flow] * count)
     network = checkpoint.network
     for count in (1, 16):
-        features = np.zeros((count, network.feature_size), np.float32)
+        features = np.zeros((count, network.embedding_size), np.float32)
         context = np.zeros((count, len(network.context)), np.uint8)
         zeros = np.zeros(count, np.int64)
         engine.score([TraceInput(features, zeros, zeros, context)])
@@ -113,7 +113,7 @@ def trace_pieces(traces: Sequence[TraceInput], network: TracegramNetwork) -> lis
     Raises:
         EngineError: a trace is empty, or its arrays do not fit the network or each other.
     """
-    width, fields = network.feature_size, len(network.context)
+    width, fields = network.embedding_size, len(network.context)
     for trace in traces:
         k = len(trace.features)
         shapes = [trace.features.shape, trace.categories.shape, trace.start_us.shape, trace.duration_us.shape]
@@ -149,6 +149,10 @@ def _check_context(context: NDArray[np.uint8], network: TracegramNetwork) -> Non
 
 def no_encoder(checkpoint: TracegramCheckpoint) -> EngineError:
     """What is raised where features are asked for that the checkpoint's encoder, if it has any, does not give."""
+    if checkpoint.network.encoder == "context":
+        return EngineError(
+            f"{checkpoint.name}: it encodes no flows, and reads their context alone: give that to `score`"
+        )
     flow = checkpoint.flow_checkpoint
     if flow is None:
         return EngineError(f"{checkpoint.name}: its encoder is an MM4flow, which reads no packet heads: give it flows")

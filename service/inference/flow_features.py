@@ -34,11 +34,11 @@ def pack(embeddings: NDArray[np.float32], context: NDArray[np.uint8] | None = No
 
 def split(rows: Sequence[bytes], checkpoint: TracegramCheckpoint) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """The embeddings of k flows, float32 [k, width], and their context, uint8 [k, fields], for the checkpoint."""
-    width = 4 * checkpoint.network.feature_size
+    width = 4 * checkpoint.network.embedding_size
     table = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), size_bytes(checkpoint))
     return np.ascontiguousarray(table[:, :width]).view(np.float32), table[:, width:]
 
 
 def size_bytes(checkpoint: TracegramCheckpoint) -> int:
     """The size of what a checkpoint reads of each flow."""
-    return 4 * checkpoint.network.feature_size + len(checkpoint.network.context)
+    return 4 * checkpoint.network.embedding_size + len(checkpoint.network.context)

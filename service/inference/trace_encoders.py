@@ -39,6 +39,7 @@ class TraceEncoder:
         self._contexts = {tuple(each.network.context) for each in self.checkpoints}
         self.reads_context = any(self._contexts)
         self._engine = engines[0] if checkpoint.has_encoder else None
+        self._embeds = checkpoint.network.embedding_size > 0
 
     def is_traced(self, flow: Flow) -> bool:
         """Whether the encoder has what it needs of a flow."""
@@ -54,7 +55,9 @@ class TraceEncoder:
         if not rows:
             return found
         traced = [flows[row] for row in rows]
-        embeddings = computed[rows] if self._engine is None else self._embed_each(traced)
+        embeddings = self._embed_each(traced) if self._engine is not None else computed[rows]
+        if not self._embeds:
+            embeddings = np.zeros((len(rows), 0), np.float32)
         packed = {fields: pack(embeddings, trace_context(traced, fields)) for fields in self._contexts}
         for place, row in enumerate(rows):
             found[row] = [FlowFeatures(each, packed[tuple(each.network.context)][place]) for each in self.checkpoints]
@@ -96,6 +99,8 @@ def trace_encoders(engines: Iterable[TraceEngine], timeout_seconds: float) -> li
 def _identity(checkpoint: TracegramCheckpoint) -> Hashable:
     """What is the same of two checkpoints whose encoders give the same: the flow checkpoint, or the files that hold the
     encoder, and what it is given."""
+    if checkpoint.network.encoder == "context":
+        return checkpoint.network.encoder
     if checkpoint.flow_checkpoint is not None:
         return checkpoint.flow_checkpoint.weights_sha256
     files = [checkpoint.files.get(name) for name in (ENCODER_ONNX, ENCODER_ONNX_INT8)]

@@ -104,7 +104,7 @@ def _try_traces(options: TrialOptions, directory: Path, threads: int) -> None:
     network = engine.checkpoint.network
     own = engine.checkpoint.mm4flow
     flows = [SHORT_FLOW, LONG_FLOW, *every_token(own.features if own else Mm4flowFeatures())]
-    features = np.zeros((len(flows), network.feature_size), np.float32)
+    features = np.zeros((len(flows), network.embedding_size), np.float32)
     if engine.checkpoint.has_encoder:
         features = engine.embed(flows)
         _check(directory, features, (len(flows), network.feature_size))

@@ -4,7 +4,7 @@ Options and output; what they do is in `training.traces`."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -13,12 +13,15 @@ from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import SubjectKind
+from tapline.models.trace_context import CONTEXTS
 from tapline.training.commands import options
 from tapline.training.data.labelled_traces import look_alike
 from tapline.training.evaluation.evaluation_record import TraceEvaluation
 from tapline.training.evaluation.page import REPORTS
+from tapline.training.evaluation.suspicion import SUSPICION
 from tapline.training.evaluation.trace_evaluation import (
     TraceEvaluationSettings,
+    evaluate_suspicion,
     evaluate_traces,
     plan_trace_evaluation,
 )
@@ -28,7 +31,13 @@ from tapline.training.export.run_export import export_traces_run
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import EVALUATION
 from tapline.training.loop.runs import Job
-from tapline.training.traces.trace_config import JOINT_LENGTHS, Phase, TraceTrainingConfig, encoder_features
+from tapline.training.traces.trace_config import (
+    JOINT_LENGTHS,
+    Phase,
+    TraceTrainingConfig,
+    context_config,
+    encoder_features,
+)
 from tapline.training.traces.trace_record import TraceRun, read_trace_run
 from tapline.training.traces.trace_runs import joint_of, pretrain_packets_run, train_traces_run, tune_flows_run
 
@@ -55,7 +64,15 @@ JointContent = Annotated[
         help="Content bytes each way that it reads, own addresses masked; 0: headers only.",
     ),
 ]
+Fields = Annotated[
+    Literal["all", "behaviour"],
+    typer.Option(
+        "--context",
+        help="What is read of flows: everything, or nothing of what tells a host's system (TTL, windows, options).",
+    ),
+]
 OF_START = {
+    "fields": "--context",
     "lengths": "--lengths",
     "content_bytes": "--content-bytes",
     "subject": "--subject",
@@ -80,6 +97,7 @@ def register(app: typer.Typer) -> None:
     app.command("tune-flows", rich_help_panel=PANEL)(tune_flows_command)
     app.command("train-traces", rich_help_panel=PANEL)(train_traces_command)
     app.command("evaluate-traces", rich_help_panel=PANEL)(evaluate_traces_command)
+    app.command("evaluate-suspicion", rich_help_panel=PANEL)(evaluate_suspicion_command)
     app.command("export-traces", rich_help_panel=PANEL)(export_traces_command)
 
 
@@ -168,9 +186,18 @@ def train_traces_command(
     background: Background = None,
     lengths: Lengths = JOINT_LENGTHS,
     content_bytes: JointContent = 0,
+    fields: Fields = "all",
+    min_captures: Annotated[
+        int, typer.Option("--min-captures", min=2, help="Captures that a label needs to be learned.")
+    ] = DEFAULTS.min_captures,
+    background_share: Annotated[
+        float, typer.Option("--background-share", min=0, max=0.9, help="Share of draws that are background.")
+    ] = DEFAULTS.background_share,
     subject: Subject = "mac",
     window_seconds: Window = DEFAULTS.trace.window_seconds,
-    b: Annotated[int, typer.Option("-b", min=2, help="Traces in a batch.")] = DEFAULTS.traces.batch,
+    b: Annotated[
+        int | None, typer.Option("-b", min=2, help="Traces in a batch; by default as the encoder needs.")
+    ] = None,
     ep: Annotated[int | None, typer.Option("-ep", min=1, help="Epochs; by default as the encoder needs.")] = None,
     lr: Annotated[
         float | None, typer.Option("-lr", min=1e-9, max=1, help="Peak learning rate; by default as the encoder needs.")
@@ -184,10 +211,11 @@ def train_traces_command(
     restart: options.Restart = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Phase 1: aggregation and head learn the labels of traces, and with them an encoder of MM4flow.
+    """Phase 1: aggregation and head learn the labels of traces.
 
-    With --start the encoder is the published one, and frozen; what it reads and what a trace is are as in that run.
-    Without --start and --encoders: MM4flow's, from nothing.
+    With --encoders an encoder of MM4flow learns with them. With --start the encoder is the published one, and frozen;
+    what it reads and what a trace is are as in that run. Without both, and unless it is told what an encoder of MM4flow
+    reads: no encoder, and the context of flows (--context) is all that is read of them.
     """
     if start and encoders:
         raise TrainingError("--start and --encoders: give one of them")
@@ -199,11 +227,20 @@ def train_traces_command(
         config = read_trace_run(start).config
     else:
         trace = options.trace_settings(subject, window_seconds)
-        config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
+        of_mm4flow = encoders or _is_given(context, "lengths") or _is_given(context, "content_bytes")
+        if of_mm4flow and _is_given(context, "fields"):
+            raise TrainingError(
+                "--context is of a model without an encoder: leave it out, or what is said of the encoder"
+            )
+        if of_mm4flow:
+            config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
+        else:
+            config = context_config(trace, CONTEXTS[fields])
     phase = config.traces
     config = msgspec.structs.replace(
         config, network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
-        traces=Phase(ep or phase.epochs, draws, b, lr or phase.learning_rate), seed=seed, threads=threads,
+        traces=Phase(ep or phase.epochs, draws, b or phase.batch, lr or phase.learning_rate),
+        seed=seed, threads=threads, min_captures=min_captures, background_share=background_share,
     )  # fmt: skip
     job = Job(features, out, config, start, restart, dry_run, encoders or [], background or [])
     options.train("train-traces", out, lambda report: train_traces_run(job, report), _learned, _notes)
@@ -227,6 +264,9 @@ def evaluate_traces_command(
         list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
     ] = None,
     background: Background = None,
+    by_day: Annotated[
+        bool, typer.Option("--by-day", help="Captures whose names begin with one day (2017-05-24) stay together.")
+    ] = False,
     dry_run: options.DryRun = False,
 ) -> None:
     """Cross-validate a run's settings and variants of them by capture, beside tree ensembles, and calibrate.
@@ -241,6 +281,7 @@ def evaluate_traces_command(
         tuple(start or ()),
         packets,
         tuple(background or ()),
+        by_day,
     )
     if dry_run:
         options.say_plan(plan_trace_evaluation(features, run, out, settings))
@@ -249,6 +290,34 @@ def evaluate_traces_command(
         figures = evaluate_traces(features, run, out, settings, after_step)
     _say_figures(figures)
     typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
+
+
+def evaluate_suspicion_command(
+    features: options.Features,
+    run: Annotated[Path, typer.Option("--run", help="Run of train-traces: its settings are measured.")],
+    evaluation: Annotated[Path, typer.Option("--evaluation", help="Directory of evaluate-traces, to add to.")],
+    background: Annotated[
+        list[Path],
+        typer.Option("--background", help="Directory written by `extract`: a source of benign traffic; several times."),
+    ],
+    laboratory: Annotated[
+        list[str] | None,
+        typer.Option("--laboratory", help="Beginning of the names of captures of one laboratory, to be left out once."),
+    ] = None,
+) -> None:
+    """Measure what a run whose labels are all of a malicious kind calls suspicious, and set the threshold of that.
+
+    Every source of the background is left out once, and every label; labels of fewer captures than the run's
+    --min-captures are malware that was never learned.
+    """
+    with options.step_progress("evaluate-suspicion") as after_step:
+        figures = evaluate_suspicion(features, run, evaluation, background, laboratory or [], after_step)
+    for row in figures.sources:
+        typer.echo(
+            f"{row.source} left out: {1000 * row.alarms:.1f} false alarms per 1,000 of {row.traces} traces, "
+            f"{row.caught:.1%} of malware never learned called suspicious"
+        )
+    typer.echo(f"threshold {figures.threshold:.4f}; figures: {evaluation / SUSPICION}")
 
 
 def export_traces_command(
@@ -291,4 +360,4 @@ def _learned(run: TraceRun) -> list[str | None]:
 
 
 def _notes(run: TraceRun) -> list[str]:
-    return [f"one capture only, not learned: {', '.join(run.not_learned)}"] if run.not_learned else []
+    return [f"too few captures, not learned: {', '.join(run.not_learned)}"] if run.not_learned else []

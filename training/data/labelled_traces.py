@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ def look_alike(labels: Collection[str]) -> bool:
     return any(label in labels and other in labels for label, other in LOOK_ALIKE.items())
 
 
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+
 MIN_CAPTURES = 2
 """Captures that a label needs to be learned: with one it could not be measured."""
 
@@ -54,7 +57,7 @@ class LabelledTrace:
 @dataclass
 class LeftOut:
     """What the traces do not hold of the captures: flows of other subjects or windows, flows cut, captures without, and
-    labels of a single capture, which could not be measured."""
+    labels of too few captures to be learned."""
 
     flows: int = 0
     cut: int = 0
@@ -65,11 +68,13 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class TraceCorpus:
-    """Traces in the order of their capture's name; `labels` sorted, the place of a label is its class index."""
+    """Traces in the order of their capture's name; `labels` sorted, the place of a label is its class index. `rare` are
+    the traces of labels with fewer captures than are needed to be learned."""
 
     traces: list[LabelledTrace]
     labels: list[str]
     left_out: LeftOut
+    rare: list[LabelledTrace] = field(default_factory=list)
 
     @property
     def truth(self) -> NDArray[np.int64]:
@@ -95,8 +100,11 @@ class TraceCorpus:
         return np.array([index.get(pairs.get(label, label), index[label]) for label in self.labels], np.int64)
 
 
-def make_trace_corpus(samples: Iterable[Sample], settings: TraceSettings) -> TraceCorpus:
-    """The trace with most flows of every labelled capture: the subject that the capture was made of.
+def make_trace_corpus(
+    samples: Iterable[Sample], settings: TraceSettings, min_captures: int = MIN_CAPTURES
+) -> TraceCorpus:
+    """The trace with most flows of every labelled capture: the subject that the capture was made of. Labels of fewer
+    than `min_captures` captures are not learned.
 
     Raises:
         TraceDataError: no flow has a label, or none has packet heads; fewer than two labels.
@@ -126,26 +134,48 @@ def make_trace_corpus(samples: Iterable[Sample], settings: TraceSettings) -> Tra
         left_out.flows_by_label[label_of[capture]] += missing
         traces.append(LabelledTrace(label_of[capture], capture, trace))
     counts = Counter(trace.label for trace in traces)
-    labels = sorted(label for label, count in counts.items() if count >= MIN_CAPTURES)
+    labels = sorted(label for label, count in counts.items() if count >= min_captures)
     left_out.labels = sorted(set(counts) - set(labels))
+    rare = [trace for trace in traces if trace.label not in labels]
     traces = [trace for trace in traces if trace.label in labels]
     if len(labels) < 2:
         raise TraceDataError(
-            f"traces of {len(labels)} label(s) in {MIN_CAPTURES} captures or more: expected 2 labels or more; "
+            f"traces of {len(labels)} label(s) in {min_captures} captures or more: expected 2 labels or more; "
             "label more captures"
         )
-    return TraceCorpus(traces, labels, left_out)
+    return TraceCorpus(traces, labels, left_out, rare)
 
 
-def folds_of(corpus: TraceCorpus, folds: int, seed: int) -> NDArray[np.int64]:
+def name_of(capture: str) -> str:
+    """The name of the file of a capture, without folders."""
+    return capture.rpartition("/")[2]
+
+
+def day_of(capture: str) -> str:
+    """The day that the name of a capture begins with, as 2017-05-24; the capture itself where it begins with none."""
+    found = _DAY.match(name_of(capture))
+    return found[0] if found else capture
+
+
+def folds_of(corpus: TraceCorpus, folds: int, seed: int, *, by_day: bool = False) -> NDArray[np.int64]:
     """The fold of each trace, int64 [n], the captures of every label spread as evenly as possible.
+
+    `by_day`: all captures of one day are in one fold: they share servers, and whatever else was about that day.
 
     Raises:
         SplitError: a label has fewer than two captures.
     """
-    samples = [Sample("", trace.capture, trace.label, trace.trace.flows[0]) for trace in corpus.traces]
+    groups = [day_of(trace.capture) if by_day else trace.capture for trace in corpus.traces]
+    samples = [
+        Sample("", group, trace.label, trace.trace.flows[0]) for group, trace in zip(groups, corpus.traces, strict=True)
+    ]
     fold_of = fold_of_captures(samples, corpus.labels, folds, seed)
-    return np.array([fold_of[trace.capture] for trace in corpus.traces], np.int64)
+    return np.array([fold_of[group] for group in groups], np.int64)
+
+
+def day_folds(corpus: TraceCorpus, folds: int) -> NDArray[np.int64]:
+    """`folds_of` by day."""
+    return folds_of(corpus, folds, 0, by_day=True)
 
 
 def few_of_each(

@@ -244,7 +244,8 @@ class BackgroundFigures(msgspec.Struct, frozen=True):
 class TraceEvaluation(msgspec.Struct, frozen=True):
     """Everything measured of traces on captures kept from training; the folds in `tuned` served to choose settings and
     are left out of every figure but temperature and thresholds. `unknown` and `faithfulness` are None where no trace
-    shows them, `background` where none was learned."""
+    shows them, `background` where none was learned. `by_day`: all captures of a day were in one
+    fold."""
 
     main: str
     folds: int
@@ -262,6 +263,7 @@ class TraceEvaluation(msgspec.Struct, frozen=True):
     early: EarlyFigures
     faithfulness: Faithfulness | None
     background: BackgroundFigures | None = None
+    by_day: bool = False
 
 
 def read_evaluation(directory: Path) -> EvaluationRecord | None:

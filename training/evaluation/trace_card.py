@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.trace import SubjectKind
+from tapline.models.trace_context import LENGTHS, STACK
 from tapline.training.data.labelled_traces import look_alike
 from tapline.training.evaluation import card
 from tapline.training.evaluation.attribution import MIN_FLOWS
@@ -18,6 +19,8 @@ from tapline.training.evaluation.evaluation_record import (
     TraceEvaluation,
     VariantFigures,
 )
+from tapline.training.evaluation.suspicion import SuspicionFigures
+from tapline.training.evaluation.suspicion_card import render_suspicion
 from tapline.training.evaluation.trace_figures import CONFIDENT, FALSE_REJECTION, LONG_FLOWS
 from tapline.training.traces.trace_record import TraceRun
 
@@ -42,11 +45,18 @@ SUBJECTS: dict[SubjectKind, str] = {
 }
 
 
-def render_trace_card(manifest: TracegramCheckpoint, run: TraceRun, figures: TraceEvaluation | None, notes: str) -> str:
+def render_trace_card(
+    manifest: TracegramCheckpoint,
+    run: TraceRun,
+    figures: TraceEvaluation | None,
+    notes: str,
+    suspicion: SuspicionFigures | None = None,
+) -> str:
     """The card of a trace checkpoint as Markdown; `notes` (data and citation, what it is not good for, commands) is
     put in as it is."""
     measured = _evaluation(figures, alike=look_alike(manifest.labels)) if figures else card.NOT_EVALUATED
-    return card.joined_sections(_head(manifest, run), measured, notes.strip())
+    told = render_suspicion(suspicion) if suspicion else ""
+    return card.joined_sections(_head(manifest, run), measured, told, notes.strip())
 
 
 def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
@@ -60,7 +70,7 @@ def _head(manifest: TracegramCheckpoint, run: TraceRun) -> str:
         f" {run.background_traces} traces of other traffic were learned as background, a class that is never a "
         "verdict: what it takes, the confidence lacks."
     )
-    lone = f"\n\nNot learned, of a single capture: {', '.join(run.not_learned)}."
+    lone = f"\n\nNot learned, of too few captures: {', '.join(run.not_learned)}."
     return (
         f"# {manifest.name} {manifest.version}\n\n"
         f"Tracegram, {manifest.network.queries} queries, {len(manifest.labels)} labels; {_encoder(manifest)} It takes "
@@ -84,6 +94,12 @@ def _encoder(manifest: TracegramCheckpoint) -> str:
             f"{reads.payload_lengths} payload lengths of a flow{content}; addresses and ports are not read."
         )
     features, sizes = manifest.features, manifest.network
+    if sizes.encoder == "context":
+        unread = "" if STACK.intersection(sizes.context) else "; what tells a host's system (TTL, windows) is not read"
+        return (
+            f"it has no flow encoder: it reads {len(sizes.context)} categories of each flow, of transport, ports, "
+            f"kinds of addresses, volume, headers, the first {LENGTHS} payload lengths and times{unread}."
+        )
     reads_of_packets = "headers and payload, own addresses masked" if features.payload else "headers only, no payload"
     return (
         f"its flow encoder is the published one, {sizes.emb_dim}/{sizes.dim}/{sizes.depth}/{sizes.heads} "
@@ -119,11 +135,12 @@ def _method(figures: TraceEvaluation, *, alike: bool) -> str:
         if figures.tuned
         else ""
     )
+    days = ", all captures of a day in one" if figures.by_day else ""
     text = (
-        f"Cross-validated: {figures.folds} folds of whole captures, one trace for each capture, the captures of every "
-        f"label spread evenly.{chosen} Macro-F1 is over the traces of these folds together; intervals are 95 % of a "
-        "bootstrap over captures. The tree ensembles (500 balanced extremely randomised trees on summaries and counts "
-        "of header fields, ports by class among them, or on payload lengths) learn from the same captures."
+        f"Cross-validated: {figures.folds} folds of whole captures{days}, one trace for each capture, the captures of "
+        f"every label spread evenly.{chosen} Macro-F1 is over the traces of these folds together; intervals are 95 % "
+        "of a bootstrap over captures. The tree ensembles (500 balanced extremely randomised trees on summaries and "
+        "counts of header fields, ports by class among them, or on payload lengths) learn from the same captures."
     )
     return f"{text} *Merged*: pairs of devices that are the same hardware count as one." if alike else text
 

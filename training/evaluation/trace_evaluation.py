@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
 from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, folds_of
 from tapline.training.data.samples import features_of
 from tapline.training.data.split import check_filled, check_tuned
-from tapline.training.evaluation.evaluation_record import TraceEvaluation
+from tapline.training.evaluation.evaluation_record import TraceEvaluation, read_trace_evaluation
 from tapline.training.evaluation.outcomes import read_outcome
 from tapline.training.evaluation.page import write_report
 from tapline.training.evaluation.report import traces_report
+from tapline.training.evaluation.suspicion import SUSPICION, SuspicionFigures, SuspicionTask, measure_suspicion
 from tapline.training.evaluation.trace_figures import summarise
 from tapline.training.evaluation.trace_folds import cross_validate, fold_number, measured_folds
 from tapline.training.evaluation.variants import (
@@ -53,7 +55,7 @@ class TraceEvaluationSettings:
 
     `start` is what the folds' encoders start from: a run of pretrain-packets, or runs of pretrain for an encoder of
     MM4flow; `packets` is the run of pretrain-packets that the variant `tracegram` starts from; `background` are the
-    features that the run learned as background.
+    features that the run learned as background; `by_day`: captures of one day are in one fold.
     """
 
     folds: int = 5
@@ -63,6 +65,7 @@ class TraceEvaluationSettings:
     start: tuple[Path, ...] = ()
     packets: Path | None = None
     background: tuple[Path, ...] = ()
+    by_day: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,37 @@ def evaluate_traces(
     unknown = UNKNOWN if UNKNOWN in names else None
     folds, tuned, left_out = settings.folds, settings.tuned, settings.left_out
     figures = summarise(corpus, outcomes, MAIN, folds, tuned, references, unknown, left_out, todo.background)
+    figures = msgspec.structs.replace(figures, by_day=settings.by_day)
     write_json(directory / EVALUATION, figures)
     write_report(directory, traces_report(corpus, outcomes, figures))
+    return figures
+
+
+def evaluate_suspicion(
+    features: Sequence[Path],
+    run: Path,
+    evaluation: Path,
+    background: Sequence[Path],
+    laboratories: Sequence[str],
+    report: Report = lambda _: None,
+) -> SuspicionFigures:
+    """Measure the suspicion of a run beside what `evaluate_traces` measured, and write the figures there.
+
+    Raises:
+        TrainingError: `run` is no run of train-traces, `evaluation` none of evaluate-traces, or as `measure_suspicion`.
+        TraceDataError: the features have no traces.
+    """
+    record = read_trace_run(run, "train-traces")
+    torch.set_num_threads(record.config.threads)
+    temperature = read_trace_evaluation(evaluation).temperature
+    corpus = read_corpus(Job(features, evaluation, record.config))
+    sources = {
+        path.name: read_background(Job(features, evaluation, record.config, background=[path]), corpus)
+        for path in background
+    }
+    task = SuspicionTask(corpus, sources, classes_of(record.config, corpus), temperature, laboratories)
+    figures = measure_suspicion(task, report)
+    write_json(evaluation / SUSPICION, figures)
     return figures
 
 
@@ -143,7 +175,7 @@ def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: Tra
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
     background = read_background(job, corpus)
     variants = [variant_of(name, base, settings.left_out, starts, background) for name in names]
-    fold_of = folds_of(corpus, settings.folds, 0)
+    fold_of = folds_of(corpus, settings.folds, 0, by_day=settings.by_day)
     check_filled(settings.folds, fold_of.tolist())
     measured = [measured_folds(corpus, variant, fold_of, directory) for variant in variants]
     return _Todo(corpus, fold_of, variants, measured, background)

@@ -26,12 +26,13 @@ from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import fingerprint, load_weights, save_weights, weights_hash
 from tapline.training.loop.scores import Ints
 from tapline.training.loop.trainer import Report, train_stage
-from tapline.training.traces.aggregate import TraceFeatures, fit_traces, score_traces
+from tapline.training.traces.aggregate import TraceFeatures, context_features, fit_traces, score_traces
 from tapline.training.traces.background import background_hash, halve_background
 from tapline.training.traces.flow_embeddings import CHECKPOINT, encode_traces, frozen_features
 from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
 from tapline.training.traces.packet_encoder import flow_set, new_learner, tune_stage
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, decisive
+from tapline.training.traces.trace_runs import fit_context
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,28 @@ def _measure(
     fold = TraceFold(corpus, variant, number, rows, np.flatnonzero(fold_of == number), report)
     if variant.trees:
         return _measure_trees(fold)
+    if variant.config.network.encoder == "context":
+        return _measure_context(fold)
     if variant.config.mm4flow is not None:
         return _measure_jointly(fold, variant.config.mm4flow.features)
     features = frozen_features(corpus, variant.config.network.context) if variant.frozen else _features(fold, directory)
     network = fit_traces([features[row] for row in rows], corpus.truth[rows], variant.config, None, report)
     return _outcome(fold, network, features)
+
+
+def _measure_context(fold: TraceFold) -> TraceOutcome:
+    corpus, variant, fields = fold.corpus, fold.variant, fold.variant.config.network.context
+    halves = halve_background(variant.background, fold.number)
+    network = fit_context(corpus.traces, corpus.truth, fold.train, variant.config, None, fold.report, halves.learned)
+    outcome = _outcome(fold, network, context_features(corpus.traces, fields))
+    if not halves.measured:
+        return outcome
+    return _with_background(outcome, network, context_features(halves.measured, fields))
+
+
+def _with_background(outcome: TraceOutcome, network: TraceNetwork, background: Sequence[TraceFeatures]) -> TraceOutcome:
+    flows = np.array([len(trace) for trace in background], np.int64)
+    return replace(outcome, background=score_traces(network, background).logits, background_flows=flows)
 
 
 def _measure_jointly(fold: TraceFold, reads: Mm4flowFeatures) -> TraceOutcome:
@@ -146,8 +164,7 @@ def _measure_jointly(fold: TraceFold, reads: Mm4flowFeatures) -> TraceOutcome:
         return outcome
     network = JointNetwork(fitted.encoder, fitted.trace)
     features = joint_features(network, make_table(halves.measured, reads, variant.config.network.context))
-    flows = np.array([len(trace) for trace in features], np.int64)
-    return replace(outcome, background=score_traces(fitted.trace, features).logits, background_flows=flows)
+    return _with_background(outcome, fitted.trace, features)
 
 
 def _features(fold: TraceFold, directory: Path) -> list[TraceFeatures]:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.checkpoint import Calibration, Checkpoint, EarlyVerdict, TracegramCheckpoint, Unknown
+from tapline.models.checkpoint import Calibration, Checkpoint, EarlyVerdict, Suspicion, TracegramCheckpoint, Unknown
 from tapline.models.context import FlowContext
 from tapline.training.data.store import open_samples
 from tapline.training.evaluation.evaluation_record import (
@@ -21,6 +21,7 @@ from tapline.training.evaluation.evaluation_record import (
     read_trace_evaluation,
 )
 from tapline.training.evaluation.flow_card import render_card
+from tapline.training.evaluation.suspicion import read_suspicion
 from tapline.training.evaluation.trace_card import render_trace_card
 from tapline.training.export.checkpoint_export import export, export_traces
 from tapline.training.flows.flow_record import read_run
@@ -114,8 +115,12 @@ def export_traces_run(
             f"{evaluation}: one of the two has learned background and the other has not, it or {run}: give the "
             "evaluation of this run"
         )
+    suspicion = read_suspicion(evaluation) if evaluation else None
     manifest = trace_manifest(record, name, version, figures)
-    return export_traces(out, manifest, _weights(run), render_trace_card(manifest, record, figures, notes))
+    if suspicion is not None:
+        metrics = {**manifest.metrics, "suspicion": msgspec.to_builtins(suspicion)}
+        manifest = msgspec.structs.replace(manifest, suspicion=Suspicion(suspicion.threshold), metrics=metrics)
+    return export_traces(out, manifest, _weights(run), render_trace_card(manifest, record, figures, notes, suspicion))
 
 
 def trace_manifest(record: TraceRun, name: str, version: str, figures: TraceEvaluation | None) -> TracegramCheckpoint:

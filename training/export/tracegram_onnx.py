@@ -14,7 +14,7 @@ from onnx import TensorProto
 from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.linear_transformer import LEAST_NORMALISER
 from tapline.models.packet_tokens import PADDING
-from tapline.models.trace_context import SIZES
+from tapline.models.trace_context import table_starts
 from tapline.training.export.onnx_builder import FUSED, Graph, Weights, floats, integers, octets
 
 NORM_EPS = 1e-5
@@ -45,9 +45,10 @@ def encoder_graph(weights: Weights, network: TracegramNetwork, max_tokens: int) 
 def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     """Aggregation and head.
 
-    Inputs: `features` float [traces, k, F], padded behind with anything; `times` float [traces, k, 2] as
-    `models.trace_features.trace_times` gives them; where the network reads any, `context` uint8 [traces, k, fields] as
-    `models.trace_context.trace_context` gives it; `counts` int64 [traces], flows per trace, at least 1.
+    Inputs: `features` float [traces, k, F], padded behind with anything, where the network reads any; `times` float
+    [traces, k, 2] as `models.trace_features.trace_times` gives them; `context` uint8 [traces, k, fields] as
+    `models.trace_context.trace_context` gives it, where the network reads any; `counts` int64 [traces], flows per
+    trace, at least 1.
     Outputs: `logits` float [traces, classes]; `importance` float [traces, k], 0 where padded.
     """
     graph = Graph(weights)
@@ -59,7 +60,7 @@ def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     else:
         _head(graph, matrix, output="logits")
     inputs = [
-        floats("features", "traces", "k", network.feature_size),
+        *([floats("features", "traces", "k", network.feature_size)] if network.embedding_size else []),
         floats("times", "traces", "k", 2),
         *([octets("context", "traces", "k", len(network.context))] if network.context else []),
         integers("counts", "traces"),
@@ -216,17 +217,17 @@ def _lone_query(weights: Weights, network: TracegramNetwork) -> tuple[Array, Arr
 
 def _flows(graph: Graph, network: TracegramNetwork) -> str:
     """The features [T, K, F] with times and context."""
-    features = "features"
+    features = "features" if network.embedding_size else _context(graph, network)
+    if network.context and network.embedding_size:
+        features = graph.add("Add", features, _context(graph, network))
     if network.time_encoding:
         features = graph.add("Add", features, graph.linear("trace.time_linear", "times"))
-    if network.context:
-        features = graph.add("Add", features, _context(graph, network))
     return features
 
 
 def _inside(graph: Graph) -> str:
     """Where the flows of each trace are, bool [T, K]; behind them is padding."""
-    k = graph.add("Shape", "features", start=1, end=2)
+    k = graph.add("Shape", "times", start=1, end=2)
     zero, one = (graph.constant(f"scalar_{value}", np.array(value, np.int64)) for value in (0, 1))
     place = graph.add("Range", zero, graph.add("Squeeze", k), one)
     return graph.add("Less", place, graph.add("Unsqueeze", "counts", graph.integers(1)))
@@ -262,8 +263,7 @@ def _aggregation(graph: Graph, network: TracegramNetwork, features: str, inside:
 
 def _context(graph: Graph, network: TracegramNetwork) -> str:
     """`models.tracegram.ContextEncoder`, [T, K, F]."""
-    sizes = [SIZES[field] for field in network.context]
-    starts = graph.constant("context.starts", np.cumsum([0, *sizes[:-1]]).astype(np.int64))
+    starts = graph.constant("context.starts", table_starts(network.context)[0])
     place = graph.add("Add", graph.add("Cast", "context", to=TensorProto.INT64), starts)
     embedded = graph.add("Gather", graph.weight("trace.context.embedding.weight"), place)  # [T, K, fields, F]
     summed = graph.add("ReduceSum", embedded, graph.integers(2), keepdims=0)

@@ -17,6 +17,7 @@ from tapline.models.trace_context import ABSENT, Field, trace_context
 from tapline.models.trace_features import trace_times
 from tapline.models.tracegram import TraceNetwork
 from tapline.training.data.batches import draw_weights
+from tapline.training.data.labelled_traces import LabelledTrace
 from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
 from tapline.training.traces.packet_encoder import train_mode
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig
@@ -83,6 +84,12 @@ def gather_features(
     ]
 
 
+def context_features(traces: Sequence[LabelledTrace], fields: Sequence[Field]) -> list[TraceFeatures]:
+    """The traces as a network reads them whose encoder is the context alone."""
+    nothing = np.zeros((sum(len(trace.trace.flows) for trace in traces), 0), np.float32)
+    return gather_features([trace.trace for trace in traces], [nothing], fields)
+
+
 def to_batch(
     features: Sequence[NDArray[np.float32]], times: Sequence[NDArray[np.float32]], context: Sequence[NDArray[np.uint8]]
 ) -> TraceBatch:
@@ -146,10 +153,13 @@ def class_weights(truth: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def trace_stage(
-    network: TraceNetwork, traces: Sequence[TraceFeatures], truth: NDArray[np.int64], config: TraceTrainingConfig
+    network: TraceNetwork,
+    traces: Sequence[TraceFeatures],
+    truth: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    config: TraceTrainingConfig,
 ) -> Stage:
-    """Phase 1: every class is drawn equally often, and every capture of a class."""
-    weights = class_weights(truth)
+    """Phase 1; each trace is drawn as often as `weights` [n] say."""
     labels = torch.from_numpy(truth)
 
     def share(batch: TraceBatch, rows: NDArray[np.int64], mine: NDArray[np.int64]) -> Tensor:
@@ -256,20 +266,27 @@ def fit_traces(
     config: TraceTrainingConfig,
     files: RunFiles | None = None,
     report: Report = lambda _: None,
+    weights: NDArray[np.float64] | None = None,
 ) -> TraceNetwork:
     """Phase 1 from scratch; the network given reads features as the encoder makes them.
+
+    `weights` float64 [n] say how often each trace is drawn, by default every class equally often, and every trace of a
+    class.
 
     Raises:
         TrainingError: the loss is not finite, or the state cannot be saved or read.
     """
+    if weights is None:
+        weights = class_weights(truth)
     scale = scale_of(features)
     scaled = standardise(features, scale)
     torch.manual_seed(config.seed)
     network = TraceNetwork(config.network)
     sharpen(network)
-    stage = trace_stage(network, scaled, truth, config)
+    stage = trace_stage(network, scaled, truth, weights, config)
     trained = train_stage(network, stage, config.loop(config.traces), files, report)
-    return fold_scale(settle_norms(trained, scaled, class_weights(truth), config), scale)
+    settled = settle_norms(trained, scaled, weights, config)
+    return fold_scale(settled, scale) if config.network.embedding_size else settled
 
 
 @dataclass(frozen=True)

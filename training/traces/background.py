@@ -11,11 +11,17 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.flow import Flow
 from tapline.models.trace import TraceSettings, make_traces
+from tapline.training.data.batches import draw_weights
 from tapline.training.data.labelled_traces import LabelledTrace, TraceDataError
 from tapline.training.data.parquet import Sample
+from tapline.training.traces.aggregate import class_weights
+from tapline.training.traces.trace_config import TraceTrainingConfig
 
 MOST_TRACES = 8
 """Traces of a capture that are kept, those with most flows: a scan shows hundreds of hosts that are all alike."""
@@ -72,6 +78,44 @@ def halve_background(background: Sequence[LabelledTrace], fold: int) -> Halves:
     return Halves(
         [trace for trace in background if trace.capture in learned],
         [trace for trace in background if trace.capture not in learned],
+    )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is learned of n traces: class index of each, `truth` int64 [n], the traces to draw, `rows` int64 [m], and
+    how often each, `weights` float64 [m], which sum to 1."""
+
+    truth: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+
+def network_with(network: TracegramNetwork, *, background: bool) -> TracegramNetwork:
+    """The network of so many labels, with a class more for background."""
+    return msgspec.structs.replace(network, n_class=network.n_class + background)
+
+
+def learned_with(
+    truth: NDArray[np.int64], train: NDArray[np.int64], background: Sequence[LabelledTrace], config: TraceTrainingConfig
+) -> Learned:
+    """The traces `train`, every label drawn equally often, and behind them the background, every corpus of it and every
+    capture of a corpus equally often; its share is the settings'."""
+    weights = class_weights(truth[train])
+    if not background:
+        return Learned(truth, train, weights)
+    corpora, captures = (
+        np.unique(names, return_inverse=True)[1]
+        for names in (
+            [trace.capture.partition("/")[0] for trace in background],
+            [trace.capture for trace in background],
+        )
+    )
+    strange = draw_weights(corpora, captures, 0.0, 0.0)
+    return Learned(
+        np.concatenate((truth, np.full(len(background), config.network.n_class))),
+        np.concatenate((train, len(truth) + np.arange(len(background)))),
+        np.concatenate((weights * (1 - config.background_share), strange * config.background_share)),
     )
 
 

@@ -18,20 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.encode import FIRST_TOKEN, MASK, PAD, Mm4flowFeatures, encode
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow, Mm4flowOutput
 from tapline.models.trace_context import Field, trace_context
 from tapline.models.tracegram import TraceNetwork
-from tapline.training.data.batches import draw_weights, to_batch
+from tapline.training.data.batches import to_batch
 from tapline.training.data.labelled_traces import LabelledTrace, flows_of
 from tapline.training.loop.new_networks import new_model, train_mode
 from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
 from tapline.training.traces.aggregate import (
     Scale,
     TraceFeatures,
-    class_weights,
     context_noise,
     fold_scale,
     kept_flows,
@@ -41,6 +39,7 @@ from tapline.training.traces.aggregate import (
     standardise,
     trace_noise,
 )
+from tapline.training.traces.background import Learned, learned_with, network_with
 from tapline.training.traces.trace_config import TraceTrainingConfig
 
 KINDS_AT_ONCE = 64
@@ -162,21 +161,6 @@ def encoder_weights(encoder: Mm4flow) -> dict[str, Tensor]:
     }
 
 
-@dataclass(frozen=True)
-class _Learned:
-    """What is learned: class index of every trace, `truth` int64 [n], the traces to draw, `rows` int64 [m], and how
-    often each, `weights` float64 [m], which sum to 1."""
-
-    truth: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    weights: NDArray[np.float64]
-
-
-def network_with(network: TracegramNetwork, *, background: bool) -> TracegramNetwork:
-    """The network of so many labels, with a class more for background."""
-    return msgspec.structs.replace(network, n_class=network.n_class + background)
-
-
 def fit_jointly(
     traces: Sequence[LabelledTrace],
     truth: NDArray[np.int64],
@@ -197,7 +181,7 @@ def fit_jointly(
     if config.mm4flow is None:
         raise ValueError("expected settings with an MM4flow encoder")
     everything = [*traces, *background]
-    learned = _learned(truth, train, background, config)
+    learned = learned_with(truth, train, background, config)
     table = make_table(everything, config.mm4flow.features, config.network.context)
     sizes = network_with(config.network, background=bool(background))
     encoder = new_model(msgspec.structs.replace(config.mm4flow.network, n_class=sizes.n_class), config.seed, start)
@@ -215,26 +199,10 @@ def fit_jointly(
     return Jointly(trained.encoder.eval(), fold_scale(settled, scale), features)
 
 
-def _learned(
-    truth: NDArray[np.int64], train: NDArray[np.int64], background: Sequence[LabelledTrace], config: TraceTrainingConfig
-) -> _Learned:
-    """Every label is drawn equally often, and every capture of the background, whose share the settings say."""
-    weights = class_weights(truth[train])
-    if not background:
-        return _Learned(truth, train, weights)
-    captures = np.unique([trace.capture for trace in background], return_inverse=True)[1]
-    strange = draw_weights(np.zeros(len(background), np.int64), captures, 0.0, 0.0)
-    return _Learned(
-        np.concatenate((truth, np.full(len(background), config.network.n_class))),
-        np.concatenate((train, len(truth) + np.arange(len(background)))),
-        np.concatenate((weights * (1 - config.background_share), strange * config.background_share)),
-    )
-
-
 def _stage(
     network: JointNetwork,
     table: FlowTable,
-    learned: _Learned,
+    learned: Learned,
     scale: Scale,
     config: TraceTrainingConfig,
 ) -> Stage:
@@ -283,7 +251,7 @@ class _Drawn:
 
 def _epoch(
     table: FlowTable,
-    learned: _Learned,
+    learned: Learned,
     config: TraceTrainingConfig,
     epoch: int,
 ) -> Iterator[list[_Drawn]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ from tapline.models.checkpoint import Mm4flowNetwork, OwnMm4flow, TracegramNetwo
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import TraceSettings
-from tapline.models.trace_context import CONTEXTS
+from tapline.models.trace_context import CONTEXTS, PACKETS, Field
 from tapline.training.loop.config import TrainingConfig
 
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -20,6 +21,12 @@ SMALL = TracegramNetwork(
 )
 """A network that two cores train in minutes."""
 
+
+CONTEXT_WIDTH = 64
+"""Width of a network that reads the context of flows alone."""
+
+BESIDE_LENGTHS = tuple(field for field in CONTEXTS["all"] if field not in PACKETS)
+"""What is read of a flow beside the embedding of an MM4flow."""
 
 JOINT_LENGTHS = 32
 """Payload lengths of a flow that an MM4flow encoder reads unless told otherwise."""
@@ -88,6 +95,7 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     With `mm4flow` the flow encoder is one of MM4flow's, and learns in phase 1 with the rest (`training.traces.joint`);
     `flow_labels` is the weight of the flows' labels beside the traces' there, `mask_lengths` the share of lengths that
     read `[MASK]`, `background_share` that of draws that are background where there is any.
+    `min_captures`: labels of fewer are not learned.
     """
 
     network: TracegramNetwork = SMALL
@@ -108,6 +116,7 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     flow_labels: float = 0.3
     mask_lengths: _Share = 0.05
     background_share: _Share = 0.15
+    min_captures: Annotated[int, msgspec.Meta(ge=2)] = 2
     clip_norm: float = 1.0
     accumulate: int = 1
     seed: int = 0
@@ -132,11 +141,24 @@ def decisive(config: TraceTrainingConfig, *, background: bool) -> dict[str, Any]
     return settings
 
 
+def context_config(trace: TraceSettings, fields: Sequence[Field]) -> TraceTrainingConfig:
+    """The settings of training a network that reads these fields of the context of flows, and nothing else of them."""
+    network = msgspec.structs.replace(
+        SMALL, encoder="context", feature_size=CONTEXT_WIDTH, context=tuple(fields), pooled=True
+    )
+    augmentation = TraceAugmentation(
+        drop_flows=0.3, most_flows=40, part=0.1, short_parts=True, drop_values=0.1, feature_dropout=0.0, views=0
+    )
+    return TraceTrainingConfig(
+        network=network, trace=trace, traces=Phase(40, 512, 32, 3e-3), trace_augmentation=augmentation
+    )
+
+
 def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTrainingConfig:
     """The settings of training with an MM4flow encoder of these sizes that reads these features of a flow."""
     return TraceTrainingConfig(
         network=msgspec.structs.replace(
-            SMALL, encoder="mm4flow", feature_size=2 * network.d_model, context=CONTEXTS["all"], pooled=True
+            SMALL, encoder="mm4flow", feature_size=2 * network.d_model, context=BESIDE_LENGTHS, pooled=True
         ),
         mm4flow=OwnMm4flow(network, features),
         traces=Phase(50, 512, 16, 2e-3),

@@ -16,7 +16,7 @@ COMMANDS = ("pretrain-packets", "tune-flows", "train-traces")
 class TraceRun(msgspec.Struct, frozen=True):
     """What a run was: settings, data by the hash of their manifest, the run it started from, on what and how long.
 
-    `not_learned` are labels of a single capture; `by_address` counts the traces that bear an address in place of a MAC.
+    `not_learned` are labels of too few captures; `by_address` counts the traces that bear an address in place of a MAC.
     `background` are the features of the class after the labels, as `features`, with so many traces; {} without.
     """
 

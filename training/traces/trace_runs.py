@@ -26,11 +26,12 @@ from tapline.training.loop.plan import Plan
 from tapline.training.loop.processes import ALONE, Group, join_group, world_size
 from tapline.training.loop.run_files import MODEL, encoder_sizes, encoders_of, fingerprint, load_weights, read_encoders
 from tapline.training.loop.runs import Job, Training, carry_out
+from tapline.training.loop.scores import Ints
 from tapline.training.loop.trainer import Report, RunFiles, Stage, train_stage
-from tapline.training.traces.aggregate import fit_traces
-from tapline.training.traces.background import make_background
+from tapline.training.traces.aggregate import context_features, fit_traces
+from tapline.training.traces.background import learned_with, make_background, network_with
 from tapline.training.traces.flow_embeddings import encode_traces
-from tapline.training.traces.joint import encoder_weights, fit_jointly, network_with
+from tapline.training.traces.joint import encoder_weights, fit_jointly
 from tapline.training.traces.packet_encoder import FlowLearner, flow_set, new_learner, pretrain_stage, tune_stage
 from tapline.training.traces.trace_config import Phase, TraceTrainingConfig, decisive, joint_config
 from tapline.training.traces.trace_record import TraceRun, read_trace_run
@@ -139,7 +140,7 @@ def train_traces_run(job: _Job, report: Report = lambda _: None) -> TraceRun | P
             background_traces=len(background),
         ),
         place="in one process",
-        notes=[f"one capture only, so that it cannot be measured, not learned: {', '.join(lone)}"] if lone else [],
+        notes=[f"too few captures, not learned: {', '.join(lone)}"] if lone else [],
     )
     return carry_out(job, training, ALONE)
 
@@ -153,10 +154,12 @@ def _fit_traces(
     report: Report,
 ) -> dict[str, Tensor]:
     """The weights of encoder and trace network, the former frozen or learned too."""
+    everything = np.arange(len(corpus.traces))
+    if config.network.encoder == "context":
+        return _weights({}, fit_context(corpus.traces, corpus.truth, everything, config, files, report, background))
     if isinstance(starting, FlowLearner):
         features = encode_traces(corpus, starting, config)
         return _weights(starting.encoder.state_dict(), fit_traces(features, corpus.truth, config, files, report))
-    everything = np.arange(len(corpus.traces))
     fitted = fit_jointly(corpus.traces, corpus.truth, everything, config, starting, files, report, background)
     return _weights(encoder_weights(fitted.encoder), fitted.trace)
 
@@ -171,10 +174,12 @@ def _record(job: _Job, command: str, labels: list[str], traces: int, flows: int)
 
 def _starting(job: _Job, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor] | None:
     """The tuned encoder that stays frozen, or the pre-trained weights of one that learns, None for none."""
+    if job.config.network.encoder == "context":
+        return None
     if job.config.mm4flow is not None:
         return read_encoders(job.encoders)
     if job.background:
-        raise TrainingError("--background is learned with an encoder of MM4flow: train without --start")
+        raise TrainingError("--background is learned by an encoder that learns with the rest: train without --start")
     if job.start is None or read_trace_run(job.start).command != "tune-flows":
         raise TrainingError("train-traces starts from a run of tune-flows (--start) or of pretrain (--encoders)")
     if read_trace_run(job.start).labels != corpus.labels:
@@ -187,6 +192,28 @@ def _starting(job: _Job, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor]
 def _weights(encoder: Mapping[str, Tensor], trace: TraceNetwork) -> dict[str, Tensor]:
     weights = {f"encoder.{name}": value for name, value in encoder.items()}
     return weights | {f"trace.{name}": value for name, value in trace.state_dict().items()}
+
+
+def fit_context(
+    traces: Sequence[LabelledTrace],
+    truth: Ints,
+    train: Ints,
+    config: TraceTrainingConfig,
+    files: RunFiles | None = None,
+    report: Report = lambda _: None,
+    background: Sequence[LabelledTrace] = (),
+) -> TraceNetwork:
+    """Phase 1 of a network that reads the context of flows alone, from the traces `train` and the background.
+
+    Raises:
+        TrainingError: the loss is not finite, or the state cannot be saved or read.
+    """
+    learned = learned_with(truth, train, background, config)
+    everything = [*traces, *background]
+    features = context_features([everything[row] for row in learned.rows], config.network.context)
+    network = network_with(config.network, background=bool(background))
+    whole = msgspec.structs.replace(config, network=network)
+    return fit_traces(features, learned.truth[learned.rows], whole, files, report, learned.weights)
 
 
 def joint_of(encoders: Sequence[Path], features: Mm4flowFeatures, trace: TraceSettings) -> TraceTrainingConfig:
@@ -204,7 +231,7 @@ def joint_of(encoders: Sequence[Path], features: Mm4flowFeatures, trace: TraceSe
 
 def read_corpus(job: _Job) -> TraceCorpus:
     """The labelled traces of the features of a job."""
-    return make_trace_corpus(samples_of(job.features), job.config.trace)
+    return make_trace_corpus(samples_of(job.features), job.config.trace, job.config.min_captures)
 
 
 def read_background(job: _Job, corpus: TraceCorpus) -> list[LabelledTrace]:

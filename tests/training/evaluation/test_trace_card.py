@@ -130,7 +130,7 @@ def test_folds_that_chose_settings_and_labels_that_were_not_learned_are_named(by
     assert (
         "Settings were chosen on folds 0 and 1, which every figure below leaves out: 9 traces of 1 fold remain." in card
     )
-    assert "Not learned, of a single capture: Lone." in card
+    assert "Not learned, of too few captures: Lone." in card
 
 
 def test_an_address_in_place_of_a_card_is_said(corpus, features):

@@ -1,0 +1,310 @@
+"""How well a trace model tells what is of a malicious kind, where that can be believed: every source of benign traffic
+is left out of training once, and so are families and laboratories.
+
+Malware and benign traffic come from different laboratories, systems and years, so that one model could tell the two
+apart by where they were recorded. Of a source that was never learned it cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from sklearn.metrics import f1_score
+
+from tapline.models.tracegram import TraceNetwork
+from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, day_folds, name_of
+from tapline.training.evaluation.calibration import label_shares
+from tapline.training.evaluation.rivals import fit_predict
+from tapline.training.loop.config import TrainingError
+from tapline.training.loop.scores import Floats, Ints, auroc
+from tapline.training.loop.trainer import Report
+from tapline.training.traces.aggregate import TraceFeatures, context_features, score_traces
+from tapline.training.traces.trace_config import TraceTrainingConfig
+from tapline.training.traces.trace_runs import fit_context
+
+SUSPICION = "suspicion.json"
+"""The file of an evaluation that holds the figures."""
+
+FALSE_ALARMS = 0.005
+"""Share of benign traces that may be called suspicious: it sets the threshold."""
+
+FOLDS = 5
+PREFIXES = (1, 2, 4, 8, 16, 32)
+"""Flows of a trace after which it is asked whether it is called suspicious already."""
+
+Sources = Mapping[str, Sequence[LabelledTrace]]
+"""Traces of benign traffic, by the name of what they were extracted into."""
+
+
+class SourceFigures(msgspec.Struct, frozen=True):
+    """A source of benign traffic, by a model that learned none of it.
+
+    `alarms`: share of its traces called suspicious at the threshold that the other sources set; `caught`: share of the
+    traces of malware never learned that this model calls so; `auroc` of one against the other. `..._trees`: of trees on
+    header fields, which learned the same.
+    """
+
+    source: str
+    traces: int
+    alarms: float
+    caught: float
+    auroc: float
+    alarms_trees: float
+    caught_trees: float
+    auroc_trees: float
+
+
+class FamilyFigures(msgspec.Struct, frozen=True):
+    """A label that was left out of training, and the share of its traces called suspicious all the same."""
+
+    label: str
+    traces: int
+    caught: float
+
+
+class LaboratoryFigures(msgspec.Struct, frozen=True):
+    """Captures of one laboratory, malicious and benign, by a model that learned none of either.
+
+    Macro-F1 is over the two kinds, suspicious or not.
+    """
+
+    laboratory: str
+    malicious: int
+    benign: int
+    macro_f1: float
+    macro_f1_trees: float
+
+
+class SuspicionFigures(msgspec.Struct, frozen=True):
+    """`never_learned` are labels of too few captures to be learned; `families` those that were left out one by one.
+
+    `learned`: share of the held-out traces of learned labels that is called suspicious; `by_flows`: the same after so
+    many flows; `median_seconds`: of those called suspicious, from their first flow to the one after which they are.
+    """
+
+    threshold: float
+    false_alarms: float
+    sources: list[SourceFigures]
+    never_learned: list[FamilyFigures]
+    families: list[FamilyFigures]
+    laboratories: list[LaboratoryFigures]
+    learned: float
+    by_flows: dict[str, float]
+    median_seconds: float
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Suspicion float64 by what was not learned: benign traces of the source, malware never learned, held-out traces of
+    learned labels whole and after so many flows; `held` their rows."""
+
+    benign: Floats
+    strange: Floats
+    learned: Floats
+    prefixes: dict[int, Floats]
+    held: Ints
+
+
+@dataclass(frozen=True)
+class SuspicionTask:
+    """What is measured: a corpus whose `rare` traces are malware never learned, benign sources, the settings of the
+    run, the temperature of its confidence, and beginnings of names of captures that are of one laboratory each."""
+
+    corpus: TraceCorpus
+    sources: Sources
+    config: TraceTrainingConfig
+    temperature: float
+    laboratories: Sequence[str] = ()
+
+
+def read_suspicion(directory: Path) -> SuspicionFigures | None:
+    """The figures in the directory of an evaluation, None where suspicion was not measured.
+
+    Raises:
+        TrainingError: they are damaged.
+    """
+    path = directory / SUSPICION
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=SuspicionFigures)
+    except msgspec.DecodeError as error:
+        raise TrainingError(f"{path}: {error}: evaluate again") from None
+
+
+def measure_suspicion(task: SuspicionTask, report: Report = lambda _: None) -> SuspicionFigures:
+    """Train once for each source, label and laboratory that is left out, and say what the models call suspicious.
+
+    Raises:
+        TrainingError: fewer than two sources, no malware that was never learned, or an encoder that is not the context.
+    """
+    _check(task)
+    days = day_folds(task.corpus, FOLDS)
+    found, trees = {}, {}
+    for number, source in enumerate(task.sources):
+        found[source] = _of_source(task, source, days, number % FOLDS, report)
+        trees[source] = _of_source_trees(task, source, days, number % FOLDS)
+    threshold = _threshold([scores.benign for scores in found.values()])
+    families = [_of_family(task, label, threshold, report) for label in task.corpus.labels]
+    laboratories = [_of_laboratory(task, name, threshold, report) for name in task.laboratories]
+    learned = np.concatenate([scores.learned for scores in found.values()])
+    return SuspicionFigures(
+        threshold,
+        FALSE_ALARMS,
+        [_source_figures(source, task, found, trees) for source in task.sources],
+        _never_learned(task, found, threshold),
+        families,
+        laboratories,
+        float((learned >= threshold).mean()),
+        {
+            str(flows): float((np.concatenate([each.prefixes[flows] for each in found.values()]) >= threshold).mean())
+            for flows in PREFIXES
+        },
+        _median_seconds(task.corpus, list(found.values()), threshold),
+    )
+
+
+def _check(task: SuspicionTask) -> None:
+    if task.config.network.encoder != "context":
+        raise TrainingError("suspicion is measured of models without an encoder, that read the context of flows alone")
+    if len(task.sources) < 2:
+        raise TrainingError("--background: expected two directories or more, each a source that is left out once")
+    if not task.corpus.rare:
+        raise TrainingError("every label is learned: expected labels of fewer captures than --min-captures of the run")
+
+
+def _threshold(benign: Sequence[Floats]) -> float:
+    """Where `FALSE_ALARMS` of these traces lie above, every source counting alike."""
+    scores = np.concatenate(benign)
+    weights = np.concatenate([np.full(len(each), 1 / len(each)) for each in benign])
+    order = np.argsort(-scores)
+    above = np.cumsum(weights[order]) / len(benign)
+    first = int(np.searchsorted(above, FALSE_ALARMS, side="right"))
+    return float(np.clip(np.nextafter(scores[order[min(first, len(order) - 1)]], 2.0), 1e-6, 1.0))
+
+
+def _suspicion(task: SuspicionTask, network: TraceNetwork, features: Sequence[TraceFeatures]) -> Floats:
+    logits = score_traces(network, features).logits
+    return np.asarray(label_shares(logits, task.temperature, len(task.corpus.labels)).sum(axis=1))
+
+
+def _of_source(task: SuspicionTask, source: str, days: Ints, fold: int, report: Report) -> _Scores:
+    corpus, fields = task.corpus, task.config.network.context
+    held = np.flatnonzero(days == fold)
+    learned = [trace for name, traces in task.sources.items() if name != source for trace in traces]
+    network = fit_context(corpus.traces, corpus.truth, np.flatnonzero(days != fold), task.config, None, report, learned)
+    known = context_features([corpus.traces[row] for row in held], fields)
+    return _Scores(
+        _suspicion(task, network, context_features(task.sources[source], fields)),
+        _suspicion(task, network, context_features(corpus.rare, fields)),
+        _suspicion(task, network, known),
+        {flows: _suspicion(task, network, [trace.part(slice(flows)) for trace in known]) for flows in PREFIXES},
+        held,
+    )
+
+
+def _trees(
+    task: SuspicionTask, malicious: Sequence[LabelledTrace], benign: Sequence[LabelledTrace]
+) -> Callable[[Sequence[LabelledTrace]], Floats]:
+    """What trees on header fields that learned from these say of traces: the share that calls them malicious."""
+
+    def score(traces: Sequence[LabelledTrace]) -> Floats:
+        learned = [*malicious, *benign]
+        truth = np.array([1] * len(malicious) + [0] * len(benign))
+        shares = fit_predict(
+            "header", [each.trace for each in learned], truth, [each.trace for each in traces], 2, task.config.seed
+        )
+        return np.asarray(shares[:, 1])
+
+    return score
+
+
+def _of_source_trees(task: SuspicionTask, source: str, days: Ints, fold: int) -> tuple[Floats, Floats]:
+    """What the trees say of the source, and of malware never learned."""
+    corpus = task.corpus
+    malicious = [corpus.traces[row] for row in np.flatnonzero(days != fold)]
+    benign = [trace for name, traces in task.sources.items() if name != source for trace in traces]
+    strange = task.sources[source]
+    said = _trees(task, malicious, benign)([*strange, *corpus.rare])
+    return said[: len(strange)], said[len(strange) :]
+
+
+def _source_figures(
+    source: str, task: SuspicionTask, found: Mapping[str, _Scores], trees: Mapping[str, tuple[Floats, Floats]]
+) -> SourceFigures:
+    own, (benign, strange) = found[source], trees[source]
+    threshold = _threshold([scores.benign for name, scores in found.items() if name != source])
+    of_trees = _threshold([scores[0] for name, scores in trees.items() if name != source])
+    return SourceFigures(
+        source,
+        len(task.sources[source]),
+        float((own.benign >= threshold).mean()),
+        float((own.strange >= threshold).mean()),
+        auroc(own.strange, own.benign),
+        float((benign >= of_trees).mean()),
+        float((strange >= of_trees).mean()),
+        auroc(strange, benign),
+    )
+
+
+def _never_learned(task: SuspicionTask, found: Mapping[str, _Scores], threshold: float) -> list[FamilyFigures]:
+    labels = np.array([trace.label for trace in task.corpus.rare])
+    caught = np.mean([scores.strange >= threshold for scores in found.values()], axis=0)
+    return [
+        FamilyFigures(label, int((labels == label).sum()), float(caught[labels == label].mean()))
+        for label in sorted(set(labels.tolist()))
+    ]
+
+
+def _of_family(task: SuspicionTask, label: str, threshold: float, report: Report) -> FamilyFigures:
+    corpus = task.corpus
+    own = corpus.truth == corpus.labels.index(label)
+    background = [trace for traces in task.sources.values() for trace in traces]
+    network = fit_context(corpus.traces, corpus.truth, np.flatnonzero(~own), task.config, None, report, background)
+    traces = [corpus.traces[row] for row in np.flatnonzero(own)]
+    said = _suspicion(task, network, context_features(traces, task.config.network.context))
+    return FamilyFigures(label, len(traces), float((said >= threshold).mean()))
+
+
+def _of_laboratory(task: SuspicionTask, laboratory: str, threshold: float, report: Report) -> LaboratoryFigures:
+    corpus = task.corpus
+
+    def is_own(trace: LabelledTrace) -> bool:
+        return name_of(trace.capture).startswith(laboratory)
+
+    own = np.array([is_own(trace) for trace in corpus.traces])
+    background = [trace for traces in task.sources.values() for trace in traces]
+    benign, learned = [t for t in background if is_own(t)], [t for t in background if not is_own(t)]
+    malicious = [corpus.traces[row] for row in np.flatnonzero(own)]
+    if not malicious or not benign:
+        raise TrainingError(
+            f"--laboratory {laboratory}: expected captures of labels and of the background of that name"
+        )
+    network = fit_context(corpus.traces, corpus.truth, np.flatnonzero(~own), task.config, None, report, learned)
+    measured = [*malicious, *benign]
+    truth = np.array([1] * len(malicious) + [0] * len(benign))
+    said = _suspicion(task, network, context_features(measured, task.config.network.context)) >= threshold
+    trees = _trees(task, [corpus.traces[row] for row in np.flatnonzero(~own)], learned)(measured) >= 0.5
+    return LaboratoryFigures(
+        laboratory.strip("_"),
+        len(malicious),
+        len(benign),
+        float(f1_score(truth, said, average="macro")),
+        float(f1_score(truth, trees, average="macro")),
+    )
+
+
+def _median_seconds(corpus: TraceCorpus, found: Sequence[_Scores], threshold: float) -> float:
+    """From the first flow of a trace to the one after which it is called suspicious, over those that are."""
+    seconds = []
+    for scores in found:
+        for place, row in enumerate(scores.held.tolist()):
+            flows = corpus.traces[row].trace.flows
+            first = next((n for n in PREFIXES if scores.prefixes[n][place] >= threshold), None)
+            if first is not None:
+                seconds.append((flows[min(first, len(flows)) - 1].start_us - flows[0].start_us) / 1e6)
+    return float(np.median(seconds)) if seconds else float("nan")

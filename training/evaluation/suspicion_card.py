@@ -1,0 +1,94 @@
+"""The part of a trace card that tells how far its suspicion can be believed, from the record of what was measured."""
+
+from __future__ import annotations
+
+from tapline.training.evaluation import card
+from tapline.training.evaluation.suspicion import FamilyFigures, SuspicionFigures
+
+
+def render_suspicion(figures: SuspicionFigures) -> str:
+    """The section *Suspicion*, as Markdown."""
+    return "\n\n".join(
+        (
+            "## Suspicion",
+            _method(figures),
+            _sources(figures),
+            _families(figures),
+            _laboratories(figures),
+            _time(figures),
+        )
+    )
+
+
+def _method(figures: SuspicionFigures) -> str:
+    return (
+        "A trace is *suspicious* where all labels together have a share of at least "
+        f"{figures.threshold:.4f}, whatever the single label. Malware and benign traffic were recorded in different "
+        "laboratories and years, so a model could tell them apart by that alone. Therefore every source of benign "
+        "traffic was left out of training once, whole, and false alarms were counted in it; the threshold of a row is "
+        "the one at "
+        f"which {1000 * figures.false_alarms:g} of 1,000 traces of the *other* sources, each by a model that had not "
+        "learned it, are called suspicious, every source counting alike; the checkpoint's is that of all sources. The "
+        "trees on header fields learned the same, and have thresholds of their own."
+    )
+
+
+def _sources(figures: SuspicionFigures) -> str:
+    names = [
+        "left out", "traces", "false alarms per 1,000", "trees", "malware never learned called suspicious", "trees",
+        "AUROC", "trees",
+    ]  # fmt: skip
+    rows = [
+        [
+            row.source,
+            str(row.traces),
+            f"{1000 * row.alarms:.1f}",
+            f"{1000 * row.alarms_trees:.1f}",
+            f"{row.caught:.1%}",
+            f"{row.caught_trees:.1%}",
+            f"{row.auroc:.3f}",
+            f"{row.auroc_trees:.3f}",
+        ]
+        for row in figures.sources
+    ]
+    return card.table(names, rows)
+
+
+def _families(figures: SuspicionFigures) -> str:
+    return (
+        "Families that were never learned, at the checkpoint's threshold, the mean over the models of the table "
+        "above:\n\n"
+        f"{_table(figures.never_learned)}\n\n"
+        "Labels of this checkpoint, each by a model that did not learn it but all others and the whole background:\n\n"
+        f"{_table(figures.families)}"
+    )
+
+
+def _table(rows: list[FamilyFigures]) -> str:
+    return card.table(
+        ["label", "traces", "called suspicious"], [[row.label, str(row.traces), f"{row.caught:.0%}"] for row in rows]
+    )
+
+
+def _laboratories(figures: SuspicionFigures) -> str:
+    if not figures.laboratories:
+        return "No laboratory was left out."
+    rows = [
+        [row.laboratory, str(row.malicious), str(row.benign), f"{row.macro_f1:.3f}", f"{row.macro_f1_trees:.3f}"]
+        for row in figures.laboratories
+    ]
+    names = ["laboratory", "malicious traces", "benign traces", "macro-F1, suspicious or not", "trees"]
+    return (
+        "Captures of one laboratory, malicious and benign, by a model that learned none of either:\n\n"
+        f"{card.table(names, rows)}"
+    )
+
+
+def _time(figures: SuspicionFigures) -> str:
+    shares = {flows: f"{share:.0%}" for flows, share in figures.by_flows.items()}
+    return (
+        f"Of the learned labels {figures.learned:.0%} of the held-out traces are called suspicious; after so many "
+        "flows:\n\n"
+        f"{card.table(['flows', *shares], [['called suspicious', *shares.values()]])}\n\n"
+        f"Of those that are, half are so {figures.median_seconds:.0f} s after their first flow or sooner."
+    )
