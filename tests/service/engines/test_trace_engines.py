@@ -85,7 +85,7 @@ def test_engines_agree_on_context_and_each_field_counts(context_dir):
 
 def test_context_that_does_not_fit_is_refused(context_dir, traces):
     engine = load_trace_engine("onnx", context_dir)
-    with pytest.raises(EngineError, match="25 fields of context"):
+    with pytest.raises(EngineError, match=f"{len(SIZES)} fields of context"):
         engine.score(traces[:1])
     beyond = np.full((1, len(SIZES)), 6, np.uint8)
     with pytest.raises(EngineError, match="expected values of transport below 6, got 6"):
