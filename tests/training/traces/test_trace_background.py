@@ -23,8 +23,8 @@ from tapline.training.evaluation.trace_folds import outcome_fingerprint
 from tapline.training.evaluation.variants import variant_of
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.runs import Job
-from tapline.training.traces.background import MOST_TRACES, halve_background, make_background
-from tapline.training.traces.joint import _learned, fit_jointly
+from tapline.training.traces.background import MOST_TRACES, halve_background, learned_with, make_background
+from tapline.training.traces.joint import fit_jointly
 from tapline.training.traces.trace_config import TraceTrainingConfig, decisive
 from tapline.training.traces.trace_record import read_trace_run
 from tapline.training.traces.trace_runs import train_traces_run
@@ -109,7 +109,7 @@ def test_a_fold_learns_one_half_of_the_captures_and_another_fold_another(backgro
 def test_background_has_its_share_of_draws_and_labels_the_rest_as_ever(corpus, background):
     config = msgspec.structs.replace(quick_config(), background_share=0.3)
     train = np.arange(7)
-    plain, learned = (_learned(corpus.truth, train, some, config) for some in ((), background))
+    plain, learned = (learned_with(corpus.truth, train, some, config) for some in ((), background))
     strange = learned.rows >= len(corpus.traces)
     assert (learned.truth[learned.rows[strange]] == 3).all()
     assert learned.weights[strange].sum() == pytest.approx(0.3)
