@@ -12,7 +12,7 @@ from tapline.models.checkpoint import WEIGHTS, CheckpointError, read_trace_check
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.packet_tokens import encode_packets
 from tapline.models.trace import TraceSettings, make_traces
-from tapline.models.trace_context import SIZES
+from tapline.models.trace_context import SIZES, trace_context
 from tapline.models.trace_features import trace_times
 from tapline.models.tracegram import Tracegram, is_for_training
 from tapline.service.engines.engine import EngineError
@@ -65,6 +65,43 @@ def context_dir(tmp_path_factory):
     return make_trace_checkpoint(tmp_path_factory.mktemp("repository") / "context" / "1", context=tuple(SIZES))
 
 
+@pytest.fixture(scope="module")
+def bare_dir(tmp_path_factory):
+    """A network that reads context and nothing else."""
+    return make_trace_checkpoint(tmp_path_factory.mktemp("repository") / "bare" / "1", "context")
+
+
+def test_engines_agree_where_the_context_is_all(bare_dir, flows):
+    made = make_traces([flow for flow in flows if flow.heads], TraceSettings(subject="responder", window_seconds=0))
+    given = [context_input(trace.flows) for trace in made]
+    ours, reference = (load_trace_engine(name, bare_dir) for name in ("onnx", "torch"))
+    expected = reference.score(given)
+    assert np.ptp(expected.logits, axis=0).min() > 0.1
+    found = ours.score(given)
+    np.testing.assert_allclose(found.logits, expected.logits, atol=ROUNDING)
+    for one, other in zip(found.importance, expected.importance, strict=True):
+        np.testing.assert_allclose(one, other, atol=ROUNDING)
+    alone = np.concatenate([ours.score([each]).logits for each in given])
+    np.testing.assert_allclose(alone, found.logits, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_where_the_context_is_all_there_is_nothing_to_embed(bare_dir, flows, traces, name):
+    engine = load_trace_engine(name, bare_dir)
+    warm_up(engine)
+    with pytest.raises(EngineError, match="encodes no flows, and reads their context alone"):
+        engine.embed(flows[:1])
+    with pytest.raises(EngineError, match=f"with 0 numbers, {len(SIZES)} fields of context"):
+        engine.score([replace_context(traces[0], context_input(flows[:1]).context)])
+    assert not (bare_dir / "encoder.onnx").exists()
+
+
+def context_input(flows):
+    """A trace of these flows for a network that reads every field of their context alone."""
+    times = (np.array([getattr(flow, name) for flow in flows], np.int64) for name in ("start_us", "duration_us"))
+    return TraceInput(np.zeros((len(flows), 0), np.float32), *times, trace_context(flows, tuple(SIZES)))
+
+
 def test_engines_agree_on_context_and_each_field_counts(context_dir):
     rng = np.random.default_rng(7)
     sizes = np.array(list(SIZES.values()))
@@ -85,7 +122,7 @@ def test_engines_agree_on_context_and_each_field_counts(context_dir):
 
 def test_context_that_does_not_fit_is_refused(context_dir, traces):
     engine = load_trace_engine("onnx", context_dir)
-    with pytest.raises(EngineError, match="25 fields of context"):
+    with pytest.raises(EngineError, match=f"{len(SIZES)} fields of context"):
         engine.score(traces[:1])
     beyond = np.full((1, len(SIZES)), 6, np.uint8)
     with pytest.raises(EngineError, match="expected values of transport below 6, got 6"):
