@@ -220,7 +220,7 @@ def train_traces_command(
     if start and encoders:
         raise TrainingError("--start and --encoders: give one of them")
     if start and background:
-        raise TrainingError("--background is learned with an encoder of MM4flow: leave --start or it out")
+        raise TrainingError("--background is learned without --start: leave one of them out")
     if start and (given := [option for name, option in OF_START.items() if _is_given(context, name)]):
         raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
     if start:

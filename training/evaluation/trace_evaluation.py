@@ -123,16 +123,17 @@ def evaluate_suspicion(
     """Measure the suspicion of a run beside what `evaluate_traces` measured, and write the figures there.
 
     Raises:
-        TrainingError: `run` is no run of train-traces, `evaluation` none of evaluate-traces, or as `measure_suspicion`.
-        TraceDataError: the features have no traces.
+        TrainingError: `run` is no run of train-traces, `evaluation` none of evaluate-traces, two sources have one name,
+            or as `measure_suspicion`.
+        TraceDataError: the features have no traces, or a source has those of fewer than two captures.
     """
     record = read_trace_run(run, "train-traces")
     torch.set_num_threads(record.config.threads)
     temperature = read_trace_evaluation(evaluation).temperature
     corpus = read_corpus(Job(features, evaluation, record.config))
     sources = {
-        path.name: read_background(Job(features, evaluation, record.config, background=[path]), corpus)
-        for path in background
+        name: read_background(Job(features, evaluation, record.config, background=[path]), corpus)
+        for name, path in zip(features_of(background), background, strict=True)
     }
     task = SuspicionTask(corpus, sources, classes_of(record.config, corpus), temperature, laboratories)
     figures = measure_suspicion(task, report)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tapline.models.checkpoint import Unknown
+from tapline.models.trace_context import trace_context
 from tapline.models.verdict import probabilities, verdicts
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
@@ -28,22 +29,13 @@ from tapline.training.traces.joint import fit_jointly
 from tapline.training.traces.trace_config import TraceTrainingConfig, decisive
 from tapline.training.traces.trace_record import read_trace_run
 from tapline.training.traces.trace_runs import train_traces_run
-from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
 from tests.training.evaluation.test_kept_folds import right
 from tests.training.traces.test_joint import quick_config
 
 pytestmark = pytest.mark.whole
 
-OTHERS = DATA / "protocols" / "pcap"
 SETTINGS = TraceTrainingConfig().trace
-
-
-@pytest.fixture(scope="module")
-def others(tmp_path_factory):
-    out = tmp_path_factory.mktemp("features") / "others"
-    tapline_train("extract", OTHERS, "--heads", "header", "--out", out)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +207,7 @@ def test_the_checkpoint_never_says_background_and_leaves_it_its_share(
 def as_input(engine, each: LabelledTrace):
     flows = each.trace.flows
     times = (np.array([getattr(flow, name) for flow in flows], np.int64) for name in ("start_us", "duration_us"))
-    return TraceInput(engine.embed(flows), *times)
+    return TraceInput(engine.embed(flows), *times, trace_context(flows, engine.checkpoint.network.context))
 
 
 def test_the_run_keeps_what_background_it_learned(run, others, background):
@@ -228,9 +220,9 @@ def test_background_with_a_frozen_encoder_and_another_background_than_the_runs_a
     features, others, run, evaluation, tmp_path
 ):
     said = invoke("train-traces", "--features", features, "--start", run, "--background", others, "--out", tmp_path)
-    assert "--background is learned with an encoder of MM4flow" in str(said.exception)
+    assert "--background is learned without --start" in str(said.exception)
     job = Job([features], tmp_path, TraceTrainingConfig(), start=run, background=[others])
-    with pytest.raises(TrainingError, match="--background is learned with"):
+    with pytest.raises(TrainingError, match="--background is learned without --start"):
         train_traces_run(job)
     arguments = ["evaluate-traces", "--features", features, "--run", run, "--out", tmp_path / "out"]
     assert "learned another background, others: give as --background" in str(invoke(*arguments).exception)
