@@ -187,6 +187,8 @@ def _read_trace_run(run: Path, settings: TraceEvaluationSettings) -> TraceRun:
     record = read_trace_run(run, "train-traces")
     if record.config.mm4flow is not None and encoders_of(settings.start) != record.start:
         raise TrainingError(f"{run}: learned from other encoders: give --start what train-traces had as --encoders")
+    if record.config.network.encoder == "context" and settings.start:
+        raise TrainingError(f"{run}: it has no encoder: leave --start out")
     if sorted(features_of(settings.background).values()) != sorted(record.background.values()):
         had = f"another background, {', '.join(record.background)}" if record.background else "no background"
         raise TrainingError(f"{run}: learned {had}: give as --background what train-traces had")

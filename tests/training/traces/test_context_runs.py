@@ -198,3 +198,15 @@ def test_what_is_drawn_sums_to_one_and_every_corpus_counts_alike(corpus, backgro
     labels = corpus.truth[train]
     shares = [learned.weights[:6][labels == label].sum() for label in np.unique(labels)]
     np.testing.assert_allclose(shares, 0.25)
+
+
+def test_what_is_of_an_encoder_is_refused_when_a_run_without_one_is_evaluated(features, others, run, tmp_path):
+    arguments = ["evaluate-traces", "--features", features, "--background", others, "--run", run, "--out", tmp_path]
+    for options, message in (
+        (["--start", run], "it has no encoder: leave --start out"),
+        (["--variant", "scratch"], "the variant scratch is of a run with an encoder"),
+        (["--variant", "payload"], "the variant payload is of a run with an MM4flow encoder"),
+    ):
+        assert message in str(invoke(*arguments, *options).exception)
+    plain = tapline_train(*arguments, "--variant", "no-time", "--variant", "no-background", "--by-day", "--dry-run")
+    assert "variants main, trees-header, trees-sizes, no-time, no-background" in plain

@@ -16,6 +16,7 @@ from tapline.service.engines.trace_engine import TraceInput
 from tapline.training.data.labelled_traces import LabelledTrace, TraceDataError, folds_of
 from tapline.training.data.samples import read_samples
 from tapline.training.evaluation.attribution import remove_flows
+from tapline.training.evaluation.calibration import softmax
 from tapline.training.evaluation.evaluation_record import TraceEvaluation, read_trace_evaluation
 from tapline.training.evaluation.outcomes import read_outcome, write_outcome
 from tapline.training.evaluation.trace_card import _background
@@ -195,7 +196,9 @@ def test_the_checkpoint_never_says_background_and_leaves_it_its_share(
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-3)
     found = verdicts(logits[0], checkpoint)
     sums = probabilities(logits[0], checkpoint).sum(axis=1)
-    assert sums.max() < 1
+    shares = softmax(logits[0], checkpoint.calibration.temperature)
+    np.testing.assert_allclose(sums, 1 - shares[:, 3], atol=1e-6)
+    assert sums[len(corpus.traces) :].min() < 0.1
     named = {name for each in found for name in (each.label, *(other.label for other in each.alternatives))}
     assert named <= set(checkpoint.labels)
     card = (tmp_path / "d" / "1" / "README.md").read_text()
