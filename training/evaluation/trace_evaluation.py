@@ -129,7 +129,7 @@ def evaluate_suspicion(
     """
     record = read_trace_run(run, "train-traces")
     torch.set_num_threads(record.config.threads)
-    temperature = read_trace_evaluation(evaluation).temperature
+    temperature = round(read_trace_evaluation(evaluation).temperature, 4)  # as the checkpoint will have it
     corpus = read_corpus(Job(features, evaluation, record.config))
     sources = {
         name: read_background(Job(features, evaluation, record.config, background=[path]), corpus)
