@@ -144,13 +144,15 @@ def measure_suspicion(task: SuspicionTask, report: Report = lambda _: None) -> S
     Raises:
         TrainingError: fewer than two sources, no malware that was never learned or some of it among the sources, an
             encoder that is not the context, or a laboratory without captures of both kinds.
+        SplitError: all captures of a label are of one day.
     """
-    _check(task)
-    days = day_folds(task.corpus, FOLDS)
+    days = check_suspicion(task)
+    filled = np.unique(days).tolist()  # of few days not every fold has one
     found, trees = {}, {}
     for number, source in enumerate(task.sources):
-        found[source] = _of_source(task, source, days, number % FOLDS, report)
-        trees[source] = _of_source_trees(task, source, days, number % FOLDS)
+        fold = filled[number % len(filled)]
+        found[source] = _of_source(task, source, days, fold, report)
+        trees[source] = _of_source_trees(task, source, days, fold)
     threshold = _threshold([scores.benign for scores in found.values()])
     families = [_of_family(task, label, threshold, report) for label in task.corpus.labels]
     laboratories = [_of_laboratory(task, name, threshold, report) for name in task.laboratories]
@@ -171,7 +173,13 @@ def measure_suspicion(task: SuspicionTask, report: Report = lambda _: None) -> S
     )
 
 
-def _check(task: SuspicionTask) -> None:
+def check_suspicion(task: SuspicionTask) -> Ints:
+    """Refuse what `measure_suspicion` cannot measure; the fold of each trace, int64 [n], by day.
+
+    Raises:
+        TrainingError: as `measure_suspicion`.
+        SplitError: all captures of a label are of one day.
+    """
     if task.config.network.encoder != "context":
         raise TrainingError("suspicion is measured of models without an encoder, that read the context of flows alone")
     if len(task.sources) < 2:
@@ -184,6 +192,7 @@ def _check(task: SuspicionTask) -> None:
             raise TrainingError(f"--laboratory {name}: expected captures of labels and of the background of that name")
     if not task.corpus.rare:
         raise TrainingError("every label is learned: expected labels of fewer captures than --min-captures of the run")
+    return day_folds(task.corpus, FOLDS)
 
 
 def _benign(task: SuspicionTask) -> list[LabelledTrace]:

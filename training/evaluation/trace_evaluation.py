@@ -17,7 +17,13 @@ from tapline.training.evaluation.evaluation_record import TraceEvaluation, read_
 from tapline.training.evaluation.outcomes import read_outcome
 from tapline.training.evaluation.page import write_report
 from tapline.training.evaluation.report import traces_report
-from tapline.training.evaluation.suspicion import SUSPICION, SuspicionFigures, SuspicionTask, measure_suspicion
+from tapline.training.evaluation.suspicion import (
+    SUSPICION,
+    SuspicionFigures,
+    SuspicionTask,
+    check_suspicion,
+    measure_suspicion,
+)
 from tapline.training.evaluation.trace_figures import summarise
 from tapline.training.evaluation.trace_folds import cross_validate, fold_number, measured_folds
 from tapline.training.evaluation.variants import (
@@ -127,6 +133,34 @@ def evaluate_suspicion(
             or as `measure_suspicion`.
         TraceDataError: the features have no traces, or a source has those of fewer than two captures.
     """
+    figures = measure_suspicion(_suspicion_task(features, run, evaluation, background, laboratories), report)
+    write_json(evaluation / SUSPICION, figures)
+    return figures
+
+
+def plan_suspicion(
+    features: Sequence[Path], run: Path, evaluation: Path, background: Sequence[Path], laboratories: Sequence[str]
+) -> Plan:
+    """What `evaluate_suspicion` would do.
+
+    Raises:
+        TrainingError, TraceDataError: as `evaluate_suspicion`.
+    """
+    task = _suspicion_task(features, run, evaluation, background, laboratories)
+    check_suspicion(task)
+    sources, labels = len(task.sources), len(task.corpus.labels)
+    facts = [
+        f"{len(task.corpus.traces)} traces of {labels} labels",
+        f"{len(task.corpus.rare)} traces of labels never learned",
+        f"{sum(map(len, task.sources.values()))} traces of {sources} sources",
+        f"{sources + labels + len(laboratories)} models to train",
+    ]
+    return Plan("evaluate", facts, [evaluation / SUSPICION])
+
+
+def _suspicion_task(
+    features: Sequence[Path], run: Path, evaluation: Path, background: Sequence[Path], laboratories: Sequence[str]
+) -> SuspicionTask:
     record = read_trace_run(run, "train-traces")
     torch.set_num_threads(record.config.threads)
     temperature = round(read_trace_evaluation(evaluation).temperature, 4)  # as the checkpoint will have it
@@ -135,10 +169,7 @@ def evaluate_suspicion(
         name: read_background(Job(features, evaluation, record.config, background=[path]), corpus)
         for name, path in zip(features_of(background), background, strict=True)
     }
-    task = SuspicionTask(corpus, sources, classes_of(record.config, corpus), temperature, laboratories)
-    figures = measure_suspicion(task, report)
-    write_json(evaluation / SUSPICION, figures)
-    return figures
+    return SuspicionTask(corpus, sources, classes_of(record.config, corpus), temperature, laboratories)
 
 
 def plan_trace_evaluation(

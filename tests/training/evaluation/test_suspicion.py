@@ -16,6 +16,7 @@ from tapline.models.trace import Trace, TraceSettings
 from tapline.models.verdict import suspicions
 from tapline.service.engines.trace_engine import TraceScores
 from tapline.training.data.labelled_traces import LabelledTrace, LeftOut, TraceCorpus
+from tapline.training.data.split import SplitError
 from tapline.training.evaluation.suspicion import (
     PREFIXES,
     SUSPICION,
@@ -160,8 +161,12 @@ def test_what_cannot_be_measured_is_refused(task):
 
 @pytest.fixture(scope="module")
 def captures(tmp_path_factory):
-    """Features of `malware` of two labels and a rare one, with days in names, and of two sources of benign traffic."""
-    root = tmp_path_factory.mktemp("suspicion")
+    return make_captures(tmp_path_factory.mktemp("suspicion"))
+
+
+def make_captures(root):
+    """Features of `malware` of two labels and a rare one, with days in names, of two sources of benign traffic, a run
+    and its evaluation."""
     for label, count in (("Aria", 3), ("HomeMaticPlug", 3), ("MAXGateway", 1)):
         folder = root / "captures" / "malware" / label
         folder.mkdir(parents=True)
@@ -174,20 +179,12 @@ def captures(tmp_path_factory):
     for name in ("malware", "home", "office"):
         label = ["--label-from-folder"] if name == "malware" else []
         tapline_train("extract", root / "captures" / name, *label, "--heads", "header", "--out", root / name)
-    return root
-
-
-@pytest.fixture(scope="module")
-def run(captures):
     quick = ["--min-captures", "2", "-ep", "1", "--draws", "16", "-b", "8"]
-    strange = ["--background", captures / "home", "--background", captures / "office"]
-    out = captures / "run"
-    tapline_train("train-traces", "--features", captures / "malware", *strange, "--out", out, *quick)
-    evaluation = captures / "evaluation"
-    arguments = ["--features", captures / "malware", *strange, "--run", out, "--out", evaluation]
-    output = tapline_train("evaluate-traces", *arguments, "--by-day", "--folds", "2")
-    assert "main: macro-F1" in output
-    return out
+    features = ["--features", root / "malware", "--background", root / "home", "--background", root / "office"]
+    tapline_train("train-traces", *features, "--out", root / "run", *quick)
+    arguments = [*features, "--run", root / "run", "--out", root / "evaluation"]
+    assert "main: macro-F1" in tapline_train("evaluate-traces", *arguments, "--by-day", "--folds", "2")
+    return root
 
 
 def evaluate_suspicion(captures, *sources, evaluation="evaluation"):
@@ -203,7 +200,7 @@ def export(captures, version):
     return captures / "bad" / version
 
 
-def test_the_command_measures_and_the_checkpoint_has_the_threshold(captures, run):
+def test_the_command_measures_and_the_checkpoint_has_the_threshold(captures):
     before = read_trace_checkpoint(export(captures, "1"))
     assert before.suspicion is None
     assert "all captures of a day in one" in (captures / "bad" / "1" / CARD).read_text()
@@ -220,7 +217,7 @@ def test_the_command_measures_and_the_checkpoint_has_the_threshold(captures, run
     assert "## Suspicion" not in (captures / "bad" / "1" / CARD).read_text()
 
 
-def test_sources_of_one_name_a_lone_source_and_damaged_figures_are_refused(captures, run, tmp_path):
+def test_sources_of_one_name_a_lone_source_and_damaged_figures_are_refused(captures, tmp_path):
     shutil.copytree(captures / "office", tmp_path / "home")
     same = invoke(*evaluate_suspicion(captures, captures / "home", tmp_path / "home"))
     assert "two feature directories of this name" in str(same.exception)
@@ -229,3 +226,15 @@ def test_sources_of_one_name_a_lone_source_and_damaged_figures_are_refused(captu
     (tmp_path / SUSPICION).write_text("{}")
     with pytest.raises(TrainingError, match="evaluate again"):
         read_suspicion(tmp_path)
+
+
+def test_of_two_days_each_is_held_out_however_many_sources_there_are(task):
+    traces = [replace(made(kind, number % 2), capture=f"{kind}/2020-01-0{1 + number % 2}_{number}.pcap")
+              for kind in ("bot", "worm") for number in range(4)]  # fmt: skip
+    sources = {f"home-{source}": [made("home", 4 * source + number) for number in range(2)] for source in range(3)}
+    quick = msgspec.structs.replace(task.config, traces=Phase(1, 16, 16, 1e-2))
+    few = replace(task, corpus=replace(task.corpus, traces=traces), sources=sources, config=quick, laboratories=[])
+    assert [row.traces for row in measure_suspicion(few).sources] == [2, 2, 2]
+    one_day = [replace(trace, capture=trace.capture.replace("-02_", "-01_")) for trace in traces]
+    with pytest.raises(SplitError, match="at least 2 are needed"):
+        measure_suspicion(replace(few, corpus=replace(task.corpus, traces=one_day)))
