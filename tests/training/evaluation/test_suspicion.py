@@ -30,6 +30,7 @@ from tapline.training.evaluation.suspicion import (
 from tapline.training.evaluation.suspicion_card import render_suspicion
 from tapline.training.loop.config import TrainingError
 from tapline.training.traces.trace_config import Phase, context_config
+from tapline.training.traces.trace_runs import fit_context
 from tests.paths import DATA
 from tests.service.traces.fakes import trace_checkpoint
 from tests.training.command import invoke, tapline_train
@@ -228,13 +229,21 @@ def test_sources_of_one_name_a_lone_source_and_damaged_figures_are_refused(captu
         read_suspicion(tmp_path)
 
 
-def test_of_two_days_each_is_held_out_however_many_sources_there_are(task):
+def test_of_two_days_each_is_held_out_however_many_sources_there_are(task, monkeypatch):
     traces = [replace(made(kind, number % 2), capture=f"{kind}/2020-01-0{1 + number % 2}_{number}.pcap")
               for kind in ("bot", "worm") for number in range(4)]  # fmt: skip
     sources = {f"home-{source}": [made("home", 4 * source + number) for number in range(2)] for source in range(3)}
     quick = msgspec.structs.replace(task.config, traces=Phase(1, 16, 16, 1e-2))
     few = replace(task, corpus=replace(task.corpus, traces=traces), sources=sources, config=quick, laboratories=[])
+    learned = []
+
+    def fit(traces, truth, train, *rest):
+        learned.append(len(train))
+        return fit_context(traces, truth, train, *rest)
+
+    monkeypatch.setattr("tapline.training.evaluation.suspicion.fit_context", fit)
     assert [row.traces for row in measure_suspicion(few).sources] == [2, 2, 2]
+    assert learned == [4, 4, 4, 4, 4]  # one of two days for each source, one of two labels for each label
     one_day = [replace(trace, capture=trace.capture.replace("-02_", "-01_")) for trace in traces]
     with pytest.raises(SplitError, match="at least 2 are needed"):
         measure_suspicion(replace(few, corpus=replace(task.corpus, traces=one_day)))
