@@ -60,7 +60,8 @@ class Suspicion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a trace is *suspicious*: every label is of a malicious kind, and the share that the background class leaves
     to all of them together is at least the threshold.
 
-    It may be so where no single label is sure: of a kind that was never learned, or where two labels are alike.
+    It may be so where no single label is sure: of a kind that was never learned, or where two labels are alike. A trace
+    that is not suspicious has no label either: its verdict says *unknown*.
     """
 
     threshold: Annotated[float, msgspec.Meta(gt=0, le=1)]

@@ -51,8 +51,10 @@ class OnnxTraceEngine:
         )
 
     def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
-        """Features of every flow, [n, F], in order."""
+        """Features of every flow, [n, F], in order; [n, 0] where their context says all."""
         own = self.checkpoint.mm4flow
+        if not self.checkpoint.network.embedding_size:
+            return np.zeros((len(flows), 0), np.float32)
         if own is None:
             return self.embed_packets(encode_packets(flows, self.checkpoint.features))
         batch = encode(flows, own.features)

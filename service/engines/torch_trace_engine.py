@@ -41,8 +41,10 @@ class TorchTraceEngine:
             self._mm4flow = Mm4flowRunner(model.encoder, own.network, self._device, precision)
 
     def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
-        """Features of every flow, [n, F], in order."""
+        """Features of every flow, [n, F], in order; [n, 0] where their context says all."""
         own = self.checkpoint.mm4flow
+        if not self.checkpoint.network.embedding_size:
+            return np.zeros((len(flows), 0), np.float32)
         if own is None or self._mm4flow is None:
             return self.embed_packets(encode_packets(flows, self.checkpoint.features))
         return self._mm4flow.run(encode(flows, own.features)).embeddings

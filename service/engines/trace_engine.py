@@ -58,7 +58,8 @@ class TraceEngine(Protocol):
     checkpoint: TracegramCheckpoint
 
     def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
-        """Features of every flow by the checkpoint's own encoder, float32 [n, F], in order.
+        """Features of every flow by the checkpoint's own encoder, float32 [n, F], in order; [n, 0] where their context
+        says all.
 
         Raises:
             EngineError: the checkpoint has no encoder: its features are embeddings of a flow checkpoint.
@@ -149,10 +150,6 @@ def _check_context(context: NDArray[np.uint8], network: TracegramNetwork) -> Non
 
 def no_encoder(checkpoint: TracegramCheckpoint) -> EngineError:
     """What is raised where features are asked for that the checkpoint's encoder, if it has any, does not give."""
-    if checkpoint.network.encoder == "context":
-        return EngineError(
-            f"{checkpoint.name}: it encodes no flows, and reads their context alone: give that to `score`"
-        )
     flow = checkpoint.flow_checkpoint
     if flow is None:
         return EngineError(f"{checkpoint.name}: its encoder is an MM4flow, which reads no packet heads: give it flows")

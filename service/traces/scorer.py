@@ -92,6 +92,8 @@ class TraceScorer:
         self, job: ScoreJob, verdict: Verdict, suspicion: float | None, top_flows: list[TopFlow]
     ) -> TraceVerdict:
         rule = self.checkpoint.suspicion
+        suspicious = None if rule is None or suspicion is None else suspicion >= rule.threshold
+        unknown = verdict.unknown or suspicious is False  # no label of a malicious kind for what is of none
         return TraceVerdict(
             source=job.key.source,
             subject_kind=subject_kind_of(job.key.subject, self.checkpoint.trace.subject),
@@ -100,10 +102,10 @@ class TraceScorer:
             end_us=job.end_us,
             flows=len(job.flows),
             cut=job.cut,
-            verdict=verdict if job.final else msgspec.structs.replace(verdict, final=False),
+            verdict=msgspec.structs.replace(verdict, final=job.final, unknown=unknown),
             top_flows=top_flows,
             suspicion=suspicion,
-            suspicious=None if rule is None or suspicion is None else suspicion >= rule.threshold,
+            suspicious=suspicious,
         )
 
 

@@ -6,15 +6,18 @@ import pytest
 
 from tapline.models.checkpoint import CARD, read_trace_checkpoint
 from tapline.models.trace import make_traces
-from tapline.models.verdict import verdicts
+from tapline.models.trace_context import STACK, trace_context
+from tapline.models.verdict import suspicions, verdicts
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
 from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.training.evaluation.evaluation_record import TraceEvaluation
+from tapline.training.evaluation.suspicion import SuspicionFigures
 from tests.paths import DATA
 
-SHIPPED = ZOO / "iot-devices" / "1"
+SHIPPED = ZOO / "iot-devices" / "2"
+INTRUSION = ZOO / "intrusion" / "1"
 ANDROID = DATA / "captures" / "android.pcap"
 CAPTURES = sorted((DATA / "traces").glob("*/*.pcap"))
 
@@ -36,7 +39,8 @@ def scores_of(engine, traces):
         features = engine.embed(trace.flows)
         starts = np.array([flow.start_us for flow in trace.flows], np.int64)
         durations = np.array([flow.duration_us for flow in trace.flows], np.int64)
-        given.append(TraceInput(features, starts, durations))
+        context = trace_context(trace.flows, engine.checkpoint.network.context)
+        given.append(TraceInput(features, starts, durations, context))
     return engine.score(given)
 
 
@@ -78,3 +82,26 @@ def test_the_card_states_what_was_measured():
     assert checkpoint.calibration.temperature == pytest.approx(figures.temperature, abs=1e-3)
     assert checkpoint.unknown.threshold == pytest.approx(figures.threshold, abs=1e-3)
     assert not checkpoint.features.payload
+
+
+def test_benign_hosts_are_not_suspicious_and_both_models_take_little_room(traces):
+    engine = load_trace_engine("onnx", INTRUSION)
+    checkpoint = engine.checkpoint
+    assert not STACK.intersection(checkpoint.network.context)
+    phones = make_traces(CaptureReader(ANDROID, ReadOptions(heads="header")), checkpoint.trace)
+    devices = [trace for trace, _ in traces]
+    found = suspicions(scores_of(engine, [*phones, *devices]).logits, checkpoint)
+    assert found.max() < checkpoint.suspicion.threshold
+    sizes = [path.stat().st_size for directory in (SHIPPED, INTRUSION) for path in directory.iterdir()]
+    assert sum(sizes) < 10e6
+
+
+def test_the_card_states_what_suspicion_was_measured():
+    checkpoint = read_trace_checkpoint(INTRUSION)
+    figures = msgspec.convert(checkpoint.metrics["suspicion"], SuspicionFigures)
+    card = (INTRUSION / CARD).read_text()
+    assert checkpoint.suspicion.threshold == figures.threshold
+    for row in figures.sources:
+        assert f"| {row.source} | {row.traces} | {1000 * row.alarms:.1f} |" in card
+    for row in (*figures.families, *figures.never_learned):
+        assert f"| {row.label} | {row.traces} | {row.caught:.0%} |" in card

@@ -221,7 +221,9 @@ def train_traces_command(
     if start and encoders:
         raise TrainingError("--start and --encoders: give one of them")
     if start and background:
-        raise TrainingError("--background is learned without --start: leave one of them out")
+        raise TrainingError(
+            "--background is learned by what learns with the rest, and --start is frozen: leave one out"
+        )
     if start and (given := [option for name, option in OF_START.items() if _is_given(context, name)]):
         raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
     if start:

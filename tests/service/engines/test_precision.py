@@ -9,6 +9,7 @@ import pytest
 from tapline.models.checkpoint import ONNX, ONNX_INT8, CheckpointError, FileRecord, file_sha256, read_checkpoint
 from tapline.models.encode import encode
 from tapline.models.trace import make_traces
+from tapline.models.trace_context import trace_context
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.loading import load_engine, load_engines, load_trace_engine
 from tapline.service.engines.torch_engine import TorchEngine
@@ -90,6 +91,7 @@ def test_both_engines_say_the_same_of_traces_with_the_checkpoint_that_ships():
                 engine.embed(trace.flows),
                 np.array([flow.start_us for flow in trace.flows]),
                 np.array([flow.duration_us for flow in trace.flows]),
+                trace_context(trace.flows, checkpoint.network.context),
             )
             for trace in traces
         ]

@@ -67,6 +67,14 @@ def test_the_threshold_itself_is_suspicious():
     assert not scored([2, 2, 2, 0], threshold=exactly + 1e-6).suspicious
 
 
+def test_what_is_not_suspicious_has_no_label_however_sure_the_nearest_is():
+    found = scored([9, 0, 0, 7.5], threshold=0.9)
+    assert found.verdict.confidence > 0.8
+    assert not found.suspicious
+    assert found.verdict.unknown
+    assert not scored([9, 0, 0, 7.5], threshold=0.8).verdict.unknown
+
+
 def test_a_model_of_other_kinds_tells_nothing():
     (found,) = TraceScorer(NumpyTraceEngine()).score([job("a", np.zeros((2, WIDTH)))])
     assert (found.suspicion, found.suspicious) == (None, None)

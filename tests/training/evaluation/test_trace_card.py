@@ -14,6 +14,7 @@ from tapline.training.data.labelled_traces import folds_of, make_trace_corpus
 from tapline.training.data.samples import read_samples
 from tapline.training.evaluation.attribution import remove_flows
 from tapline.training.evaluation.evaluation_record import Faithfulness, TraceEvaluation
+from tapline.training.evaluation.suspicion import SuspicionFigures
 from tapline.training.evaluation.trace_card import render_trace_card
 from tapline.training.evaluation.trace_figures import EARLY_CONFIDENCES, summarise
 from tapline.training.export.run_export import trace_manifest
@@ -26,8 +27,7 @@ from tests.training.traces.test_traces import random_network, random_traces
 
 pytestmark = pytest.mark.whole
 
-SHIPPED = ZOO / "iot-devices" / "1"
-NOTES = ROOT / "training" / "cards" / "iot-devices.md"
+SHIPPED = [ZOO / "iot-devices" / "2", ZOO / "intrusion" / "1"]
 
 
 def run_of(corpus, settings, **changes):
@@ -59,17 +59,21 @@ def by_host(features):
     return make_trace_corpus(read_samples(features), settings), settings
 
 
-def test_the_shipped_card_is_made_from_its_records():
-    checkpoint = read_trace_checkpoint(SHIPPED)
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda path: path.parent.name)
+def test_the_shipped_card_is_made_from_its_records(shipped):
+    checkpoint = read_trace_checkpoint(shipped)
     figures = msgspec.convert(checkpoint.metrics["cross_validation"], TraceEvaluation)
-    card = (SHIPPED / CARD).read_text()
+    card = (shipped / CARD).read_text()
     head = re.search(r"Trained on (\d+) traces with (\d+) flows; phase 1 took ([\d.]+) minutes on (.*)\.\n", card)
+    rare = re.search(r"Not learned, of too few captures: (.*)\.\n", card)
     run = TraceRun(
         "train-traces", TraceTrainingConfig(), {}, "", checkpoint.labels, int(head[1]), int(head[2]), {}, head[4],
-        60 * float(head[3]),
+        60 * float(head[3]), not_learned=rare[1].split(", ") if rare else [],
     )  # fmt: skip
-    assert render_trace_card(checkpoint, run, figures, NOTES.read_text()) == card
-    assert "captures of each device | traces | macro-F1 | merged |" in card
+    notes = (ROOT / "training" / "cards" / f"{checkpoint.name}.md").read_text()
+    suspicion = checkpoint.suspicion and msgspec.convert(checkpoint.metrics["suspicion"], SuspicionFigures)
+    assert render_trace_card(checkpoint, run, figures, notes, suspicion) == card
+    assert "| traces | macro-F1 |" in card
 
 
 def test_a_card_of_own_traces_speaks_of_labels_and_of_hosts(by_host):

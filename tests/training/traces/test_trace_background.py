@@ -223,9 +223,9 @@ def test_background_with_a_frozen_encoder_and_another_background_than_the_runs_a
     features, others, run, evaluation, tmp_path
 ):
     said = invoke("train-traces", "--features", features, "--start", run, "--background", others, "--out", tmp_path)
-    assert "--background is learned without --start" in str(said.exception)
+    assert "--background is learned by what learns with the rest" in str(said.exception)
     job = Job([features], tmp_path, TraceTrainingConfig(), start=run, background=[others])
-    with pytest.raises(TrainingError, match="--background is learned without --start"):
+    with pytest.raises(TrainingError, match="--background is learned by what learns with the rest"):
         train_traces_run(job)
     arguments = ["evaluate-traces", "--features", features, "--run", run, "--out", tmp_path / "out"]
     assert "learned another background, others: give as --background" in str(invoke(*arguments).exception)
