@@ -26,6 +26,9 @@ UNEXPECTED_MIN_PORT_SHARE = 0.5
 UNEXPECTED_MAX_LABEL_SHARE = 0.05
 """And less than this share of them hold the verdict's label."""
 
+SUSPICION_DIGITS = 6
+"""Suspicion is rounded to so many before it is compared with its threshold, and shown."""
+
 UNKNOWN = "unknown"
 """The word under which verdicts that are unknown are counted and shown."""
 
@@ -107,12 +110,12 @@ def verdicts(logits: NDArray[np.float32], checkpoint: Judge, *, with_scores: boo
 
 
 def suspicions(logits: NDArray[np.float32], checkpoint: Judge) -> NDArray[np.float64]:
-    """The calibrated probability of any label, float64 [n]: what the background class leaves of 1.
+    """The calibrated probability of any label, rounded, float64 [n]: what the background class leaves of 1.
 
     For finite logits float32 [n, classes] of a checkpoint whose labels are all of a malicious kind
     (`models.checkpoint.Suspicion`).
     """
-    return np.asarray(probabilities(logits, checkpoint).sum(axis=1))
+    return probabilities(logits, checkpoint).sum(axis=1).round(SUSPICION_DIGITS)
 
 
 def context_terms(checkpoint: Checkpoint) -> ContextTerms | None:

@@ -27,6 +27,7 @@ from tapline.models.context import FlowContext, PortPrior
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
+from tapline.models.trace_context import SIZES
 from tapline.models.tracegram import Tracegram
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
@@ -85,9 +86,11 @@ def make_trace_checkpoint(
     """A trace checkpoint with random weights that spread the logits, whose network reads these fields of context
     and pools, where there are any.
 
-    `encoder`: `tracegram`; `mm4flow`, that of the random flow checkpoint; or `own`, an MM4flow of its own. Those of one
-    kind and width have the same encoder.
+    `encoder`: `tracegram`; `mm4flow`, that of the random flow checkpoint; `own`, an MM4flow of its own; or `context`,
+    none, with every field where none is named. Those of one kind and width have the same encoder.
     """
+    if encoder == "context":
+        context = context or tuple(SIZES)
     has_background = changes.get("unknown", Unknown(0)).background
     torch.manual_seed(4)
     network = TracegramNetwork(

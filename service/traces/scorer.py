@@ -23,7 +23,6 @@ from tapline.service.traces.trace_verdict import TOP_FLOWS, ScoreJob, TopFlow, T
 log = structlog.get_logger()
 
 SHARE_DIGITS = 6
-SUSPICION_DIGITS = 6
 
 
 class TraceScorer:
@@ -86,7 +85,7 @@ class TraceScorer:
         if self.checkpoint.suspicion is None:
             return [None] * len(logits)
         finite = np.asarray(np.isfinite(logits).all(axis=1)).tolist()
-        rest = iter(suspicions(logits[finite], self.checkpoint).round(SUSPICION_DIGITS).tolist())
+        rest = iter(suspicions(logits[finite], self.checkpoint).tolist())
         return [next(rest) if is_finite else None for is_finite in finite]
 
     def _verdict(

@@ -12,11 +12,21 @@ from tapline.models.checkpoint import (
     CheckpointError,
     TracegramCheckpoint,
     TracegramNetwork,
+    Unknown,
     read_any_checkpoint,
     read_checkpoint,
     read_trace_checkpoint,
 )
+from tapline.models.trace_context import SIZES as FIELDS
 from tapline.models.trace_features import trace_times
+from tests.conftest import make_trace_checkpoint
+
+
+@pytest.fixture(scope="module")
+def context_dir(tmp_path_factory):
+    """A checkpoint without an encoder, with a background class."""
+    directory = tmp_path_factory.mktemp("repository") / "context" / "1"
+    return make_trace_checkpoint(directory, "context", unknown=Unknown(0.4, background=True))
 
 
 @pytest.fixture
@@ -80,6 +90,36 @@ FLOW_CHECKPOINT = {"name": "flows", "version": "1", "weights_sha256": "0" * 64}
     ],
 )
 def test_manifest_faults(copy, changes, message):
+    edit(copy, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        read_trace_checkpoint(copy)
+
+
+def test_a_checkpoint_without_an_encoder_is_read_and_has_no_file_of_one(context_dir):
+    checkpoint = read_any_checkpoint(context_dir)
+    assert set(checkpoint.files) == {"trace.onnx", "model.safetensors"}
+    assert (checkpoint.network.encoder, checkpoint.network.context) == ("context", tuple(FIELDS))
+    assert (checkpoint.has_encoder, checkpoint.network.embedding_size) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {"context": ["ttl_orig", "serial\n_number"]}}, r"no such field of the context: serial\W+_number"),
+        ({"network": {"context": ["ttl_orig", "ttl_resp", "ttl_orig"]}}, "a field of the context is named twice"),
+        ({"network": {"context": []}}, "an encoder that reads the context alone, and no field of it"),
+        ({"suspicion": {"threshold": 0.5}, "unknown": {"threshold": 0.4}, "network": {"n_class": 3}}, "no background"),
+        ({"suspicion": {"threshold": 0}}, "threshold"),
+        ({"mm4flow": OWN}, "its encoder is context, but it names an own mm4flow"),
+        ({"flow_checkpoint": FLOW_CHECKPOINT}, "its encoder is context, but it names a flow checkpoint"),
+        ({"network": {"encoder": "nothing"}}, "nothing"),
+        ({"network": {"feature_size": 4096}}, "weights or more in files of"),
+    ],
+)
+def test_faults_of_a_manifest_without_an_encoder(context_dir, tmp_path, changes, message):
+    copy = shutil.copytree(context_dir, tmp_path / "copy")
+    edit(copy, suspicion={"threshold": 0.5})
+    assert read_trace_checkpoint(copy).suspicion.threshold == 0.5
     edit(copy, **changes)
     with pytest.raises(CheckpointError, match=message):
         read_trace_checkpoint(copy)

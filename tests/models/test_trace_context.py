@@ -10,7 +10,16 @@ from msgspec.structs import replace
 
 from tapline.models.flow import Flow, PacketHead
 from tapline.models.packet_headers import ETHERNET, RAW_IPV4
-from tapline.models.trace_context import ABSENT, ADDRESS_KINDS, CONTEXT_HEADS, PORTS, SIZES, trace_context
+from tapline.models.trace_context import (
+    ABSENT,
+    ADDRESS_KINDS,
+    CONTEXT_HEADS,
+    CONTEXTS,
+    PORTS,
+    SIZES,
+    table_starts,
+    trace_context,
+)
 from tapline.service.sources.capture import read_capture
 from tests.paths import DATA
 
@@ -157,6 +166,68 @@ def test_volume_grows_by_half_doublings():
         for n in (0, 1, 2, 4, 2**53 - 1)
     ]
     assert found == [1, 2, 4, 6, 63]
+
+
+def with_packets(lengths: list[int], gaps_us: list[int] = (), duration_us: int = 0) -> dict[str, int]:
+    heads = [PacketHead(gap, b"") for gap in gaps_us]
+    return context_of(Flow("C", 0, duration_us, "10.0.0.1", 1, "10.0.0.2", 2, "tcp", 0, 0, lengths, heads=heads))
+
+
+def fields_of(found: dict[str, int], name: str) -> list[int]:
+    return [value for field, value in found.items() if field.startswith(name)]
+
+
+def test_lengths_are_hashed_with_their_sign_and_sized_by_quarter_doublings():
+    found = with_packets([1, -1, 254, 255, 1460, -1460, 0, 2**40])
+    assert fields_of(found, "length_") == [2, 255, 255, 1, 186, 71, 0, 1 + 2**40 % 255] + [0] * 24
+    assert fields_of(found, "size_") == [1, 48, 33, 33, 43, 90, 0, 47] + [0] * 8
+    more = with_packets([7] * 33)
+    assert fields_of(more, "length_") == [8] * 32
+    assert fields_of(more, "size_") == [12] * 16
+
+
+def test_gaps_and_duration_grow_by_half_doublings():
+    found = with_packets([], [5, 0, 1, 2, 1_000_000, 2**60, 4, 8], duration_us=4096)
+    assert fields_of(found, "gap_") == [1, 2, 4, 42, 63, 6]  # the first head follows nothing, the last is the eighth
+    assert found["duration"] == 26
+    assert fields_of(with_packets([], [9, 4]), "gap_") == [6, 0, 0, 0, 0, 0]
+    assert [with_packets([], duration_us=us)["duration"] for us in (0, 1, 2**53)] == [1, 2, 63]
+
+
+def test_lengths_behind_the_first_six_share_one_table_and_nothing_else_does():
+    fields = ("transport", "length_6", "length_7", "ttl_orig", "length_32", "length_8", "size_7", "size_8")
+    starts, rows = table_starts(fields)
+    assert starts.tolist() == [0, 6, 262, 518, 262, 262, 774, 869]
+    assert rows == 964
+    assert table_starts(())[1] == 0
+    assert len(set(table_starts(tuple(SIZES))[0].tolist())) == len(SIZES) - 25
+
+
+def test_behind_the_first_six_a_length_means_the_same_wherever_it_stands():
+    starts, _ = table_starts(FIELDS)
+
+    def read(lengths):
+        """How often each row of the table of `length_` is read."""
+        rows = zip(FIELDS, starts.tolist(), with_packets(lengths).values(), strict=True)
+        return sorted(start + value for field, start, value in rows if field.startswith("length_"))
+
+    first = [10, 20, 30, 40, 50, 60]
+    assert read([*first, 70, 80, 90]) == read([*first, 90, 70, 80])
+    assert read([*first, 70, 80]) != read([20, 10, *first[2:], 70, 80])
+    assert read([*first, 70, 80]) != read([*first, 70, -80])
+
+
+def test_what_tells_a_system_is_no_behaviour():
+    left_out = set(CONTEXTS["all"]) - set(CONTEXTS["behaviour"])
+    assert left_out == {
+        f"{name}_{side}"
+        for name in ("ttl", "tos", "ip_flags", "window", "options", "mss", "scale")
+        for side in ("orig", "resp")
+    }
+    heads = [PacketHead(0, syn()), PacketHead(0, syn(ttl=50, flags=18, source="198.51.100.7"))]
+    other = [PacketHead(0, syn(b"\2\4\5\xb4", 1000, 128)), PacketHead(0, syn(b"\1" * 4, 5, 1, 18, "198.51.100.7"))]
+    one, two = (trace_context([ethernet_flow(b"", heads=each)], CONTEXTS["behaviour"]) for each in (heads, other))
+    np.testing.assert_array_equal(one, two)
 
 
 def test_a_flow_in_a_tunnel_is_read_from_its_own_header():

@@ -1,5 +1,5 @@
 """A fake engine, for tests of what stands around engines, and trace checkpoints with random weights: of the packet
-encoder, on the random flow checkpoint's embeddings, and with an MM4flow of their own."""
+encoder, on the random flow checkpoint's embeddings, with an MM4flow of their own, and without an encoder."""
 
 import threading
 
@@ -62,3 +62,10 @@ def own_traces_dir(tmp_path_factory):
     """The same with an MM4flow of its own, which reads 64 payload lengths and no content."""
     directory = tmp_path_factory.mktemp("repository") / "random-own" / "1"
     return make_trace_checkpoint(directory, encoder="own", width=64, trace=SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def context_traces_dir(tmp_path_factory):
+    """The same without an encoder: every field of context is read, and nothing else."""
+    directory = tmp_path_factory.mktemp("repository") / "random-context" / "1"
+    return make_trace_checkpoint(directory, encoder="context", trace=SETTINGS)

@@ -27,5 +27,13 @@ def protocols(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def others(tmp_path_factory):
+    """Traffic of anything but the three devices."""
+    out = tmp_path_factory.mktemp("features") / "others"
+    tapline_train("extract", PROTOCOLS / "pcap", "--heads", "header", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def corpus(features):
     return make_trace_corpus(read_samples(features), TraceTrainingConfig().trace)

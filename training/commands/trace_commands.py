@@ -23,6 +23,7 @@ from tapline.training.evaluation.trace_evaluation import (
     TraceEvaluationSettings,
     evaluate_suspicion,
     evaluate_traces,
+    plan_suspicion,
     plan_trace_evaluation,
 )
 from tapline.training.evaluation.trace_figures import REFERENCE
@@ -306,14 +307,19 @@ def evaluate_suspicion_command(
         list[str] | None,
         typer.Option("--laboratory", help="Beginning of the names of captures of one laboratory, to be left out once."),
     ] = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Measure what a run whose labels are all of a malicious kind calls suspicious, and set the threshold of that.
 
     Every source of the background is left out once, and every label; labels of fewer captures than the run's
     --min-captures are malware that was never learned.
     """
+    arguments = (features, run, evaluation, background, laboratory or [])
+    if dry_run:
+        options.say_plan(plan_suspicion(*arguments))
+        return
     with options.step_progress("evaluate-suspicion") as after_step:
-        figures = evaluate_suspicion(features, run, evaluation, background, laboratory or [], after_step)
+        figures = evaluate_suspicion(*arguments, after_step)
     for row in figures.sources:
         typer.echo(
             f"{row.source} left out: {1000 * row.alarms:.1f} false alarms per 1,000 of {row.traces} traces, "

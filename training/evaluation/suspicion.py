@@ -16,6 +16,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from tapline.models.tracegram import TraceNetwork
+from tapline.models.verdict import SUSPICION_DIGITS
 from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, day_folds, name_of
 from tapline.training.evaluation.calibration import label_shares
 from tapline.training.evaluation.rivals import fit_predict
@@ -83,7 +84,8 @@ class SuspicionFigures(msgspec.Struct, frozen=True):
     """`never_learned` are labels of too few captures to be learned; `families` those that were left out one by one.
 
     `learned`: share of the held-out traces of learned labels that is called suspicious; `by_flows`: the same after so
-    many flows; `median_seconds`: of those called suspicious, from their first flow to the one after which they are.
+    many flows; `median_seconds`: of those called suspicious, from their first flow to the one after which they are,
+    None where none is.
     """
 
     threshold: float
@@ -94,7 +96,7 @@ class SuspicionFigures(msgspec.Struct, frozen=True):
     laboratories: list[LaboratoryFigures]
     learned: float
     by_flows: dict[str, float]
-    median_seconds: float
+    median_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -140,14 +142,17 @@ def measure_suspicion(task: SuspicionTask, report: Report = lambda _: None) -> S
     """Train once for each source, label and laboratory that is left out, and say what the models call suspicious.
 
     Raises:
-        TrainingError: fewer than two sources, no malware that was never learned, or an encoder that is not the context.
+        TrainingError: fewer than two sources, no malware that was never learned or some of it among the sources, an
+            encoder that is not the context, or a laboratory without captures of both kinds.
+        SplitError: all captures of a label are of one day.
     """
-    _check(task)
-    days = day_folds(task.corpus, FOLDS)
+    days = check_suspicion(task)
+    filled = np.unique(days).tolist()  # of few days not every fold has one
     found, trees = {}, {}
     for number, source in enumerate(task.sources):
-        found[source] = _of_source(task, source, days, number % FOLDS, report)
-        trees[source] = _of_source_trees(task, source, days, number % FOLDS)
+        fold = filled[number % len(filled)]
+        found[source] = _of_source(task, source, days, fold, report)
+        trees[source] = _of_source_trees(task, source, days, fold)
     threshold = _threshold([scores.benign for scores in found.values()])
     families = [_of_family(task, label, threshold, report) for label in task.corpus.labels]
     laboratories = [_of_laboratory(task, name, threshold, report) for name in task.laboratories]
@@ -168,13 +173,35 @@ def measure_suspicion(task: SuspicionTask, report: Report = lambda _: None) -> S
     )
 
 
-def _check(task: SuspicionTask) -> None:
+def check_suspicion(task: SuspicionTask) -> Ints:
+    """Refuse what `measure_suspicion` cannot measure; the fold of each trace, int64 [n], by day.
+
+    Raises:
+        TrainingError: as `measure_suspicion`.
+        SplitError: all captures of a label are of one day.
+    """
     if task.config.network.encoder != "context":
         raise TrainingError("suspicion is measured of models without an encoder, that read the context of flows alone")
     if len(task.sources) < 2:
         raise TrainingError("--background: expected two directories or more, each a source that is left out once")
+    benign = {trace.capture for trace in _benign(task)}
+    if shared := sorted(benign & {trace.capture for trace in task.corpus.rare}):
+        raise TrainingError(f"--background: {len(shared)} capture(s) bear a label, as {shared[0]}: give benign traffic")
+    for name in task.laboratories:
+        if not _of_name(task.corpus.traces, name) or not _of_name(_benign(task), name):
+            raise TrainingError(f"--laboratory {name}: expected captures of labels and of the background of that name")
     if not task.corpus.rare:
         raise TrainingError("every label is learned: expected labels of fewer captures than --min-captures of the run")
+    return day_folds(task.corpus, FOLDS)
+
+
+def _benign(task: SuspicionTask) -> list[LabelledTrace]:
+    return [trace for traces in task.sources.values() for trace in traces]
+
+
+def _of_name(traces: Sequence[LabelledTrace], start: str) -> list[LabelledTrace]:
+    """Those whose captures have names that begin so."""
+    return [trace for trace in traces if name_of(trace.capture).startswith(start)]
 
 
 def _threshold(benign: Sequence[Floats]) -> float:
@@ -188,8 +215,9 @@ def _threshold(benign: Sequence[Floats]) -> float:
 
 
 def _suspicion(task: SuspicionTask, network: TraceNetwork, features: Sequence[TraceFeatures]) -> Floats:
+    """To as many digits as a service rounds to before it compares, so that a threshold means the same there."""
     logits = score_traces(network, features).logits
-    return np.asarray(label_shares(logits, task.temperature, len(task.corpus.labels)).sum(axis=1))
+    return label_shares(logits, task.temperature, len(task.corpus.labels)).sum(axis=1).round(SUSPICION_DIGITS)
 
 
 def _of_source(task: SuspicionTask, source: str, days: Ints, fold: int, report: Report) -> _Scores:
@@ -263,27 +291,19 @@ def _never_learned(task: SuspicionTask, found: Mapping[str, _Scores], threshold:
 def _of_family(task: SuspicionTask, label: str, threshold: float, report: Report) -> FamilyFigures:
     corpus = task.corpus
     own = corpus.truth == corpus.labels.index(label)
-    background = [trace for traces in task.sources.values() for trace in traces]
-    network = fit_context(corpus.traces, corpus.truth, np.flatnonzero(~own), task.config, None, report, background)
+    train = np.flatnonzero(~own)
+    network = fit_context(corpus.traces, corpus.truth, train, task.config, None, report, _benign(task))
     traces = [corpus.traces[row] for row in np.flatnonzero(own)]
     said = _suspicion(task, network, context_features(traces, task.config.network.context))
     return FamilyFigures(label, len(traces), float((said >= threshold).mean()))
 
 
 def _of_laboratory(task: SuspicionTask, laboratory: str, threshold: float, report: Report) -> LaboratoryFigures:
-    corpus = task.corpus
-
-    def is_own(trace: LabelledTrace) -> bool:
-        return name_of(trace.capture).startswith(laboratory)
-
-    own = np.array([is_own(trace) for trace in corpus.traces])
-    background = [trace for traces in task.sources.values() for trace in traces]
-    benign, learned = [t for t in background if is_own(t)], [t for t in background if not is_own(t)]
-    malicious = [corpus.traces[row] for row in np.flatnonzero(own)]
-    if not malicious or not benign:
-        raise TrainingError(
-            f"--laboratory {laboratory}: expected captures of labels and of the background of that name"
-        )
+    corpus, background = task.corpus, _benign(task)
+    malicious, benign = _of_name(corpus.traces, laboratory), _of_name(background, laboratory)
+    left_out = {trace.capture for trace in (*malicious, *benign)}
+    own = np.array([trace.capture in left_out for trace in corpus.traces])
+    learned = [trace for trace in background if trace.capture not in left_out]
     network = fit_context(corpus.traces, corpus.truth, np.flatnonzero(~own), task.config, None, report, learned)
     measured = [*malicious, *benign]
     truth = np.array([1] * len(malicious) + [0] * len(benign))
@@ -298,8 +318,9 @@ def _of_laboratory(task: SuspicionTask, laboratory: str, threshold: float, repor
     )
 
 
-def _median_seconds(corpus: TraceCorpus, found: Sequence[_Scores], threshold: float) -> float:
-    """From the first flow of a trace to the one after which it is called suspicious, over those that are."""
+def _median_seconds(corpus: TraceCorpus, found: Sequence[_Scores], threshold: float) -> float | None:
+    """From the first flow of a trace to the one after which it is called suspicious, over those that are; None where
+    none is."""
     seconds = []
     for scores in found:
         for place, row in enumerate(scores.held.tolist()):
@@ -307,4 +328,4 @@ def _median_seconds(corpus: TraceCorpus, found: Sequence[_Scores], threshold: fl
             first = next((n for n in PREFIXES if scores.prefixes[n][place] >= threshold), None)
             if first is not None:
                 seconds.append((flows[min(first, len(flows)) - 1].start_us - flows[0].start_us) / 1e6)
-    return float(np.median(seconds)) if seconds else float("nan")
+    return float(np.median(seconds)) if seconds else None

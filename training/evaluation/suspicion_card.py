@@ -85,10 +85,15 @@ def _laboratories(figures: SuspicionFigures) -> str:
 
 
 def _time(figures: SuspicionFigures) -> str:
+    seconds = figures.median_seconds
+    time = (
+        ""
+        if seconds is None
+        else f"\n\nOf those that are, half are so {seconds:.0f} s after their first flow or sooner."
+    )
     shares = {flows: f"{share:.0%}" for flows, share in figures.by_flows.items()}
     return (
         f"Of the learned labels {figures.learned:.0%} of the held-out traces are called suspicious; after so many "
         "flows:\n\n"
-        f"{card.table(['flows', *shares], [['called suspicious', *shares.values()]])}\n\n"
-        f"Of those that are, half are so {figures.median_seconds:.0f} s after their first flow or sooner."
+        f"{card.table(['flows', *shares], [['called suspicious', *shares.values()]])}{time}"
     )

@@ -17,7 +17,13 @@ from tapline.training.evaluation.evaluation_record import TraceEvaluation, read_
 from tapline.training.evaluation.outcomes import read_outcome
 from tapline.training.evaluation.page import write_report
 from tapline.training.evaluation.report import traces_report
-from tapline.training.evaluation.suspicion import SUSPICION, SuspicionFigures, SuspicionTask, measure_suspicion
+from tapline.training.evaluation.suspicion import (
+    SUSPICION,
+    SuspicionFigures,
+    SuspicionTask,
+    check_suspicion,
+    measure_suspicion,
+)
 from tapline.training.evaluation.trace_figures import summarise
 from tapline.training.evaluation.trace_folds import cross_validate, fold_number, measured_folds
 from tapline.training.evaluation.variants import (
@@ -123,21 +129,47 @@ def evaluate_suspicion(
     """Measure the suspicion of a run beside what `evaluate_traces` measured, and write the figures there.
 
     Raises:
-        TrainingError: `run` is no run of train-traces, `evaluation` none of evaluate-traces, or as `measure_suspicion`.
-        TraceDataError: the features have no traces.
+        TrainingError: `run` is no run of train-traces, `evaluation` none of evaluate-traces, two sources have one name,
+            or as `measure_suspicion`.
+        TraceDataError: the features have no traces, or a source has those of fewer than two captures.
     """
-    record = read_trace_run(run, "train-traces")
-    torch.set_num_threads(record.config.threads)
-    temperature = read_trace_evaluation(evaluation).temperature
-    corpus = read_corpus(Job(features, evaluation, record.config))
-    sources = {
-        path.name: read_background(Job(features, evaluation, record.config, background=[path]), corpus)
-        for path in background
-    }
-    task = SuspicionTask(corpus, sources, classes_of(record.config, corpus), temperature, laboratories)
-    figures = measure_suspicion(task, report)
+    figures = measure_suspicion(_suspicion_task(features, run, evaluation, background, laboratories), report)
     write_json(evaluation / SUSPICION, figures)
     return figures
+
+
+def plan_suspicion(
+    features: Sequence[Path], run: Path, evaluation: Path, background: Sequence[Path], laboratories: Sequence[str]
+) -> Plan:
+    """What `evaluate_suspicion` would do.
+
+    Raises:
+        TrainingError, TraceDataError: as `evaluate_suspicion`.
+    """
+    task = _suspicion_task(features, run, evaluation, background, laboratories)
+    check_suspicion(task)
+    sources, labels = len(task.sources), len(task.corpus.labels)
+    facts = [
+        f"{len(task.corpus.traces)} traces of {labels} labels",
+        f"{len(task.corpus.rare)} traces of labels never learned",
+        f"{sum(map(len, task.sources.values()))} traces of {sources} sources",
+        f"{sources + labels + len(laboratories)} models to train",
+    ]
+    return Plan("evaluate", facts, [evaluation / SUSPICION])
+
+
+def _suspicion_task(
+    features: Sequence[Path], run: Path, evaluation: Path, background: Sequence[Path], laboratories: Sequence[str]
+) -> SuspicionTask:
+    record = read_trace_run(run, "train-traces")
+    torch.set_num_threads(record.config.threads)
+    temperature = round(read_trace_evaluation(evaluation).temperature, 4)  # as the checkpoint will have it
+    corpus = read_corpus(Job(features, evaluation, record.config))
+    sources = {
+        name: read_background(Job(features, evaluation, record.config, background=[path]), corpus)
+        for name, path in zip(features_of(background), background, strict=True)
+    }
+    return SuspicionTask(corpus, sources, classes_of(record.config, corpus), temperature, laboratories)
 
 
 def plan_trace_evaluation(
@@ -186,6 +218,8 @@ def _read_trace_run(run: Path, settings: TraceEvaluationSettings) -> TraceRun:
     record = read_trace_run(run, "train-traces")
     if record.config.mm4flow is not None and encoders_of(settings.start) != record.start:
         raise TrainingError(f"{run}: learned from other encoders: give --start what train-traces had as --encoders")
+    if record.config.network.encoder == "context" and settings.start:
+        raise TrainingError(f"{run}: it has no encoder: leave --start out")
     if sorted(features_of(settings.background).values()) != sorted(record.background.values()):
         had = f"another background, {', '.join(record.background)}" if record.background else "no background"
         raise TrainingError(f"{run}: learned {had}: give as --background what train-traces had")

@@ -78,6 +78,8 @@ def variant_of(
     kind, few = kind_of(name)
     if kind == "tracegram" and starts.packets is None:
         raise TrainingError("the variant tracegram is pre-trained: give its run of pretrain-packets")
+    if kind == "scratch" and config.network.encoder == "context":
+        raise TrainingError("the variant scratch is of a run with an encoder")
     plain = TraceTrainingConfig(trace=config.trace, seed=config.seed, threads=config.threads, device=config.device)
     published = _with(plain, n_class=config.network.n_class)
     changes: dict[str, dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,16 @@ def manifest_of(directory: Path, name: str, version: str) -> Checkpoint:
         labels=sorted(count.label for count in run.labels),
         features=run.config.features,
         calibration=Calibration(round(figures.temperature, 4)) if figures else Calibration(),
-        unknown=Unknown(round(figures.threshold, 4) if figures else 0.0, background),
+        unknown=Unknown(_threshold(figures.threshold) if figures else 0.0, background),
         context=_calibrated(run.context, figures),
         metrics=_metrics(record),
         provenance={"features": run.features, "encoders": run.encoders, "versions": run.versions},
     )
+
+
+def _threshold(measured: float) -> float:
+    """With four digits, and never above what was measured: of verdicts as sure as it none becomes unknown."""
+    return math.floor(round(measured * 1e4, 6)) / 1e4
 
 
 def _calibrated(context: FlowContext | None, figures: Evaluation | None) -> FlowContext | None:
@@ -60,7 +66,7 @@ def _calibrated(context: FlowContext | None, figures: Evaluation | None) -> Flow
         return context
     without = figures.without_ports
     ports = msgspec.structs.replace(
-        context.ports, temperature=round(without.temperature, 4), threshold=round(without.threshold, 4)
+        context.ports, temperature=round(without.temperature, 4), threshold=_threshold(without.threshold)
     )
     return msgspec.structs.replace(context, ports=ports)
 
@@ -150,7 +156,7 @@ def trace_manifest(record: TraceRun, name: str, version: str, figures: TraceEval
     return msgspec.structs.replace(
         plain,
         calibration=Calibration(round(figures.temperature, 4)),
-        unknown=Unknown(round(figures.threshold, 4), background),
+        unknown=Unknown(_threshold(figures.threshold), background),
         early=EarlyVerdict(figures.early.confidence, figures.early.min_flows),
         metrics={"cross_validation": msgspec.to_builtins(figures)},
     )

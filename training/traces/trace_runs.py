@@ -179,7 +179,9 @@ def _starting(job: _Job, corpus: TraceCorpus) -> FlowLearner | dict[str, Tensor]
     if job.config.mm4flow is not None:
         return read_encoders(job.encoders)
     if job.background:
-        raise TrainingError("--background is learned by an encoder that learns with the rest: train without --start")
+        raise TrainingError(
+            "--background is learned by what learns with the rest, and --start is frozen: leave one out"
+        )
     if job.start is None or read_trace_run(job.start).command != "tune-flows":
         raise TrainingError("train-traces starts from a run of tune-flows (--start) or of pretrain (--encoders)")
     if read_trace_run(job.start).labels != corpus.labels:

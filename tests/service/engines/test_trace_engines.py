@@ -12,7 +12,7 @@ from tapline.models.checkpoint import WEIGHTS, CheckpointError, read_trace_check
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.packet_tokens import encode_packets
 from tapline.models.trace import TraceSettings, make_traces
-from tapline.models.trace_context import SIZES
+from tapline.models.trace_context import SIZES, trace_context
 from tapline.models.trace_features import trace_times
 from tapline.models.tracegram import Tracegram, is_for_training
 from tapline.service.engines.engine import EngineError
@@ -63,6 +63,42 @@ def test_engines_agree_on_real_flows(trace_checkpoint_dir, flows):
 def context_dir(tmp_path_factory):
     """`<repository>/context/1`: a network that reads context too."""
     return make_trace_checkpoint(tmp_path_factory.mktemp("repository") / "context" / "1", context=tuple(SIZES))
+
+
+@pytest.fixture(scope="module")
+def bare_dir(tmp_path_factory):
+    """A network that reads context and nothing else."""
+    return make_trace_checkpoint(tmp_path_factory.mktemp("repository") / "bare" / "1", "context")
+
+
+def test_engines_agree_where_the_context_is_all(bare_dir, flows):
+    made = make_traces([flow for flow in flows if flow.heads], TraceSettings(subject="responder", window_seconds=0))
+    given = [context_input(trace.flows) for trace in made]
+    ours, reference = (load_trace_engine(name, bare_dir) for name in ("onnx", "torch"))
+    expected = reference.score(given)
+    assert np.ptp(expected.logits, axis=0).min() > 0.1
+    found = ours.score(given)
+    np.testing.assert_allclose(found.logits, expected.logits, atol=ROUNDING)
+    for one, other in zip(found.importance, expected.importance, strict=True):
+        np.testing.assert_allclose(one, other, atol=ROUNDING)
+    alone = np.concatenate([ours.score([each]).logits for each in given])
+    np.testing.assert_allclose(alone, found.logits, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_where_the_context_is_all_there_is_nothing_to_embed(bare_dir, flows, traces, name):
+    engine = load_trace_engine(name, bare_dir)
+    warm_up(engine)
+    assert engine.embed(flows[:3]).shape == (3, 0)
+    with pytest.raises(EngineError, match=f"with 0 numbers, {len(SIZES)} fields of context"):
+        engine.score([replace_context(traces[0], context_input(flows[:1]).context)])
+    assert not (bare_dir / "encoder.onnx").exists()
+
+
+def context_input(flows):
+    """A trace of these flows for a network that reads every field of their context alone."""
+    times = (np.array([getattr(flow, name) for flow in flows], np.int64) for name in ("start_us", "duration_us"))
+    return TraceInput(np.zeros((len(flows), 0), np.float32), *times, trace_context(flows, tuple(SIZES)))
 
 
 def test_engines_agree_on_context_and_each_field_counts(context_dir):

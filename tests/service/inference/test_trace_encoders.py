@@ -9,7 +9,7 @@ import pytest
 from tapline.models.checkpoint import ENCODER_ONNX
 from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import TraceSettings
-from tapline.models.trace_context import trace_context
+from tapline.models.trace_context import SIZES, trace_context
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.thread import EngineThread
 from tapline.service.inference.classifier import Classifier
@@ -170,3 +170,37 @@ def test_models_that_share_an_encoder_read_the_context_that_each_asks_for(engine
     assert classifier.input_hash(more) != classifier.input_hash(flows[0])
     alone = Classifier(engine, trace_engines=engines[:1])
     assert alone.input_hash(more) == alone.input_hash(flows[0])
+
+
+@pytest.mark.whole
+def test_a_model_without_an_encoder_reads_the_context_beside_one_with_an_encoder(engine, tmp_path):
+    asked = {"all": tuple(SIZES), "some": ("transport", "length_1", "gap_1"), "devices": ()}
+    made = {
+        name: make_trace_checkpoint(tmp_path / name / "1", encoder, name=name, context=asked[name])
+        for name, encoder in (("all", "context"), ("some", "context"), ("devices", "own"))
+    }
+    engines = [CountedEngine(load_trace_engine("onnx", directory)) for directory in made.values()]
+    classifier = Classifier(engine, trace_engines=engines)
+    flows = with_heads(make_flows(5))
+    found = classifier.classify(flows)
+    assert [each.encoded for each in engines] == [[], [], [5]]
+    assert len(classifier.encoders) == 2
+    for each in engines[:2]:
+        name = each.checkpoint.name
+        data = [by_model(outcome)[name] for outcome in found]
+        assert data == [row.tobytes() for row in trace_context(flows, asked[name])]
+        assert size_bytes(each.checkpoint) == len(asked[name])
+        embeddings, context = split(data, each.checkpoint)
+        assert embeddings.shape == (5, 0)
+        np.testing.assert_array_equal(context, trace_context(flows, asked[name]))
+    assert all(len(by_model(outcome)["devices"]) == 4 * 32 for outcome in found)
+
+
+@pytest.mark.whole
+def test_an_encoder_that_fails_costs_a_model_without_one_nothing(engine, tmp_path):
+    bare = load_trace_engine("onnx", make_trace_checkpoint(tmp_path / "bare" / "1", "context", name="bare"))
+    bad = named("bad")
+    bad.embed = lambda flows: np.zeros((len(flows), 7), np.float32)
+    for outcome in Classifier(engine, trace_engines=[bad, bare]).classify(with_heads(make_flows(3))):
+        assert by_model(outcome)["bad"] is None
+        assert len(by_model(outcome)["bare"]) == len(SIZES)

@@ -54,7 +54,9 @@ def expected_of(commanded):
     }
 
 
-@pytest.fixture(scope="module", params=["mac_traces_dir", "embedding_traces_dir", "own_traces_dir"])
+@pytest.fixture(
+    scope="module", params=["mac_traces_dir", "embedding_traces_dir", "own_traces_dir", "context_traces_dir"]
+)
 def traces_dir(request):
     return request.getfixturevalue(request.param)
 

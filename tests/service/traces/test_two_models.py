@@ -96,6 +96,27 @@ def live(settings, body):
 
 
 @pytest.mark.slow
+def test_a_model_without_an_encoder_says_beside_one_with_an_encoder_what_each_says_alone(
+    checkpoint_dir, own_traces_dir, context_traces_dir
+):
+    dirs = [str(own_traces_dir), str(context_traces_dir)]
+
+    def said(*some):
+        options = [part for directory in some for part in ("--traces", directory)]
+        result = tapline("classify", CAPTURES[0], "--checkpoint", checkpoint_dir, *options, "-f", "json")
+        assert (result.returncode, result.stderr) == (0, "")
+        return json.loads(result.stdout)["traces"]
+
+    both, own, bare = said(*dirs), said(dirs[0]), said(dirs[1])
+    assert {trace["verdict"]["model"] for trace in both} == {"random-own", "random-context"}
+    assert len(own) == len(bare) > 5
+    assert comparable(both) == expected(own + bare)
+    with api_client(Service(Settings(checkpoint=checkpoint_dir, traces=dirs))) as client:
+        found = client.post("/v1/classify/pcap", content=CAPTURES[0].read_bytes()).json()
+    assert comparable(both) == expected(found["traces"])
+
+
+@pytest.mark.slow
 class TestTheSameVerdicts:
     """On every path, of both models."""
 

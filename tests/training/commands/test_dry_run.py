@@ -11,6 +11,7 @@ from tapline.training.commands.tapline_train import app
 from tapline.training.loop.config import TrainingError
 from tests.paths import DATA
 from tests.training.command import invoke, tapline_train
+from tests.training.evaluation.test_suspicion import evaluate_suspicion, make_captures
 
 pytestmark = pytest.mark.whole
 
@@ -44,6 +45,7 @@ def folder(tmp_path_factory):
     tapline_train("pretrain-packets", *features, "--out", root / "packets", *small, *QUICK)
     tapline_train("tune-flows", *features, "--start", root / "packets", "--out", root / "flows", *QUICK)
     tapline_train("train-traces", *features, "--start", root / "flows", "--out", root / "traces", *QUICK)
+    make_captures(root / "suspicion")
     sizes = {"d_model": 64, "n_layer": 2, "n_head": 4, "dim_ff": 128}
     (root / "mm4flow.json").write_text(json.dumps(sizes))
     reference = json.loads((DATA / "tracegram" / "tracegram_flows.json").read_text())
@@ -77,6 +79,10 @@ def arguments_of(root):
         ("evaluate-traces",): (
             [*devices, "--run", root / "traces", "--out", root / "new", "--folds", 3],
             "9 of 9 folds to train",
+        ),
+        ("evaluate-suspicion",): (
+            evaluate_suspicion(root / "suspicion", root / "suspicion" / "home", root / "suspicion" / "office")[1:],
+            "6 traces of 2 labels, 1 traces of labels never learned, 4 traces of 2 sources, 4 models to train",
         ),
         ("export-traces",): (["--run", root / "traces", "--out", root / "new", *named], "mine 1, 3 labels, 5 files"),
         ("import", "mm4flow"): (["--weights", weights, "--config", root / "mm4flow.json", *imported], "5 labels"),

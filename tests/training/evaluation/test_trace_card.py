@@ -154,3 +154,11 @@ def test_a_manifest_without_an_evaluation_is_not_calibrated(corpus):
     run = run_of(corpus, TraceTrainingConfig().trace)
     assert isinstance(trace_manifest(run, "mine", "1", None), TracegramCheckpoint)
     assert "Not evaluated: the confidence is not calibrated." in card_of(run, None)
+
+
+@pytest.mark.parametrize(("measured", "kept"), [(0.99997, 0.9999), (1.0, 1.0), (0.29, 0.29), (0.12345, 0.1234)])
+def test_a_threshold_of_a_manifest_is_not_above_the_measured_one(corpus, measured, kept):
+    """Else a model that is as sure as it was measured would know nothing."""
+    run = run_of(corpus, TraceTrainingConfig().trace)
+    figures = msgspec.structs.replace(evaluation_of(corpus), threshold=measured)
+    assert trace_manifest(run, "mine", "1", figures).unknown.threshold == kept
