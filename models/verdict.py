@@ -115,7 +115,7 @@ def suspicions(logits: NDArray[np.float32], checkpoint: Judge) -> NDArray[np.flo
     For finite logits float32 [n, classes] of a checkpoint whose labels are all of a malicious kind
     (`models.checkpoint.Suspicion`).
     """
-    return probabilities(logits, checkpoint).sum(axis=1).round(SUSPICION_DIGITS)
+    return np.asarray(probabilities(logits, checkpoint).sum(axis=1).round(SUSPICION_DIGITS))
 
 
 def context_terms(checkpoint: Checkpoint) -> ContextTerms | None:

@@ -61,7 +61,7 @@ def _traces(rows: list[TraceVerdict]) -> Table:
         shown = [_flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]]
         table.add_row(
             _label_cell(trace, Text(f"by {trace.verdict.model}", style="dim")),
-            f"{trace.verdict.confidence:.2f}",
+            _confidence_text(trace),
             Text(trace.subject),
             window_text(trace),
             flows_text(trace),
@@ -76,7 +76,7 @@ def _listed(rows: list[TraceVerdict]) -> Text:
     for trace in rows:
         counted = "1 flow" if trace.flows == 1 and not trace.cut else f"{flows_text(trace)} flows"
         lines = [
-            Text.assemble(label_text(trace.verdict), f"  {trace.verdict.confidence:.2f}  {trace.subject}"),
+            Text.assemble(_label_text(trace), f"  {_confidence_text(trace)}  {trace.subject}"),
             Text(f"  {window_text(trace)}, {counted}, by {trace.verdict.model}"),
             *([Text("  ") + mark] if (mark := _suspicious_text(trace)) else []),
             *(Text("  ") + _flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]),
@@ -100,7 +100,7 @@ def recent_traces(rows: Iterable[TraceVerdict], width: int = TABLE_COLUMNS) -> T
         for trace in own:
             table.add_row(
                 _label_cell(trace),
-                f"{trace.verdict.confidence:.2f}",
+                _confidence_text(trace),
                 "" if trace.verdict.final else "early",
                 Text(trace.subject),
                 window_text(trace, dated=is_wide),
@@ -113,7 +113,19 @@ def recent_traces(rows: Iterable[TraceVerdict], width: int = TABLE_COLUMNS) -> T
 def _label_cell(trace: TraceVerdict, *beside: Text) -> Text:
     """The label, and in lines below it what stands `beside`, and that the trace is suspicious."""
     mark = _suspicious_text(trace)
-    return Text("\n").join([label_text(trace.verdict), *beside, *([mark] if mark else [])])
+    return Text("\n").join([_label_text(trace), *beside, *([mark] if mark else [])])
+
+
+def _label_text(trace: TraceVerdict) -> Text:
+    """The label; of what is not suspicious that alone: the nearest malicious kind would only alarm."""
+    return Text("not suspicious", style="dim") if trace.suspicious is False else label_text(trace.verdict)
+
+
+def _confidence_text(trace: TraceVerdict) -> str:
+    """The confidence in what `_label_text` says."""
+    if trace.suspicious is False and trace.suspicion is not None:
+        return f"{1 - trace.suspicion:.2f}"
+    return f"{trace.verdict.confidence:.2f}"
 
 
 def _suspicious_text(trace: TraceVerdict) -> Text | None:

@@ -217,7 +217,8 @@ def _threshold(benign: Sequence[Floats]) -> float:
 def _suspicion(task: SuspicionTask, network: TraceNetwork, features: Sequence[TraceFeatures]) -> Floats:
     """To as many digits as a service rounds to before it compares, so that a threshold means the same there."""
     logits = score_traces(network, features).logits
-    return label_shares(logits, task.temperature, len(task.corpus.labels)).sum(axis=1).round(SUSPICION_DIGITS)
+    shares = label_shares(logits, task.temperature, len(task.corpus.labels))
+    return np.asarray(shares.sum(axis=1).round(SUSPICION_DIGITS))
 
 
 def _of_source(task: SuspicionTask, source: str, days: Ints, fold: int, report: Report) -> _Scores:
