@@ -87,12 +87,14 @@ async def measure(settings: Settings, flows: int, subjects: int) -> None:
         checkpoints = [scorer.checkpoint for scorer in service.trace_models.scorers.values()]
         idle_mb = resident_mb()
         generator = np.random.default_rng(1)
-        width = checkpoints[0].network.feature_size
+        network = checkpoints[0].network
+        width = network.embedding_size
+        context = np.zeros((1, len(network.context)), np.uint8)
         now_us = int(time.time() * 1e6)
         started = time.perf_counter()
         for number in range(flows):
             embedding = generator.standard_normal(width, np.float32)
-            (data,) = pack(embedding.reshape(1, width))  # once, as where the models share their encoder
+            (data,) = pack(embedding.reshape(1, width), context)  # once, as where the models share their encoder
             features = [FlowFeatures(each, data) for each in checkpoints]
             service.traces.take(BUS, flow_of(number, subjects, now_us), FlowOutcome(None, tuple(features)))
         add_us = (time.perf_counter() - started) / flows * 1e6
@@ -109,7 +111,8 @@ async def measure(settings: Settings, flows: int, subjects: int) -> None:
         assert settings.state_dir is not None
         size_mb = sum(path.stat().st_size for path in settings.state_dir.rglob("*") if path.is_file()) / 2**20
         traces = service.traces
-        print(f"{traces.open_flows} flows, {width} wide, in {traces.open_windows} windows of {len(checkpoints)} models")
+        each = f"{width} numbers and {len(network.context)} bytes each"
+        print(f"{traces.open_flows} flows, {each}, in {traces.open_windows} windows of {len(checkpoints)} models")
         print(f"{(full_mb - idle_mb) * 2**20 / flows:.0f} bytes a flow")
         started = time.perf_counter()
         await service.traces.finish(BUS)
