@@ -135,7 +135,8 @@ def test_a_table_marks_it_at_any_width():
         table.add(fine)
         table.draw(console, Summary("flows", "1"))
         text = console.file.getvalue()
-        assert text.count("suspicious") == 1
+        assert text.count("suspicious") == 2
+        assert text.count("not suspicious") == 1
         assert "\x1b[1;31msuspicious 99%" in text
         console = Console(file=io.StringIO(), width=max(width, 80))
         console.print(recent_traces([bad, fine], width))
