@@ -23,6 +23,7 @@ from tapline.service.engines.loading import load_engine
 from tapline.service.engines.onnx_file import OnnxFileError, check_onnx
 from tapline.service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.flow_features import size_bytes
 from tapline.service.inference.repository import ZOO
 from tapline.service.inference.trace_loading import load_beside
 from tapline.service.inference.trial import try_out
@@ -78,8 +79,7 @@ def serve(directory: Path) -> None:
         found = [outcome.verdict if outcome is not None else None for outcome in outcomes]
     else:
         scorer = TraceScorer(load_beside("onnx", directory, 1))
-        width = scorer.checkpoint.network.feature_size
-        features = bytes(4 * width)
+        features = bytes(size_bytes(scorer.checkpoint))
         flow = TraceFlow("F", 0, 1, "192.0.2.1", 1, "192.0.2.2", 2, "udp", "DNS", 100, early=False, features=features)
         jobs = [ScoreJob(WindowKey("fuzz", "192.0.2.1", 0), 1, [flow], 0, final=True)]
         found = [trace.verdict if trace is not None else None for trace in scorer.score(jobs)]

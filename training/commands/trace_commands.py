@@ -3,6 +3,7 @@ Options and output; what they do is in `training.traces`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,9 +11,10 @@ import msgspec
 import typer
 
 from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.packet_tokens import TracegramFeatures
-from tapline.models.trace import SubjectKind
+from tapline.models.trace import SubjectKind, TraceSettings
 from tapline.models.trace_context import CONTEXTS
 from tapline.training.commands import options
 from tapline.training.data.labelled_traces import look_alike
@@ -71,6 +73,10 @@ Fields = Annotated[
         "--context",
         help="What is read of flows: everything, or nothing of what tells a host's system (TTL, windows, options).",
     ),
+]
+MinCaptures = Annotated[int, typer.Option("--min-captures", min=2, help="Captures that a label needs to be learned.")]
+BackgroundShare = Annotated[
+    float, typer.Option("--background-share", min=0, max=0.9, help="Share of draws that are background.")
 ]
 OF_START = {
     "fields": "--context",
@@ -188,12 +194,8 @@ def train_traces_command(
     lengths: Lengths = JOINT_LENGTHS,
     content_bytes: JointContent = 0,
     fields: Fields = "all",
-    min_captures: Annotated[
-        int, typer.Option("--min-captures", min=2, help="Captures that a label needs to be learned.")
-    ] = DEFAULTS.min_captures,
-    background_share: Annotated[
-        float, typer.Option("--background-share", min=0, max=0.9, help="Share of draws that are background.")
-    ] = DEFAULTS.background_share,
+    min_captures: MinCaptures = DEFAULTS.min_captures,
+    background_share: BackgroundShare = DEFAULTS.background_share,
     subject: Subject = "mac",
     window_seconds: Window = DEFAULTS.trace.window_seconds,
     b: Annotated[
@@ -226,19 +228,9 @@ def train_traces_command(
         )
     if start and (given := [option for name, option in OF_START.items() if _is_given(context, name)]):
         raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
-    if start:
-        config = read_trace_run(start).config
-    else:
-        trace = options.trace_settings(subject, window_seconds)
-        of_mm4flow = encoders or _is_given(context, "lengths") or _is_given(context, "content_bytes")
-        if of_mm4flow and _is_given(context, "fields"):
-            raise TrainingError(
-                "--context is of a model without an encoder: leave it out, or what is said of the encoder"
-            )
-        if of_mm4flow:
-            config = joint_of(encoders or [], encoder_features(lengths, content_bytes), trace)
-        else:
-            config = context_config(trace, CONTEXTS[fields])
+    trace = options.trace_settings(subject, window_seconds)
+    reads = encoder_features(lengths, content_bytes)
+    config = read_trace_run(start).config if start else _settings(context, encoders or [], reads, fields, trace)
     phase = config.traces
     config = msgspec.structs.replace(
         config, network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
@@ -344,6 +336,21 @@ def export_traces_command(
         dry_run,
         lambda folder: export_traces_run(run, folder, name, version, evaluation, text),
     )
+
+
+def _settings(
+    context: typer.Context,
+    encoders: Sequence[Path],
+    reads: Mm4flowFeatures,
+    fields: Literal["all", "behaviour"],
+    trace: TraceSettings,
+) -> TraceTrainingConfig:
+    """The settings of training without --start: with an encoder of MM4flow where anything is said of one."""
+    if not encoders and not _is_given(context, "lengths") and not _is_given(context, "content_bytes"):
+        return context_config(trace, CONTEXTS[fields])
+    if _is_given(context, "fields"):
+        raise TrainingError("--context is of a model without an encoder: leave it out, or what is said of the encoder")
+    return joint_of(encoders, reads, trace)
 
 
 def _is_given(context: typer.Context, parameter: str) -> bool:
