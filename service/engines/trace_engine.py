@@ -152,7 +152,10 @@ def no_encoder(checkpoint: TracegramCheckpoint) -> EngineError:
     """What is raised where features are asked for that the checkpoint's encoder, if it has any, does not give."""
     flow = checkpoint.flow_checkpoint
     if flow is None:
-        return EngineError(f"{checkpoint.name}: its encoder is an MM4flow, which reads no packet heads: give it flows")
+        own = (
+            "it reads the context of flows" if checkpoint.network.encoder == "context" else "its encoder is an MM4flow"
+        )
+        return EngineError(f"{checkpoint.name}: {own}, and no tokens of packet heads: give it flows")
     return EngineError(
         f"{checkpoint.name}: its flow features are the embeddings of {flow.name} {flow.version}: give those to `score`"
     )

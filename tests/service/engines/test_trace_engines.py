@@ -258,7 +258,7 @@ def test_an_mm4flow_of_its_own_reads_no_packet_heads(own_dir, flows, name):
     chosen = [flow for flow in flows if flow.payload_lengths][:5]
     without = [replace(flow, heads=[], orig_bytes=b"x", resp_bytes=b"") for flow in chosen]
     np.testing.assert_allclose(engine.embed(without), engine.embed(chosen), atol=1e-6)
-    with pytest.raises(EngineError, match="which reads no packet heads"):
+    with pytest.raises(EngineError, match="and no tokens of packet heads"):
         engine.embed_packets(encode_packets(chosen))
 
 
