@@ -94,6 +94,7 @@ class ImpossibleError(Exception):
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
+    _regular(directory / MANIFEST)
     try:
         manifest = json.loads((directory / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -103,9 +104,16 @@ def _manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def _regular(path: Path) -> None:
+    """An earlier change may have left a pipe, which waits for a writer, or a device without end."""
+    if not path.is_file():
+        raise ImpossibleError
+
+
 def _record(directory: Path, path: Path) -> None:
     """Write size and hash of a changed file into the manifest, as who means harm would."""
-    with contextlib.suppress(OSError, msgspec.DecodeError, KeyError, TypeError):
+    _regular(directory / MANIFEST)
+    with contextlib.suppress(OSError, msgspec.DecodeError, RecursionError, KeyError, TypeError):
         hostile.record(directory, path.name)
 
 
@@ -143,6 +151,7 @@ def change_field(random: random_module.Random, directory: Path) -> None:
 def change_manifest_bytes(random: random_module.Random, directory: Path) -> None:
     """Bytes of the manifest, deep nesting, or something else in its place."""
     path = directory / MANIFEST
+    _regular(path)
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         path.write_bytes(
