@@ -1,0 +1,85 @@
+"""*Health*: is the service well, and what became of everything that came in, in words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+from fastapi import Request
+from nicegui import ui
+from prometheus_client import Counter
+
+from tapline.service.dashboard.board import Board
+from tapline.service.dashboard.frame import Cell, PlainTable, frame, html, panel, toned
+from tapline.service.dashboard.words import HISTORY_OUTCOMES, LIVE_OUTCOMES
+
+READ_SECONDS = 5.0
+PART_COLUMNS = ("part", "state", "deaths", "last reason")
+
+FAILURE_WORDS = {
+    "REJECTED": "were turned away: the service had no room",
+    "CANCELED": "were given up by who had asked",
+    "BACKEND": "could not be computed by the engine",
+    "OTHER": "failed in another way",
+}
+
+
+def health_page(board: Board, request: Request) -> None:
+    """Build the page."""
+    with frame(request, "Health"):
+        state = ui.html("", sanitize=False).props("role=status")
+        with ui.element("div").classes("two"):
+            with panel("Live flows: what became of them"):
+                live = PlainTable(("flows", "what"), ("flows",))
+            with panel("History: what became of verdicts"):
+                history = PlainTable(("records", "what"), ("records",))
+                problem = ui.label().classes("caution")
+        with ui.element("div").classes("two"):
+            with panel("Packets of captures without a flow"):
+                skipped = PlainTable(("packets", "why"), ("packets",), "none")
+            with panel("Requests for verdicts that failed"):
+                failed = PlainTable(("flows", "what"), ("flows",), "none")
+        with panel("Long-lived parts of the service"):
+            parts = PlainTable(PART_COLUMNS, ("deaths",), "none")
+        with ui.row():
+            ui.link("Prometheus metrics", "/metrics")
+            ui.link("REST API", "/docs")
+
+        def show() -> None:
+            reason = board.service.not_ready()
+            state.set_content(html(toned(f"Not ready: {reason}.", "alarm") if reason else toned("Ready.", "good")))
+            live.show(_words(dataclasses.asdict(board.service.pipeline.counts), LIVE_OUTCOMES))
+            history.show(_words(msgspec.structs.asdict(board.history.counts), HISTORY_OUTCOMES))
+            problem.set_text(board.history.problem or "")
+            skipped.show([f"{count:,}", why] for why, count in _by_label(board.service.metrics.packets_skipped))
+            failed.show(
+                [f"{count:,}", FAILURE_WORDS.get(why, why)]
+                for why, count in _by_label(board.service.metrics.failures)
+            )
+            parts.show(_part_rows(board))
+
+        show()
+        ui.timer(READ_SECONDS, show)
+
+
+def _words(counts: dict[str, int], words: dict[str, str]) -> list[list[Cell]]:
+    return [[f"{counts[name]:,}", text] for name, text in words.items() if name in counts]
+
+
+def _by_label(counter: Counter) -> list[tuple[str, int]]:
+    """The values of a counter with one label, largest first; what is 0 is left out."""
+    samples = next(iter(counter.collect())).samples
+    found = [(next(iter(each.labels.values())), int(each.value)) for each in samples if each.name.endswith("_total")]
+    return sorted(((why, count) for why, count in found if count), key=lambda item: -item[1])
+
+
+def _part_rows(board: Board) -> list[list[Cell]]:
+    return [
+        [
+            part.name,
+            toned("runs", "good") if part.running else toned("ended", "quiet") if part.ended else toned("down", "alarm"),
+            part.deaths,
+            part.reason,
+        ]
+        for part in board.service.supervisor.parts.values()
+    ]

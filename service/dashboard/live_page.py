@@ -1,0 +1,130 @@
+"""*Live*: what happens now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from fastapi import Request
+from nicegui import ui
+
+from tapline.models.verdict import UNKNOWN
+from tapline.service.dashboard.activity import STEP_SECONDS
+from tapline.service.dashboard.board import ASKING, Board
+from tapline.service.dashboard.charts import verdict_rates
+from tapline.service.dashboard.flow_table import flow_table, rows
+from tapline.service.dashboard.frame import Cell, Figure, PlainTable, frame, panel, toned
+from tapline.service.dashboard.trace_table import TRACE_COLUMNS, trace_rows
+from tapline.service.dashboard.unusual import Unusual
+from tapline.service.dashboard.words import percent, rate, span
+from tapline.service.live.sensors import Sensor
+
+
+NEWEST = 15
+READ_SECONDS = 5.0
+"""How often what is in the history is read anew, once for all pages."""
+
+SENSOR_COLUMNS = ("sensor", "state", "flows", "missed", "lost by Zeek", "verdicts waiting")
+
+
+class LiveReading:
+    """What the pages show of the history, read once for all of them."""
+
+    def __init__(self, board: Board, unusual: Unusual) -> None:
+        self.flows: list[list[Cell]] = []
+        self.traces: list[list[Cell]] = []
+        self.problem: str | None = None
+        self.unusual = unusual
+        self._board = board
+        self._read_at = 0.0
+
+    async def refresh(self) -> None:
+        """Read again, unless that was done a moment ago."""
+        if time.monotonic() - self._read_at < READ_SECONDS:
+            return
+        self._read_at = time.monotonic()
+        try:
+            self.flows = rows((await self._board.history.flows(limit=NEWEST)).items)
+            self.traces = trace_rows((await self._board.history.traces(limit=NEWEST)).items)
+            await self.unusual.look()
+            self.problem = self._board.history.problem
+        except ASKING as error:
+            self.problem = str(error)
+
+
+def live_page(board: Board, reading: LiveReading, request: Request) -> None:
+    """Build the page."""
+    with frame(request, "Live", heading=False):
+        ui.html("<h1>Live</h1>", sanitize=False)
+        with ui.element("div").classes("figures"):
+            figures = {name: Figure(name, hint) for name, hint in _FIGURES.items()}
+        with panel("Verdicts by label, last ten minutes"):
+            chart = ui.echart(verdict_rates(board.activity.steps), renderer="svg").style("height: 300px; width: 100%")
+            chart.props('role=img aria-label="Verdicts a second by label over the last ten minutes"')
+        with ui.element("div").classes("two"):
+            with panel("Unusual now"):
+                notes = ui.html("", sanitize=False)
+            with panel("Sensors"):
+                sensors = PlainTable(SENSOR_COLUMNS, SENSOR_COLUMNS[2:], "no sensor: start with --interface or --zeek")
+        with panel("Newest verdicts on flows"):
+            flows = flow_table("no verdicts yet: hand in a capture under Captures, or start with --interface, --zeek "
+                               "or --replay")  # fmt: skip
+        with panel("Newest verdicts on hosts"):
+            traces = PlainTable(TRACE_COLUMNS, ("flows", "confidence"), "none yet: a host needs some flows first")
+        problem = ui.label().classes("caution")
+
+        async def show() -> None:
+            await reading.refresh()
+            _show_figures(board, figures)
+            chart.options.clear()
+            chart.options.update(verdict_rates(board.activity.steps))
+            notes.set_content(reading.unusual.html)
+            sensors.show(row for sensor in board.service.sensors.sensors for row in _sensor_rows(sensor))
+            flows.show(reading.flows)
+            traces.show(reading.traces)
+            problem.set_text(reading.problem or "")
+
+        ui.timer(STEP_SECONDS, show)
+
+
+_FIGURES = {
+    "flows in / s": "flows that came in, early forms counted too, mean of ten seconds",
+    "verdicts / s": "verdicts that went out",
+    "unknown": "share of the verdicts that say unknown",
+    "latency p50": "from a flow's arrival to its verdict, median",
+    "latency p99": "of 99 verdicts in a hundred",
+    "waiting": "flows in the queue",
+    "shed / s": "flows dropped because the queue was full",
+}
+
+
+def _show_figures(board: Board, figures: dict[str, Figure]) -> None:
+    activity, pipeline = board.activity, board.service.pipeline
+    shed = activity.rate("shed")
+    latency = activity.latency_seconds
+    figures["flows in / s"].show(rate(activity.rate("received")))
+    figures["verdicts / s"].show(rate(activity.rate("delivered")))
+    figures["unknown"].show(percent(activity.share(UNKNOWN)))
+    figures["latency p50"].show(span(latency[0]) if latency else "–")
+    figures["latency p99"].show(span(latency[1]) if latency else "–")
+    figures["waiting"].show(f"{pipeline.waiting_flows:,}", "caution" if pipeline.queue_share > 0.5 else "")
+    figures["shed / s"].show(rate(shed), "alarm" if shed else "")
+
+
+def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:
+    state = sensor.source.state
+    connection = toned("connected", "good") if state.connected else toned(state.reason or "not connected", "alarm")
+    if not state.sensors:
+        return [[state.url, connection, 0, 0, "–", sensor.pending_verdicts]]
+    found: list[Sequence[Cell]] = []
+    for name, account in state.sensors.items():
+        loss = account.stats.loss_percent if account.stats is not None else -1.0
+        found.append([
+            name or state.url, connection, f"{account.flows:,}",
+            toned(f"{account.missed:,}", "caution" if account.missed else ""),
+            "–" if loss < 0 else toned(f"{loss:.2f} %", "caution" if loss > 1 else ""),
+            f"{sensor.pending_verdicts:,}",
+        ])  # fmt: skip
+    return found
+
+

@@ -1,0 +1,102 @@
+"""*Models*: what there is, what serves, their cards; load and unload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import Request
+from nicegui import ui
+
+from tapline.models.checkpoint import Checkpoint, CheckpointError, TracegramCheckpoint
+from tapline.service.dashboard.board import Board, address
+from tapline.service.dashboard.frame import Cell, PlainTable, frame, panel, tag
+from tapline.service.engines.engine import EngineError
+from tapline.service.inference.repository import UnknownModelError
+from tapline.service.inference.served import ModelBusyError
+
+CARD = "README.md"
+CARD_BYTES = 256 << 10
+
+_REFUSALS = (UnknownModelError, ModelBusyError, CheckpointError, EngineError)
+
+
+def models_page(board: Board, request: Request) -> None:
+    """Build the page."""
+    service = board.service
+    serving = _serving(board)
+    with frame(request, "Models"):
+        for name in sorted({*service.models.repository.names(), *serving}):
+            with panel(name):
+                _model(board, name, serving.get(name))
+
+
+def _serving(board: Board) -> dict[str, Checkpoint | TracegramCheckpoint]:
+    found: dict[str, Checkpoint | TracegramCheckpoint] = {**board.service.models.loaded()}
+    return found | {name: scorer.checkpoint for name, scorer in board.service.trace_models.scorers.items()}
+
+
+def _model(board: Board, name: str, serving: Checkpoint | TracegramCheckpoint | None) -> None:
+    service = board.service
+    versions = service.models.repository.versions(name)
+    if serving is None:
+        ui.html(tag("not loaded"), sanitize=False)
+    else:
+        kind = "of single flows" if isinstance(serving, Checkpoint) else "of traces, all flows of a host together"
+        default = ", the default one" if name == service.models.default else ""
+        ui.html(tag(f"version {serving.version} serves{default}", "good"), sanitize=False)
+        ui.label(f"A model {kind}; {len(serving.labels)} labels.")
+        _metrics(serving)
+        with ui.expansion("labels").props("dense"):
+            ui.label(", ".join(serving.labels))
+    with ui.row().classes("items-center"):
+        version = ui.select(versions, value=versions[-1] if versions else None, label="version").props("outlined dense")
+
+        async def load() -> None:
+            await _ask(service.load_model(name, version.value), f"{name} {version.value} serves")
+
+        async def unload() -> None:
+            await _ask(service.unload_model(name), f"{name} serves no more")
+
+        ui.button("Load", on_click=load).props("unelevated no-caps")
+        if serving is not None and name != service.models.default:
+            ui.button("Unload", on_click=unload).props("outline no-caps")
+        if versions:
+            ui.link("Card", address("/card", {"model": name, "version": versions[-1]}))
+
+
+async def _ask(change, done: str) -> None:  # type: ignore[no-untyped-def]
+    """Change what serves, say how it went."""
+    try:
+        await change
+    except _REFUSALS as error:
+        ui.notify(str(error), type="warning", multi_line=True)
+        return
+    ui.notify(done)
+    ui.navigate.reload()
+
+
+def _metrics(serving: Checkpoint | TracegramCheckpoint) -> None:
+    rows: list[list[Cell]] = [
+        [name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)]
+        for name, value in serving.metrics.items()
+        if isinstance(value, int | float | str)
+    ]
+    if rows:
+        with ui.expansion("measured").props("dense"):
+            PlainTable(("figure", "value"), ("value",)).show(rows)
+
+
+def card_page(board: Board, request: Request) -> None:
+    """Build the page of a model's card."""
+    name, version = request.query_params.get("model", ""), request.query_params.get("version")
+    try:
+        text = _card(board.service.models.repository.find(name, version))
+    except (UnknownModelError, OSError):
+        text = "There is no such card."
+    with frame(request, f"{name} {version or ''}", heading=False), panel():
+        ui.markdown(text, extras=["tables", "fenced-code-blocks"])
+
+
+def _card(directory: Path) -> str:
+    with (directory / CARD).open("rb") as file:
+        return file.read(CARD_BYTES).decode(errors="replace")
