@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -38,8 +38,11 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application around a service; its lifespan warms the service up and drains it."""
+def create_app(service: Service, add_pages: Callable[[FastAPI], None] | None = None) -> FastAPI:
+    """The application around a service; its lifespan warms the service up and drains it.
+
+    `add_pages` adds the dashboard at `/`; without one `/` leads to the documentation.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,7 +71,15 @@ def create_app(service: Service) -> FastAPI:
     add_traces(app, service)
     _add_state(app, service)
     describe(app, has_key=service.settings.api_key is not None)
+    (add_pages or _add_way_to_docs)(app)
     return app
+
+
+def _add_way_to_docs(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        """To the documentation, the only page there is."""
+        return RedirectResponse("/docs")
 
 
 def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
@@ -117,11 +128,6 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def live_account() -> schemas.Live:
         """The live path: counts, what was shed and of whom, and the state of every sensor."""
         return live(service)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        """To the documentation, the only page there is."""
-        return RedirectResponse("/docs")
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["state"], response_model=schemas.Health)

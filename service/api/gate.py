@@ -6,6 +6,8 @@ name point here (DNS rebinding) by `Host`.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import re
 import secrets
@@ -20,10 +22,13 @@ from tapline.service.settings import Settings, is_loopback
 OPEN_ROUTES = ("/healthz", "/readyz")
 """Routes that answer without an API key: what an orchestrator probes."""
 
-OPEN_PAGES = ("/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+OPEN_PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 """The documentation, which is the same everywhere; a key can be entered there."""
 
 _OPEN_FILES = "/static-offline-docs/"
+_ASK_A_PERSON = 'Basic realm="tapline: any name, the API key as password", charset="UTF-8"'
+"""Lets a browser ask for the key: of pages, foreign ones cannot use what it remembers."""
+
 _OWN_SITE = ("same-origin", "none")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::[0-9]{1,5})?")
 
@@ -48,7 +53,15 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":  # of a page: one that is refused never opens
+            try:
+                self._check(scope)
+            except ApiError:
+                await send({"type": "websocket.close", "code": 1008})
+                return
             await self._app(scope, receive, send)
             return
 
@@ -78,9 +91,10 @@ class Gate:
         path = scope["path"]
         is_open = path in OPEN_ROUTES or path in OPEN_PAGES or path.startswith(_OPEN_FILES)
         if self._keys is not None and not is_open and not self._has_key(scope):
+            way = _ASK_A_PERSON if "text/html" in headers.get("accept", "") else "Bearer"
             raise ApiError(
                 401, "unauthorized", "send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
-                headers={"WWW-Authenticate": "Bearer"},
+                headers={"WWW-Authenticate": way},
             )  # fmt: skip
         declared, most_mb = headers.get("content-length", ""), limit_mb(path, self._settings)
         if declared.isdigit() and int(declared) > most_mb << 20:
@@ -117,7 +131,17 @@ class Gate:
                 scheme, _, credentials = value.strip().partition(b" ")
                 if scheme.lower() == b"bearer":
                     given.append(credentials.strip())
+                elif scheme.lower() == b"basic":
+                    given.append(_password(credentials.strip()))
         return any(secrets.compare_digest(one, key) for one in given for key in self._keys)
+
+
+def _password(credentials: bytes) -> bytes:
+    """The password of Basic authentication (RFC 7617), whatever the name; empty where there is none."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _encodings(key: str) -> list[bytes]:

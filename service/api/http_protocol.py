@@ -118,7 +118,8 @@ class DeadlineProtocol(H11Protocol):
         self._refuse(HTTPStatus.BAD_REQUEST, "expected an HTTP/1.1 request")
 
     def _should_upgrade(self) -> bool:
-        return False  # there are no WebSockets here; an `Upgrade` header is for the server to ignore
+        """Only pages of the dashboard have WebSockets; elsewhere an `Upgrade` header is ignored."""
+        return self.ws_protocol_class is not None and self._get_upgrade() == b"websocket"
 
     def idle_since(self) -> float:
         """When it began to wait for a request; infinity while it has one."""

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
@@ -25,6 +26,10 @@ log = structlog.get_logger()
 _TICKS_PER_SECOND = 10
 _CUT_OFF_SECONDS = 5
 """How long requests may take to end when they were cut off."""
+
+
+PAGE_MESSAGE_BYTES = 1 << 20
+"""Largest message of a page of the dashboard: what somebody typed or pressed."""
 
 
 class ListenError(RuntimeError):
@@ -113,11 +118,14 @@ def serve(settings: Settings) -> None:
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
         log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}")
+        add_pages = _pages(service)
         deadlines = Deadlines(settings.client_timeout_seconds, settings.client_min_bytes_per_second)
         config = uvicorn.Config(
-            create_app(service),
+            create_app(service, add_pages),
+            loop="asyncio",
             http=partial(DeadlineProtocol, deadlines=deadlines),  # type: ignore[arg-type]
-            ws="none",
+            ws="websockets-sansio" if add_pages else "none",
+            ws_max_size=PAGE_MESSAGE_BYTES,
             log_level="error",  # what is wrong with a request is answered, not logged
             access_log=False,
             server_header=False,
@@ -128,6 +136,18 @@ def serve(settings: Settings) -> None:
     log.info("stopped")
     if service.supervisor.failure:
         raise GaveUpError(service.supervisor.failure)
+
+
+def _pages(service: Service) -> Callable[[FastAPI], None] | None:
+    """What adds the dashboard; None where it is not wanted, or not installed."""
+    if service.settings.dashboard == "off":
+        return None
+    try:
+        from tapline.service.dashboard.mount import mount_dashboard
+    except ModuleNotFoundError as error:
+        log.info("no dashboard", reason=f"{error.name} is missing: install tapline-traffic[ui]")
+        return None
+    return partial(mount_dashboard, service)
 
 
 def _listening(settings: Settings) -> socket.socket:

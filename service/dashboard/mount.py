@@ -6,13 +6,16 @@ NiceGUI keeps its pages in one application of the process, so there is one dashb
 from __future__ import annotations
 
 from fastapi import FastAPI
+from nicegui import app as pages
 from nicegui import ui
+from starlette.datastructures import MutableHeaders
 from starlette.routing import Match, Mount
-from starlette.types import Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tapline.service.dashboard.activity import Activity
 from tapline.service.dashboard.board import Board
 from tapline.service.dashboard.pages import PATHS, add_pages
+from tapline.service.process.supervisor import Part
 from tapline.service.runtime import Service
 
 _FILES = "/_nicegui"
@@ -22,6 +25,14 @@ RECONNECT_SECONDS = 10.0
 
 HISTORY_MESSAGES = 200
 """Updates kept for a page whose connection broke."""
+
+
+CONTENT_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self' data:; object-src 'none'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+"""Vue compiles templates in the browser, so scripts may be made there; all come from here."""
 
 
 class _Pages(Mount):
@@ -35,9 +46,35 @@ class _Pages(Mount):
         return Match.NONE, {}
 
 
-def mount_dashboard(app: FastAPI, service: Service) -> None:
+class _Policy:
+    """Says to browsers that nothing comes from elsewhere, and nothing goes there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = CONTENT_POLICY
+                headers["Referrer-Policy"] = "same-origin"
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+
+def mount_dashboard(service: Service, app: FastAPI) -> None:
     """Add the pages to the application; call once in a process, before it starts."""
     activity = Activity(service)
+    reading: list[Part] = []
+
+    async def stop() -> None:
+        await service.supervisor.stop(reading)
+
+    pages.on_startup(lambda: reading.append(service.supervisor.start("dashboard", activity.run)))
+    pages.on_shutdown(stop)
     add_pages(Board(service, activity))
     ui.run_with(
         app,
@@ -54,7 +91,7 @@ def mount_dashboard(app: FastAPI, service: Service) -> None:
     )
     mounted = app.router.routes.pop()
     assert isinstance(mounted, Mount)
-    app.router.routes.append(_Pages(mounted.path, app=mounted.app))
+    app.router.routes.append(_Pages(mounted.path, app=_Policy(mounted.app)))
 
 
 FAVICON = (
