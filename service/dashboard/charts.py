@@ -97,7 +97,7 @@ def payload_lengths(lengths: Sequence[int], read: int) -> Options:
         "tooltip": {"trigger": "axis"},
         "xAxis": {"type": "category", "data": list(range(1, len(lengths) + 1)), "name": "packet", **_axis()},
         "yAxis": {"type": "value", "name": "bytes", **_axis()},
-        "series": [{"type": "bar", "name": "payload", "data": bars, "barCategoryGap": "15%"}],
+        "series": [{"type": "bar", "name": "payload", "data": bars, "barCategoryGap": "15%", "barMaxWidth": 28}],
     }
 
 
@@ -128,6 +128,7 @@ def _area(name: str, points: list[list[float]], colour: str) -> Options:
 def _frame() -> Options:
     return {
         "animation": False,
+        "useUTC": True,
         "backgroundColor": "transparent",
         "textStyle": _TEXT,
         "grid": {"left": 8, "right": 14, "top": 34, "bottom": 8, "containLabel": True},

@@ -91,9 +91,10 @@ def _facts(flow: PastFlow, job: str | None) -> None:
     if job:
         packets = f"/v1/jobs/{job}/flows/{flow.number}/packets"
         ui.link("Its packets, to open in Wireshark", packets).props(f'download="{flow.uid}.pcap"')
-    else:
+        return
+    with ui.row():
         ui.link("The flow as JSON", f"/v1/flows/{flow.number}")
-        ui.link("Flows between the two", address("/flows", {"host": flow.orig_h, "port": flow.resp_p}))
+        ui.link("The client's flows to this port", address("/flows", {"host": flow.orig_h, "port": flow.resp_p}))
 
 
 def _lengths(board: Board, flow: PastFlow) -> None:

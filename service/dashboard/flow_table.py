@@ -11,7 +11,7 @@ from tapline.service.dashboard.frame import Cell, PlainTable, joined, link, tag
 from tapline.service.dashboard.words import moment, percent, shown, size
 from tapline.service.history.past import PastFlow
 
-COLUMNS = ("seen", "label", "confidence", "client", "server", "name", "packets", "bytes")
+COLUMNS = ("UTC", "label", "confidence", "client", "server", "name", "packets", "bytes")
 NUMBERS = ("confidence", "packets", "bytes")
 
 

@@ -30,6 +30,7 @@ def frame(request: Request, title: str, *, heading: bool = True) -> Iterator[Non
     ui.add_css(_STYLE)
     theme = request.cookies.get(THEME_COOKIE, "auto")
     ui.dark_mode(_DARK.get(theme))
+    ui.colors(primary="#2f7ea8")
     with ui.header(elevated=False), ui.element("div").classes("bar"):
         ui.link("tapline", "/").classes("brand")
         with ui.element("nav").classes("pages").props('aria-label="Pages"'):
@@ -109,9 +110,8 @@ class PlainTable:
         heads = Markup("").join(
             Markup('<th scope="col"{}>{}</th>').format(self._kind(column), column) for column in self._columns
         )
-        self._html.set_content(
-            Markup('<table class="plain"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(heads, body)
-        )
+        head = Markup("<thead><tr>{}</tr></thead>").format(heads) if any(map(str.strip, self._columns)) else ""
+        self._html.set_content(Markup('<table class="plain">{}<tbody>{}</tbody></table>').format(head, body))
 
     def _kind(self, column: str) -> Markup:
         return Markup(' class="number"') if column in self._numbers else Markup("")

@@ -41,8 +41,12 @@ async def trace_page(board: Board, request: Request) -> None:
                 ui.html(trace_label(trace), sanitize=False)
                 if trace.suspicion is not None:
                     ui.label(f"Suspicion {percent(trace.suspicion)}.")
-                verdict_panel(trace.verdict)
-                ui.label(NEAREST_NOTE).classes("quiet")
+                if trace.suspicious is False:
+                    ui.label("Nothing that the model knows is near enough to be named.")
+                    ui.label(f"By {trace.verdict.model} {trace.verdict.version}.").classes("quiet")
+                else:
+                    verdict_panel(trace.verdict)
+                    ui.label(NEAREST_NOTE).classes("quiet")
             with panel("Trace"):
                 _facts(trace, job)
         with panel("Flows that went with it"):

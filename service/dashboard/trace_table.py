@@ -13,7 +13,7 @@ from tapline.service.dashboard.words import moment, percent
 from tapline.service.history.past import PastTrace
 from tapline.service.traces.trace_verdict import TraceVerdict
 
-TRACE_COLUMNS = ("seen", "host", "label", "confidence", "flows", "model")
+TRACE_COLUMNS = ("UTC", "host", "label", "confidence", "flows", "model")
 
 
 def trace_rows(traces: Iterable[PastTrace], job: str | None = None) -> list[list[Cell]]:
