@@ -6,13 +6,17 @@ from fastapi import Request
 from markupsafe import Markup
 from nicegui import ui
 
+from tapline.models.flow import FlowError
 from tapline.models.verdict import Verdict
 from tapline.service.dashboard.board import ASKING, Board, address
 from tapline.service.dashboard.charts import payload_lengths
 from tapline.service.dashboard.flow_table import host_cell
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, joined, panel, tag
+from tapline.service.dashboard.what_if import NOTE, what_if
 from tapline.service.dashboard.words import moment, percent, shown, size, span, verdict_words
 from tapline.service.history.past import PastFlow
+from tapline.service.inference.batcher import QueueFullError, VerdictError
+from tapline.service.inference.repository import UnknownModelError
 
 HEX_BYTES = 256
 ROW_BYTES = 16
@@ -44,6 +48,8 @@ async def flow_page(board: Board, request: Request) -> None:
             _lengths(board, flow)
         with panel("First bytes"):
             _content(flow)
+        with panel("What the model looked at"):
+            _asked(board, flow)
 
 
 def verdict_panel(verdict: Verdict) -> None:
@@ -123,6 +129,32 @@ def _content(flow: PastFlow) -> None:
     for name, data in (("client", client), ("server", server)):
         ui.label(f"{name}, {len(data)} bytes").classes("quiet")
         ui.label(hex_rows(data[:HEX_BYTES])).classes("mono hex").props("tabindex=0")
+
+
+def _asked(board: Board, flow: PastFlow) -> None:
+    """Asked only on demand: it costs the engine a dozen flows."""
+    ui.label(NOTE).classes("quiet")
+    table = PlainTable(("shown", "label", "confidence"), ("confidence",), "")
+
+    async def ask() -> None:
+        button.disable()
+        try:
+            parts = await what_if(flow, board.service.models.batcher(flow.verdict.model))
+        except (*ASKING, QueueFullError, VerdictError, FlowError, UnknownModelError) as error:
+            ui.notify(str(error), type="warning")
+        else:
+            table.show(_part_row(part.shown, part.verdict) for part in parts)
+        finally:
+            button.enable()
+
+    button = ui.button("Ask the model again, in part", on_click=ask).props("outline no-caps")
+
+
+def _part_row(name: str, verdict: Verdict | None) -> list[Cell]:
+    if verdict is None:
+        return [name, "no verdict on so little", ""]
+    label = f"unknown, nearest {verdict.nearest}" if verdict.unknown else verdict.label
+    return [name, label, percent(verdict.confidence)]
 
 
 def hex_rows(data: bytes) -> str:

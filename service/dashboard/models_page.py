@@ -9,7 +9,7 @@ from nicegui import ui
 
 from tapline.models.checkpoint import Checkpoint, CheckpointError, TracegramCheckpoint
 from tapline.service.dashboard.board import Board, address
-from tapline.service.dashboard.frame import Cell, PlainTable, frame, panel, tag
+from tapline.service.dashboard.frame import frame, panel, tag
 from tapline.service.engines.engine import EngineError
 from tapline.service.inference.repository import UnknownModelError
 from tapline.service.inference.served import ModelBusyError
@@ -45,7 +45,6 @@ def _model(board: Board, name: str, serving: Checkpoint | TracegramCheckpoint | 
         default = ", the default one" if name == service.models.default else ""
         ui.html(tag(f"version {serving.version} serves{default}", "good"), sanitize=False)
         ui.label(f"A model {kind}; {len(serving.labels)} labels.")
-        _metrics(serving)
         with ui.expansion("labels").props("dense"):
             ui.label(", ".join(serving.labels))
     with ui.row().classes("items-center"):
@@ -61,7 +60,7 @@ def _model(board: Board, name: str, serving: Checkpoint | TracegramCheckpoint | 
         if serving is not None and name != service.models.default:
             ui.button("Unload", on_click=unload).props("outline no-caps")
         if versions:
-            ui.link("Card", address("/card", {"model": name, "version": versions[-1]}))
+            ui.link("Card: data, figures, limits", address("/card", {"model": name, "version": versions[-1]}))
 
 
 async def _ask(change, done: str) -> None:  # type: ignore[no-untyped-def]
@@ -75,17 +74,6 @@ async def _ask(change, done: str) -> None:  # type: ignore[no-untyped-def]
     ui.navigate.reload()
 
 
-def _metrics(serving: Checkpoint | TracegramCheckpoint) -> None:
-    rows: list[list[Cell]] = [
-        [name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)]
-        for name, value in serving.metrics.items()
-        if isinstance(value, int | float | str)
-    ]
-    if rows:
-        with ui.expansion("measured").props("dense"):
-            PlainTable(("figure", "value"), ("value",)).show(rows)
-
-
 def card_page(board: Board, request: Request) -> None:
     """Build the page of a model's card."""
     name, version = request.query_params.get("model", ""), request.query_params.get("version")
@@ -93,7 +81,8 @@ def card_page(board: Board, request: Request) -> None:
         text = _card(board.service.models.repository.find(name, version))
     except (UnknownModelError, OSError):
         text = "There is no such card."
-    with frame(request, f"{name} {version or ''}", heading=False), panel():
+    with frame(request, f"{name} {version or ''}", heading=False), panel() as box:
+        box.classes("card")
         ui.markdown(text, extras=["tables", "fenced-code-blocks"])
 
 
