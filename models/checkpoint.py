@@ -35,6 +35,9 @@ ENCODER_ONNX_INT8 = "encoder.int8.onnx"
 TRACE_ONNX = "trace.onnx"
 CARD = "README.md"
 MAX_MANIFEST_BYTES = 4 << 20
+UNKNOWN = "unknown"
+"""The label of verdicts that are unknown; no checkpoint has a label of this name."""
+
 
 _Label = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
@@ -301,6 +304,8 @@ def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) 
         )
     if len(set(checkpoint.labels)) != len(checkpoint.labels):
         raise CheckpointError(f"{directory}: a label occurs twice")
+    if UNKNOWN in checkpoint.labels:
+        raise CheckpointError(f"{directory}: a label `{UNKNOWN}`: that is what verdicts without a label say")
     if isinstance(checkpoint, TracegramCheckpoint):
         _verify_encoder(directory, checkpoint)
         if checkpoint.suspicion is not None and not checkpoint.unknown.background:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tapline.models.checkpoint import UNKNOWN as UNKNOWN
 from tapline.models.checkpoint import Calibration, Checkpoint, Unknown
 from tapline.models.context import ContextTerms, SaidByPort
 from tapline.models.flow import Flow
@@ -29,9 +30,6 @@ UNEXPECTED_MAX_LABEL_SHARE = 0.05
 SUSPICION_DIGITS = 6
 """Suspicion is rounded to so many before it is compared with its threshold, and shown."""
 
-UNKNOWN = "unknown"
-"""The word under which verdicts that are unknown are counted and shown."""
-
 
 class Alternative(msgspec.Struct, frozen=True, gc=False):
     """A label that was considered, with its calibrated confidence."""
@@ -43,8 +41,9 @@ class Alternative(msgspec.Struct, frozen=True, gc=False):
 class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     """What a model says of a flow or a trace.
 
-    `confidence` is calibrated. With `unknown` True the model says that it has not learned this kind of traffic; `label`
-    is then merely the nearest that it knows. `final` is False for a flow that still lives.
+    `label` is what it says: `UNKNOWN` where `unknown` is True, and the model says that it has not learned this kind of
+    traffic. `nearest` is the nearest label that it knows, always; `confidence`, calibrated, is that in `nearest`.
+    `final` is False for a flow that still lives.
 
     Of flows, where the checkpoint knows ports: `port_label` is what the port alone would have said, None where it says
     nothing; `unexpected_port` is True where label and port disagree and both are sure, as of SSH on 443. `scores` are
@@ -52,6 +51,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     """
 
     label: str
+    nearest: str
     confidence: float
     unknown: bool
     alternatives: list[Alternative]
@@ -61,6 +61,11 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     port_label: str | msgspec.UnsetType | None = msgspec.UNSET
     unexpected_port: bool | msgspec.UnsetType = msgspec.UNSET
     scores: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+
+
+def called_unknown(verdict: Verdict) -> Verdict:
+    """The verdict, unknown for a reason of the caller's."""
+    return msgspec.structs.replace(verdict, label=UNKNOWN, unknown=True)
 
 
 class Judge(Protocol):
@@ -208,10 +213,12 @@ def _verdicts(
         best, *others = [
             Alternative(labels[index], confidence) for index, confidence in zip(indices, confidences, strict=True)
         ]
+        unknown = best.confidence < thresholds[row]
         verdict = Verdict(
-            label=best.label,
+            label=UNKNOWN if unknown else best.label,
+            nearest=best.label,
             confidence=best.confidence,
-            unknown=best.confidence < thresholds[row],
+            unknown=unknown,
             alternatives=others,
             model=checkpoint.name,
             version=checkpoint.version,

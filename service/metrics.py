@@ -7,7 +7,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from tapline.models.verdict import UNKNOWN, Verdict
+from tapline.models.verdict import Verdict
 from tapline.service.engines.engine import Timing
 from tapline.service.gpu import GpuCollector
 
@@ -89,9 +89,8 @@ class Metrics:
 
     def count_verdict(self, verdict: Verdict) -> None:
         """Count a verdict; a flow counts once in each stage."""
-        label = UNKNOWN if verdict.unknown else verdict.label
         stage = "final" if verdict.final else "early"
-        self.verdicts.labels(label, stage).inc()
+        self.verdicts.labels(verdict.label, stage).inc()
         if verdict.unexpected_port:
             self.unexpected_ports.labels(verdict.model, stage).inc()
 

@@ -110,10 +110,11 @@ class Alternative(Body):
 
 
 class Verdict(Body):
-    """What the model says; with `unknown` the label is merely the nearest one that it knows."""
+    """What the model says."""
 
-    label: str
-    confidence: Annotated[float, Field(ge=0, le=1, description="calibrated")]
+    label: Annotated[str, Field(description="`unknown` where the model says that it never learned such traffic")]
+    nearest: Annotated[str, Field(description="the nearest label that the model knows, also where it says `unknown`")]
+    confidence: Annotated[float, Field(ge=0, le=1, description="in `nearest`; calibrated")]
     unknown: bool
     alternatives: list[Alternative]
     model: str
@@ -152,7 +153,7 @@ class TopFlow(Body):
     resp_h: str
     resp_p: int
     ip_bytes: int
-    label: Annotated[str, Field(description="the flow's own verdict, empty where there is none or it is unknown")]
+    label: Annotated[str, Field(description="of the flow's own verdict, empty where there is none")]
     share: Annotated[float, Field(ge=0, le=1, description="its importance; those of all flows of a trace add up to 1")]
     server_name: Annotated[str, Field(description="that the flow's client asked for, empty where there is none")]
 

@@ -185,7 +185,7 @@ def label_text(verdict: Verdict, width: int = WIDE_COLUMNS) -> Text:
     `width`: columns of the terminal.
     """
     if verdict.unknown:
-        return Text.assemble((UNKNOWN, "yellow"), (f" (nearest {clean(verdict.label)})", "dim"))
+        return Text.assemble((verdict.label, "yellow"), (f" (nearest {clean(verdict.nearest)})", "dim"))
     if verdict.unexpected_port:
         apart, port = "  " if width >= WIDE_COLUMNS else "\n", clean(str(verdict.port_label))
         return Text.assemble((clean(verdict.label), "green"), apart, (f"port says {port}", "bold red"))

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tapline.models.flow import Flow
-from tapline.models.verdict import UNKNOWN, Verdict
+from tapline.models.verdict import Verdict
 from tapline.service.command.console import Cleaned, make_console
 from tapline.service.command.terminal import NAME_HEADER, flow_cells, label_text, with_names
 from tapline.service.command.trace_table import recent_traces
@@ -51,15 +51,14 @@ class View:
 
     def watch(self, flow: Flow, verdict: Verdict) -> None:
         """Take a verdict; a final one replaces the early one of its flow."""
-        label = UNKNOWN if verdict.unknown else verdict.label
         replaced = self._early.pop(flow.uid, None)
         if replaced is not None:
             self.labels[replaced] -= 1
         if not verdict.final:
-            self._early[flow.uid] = label
+            self._early[flow.uid] = verdict.label
             if len(self._early) > OPEN_FLOWS:
                 self._early.popitem(last=False)
-        self.labels[label] += 1
+        self.labels[verdict.label] += 1
         self.recent.append((flow, verdict))
 
     def watch_trace(self, trace: TraceVerdict) -> None:

@@ -13,7 +13,7 @@ from tapline.models.flow import Flow, FlowLine, flow_to_line
 from tapline.models.foreign_text import clean
 from tapline.models.server_name import server_name
 from tapline.models.trace import SubjectKind
-from tapline.models.verdict import UNKNOWN, Verdict
+from tapline.models.verdict import Verdict
 from tapline.service.community_id import community_id
 from tapline.service.traces.capture_traces import CaptureTraces
 from tapline.service.traces.trace_verdict import TraceVerdict
@@ -124,8 +124,7 @@ class SummaryBuilder:
             return
         self.summary.classified += 1
         self.summary.unknown += verdict.unknown
-        label = UNKNOWN if verdict.unknown else verdict.label
-        entry = self._labels.setdefault(label, LabelSummary(label))
+        entry = self._labels.setdefault(verdict.label, LabelSummary(verdict.label))
         entry.flows += 1
         entry.ip_bytes += flow.orig_ip_bytes + flow.resp_ip_bytes
         entry.mean_confidence += (verdict.confidence - entry.mean_confidence) / entry.flows

@@ -24,12 +24,12 @@ Show = Literal["all", "flows", "traces"]
 
 CSV_COLUMNS = (
     "input", "uid", "community_id", "start_us", "duration_us", "proto", "orig_h", "orig_p", "resp_h", "resp_p",
-    "up", "down", "orig_ip_bytes", "resp_ip_bytes", "label", "confidence", "unknown", "model", "version",
+    "up", "down", "orig_ip_bytes", "resp_ip_bytes", "label", "nearest", "confidence", "unknown", "model", "version",
     "server_name", "port_label", "unexpected_port",
 )  # fmt: skip
 TRACE_CSV_COLUMNS = (
-    "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "confidence", "unknown",
-    "model", "version", "suspicion", "suspicious", "top_uids", "top_shares",
+    "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "nearest", "confidence",
+    "unknown", "model", "version", "suspicion", "suspicious", "top_uids", "top_shares",
 )  # fmt: skip
 
 _SPOOL_BYTES = 4 << 20

@@ -135,7 +135,7 @@ class ZeekSink(Generic[Row]):
 def verdict_row(flow: Flow, verdict: Verdict) -> VerdictRow:
     """A flow's verdict as Zeek takes it."""
     return VerdictRow(
-        flow.uid, community_id(flow), flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p, flow.proto, verdict.label,
+        flow.uid, community_id(flow), flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p, flow.proto, verdict.nearest,
         verdict.confidence, verdict.unknown, verdict.final, verdict.model, verdict.version,
     )  # fmt: skip
 
@@ -144,7 +144,7 @@ def trace_verdict_row(trace: TraceVerdict) -> TraceVerdictRow:
     """A trace's verdict as Zeek takes it."""
     verdict = trace.verdict
     return TraceVerdictRow(
-        trace.subject, trace.subject_kind, trace.start_us, trace.end_us, trace.flows, trace.cut, verdict.label,
+        trace.subject, trace.subject_kind, trace.start_us, trace.end_us, trace.flows, trace.cut, verdict.nearest,
         verdict.confidence, verdict.unknown, verdict.final, [flow.uid for flow in trace.top_flows],
         [flow.share for flow in trace.top_flows], verdict.model, verdict.version, trace.suspicion, trace.suspicious,
     )  # fmt: skip

@@ -19,7 +19,6 @@ from tapline.service.inference.flow_features import FlowFeatures
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.process.supervisor import Part, Supervisor
-from tapline.service.traces.recent_traces import shown_label
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, TraceVerdict
 from tapline.service.traces.window_state import WRITE_FAULTS, TraceState
@@ -234,7 +233,7 @@ class LiveModel:
         if job.final and self._state is not None and not version.windows.is_capture(job.key.source):
             self._note_closed(self._state, job)
         stage = "final" if job.final else "early"
-        self._metrics.trace_verdicts.labels(self.name, shown_label(trace), stage).inc()
+        self._metrics.trace_verdicts.labels(self.name, trace.verdict.label, stage).inc()
         if trace.suspicious:
             self._metrics.suspicious_traces.labels(self.name, stage).inc()
         self._deliver(job.key.source, trace)

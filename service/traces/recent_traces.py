@@ -6,7 +6,6 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import count, islice
 
-from tapline.models.verdict import UNKNOWN
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 
@@ -48,13 +47,8 @@ class RecentTraces:
             for past in reversed(self._past)
             if (before is None or past.number < before)
             and (wanted is None or past.trace.subject.lower() == wanted)
-            and (label is None or shown_label(past.trace) == label)
+            and (label is None or past.trace.verdict.label == label)
             and (model is None or past.trace.verdict.model == model)
             and (suspicious is None or (past.trace.suspicious is True) == suspicious)
         )
         return list(islice(found, limit))
-
-
-def shown_label(trace: TraceVerdict) -> str:
-    """The label under which a verdict is counted and found."""
-    return UNKNOWN if trace.verdict.unknown else trace.verdict.label

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.trace import subject_kind_of
-from tapline.models.verdict import Verdict, suspicions, verdicts
+from tapline.models.verdict import Verdict, called_unknown, suspicions, verdicts
 from tapline.service.community_id import community_id
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.thread import EngineStalledError, EngineThread
@@ -93,7 +93,8 @@ class TraceScorer:
     ) -> TraceVerdict:
         rule = self.checkpoint.suspicion
         suspicious = None if rule is None or suspicion is None else suspicion >= rule.threshold
-        unknown = verdict.unknown or suspicious is False  # no label of a malicious kind for what is of none
+        if suspicious is False:  # no label of a malicious kind for what is of none
+            verdict = called_unknown(verdict)
         return TraceVerdict(
             source=job.key.source,
             subject_kind=subject_kind_of(job.key.subject, self.checkpoint.trace.subject),
@@ -102,7 +103,7 @@ class TraceScorer:
             end_us=job.end_us,
             flows=len(job.flows),
             cut=job.cut,
-            verdict=msgspec.structs.replace(verdict, final=job.final, unknown=unknown),
+            verdict=msgspec.structs.replace(verdict, final=job.final),
             top_flows=top_flows,
             suspicion=suspicion,
             suspicious=suspicious,

@@ -77,7 +77,7 @@ def trace_flow(flow: Flow, verdict: Verdict | None, features: bytes) -> TraceFlo
     """What a trace keeps of a flow; `verdict` is the flow's own."""
     return TraceFlow(
         flow.uid, flow.start_us, flow.duration_us, flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p, flow.proto,
-        verdict.label if verdict is not None and not verdict.unknown else "",
+        verdict.label if verdict is not None else "",
         flow.orig_ip_bytes + flow.resp_ip_bytes, not flow.complete, features, server_name(flow),
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ class ScoreJob:
 class TopFlow(msgspec.Struct, frozen=True, gc=False):
     """A flow that made much of the difference. `share` is its importance; those of a whole trace add up to 1.
 
-    `label` is the flow's own verdict, empty where it is unknown or there is none. `server_name` is foreign text.
+    `label` is that of the flow's own verdict, empty where there is none. `server_name` is foreign text.
     """
 
     uid: str

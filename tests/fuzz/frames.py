@@ -38,7 +38,7 @@ TEXTS = (
     "[1]", "٣", "\x00", "\x1b[2J", "0:" + "ab" * 600, "-1:ab", "zz", "sctp", "255", "256", "none", "full", "NaN",
 )  # fmt: skip
 NUMBERS = (*EDGES, -1, -(2**63), 10**400, 0.5, -0.0, 1e308)
-VERDICT = Verdict("dns", 0.5, False, [], "model", "1", True)
+VERDICT = Verdict("dns", "dns", 0.5, False, [], "model", "1", True)
 
 
 class NoTransport:

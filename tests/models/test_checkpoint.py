@@ -112,6 +112,7 @@ def test_missing(tmp_path):
         ({"format_version": 9}, "format version 9, this tapline reads 1: export the checkpoint again"),
         ({"labels": ["dns"]}, "1 labels for a network of 3 classes"),
         ({"labels": ["dns", "dns", "tls"]}, "a label occurs twice"),
+        ({"labels": ["dns", "unknown", "tls"]}, "a label `unknown`"),
         ({"kind": "other"}, r"Invalid enum value 'other' - at `\$.kind`"),
         ({"surprise": 1}, "unknown field `surprise`"),
         ({"files": {}}, "model.onnx is not part of this checkpoint"),

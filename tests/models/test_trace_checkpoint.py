@@ -71,6 +71,7 @@ FLOW_CHECKPOINT = {"name": "flows", "version": "1", "weights_sha256": "0" * 64}
         ({"feature_version": 7}, "feature version 7, this tapline reads 1: export the checkpoint again"),
         ({"labels": ["dns"]}, "1 labels for a network of 3 classes"),
         ({"labels": ["dns", "dns", "tls"]}, "a label occurs twice"),
+        ({"labels": ["dns", "unknown", "tls"]}, "a label `unknown`"),
         ({"flow_checkpoint": FLOW_CHECKPOINT}, "its encoder is tracegram, but it names a flow checkpoint"),
         ({"network": MM4FLOW}, "its encoder is mm4flow, but it names neither a flow checkpoint nor an own mm4flow"),
         ({"mm4flow": OWN}, "its encoder is tracegram, but it names an own mm4flow"),

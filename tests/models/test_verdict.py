@@ -19,9 +19,9 @@ CHECKPOINT = Checkpoint(
 LOGITS = np.array([[4.0, 0.0, 0.0], [0.0, 0.2, 0.1]], np.float32)
 
 AS_BEFORE = (
-    b'[{"label":"a","confidence":0.786986,"unknown":false,"alternatives":[{"label":"b","confidence":0.106507},'
+    b'[{"label":"a","nearest":"a","confidence":0.786986,"unknown":false,"alternatives":[{"label":"b","confidence":0.106507},'
     b'{"label":"c","confidence":0.106507}],"model":"m","version":"1","final":true},'
-    b'{"label":"b","confidence":0.350132,"unknown":true,"alternatives":[{"label":"c","confidence":0.333056},'
+    b'{"label":"unknown","nearest":"b","confidence":0.350132,"unknown":true,"alternatives":[{"label":"c","confidence":0.333056},'
     b'{"label":"a","confidence":0.316812}],"model":"m","version":"1","final":true}]'
 )
 """What `LOGITS` gave when checkpoints had no context."""
@@ -59,10 +59,10 @@ def test_temperature_scales_before_softmax():
 
 def test_best_first_and_unknown_below_the_threshold():
     sure, unsure = verdicts(LOGITS, CHECKPOINT, with_scores=True)
-    assert (sure.label, sure.unknown, sure.model, sure.version) == ("a", False, "m", "1")
+    assert (sure.label, sure.nearest, sure.unknown, sure.model, sure.version) == ("a", "a", False, "m", "1")
     assert sure.confidence == pytest.approx(0.786986, abs=1e-6)
     assert [other.label for other in unsure.alternatives] == ["c", "a"]
-    assert (unsure.label, unsure.unknown) == ("b", True)
+    assert (unsure.label, unsure.nearest, unsure.unknown) == ("unknown", "b", True)
     assert unsure.scores == pytest.approx({"a": 0.0, "b": 0.2, "c": 0.1})
 
 
@@ -77,7 +77,7 @@ def test_without_a_context_nothing_has_changed(ports):
 def test_a_label_that_a_transport_bars_is_never_the_verdict():
     logits = [[1, 2, 30, 0]] * 3
     tcp, udp, icmp = judged(logits, [flow(1), flow(1, "udp"), flow(0, "icmp")], ports=False)
-    assert (tcp.label, udp.label) == ("b", "c")
+    assert (tcp.nearest, udp.nearest) == ("b", "c")
     assert [other.confidence for other in udp.alternatives] == [0, 0]
     assert icmp.unknown  # every label is barred, the background is not
 
@@ -95,7 +95,7 @@ def test_without_ports_a_verdict_has_temperature_and_threshold_of_its_own():
     (on,), (off,) = judged([[8, 0, 0, 0]], [flow(22)]), judged([[8, 0, 0, 0]], [flow(22)], ports=False)
     e = np.exp(np.array([8, 0, 0]) / 4)  # "c" is barred
     assert off.confidence == pytest.approx(e[0] / e.sum(), abs=1e-6)
-    assert (on.label, on.unknown, off.label, off.unknown) == ("a", False, "a", True)
+    assert (on.label, on.nearest, off.label, off.nearest) == ("a", "a", "unknown", "a")
     assert on.confidence > 0.99
     assert (on.port_label, off.port_label) == ("a", "a")
 

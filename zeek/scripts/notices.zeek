@@ -43,12 +43,6 @@ export {
 	option notice_suppress_for: interval = 1hr;
 }
 
-# The label of a verdict as it is named in options and notices.
-function label_said(label: string, unknown: bool): string
-	{
-	return unknown ? "unknown" : label;
-	}
-
 # Whether a verdict is sure enough for a notice.
 function is_sure(unknown: bool, confidence: double): bool
 	{
@@ -57,7 +51,7 @@ function is_sure(unknown: bool, confidence: double): bool
 
 function is_notable(rec: Info): bool
 	{
-	if ( ! (rec$final || notice_early) || label_said(rec$label, rec$unknown) !in notice_labels )
+	if ( ! (rec$final || notice_early) || rec$label !in notice_labels )
 		return F;
 	if ( ! is_sure(rec$unknown, rec$confidence) )
 		return F;
@@ -68,11 +62,10 @@ hook verdict_logged(rec: Info)
 	{
 	if ( |notice_labels| == 0 || ! is_notable(rec) )
 		return;
-	local label = label_said(rec$label, rec$unknown);
 	NOTICE(Notice::Info($note=Verdict_Notice, $id=rec$id, $uid=rec$uid,
-	    $msg=fmt("%s talked to %s: %s", rec$id$orig_h, rec$id$resp_h, label),
+	    $msg=fmt("%s talked to %s: %s", rec$id$orig_h, rec$id$resp_h, rec$label),
 	    $sub=fmt("confidence %.3f, model %s %s", rec$confidence, rec$model, rec$model_version),
-	    $identifier=cat(rec$id$orig_h, "-", rec$id$resp_h, "-", label), $suppress_for=notice_suppress_for));
+	    $identifier=cat(rec$id$orig_h, "-", rec$id$resp_h, "-", rec$label), $suppress_for=notice_suppress_for));
 	}
 
 # A notice on a trace: of its subject, and of the flow that the model looked at most.
@@ -90,19 +83,18 @@ hook trace_verdict_logged(rec: TraceInfo)
 	{
 	if ( ! (rec$final || notice_trace_early) || ! is_sure(rec$unknown, rec$confidence) )
 		return;
-	local label = label_said(rec$label, rec$unknown);
-	if ( label !in notice_trace_labels && fmt("%s/%s", rec$model, label) !in notice_trace_labels )
+	if ( rec$label !in notice_trace_labels && fmt("%s/%s", rec$model, rec$label) !in notice_trace_labels )
 		return;
-	trace_notice(rec, Trace_Notice, fmt("%s behaves like %s, says %s", rec$subject, label, rec$model),
+	trace_notice(rec, Trace_Notice, fmt("%s behaves like %s, says %s", rec$subject, rec$label, rec$model),
 	    fmt("confidence %.3f over %d flows, model %s %s", rec$confidence, rec$flows, rec$model, rec$model_version),
-	    cat(rec$subject, "-", rec$model, "-", label));
+	    cat(rec$subject, "-", rec$model, "-", rec$label));
 	}
 
 hook trace_verdict_logged(rec: TraceInfo)
 	{
 	if ( ! notice_suspicious || ! rec?$suspicious || ! rec$suspicious )
 		return;
-	local label = rec$unknown ? fmt("nearest %s", rec$label) : rec$label;
+	local label = rec$unknown ? fmt("nearest %s", rec$nearest) : rec$label;
 	trace_notice(rec, Suspicious_Trace, fmt("%s is suspicious, says %s: %s", rec$subject, rec$model, label),
 	    fmt("suspicion %.3f over %d flows, model %s %s", rec?$suspicion ? rec$suspicion : 1.0, rec$flows, rec$model,
 	    rec$model_version), cat(rec$subject, "-", rec$model));

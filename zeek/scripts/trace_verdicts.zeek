@@ -20,7 +20,7 @@ export {
 		end_us: count;
 		flows: count;
 		cut: count;
-		label: string;
+		nearest: string;
 		confidence: double;
 		unknown: bool;
 		final: bool;
@@ -40,7 +40,7 @@ export {
 		end_us: count;
 		flows: count;
 		cut: count;
-		label: string;
+		nearest: string;
 		confidence: double;
 		unknown: bool;
 		final: bool;
@@ -65,9 +65,10 @@ export {
 		## Flows that were scored, and older ones of the window that were not, because there were too many.
 		flows: count &log;
 		cut: count &log;
+		## As of :zeek:type:`Tapline::Info`.
 		label: string &log;
+		nearest: string &log;
 		confidence: double &log;
-		## The model says that this is nothing it was trained on.
 		unknown: bool &log;
 		## F: an early verdict, on a window that was still open.
 		final: bool &log;
@@ -105,8 +106,8 @@ function to_trace_info(v: TraceVerdict, service: string): TraceInfo
 	{
 	return TraceInfo($ts=network_time(), $subject=v$subject, $subject_kind=v$subject_kind,
 	    $window_start=time_of(v$start_us), $window_end=time_of(v$end_us), $flows=v$flows, $cut=v$cut,
-	    $label=v$label, $confidence=v$confidence, $unknown=v$unknown, $final=v$final, $top_uids=v$top_uids,
-	    $top_shares=v$top_shares, $model=v$model, $model_version=v$model_version, $service=service);
+	    $label=label_of(v$nearest, v$unknown), $nearest=v$nearest, $confidence=v$confidence, $unknown=v$unknown,
+	    $final=v$final, $top_uids=v$top_uids, $top_shares=v$top_shares, $model=v$model, $model_version=v$model_version, $service=service);
 	}
 
 hook log_policy_trace(rec: any, id: Log::ID, filter: Log::Filter) &priority=-100
@@ -124,7 +125,7 @@ function to_trace_infos(given: any, service: string): vector of TraceInfo
 		for ( _, s in suspected )
 			{
 			local rec = to_trace_info(TraceVerdict($subject=s$subject, $subject_kind=s$subject_kind, $start_us=s$start_us,
-			    $end_us=s$end_us, $flows=s$flows, $cut=s$cut, $label=s$label, $confidence=s$confidence,
+			    $end_us=s$end_us, $flows=s$flows, $cut=s$cut, $nearest=s$nearest, $confidence=s$confidence,
 			    $unknown=s$unknown, $final=s$final, $top_uids=s$top_uids, $top_shares=s$top_shares, $model=s$model,
 			    $model_version=s$model_version), service);
 			if ( s?$suspicion )

@@ -25,7 +25,8 @@ export {
 		resp_h: addr;
 		resp_p: count;
 		proto: string;
-		label: string;
+		## The nearest label that the model knows, also where it says that this is nothing it was trained on.
+		nearest: string;
 		confidence: double;
 		unknown: bool;
 		final: bool;
@@ -42,9 +43,11 @@ export {
 		id: conn_id &log;
 		proto: string &log;
 		community_id: string &log;
+		## What the verdict says: `unknown` where the model says that this is nothing it was trained on.
 		label: string &log;
+		## The nearest label that the model knows, and its confidence in that.
+		nearest: string &log;
 		confidence: double &log;
-		## The model says that this is nothing it was trained on.
 		unknown: bool &log;
 		## F: an early verdict, on a flow that was still alive.
 		final: bool &log;
@@ -100,14 +103,20 @@ function transport_of(proto: string): transport_proto
 		}
 	}
 
+# What a verdict says.
+function label_of(nearest: string, is_unknown: bool): string
+	{
+	return is_unknown ? "unknown" : nearest;
+	}
+
 function to_info(v: Verdict, service: string): Info
 	{
 	local transport = transport_of(v$proto);
 	local id = conn_id($orig_h=v$orig_h, $orig_p=count_to_port(v$orig_p, transport), $resp_h=v$resp_h,
 	    $resp_p=count_to_port(v$resp_p, transport));
 	local rec = Info($ts=network_time(), $uid=v$uid, $id=id, $proto=v$proto, $community_id=v$community_id,
-	    $label=v$label, $confidence=v$confidence, $unknown=v$unknown, $final=v$final, $model=v$model,
-	    $model_version=v$model_version, $service=service);
+	    $label=label_of(v$nearest, v$unknown), $nearest=v$nearest, $confidence=v$confidence, $unknown=v$unknown,
+	    $final=v$final, $model=v$model, $model_version=v$model_version, $service=service);
 	local name = known_name(v$uid);
 	if ( name != "" )
 		rec$server_name = name;

@@ -255,7 +255,7 @@ class VerdictRow(msgspec.Struct, frozen=True, gc=False):
     resp_h: str
     resp_p: int
     proto: str
-    label: str
+    nearest: str
     confidence: float
     unknown: bool
     final: bool
@@ -266,7 +266,7 @@ class VerdictRow(msgspec.Struct, frozen=True, gc=False):
         """The record by position, as the bus sends it."""
         return [
             self.uid, self.community_id, Address(self.orig_h), Count(self.orig_p), Address(self.resp_h),
-            Count(self.resp_p), self.proto, self.label, self.confidence, self.unknown, self.final, self.model,
+            Count(self.resp_p), self.proto, self.nearest, self.confidence, self.unknown, self.final, self.model,
             self.model_version,
         ]  # fmt: skip
 
@@ -289,7 +289,7 @@ class TraceVerdictRow(msgspec.Struct, frozen=True, gc=False):
     end_us: int
     flows: int
     cut: int
-    label: str
+    nearest: str
     confidence: float
     unknown: bool
     final: bool
@@ -304,7 +304,7 @@ class TraceVerdictRow(msgspec.Struct, frozen=True, gc=False):
         """The record by position, as the bus sends it; what is None is unset in Zeek."""
         return [
             self.subject, self.subject_kind, Count(self.start_us), Count(self.end_us), Count(self.flows),
-            Count(self.cut), self.label, self.confidence, self.unknown, self.final, self.top_uids, self.top_shares,
+            Count(self.cut), self.nearest, self.confidence, self.unknown, self.final, self.top_uids, self.top_shares,
             self.model, self.model_version, self.suspicion, self.suspicious,
         ]  # fmt: skip
 

@@ -65,7 +65,7 @@ def test_formats_say_the_same(classify):
     ]
     assert sum(flow["server_name"] == "captive.apple.com" for flow in flows) == 2  # the question and the request
     assert set(flows[0]["verdict"]) == {
-        "label", "confidence", "unknown", "alternatives", "model", "version", "final",
+        "label", "nearest", "confidence", "unknown", "alternatives", "model", "version", "final",
     }  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def test_a_live_table_likewise():
 
 @pytest.fixture
 def evil_verdict():
-    return Verdict(EVIL, 0.5, False, [], "model", "1", True)
+    return Verdict(EVIL, EVIL, 0.5, False, [], "model", "1", True)
 
 
 def test_a_table_of_flows_with_an_evil_label(checkpoint_dir, evil_verdict):

@@ -23,10 +23,10 @@ from tests.paths import DATA
 from tests.service.command.cli_runner import tapline
 
 CAPTURE = DATA / "captures" / "android.pcap"
-UNEXPECTED = Verdict("SSH", 0.98, False, [], "flow-protocols", "1", port_label="TLS", unexpected_port=True)
-EXPECTED = Verdict("TLS", 0.98, False, [], "flow-protocols", "1", port_label="TLS", unexpected_port=False)
-SILENT = Verdict("TLS", 0.98, False, [], "flow-protocols", "1", port_label=None, unexpected_port=False)
-WITHOUT = Verdict("TLS", 0.98, False, [], "flow-protocols", "1")
+UNEXPECTED = Verdict("SSH", "SSH", 0.98, False, [], "flow-protocols", "1", port_label="TLS", unexpected_port=True)
+EXPECTED = Verdict("TLS", "TLS", 0.98, False, [], "flow-protocols", "1", port_label="TLS", unexpected_port=False)
+SILENT = Verdict("TLS", "TLS", 0.98, False, [], "flow-protocols", "1", port_label=None, unexpected_port=False)
+WITHOUT = Verdict("TLS", "TLS", 0.98, False, [], "flow-protocols", "1")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_an_unexpected_port_is_seen_on_every_terminal(drawn, flows):
 
 
 def test_a_label_of_a_port_steers_no_terminal():
-    evil = Verdict("SSH", 0.98, False, [], "m", "1", port_label="\x1b]0;owned\x07", unexpected_port=True)
+    evil = Verdict("SSH", "SSH", 0.98, False, [], "m", "1", port_label="\x1b]0;owned\x07", unexpected_port=True)
     assert not {"\x1b", "\x07"} & set(label_text(evil).plain)
 
 

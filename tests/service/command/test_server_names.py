@@ -14,7 +14,7 @@ from tapline.service.results.records import Summary
 from tapline.service.sources.capture import read_capture
 from tests.paths import DATA
 
-VERDICT = Verdict("TLS", 0.98, False, [], "flow-protocols", "1")
+VERDICT = Verdict("TLS", "TLS", 0.98, False, [], "flow-protocols", "1")
 WIDTHS = [60, 80, 100, 120, 160]
 
 

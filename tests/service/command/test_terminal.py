@@ -21,7 +21,7 @@ def flows():
 def drawn(flows, width):
     table, file = FlowTable(0), io.StringIO()
     for flow in flows:
-        table.add(flow, Verdict("Dropbox", 0.99, False, [], "flow-protocols", "1"))
+        table.add(flow, Verdict("Dropbox", "Dropbox", 0.99, False, [], "flow-protocols", "1"))
     table.draw(make_console(file, width=width), Summary("flow-protocols", "1", len(flows), len(flows)))
     return file.getvalue()
 

@@ -24,7 +24,7 @@ def trace(flows=7, label="WeMoInsightSwitch", **fields):
     values = {
         "source": "a.pcap", "subject_kind": "mac", "subject": MAC, "start_us": start_us,
         "end_us": start_us + 600_000_000, "flows": flows, "cut": 0,
-        "verdict": Verdict(label, 0.88, False, [], "m", "1"), "top_flows": tops, **fields,
+        "verdict": Verdict(label, label, 0.88, False, [], "m", "1"), "top_flows": tops, **fields,
     }  # fmt: skip
     return TraceVerdict(**values)
 

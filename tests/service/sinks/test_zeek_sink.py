@@ -17,7 +17,7 @@ SESSION = DATA / "bus" / "traces.jsonl"
 
 
 def trace(label="camera", subject="00:17:88:01:02:03", **fields) -> TraceVerdict:
-    verdict = Verdict(label, 0.9, False, [], "devices", "2", fields.pop("final", True))
+    verdict = Verdict(label, label, 0.9, False, [], "devices", "2", fields.pop("final", True))
     top = [TopFlow("C1", "1:x", 5, 7, "udp", "10.0.0.5", 1, "10.0.0.9", 2, 100, "DNS", 0.75)]
     window = 1_600_000_000_123_456, 1_600_000_600_123_456
     return TraceVerdict("ws://sensor", "mac", subject, *window, 3, 1, verdict, top, **fields)

@@ -162,7 +162,7 @@ def test_the_summary_counts_them_where_the_model_tells():
     told, silent = suspecting([0, 0, 0, 0]).checkpoint, trace_checkpoint(name="others")
     builder = SummaryBuilder(told, [told, silent])
     for model, suspicious in (("devices", True), ("devices", False), ("devices", True), ("others", None)):
-        builder.add_trace(trace(verdict=Verdict("a", 0.9, False, [], model, "1"), suspicious=suspicious))
+        builder.add_trace(trace(verdict=Verdict("a", "a", 0.9, False, [], model, "1"), suspicious=suspicious))
     assert [(entry.model, entry.traces, entry.suspicious) for entry in builder.finish([]).traces] == [
         ("devices", 3, 2), ("others", 1, None),
     ]  # fmt: skip
@@ -173,7 +173,7 @@ def test_recent_traces_are_found_by_it_and_by_model():
     for number in range(6):
         model = ("devices", "intrusion")[number % 2]
         suspicious = number > 3 if model == "intrusion" else None
-        history.add(trace(verdict=Verdict("a", 0.9, False, [], model, "1"), suspicious=suspicious))
+        history.add(trace(verdict=Verdict("a", "a", 0.9, False, [], model, "1"), suspicious=suspicious))
     assert [past.number for past in history.newest(10, suspicious=True)] == [6]
     assert [past.number for past in history.newest(10, suspicious=False, model="intrusion")] == [4, 2]
     assert [past.number for past in history.newest(2, model="devices")] == [5, 3]

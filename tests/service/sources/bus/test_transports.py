@@ -141,7 +141,7 @@ def test_verdicts_go_back_in_batches_and_are_acknowledged(sensor):
 def make_verdict():
     from tapline.models.verdict import Verdict
 
-    return Verdict("dns", 0.75, False, [], "m", "1")
+    return Verdict("dns", "dns", 0.75, False, [], "m", "1")
 
 
 def test_a_lost_connection_comes_back(sensor):
