@@ -10,14 +10,20 @@ from urllib.parse import urlencode
 import msgspec
 
 from tapline.service.dashboard.activity import Activity
+from tapline.service.history.database import SlowQueryError
 from tapline.service.history.filters import FilterError, FlowFilter, time_us
-from tapline.service.history.history import History, SlowQueryError
+from tapline.service.history.history import History, HistoryBusyError
 from tapline.service.history.past import PastFlow
 from tapline.service.jobs.job import JobError
 from tapline.service.jobs.jobs import Jobs
 from tapline.service.runtime import Service
 
-ASKING = (FilterError, SlowQueryError, JobError)
+
+class NoHistoryError(RuntimeError):
+    """The service keeps none."""
+
+
+ASKING = (FilterError, SlowQueryError, HistoryBusyError, JobError, NoHistoryError)
 """What may be wrong with a question; the message is for people."""
 
 
@@ -31,7 +37,13 @@ class Board:
 
     @property
     def history(self) -> History:
-        """What was decided live."""
+        """What was decided live.
+
+        Raises:
+            NoHistoryError: the service was told to keep nothing.
+        """
+        if self.service.history is None:
+            raise NoHistoryError("no history is kept: start without --history none")
         return self.service.history
 
     @property

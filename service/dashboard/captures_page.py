@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from fastapi import Request
 from nicegui import background_tasks, ui
@@ -81,7 +82,7 @@ def _drop_zone(board: Board) -> None:
             ui.button("Read it", on_click=submit).props("unelevated no-caps")
 
 
-def _follow(board: Board, show) -> None:  # type: ignore[no-untyped-def]
+def _follow(board: Board, show: Callable[[], None]) -> None:
     """Show again whenever a job changes, while the page is open."""
     client = ui.context.client
 
@@ -100,7 +101,9 @@ def _row(job: Job) -> list[Cell]:
     place = address("/capture", {"job": job.id})
     result: Cell = ""
     if job.state == "done":
-        result = joined([link("flows", address("/flows", {"job": job.id})), link("report", f"/v1/jobs/{job.id}/report")])
+        result = joined(
+            [link("flows", address("/flows", {"job": job.id})), link("report", f"/v1/jobs/{job.id}/report")]
+        )
     return [
         link(job.name, place), _state(job), f"{job.flows:,}", size(job.size_bytes), moment(job.created * 1e6), result
     ]  # fmt: skip

@@ -6,7 +6,7 @@ Their colours can be read on light and dark grounds alike.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tapline.models.verdict import UNKNOWN
@@ -61,7 +61,7 @@ def verdict_rates(steps: Sequence[Step]) -> Options:
     return {**_time_axes("verdicts a second"), "series": series}
 
 
-def counted_over_time(points: dict[str, Sequence[tuple[float, int]]], axis: str) -> Options:
+def counted_over_time(points: Mapping[str, Sequence[tuple[float, int]]], axis: str) -> Options:
     """Counts by label over time, bars on each other; times in seconds since the epoch."""
     totals = Counter({name: sum(count for _, count in found) for name, found in points.items()})
     names = ranked(totals)

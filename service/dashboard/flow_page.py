@@ -13,7 +13,7 @@ from tapline.service.dashboard.charts import payload_lengths
 from tapline.service.dashboard.flow_table import host_cell
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, joined, panel, tag
 from tapline.service.dashboard.what_if import NOTE, what_if
-from tapline.service.dashboard.words import moment, percent, shown, size, span, verdict_words
+from tapline.service.dashboard.words import moment, percent, size, span, verdict_words
 from tapline.service.history.past import PastFlow
 from tapline.service.inference.batcher import QueueFullError, VerdictError
 from tapline.service.inference.repository import UnknownModelError
@@ -38,7 +38,7 @@ async def flow_page(board: Board, request: Request) -> None:
         with frame(request, "Flow"):
             ui.label("There is no such flow, or it was too old to be kept.").classes("caution")
         return
-    with frame(request, f"{shown(flow.verdict)}: {flow.orig_h} → {flow.resp_h} port {flow.resp_p}/{flow.proto}"):
+    with frame(request, f"{flow.verdict.label}: {flow.orig_h} → {flow.resp_h} port {flow.resp_p}/{flow.proto}"):
         with ui.element("div").classes("two"):
             with panel("Verdict"):
                 verdict_panel(flow.verdict)
@@ -76,19 +76,19 @@ def verdict_panel(verdict: Verdict) -> None:
 
 def nearest_name(verdict: Verdict) -> str:
     """The nearest label, marked as such."""
-    return f"{getattr(verdict, 'nearest', verdict.label)} (nearest)"
+    return f"{verdict.nearest} (nearest)"
 
 
 def _facts(flow: PastFlow, job: str | None) -> None:
     found: list[list[Cell]] = [
         ["client", host_cell(flow.orig_h, flow.orig_p, job)],
         ["server", joined([host_cell(flow.resp_h, flow.resp_p, job), flow.proto])],
-        ["server's name", flow.server_name or "–"],
+        ["server's name", flow.server_name or "-"],
         ["began (UTC)", moment(flow.start_us)],
         ["took", span(flow.duration_us / 1e6)],
         ["packets", f"{flow.orig_pkts:,} from the client, {flow.resp_pkts:,} from the server"],
         ["bytes", f"{size(flow.orig_ip_bytes)}, {size(flow.resp_ip_bytes)}"],
-        ["Zeek says", " ".join(filter(None, (flow.service, flow.conn_state))) or "–"],
+        ["Zeek says", " ".join(filter(None, (flow.service, flow.conn_state))) or "-"],
         ["from", " ".join(filter(None, (flow.sensor, flow.source)))],
         ["uid", _mono(flow.uid)],
         ["community id", _mono(flow.community_id)],

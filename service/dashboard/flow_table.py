@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from tapline.service.dashboard.board import address, flow_address
 from tapline.service.dashboard.frame import Cell, PlainTable, joined, link, tag
-from tapline.service.dashboard.words import moment, percent, shown, size
+from tapline.service.dashboard.words import moment, percent, size
 from tapline.service.history.past import PastFlow
 
 COLUMNS = ("UTC", "label", "confidence", "client", "server", "name", "packets", "bytes")
@@ -42,7 +42,7 @@ def _row(flow: PastFlow, job: str | None) -> list[Cell]:
 def label_cell(flow: PastFlow) -> Markup:
     """The label, and what is odd about it."""
     verdict = flow.verdict
-    words: list[Cell] = [tag("unknown") if verdict.unknown else shown(verdict)]
+    words: list[Cell] = [tag(verdict.label) if verdict.unknown else verdict.label]
     if verdict.unexpected_port is True:
         words.append(tag("unexpected port", "alarm"))
     if not verdict.final:

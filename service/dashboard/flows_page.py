@@ -1,4 +1,4 @@
-"""*Flows*: the history, or a capture's flows, by what is asked for in the page's address: a link reproduces the view."""
+"""*Flows*: the history, or a capture's flows, as the page's address asks: a link reproduces the view."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tapline.service.dashboard.board import ASKING, Board, address, flow_filter
 from tapline.service.dashboard.flow_table import flow_table, rows
 from tapline.service.dashboard.frame import frame, panel
 from tapline.service.dashboard.words import counted
-from tapline.service.history.history import SlowQueryError
+from tapline.service.history.database import SlowQueryError
 from tapline.service.history.past import FlowSort, Page, PastFlow
 
 PAGE_FLOWS = 100
@@ -66,12 +66,10 @@ def _name(board: Board, job: str) -> str:
 
 async def _find(board: Board, query: dict[str, str]) -> Page[PastFlow]:
     wanted = flow_filter(query)
-    sort = next((name for name in SORTS if name == query.get("sort")), "time")
+    sort: FlowSort = next((name for name in SORTS if name == query.get("sort")), "time")
     ascending, cursor = query.get("order") == "up", query.get("cursor")
     if job := query.get("job"):
-        return await board.jobs.flows(
-            job, wanted, sort=sort, ascending=ascending, limit=PAGE_FLOWS, cursor=cursor
-        )
+        return await board.jobs.flows(job, wanted, sort=sort, ascending=ascending, limit=PAGE_FLOWS, cursor=cursor)
     return await board.history.flows(wanted, sort=sort, ascending=ascending, limit=PAGE_FLOWS, cursor=cursor)
 
 

@@ -1,4 +1,4 @@
-"""What every page has around it: title, navigation, theme, the style sheet; and the small parts that pages are made of."""
+"""What every page has around it: title, navigation, theme, style sheet; and the small parts that pages are made of."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Figure:
         with ui.element("div").classes("figure") as box:
             if hint:
                 ui.tooltip(hint)
-            self._value = ui.label("–").classes("value")
+            self._value = ui.label("-").classes("value")
             ui.label(name).classes("name")
         self._box = box
 

@@ -49,12 +49,12 @@ def health_page(board: Board, request: Request) -> None:
             reason = board.service.not_ready()
             state.set_content(html(toned(f"Not ready: {reason}.", "alarm") if reason else toned("Ready.", "good")))
             live.show(_words(dataclasses.asdict(board.service.pipeline.counts), LIVE_OUTCOMES))
-            history.show(_words(msgspec.structs.asdict(board.history.counts), HISTORY_OUTCOMES))
-            problem.set_text(board.history.problem or "")
+            kept = board.service.history
+            history.show(_words(msgspec.structs.asdict(kept.counts), HISTORY_OUTCOMES) if kept else [])
+            problem.set_text((kept.problem or "") if kept else "no history is kept")
             skipped.show([f"{count:,}", why] for why, count in _by_label(board.service.metrics.packets_skipped))
             failed.show(
-                [f"{count:,}", FAILURE_WORDS.get(why, why)]
-                for why, count in _by_label(board.service.metrics.failures)
+                [f"{count:,}", FAILURE_WORDS.get(why, why)] for why, count in _by_label(board.service.metrics.failures)
             )
             parts.show(_part_rows(board))
 
@@ -77,7 +77,11 @@ def _part_rows(board: Board) -> list[list[Cell]]:
     return [
         [
             part.name,
-            toned("runs", "good") if part.running else toned("ended", "quiet") if part.ended else toned("down", "alarm"),
+            toned("runs", "good")
+            if part.running
+            else toned("ended", "quiet")
+            if part.ended
+            else toned("down", "alarm"),
             part.deaths,
             part.reason,
         ]

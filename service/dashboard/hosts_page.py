@@ -113,12 +113,10 @@ async def _over_time(board: Board, host: str) -> None:
     step = max(60.0, (now - newest.items[-1].seen_us / 1e6) / 60)
     for flow in newest.items:
         at = flow.seen_us / 1e6 // step * step
-        label = "unknown" if flow.verdict.unknown else flow.verdict.label
+        label = flow.verdict.label
         counts.setdefault(label, {})[at] = counts.setdefault(label, {}).get(at, 0) + 1
     with panel(f"Its flows over time, the newest {len(newest.items):,} of the last day"):
         points = {label: sorted(found.items()) for label, found in counts.items()}
         ui.echart(counted_over_time(points, "flows"), renderer="svg").style("height: 220px; width: 100%").props(
             'role=img aria-label="Flows of this host over time by label"'
         )
-
-

@@ -19,7 +19,6 @@ from tapline.service.dashboard.unusual import Unusual
 from tapline.service.dashboard.words import percent, rate, span
 from tapline.service.live.sensors import Sensor
 
-
 NEWEST = 15
 READ_SECONDS = 5.0
 """How often what is in the history is read anew, once for all pages."""
@@ -105,8 +104,8 @@ def _show_figures(board: Board, figures: dict[str, Figure]) -> None:
     figures["flows in / s"].show(rate(activity.rate("received")))
     figures["verdicts / s"].show(rate(activity.rate("delivered")))
     figures["unknown"].show(percent(activity.share(UNKNOWN)))
-    figures["latency p50"].show(span(latency[0]) if latency else "–")
-    figures["latency p99"].show(span(latency[1]) if latency else "–")
+    figures["latency p50"].show(span(latency[0]) if latency else "-")
+    figures["latency p99"].show(span(latency[1]) if latency else "-")
     figures["waiting"].show(f"{pipeline.waiting_flows:,}", "caution" if pipeline.queue_share > 0.5 else "")
     figures["shed / s"].show(rate(shed), "alarm" if shed else "")
 
@@ -115,16 +114,14 @@ def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:
     state = sensor.source.state
     connection = toned("connected", "good") if state.connected else toned(state.reason or "not connected", "alarm")
     if not state.sensors:
-        return [[state.url, connection, 0, 0, "–", sensor.pending_verdicts]]
+        return [[state.url, connection, 0, 0, "-", sensor.pending_verdicts]]
     found: list[Sequence[Cell]] = []
     for name, account in state.sensors.items():
         loss = account.stats.loss_percent if account.stats is not None else -1.0
         found.append([
             name or state.url, connection, f"{account.flows:,}",
             toned(f"{account.missed:,}", "caution" if account.missed else ""),
-            "–" if loss < 0 else toned(f"{loss:.2f} %", "caution" if loss > 1 else ""),
+            "-" if loss < 0 else toned(f"{loss:.2f} %", "caution" if loss > 1 else ""),
             f"{sensor.pending_verdicts:,}",
         ])  # fmt: skip
     return found
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from pathlib import Path
 
 from fastapi import Request
@@ -63,7 +64,7 @@ def _model(board: Board, name: str, serving: Checkpoint | TracegramCheckpoint | 
             ui.link("Card: data, figures, limits", address("/card", {"model": name, "version": versions[-1]}))
 
 
-async def _ask(change, done: str) -> None:  # type: ignore[no-untyped-def]
+async def _ask(change: Awaitable[object], done: str) -> None:
     """Change what serves, say how it went."""
     try:
         await change

@@ -51,7 +51,9 @@ async def trace_page(board: Board, request: Request) -> None:
                 _facts(trace, job)
         with panel("Flows that went with it"):
             ui.label(IMPORTANCE_NOTE).classes("quiet")
-            points = [(flow.start_us / 1e6, flow.share, _name(flow), flow.label or "unknown") for flow in trace.top_flows]
+            points = [
+                (flow.start_us / 1e6, flow.share, _name(flow), flow.label or "unknown") for flow in trace.top_flows
+            ]
             ui.echart(flows_of_trace(points), renderer="svg").style("height: 260px; width: 100%").props(
                 'role=img aria-label="The flows of the trace on a time line, sized by their share"'
             )

@@ -39,7 +39,7 @@ def trace_label(trace: PastTrace | TraceVerdict) -> Markup:
     if trace.suspicious is not None:
         words.append(tag("suspicious", "alarm") if trace.suspicious else "not suspicious")
     if trace.suspicious is not False:
-        words.append(tag("unknown") if trace.verdict.unknown else trace.verdict.label)
+        words.append(tag(trace.verdict.label) if trace.verdict.unknown else trace.verdict.label)
     if not trace.verdict.final:
         words.append(tag("window open"))
     return joined(words)

@@ -1,12 +1,12 @@
-"""What is unusual now: labels never seen before, ports that say something else, hosts that try many ports, hosts that are
-suspicious, more unknown traffic than usual, sensors that lose traffic."""
+"""What is unusual now: new labels, ports that say something else, hosts that try many ports, suspicious hosts, more
+unknown traffic than usual, sensors that lose traffic."""
 
 from __future__ import annotations
 
 import time
 from urllib.parse import urlencode
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tapline.models.verdict import UNKNOWN
 from tapline.service.dashboard.board import Board, address
@@ -56,18 +56,18 @@ class Unusual:
         for sensor in self._board.service.sensors.sensors:
             state = sensor.source.state
             if not state.connected:
-                found.append(_note("alarm", "Sensor gone", f"{state.url}: {state.reason or 'not connected'}"))
+                found.append(_note("alarm", "Sensor gone", escape(f"{state.url}: {state.reason or 'not connected'}")))
             for name, account in state.sensors.items():
                 if account.stats is not None and account.stats.loss_percent > 1:
                     text = f"{name}: Zeek itself misses {account.stats.loss_percent:.1f} % of the traffic"
-                    found.append(_note("caution", "Capture loss", text))
+                    found.append(_note("caution", "Capture loss", escape(text)))
         return found
 
     async def _suspicious(self) -> list[Markup]:
         since = _ago_us(NOW_SECONDS)
         page = await self._board.history.traces(TraceFilter(since_us=since, suspicious=True), limit=AT_MOST)
         return [
-            _note("alarm", "Suspicious host", "", link(
+            _note("alarm", "Suspicious host", link(
                 f"{trace.subject}: {'unknown kind' if trace.verdict.unknown else trace.verdict.label}, "
                 f"{percent(trace.suspicion)}",
                 address("/trace", {"number": trace.number}),
@@ -79,7 +79,7 @@ class Unusual:
         wanted = FlowFilter(since_us=_ago_us(NOW_SECONDS), unexpected_port=True, final=True)
         page = await self._board.history.flows(wanted, limit=AT_MOST)
         return [
-            _note("alarm", "Unexpected port", "", link(
+            _note("alarm", "Unexpected port", link(
                 f"{flow.verdict.label} on {flow.resp_h} port {flow.resp_p}/{flow.proto}, where "
                 f"{flow.verdict.port_label} is usual, from {flow.orig_h}",
                 address("/flow", {"number": flow.number}),
@@ -90,7 +90,7 @@ class Unusual:
     async def _scans(self) -> list[Markup]:
         found = await self._board.history.unclassified(_ago_us(NOW_SECONDS), limit=AT_MOST)
         return [
-            _note("caution", "Tries in vain", "", link(
+            _note("caution", "Tries in vain", link(
                 f"{each.host} tried {counted(each.ports, 'port')} of {counted(each.peers, 'host')}"
                 f"{' and more' if each.more else ''}: {ports(each.some_ports, each.ports > len(each.some_ports))}",
                 f"/host?{urlencode({'host': each.host})}",
@@ -101,14 +101,15 @@ class Unusual:
     async def _labels(self) -> list[Markup]:
         now = _ago_us(0)
         points = await self._board.history.series(_ago_us(PAST_SECONDS), now, 3600)
-        recent, past = {}, {}
+        recent: dict[str, int] = {}
+        past: dict[str, int] = {}
         for point in points:
             into = recent if point.time_us >= _ago_us(NOW_SECONDS) else past
             into[point.name] = into.get(point.name, 0) + point.count
         if not past:
             return []
         found = [
-            _note("caution", "New label", "", link(
+            _note("caution", "New label", link(
                 f"{label}: {counted(recent[label], 'flow')}, none in the seven days before",
                 address("/flows", {"label": label}),
             ))
@@ -117,7 +118,7 @@ class Unusual:
         share, before = _share(recent), _share(past)
         if sum(recent.values()) >= UNKNOWN_MIN_VERDICTS and share > UNKNOWN_TIMES * max(before, 0.01):
             text = f"{percent(share)} of the last hour's flows are unknown, {percent(before)} of those before"
-            found.append(_note("caution", "Unknown traffic", "", link(text, address("/flows", {"label": UNKNOWN}))))
+            found.append(_note("caution", "Unknown traffic", link(text, address("/flows", {"label": UNKNOWN}))))
         return found
 
 
@@ -126,8 +127,8 @@ def _share(counts: dict[str, int]) -> float:
     return counts.get(UNKNOWN, 0) / total if total else 0.0
 
 
-def _note(tone: Tone, kind: str, text: str, target: Markup = Markup("")) -> Markup:
-    return Markup("{}: {}{}").format(toned(kind, tone), text, target)
+def _note(tone: Tone, kind: str, what: Markup) -> Markup:
+    return Markup("{}: {}").format(toned(kind, tone), what)
 
 
 def _ago_us(seconds: int) -> int:

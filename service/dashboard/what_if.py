@@ -69,7 +69,10 @@ def _parts(flow: Flow) -> Iterator[tuple[str, Flow]]:
     count = len(flow.payload_lengths)
     for packets in FIRST_PACKETS:
         if packets < count:
-            yield f"the first {packets} packets with payload" if packets > 1 else "the first packet", first(flow, packets)
+            yield (
+                f"the first {packets} packets with payload" if packets > 1 else "the first packet",
+                first(flow, packets),
+            )
     if flow.orig_bytes or flow.resp_bytes:
         yield "payload lengths alone", msgspec.structs.replace(flow, orig_bytes=b"", resp_bytes=b"")
     if flow.orig_bytes and flow.resp_bytes:

@@ -56,7 +56,7 @@ def span(seconds: float) -> str:
 def percent(share: float | None) -> str:
     """A share of 1."""
     if share is None:
-        return "–"
+        return "-"
     return f"{share:.1%}" if share < 0.9995 else "100 %"
 
 
@@ -73,18 +73,8 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 def verdict_words(verdict: Verdict) -> str:
     """A verdict in a sentence."""
     if verdict.unknown:
-        return f"The model has not learned traffic like this. What it knows that is nearest: {nearest(verdict)}."
+        return f"The model has not learned traffic like this. What it knows that is nearest: {verdict.nearest}."
     return f"The model says {verdict.label}, with a confidence of {percent(verdict.confidence)}."
-
-
-def shown(verdict: Verdict) -> str:
-    """The label as it is shown."""
-    return "unknown" if verdict.unknown else verdict.label
-
-
-def nearest(verdict: Verdict) -> str:
-    """The nearest label that the model knows."""
-    return getattr(verdict, "nearest", verdict.label)
 
 
 def ports(numbers: list[int], more: bool) -> str:

@@ -59,10 +59,7 @@ def seen_between(table: sql.Table, wanted: VerdictFilter, connection: sql.Connec
         if bound_us is None:
             continue
         first = (
-            sql.select(table.c.number)
-            .where(table.c.seen_us >= bound_us + slack_us)
-            .order_by(table.c.seen_us)
-            .limit(1)
+            sql.select(table.c.number).where(table.c.seen_us >= bound_us + slack_us).order_by(table.c.seen_us).limit(1)
         )
         number = connection.execute(first).scalar()
         if slack_us < 0:

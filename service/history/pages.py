@@ -123,9 +123,7 @@ def _is_rare(connection: sql.Connection, column: sql.Column[Any], host: str) -> 
     return (connection.execute(sql.select(sql.func.count()).select_from(some)).scalar() or 0) < FEW_ROWS
 
 
-def _after(
-    table: sql.Table, sort: sql.Column[Any] | None, ascending: bool, cursor: str | None
-) -> list[Condition]:
+def _after(table: sql.Table, sort: sql.Column[Any] | None, ascending: bool, cursor: str | None) -> list[Condition]:
     """What a cursor asks for."""
     if cursor is None:
         return []

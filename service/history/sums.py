@@ -65,9 +65,7 @@ def hosts(connection: sql.Connection, wanted: FlowFilter, limit: int) -> Hosts:
         .limit(limit)
     )
     rows = list(connection.execute(totals).mappings())
-    by_label = sql.select(flow.orig_key, flow.label, count).where(
-        flow.orig_key.in_([row["orig_key"] for row in rows])
-    )
+    by_label = sql.select(flow.orig_key, flow.label, count).where(flow.orig_key.in_([row["orig_key"] for row in rows]))
     labels: dict[bytes, list[HostLabel]] = defaultdict(list)
     for key, label, number in connection.execute(
         by_label.group_by(flow.orig_key, flow.label).order_by(count.desc(), flow.label)
