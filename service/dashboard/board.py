@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 import msgspec
@@ -33,7 +32,6 @@ class Board:
 
     service: Service
     activity: Activity
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def history(self) -> History:

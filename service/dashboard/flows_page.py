@@ -98,8 +98,9 @@ def _filters(query: dict[str, str]) -> None:
         for name, (label, hint) in FIELDS.items():
             field = ui.input(label, value=query.get(name, ""), placeholder=hint).props("outlined dense stack-label")
             inputs[name] = field.on("keydown.enter", apply)
-        sort = ui.select({"time": "newest", "confidence": "confidence", "bytes": "bytes"}, label="sorted by",
-                         value=query["sort"] if query.get("sort") in SORTS else "time").props("outlined dense")  # fmt: skip
+        chosen = query["sort"] if query.get("sort") in SORTS else "time"
+        sort = ui.select({**{name: name for name in SORTS}, "time": "newest"}, label="sorted by", value=chosen)
+        sort.props("outlined dense")
         ascending = ui.checkbox("smallest first", value=query.get("order") == "up")
         unknown = ui.checkbox("unknown", value=query.get("unknown") == "true")
         unexpected = ui.checkbox("unexpected port", value=query.get("unexpected_port") == "true")
