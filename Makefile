@@ -1,16 +1,18 @@
-# `make run` classifies a bundled capture and serves; `make test` checks everything. Both need only Python and make.
+# `make run` classifies a bundled capture and serves, with pages to look at; `make test` checks everything. Both need only Python and make.
 PYTHON ?= python3
 PORT ?= 8000
+DATA ?= .tapline
 CAPTURE ?= tests/data/captures/android.pcap
 
 SECONDS ?= 600
+WHICH ?= not slow
 ON_TWO_CORES = -n 2 --dist loadfile
 
 .PHONY: run test test-fast check fuzz soak clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
-	.venv/bin/tapline serve --port $(PORT)
+	.venv/bin/tapline serve --port $(PORT) --replay $(CAPTURE) --speed 4 --history-content --data-dir $(DATA)
 
 # While you work: format, lint, types, and the tests that take no time, in less than a minute.
 check: .venv-dev/installed
@@ -35,11 +37,11 @@ soak: .venv-dev/installed
 
 # What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
 test-fast: .venv-$(notdir $(PYTHON))/installed
-	.venv-$(notdir $(PYTHON))/bin/pytest $(ON_TWO_CORES) tests/models tests/service -m "not slow"
+	.venv-$(notdir $(PYTHON))/bin/pytest $(ON_TWO_CORES) tests/models tests/service -m "$(WHICH)"
 
 .venv/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ui]'
 	touch $@
 
 .venv-dev/installed: pyproject.toml constraints.txt | python
@@ -58,4 +60,4 @@ python:
 	$(PYTHON) is $$($(PYTHON) -V 2>&1): name another, as in make run PYTHON=python3.12" >&2; exit 1; }
 
 clean:
-	rm -rf .venv .venv-dev .venv-python*
+	rm -rf .venv .venv-dev .venv-python* $(DATA)
