@@ -15,9 +15,7 @@ class Jobs:
     A `Job` that is returned is a copy: it stays as it was.
     """
 
-    async def submit(
-        self, chunks: AsyncIterator[bytes], name: str, options: JobOptions = JobOptions()
-    ) -> Job:
+    async def submit(self, chunks: AsyncIterator[bytes], name: str, options: JobOptions = JobOptions()) -> Job:
         """Keep a capture that comes in pieces, and queue it. Where that fails or is cancelled, nothing is kept.
 
         Raises:
