@@ -86,6 +86,7 @@ class Metrics:
         )  # fmt: skip
         self._add_live(registry)
         self._add_traces(registry)
+        self._add_history(registry)
 
     def count_verdict(self, verdict: Verdict) -> None:
         """Count a verdict; a flow counts once in each stage."""
@@ -189,6 +190,30 @@ class Metrics:
             "tapline_trace_score_seconds", "Time to score a batch of windows", ["model"], buckets=_SLOW,
             registry=registry,
         )  # fmt: skip
+
+    def _add_history(self, registry: CollectorRegistry) -> None:
+        self.history_records = Counter(
+            "tapline_history_records",
+            "Verdicts, and flows without one, by what became of them in the history: `kept`, `shed` because too many "
+            "waited, `failed` because the database refused them",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.history_pending = Gauge(
+            "tapline_history_pending", "Records that wait to be written to the history", registry=registry
+        )
+        self.history_up = Gauge(
+            "tapline_history_up", "1 while the history can be written, 0 while it cannot", registry=registry
+        )
+        self.history_bytes = Gauge(
+            "tapline_history_bytes", "Size of the history, without room that is free", registry=registry
+        )
+        self.history_write_seconds = Histogram(
+            "tapline_history_write_seconds", "Time to write a batch to the history", buckets=_SLOW, registry=registry
+        )
+        self.stream_clients = Gauge("tapline_stream_clients", "Clients of /v1/stream", registry=registry)
+        self.stream_missed = Counter(
+            "tapline_stream_missed", "Verdicts that clients of /v1/stream were too slow for", registry=registry
+        )
 
 
 def reference_table() -> str:

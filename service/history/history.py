@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sql
+import structlog
+from sqlalchemy.exc import DBAPIError
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
+from tapline.service.history import pages, sums
+from tapline.service.history.batches import SeenFlow, SeenTrace
+from tapline.service.history.database import Database, HistoryError, SlowQueryError
 from tapline.service.history.filters import FlowFilter, TraceFilter
+from tapline.service.history.history_writer import HistoryWriter
 from tapline.service.history.past import (
     FlowSort,
     HistoryCounts,
@@ -19,89 +32,156 @@ from tapline.service.history.past import (
     SeriesPoint,
     Unclassified,
 )
+from tapline.service.history.retention import Retention
+from tapline.service.history.rows import past_flow, past_trace
+from tapline.service.history.tables import flows, traces
 from tapline.service.metrics import Metrics
 from tapline.service.traces.trace_verdict import TraceVerdict
+
+log = structlog.get_logger()
 
 MAX_PAGE = 1000
 """Most records of a page."""
 
+QUERY_SECONDS = 5.0
+"""Longest time of a question, its waiting for a thread included."""
 
-class HistoryError(ValueError):
-    """The history cannot be used as it was asked for; the message says why."""
+READERS = 4
+"""Questions that are answered at a time."""
+
+MAX_ASKED = 64
+"""Questions that may wait for a thread, or be answered; one more is told to come again."""
+
+_ANY_FLOW, _ANY_TRACE = FlowFilter(), TraceFilter()
+_T = TypeVar("_T")
 
 
-class SlowQueryError(RuntimeError):
-    """A question took longer than it may."""
+class HistoryBusyError(RuntimeError):
+    """Too many questions wait, or the database cannot answer now."""
 
 
 class History:
-    """Verdicts in a database. `flow` and `trace` make it an observer of the service; questions are answered in threads,
-    each within `QUERY_SECONDS`.
+    """Verdicts in a database. `flow` and `trace` make it an observer of the service, in one event loop; they never
+    wait. Questions are answered in threads, each within `QUERY_SECONDS`, so that a slow one holds nobody up.
 
-    `problem` says why nothing is kept just now, or is None.
+    `run` writes, under a supervisor, until it is cancelled; `stop` then writes what waits. All questions raise
+    `FilterError` where a filter or a cursor cannot be understood, `SlowQueryError` where they take too long and
+    `HistoryBusyError` where the database cannot answer.
     """
 
     def __init__(
         self, place: str, data_dir: Path, metrics: Metrics, *, days: float, size_mb: int, content: bool = False
     ) -> None:
-        """`place`: as of the setting `history`.
+        """`place`: as of the setting `history`. A database that cannot be asked just now is tried again later.
 
         Raises:
-            HistoryError: the database cannot be opened, is not a history, or one of a newer version.
+            HistoryError: it can never be used: it is not a history, or one of another version.
         """
-        self.counts = HistoryCounts()
-        self.problem: str | None = None
+        self._database = Database(place, data_dir)
+        is_open, problem = True, None
+        try:
+            self._database.open()
+        except DBAPIError as error:
+            is_open, problem = False, f"the history cannot be opened: {error.orig}"
+            log.error("the history cannot be opened", place=self.place, error=str(error.orig))
+        retention = Retention(self._database, days, size_mb << 20)
+        self._writer = HistoryWriter(self._database, retention, metrics, is_open=is_open, content=content)
+        self._writer.problem = problem
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="history writer")
+        self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="history reader")
+        self._asked = 0
+
+    @property
+    def place(self) -> str:
+        """The URL of its database, without a password."""
+        return self._database.shown
+
+    @property
+    def counts(self) -> HistoryCounts:
+        """What became of what it was given."""
+        return self._writer.counts
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be kept now, or None."""
+        return self._writer.problem
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of the database, as it was measured last."""
+        return self._writer.used_bytes
+
+    async def run(self) -> None:
+        """Write what comes, until cancelled."""
+        work = asyncio.get_running_loop().run_in_executor(self._writing, self._writer.run)
+        await asyncio.shield(work)
+
+    async def stop(self, limit_seconds: float) -> None:
+        """Write what waits, within a limit, and close. Nothing may be given or asked any more."""
+        self._writer.stop(limit_seconds)
+        await asyncio.to_thread(self._writing.shutdown)
+        await asyncio.to_thread(self._reading.shutdown, cancel_futures=True)
+        self._database.close()
 
     def flow(self, source: str, flow: Flow, verdict: Verdict | None) -> None:
         """Take a flow and its verdict, None where it could get none; an early verdict is replaced by the next."""
-        raise NotImplementedError
+        if verdict is not None or flow.complete:  # one without may get its verdict yet
+            self._writer.put(SeenFlow(time.time_ns() // 1000, source, flow, verdict))
 
     def trace(self, trace: TraceVerdict) -> None:
         """Take a verdict on a trace; that of an open window is replaced by the next of the same window and model."""
-        raise NotImplementedError
+        self._writer.put(SeenTrace(time.time_ns() // 1000, trace))
 
     async def flows(
         self,
-        wanted: FlowFilter = FlowFilter(),
+        wanted: FlowFilter = _ANY_FLOW,
         *,
         sort: FlowSort = "time",
         ascending: bool = False,
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[PastFlow]:
-        """A page of flows.
-
-        Raises:
-            FilterError, SlowQueryError: the filter or the cursor cannot be understood; it took too long.
-        """
-        raise NotImplementedError
+        """A page of flows, newest first where nothing else is asked."""
+        limit = min(limit, MAX_PAGE)
+        return await self._ask(
+            lambda connection: pages.flow_page(
+                connection, wanted, sort, ascending=ascending, limit=limit, cursor=cursor
+            )
+        )
 
     async def traces(
         self,
-        wanted: TraceFilter = TraceFilter(),
+        wanted: TraceFilter = _ANY_TRACE,
         *,
         ascending: bool = False,
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[PastTrace]:
-        """A page of trace verdicts; raises as `flows`."""
-        raise NotImplementedError
+        """A page of trace verdicts, newest first where nothing else is asked."""
+        limit = min(limit, MAX_PAGE)
+        return await self._ask(
+            lambda connection: pages.trace_page(connection, wanted, ascending=ascending, limit=limit, cursor=cursor)
+        )
 
     async def flow_of(self, number: int) -> PastFlow | None:
-        """A flow by its number; raises as `flows`."""
-        raise NotImplementedError
+        """A flow by its number, None where there is none, or no more."""
+        query = sql.select(flows).where(flows.c.number == number)
+        row = await self._ask(lambda connection: connection.execute(query).mappings().one_or_none())
+        return past_flow(row) if row is not None else None
 
     async def trace_of(self, number: int) -> PastTrace | None:
-        """A trace verdict by its number; raises as `flows`."""
-        raise NotImplementedError
+        """A trace verdict by its number, None where there is none, or no more."""
+        query = sql.select(traces).where(traces.c.number == number)
+        row = await self._ask(lambda connection: connection.execute(query).mappings().one_or_none())
+        return past_trace(row) if row is not None else None
 
-    async def count_flows(self, wanted: FlowFilter = FlowFilter(), at_most: int = 10_000) -> int:
-        """How many flows there are, counted no further than `at_most`; raises as `flows`."""
-        raise NotImplementedError
+    async def count_flows(self, wanted: FlowFilter = _ANY_FLOW, at_most: int = 10_000) -> int:
+        """How many flows there are, counted no further than `at_most`."""
+        return await self._ask(lambda connection: pages.count(connection, wanted, at_most))
 
-    async def hosts(self, wanted: FlowFilter = FlowFilter(), *, limit: int = 100) -> Hosts:
-        """The hosts that began flows; raises as `flows`."""
-        raise NotImplementedError
+    async def hosts(self, wanted: FlowFilter = _ANY_FLOW, *, limit: int = 100) -> Hosts:
+        """The hosts that began flows, of the newest `HOST_FLOWS` flows."""
+        return await self._ask(lambda connection: sums.hosts(connection, wanted, min(limit, MAX_PAGE)))
 
     async def series(
         self,
@@ -114,11 +194,45 @@ class History:
         sensor: str | None = None,
         model: str | None = None,
     ) -> list[SeriesPoint]:
-        """Verdicts by time, in steps of whole minutes; raises as `flows`."""
-        raise NotImplementedError
+        """Verdicts by time, in steps of whole minutes; each flow and each window counts once."""
+        return await self._ask(
+            lambda connection: sums.series(
+                connection, since_us, until_us, step_seconds, by, kind, sensor=sensor, model=model
+            )
+        )
 
     async def unclassified(
         self, since_us: int | None = None, until_us: int | None = None, *, host: str | None = None, limit: int = 100
     ) -> list[Unclassified]:
-        """The hosts with most flows that could get no verdict; `host`: an address or a network; raises as `flows`."""
-        raise NotImplementedError
+        """The hosts with most flows that could get no verdict; `host`: an address or a network."""
+        limit = min(limit, MAX_PAGE)
+        return await self._ask(lambda connection: sums.unclassified(connection, since_us, until_us, host, limit))
+
+    async def _ask(self, question: Callable[[sql.Connection], _T]) -> _T:
+        """Answer a question in a thread."""
+        if self._asked >= MAX_ASKED:
+            raise HistoryBusyError(f"{self._asked} questions wait for the history: come again")
+        until = time.monotonic() + QUERY_SECONDS
+        self._asked += 1
+        work = asyncio.get_running_loop().run_in_executor(self._reading, self._answer, question, until)
+        work.add_done_callback(self._answered)
+        return await asyncio.shield(work)
+
+    def _answered(self, work: asyncio.Future[object]) -> None:
+        self._asked -= 1
+        if not work.cancelled():
+            work.exception()  # it was raised where somebody still waited
+
+    def _answer(self, question: Callable[[sql.Connection], _T], until: float) -> _T:
+        left_seconds = until - time.monotonic()
+        if left_seconds <= 0:
+            raise SlowQueryError("others' questions took all the time: come again")
+        try:
+            with self._database.reading(left_seconds) as connection:
+                return question(connection)
+        except DBAPIError as error:
+            log.error("the history cannot answer", place=self.place, error=str(error.orig))
+            raise HistoryBusyError("the history cannot answer now: its database does not") from error
+
+
+__all__ = ["MAX_PAGE", "History", "HistoryBusyError", "HistoryError", "SlowQueryError"]

@@ -1,0 +1,125 @@
+"""Filters as conditions of queries, and of records that are not in the database yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sql
+
+from tapline.models.flow import Flow
+from tapline.models.verdict import Verdict
+from tapline.service.history.addresses import address_key, key_range
+from tapline.service.history.filters import FlowFilter, TraceFilter, VerdictFilter, network
+from tapline.service.history.rows import nearest_label, shown_label, subject_key, text
+from tapline.service.history.tables import flows, traces
+from tapline.service.traces.trace_verdict import TraceVerdict
+
+Condition = sql.ColumnElement[bool]
+
+_EQUAL = ("label", "nearest", "unknown", "model", "source", "final", "sensor", "unexpected_port", "uid", "suspicious")
+"""Fields of filters that are columns of the same name."""
+
+CLOCK_SLACK_US = 5_000_000
+"""How far the clocks of services that share a database may differ: numbers rise with time no more exactly than so."""
+
+
+def conditions(table: sql.Table, wanted: VerdictFilter) -> list[Condition]:
+    """What a filter asks for of the columns of a table; times and hosts apart.
+
+    They let the database use an index where one helps. `unexpected_port` and `suspicious` false are also those of
+    which it cannot be told.
+    """
+    found: list[Condition] = []
+    for name in _EQUAL:
+        value = getattr(wanted, name, None)
+        if value is None:
+            continue
+        column = table.c[name]
+        if isinstance(value, bool):
+            never = name in ("unexpected_port", "suspicious") and not value
+            found.append(sql.or_(column.is_(False), column.is_(None)) if never else column.is_(value))
+        else:
+            found.append(column == text(value))
+    if wanted.min_confidence is not None:
+        found.append(table.c.confidence >= wanted.min_confidence)
+    if wanted.max_confidence is not None:
+        found.append(table.c.confidence <= wanted.max_confidence)
+    if isinstance(wanted, FlowFilter) and wanted.port is not None:
+        found.append(flows.c.resp_p == wanted.port)
+    if isinstance(wanted, TraceFilter) and wanted.subject is not None:
+        found.append(traces.c.subject == text(wanted.subject).lower())
+    return found
+
+
+def seen_between(table: sql.Table, wanted: VerdictFilter, connection: sql.Connection) -> list[Condition]:
+    """The times of a filter, as a range of numbers that rows are read in, and exactly."""
+    found: list[Condition] = []
+    exact = table.c.seen_us + 0  # no index: rows are read in the order of their numbers
+    for bound_us, slack_us in ((wanted.since_us, -CLOCK_SLACK_US), (wanted.until_us, CLOCK_SLACK_US)):
+        if bound_us is None:
+            continue
+        first = (
+            sql.select(table.c.number)
+            .where(table.c.seen_us >= bound_us + slack_us)
+            .order_by(table.c.seen_us)
+            .limit(1)
+        )
+        number = connection.execute(first).scalar()
+        if slack_us < 0:
+            found += [exact >= bound_us, table.c.number >= number if number is not None else sql.false()]
+        else:
+            found += [exact < bound_us, *([table.c.number <= number] if number is not None else [])]
+    return found
+
+
+def in_network(column: sql.Column[Any], host: str, *, with_index: bool) -> Condition:
+    """Whether the key in a column is of an address or a network; `with_index`: by the index of the column."""
+    first, last = key_range(network(host))
+    if first == last:
+        return column == first
+    if with_index:
+        return column.between(first, last)
+    return sql.func.coalesce(column, b"").between(first, last)
+
+
+def flow_matches(wanted: FlowFilter, source: str, flow: Flow, verdict: Verdict) -> bool:
+    """Whether a verdict on a flow is asked for; times are not looked at."""
+    if wanted.host is not None:
+        first, last = key_range(network(wanted.host))
+        if not any(first <= address_key(address) <= last for address in (flow.orig_h, flow.resp_h)):
+            return False
+    unexpected = verdict.unexpected_port is True
+    return (
+        _verdict_matches(wanted, source, verdict)
+        and wanted.port in (None, flow.resp_p)
+        and wanted.sensor in (None, flow.sensor)
+        and wanted.uid in (None, flow.uid)
+        and wanted.unexpected_port in (None, unexpected)
+    )
+
+
+def trace_matches(wanted: TraceFilter, trace: TraceVerdict) -> bool:
+    """Whether a verdict on a trace is asked for; times are not looked at."""
+    if wanted.host is not None:
+        first, last = key_range(network(wanted.host))
+        key = subject_key(trace.subject)
+        if key is None or not first <= key <= last:
+            return False
+    return (
+        _verdict_matches(wanted, trace.source, trace.verdict)
+        and (wanted.subject is None or wanted.subject.lower() == trace.subject.lower())
+        and wanted.suspicious in (None, trace.suspicious is True)
+    )
+
+
+def _verdict_matches(wanted: VerdictFilter, source: str, verdict: Verdict) -> bool:
+    return (
+        wanted.label in (None, shown_label(verdict))
+        and wanted.nearest in (None, nearest_label(verdict))
+        and wanted.unknown in (None, verdict.unknown)
+        and wanted.model in (None, verdict.model)
+        and wanted.source in (None, source)
+        and wanted.final in (None, verdict.final)
+        and (wanted.min_confidence is None or verdict.confidence >= wanted.min_confidence)
+        and (wanted.max_confidence is None or verdict.confidence <= wanted.max_confidence)
+    )

@@ -1,0 +1,227 @@
+"""The database of the history: opened, known for what it is, and what differs between SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+from tapline.service.history.tables import SCHEMA_VERSION, about, metadata
+
+FILE_NAME = "history.db"
+"""Of the default database, in the data directory."""
+
+LOCK_WAIT_SECONDS = 5.0
+"""How long a write waits for another process that writes to the same file."""
+
+CONNECT_SECONDS = 5
+
+_VACUUM_PAGES = 1000
+"""Free pages given back at a time, once there are more than so many."""
+
+_STEPS_BETWEEN_LOOKS = 20_000
+"""Steps of SQLite's virtual machine between two looks at the clock: some milliseconds."""
+
+_ADVISORY_LOCK = 0x7461706C
+_SAMPLED_ROWS = 1000
+
+
+class HistoryError(ValueError):
+    """The history cannot be used as it was asked for; the message says why."""
+
+
+class SlowQueryError(RuntimeError):
+    """A question took longer than it may."""
+
+
+class Database:
+    """One history. Connections are made as they are needed; any thread may ask for one."""
+
+    def __init__(self, place: str, data_dir: Path) -> None:
+        """`place`: `sqlite` for the file in `data_dir`, or a URL as SQLAlchemy reads it.
+
+        Raises:
+            HistoryError: the URL is none of a database that can be used here.
+        """
+        try:
+            url = sql.make_url(f"sqlite:///{data_dir / FILE_NAME}" if place == "sqlite" else place)
+        except ArgumentError:
+            raise HistoryError(
+                "--history: expected sqlite, none, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+            ) from None
+        self.shown = url.render_as_string(hide_password=True)
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            _check_file(url)
+        elif url.get_backend_name() != "postgresql":
+            raise HistoryError(f"--history: expected SQLite or PostgreSQL, got {url.get_backend_name()}")
+        options: dict[str, Any] = {"timeout": LOCK_WAIT_SECONDS} if self.is_sqlite else {}
+        if not self.is_sqlite:
+            options = {"connect_timeout": CONNECT_SECONDS}
+        try:
+            self.engine = sql.create_engine(
+                url, pool_pre_ping=not self.is_sqlite, connect_args=options, hide_parameters=True
+            )
+        except (ModuleNotFoundError, NoSuchModuleError):
+            raise HistoryError(
+                f"--history {self.shown}: its driver is not installed: pip install 'tapline-traffic[postgresql]' and "
+                "name it as postgresql+psycopg://"
+            ) from None
+        if self.is_sqlite:
+            sql.event.listen(self.engine, "connect", _prepare_sqlite)
+            sql.event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        self.insert = sqlite.insert if self.is_sqlite else postgresql.insert
+
+    def open(self) -> None:
+        """See that it is a history of this version, and make a new one where there is nothing.
+
+        Raises:
+            HistoryError: it is something else.
+            DBAPIError: it cannot be asked just now.
+        """
+        try:
+            version = self._version()
+        except OperationalError:
+            raise
+        except DBAPIError as error:
+            if not self.is_sqlite:
+                raise
+            raise HistoryError(f"{self.shown} is not a history: {error.orig}") from None
+        if version == SCHEMA_VERSION:
+            return
+        if version is None:
+            raise HistoryError(f"{self.shown} is not a history: it holds other tables")
+        raise HistoryError(
+            f"{self.shown} is a history of version {version}, and this tapline keeps version {SCHEMA_VERSION}: "
+            "use the tapline that made it, or another --history"
+        )
+
+    def _version(self) -> int | None:
+        """The version of what is there, made where nothing is; None where it is something else."""
+        with self.engine.connect() as connection:
+            names = sql.inspect(connection).get_table_names()
+        if self.is_sqlite and (not names or about.name in names):
+            self._lasting_pragmas()
+        with self.engine.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+            names = sql.inspect(connection).get_table_names()
+            if not names:
+                metadata.create_all(connection)
+                connection.execute(sql.insert(about).values(schema_version=SCHEMA_VERSION))
+            elif about.name not in names:
+                return None
+            found: int | None = connection.execute(sql.select(about.c.schema_version)).scalar()
+            return found
+
+    def _lasting_pragmas(self) -> None:
+        """Set what a file of SQLite keeps of its own; outside of transactions, and before the first table."""
+        connection = self.engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.close()
+        except sqlite3.Error as error:
+            raise OperationalError(None, None, error) from error
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close every connection that is not in use."""
+        self.engine.dispose()
+
+    @contextlib.contextmanager
+    def reading(self, seconds: float) -> Iterator[sql.Connection]:
+        """A connection for questions that take at most so long together.
+
+        Raises:
+            SlowQueryError: they took longer.
+        """
+        until = time.monotonic() + seconds
+        try:
+            with self.engine.connect() as connection:
+                if self.is_sqlite:
+                    driver: Any = connection.connection.driver_connection
+                    driver.set_progress_handler(lambda: time.monotonic() > until, _STEPS_BETWEEN_LOOKS)
+                    try:
+                        yield connection
+                    finally:
+                        driver.set_progress_handler(None, 0)
+                else:
+                    limit = max(1, round(1000 * seconds))
+                    connection.execute(sql.text(f"SET LOCAL statement_timeout = {limit}"))
+                    yield connection
+        except OperationalError as error:
+            if _is_interrupted(error):
+                raise SlowQueryError(
+                    f"this took longer than {seconds:g} seconds: ask for less time, or for fewer hosts"
+                ) from None
+            raise
+
+    def used_bytes(self, connection: sql.Connection) -> int:
+        """Bytes in use: of SQLite pages less those that are free; of PostgreSQL an estimate by its statistics, in which
+        space that vacuuming has freed does not count."""
+        if self.is_sqlite:
+            pages, free, size = (
+                int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0)
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+            return (pages - free) * size
+        return sum(_used_by_table(connection, table.name) for table in metadata.tables.values())
+
+    def give_back(self) -> None:
+        """Make SQLite's file smaller by some pages where many are free. PostgreSQL does so itself."""
+        if not self.is_sqlite:
+            return
+        with self.engine.begin() as connection:
+            free = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0)
+            if free > _VACUUM_PAGES:
+                connection.exec_driver_sql(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+
+
+def _check_file(url: sql.URL) -> None:
+    if not url.database or url.database == ":memory:":
+        raise HistoryError("--history: expected a file: sqlite:///FILE, or none to keep nothing")
+    folder = Path(url.database).parent
+    if not folder.is_dir():
+        raise HistoryError(f"--history: {folder} is not a directory")
+    if Path(url.database).is_dir():
+        raise HistoryError(f"--history: {url.database} is a directory, expected a file")
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy begins them, also those that make tables
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous=NORMAL")  # what is lost with the power is at most the last commits
+    cursor.execute("PRAGMA journal_size_limit=67108864")
+    cursor.execute("PRAGMA cache_size=-16384")
+    cursor.close()
+
+
+def _is_interrupted(error: OperationalError) -> bool:
+    return "interrupted" in str(error.orig) or type(error.orig).__name__ == "QueryCanceled"
+
+
+def _used_by_table(connection: sql.Connection, name: str) -> int:
+    """Rows that live, times what a newest one takes, times the share of indexes."""
+    found = connection.execute(
+        sql.text(
+            "SELECT n_live_tup, pg_total_relation_size(relid), pg_relation_size(relid) "
+            "FROM pg_stat_user_tables WHERE relname = :name AND schemaname = current_schema()"
+        ),
+        {"name": name},
+    ).one_or_none()
+    if found is None or not found[2] or not found[0]:
+        return 0
+    average = connection.execute(
+        sql.text(f"SELECT avg(pg_column_size(t.*)) FROM (SELECT * FROM {name} LIMIT {_SAMPLED_ROWS}) t")
+    ).scalar()
+    return round(int(found[0]) * (float(average or 0) + 28) * int(found[1]) / int(found[2]))

@@ -1,0 +1,182 @@
+"""Records to rows of the tables, and back."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from tapline.models.flow import Flow
+from tapline.models.server_name import server_name
+from tapline.models.verdict import UNKNOWN, Alternative, Verdict
+from tapline.service.community_id import community_id
+from tapline.service.history.addresses import address_key, address_text
+from tapline.service.history.past import PastFlow, PastTrace
+from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
+
+Row = dict[str, Any]
+
+_SHORT, _LONG = b"h", b"i"
+_ALTERNATIVES = msgspec.json.Decoder(list[tuple[str, float]])
+_TOP_FLOWS = msgspec.json.Decoder(list[TopFlow])
+_JSON = msgspec.json.Encoder()
+
+
+def text(foreign: str) -> str:
+    """Text that every database takes: without NUL and lone surrogates, which are replaced."""
+    if foreign.isprintable():
+        return foreign
+    return foreign.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def pack_lengths(lengths: list[int]) -> bytes:
+    """Signed lengths in little-endian, of two bytes each where all fit."""
+    kind = _SHORT if all(-0x8000 <= length < 0x8000 for length in lengths) else _LONG
+    return kind + struct.pack(f"<{len(lengths)}{kind.decode()}", *lengths) if lengths else b""
+
+
+def unpack_lengths(packed: bytes) -> list[int]:
+    """The lengths of `pack_lengths`."""
+    if not packed:
+        return []
+    kind = packed[:1].decode()
+    count = (len(packed) - 1) // struct.calcsize(kind)
+    return list(struct.unpack_from(f"<{count}{kind}", packed, 1))
+
+
+def shown_label(verdict: Verdict) -> str:
+    """The label that is shown."""
+    return UNKNOWN if verdict.unknown else verdict.label
+
+
+def nearest_label(verdict: Verdict) -> str:
+    """The nearest label that the model knows."""
+    return verdict.label
+
+
+def _verdict_row(source: str, verdict: Verdict) -> Row:
+    return {
+        "source": text(source),
+        "label": shown_label(verdict),
+        "nearest": nearest_label(verdict),
+        "confidence": verdict.confidence,
+        "unknown": verdict.unknown,
+        "alternatives": _JSON.encode([(each.label, each.confidence) for each in verdict.alternatives]).decode(),
+        "model": verdict.model,
+        "version": verdict.version,
+        "final": verdict.final,
+    }
+
+
+def _verdict(row: Mapping[str, Any], **more: Any) -> Verdict:
+    return Verdict(
+        label=row["nearest"],
+        confidence=row["confidence"],
+        unknown=row["unknown"],
+        alternatives=[Alternative(*each) for each in _ALTERNATIVES.decode(row["alternatives"])],
+        model=row["model"],
+        version=row["version"],
+        final=row["final"],
+        **more,
+    )
+
+
+def flow_row(seen_us: int, source: str, flow: Flow, verdict: Verdict, *, content: bool) -> Row:
+    """The row of a flow; with `content` it has the first content bytes, too."""
+    has_ports = verdict.port_label is not msgspec.UNSET
+    return {
+        "seen_us": seen_us,
+        **_verdict_row(source, verdict),
+        "port_label": (verdict.port_label or "") if has_ports else None,
+        "unexpected_port": bool(verdict.unexpected_port) if has_ports else None,
+        "sensor": text(flow.sensor),
+        "uid": text(flow.uid),
+        "start_us": flow.start_us,
+        "duration_us": flow.duration_us,
+        "proto": flow.proto,
+        "orig_key": address_key(flow.orig_h),
+        "orig_p": flow.orig_p,
+        "resp_key": address_key(flow.resp_h),
+        "resp_p": flow.resp_p,
+        "up": flow.up,
+        "down": flow.down,
+        "orig_pkts": flow.orig_pkts,
+        "resp_pkts": flow.resp_pkts,
+        "orig_ip_bytes": flow.orig_ip_bytes,
+        "resp_ip_bytes": flow.resp_ip_bytes,
+        "ip_bytes": flow.orig_ip_bytes + flow.resp_ip_bytes,
+        "service": text(flow.service),
+        "conn_state": text(flow.conn_state),
+        "server_name": text(server_name(flow)),
+        "payload_lengths": pack_lengths(flow.payload_lengths),
+        "orig_bytes": flow.orig_bytes if content else b"",
+        "resp_bytes": flow.resp_bytes if content else b"",
+    }
+
+
+_SAME_OF_FLOWS = [
+    "number", "seen_us", "source", "sensor", "uid", "start_us", "duration_us", "proto", "orig_p", "resp_p", "up",
+    "down", "orig_pkts", "resp_pkts", "orig_ip_bytes", "resp_ip_bytes", "service", "conn_state", "server_name",
+]  # fmt: skip
+
+
+def past_flow(row: Mapping[str, Any]) -> PastFlow:
+    """The record of a row."""
+    ports = {}
+    if row["port_label"] is not None:
+        ports = {"port_label": row["port_label"] or None, "unexpected_port": row["unexpected_port"]}
+    flow = PastFlow(
+        **{name: row[name] for name in _SAME_OF_FLOWS},
+        community_id="",
+        orig_h=address_text(row["orig_key"]),
+        resp_h=address_text(row["resp_key"]),
+        payload_lengths=unpack_lengths(bytes(row["payload_lengths"])),
+        orig_bytes=bytes(row["orig_bytes"]).hex(),
+        resp_bytes=bytes(row["resp_bytes"]).hex(),
+        verdict=_verdict(row, **ports),
+    )
+    return msgspec.structs.replace(flow, community_id=community_id(flow))
+
+
+def trace_row(seen_us: int, trace: TraceVerdict) -> Row:
+    """The row of a trace."""
+    subject = text(trace.subject).lower()
+    return {
+        "seen_us": seen_us,
+        **_verdict_row(trace.source, trace.verdict),
+        "subject_kind": trace.subject_kind,
+        "subject": subject,
+        "subject_key": subject_key(subject),
+        "start_us": trace.start_us,
+        "end_us": trace.end_us,
+        "flows": trace.flows,
+        "cut": trace.cut,
+        "suspicion": trace.suspicion,
+        "suspicious": trace.suspicious,
+        "top_flows": text(_JSON.encode(trace.top_flows).decode()),
+    }
+
+
+def subject_key(subject: str) -> bytes | None:
+    """The key of a subject that is an address, None of another."""
+    try:
+        return address_key(subject)
+    except (OSError, ValueError):
+        return None
+
+
+_SAME_OF_TRACES = [
+    "number", "seen_us", "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "suspicion",
+    "suspicious",
+]  # fmt: skip
+
+
+def past_trace(row: Mapping[str, Any]) -> PastTrace:
+    """The record of a row."""
+    return PastTrace(
+        **{name: row[name] for name in _SAME_OF_TRACES},
+        verdict=_verdict(row),
+        top_flows=_TOP_FLOWS.decode(row["top_flows"]),
+    )
