@@ -18,6 +18,7 @@ from tapline.service.results.writers import Writer
 from tapline.service.sources.capture_stream import CaptureStream
 from tapline.service.sources.capture_worker import WorkerOptions
 from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.traces.trace_verdict import TraceVerdict
 
 
 class BadCaptureError(RuntimeError):
@@ -152,12 +153,15 @@ class Classifying:
     async def _write_traces(self) -> None:
         """Write the traces that are complete; those that there is no room for on disk are left out."""
         while found := await asyncio.to_thread(self._traces.ready):
-            for trace in found:
-                self._builder.add_trace(trace)
-                try:
-                    self._writer.add_trace(trace)
-                except OSError as error:
-                    self.warn(f"traces are missing, there is no room for them: {error.strerror}")
+            await self._aside(self._write_found, found)
+
+    def _write_found(self, found: list[TraceVerdict]) -> None:
+        for trace in found:
+            self._builder.add_trace(trace)
+            try:
+                self._writer.add_trace(trace)
+            except OSError as error:
+                self.warn(f"traces are missing, there is no room for them: {error.strerror or error}")
 
     def _leave_out(self, flow: Flow) -> None:
         self._builder.leave_out(flow)

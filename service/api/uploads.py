@@ -22,6 +22,7 @@ from tapline.service.api.errors import ApiError, disk_as_api_error, overload_as_
 from tapline.service.api.wanted import resources
 from tapline.service.classifying import BadCaptureError, Classifying, OpenCapture, ReadLimits, open_capture
 from tapline.service.inference.batcher import Batcher, VerdictError
+from tapline.service.process.files import write_all
 from tapline.service.results.writers import JsonWriter, NdjsonWriter
 from tapline.service.runtime import Service
 
@@ -90,17 +91,10 @@ async def _receive(request: Request, stack: contextlib.AsyncExitStack) -> tuple[
     async for chunk in request.stream():
         waiting += chunk
         if len(waiting) >= WRITE_BYTES:
-            await asyncio.to_thread(_write, file, bytes(waiting))
+            await asyncio.to_thread(write_all, file, bytes(waiting))
             waiting.clear()
-    await asyncio.to_thread(_write, file, bytes(waiting))
+    await asyncio.to_thread(write_all, file, bytes(waiting))
     return cast(BinaryIO, file), "capture"
-
-
-def _write(file: io.FileIO, data: bytes) -> None:
-    """Write all of it: a file without a buffer says at once when the disk is full."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
 
 
 class _Answer:

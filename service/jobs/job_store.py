@@ -1,5 +1,5 @@
-"""Jobs on disk: a folder each, with the record, the capture and the result. A record is written whole or not at all, and
-a folder without one is what a dead service left."""
+"""Jobs on disk: a folder each, with the record, the capture and the result. A record is written whole or not at all,
+and a folder without one is what a dead service left."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import structlog
 from tapline.service.jobs.capture_files import open_below
 from tapline.service.jobs.job import CaptureGoneError, Job, JobError, NoRoomError
 from tapline.service.jobs.result import remove_result
+from tapline.service.process.files import write_all
 
 log = structlog.get_logger()
 
@@ -128,10 +129,10 @@ class JobStore:
                 waiting += chunk
                 if len(waiting) >= WRITE_BYTES:
                     with _room():
-                        await aside(_write, file, bytes(waiting))
+                        await aside(write_all, file, bytes(waiting))
                     waiting.clear()
             with _room():
-                await aside(_write, file, bytes(waiting))
+                await aside(write_all, file, bytes(waiting))
                 await aside(os.fsync, file.fileno())
         return size_bytes
 
@@ -171,10 +172,11 @@ class JobStore:
             new.rename(folder / RECORD)
             _sync(folder)
 
-    def drop_capture(self, id: str) -> None:
-        """Remove a capture that nobody will ask for."""
+    def keep_record_alone(self, id: str) -> None:
+        """Remove the capture and the result of a job that has none to show."""
         with contextlib.suppress(OSError):
             (self.directory / id / CAPTURE).unlink(missing_ok=True)
+            remove_result(self.result(id))
 
     def remove(self, id: str) -> None:
         """Remove a job; killed meanwhile, what is left is removed at the next start."""
@@ -192,13 +194,6 @@ class JobStore:
                     status = path.lstat()
                     found += status.st_size if stat.S_ISREG(status.st_mode) else 0
         return found
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    """Write all of it: a file without a buffer says at once when the disk is full."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
 
 
 def _sync(folder: Path) -> None:

@@ -160,19 +160,21 @@ class Result:
             row = connection.execute(sql.select(flows).where(flows.c.number == number)).mappings().one_or_none()
             return past_flow(row) if row is not None else None
 
-    def write(self, writer: Writer) -> Iterator[None]:
-        """Give everything to a writer, in the order in which it was found; a step at a time."""
+    def write(self, writer: Writer, *, content: bool) -> Iterator[None]:
+        """Give everything to a writer, in the order in which it was found; a step at a time. Content bytes are left
+        out unless `content` says otherwise."""
         cursor: str | None = "0"
         while cursor is not None:
             page = self.flows(FlowFilter(), "time", ascending=True, limit=_PAGE_FLOWS, cursor=cursor)
             for past in page.items:
-                writer.add(_flow(past), past.verdict, past.source)
+                writer.add(_flow(past, content=content), past.verdict, past.source)
             cursor = page.next
             yield
         with self._reading() as connection:
             failed = connection.execute(sql.select(_failed.c.flow).order_by(_failed.c.number)).scalars().all()
         for flow in failed:
-            writer.add(msgspec.msgpack.decode(flow, type=Flow), None, "")
+            whole = msgspec.msgpack.decode(flow, type=Flow)
+            writer.add(whole if content else msgspec.structs.replace(whole, orig_bytes=b"", resp_bytes=b""), None, "")
         cursor = "0"
         while cursor is not None:
             found = self.traces(TraceFilter(), ascending=True, limit=_PAGE_FLOWS, cursor=cursor)
@@ -182,11 +184,11 @@ class Result:
             yield
 
 
-def _flow(past: PastFlow) -> Flow:
+def _flow(past: PastFlow, *, content: bool) -> Flow:
     return Flow(
         **{name: getattr(past, name) for name in _SAME_OF_FLOWS},
-        orig_bytes=bytes.fromhex(past.orig_bytes),
-        resp_bytes=bytes.fromhex(past.resp_bytes),
+        orig_bytes=bytes.fromhex(past.orig_bytes) if content else b"",
+        resp_bytes=bytes.fromhex(past.resp_bytes) if content else b"",
     )
 
 
