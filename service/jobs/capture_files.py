@@ -54,7 +54,7 @@ def _open(directory: Path, parts: tuple[str, ...]) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise FileNotFoundError
-        return os.fdopen(file, "rb", buffering=0)  # type: ignore[return-value]
+        return os.fdopen(file, "rb", buffering=0)
     except BaseException:
         os.close(file)
         raise

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol
 
@@ -47,7 +47,7 @@ class JobRunner:
         trace_models: TraceModels,
         metrics: Metrics,
         store: JobStore,
-        disk: Callable[..., Awaitable[Any]],
+        disk: Callable[..., Coroutine[Any, Any, Any]],
         tell: Tell,
     ) -> None:
         self._settings = settings

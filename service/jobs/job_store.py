@@ -154,7 +154,7 @@ class JobStore:
         if job.modified_ns is not None and (status.st_size, status.st_mtime_ns) != (job.size_bytes, job.modified_ns):
             file.close()
             raise CaptureGoneError("the capture has changed since the job was made")
-        return file  # type: ignore[return-value]
+        return file
 
     def save(self, job: Job) -> None:
         """Write the record of a job: on disk whole when this returns.

@@ -269,7 +269,7 @@ class Jobs:
         ask = partial(self._result(id).traces, wanted, ascending=ascending, limit=limit, cursor=cursor)
         return await self._ask(id, ask)
 
-    async def write(self, id: str, writer: Writer, *, content: bool) -> AsyncIterator[None]:
+    async def write(self, id: str, writer: Writer, *, content: bool) -> AsyncGenerator[None, None]:
         """Give the whole result to a writer, but for its summary, a step at a time. `content`: with content bytes.
 
         Raises:
@@ -279,7 +279,7 @@ class Jobs:
         while await self._ask(id, partial(next, steps, False)) is not False:
             yield
 
-    async def packets(self, id: str, number: int) -> AsyncIterator[bytes]:
+    async def packets(self, id: str, number: int) -> AsyncGenerator[bytes, None]:
         """The packets of a flow as a capture file, in pieces: as they were captured, read again from the job's capture
         (pcap with nanoseconds; pcapng where they have several link types).
 

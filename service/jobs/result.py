@@ -158,7 +158,7 @@ class Result:
         """The flow of a number."""
         with self._reading() as connection:
             row = connection.execute(sql.select(flows).where(flows.c.number == number)).mappings().one_or_none()
-            return past_flow(row) if row is not None else None
+            return past_flow(dict(row)) if row is not None else None
 
     def write(self, writer: Writer, *, content: bool) -> Iterator[None]:
         """Give everything to a writer, in the order in which it was found; a step at a time. Content bytes are left
