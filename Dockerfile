@@ -29,7 +29,7 @@ RUN python -m venv /opt/tapline \
 FROM python:${PYTHON} AS runtime
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin tapline \
     && install --directory --owner 10001 --mode 0700 /var/lib/tapline
-ENV PATH=/opt/tapline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/tapline/bin:$PATH TAPLINE_DATA_DIR=/var/lib/tapline PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 WORKDIR /tmp
 EXPOSE 8000

@@ -35,6 +35,12 @@ class Metrics:
         )
         self.upload_bytes = Counter("tapline_upload_bytes", "Bytes of captures received", registry=registry)
         self.uploads_active = Gauge("tapline_uploads_active", "Captures being worked on", registry=registry)
+        self.jobs = Gauge("tapline_jobs", "Jobs that have not ended, by state", ["state"], registry=registry)
+        self.jobs_ended = Counter("tapline_jobs_ended", "Jobs that ended, by how", ["state"], registry=registry)
+        self.jobs_removed = Counter(
+            "tapline_jobs_removed", "Ended jobs deleted without being asked to: for their `age`, or for want of `room`",
+            ["reason"], registry=registry,
+        )  # fmt: skip
         self.packets = Counter("tapline_packets", "Packets read from captures", registry=registry)
         self.packets_skipped = Counter(
             "tapline_packets_skipped", "Packets left out while reading, by reason", ["reason"], registry=registry

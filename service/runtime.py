@@ -19,6 +19,7 @@ from tapline.service.inference.repository import ZOO, Repository, UnknownModelEr
 from tapline.service.inference.served import ServedModels
 from tapline.service.inference.trace_loading import fitting, trace_directories
 from tapline.service.inference.trial import try_out, try_out_aside
+from tapline.service.jobs.jobs import Jobs
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.replay import Replay
 from tapline.service.live.sensors import Sensors, Watcher
@@ -96,6 +97,7 @@ class Service:
             self.replay = Replay(
                 settings.replay, settings.speed, self.pipeline, watcher, self.traces, lambda: self.classifier.heads
             )
+        self.jobs = Jobs(settings, self.models, self.trace_models, self.metrics, self.supervisor)
         self._uploads = 0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -25,6 +26,12 @@ def _split(value: object) -> object:
 
 TextList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 """Several texts; in an environment variable, with commas between them."""
+
+
+def default_data_dir() -> Path:
+    """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path("~/.local/share").expanduser()) / "tapline"
 
 
 class Settings(BaseSettings):
@@ -72,6 +79,25 @@ class Settings(BaseSettings):
     trace_history: int = Field(1000, ge=1, le=1_000_000, description="newest trace verdicts kept for /v1/traces")
     state_dir: Path | None = Field(
         None, description="directory that keeps open trace windows over a restart; not kept where not given"
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="directory of the history, jobs and Zeek's runs"
+    )
+    max_jobs: int = Field(2, ge=1, le=64, description="jobs that run at a time; the others wait in turn")
+    max_queued_jobs: int = Field(100, ge=1, le=10_000, description="most jobs that wait; more are told to come again")
+    max_job_mb: int = Field(
+        65_536, ge=1, le=100_000_000, description="largest capture of a job, as sent and after decompression, in MiB"
+    )
+    job_timeout_seconds: float = Field(86_400, gt=0, description="longest time that the capture of one job may be read")
+    job_days: float = Field(30, gt=0, le=36_500, description="days that a job that has ended is kept")
+    jobs_mb: int = Field(
+        65_536,
+        ge=1,
+        le=100_000_000,
+        description="most room of all jobs on disk, in MiB; beyond, the oldest are deleted",
+    )
+    captures_dir: Path | None = Field(
+        None, description="directory of captures that jobs may name by their paths below it; none where not given"
     )
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")

@@ -1,6 +1,10 @@
 """Shared by all tests: small checkpoints with random weights, and flows of many lengths."""
 
+import atexit
+import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,9 @@ from tapline.models.trace_context import SIZES
 from tapline.models.tracegram import Tracegram
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
+
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="tapline-tests-")  # no test keeps anything in a home
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")

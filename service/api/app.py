@@ -18,6 +18,7 @@ from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ErrorBody, error_response
 from tapline.service.api.flows_route import classify_body
 from tapline.service.api.gate import Gate
+from tapline.service.api.jobs_route import add_jobs
 from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE, BodyLimit, Measured
 from tapline.service.api.live_route import live
 from tapline.service.api.models_route import add_models, model_errors
@@ -46,7 +47,7 @@ def create_app(service: Service, add_pages: Callable[[FastAPI], None] | None = N
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
+        async with service.running(), service.jobs.running():
             yield
         desk.close()
 
@@ -67,6 +68,7 @@ def create_app(service: Service, add_pages: Callable[[FastAPI], None] | None = N
     ):  # from the innermost to the outermost
         app.add_middleware(layer, **options)
     _add_classify(app, service, desk)
+    add_jobs(app, service)
     add_models(app, service)
     add_traces(app, service)
     _add_state(app, service)

@@ -16,11 +16,13 @@ T = TypeVar("T")
 
 CAPTURE_ROUTE = "/v1/classify/pcap"
 FLOWS_ROUTE = "/v1/classify/flows"
+JOBS_ROUTE = "/v1/jobs"
 
 
 def limit_mb(path: str, settings: Settings) -> int:
     """The largest body that a route takes, in MiB."""
-    return settings.max_upload_mb if path == CAPTURE_ROUTE else settings.max_body_mb
+    of_captures = {CAPTURE_ROUTE: settings.max_upload_mb, JOBS_ROUTE: settings.max_job_mb}
+    return of_captures.get(path, settings.max_body_mb)
 
 
 class BodyLimit:

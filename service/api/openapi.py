@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from tapline.service.api.gate import OPEN_ROUTES
+from tapline.service.api.job_schemas import CapturePath
 from tapline.service.api.schemas import FlowsRequest
 
 _SCHEMAS = "#/components/schemas/"
@@ -37,6 +38,16 @@ FLOWS_BODY: dict[str, Any] = {
     }
 }
 
+JOB_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            **CAPTURE_BODY["requestBody"]["content"],
+            "application/json": {"schema": {"$ref": f"{_SCHEMAS}CapturePath"}},
+        },
+    }
+}
+
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -59,6 +70,7 @@ def _completed(document: dict[str, Any], *, has_key: bool) -> dict[str, Any]:
     components = document.setdefault("components", {})
     flows = FlowsRequest.model_json_schema(ref_template=_SCHEMAS + "{model}")
     components["schemas"] |= {**flows.pop("$defs"), "FlowsRequest": flows}
+    components["schemas"]["CapturePath"] = CapturePath.model_json_schema()
     if has_key:
         components["securitySchemes"] = _KEYS
     for path, operations in document["paths"].items():

@@ -106,6 +106,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         CheckpointError, EngineError, TransportError: nothing can be served.
+        JobsInUseError: the directory of jobs cannot be used, or another service has it.
         ListenError: the address cannot be listened on.
         GaveUpError: a part of the service died again and again.
     """
@@ -113,6 +114,7 @@ def serve(settings: Settings) -> None:
     gc.freeze()  # what was imported stays: to look through it again and again would hold requests up for 100 ms
     with _listening(settings) as listener:
         service = Service(settings)
+        service.jobs.open()
         checkpoint = service.classifier.checkpoint
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import io
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import PurePath
 from typing import BinaryIO, cast
 
@@ -16,18 +16,15 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from tapline.models.flow import Flow
 from tapline.service.api.choice import Choice
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ApiError, disk_as_api_error, overload_as_api_error
 from tapline.service.api.wanted import resources
+from tapline.service.classifying import BadCaptureError, Classifying, OpenCapture, ReadLimits, open_capture
 from tapline.service.inference.batcher import Batcher, VerdictError
-from tapline.service.inference.classifier import FlowOutcome
-from tapline.service.results.records import InputSummary, SummaryBuilder
+from tapline.service.process.files import write_all
 from tapline.service.results.writers import JsonWriter, NdjsonWriter
 from tapline.service.runtime import Service
-from tapline.service.sources.capture_stream import CaptureStream
-from tapline.service.sources.capture_worker import WorkerOptions
 
 NDJSON = "application/x-ndjson"
 FILE_PART = "file"
@@ -51,26 +48,23 @@ async def classify_upload(
         stack.enter_context(service.upload_slot())
     with disk_as_api_error():
         file, name = await _receive(request, stack)
+    settings = service.settings
     size_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
     service.metrics.upload_bytes.inc(size_bytes)
     if not size_bytes:
         raise ApiError(422, "bad_capture", "the capture is empty")
-    settings = service.settings
-    heads = batcher.classifier.heads
-    options = WorkerOptions(settings.max_capture_mb << 20, settings.parse_memory_mb << 20, heads)
+    limits = ReadLimits(settings.max_capture_mb << 20, settings.parse_memory_mb << 20, settings.parse_timeout_seconds)
     try:
-        stream = await stack.enter_async_context(CaptureStream(file, options, settings.parse_timeout_seconds))
+        capture = await stack.enter_async_context(open_capture(file, batcher, limits))
     except OSError as error:
         raise ApiError(503, "busy", f"no process can be started to read it: {error.strerror}", retry=True) from None
-    batches = await stack.enter_async_context(contextlib.aclosing(stream.batches()))
-    first: list[Flow] = await anext(batches, [])
-    if stream.end.error and not first:
-        raise ApiError(422, "bad_capture", stream.end.error)
+    except BadCaptureError as error:
+        raise ApiError(422, "bad_capture", str(error)) from None
     as_ndjson = NDJSON in request.headers.get("accept", "")
-    answer = _Answer(service, batcher, desk, stream, name, as_ndjson=as_ndjson, wanted=wanted)
+    answer = _Answer(service, batcher, desk, capture, name, as_ndjson=as_ndjson, wanted=wanted)
     stack.callback(answer.close)
-    chunks = await stack.enter_async_context(contextlib.aclosing(answer.chunks(first, batches)))
+    chunks = await stack.enter_async_context(contextlib.aclosing(answer.chunks()))
     return StreamingResponse(chunks, media_type=NDJSON if as_ndjson else "application/json")
 
 
@@ -97,17 +91,10 @@ async def _receive(request: Request, stack: contextlib.AsyncExitStack) -> tuple[
     async for chunk in request.stream():
         waiting += chunk
         if len(waiting) >= WRITE_BYTES:
-            await asyncio.to_thread(_write, file, bytes(waiting))
+            await asyncio.to_thread(write_all, file, bytes(waiting))
             waiting.clear()
-    await asyncio.to_thread(_write, file, bytes(waiting))
+    await asyncio.to_thread(write_all, file, bytes(waiting))
     return cast(BinaryIO, file), "capture"
-
-
-def _write(file: io.FileIO, data: bytes) -> None:
-    """Write all of it: a file without a buffer says at once when the disk is full."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
 
 
 class _Answer:
@@ -118,100 +105,38 @@ class _Answer:
         service: Service,
         batcher: Batcher,
         desk: Desk,
-        stream: CaptureStream,
+        capture: OpenCapture,
         name: str,
         *,
         as_ndjson: bool,
         wanted: Choice,
     ) -> None:
-        self._service = service
-        self._batcher = batcher
-        self._desk = desk
-        self._stream = stream
-        self._ports = wanted.ports
+        self._capture = capture
         self._buffer = io.StringIO()
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
-        self._traces = service.trace_models.captured(batcher.classifier, name, wanted.traces)
-        self._builder = SummaryBuilder(batcher.classifier.checkpoint, self._traces.checkpoints)
-        self._entry = InputSummary(name)
+        traces = service.trace_models.captured(batcher.classifier, name, wanted.traces)
+        self._work = Classifying(name, batcher, traces, self._writer, service.metrics, desk.do, ports=wanted.ports)
 
     def close(self) -> None:
         """Forget what waits to be written."""
         if isinstance(self._writer, JsonWriter):
             self._writer.close()
 
-    async def chunks(self, first: list[Flow], batches: AsyncIterator[list[Flow]]) -> AsyncGenerator[str, None]:
+    async def chunks(self) -> AsyncGenerator[str, None]:
         """The body, piece by piece; whatever it lacks in the end, its summary says."""
         try:
-            yield await self._classify(first)
-            async for flows in batches:
-                yield await self._classify(flows)
+            async for flows in self._capture.batches():
+                await self._work.take(flows)
+                yield self._taken()
         except VerdictError as error:
-            self._warn(f"not all flows were classified: {error}")
-        await self._desk.do(self._traces.finish)
-        yield await self._add_traces()
-        self._builder.account_traces(self._traces)
+            self._work.warn(f"not all flows were classified: {error}")
+        await self._work.finish()
         for piece in self._ending():
             yield piece
 
-    async def _classify(self, flows: list[Flow]) -> str:
-        self._entry.flows += len(flows)
-        classifier = self._batcher.classifier
-        accepted = [flow for flow in flows if classifier.accepts(flow)]
-        for flow in flows:
-            if not classifier.accepts(flow):
-                self._leave_out(flow)
-        found = await self._batcher.classify(accepted, ports=self._ports)
-        text = await self._desk.do(self._take, accepted, found)
-        return text + await self._add_traces()
-
-    def _take(self, accepted: list[Flow], found: list[FlowOutcome | None]) -> str:
-        """Write flows with their outcomes."""
-        for flow, outcome in zip(accepted, found, strict=True):
-            if outcome is not None:
-                self._traces.add(flow, outcome)
-            if outcome is not None and outcome.verdict is None:
-                self._leave_out(flow)
-                continue
-            verdict = outcome.verdict if outcome else None
-            self._builder.add(flow, verdict)
-            self._writer.add(flow, verdict, self._entry.name)
-        return self._taken()
-
-    async def _add_traces(self) -> str:
-        """Write the traces that are complete; those that there is no room for on disk are left out."""
-        while found := await asyncio.to_thread(self._traces.ready):
-            for trace in found:
-                self._builder.add_trace(trace)
-                try:
-                    self._writer.add_trace(trace)
-                except OSError as error:
-                    self._warn(f"traces are missing, there is no room for them: {error.strerror}")
-        return self._taken()
-
-    def _warn(self, message: str) -> None:
-        """Say in the summary, once, that something is missing."""
-        said = self._entry.warning
-        if said is None or message not in said:
-            self._entry.warning = f"{said}; {message}" if said else message
-
-    def _leave_out(self, flow: Flow) -> None:
-        self._builder.leave_out(flow)
-        reason = "below_min_packets" if flow.payload_lengths else "without_payload"
-        self._service.metrics.flows_left_out.labels(reason).inc()
-
     def _ending(self) -> Iterator[str]:
         """What is left of the body: a JSON answer holds its traces here, which may be many."""
-        end, metrics = self._stream.end, self._service.metrics
-        self._entry.packets = end.packets
-        self._entry.skipped = end.skipped
-        for problem in (end.error, end.warning):
-            if problem is not None:
-                self._warn(problem)
-        metrics.packets.inc(end.packets)
-        for reason, count in end.skipped.items():
-            metrics.packets_skipped.labels(reason).inc(count)
-        summary = self._builder.finish([self._entry])
+        summary = self._work.summary(self._capture.stream)
         yield self._taken()
         if isinstance(self._writer, JsonWriter):
             yield from self._writer.ending(summary)

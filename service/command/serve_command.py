@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from tapline.models.checkpoint import CheckpointError
 from tapline.service.command.console import say
 from tapline.service.engines.engine import EngineError
+from tapline.service.jobs.job_store import JobsInUseError
 from tapline.service.process.process_title import hide_passwords
 from tapline.service.settings import ENV_PREFIX, Settings
 from tapline.service.sources.bus.transport import TransportError
@@ -48,7 +49,7 @@ def serve(**given: Any) -> None:
     except GaveUpError as error:
         say(f"gave up: {error}")
         raise typer.Exit(EXIT_FAILED) from None
-    except (CheckpointError, EngineError, StateError, TransportError, ZeekError, ListenError) as error:
+    except (CheckpointError, EngineError, JobsInUseError, StateError, TransportError, ZeekError, ListenError) as error:
         say(str(error))
         raise typer.Exit(EXIT_FAILED if isinstance(error, ListenError | ZeekError) else EXIT_USAGE) from None
 
@@ -59,11 +60,18 @@ def _problem(location: tuple[int | str, ...], message: str) -> str:
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    default = "" if field.default in (None, False, []) else f"default: {field.default}; "
+    value = field.get_default(call_default_factory=True)
+    default = "" if value in (None, False, []) else f"default: {_homely(value)}; "
     help_text = f"{field.description} [{default}env {ENV_PREFIX}{name.upper()}]"
     option = typer.Option(f"--{name.replace('_', '-')}", help=help_text, show_default=False)
     annotation: Any = Annotated[_option_type(field.annotation) | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _homely(value: object) -> object:
+    """A default as it is shown: the same whoever reads it."""
+    home = Path.home()
+    return f"~/{value.relative_to(home)}" if isinstance(value, Path) and value.is_relative_to(home) else value
 
 
 def _option_type(annotation: Any) -> Any:

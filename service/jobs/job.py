@@ -55,6 +55,7 @@ class Job(msgspec.Struct, kw_only=True):
     """One job as it stands. Times are seconds since the epoch, None where it has not come to that.
 
     * `path`: the capture below the configured directory; None where it was uploaded, and is kept with the job.
+    * `modified_ns`: when the file at `path` was last written, in nanoseconds since the epoch.
     * `size_bytes`, `read_bytes`: of the capture, as stored; `share` of it has been read, from 0 to 1.
     * `flows`: that were found so far.
     * `error`: why it failed. `warning`: its result lacks something, and what.
@@ -67,6 +68,7 @@ class Job(msgspec.Struct, kw_only=True):
     options: JobOptions = JobOptions()
     state: State = "queued"
     path: str | None = None
+    modified_ns: int | None = None
     started: float | None = None
     ended: float | None = None
     size_bytes: int = 0

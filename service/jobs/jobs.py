@@ -1,12 +1,64 @@
-"""The jobs of one service: taken in, run a few at a time, kept over a restart, and deleted when they are old."""
+"""The jobs of one service: taken in, asked about, cancelled, and deleted when they are old."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import PurePath
+from typing import ParamSpec, TypeVar
 
-from tapline.service.jobs.job import Job, JobOptions
-from tapline.service.traces.trace_verdict import TraceVerdict
+import msgspec
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from tapline.service.history.database import HistoryError
+from tapline.service.history.filters import FlowFilter, TraceFilter
+from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
+from tapline.service.inference.served import ServedModels
+from tapline.service.jobs.capture_files import captures_below, open_below
+from tapline.service.jobs.job import (
+    CaptureGoneError,
+    Job,
+    JobError,
+    JobOptions,
+    JobQueueFullError,
+    NoRoomError,
+    NotDoneError,
+    UnknownJobError,
+)
+from tapline.service.jobs.job_runner import JobRunner
+from tapline.service.jobs.job_store import JobStore
+from tapline.service.jobs.result import Result
+from tapline.service.metrics import Metrics
+from tapline.service.process.completion import to_its_end
+from tapline.service.process.supervisor import Supervisor
+from tapline.service.results.writers import Writer
+from tapline.service.settings import Settings
+from tapline.service.sources import flow_packets_worker
+from tapline.service.sources.capture_stream import CaptureProcess
+from tapline.service.sources.flow_packets_worker import PacketsOptions
+from tapline.service.trace_models import TraceModels
+
+log = structlog.get_logger()
+
+MAX_NAME = 128
+MAX_PACKET_READS = 4
+"""Captures that are read again for the packets of a flow at a time; more are told to come again."""
+
+SWEEP_SECONDS = 600
+"""How often it is looked whether jobs are too old."""
+
+PROGRESS_SECONDS = 0.5
+_PIECE_BYTES = 1 << 16
+_DAY_SECONDS = 86_400
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Jobs:
@@ -15,7 +67,69 @@ class Jobs:
     A `Job` that is returned is a copy: it stays as it was.
     """
 
-    async def submit(self, chunks: AsyncIterator[bytes], name: str, options: JobOptions = JobOptions()) -> Job:
+    def __init__(
+        self,
+        settings: Settings,
+        models: ServedModels,
+        trace_models: TraceModels,
+        metrics: Metrics,
+        supervisor: Supervisor,
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._trace_models = trace_models
+        self._metrics = metrics
+        self._supervisor = supervisor
+        self._store = JobStore(settings.data_dir / "jobs", settings.captures_dir)
+        self._runner = JobRunner(settings, models, trace_models, metrics, self._store, self._disk, self._tell)
+        self._jobs: dict[str, Job] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._incoming = self._packet_reads = 0
+        self._is_open = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
+        self._queued = asyncio.Event()
+        self._version = 1
+        self._told = asyncio.Event()
+        self._told_at = 0.0
+
+    def open(self) -> None:
+        """Take the directory of jobs, and know those that are there.
+
+        Raises:
+            JobsInUseError: it cannot be used, or another service has it.
+        """
+        self._jobs = {job.id: job for job in sorted(self._store.open(), key=lambda job: (job.created, job.id))}
+        self._is_open = True
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """Run jobs, a few at a time; those that run when this ends will run again at the next start.
+
+        Raises:
+            JobsInUseError: as of `open`.
+        """
+        if not self._is_open:
+            self.open()
+        self._queued.set()
+        self._tell()
+        names = [f"jobs {number}" for number in range(1, self._settings.max_jobs + 1)]
+        parts = [self._supervisor.start(name, self._run) for name in names]
+        parts.append(self._supervisor.start("old jobs", self._sweep_for_ever))
+        try:
+            yield
+        finally:
+            await self._supervisor.stop(parts)
+            self._runner.close()
+            self._thread.shutdown()
+            self._store.close()
+            self._is_open = False
+
+    async def submit(
+        self,
+        chunks: AsyncIterator[bytes],
+        name: str,
+        options: JobOptions = JobOptions(),  # noqa: B008 (frozen)
+    ) -> Job:
         """Keep a capture that comes in pieces, and queue it. Where that fails or is cancelled, nothing is kept.
 
         Raises:
@@ -24,20 +138,57 @@ class Jobs:
             JobError: the capture is empty, or larger than `max_job_mb`.
             UnknownModelError: a model of the options is not loaded.
         """
-        raise NotImplementedError
+        self._check(options)
+        with self._place():
+            id = await self._disk(self._store.new)
+            try:
+                limit = self._settings.max_job_mb << 20
+                size_bytes = await self._store.receive(id, chunks, limit, self._disk)
+                if not size_bytes:
+                    raise JobError("the capture is empty")
+                name = PurePath(name).name[:MAX_NAME] or "capture"
+                job = Job(id=id, name=name, created=time.time(), options=options, size_bytes=size_bytes)
+                await self._make_room(id)
+                await self._disk(self._store.save, job)
+            except BaseException:
+                await to_its_end(self._disk(self._store.remove, id))
+                raise
+            self._metrics.upload_bytes.inc(size_bytes)
+            return self._enqueue(job)
 
-    async def submit_path(self, path: str, options: JobOptions = JobOptions()) -> Job:
+    async def submit_path(self, path: str, options: JobOptions = JobOptions()) -> Job:  # noqa: B008 (frozen)
         """Queue a capture that lies below the directory `captures_dir`; it is read where it lies, not copied.
 
         Raises:
-            JobQueueFullError, UnknownModelError: as of `submit`.
-            JobError: no such directory is configured, or there is no such regular file below it.
+            JobQueueFullError, NoRoomError, UnknownModelError: as of `submit`.
+            BadPathError: no such directory is configured, or there is no such regular file below it.
+            JobError: it is empty, or larger than `max_job_mb`.
         """
-        raise NotImplementedError
+        self._check(options)
+        with self._place():
+            with await asyncio.to_thread(open_below, self._settings.captures_dir, path) as file:
+                status = os.fstat(file.fileno())
+            if not 0 < status.st_size <= self._settings.max_job_mb << 20:
+                raise JobError(f"expected a capture of 1 byte to {self._settings.max_job_mb} MiB")
+            id = await self._disk(self._store.new)
+            job = Job(
+                id=id, name=PurePath(path).name[:MAX_NAME], created=time.time(), options=options,
+                size_bytes=status.st_size, path=path, modified_ns=status.st_mtime_ns,
+            )  # fmt: skip
+            try:
+                await self._disk(self._store.save, job)
+            except BaseException:
+                await to_its_end(self._disk(self._store.remove, id))
+                raise
+            return self._enqueue(job)
+
+    async def captures(self) -> list[str]:
+        """What `submit_path` takes: the files below the directory of captures."""
+        return await asyncio.to_thread(captures_below, self._settings.captures_dir)
 
     def list(self) -> list[Job]:
         """All jobs, newest first."""
-        raise NotImplementedError
+        return [msgspec.structs.replace(job) for job in reversed(self._jobs.values())]
 
     def get(self, id: str) -> Job:
         """One job.
@@ -45,7 +196,7 @@ class Jobs:
         Raises:
             UnknownJobError: there is none of that id.
         """
-        raise NotImplementedError
+        return msgspec.structs.replace(self._job(id))
 
     async def cancel(self, id: str) -> Job:
         """Let a job that waits or runs end as `cancelled`; one that has ended stays as it is.
@@ -53,7 +204,15 @@ class Jobs:
         Raises:
             UnknownJobError: there is none of that id.
         """
-        raise NotImplementedError
+        job = self._job(id)
+        if job.state == "queued":
+            job.state = "cancelled"
+            await self._runner.end(job)
+        elif task := self._running.get(id):
+            job.state = "cancelled" if job.state == "reading" else job.state
+            task.cancel()
+            await asyncio.wait({task})
+        return self.get(id)
 
     async def delete(self, id: str) -> None:
         """Cancel it where it has not ended, then forget it with its capture and its result.
@@ -61,51 +220,93 @@ class Jobs:
         Raises:
             UnknownJobError: there is none of that id.
         """
-        raise NotImplementedError
+        await self.cancel(id)
+        self._jobs.pop(id, None)
+        self._tell()
+        await to_its_end(self._disk(self._store.remove, id))
 
     async def flows(
         self,
         id: str,
-        filters: Any = None,
+        wanted: FlowFilter = FlowFilter(),  # noqa: B008 (frozen)
         *,
-        sort: str = "n",
-        descending: bool = False,
-        offset: int = 0,
+        sort: FlowSort = "time",
+        ascending: bool = True,
         limit: int = 100,
-    ) -> Any:
-        """A page of the flows of a job that is done: `.flows` are records as the history has them, each with its
-        number `n` in the order of the result, and `.total` says how many pass the filters.
+        cursor: str | None = None,
+    ) -> Page[PastFlow]:
+        """A page of the flows of a job that is done, as of `history.History.flows`. They are numbered in the order in
+        which they ended; `seen_us` is the time of that on the capture's own clock.
 
         Raises:
             UnknownJobError, NotDoneError: there is no such result.
+            FilterError, SlowQueryError: as there.
         """
-        raise NotImplementedError
+        ask = partial(self._result(id).flows, wanted, sort, ascending=ascending, limit=limit, cursor=cursor)
+        return await self._ask(id, ask)
 
-    async def flow(self, id: str, n: int) -> Any:
-        """The flow with the number `n`, with its content bytes, lengths and whole verdict.
+    async def flow(self, id: str, number: int) -> PastFlow:
+        """A flow by its number, with its content bytes.
 
         Raises:
             UnknownJobError, NotDoneError: there is no such result, or no such flow in it.
         """
-        raise NotImplementedError
+        found = await self._ask(id, partial(self._result(id).flow, number))
+        if found is None:
+            raise UnknownJobError(f"the job has no flow {number}")
+        return found
 
-    async def traces(self, id: str, *, offset: int = 0, limit: int = 100) -> list[TraceVerdict]:
-        """Traces of a job that is done, in the order in which they were complete.
+    async def traces(
+        self,
+        id: str,
+        wanted: TraceFilter = TraceFilter(),  # noqa: B008 (frozen)
+        *,
+        ascending: bool = True,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[PastTrace]:
+        """A page of the traces of a job that is done, in the order in which they were complete; raises as `flows`."""
+        ask = partial(self._result(id).traces, wanted, ascending=ascending, limit=limit, cursor=cursor)
+        return await self._ask(id, ask)
+
+    async def write(self, id: str, writer: Writer, *, content: bool) -> AsyncGenerator[None, None]:
+        """Give the whole result to a writer, but for its summary, a step at a time. `content`: with content bytes.
 
         Raises:
             UnknownJobError, NotDoneError: there is no such result.
         """
-        raise NotImplementedError
+        steps = self._result(id).write(writer, content=content)
+        while await self._ask(id, partial(next, steps, False)) is not False:
+            yield
 
-    async def packets(self, id: str, n: int) -> AsyncGenerator[bytes, None]:
-        """The packets of a flow as a capture file, in pieces (pcap; pcapng where the flow's packets have several link
-        types): as they were captured, read again from the job's capture.
+    async def packets(self, id: str, number: int) -> AsyncGenerator[bytes, None]:
+        """The packets of a flow as a capture file, in pieces: as they were captured, read again from the job's capture
+        (pcap with nanoseconds; pcapng where they have several link types).
 
         Raises:
             UnknownJobError, NotDoneError: there is no such flow.
-            CaptureGoneError: the capture has changed or gone.
+            CaptureGoneError: the capture has changed or gone, or cannot be read as far any more.
+            JobQueueFullError: too many ask for packets at a time.
         """
-        raise NotImplementedError
+        flow = await self.flow(id, number)
+        if self._packet_reads >= MAX_PACKET_READS:
+            raise JobQueueFullError("the packets of other flows are being looked for: come again")
+        self._packet_reads += 1
+        try:
+            settings = self._settings
+            limits = (settings.max_job_mb << 20, settings.parse_memory_mb << 20)
+            argument = msgspec.json.encode(PacketsOptions(flow.uid, flow.start_us, *limits))
+            with await self._disk(self._store.capture, self._job(id)) as file:
+                async with CaptureProcess(flow_packets_worker.__name__, argument, file) as process:
+                    async with asyncio.timeout(settings.job_timeout_seconds):
+                        while piece := await process.output.read(_PIECE_BYTES):
+                            yield piece
+                    if await process.status():
+                        raise CaptureGoneError("the capture does not give the packets of that flow any more")
+        except TimeoutError:
+            raise CaptureGoneError("reading the capture again takes longer than is allowed") from None
+        finally:
+            self._packet_reads -= 1
 
     async def changed(self, since: int = 0) -> int:
         """Wait until any job has changed since a number that this returned before (0: return at once); the new number.
@@ -113,4 +314,125 @@ class Jobs:
         Progress counts as a change at most twice a second. `while True: since = await jobs.changed(since)` hears of
         everything, however slow it is, and nothing piles up for it.
         """
-        raise NotImplementedError
+        while self._version <= since:
+            await self._told.wait()
+        return self._version
+
+    def _check(self, options: JobOptions) -> None:
+        self._models.batcher(options.model)
+        self._trace_models.check_chosen(options.traces or ())
+        if not self._is_open:
+            raise JobQueueFullError("no jobs are taken: the service is starting or stopping")
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """A place in the queue while a job is taken in."""
+        waiting = self._incoming + sum(job.state == "queued" for job in self._jobs.values())
+        if waiting >= self._settings.max_queued_jobs:
+            raise JobQueueFullError(f"{waiting} jobs are waiting, the limit is {self._settings.max_queued_jobs}")
+        self._incoming += 1
+        try:
+            yield
+        finally:
+            self._incoming -= 1
+
+    def _enqueue(self, job: Job) -> Job:
+        self._jobs[job.id] = job
+        self._queued.set()
+        self._tell()
+        return msgspec.structs.replace(job)
+
+    async def _run(self) -> None:
+        """Run one job after the other, the longest waiting first."""
+        while True:
+            job = next((job for job in self._jobs.values() if job.state == "queued"), None)
+            if job is None:
+                self._queued.clear()
+                await self._queued.wait()
+                continue
+            job.state, job.started = "reading", time.time()
+            self._tell()
+            task = self._running[job.id] = asyncio.create_task(self._runner.run(job), name=f"job {job.id}")
+            try:
+                await asyncio.wait({task})
+            finally:
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+                del self._running[job.id]
+            await self._sweep()
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await self._sweep()
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _sweep(self) -> None:
+        """Delete jobs that ended too long ago, and the longest ended ones where all take too much room."""
+        oldest = time.time() - self._settings.job_days * _DAY_SECONDS
+        for job in [job for job in self._jobs.values() if job.has_ended and (job.ended or 0) < oldest]:
+            await self._retire(job, "age")
+        await self._fit()
+
+    async def _make_room(self, id: str) -> None:
+        """See that a new job fits, for which old ones may have to go.
+
+        Raises:
+            NoRoomError: it does not.
+        """
+        if await self._fit(await self._disk(self._store.size_bytes, id)):
+            raise NoRoomError(f"the jobs that wait and run take all of the {self._settings.jobs_mb} MiB for jobs")
+
+    async def _fit(self, more_bytes: int = 0) -> bool:
+        """Delete the longest ended jobs until the rest, and so many bytes more, fit; whether they still do not."""
+        sizes = {id: await self._disk(self._store.size_bytes, id) for id in list(self._jobs)}
+        total = more_bytes + sum(sizes.values())
+        for job in sorted((job for job in self._jobs.values() if job.has_ended), key=lambda job: job.ended or 0):
+            if total <= self._settings.jobs_mb << 20:
+                return False
+            total -= sizes.get(job.id, 0)
+            await self._retire(job, "room")
+        return total > self._settings.jobs_mb << 20
+
+    async def _retire(self, job: Job, reason: str) -> None:
+        log.info("deleting an old job", job=job.id, reason=reason)
+        self._metrics.jobs_removed.labels(reason).inc()
+        with contextlib.suppress(UnknownJobError):
+            await self.delete(job.id)
+
+    def _tell(self, *, progress: bool = False) -> None:
+        """Say that something changed."""
+        now = time.monotonic()
+        if progress and now - self._told_at < PROGRESS_SECONDS:
+            return
+        self._told_at = now
+        for state in ("queued", "reading"):
+            self._metrics.jobs.labels(state).set(sum(job.state == state for job in self._jobs.values()))
+        self._version += 1
+        self._told.set()
+        self._told = asyncio.Event()
+
+    def _job(self, id: str) -> Job:
+        found = self._jobs.get(id)
+        if found is None:
+            raise UnknownJobError("there is no such job: it has been deleted, or never was")
+        return found
+
+    def _result(self, id: str) -> Result:
+        job = self._job(id)
+        if job.state != "done":
+            why = f": {job.error}" if job.error else ""
+            raise NotDoneError(f"the job has no result, it is {job.state}{why}")
+        return Result(self._store.result(id))
+
+    async def _ask(self, id: str, question: Callable[[], T]) -> T:
+        """An answer of a result; where it cannot be given because the job was deleted meanwhile, that is said."""
+        try:
+            return await asyncio.to_thread(question)
+        except (HistoryError, DBAPIError):
+            self._job(id)
+            raise
+
+    async def _disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something with the disk, one thing after the other."""
+        return await asyncio.wrap_future(self._thread.submit(work, *args, **kwargs))

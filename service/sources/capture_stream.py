@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import AsyncGenerator
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import msgspec
 
@@ -18,32 +18,31 @@ MAX_MESSAGE_BYTES = 16 << 20
 _DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
-class CaptureStream:
-    """Flows of a capture, batch by batch; `end` holds the counters once the stream has ended.
+class CaptureProcess:
+    """A process that reads a capture from its standard input; `output` is what it writes.
 
-    Use as an asynchronous context manager: leaving it kills the worker, whatever it was doing.
+    Use as an asynchronous context manager: leaving it kills the process, whatever it was doing.
     """
 
-    def __init__(self, file: BinaryIO, options: WorkerOptions, timeout_seconds: float) -> None:
-        self.end = EndMessage()
+    def __init__(self, module: str, argument: bytes, file: BinaryIO) -> None:
+        """`module`: whose `main` runs, with the one `argument`; the process shares the place in `file` with us."""
+        self.output = asyncio.StreamReader()
+        self._command = module_command(module, argument.decode())
         self._file = file
-        self._options = options
-        self._timeout_seconds = timeout_seconds
-        self._output = asyncio.StreamReader()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: asyncio.ReadTransport | None = None
 
-    async def __aenter__(self) -> CaptureStream:
+    async def __aenter__(self) -> Self:
         # Not asyncio's own: that one loses sight of a process whose starter is cancelled, and says so at every exit.
         self._process = subprocess.Popen(
-            module_command(capture_worker.__name__, msgspec.json.encode(self._options).decode()),
+            self._command,
             stdin=self._file,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # a traceback could quote traffic
         )
         try:
             loop = asyncio.get_running_loop()
-            protocol = asyncio.StreamReaderProtocol(self._output)
+            protocol = asyncio.StreamReaderProtocol(self.output)
             self._pipe, _ = await loop.connect_read_pipe(lambda: protocol, self._process.stdout)
         except BaseException:
             await self.__aexit__()
@@ -60,6 +59,20 @@ class CaptureStream:
         elif process.stdout is not None:
             process.stdout.close()
         await asyncio.shield(asyncio.to_thread(process.wait))  # short: it was killed
+
+    async def status(self) -> int:
+        """Its exit status, once its output has ended."""
+        assert self._process is not None
+        return await asyncio.to_thread(self._process.wait)
+
+
+class CaptureStream(CaptureProcess):
+    """Flows of a capture, batch by batch; `end` holds the counters once the stream has ended."""
+
+    def __init__(self, file: BinaryIO, options: WorkerOptions, timeout_seconds: float) -> None:
+        super().__init__(capture_worker.__name__, msgspec.json.encode(options), file)
+        self.end = EndMessage()
+        self._timeout_seconds = timeout_seconds
 
     async def batches(self) -> AsyncGenerator[list[Flow], None]:
         """Batches of flows until the capture ends; then `end` says how it went.
@@ -84,7 +97,7 @@ class CaptureStream:
             yield message.flows
 
     async def _receive(self) -> FlowsMessage | EndMessage:
-        (length,) = LENGTH.unpack(await self._output.readexactly(LENGTH.size))
+        (length,) = LENGTH.unpack(await self.output.readexactly(LENGTH.size))
         if length > MAX_MESSAGE_BYTES:
             raise ValueError("message too long")
-        return _DECODER.decode(await self._output.readexactly(length))
+        return _DECODER.decode(await self.output.readexactly(length))

@@ -139,7 +139,7 @@ class LiveFlow(msgspec.Struct, gc=False):
         lengths = self.lengths.tolist()
         orig_h, resp_h = _address_texts(self.address(orig_side), self.address(1 - orig_side))
         return Flow(
-            uid=self._uid(),
+            uid=self.uid(),
             start_us=self.start_us,
             duration_us=max(0, self.last_us - self.start_us),
             orig_h=orig_h,
@@ -172,7 +172,8 @@ class LiveFlow(msgspec.Struct, gc=False):
             position += size
         return heads
 
-    def _uid(self) -> str:
+    def uid(self) -> str:
+        """Its name, which another reading of the same capture gives it, too."""
         seed = self.key + self.start_us.to_bytes(8) + self.number.to_bytes(8)
         return "T" + blake2b(seed, digest_size=17).digest().translate(_BASE62).decode()
 

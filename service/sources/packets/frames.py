@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 
 from tapline.service.sources.packets.ethertypes import ETHERNET_TYPES, MAX_LINKS, EtherTypes
+from tapline.service.sources.packets.fragments import Reassembler
 from tapline.service.sources.packets.ip import ETHERTYPE_LINKS, GRE_LINK, PPP_LINK, Frame, IpPackets
 from tapline.service.sources.packets.packet_rows import PacketRow, ReadCounters
 from tapline.service.sources.packets.wireless import IEEE802_11, Wireless
@@ -34,9 +35,10 @@ _PKTAP_BYTES = 12
 class FrameDecoder:
     """Decodes packets one by one. Holds the fragments that wait for each other, and counts what it skips."""
 
-    def __init__(self, counters: ReadCounters) -> None:
+    def __init__(self, counters: ReadCounters, fragments: Reassembler | None = None) -> None:
+        """`fragments`: what puts fragments together, one of its own where not given."""
         self._counters = counters
-        self._ip = IpPackets(counters, self._link)
+        self._ip = IpPackets(counters, self._link, fragments or Reassembler())
         self._types = types = EtherTypes(counters, self._ip)
         wireless = Wireless(types, self._link)
         self._links: dict[int, Callable[[Frame, int, int], list[PacketRow]]] = {

@@ -92,10 +92,10 @@ LinkDecoder = Callable[[Frame, int, int, int], list[PacketRow]]
 class IpPackets:
     """Decodes IP packets; holds the fragments that wait for each other."""
 
-    def __init__(self, counters: ReadCounters, link: LinkDecoder) -> None:
+    def __init__(self, counters: ReadCounters, link: LinkDecoder, fragments: Reassembler) -> None:
         self._counters = counters
         self._link = link
-        self._fragments = Reassembler()
+        self._fragments = fragments
 
     def finish(self) -> None:
         """The capture is over: counts the fragments that waited in vain."""

@@ -33,7 +33,7 @@ class PacketBlock:
 
     * `data`: the bytes that hold the packets, followed by at least 128 more bytes.
     * `start`: where in `data` a packet's link layer begins; `captured` and `wire`: its captured and original length.
-    * `time_us`: microseconds since the epoch, rounded down.
+    * `time_us`: microseconds since the epoch, rounded down; `nanos`: the nanoseconds below that, from 0 to 999.
     * `link`: link type (the LINKTYPE_ registry of tcpdump.org).
     """
 
@@ -43,6 +43,7 @@ class PacketBlock:
     wire: Int64Array
     time_us: Int64Array
     link: Int64Array
+    nanos: Int64Array
 
 
 class PacketRow(NamedTuple):

@@ -124,6 +124,7 @@ class PcapReader:
             wire=wire,
             time_us=np.maximum(time_us, 0),
             link=np.full(len(records), layout.link, dtype=np.int64),
+            nanos=fraction % 1_000 if layout.fraction_ns == 1 else np.zeros(len(records), dtype=np.int64),
         )
 
     def _note_the_end(self) -> None:

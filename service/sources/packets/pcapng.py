@@ -43,6 +43,12 @@ class _Interface:
             return units + self.offset_us
         return units * 1_000_000 // self.units_per_second + self.offset_us
 
+    def nanos(self, units: int) -> int:
+        """The nanoseconds below the microsecond."""
+        if self.units_per_second == 1_000_000:
+            return 0
+        return units * 1_000_000_000 // self.units_per_second % 1_000
+
 
 @dataclass(slots=True)
 class _Columns:
@@ -53,10 +59,11 @@ class _Columns:
     wire: list[int] = field(default_factory=list)
     time_us: list[int] = field(default_factory=list)
     link: list[int] = field(default_factory=list)
+    nanos: list[int] = field(default_factory=list)
 
     def block(self, data: bytes) -> PacketBlock:
-        columns = [np.array(c, dtype=np.int64) for c in (self.start, self.captured, self.wire, self.time_us, self.link)]
-        return PacketBlock(data, *columns)
+        columns = (self.start, self.captured, self.wire, self.time_us, self.link, self.nanos)
+        return PacketBlock(data, *(np.array(column, dtype=np.int64) for column in columns))
 
 
 class PcapngReader:
@@ -72,7 +79,7 @@ class PcapngReader:
         self._order = "<"
         self._interfaces: list[_Interface] = []
         self._packets = 0
-        self._last_time_us = 0
+        self._last_time_us = self._last_nanos = 0
         self._seen_section = False
         self._to_pass = 0  # bytes of a block that is not held in memory, as none of its kind is needed
         self._first_skipped: str | None = None
@@ -172,12 +179,14 @@ class PcapngReader:
         interface = self._interfaces[which]
         if units is not None:
             self._last_time_us = min(max(0, interface.time_us(units)), MAX_COUNT)
+            self._last_nanos = interface.nanos(units)
         self._packets += 1
         columns.start.append(start)
         columns.captured.append(min(captured, interface.snap_length) if interface.snap_length else captured)
         columns.wire.append(wire)
         columns.time_us.append(self._last_time_us)
         columns.link.append(interface.link)
+        columns.nanos.append(self._last_nanos)
         return None
 
     def _add_interface(self, data: bytes, start: int, end: int) -> str | None:

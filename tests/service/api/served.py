@@ -23,7 +23,7 @@ class Server:
         self._log = folder / "service.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
         command = [sys.executable, "-P", "-c", START.format(before=before), "serve", "--port", "0"]
-        command += ["--checkpoint", str(checkpoint), *map(str, flags)]
+        command += ["--checkpoint", str(checkpoint), "--data-dir", str(folder / "data"), *map(str, flags)]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=cwd, env={**environment, **(env or {})}, stderr=log)
         self.port = None

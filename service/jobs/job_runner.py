@@ -1,0 +1,135 @@
+"""Runs one job to its end, whichever that is, and keeps the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, Protocol
+
+import structlog
+
+from tapline.service.classifying import BadCaptureError, Classifying, ReadLimits, open_capture
+from tapline.service.inference.batcher import Batcher, VerdictError
+from tapline.service.inference.repository import UnknownModelError
+from tapline.service.inference.served import ServedModels
+from tapline.service.jobs.job import Job, JobError, NoRoomError
+from tapline.service.jobs.job_store import JobStore
+from tapline.service.jobs.result import ResultError, ResultWriter
+from tapline.service.metrics import Metrics
+from tapline.service.process.completion import to_its_end
+from tapline.service.results.records import Summary
+from tapline.service.settings import Settings
+from tapline.service.trace_models import TraceModels
+
+log = structlog.get_logger()
+
+
+class Tell(Protocol):
+    """Says that a job has changed; with `progress`, that it came further."""
+
+    def __call__(self, *, progress: bool = False) -> None:
+        """Say it."""
+        ...
+
+
+class JobRunner:
+    """What jobs run with. Verdicts come from the batchers that serve everybody: a job is one caller among others there,
+    after all that is urgent. Its flows are written in a thread that all jobs share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: ServedModels,
+        trace_models: TraceModels,
+        metrics: Metrics,
+        store: JobStore,
+        disk: Callable[..., Coroutine[Any, Any, Any]],
+        tell: Tell,
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._trace_models = trace_models
+        self._metrics = metrics
+        self._store = store
+        self._disk = disk
+        self._tell = tell
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="results")
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
+
+    async def run(self, job: Job) -> None:
+        """Run a job that is `reading` until it has ended. Cancelled while it is still `reading`, it has not: it will
+        run again; set to `cancelled` before, that is its end."""
+        try:
+            job.summary = await self._classify(job)
+            job.warning = job.summary.inputs[0].warning
+            job.state = "done"
+        except asyncio.CancelledError:
+            if job.state != "cancelled":
+                raise
+        except VerdictError:
+            self._fail(job, "its model was unloaded meanwhile")
+        except (BadCaptureError, JobError, UnknownModelError, ResultError) as error:
+            self._fail(job, str(error))
+        except Exception as error:
+            log.error("job failed", job=job.id, error=type(error).__name__, exc_info=error)
+            self._fail(job, "something went wrong here; it has been logged")
+        await self.end(job)
+
+    def _fail(self, job: Job, reason: str) -> None:
+        if job.state != "cancelled":
+            job.state, job.error = "failed", reason
+
+    async def end(self, job: Job) -> None:
+        """Keep the record of a job whose state is an end; only a result stays of those that are done."""
+        job.ended = time.time()
+        try:
+            if job.state == "done":
+                await to_its_end(self._disk(self._store.save, job))
+        except NoRoomError as error:
+            job.state, job.error, job.summary = "failed", str(error), None
+        if job.state != "done":
+            await to_its_end(self._disk(self._store.keep_record_alone, job.id))
+            with contextlib.suppress(NoRoomError):  # at the next start it will be tried again
+                await to_its_end(self._disk(self._store.save, job))
+        self._metrics.jobs_ended.labels(job.state).inc()
+        self._tell()
+
+    async def _classify(self, job: Job) -> Summary:
+        """Read and classify the capture of a job, and keep the result."""
+        batcher = self._models.batcher(job.options.model)
+        with await self._disk(self._store.capture, job) as file:
+            writer = await self._aside(ResultWriter, self._store.result(job.id))
+            try:
+                summary = await self._read(job, batcher, file, writer)
+                await self._aside(writer.keep)
+            finally:
+                await to_its_end(self._aside(writer.close))
+        return summary
+
+    async def _read(self, job: Job, batcher: Batcher, file: BinaryIO, writer: ResultWriter) -> Summary:
+        settings = self._settings
+        limits = ReadLimits(settings.max_job_mb << 20, settings.parse_memory_mb << 20, settings.job_timeout_seconds)
+        chosen = None if job.options.traces is None else frozenset(job.options.traces)
+        traces = self._trace_models.captured(batcher.classifier, job.name, chosen)
+        work = Classifying(
+            job.name, batcher, traces, writer, self._metrics, self._aside,
+            caller=f"job {job.id}", ports=job.options.ports,
+        )  # fmt: skip
+        async with open_capture(file, batcher, limits) as capture:
+            async for flows in capture.batches():
+                await work.take(flows)
+                job.flows = work.entry.flows
+                job.read_bytes = os.lseek(file.fileno(), 0, os.SEEK_CUR)  # the process that reads moves it
+                self._tell(progress=True)
+            await work.finish()
+            return work.summary(capture.stream)
+
+    async def _aside(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.wrap_future(self._thread.submit(work, *args))
