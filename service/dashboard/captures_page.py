@@ -125,7 +125,7 @@ async def capture_page(board: Board, request: Request) -> None:
     identity = request.query_params.get("job", "")
     try:
         job = board.jobs.get(identity)
-        traces = await board.jobs.traces(identity, limit=JOB_TRACES) if job.state == "done" else []
+        traces = (await board.jobs.traces(identity, limit=JOB_TRACES)).items if job.state == "done" else []
     except ASKING as error:
         with frame(request, "Capture"):
             ui.label(str(error)).classes("caution").props("role=alert")

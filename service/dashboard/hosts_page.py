@@ -78,7 +78,7 @@ async def host_page(board: Board, request: Request) -> None:
             wanted = flow_filter({"host": host})
             if job:
                 flows = (await board.jobs.flows(job, wanted, limit=HOST_FLOWS)).items
-                traces = [trace for trace in await board.jobs.traces(job, limit=1000) if trace.subject == host]
+                traces = (await board.jobs.traces(job, TraceFilter(subject=host or None), limit=HOST_FLOWS)).items
             else:
                 flows = (await board.history.flows(wanted, limit=HOST_FLOWS)).items
                 traces = (await board.history.traces(TraceFilter(subject=host or None), limit=HOST_FLOWS)).items

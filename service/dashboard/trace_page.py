@@ -14,7 +14,7 @@ from tapline.service.dashboard.frame import Cell, PlainTable, frame, joined, lin
 from tapline.service.dashboard.trace_table import trace_label
 from tapline.service.dashboard.words import counted, moment, percent, size, span
 from tapline.service.history.past import PastTrace
-from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, TraceVerdict
+from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow
 
 COLUMNS = ("share", "began (UTC)", "label", "client", "server", "name", "bytes", "took")
 
@@ -23,7 +23,7 @@ async def trace_page(board: Board, request: Request) -> None:
     """Build the page."""
     job, number = request.query_params.get("job"), request.query_params.get("number", "")
     try:
-        trace: PastTrace | TraceVerdict | None = None
+        trace: PastTrace | None = None
         if number.isascii() and number.isdigit():
             wanted = int(number[:18])
             trace = await (board.jobs.trace(job, wanted) if job else board.history.trace_of(wanted))
@@ -61,7 +61,7 @@ async def trace_page(board: Board, request: Request) -> None:
             table.show(_row(flow, job) for flow in trace.top_flows)
 
 
-def _facts(trace: PastTrace | TraceVerdict, job: str | None) -> None:
+def _facts(trace: PastTrace, job: str | None) -> None:
     found: list[list[Cell]] = [
         ["host", host_cell(trace.subject, None, job)],
         ["its part", trace.subject_kind],

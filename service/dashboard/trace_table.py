@@ -11,7 +11,6 @@ from tapline.service.dashboard.flow_table import host_cell
 from tapline.service.dashboard.frame import Cell, joined, link, tag
 from tapline.service.dashboard.words import moment, percent
 from tapline.service.history.past import PastTrace
-from tapline.service.traces.trace_verdict import TraceVerdict
 
 TRACE_COLUMNS = ("UTC", "host", "label", "confidence", "flows", "model")
 
@@ -21,7 +20,7 @@ def trace_rows(traces: Iterable[PastTrace], job: str | None = None) -> list[list
     return [_row(trace, moment(trace.seen_us, day=False), trace.number, job) for trace in traces]
 
 
-def _row(trace: PastTrace | TraceVerdict, at: str, number: int, job: str | None) -> list[Cell]:
+def _row(trace: PastTrace, at: str, number: int, job: str | None) -> list[Cell]:
     verdict = trace.verdict
     return [
         link(at, address("/trace", {"job": job, "number": number})),
@@ -33,7 +32,7 @@ def _row(trace: PastTrace | TraceVerdict, at: str, number: int, job: str | None)
     ]
 
 
-def trace_label(trace: PastTrace | TraceVerdict) -> Markup:
+def trace_label(trace: PastTrace) -> Markup:
     """The label, whether the trace is suspicious, and whether it is still open."""
     words: list[Cell] = []
     if trace.suspicious is not None:

@@ -269,6 +269,13 @@ class Jobs:
         ask = partial(self._result(id).traces, wanted, ascending=ascending, limit=limit, cursor=cursor)
         return await self._ask(id, ask)
 
+    async def trace(self, id: str, number: int) -> PastTrace:
+        """A trace by its number; raises as `flow`."""
+        found = await self._ask(id, partial(self._result(id).trace, number))
+        if found is None:
+            raise UnknownJobError(f"the job has no trace {number}")
+        return found
+
     async def write(self, id: str, writer: Writer, *, content: bool) -> AsyncGenerator[None, None]:
         """Give the whole result to a writer, but for its summary, a step at a time. `content`: with content bytes.
 

@@ -160,6 +160,12 @@ class Result:
             row = connection.execute(sql.select(flows).where(flows.c.number == number)).mappings().one_or_none()
             return past_flow(dict(row)) if row is not None else None
 
+    def trace(self, number: int) -> PastTrace | None:
+        """The trace of a number."""
+        with self._reading() as connection:
+            row = connection.execute(sql.select(traces).where(traces.c.number == number)).mappings().one_or_none()
+            return past_trace(dict(row)) if row is not None else None
+
     def write(self, writer: Writer, *, content: bool) -> Iterator[None]:
         """Give everything to a writer, in the order in which it was found; a step at a time. Content bytes are left
         out unless `content` says otherwise."""
