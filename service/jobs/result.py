@@ -18,7 +18,7 @@ from tapline.service.history.database import Database
 from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.pages import flow_page, trace_page
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
-from tapline.service.history.rows import flow_row, past_flow, trace_row
+from tapline.service.history.rows import flow_row, past_flow, past_trace, trace_row
 from tapline.service.history.tables import flows, traces
 from tapline.service.results.records import Summary
 from tapline.service.results.writers import Writer
