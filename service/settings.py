@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -25,6 +26,11 @@ def _split(value: object) -> object:
 
 TextList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 """Several texts; in an environment variable, with commas between them."""
+
+
+def default_data_dir() -> Path:
+    """Where data is kept that outlives the process (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "tapline"
 
 
 class Settings(BaseSettings):
@@ -68,10 +74,24 @@ class Settings(BaseSettings):
         le=100_000_000,
         description="most flows in open windows, of all trace models together; the first to end are closed beyond",
     )
-    trace_history: int = Field(1000, ge=1, le=1_000_000, description="newest trace verdicts kept for /v1/traces")
     state_dir: Path | None = Field(
         None, description="directory that keeps open trace windows over a restart; not kept where not given"
     )
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="directory of the history, jobs and Zeek's runs; one service at a time uses it [default: "
+        "$XDG_DATA_HOME/tapline, or ~/.local/share/tapline]",
+    )
+    history: str = Field(
+        "sqlite",
+        description="where verdicts are kept: sqlite (history.db in the data directory), none, or a URL: "
+        "sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE",
+    )
+    history_days: float = Field(30, gt=0, le=36_500, description="longest that the history keeps verdicts, in days")
+    history_mb: int = Field(
+        10_000, ge=16, le=100_000_000, description="most that the history keeps, in MiB; the oldest goes first"
+    )
+    history_content: bool = Field(False, description="keep the first content bytes of flows in the history")
     engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
     ports: Ports = Field("on", description="off: verdicts on flows do not read ports, unless a request asks for it")
@@ -147,6 +167,10 @@ class Settings(BaseSettings):
     @field_serializer("zeek", when_used="json")
     def _show_no_passwords(self, urls: list[str]) -> list[str]:
         return [shown_url(url) for url in urls]
+
+    @field_serializer("history", when_used="json")
+    def _show_no_password(self, url: str) -> str:
+        return shown_url(url)
 
     @property
     def is_live(self) -> bool:

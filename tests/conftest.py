@@ -1,5 +1,6 @@
 """Shared by all tests: small checkpoints with random weights, and flows of many lengths."""
 
+import os
 import random
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from tapline.models.tracegram import Tracegram
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
 
+os.environ.setdefault("TAPLINE_HISTORY", "none")  # tests of the history say where theirs is
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")
 
