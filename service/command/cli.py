@@ -241,6 +241,7 @@ def watch_command(
             replay=replay,
             speed=speed,
             checkpoint=checkpoint,
+            history="none",
         )
         if traces:
             settings = settings.model_copy(update={"traces": traces})

@@ -14,7 +14,9 @@ from pydantic.fields import FieldInfo
 from tapline.models.checkpoint import CheckpointError
 from tapline.service.command.console import say
 from tapline.service.engines.engine import EngineError
+from tapline.service.history.database import HistoryError
 from tapline.service.jobs.job_store import JobsInUseError
+from tapline.service.process.data_directory import DataDirectoryError
 from tapline.service.process.process_title import hide_passwords
 from tapline.service.settings import ENV_PREFIX, Settings
 from tapline.service.sources.bus.transport import TransportError
@@ -34,7 +36,7 @@ def serve(**given: Any) -> None:
 
     try:
         settings = Settings(**{name: value for name, value in given.items() if value not in (None, [])})
-        hide_passwords(settings.zeek)
+        hide_passwords([*settings.zeek, settings.history])
         if settings.replay is not None:
             check_capture(settings.replay)
         run_server(settings)
@@ -49,9 +51,12 @@ def serve(**given: Any) -> None:
     except GaveUpError as error:
         say(f"gave up: {error}")
         raise typer.Exit(EXIT_FAILED) from None
-    except (CheckpointError, EngineError, JobsInUseError, StateError, TransportError, ZeekError, ListenError) as error:
+    except (ListenError, ZeekError, DataDirectoryError, JobsInUseError) as error:
         say(str(error))
-        raise typer.Exit(EXIT_FAILED if isinstance(error, ListenError | ZeekError) else EXIT_USAGE) from None
+        raise typer.Exit(EXIT_FAILED) from None
+    except (CheckpointError, EngineError, HistoryError, StateError, TransportError) as error:
+        say(str(error))
+        raise typer.Exit(EXIT_USAGE) from None
 
 
 def _problem(location: tuple[int | str, ...], message: str) -> str:

@@ -13,7 +13,7 @@ import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from tapline.service.history.tables import SCHEMA_VERSION, about, metadata
+from tapline.service.history.history_tables import SCHEMA_VERSION, about, metadata
 
 FILE_NAME = "history.db"
 """Of the default database, in the data directory."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import sqlalchemy as sql
 
 from tapline.service.history.conditions import Condition, conditions, in_network, seen_between
 from tapline.service.history.filters import FilterError, FlowFilter, TraceFilter, VerdictFilter
+from tapline.service.history.history_tables import flows, traces
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
 from tapline.service.history.rows import past_flow, past_trace
-from tapline.service.history.tables import flows, traces
 
 FEW_ROWS = 20_000
 """A network with fewer rows is looked for by the index of addresses; of one with more the newest rows are soon found in
@@ -47,8 +47,8 @@ def trace_page(
 
 
 def _page(
-    rows: list[Mapping[str, Any]],
-    item: Callable[[Mapping[str, Any]], _Item],
+    rows: list[sql.RowMapping],
+    item: Callable[[sql.RowMapping], _Item],
     sort: sql.Column[Any] | None,
     limit: int,
 ) -> Page[_Item]:
@@ -67,7 +67,7 @@ def _rows(
     ascending: bool,
     limit: int,
     cursor: str | None,
-) -> list[Mapping[str, Any]]:
+) -> list[sql.RowMapping]:
     """One row more than asked for, where there is one."""
     asked = [*seen_between(table, wanted, connection), *_after(table, sort, ascending, cursor)]
     keys = [table.c.number] if sort is None else [sort, table.c.number]

@@ -8,12 +8,12 @@ from typing import Any
 import sqlalchemy as sql
 
 from tapline.service.history.addresses import address_text, key_range, split_keys
-from tapline.service.history.batches import MINUTE_US, unpack_ports
+from tapline.service.history.batch_writing import MINUTE_US, unpack_ports
 from tapline.service.history.conditions import seen_between
-from tapline.service.history.filters import FilterError, FlowFilter, network
+from tapline.service.history.filters import FilterError, FlowFilter
+from tapline.service.history.history_tables import flows, minutes, tries
 from tapline.service.history.pages import matching
 from tapline.service.history.past import HostLabel, Hosts, PastHost, SeriesKind, SeriesName, SeriesPoint, Unclassified
-from tapline.service.history.tables import flows, minutes, tries
 
 HOST_FLOWS = 200_000
 """Most flows, the newest, that are counted by host."""
@@ -127,7 +127,7 @@ def unclassified(
     if until_us is not None:
         query = query.where(tries.c.minute_us < until_us)
     if host is not None:
-        query = query.where(tries.c.orig_key.between(*key_range(network(host))))
+        query = query.where(tries.c.orig_key.between(*key_range(host)))
     found: dict[bytes, _Tried] = defaultdict(_Tried)
     for row in connection.execute(query).mappings():
         found[bytes(row["orig_key"])].add(row)

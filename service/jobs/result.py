@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sql
 from sqlalchemy.exc import DBAPIError
+from tapline.service.history.tables import flows, traces
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
@@ -19,7 +20,6 @@ from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.pages import flow_page, trace_page
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
 from tapline.service.history.rows import flow_row, past_flow, past_trace, trace_row
-from tapline.service.history.tables import flows, traces
 from tapline.service.results.records import Summary
 from tapline.service.results.writers import Writer
 from tapline.service.traces.trace_verdict import TraceVerdict
