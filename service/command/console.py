@@ -1,5 +1,5 @@
-"""Terminals: what is printed shows foreign text and is never steered by it, in whatever letters the terminal has. What is
-drawn belongs to `terminal`."""
+"""Terminals: what is printed shows foreign text and is never steered by it, in whatever letters the terminal has. What
+is drawn belongs to `terminal`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.segment import Segment
 from tapline.models.foreign_text import clean
 
 _MAX_CHARS = 1 << 16
-_IN_ASCII = str.maketrans({"…": "~", "\N{REPLACEMENT CHARACTER}": "?", "×": "x", "–": "-", "—": "-"})
+_IN_ASCII = str.maketrans({"…": "~", "\N{REPLACEMENT CHARACTER}": "?"})
 """One character each, so that columns stay."""
 
 

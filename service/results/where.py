@@ -16,8 +16,8 @@ from tapline.service.results.writers import Writer
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 SYNTAX = (
-    "conditions with commas between them, all of which must hold: label=dns, nearest=tls, model=intrusion, unknown=yes, "
-    "suspicious=yes, host=10.0.0.5, host=10.0.0.0/8, port=443, proto=udp, confidence<0.8, bytes>=1000000; "
+    "conditions with commas between them, all of which must hold: label=dns, nearest=tls, model=intrusion, "
+    "unknown=yes, suspicious=yes, host=10.0.0.5, host=10.0.0.0/8, port=443, proto=udp, confidence<0.8, bytes>=1000000; "
     "= and != go with all, < <= > >= with numbers"
 )
 """Said in help, and where a condition cannot be read."""

@@ -81,7 +81,7 @@ def _files_below(directory: Path) -> Iterator[Path]:
 
 
 def _is_capture(path: Path) -> bool:
-    """Whether a regular file begins as a capture does, compressed or not; one that cannot be read is taken, and said."""
+    """Whether a regular file begins as a capture does, compressed or not; True of one that cannot be opened, too."""
     if not path.is_file():
         return False
     try:
