@@ -129,6 +129,7 @@ class _Answer:
         self._desk = desk
         self._stream = stream
         self._ports = wanted.ports
+        self._sharing = wanted.sharing
         self._buffer = io.StringIO()
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
         self._traces = service.trace_models.captured(batcher.classifier, name, wanted.traces)
@@ -175,7 +176,7 @@ class _Answer:
                 continue
             verdict = outcome.verdict if outcome else None
             self._builder.add(flow, verdict)
-            self._writer.add(flow, verdict, self._entry.name)
+            self._writer.add(self._sharing.flow(flow), verdict, self._entry.name)
         return self._taken()
 
     async def _add_traces(self) -> str:
