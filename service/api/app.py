@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tapline.installation import version
 from tapline.service.api import errors, schemas
-from tapline.service.api.choice import ReadPorts, TraceNames, choice_of
+from tapline.service.api.choice import ReadPorts, TraceNames, WithContent, choice_of
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ErrorBody, error_response
 from tapline.service.api.flows_route import classify_body
@@ -95,7 +95,11 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         responses={**_REFUSALS, 200: {"content": {NDJSON: {}}, "model": schemas.Classified}},
     )
     async def classify_pcap(
-        request: Request, model: ModelName = None, ports: ReadPorts = None, traces: TraceNames = None
+        request: Request,
+        model: ModelName = None,
+        ports: ReadPorts = None,
+        traces: TraceNames = None,
+        content: WithContent = False,
     ) -> Response:
         """Classify a capture: pcap or pcapng, plain, gzip or zstd, as the multipart part `file` or as the body.
 
@@ -104,7 +108,7 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         """
         with model_errors():
             batcher = service.models.batcher(model)
-        wanted = choice_of(service.trace_models, ports, traces)
+        wanted = choice_of(service.trace_models, ports, traces, content=content)
         return await classify_upload(request, service, batcher, desk, wanted)
 
     @app.post(
@@ -115,7 +119,11 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         responses=_REFUSALS,
     )
     async def classify_flows(
-        request: Request, model: ModelName = None, ports: ReadPorts = None, traces: TraceNames = None
+        request: Request,
+        model: ModelName = None,
+        ports: ReadPorts = None,
+        traces: TraceNames = None,
+        content: WithContent = False,
     ) -> Response:
         """Classify flows from a sensor of your own, in the form that `tapline features` writes, and their traces.
 
@@ -123,7 +131,7 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         """
         with model_errors():
             batcher = service.models.batcher(model)
-        wanted = choice_of(service.trace_models, ports, traces)
+        wanted = choice_of(service.trace_models, ports, traces, content=content)
         return await classify_body(request, service, batcher, desk, wanted)
 
 

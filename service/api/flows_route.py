@@ -19,6 +19,7 @@ from tapline.service.api.wanted import resources
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.results.records import InputSummary, SummaryBuilder, classified
+from tapline.service.results.sharing import Sharing
 from tapline.service.runtime import Service
 from tapline.service.traces.capture_traces import CaptureTraces
 
@@ -41,7 +42,11 @@ async def classify_body(
     declared = request.headers.get("content-length", "0")
     flows = await read_flows(request.stream(), int(declared), seat)
     answer = await desk.do(
-        _Answer, flows, batcher, service.trace_models.captured(batcher.classifier, "flows", wanted.traces)
+        _Answer,
+        flows,
+        batcher,
+        service.trace_models.captured(batcher.classifier, "flows", wanted.traces),
+        wanted.sharing,
     )
     with overload_as_api_error():
         batcher.check_room(len(answer.accepted))
@@ -64,10 +69,11 @@ async def _sent(pieces: list[bytes]) -> AsyncIterator[bytes]:
 class _Answer:
     """What an answer holds, put together step by step."""
 
-    def __init__(self, flows: list[Flow], batcher: Batcher, traces: CaptureTraces) -> None:
+    def __init__(self, flows: list[Flow], batcher: Batcher, traces: CaptureTraces, sharing: Sharing) -> None:
         classifier = batcher.classifier
         self.accepted: list[Flow] = []
         self._traces = traces
+        self._sharing = sharing
         self._builder = SummaryBuilder(classifier.checkpoint, traces.checkpoints)
         self._entry = InputSummary("flows", len(flows))
         self._flows: list[bytes] = []
@@ -87,7 +93,7 @@ class _Answer:
             else:
                 verdict = outcome.verdict if outcome else None
                 self._builder.add(flow, verdict)
-                self._flows.append(msgspec.json.encode(classified(flow, verdict, "")))
+                self._flows.append(msgspec.json.encode(classified(self._sharing.flow(flow), verdict, "")))
             if outcome is not None:
                 self._traces.add(flow, outcome)
 

@@ -263,6 +263,23 @@ class InputSummary(Body):
     error: str | None
 
 
+class PortTries(Body):
+    """What one originator tried in flows in which neither side sent payload, such as those of a port scan."""
+
+    orig_h: str
+    flows: int
+    responders: Annotated[int, Field(description="hosts that it tried, told apart up to 1,000")]
+    ports: Annotated[int, Field(description="distinct ports of TCP and of UDP; 0 where the flows have none")]
+    more_responders: Annotated[bool, Field(description="it tried more hosts than `responders`")]
+
+
+class TriedPorts(Body):
+    """The account of flows without payload by originator."""
+
+    hosts: Annotated[list[PortTries], Field(description="those with most such flows, at most 20")]
+    flows_of_others: int
+
+
 class Summary(Body):
     """The whole, every flow accounted for."""
 
@@ -277,6 +294,7 @@ class Summary(Body):
     labels: list[LabelSummary]
     inputs: list[InputSummary]
     traces: Annotated[list[TraceSummary], Field(description="one for each trace model that was asked")]
+    port_tries: Annotated[TriedPorts, Field(description="who tried which ports and got no payload")]
 
 
 class Classified(Body):

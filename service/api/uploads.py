@@ -23,6 +23,7 @@ from tapline.service.api.wanted import resources
 from tapline.service.classifying import BadCaptureError, Classifying, OpenCapture, ReadLimits, open_capture
 from tapline.service.inference.batcher import Batcher, VerdictError
 from tapline.service.process.files import write_all
+from tapline.service.results.sharing import SharedWriter
 from tapline.service.results.writers import JsonWriter, NdjsonWriter
 from tapline.service.runtime import Service
 
@@ -115,7 +116,8 @@ class _Answer:
         self._buffer = io.StringIO()
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
         traces = service.trace_models.captured(batcher.classifier, name, wanted.traces)
-        self._work = Classifying(name, batcher, traces, self._writer, service.metrics, desk.do, ports=wanted.ports)
+        shared = SharedWriter(self._writer, wanted.sharing)
+        self._work = Classifying(name, batcher, traces, shared, service.metrics, desk.do, ports=wanted.ports)
 
     def close(self) -> None:
         """Forget what waits to be written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from tapline.installation import version
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.classify import account, classify_inputs
-from tapline.service.command.console import make_console, say
+from tapline.service.command.console import make_console, make_streams_safe, say
+from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.models_command import app as models_app
-from tapline.service.command.output import Format, writer
+from tapline.service.command.output import Format, Writers, report_writer, writer
 from tapline.service.command.serve_command import serve
 from tapline.service.command.terminal import input_problem
 from tapline.service.command.watch import watch
@@ -31,12 +33,16 @@ from tapline.service.inference.trace_loading import NO_TRACES, fitting, load_bes
 from tapline.service.inference.trial import try_out
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.process_title import hide_passwords
+from tapline.service.results.anonymise import AnonymiseKeyError, Anonymiser, read_key
 from tapline.service.results.records import InputSummary, feature_lines, left_out_text, nothing_understood
-from tapline.service.results.writers import Show
+from tapline.service.results.selection import Sort
+from tapline.service.results.sharing import SharedWriter, Sharing
+from tapline.service.results.where import SYNTAX, Where, WhereError, WhereWriter
+from tapline.service.results.writers import Show, Writer
 from tapline.service.settings import Ports, Settings
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError, ReadOptions
-from tapline.service.sources.inputs import FlowInput, ReaderName, open_input
+from tapline.service.sources.inputs import FlowInput, ReaderName, inputs_of, open_input
 from tapline.service.sources.zeek_process import ZeekError
 from tapline.service.traces.window_state import StateError
 
@@ -53,7 +59,10 @@ EXIT_USAGE = 2
 
 Captures = Annotated[
     list[str],
-    typer.Argument(metavar="CAPTURE...", help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, or -"),
+    typer.Argument(
+        metavar="CAPTURE...",
+        help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, a directory of captures, or -",
+    ),
 ]
 Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: run Zeek on the capture")]
 Traces = Annotated[
@@ -64,12 +73,31 @@ Traces = Annotated[
         "[default: all that ship]",
     ),
 ]
+NoContent = Annotated[
+    bool,
+    typer.Option("--no-content", help="leave payload out: content bytes and packet heads are empty in the result"),
+]
+Anonymise = Annotated[
+    bool,
+    typer.Option(
+        "--anonymise",
+        help="replace addresses by others that share prefixes as the real ones do, and uids; no payload either",
+    ),
+]
+AnonymiseKey = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="key of --anonymise, of 64 hex digits, so that another run replaces alike [default: by chance, forgotten]",
+    ),
+]
 PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
 
 def main() -> None:
     """Run the command line; a closed pipe ends it quietly, a full disk with a sentence."""
+    make_streams_safe()
     configure_logs()
     try:
         app()
@@ -128,14 +156,31 @@ def classify(
     limit: Annotated[
         int,
         typer.Option(
-            min=0, help="rows of a table, the flows that start first; 0 for all; captures are read whole all the same"
+            min=0,
+            help="rows of a table, those that come first by --sort; 0 for all; captures are read whole all the same",
         ),
     ] = 50,
+    sort: Annotated[Sort, typer.Option(help=SORT_HELP)] = "time",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITIONS", help=f"write only flows and traces that meet {SYNTAX}; repeatable"),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="HTML", help="write a page to give away as well: all of it in one file")
+    ] = None,
+    no_content: NoContent = False,
+    anonymise: Anonymise = False,
+    anonymise_key: AnonymiseKey = None,
     reader: Reader = "auto",
     engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
 ) -> None:
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
+    sharing = _sharing(no_content, anonymise, anonymise_key)
+    try:
+        captures, wanted = list(inputs_of(captures)), Where(where or [])
+    except (CaptureError, WhereError) as error:
+        _fail(str(error), EXIT_USAGE)
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
         directories = trace_directories([NO_TRACES] if show == "flows" else traces or [])
@@ -154,9 +199,13 @@ def classify(
         _fail(str(error), EXIT_USAGE)
     if show == "traces" and not trace_engines:
         _fail("no trace model, so there are no traces to show: give --traces NAME or --traces DIR", EXIT_USAGE)
-    with _opened(output, captures) as file:
+    with _opened(output, captures, as_utf8=format_ != "table") as file, contextlib.ExitStack() as stack:
+        target: Writer = writer(format_, file, limit, show, sort)
+        if report is not None:
+            target = Writers([target, report_writer(stack.enter_context(_opened(report, captures)))])
+        target = WhereWriter(SharedWriter(target, sharing), wanted) if wanted else SharedWriter(target, sharing)
         try:
-            summary = classify_inputs(captures, reader, classifier, writer(format_, file, limit, show), errors)
+            summary = classify_inputs(captures, reader, classifier, target, errors)
         except EngineError as error:
             _fail(str(error), EXIT_FAILED)
     if format_ in ("csv", "ndjson"):
@@ -177,15 +226,23 @@ def features(
         HeadsKind, typer.Option(help="packet heads: headers alone, headers and payload, or none")
     ] = "header",
     everything: Annotated[bool, typer.Option("--all", help="flows without payload, too")] = False,
+    no_content: NoContent = False,
+    anonymise: Anonymise = False,
+    anonymise_key: AnonymiseKey = None,
     reader: Reader = "auto",
 ) -> None:
     """Write the features of each flow, one JSON line per flow, as the API takes them back."""
+    sharing = _sharing(no_content, anonymise, anonymise_key)
+    try:
+        captures = list(inputs_of(captures))
+    except CaptureError as error:
+        _fail(str(error), EXIT_USAGE)
     entries = [InputSummary(name) for name in captures]
-    with _opened(output, captures) as file:
+    with _opened(output, captures, as_utf8=True) as file:
         for entry in entries:
             try:
                 source = open_input(entry.name, reader, ReadOptions(heads=heads))
-                for line in feature_lines(_counted(source, entry, everything), tokens=tokens):
+                for line in feature_lines(map(sharing.flow, _counted(source, entry, everything)), tokens=tokens):
                     file.write(msgspec.json.encode(line).decode() + "\n")
                 account(entry, source)
             except CaptureError as error:
@@ -258,9 +315,14 @@ def watch_command(
 
 
 @contextlib.contextmanager
-def _opened(output: Path | None, inputs: list[str]) -> Iterator[TextIO]:
-    """Standard output, or a file that takes its name only when it is whole; an input is never written over."""
+def _opened(output: Path | None, inputs: list[str], *, as_utf8: bool = False) -> Iterator[TextIO]:
+    """Standard output, or a file that takes its name only when it is whole; an input is never written over.
+
+    Files are in UTF-8; `as_utf8` has standard output so, whatever the terminal speaks, as programs expect it.
+    """
     if output is None:
+        if as_utf8 and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="strict")
         yield sys.stdout
         return
     if any(Path(name).exists() and output.exists() and output.samefile(name) for name in inputs):
@@ -279,6 +341,17 @@ def _opened(output: Path | None, inputs: list[str]) -> Iterator[TextIO]:
     finally:
         if whole:
             target.unlink(missing_ok=True)
+
+
+def _sharing(no_content: bool, anonymise: bool, key: Path | None) -> Sharing:
+    """What is given away of records by the options of a command; with a key that cannot be read it ends."""
+    if key is not None and not anonymise:
+        _fail("--anonymise-key without --anonymise: give both", EXIT_USAGE)
+    try:
+        anonymiser = Anonymiser(read_key(key) if key is not None else None) if anonymise else None
+    except AnonymiseKeyError as error:
+        _fail(str(error), EXIT_USAGE)
+    return Sharing(content=not no_content, anonymiser=anonymiser)
 
 
 def _fail(message: str, status: int) -> NoReturn:

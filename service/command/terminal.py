@@ -1,10 +1,11 @@
-"""What a person sees in a terminal: table of flows, summary by label, progress. Colours only on a terminal."""
+"""What a person sees in a terminal beside tables of flows and traces, and what these are made of: texts, cells, the
+summary, progress. Colours only on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from datetime import UTC, datetime
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,26 +16,24 @@ from rich.text import Text
 
 from tapline.models.flow import Flow
 from tapline.models.foreign_text import clean
-from tapline.models.server_name import server_name
 from tapline.models.verdict import UNKNOWN, Verdict
+from tapline.service.results.port_tries import tried_texts
 from tapline.service.results.records import InputSummary, Summary
 from tapline.service.sources.inputs import FlowInput
 
 MAX_PROBLEM_CHARS = 1024
-NAME_HEADER = "server name"
-NAME_MIN_CHARS = 12
-"""A longer name is not shortened to fewer characters than these: then there is no column of names."""
+TRIES_SHOWN = 5
+"""Originators of flows without payload that are told of."""
 
 WIDE_COLUMNS = 120
-"""On a terminal of fewer columns what an unexpected port says stands below the label, not beside it."""
+"""On a terminal of fewer columns the nearest label, and what an unexpected port says, stand below the label, not beside
+it."""
 
 UNBOUNDED = 10_000
 """Columns of a terminal on which every table fits."""
 
 PROGRESS_MIN_BYTES = 4 << 20
 """Inputs below this are read without a progress bar."""
-
-Row = TypeVar("Row")
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -71,17 +70,45 @@ class EndpointCell:
         return Measurement(len(self._host), len(self._whole)).with_maximum(options.max_width)
 
 
-def flow_cells(flow: Flow, name_chars: int = 0) -> tuple[str | Text | EndpointCell, ...]:
-    """Protocol, originator, responder, name of the server in `name_chars` (0: no such cell), payload packets each way,
-    and IP bytes, as cells of a table."""
-    return (
-        flow.proto,
-        EndpointCell(flow.orig_h, flow.orig_p, flow.proto),
-        EndpointCell(flow.resp_h, flow.resp_p, flow.proto),
-        *([Text(name_text(server_name(flow), name_chars))] if name_chars else ()),
-        f"{flow.up}/{flow.down}",
-        size_text(flow.orig_ip_bytes + flow.resp_ip_bytes),
-    )
+class Inputs:
+    """Numbers for the inputs of a result, in their order, from 1: short enough for a column of any table."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._numbers: dict[str, int] = {}
+        for number, name in enumerate(names, 1):
+            self._numbers.setdefault(name, number)
+        self._used: set[str] = set()
+
+    def number(self, name: str) -> int:
+        """The number of an input, 0 for one that is none."""
+        self._used.add(name)
+        return self._numbers.get(name, 0)
+
+    def legend(self) -> str | None:
+        """Which number is which input, of those that were asked for; None where there were none."""
+        lines = [f"in {number}: {clean(name)}" for name, number in self._numbers.items() if name in self._used]
+        return "\n".join(lines) or None
+
+
+def time_text(time_us: int, *, dated: bool) -> str:
+    """`13:21:09`, or with the date before it, in UTC; seconds where it is no date."""
+    when = _when(time_us)
+    if when is None:
+        return f"{time_us / 1e6:.0f} s"
+    return when.strftime("%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S")
+
+
+def common_date(times_us: Iterable[int]) -> str | None:
+    """The date in UTC on which all times are; None where they are on several, or one is no date."""
+    found = {None if (when := _when(time_us)) is None else when.date().isoformat() for time_us in times_us}
+    return found.pop() if len(found) == 1 else None
+
+
+def _when(time_us: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(time_us / 1e6, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def name_text(name: str, limit: int) -> str:
@@ -90,106 +117,27 @@ def name_text(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"…{name[len(name) + 1 - limit :]}"
 
 
-def with_names(draw: Callable[[int], Table], flows: Sequence[Flow], width: int) -> Table:
-    """A table of flows with a column of the servers' names where there are any, and room for one beside all else.
-
-    `draw` gives the table with names of so many characters, 0: without the column; `width`: columns of the terminal.
-    """
-    longest = max((len(clean(server_name(flow))) for flow in flows), default=0)
-    if not longest:
-        return draw(0)
-    least = len(NAME_HEADER)
-    room = width - Console(width=UNBOUNDED).measure(draw(least)).maximum + least
-    return draw(max(min(room, longest), least) if room >= min(max(longest, least), NAME_MIN_CHARS) else 0)
-
-
-class FirstRows(Generic[Row]):
-    """Keeps the `limit` rows (0: all) that come first in the order of `key`, in whatever order they are added.
-
-    Holds at most twice as many rows.
-    """
-
-    def __init__(self, limit: int, key: Callable[[Row], Any]) -> None:
-        self._limit = limit
-        self._key = key
-        self._rows: list[Row] = []
-        self._added = 0
-
-    def add(self, row: Row) -> None:
-        """Take a row."""
-        self._added += 1
-        self._rows.append(row)
-        if self._limit and len(self._rows) >= 2 * self._limit:
-            self._rows = self.rows()
-
-    def rows(self) -> list[Row]:
-        """The first rows, in order; those with equal keys in the order in which they came."""
-        rows = sorted(self._rows, key=self._key)
-        return rows[: self._limit] if self._limit else rows
-
-    @property
-    def left_out(self) -> int:
-        """Rows that are not among the first."""
-        return max(0, self._added - self._limit) if self._limit else 0
-
-
-class FlowTable:
-    """Collects the rows to show, the `limit` flows (0: all) that started first, and draws them with the summary."""
-
-    def __init__(self, limit: int) -> None:
-        self._rows = FirstRows[tuple[Flow, Verdict]](limit, key=lambda row: row[0].start_us)
-
-    def add(self, flow: Flow, verdict: Verdict) -> None:
-        """Take a classified flow."""
-        self._rows.add((flow, verdict))
-
-    def draw(self, console: Console, summary: Summary) -> None:
-        """Print flows and summary."""
-        rows = self._rows.rows()
-        if rows:
-            flows = [flow for flow, _ in rows]
-            table = with_names(lambda name_chars: _flows(rows, name_chars, console.width), flows, console.width)
-            if Console(width=UNBOUNDED).measure(table).maximum > console.width:
-                table.padding = 0  # the box still parts the columns
-            console.print(table)
-        if left_out := self._rows.left_out:
-            console.print(f"… and {left_out} flows that started later: --limit 0 shows all", style="dim")
-        if summary.labels:
-            console.print(_labels(summary))
-        console.print(summary_text(summary))
-
-
-def _flows(rows: list[tuple[Flow, Verdict]], name_chars: int, width: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Flows", title_justify="left", title_style="bold")
-    table.add_column("label", no_wrap=True)
-    table.add_column("confidence", justify="right")
-    table.add_column("proto")
-    table.add_column("originator", overflow="fold")
-    table.add_column("responder", overflow="fold")
-    if name_chars:
-        table.add_column(NAME_HEADER, no_wrap=True)
-    table.add_column("payload packets", justify="right")
-    table.add_column("bytes", justify="right", no_wrap=True)
-    for flow, verdict in rows:
-        table.add_row(
-            label_text(verdict, width),
-            f"{verdict.confidence:.2f}",
-            *flow_cells(flow, name_chars),
-        )
-    return table
-
-
 def label_text(verdict: Verdict, width: int = WIDE_COLUMNS) -> Text:
     """The label, with what the port says where that is unexpected, or `unknown` with the nearest label beside it.
 
     `width`: columns of the terminal.
     """
     if verdict.unknown:
-        return Text.assemble((verdict.label, "yellow"), (f" (nearest {clean(verdict.nearest)})", "dim"))
+        apart = " " if width >= WIDE_COLUMNS else "\n"
+        return Text.assemble((verdict.label, "yellow"), apart, (f"(nearest {clean(verdict.nearest)})", "dim"))
     if verdict.unexpected_port:
         apart, port = "  " if width >= WIDE_COLUMNS else "\n", clean(str(verdict.port_label))
         return Text.assemble((clean(verdict.label), "green"), apart, (f"port says {port}", "bold red"))
     return Text(clean(verdict.label), style="green")
+
+
+def draw_summary(console: Console, summary: Summary) -> None:
+    """Print what each label got, one sentence that accounts for every flow, and who tried ports in vain."""
+    if summary.labels:
+        console.print(_labels(summary))
+    console.print(summary_text(summary))
+    for text in tried_texts(summary.port_tries, TRIES_SHOWN):
+        console.print(text, soft_wrap=True)
 
 
 def _labels(summary: Summary) -> Table:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tapline.service.command.terminal import UNBOUNDED, FirstRows, endpoint_text, label_text
+from tapline.service.command.terminal import (
+    UNBOUNDED,
+    Inputs,
+    common_date,
+    endpoint_text,
+    label_text,
+    time_text,
+)
 from tapline.service.results.records import Summary, TraceSummary
+from tapline.service.results.selection import FirstRows
 from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, TraceVerdict
 
 SHOWN_FLOWS = 3
@@ -32,25 +39,32 @@ class TraceTable:
         """Take a trace."""
         self._rows.add(trace)
 
-    def draw(self, console: Console, summary: Summary) -> None:
-        """Print the traces, what shares mean, and one sentence that accounts for them."""
-        if rows := self._rows.rows():
-            table = _traces(rows)
-            wanted = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum
-            console.print(table if wanted <= console.width else _listed(rows))
-            console.print(f"{NEAREST_NOTE} {IMPORTANCE_NOTE}", style="dim")
-        if left_out := self._rows.left_out:
-            console.print(f"… and {left_out} more traces: --limit 0 shows all", style="dim")
+    def draw(self, console: Console, summary: Summary, inputs: Inputs | None = None) -> None:
+        """Print the traces, and one sentence that accounts for those of each model; `inputs` numbers several."""
+        self.draw_rows(console, "Traces", inputs, hint=": --limit 0 shows all")
         for entry in summary.traces:
             console.print(traces_text(entry))
+
+    def draw_rows(self, console: Console, title: str, inputs: Inputs | None = None, *, hint: str = "") -> None:
+        """Print the traces and what shares mean; `hint`: how to see those that are left out."""
+        if rows := self._rows.rows():
+            console.print(Text(title, style="bold"))
+            table = _traces(rows, inputs)
+            wanted = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum
+            console.print(table if wanted <= console.width else _listed(rows, inputs))
+            console.print(f"{NEAREST_NOTE} {IMPORTANCE_NOTE}", style="dim")
+        if left_out := self._rows.left_out:
+            console.print(f"… and {left_out} more traces{hint}", style="dim")
 
 
 def _place(trace: TraceVerdict) -> tuple[str, int, str, str]:
     return trace.source, trace.start_us, trace.subject, trace.verdict.model
 
 
-def _traces(rows: list[TraceVerdict]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Traces", title_justify="left", title_style="bold")
+def _traces(rows: list[TraceVerdict], inputs: Inputs | None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    if inputs is not None:
+        table.add_column("in", justify="right")
     table.add_column("label", no_wrap=True)
     table.add_column("confidence", justify="right")
     table.add_column("subject", no_wrap=True)
@@ -60,6 +74,7 @@ def _traces(rows: list[TraceVerdict]) -> Table:
     for trace in rows:
         shown = [_flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]]
         table.add_row(
+            *([str(inputs.number(trace.source))] if inputs is not None else []),
             _label_cell(trace, Text(f"by {trace.verdict.model}", style="dim")),
             _confidence_text(trace),
             Text(trace.subject),
@@ -70,18 +85,19 @@ def _traces(rows: list[TraceVerdict]) -> Table:
     return table
 
 
-def _listed(rows: list[TraceVerdict]) -> Text:
+def _listed(rows: list[TraceVerdict], inputs: Inputs | None) -> Text:
     """The same for a narrow terminal: of each trace two lines or three, then its flows."""
-    text = Text("Traces\n", style="bold")
+    text = Text()
     for trace in rows:
+        number = f", in {inputs.number(trace.source)}" if inputs is not None else ""
         counted = "1 flow" if trace.flows == 1 and not trace.cut else f"{flows_text(trace)} flows"
         lines = [
             Text.assemble(_label_text(trace), f"  {_confidence_text(trace)}  {trace.subject}"),
-            Text(f"  {window_text(trace)}, {counted}, by {trace.verdict.model}"),
+            Text(f"  {window_text(trace)}, {counted}, by {trace.verdict.model}{number}"),
             *([Text("  ") + mark] if (mark := _suspicious_text(trace)) else []),
             *(Text("  ") + _flow_text(flow) for flow in trace.top_flows[:SHOWN_FLOWS]),
         ]
-        text.append_text(Text("\n", style="not bold").join([*lines, Text()]))
+        text.append_text(Text("\n").join([*lines, Text()]))
     return text
 
 
@@ -138,13 +154,8 @@ def window_text(trace: TraceVerdict, *, dated: bool = True) -> str:
 
     Without `dated` the times alone.
     """
-    try:
-        start, end = (datetime.fromtimestamp(time_us / 1e6, UTC) for time_us in (trace.start_us, trace.end_us))
-    except (ValueError, OverflowError):
-        return f"{trace.start_us / 1e6:.0f} s to {trace.end_us / 1e6:.0f} s"
-    with_date, alone = "%Y-%m-%d %H:%M:%S", "%H:%M:%S"
-    first = with_date if dated else alone
-    return f"{start.strftime(first)} to {end.strftime(alone if start.date() == end.date() else first)}"
+    same_day = common_date((trace.start_us, trace.end_us)) is not None
+    return f"{time_text(trace.start_us, dated=dated)} to {time_text(trace.end_us, dated=not same_day)}"
 
 
 def flows_text(trace: TraceVerdict) -> str:

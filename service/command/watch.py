@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict, deque
 from pathlib import Path
 
 import structlog
-from rich.console import Console, Group
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -17,10 +17,11 @@ from rich.text import Text
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.command.console import Cleaned, make_console
-from tapline.service.command.terminal import NAME_HEADER, flow_cells, label_text, with_names
-from tapline.service.command.trace_table import recent_traces
+from tapline.service.command.flow_rows import flow_rows
+from tapline.service.command.trace_table import TraceTable, recent_traces
 from tapline.service.live.pipeline import OPEN_FLOWS
 from tapline.service.process.signals import stop_signals
+from tapline.service.results.selection import FlowRow
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.packets.capture_error import CaptureError
@@ -28,8 +29,14 @@ from tapline.service.sources.zeek_process import ZeekError
 from tapline.service.traces.live_traces import LiveTraces
 from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, TraceVerdict
 
-RECENT_VERDICTS = 12
+RECENT_VERDICTS = 200
+"""Remembered; shown are as many as there is room for."""
+
+FEWEST_VERDICTS = 4
 RECENT_TRACES = 6
+ENDED_TRACES = 50
+"""Traces shown of the windows that were open when it ended."""
+
 MAX_SENSOR_ROWS = 6
 TOP_LABELS = 10
 REFRESH_SECONDS = 0.5
@@ -40,12 +47,11 @@ FIRST_FLOW_SECONDS = 0.05
 class View:
     """What the live table shows; told of every verdict."""
 
-    def __init__(self, width: int) -> None:
-        """`width`: columns of the terminal."""
-        self._width = width
+    def __init__(self) -> None:
         self.labels: Counter[str] = Counter()
         self.recent: deque[tuple[Flow, Verdict]] = deque(maxlen=RECENT_VERDICTS)
         self.traces: deque[TraceVerdict] = deque(maxlen=RECENT_TRACES)
+        self.ending: TraceTable | None = None
         self._early: OrderedDict[str, str] = OrderedDict()
         self._last = (time.monotonic(), 0)
 
@@ -64,20 +70,28 @@ class View:
         self.recent.append((flow, verdict))
 
     def trace(self, trace: TraceVerdict) -> None:
-        """Take a verdict on a trace."""
+        """Take a verdict on a trace; once `end` was called it is one of a window that was open until then."""
         self.traces.append(trace)
+        if self.ending is not None and trace.verdict.final:
+            self.ending.add(trace)
 
-    def draw(self, service: Service) -> Group:
-        """The table as it stands."""
-        parts: list[Text | Table] = [self._counts(service)]
+    def end(self) -> None:
+        """From now on remember the verdicts on traces, for the time after the table."""
+        self.ending = TraceTable(ENDED_TRACES)
+
+    def draw(self, service: Service, size: ConsoleDimensions) -> Group:
+        """The table as it stands, on a terminal of this size: the flows have the lines that all else leaves them."""
+        above: list[RenderableType] = [self._counts(service)]
         if service.sensors.sensors:
-            parts.append(self._sensors(service))
-        parts.append(self._verdicts())
+            above.append(self._sensors(service))
+        below: list[RenderableType] = []
         if service.traces is not None and service.traces.models:
-            parts.append(_trace_counts(service.traces, service.no_live_traces()))
+            below.append(_trace_counts(service.traces, service.no_live_traces()))
         if self.traces:
-            parts += [recent_traces(reversed(self.traces), self._width), Text(IMPORTANCE_NOTE, style="dim")]
-        return Group(*parts, Text(_footer(service), style="dim"))
+            below += [recent_traces(reversed(self.traces), size.width), Text(IMPORTANCE_NOTE, style="dim")]
+        below.append(Text(_footer(service), style="dim"))
+        left = size.height - sum(_lines(part, size.width) for part in (*above, *below))
+        return Group(*above, self._verdicts(left, size.width), *below)
 
     def _counts(self, service: Service) -> Text:
         counts, pipeline = service.pipeline.counts, service.pipeline
@@ -117,21 +131,19 @@ class View:
                 table.add_row(Text(name), state, flows, missed, str(bus.malformed), dropped, loss)
         return table
 
-    def _verdicts(self) -> Table:
-        return with_names(self._verdict_rows, [flow for flow, _ in self.recent], self._width)
-
-    def _verdict_rows(self, name_chars: int) -> Table:
-        name = [NAME_HEADER] if name_chars else []
-        columns = ("label", "confidence", "", "proto", "originator", "responder", *name, "payload packets", "bytes")
-        table = Table(*columns, box=None)
-        for flow, verdict in reversed(self.recent):
-            table.add_row(
-                label_text(verdict, self._width),
-                f"{verdict.confidence:.2f}",
-                "" if verdict.final else "early",
-                *flow_cells(flow, name_chars),
-            )
+    def _verdicts(self, lines: int, width: int) -> Table:
+        """The newest verdicts in so many lines, and `FEWEST_VERDICTS` where that is no room at all."""
+        rows = [FlowRow(flow, verdict) for flow, verdict in reversed(self.recent)][: max(lines - 1, FEWEST_VERDICTS)]
+        table = flow_rows(rows, width, with_stage=True, boxed=False)
+        while len(rows) > FEWEST_VERDICTS and (excess := _lines(table, width) - lines) > 0:
+            rows = rows[: max(FEWEST_VERDICTS, len(rows) - (excess + 1) // 2)]  # a row has a line or two
+            table = flow_rows(rows, width, with_stage=True, boxed=False)
         return table
+
+
+def _lines(part: RenderableType, width: int) -> int:
+    """Lines that a part takes on a terminal of so many columns."""
+    return len(Console(width=width).render_lines(part, pad=False))
 
 
 def _trace_counts(traces: LiveTraces, problem: str | None) -> Text:
@@ -162,7 +174,7 @@ def watch(settings: Settings, log_dir: Path | None) -> int:
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
     console = make_console()
-    view = View(console.width)
+    view = View()
     service = Service(settings, view, log_dir)
     return asyncio.run(_watch(service, view, console))
 
@@ -175,13 +187,16 @@ async def _watch(service: Service, view: View, console: Console) -> int:
     failure = None
     async with service.running():
         await _begun(service, stop)
-        with Live(Cleaned(view.draw(service)), console=console, auto_refresh=False, transient=False) as live:
+        with Live(Cleaned(view.draw(service, console.size)), console=console, auto_refresh=False) as live:
             while not stop.is_set() and not failure:
                 await _wait(stop, REFRESH_SECONDS)
-                live.update(Cleaned(view.draw(service)), refresh=True)
+                live.update(Cleaned(view.draw(service, console.size)), refresh=True)
                 failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), service.supervisor.failure)
+        view.end()  # leaving the block closes the windows that are open
     if not console.is_terminal:
         console.line()  # the table ends without one where it is not drawn on a terminal
+    if view.ending is not None:
+        view.ending.draw_rows(console, "Traces that were open")
     counts = service.pipeline.counts
     console.print(f"{counts.flows} flows, {counts.delivered} verdicts, {counts.shed} shed, {counts.failed} failed.")
     if failure:

@@ -15,6 +15,7 @@ from tapline.models.server_name import server_name
 from tapline.models.trace import SubjectKind
 from tapline.models.verdict import Verdict
 from tapline.service.community_id import community_id
+from tapline.service.results.port_tries import PortTryCounter, TriedPorts
 from tapline.service.traces.capture_traces import CaptureTraces
 from tapline.service.traces.trace_verdict import TraceVerdict
 
@@ -84,7 +85,8 @@ class TraceSummary(msgspec.Struct):
 
 
 class Summary(msgspec.Struct):
-    """The whole: flows seen, those classified, and why the others were not; `traces` by model."""
+    """The whole: flows seen, those classified, and why the others were not, `port_tries` of those without payload;
+    `traces` by model."""
 
     model: str
     version: str
@@ -97,6 +99,7 @@ class Summary(msgspec.Struct):
     labels: list[LabelSummary] = []
     inputs: list[InputSummary] = []
     traces: list[TraceSummary] = []
+    port_tries: TriedPorts = TriedPorts()
 
 
 class SummaryBuilder:
@@ -107,6 +110,7 @@ class SummaryBuilder:
         self._traces = {each.name: _trace_summary(each) for each in traces}
         self.summary.traces = list(self._traces.values())
         self._labels: dict[str, LabelSummary] = {}
+        self._port_tries = PortTryCounter()
 
     def leave_out(self, flow: Flow) -> None:
         """Count a flow that is not classified."""
@@ -115,6 +119,7 @@ class SummaryBuilder:
             self.summary.below_min_packets += 1
         else:
             self.summary.without_payload += 1
+            self._port_tries.add(flow)
 
     def add(self, flow: Flow, verdict: Verdict | None) -> None:
         """Count a flow that the engine was asked about."""
@@ -151,6 +156,7 @@ class SummaryBuilder:
     def finish(self, inputs: Sequence[InputSummary]) -> Summary:
         """The summary, labels with most flows first."""
         self.summary.inputs = list(inputs)
+        self.summary.port_tries = self._port_tries.told()
         self.summary.labels = sorted(self._labels.values(), key=lambda entry: (-entry.flows, entry.label))
         for entry in self.summary.labels:
             entry.mean_confidence = round(entry.mean_confidence, 4)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, cast
 
 from tapline.models.flow import Flow
 from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
 from tapline.service.sources.ndjson import FlowLines
+from tapline.service.sources.packets.container import ByteSource
+from tapline.service.sources.packets.formats import MAGIC_BYTES, is_plain_capture
 from tapline.service.sources.zeek_reader import ZeekReader
 
 ReaderName = Literal["auto", "zeek", "builtin"]
@@ -46,6 +49,52 @@ class FlowInput(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Flow]: ...
+
+
+def inputs_of(names: Iterable[str]) -> Iterator[str]:
+    """The names, in the place of a directory those of the captures in it and below, by name; links to directories are
+    not followed.
+
+    Raises:
+        CaptureError: a directory cannot be read, or holds no capture.
+    """
+    for name in names:
+        if name == "-" or not Path(name).is_dir():
+            yield name
+            continue
+        found = False
+        for path in _files_below(Path(name)):
+            if _is_capture(path):
+                found = True
+                yield str(path)
+        if not found:
+            raise CaptureError(f"{name}: no capture in this directory or below: expected pcap or pcapng files")
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise CaptureError(f"{error.filename}: cannot read the directory: {error.strerror}")
+
+    for folder, folders, files in os.walk(directory, onerror=fail):
+        folders.sort()
+        yield from (Path(folder, file) for file in sorted(files))
+
+
+def _is_capture(path: Path) -> bool:
+    """Whether a regular file begins as a capture does, compressed or not; True of one that cannot be opened, too."""
+    if not path.is_file():
+        return False
+    try:
+        source = ByteSource(path, max_bytes=None)
+    except CaptureError:  # empty, or not to be opened
+        return path.stat().st_size > 0
+    try:
+        head = b""
+        while len(head) < MAGIC_BYTES and (data := source.read_some(MAGIC_BYTES - len(head))):
+            head += data
+    finally:
+        source.close()
+    return is_plain_capture(head)
 
 
 def open_input(name: str, reader: ReaderName, options: ReadOptions) -> FlowInput:

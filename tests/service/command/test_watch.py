@@ -50,7 +50,7 @@ def test_of_many_sensors_the_first_are_shown_and_those_that_are_away_before_them
     there.sensors = {f"worker-{number}": SensorState() for number in range(20)}
     away = BusState("ws://192.0.2.2:1", reason="connection refused")
     sensors = [SimpleNamespace(source=SimpleNamespace(state=state)) for state in (there, away)]
-    table = View(80)._sensors(SimpleNamespace(sensors=SimpleNamespace(sensors=sensors)))
+    table = View()._sensors(SimpleNamespace(sensors=SimpleNamespace(sensors=sensors)))
     file = io.StringIO()
     make_console(file, width=80).print(table)
     lines = file.getvalue().splitlines()
