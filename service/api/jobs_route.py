@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 
 from tapline.models.flow import MAX_COUNT
 from tapline.service.api import job_schemas, schemas
@@ -35,6 +37,7 @@ from tapline.service.jobs.job import (
     UnknownJobError,
 )
 from tapline.service.jobs.job_store import TooLargeError
+from tapline.service.results.report import ReportBuilder
 from tapline.service.results.writers import CsvWriter, JsonWriter, NdjsonWriter, TraceCsvWriter
 from tapline.service.runtime import Service
 
@@ -113,7 +116,7 @@ def _add_taking(app: FastAPI, service: Service) -> None:
         """Classify a capture in the background: as the multipart part `file`, as the body, or, as JSON `{"path": ...}`,
         one that lies below the directory of the setting `captures_dir`. `Location` says where the job is.
         """
-        wanted = choice_of(service.trace_models, ports, traces)
+        wanted = choice_of(service.trace_models, ports, traces, content=False)
         chosen = None if wanted.traces is None else sorted(wanted.traces)
         options = JobOptions(model=model, traces=chosen, ports=wanted.ports)
         with model_errors(), job_errors():
@@ -196,6 +199,19 @@ def _add_results(app: FastAPI, service: Service) -> None:
             chunks = await _begun(request, answer.chunks(content=content))
         kind = {"json": "application/json", "ndjson": NDJSON, "csv": "text/csv; charset=utf-8"}[chosen]
         return StreamingResponse(chunks, media_type=kind)
+
+    @app.get(JOBS_ROUTE + "/{id}/report", tags=["jobs"], response_class=HTMLResponse, responses=_ERRORS)
+    async def report(id: Id) -> Response:
+        """The result as one page to send, without content bytes: summary, plots, hosts, flows, what was left out."""
+        with job_errors():
+            job = service.jobs.get(id)
+            builder = ReportBuilder(job.name)
+            async for _ in service.jobs.write(id, builder, content=False):
+                pass
+            assert job.summary is not None  # else there were nothing to write
+            page = await asyncio.to_thread(builder.finish, job.summary)
+        name = f"{PurePath(job.name).stem[:64]}-report.html".encode("ascii", "replace").decode().replace('"', "_")
+        return HTMLResponse(page, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
     @app.get(JOBS_ROUTE + "/{id}/flows", tags=["jobs"], response_model=job_schemas.JobFlows, responses=_ERRORS)
     async def flows(

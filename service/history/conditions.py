@@ -11,7 +11,7 @@ from tapline.models.verdict import Verdict
 from tapline.service.history.addresses import address_key, key_range
 from tapline.service.history.filters import FlowFilter, TraceFilter, VerdictFilter
 from tapline.service.history.history_tables import flows, traces
-from tapline.service.history.rows import nearest_label, shown_label, subject_key, text
+from tapline.service.history.rows import subject_key, text
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 Condition = sql.ColumnElement[bool]
@@ -111,8 +111,8 @@ def trace_matches(wanted: TraceFilter, trace: TraceVerdict) -> bool:
 
 def _verdict_matches(wanted: VerdictFilter, source: str, verdict: Verdict) -> bool:
     return (
-        wanted.label in (None, shown_label(verdict))
-        and wanted.nearest in (None, nearest_label(verdict))
+        wanted.label in (None, verdict.label)
+        and wanted.nearest in (None, verdict.nearest)
         and wanted.unknown in (None, verdict.unknown)
         and wanted.model in (None, verdict.model)
         and wanted.source in (None, source)

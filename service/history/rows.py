@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping
 
 from tapline.models.flow import Flow
 from tapline.models.server_name import server_name
-from tapline.models.verdict import UNKNOWN, Alternative, Verdict
+from tapline.models.verdict import Alternative, Verdict
 from tapline.service.community_id import community_id
 from tapline.service.history.addresses import address_key, address_text
 from tapline.service.history.past import FlowRecord, PastFlow, PastTrace, TraceRecord
@@ -46,21 +46,11 @@ def unpack_lengths(packed: bytes) -> list[int]:
     return list(struct.unpack_from(f"<{count}{kind}", packed, 1))
 
 
-def shown_label(verdict: Verdict) -> str:
-    """The label that is shown."""
-    return UNKNOWN if verdict.unknown else verdict.label
-
-
-def nearest_label(verdict: Verdict) -> str:
-    """The nearest label that the model knows."""
-    return verdict.label
-
-
 def _verdict_row(source: str, verdict: Verdict) -> Row:
     return {
         "source": text(source),
-        "label": shown_label(verdict),
-        "nearest": nearest_label(verdict),
+        "label": verdict.label,
+        "nearest": verdict.nearest,
         "confidence": verdict.confidence,
         "unknown": verdict.unknown,
         "alternatives": _JSON.encode([(each.label, each.confidence) for each in verdict.alternatives]).decode(),
@@ -72,7 +62,8 @@ def _verdict_row(source: str, verdict: Verdict) -> Row:
 
 def _verdict(row: RowMapping, **more: Any) -> Verdict:
     return Verdict(
-        label=row["nearest"],
+        label=row["label"],
+        nearest=row["nearest"],
         confidence=row["confidence"],
         unknown=row["unknown"],
         alternatives=[Alternative(*each) for each in _ALTERNATIVES.decode(row["alternatives"])],
