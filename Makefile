@@ -7,6 +7,8 @@ CAPTURE ?= tests/data/captures/android.pcap
 SECONDS ?= 600
 WHICH ?= not slow
 ON_TWO_CORES = -n 2 --dist loadfile
+# Each worker has a core: torch and scikit-learn with a thread for each would wait for each other.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: run test test-fast check fuzz soak clean
 

@@ -133,7 +133,7 @@ async def capture_page(board: Board, request: Request) -> None:
     with frame(request, job.name):
         with panel():
             state = ui.html("", sanitize=False)
-            with ui.row().classes("items-center"):
+            with ui.row().style("align-items: center"):
                 if job.state == "done":
                     ui.link("Flows", address("/flows", {"job": job.id}))
                     ui.link("Report, one page to send", f"/v1/jobs/{job.id}/report").props("download")

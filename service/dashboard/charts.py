@@ -61,8 +61,8 @@ def verdict_rates(steps: Sequence[Step]) -> Options:
     return {**_time_axes("verdicts a second"), "series": series}
 
 
-def counted_over_time(points: Mapping[str, Sequence[tuple[float, int]]], axis: str) -> Options:
-    """Counts by label over time, bars on each other; times in seconds since the epoch."""
+def counted_over_time(points: Mapping[str, Sequence[tuple[float, int]]], axis: str, step_seconds: float) -> Options:
+    """Counts by label over time, in steps, bars on each other; times in seconds since the epoch."""
     totals = Counter({name: sum(count for _, count in found) for name, found in points.items()})
     names = ranked(totals)
     own = set(names) - {OTHER}
@@ -80,7 +80,14 @@ def counted_over_time(points: Mapping[str, Sequence[tuple[float, int]]], axis: s
             "name": name, "type": "bar", "stack": "all", "barMaxWidth": 18, "color": label_colour(name, rank),
             "data": [[round(at * 1000), count] for at, count in data],
         })  # fmt: skip
-    return {**_time_axes(axis), "series": series}
+    options = {**_time_axes(axis), "series": series}
+    times = [at for found in points.values() for at, _ in found]
+    if times:
+        options["xAxis"] |= {
+            "min": round(1000 * (min(times) - step_seconds)),
+            "max": round(1000 * (max(times) + step_seconds)),
+        }
+    return options
 
 
 def payload_lengths(lengths: Sequence[int], read: int) -> Options:
@@ -137,7 +144,7 @@ def _frame() -> Options:
 
 def _axis() -> Options:
     return {
-        "axisLabel": _TEXT,
+        "axisLabel": {**_TEXT, "hideOverlap": True},
         "nameTextStyle": {**_TEXT, "align": "left"},
         "axisLine": {"lineStyle": {"color": _LINE}},
         "splitLine": {"lineStyle": {"color": _LINE}},

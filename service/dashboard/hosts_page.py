@@ -117,6 +117,6 @@ async def _over_time(board: Board, host: str) -> None:
         counts.setdefault(label, {})[at] = counts.setdefault(label, {}).get(at, 0) + 1
     with panel(f"Its flows over time, the newest {len(newest.items):,} of the last day"):
         points = {label: sorted(found.items()) for label, found in counts.items()}
-        ui.echart(counted_over_time(points, "flows"), renderer="svg").style("height: 220px; width: 100%").props(
+        ui.echart(counted_over_time(points, "flows", step), renderer="svg").style("height: 220px; width: 100%").props(
             'role=img aria-label="Flows of this host over time by label"'
         )

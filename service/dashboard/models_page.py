@@ -48,7 +48,7 @@ def _model(board: Board, name: str, serving: Checkpoint | TracegramCheckpoint | 
         ui.label(f"A model {kind}; {len(serving.labels)} labels.")
         with ui.expansion("labels").props("dense"):
             ui.label(", ".join(serving.labels))
-    with ui.row().classes("items-center"):
+    with ui.row().style("align-items: center"):
         version = ui.select(versions, value=versions[-1] if versions else None, label="version").props("outlined dense")
 
         async def load() -> None:

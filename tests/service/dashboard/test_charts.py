@@ -28,7 +28,7 @@ def test_a_step_without_time_does_not_divide_by_it():
 
 def test_counts_over_time_keep_their_sum():
     points = {f"l{index:02d}": [(60.0, index + 1), (120.0, 1)] for index in range(LABELS + 4)}
-    series = counted_over_time(points, "flows")["series"]
+    series = counted_over_time(points, "flows", 60)["series"]
     drawn = sum(count for each in series for _, count in each["data"])
     assert drawn == sum(count for found in points.values() for _, count in found)
     assert series[-1]["name"] == OTHER
