@@ -39,7 +39,7 @@ def frame(request: Request, title: str, *, heading: bool = True) -> Iterator[Non
                 if path == request.url.path:
                     link.props("aria-current=page")
         _theme_choice(request, theme)
-    with ui.element("main").classes("nicegui-content").props("id=content") as content:
+    with ui.element("div").classes("content").props("id=content") as content:
         if heading:
             ui.element("h1").add_slot("default", escape(title))
         yield

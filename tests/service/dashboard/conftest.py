@@ -10,7 +10,7 @@ from tests.service.api.served import Server
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
     """A headless Chromium; tests that need one skip where there is none."""
     if BROWSER is None:
@@ -21,7 +21,7 @@ def browser():
         found.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The service as `make run` starts it, once the bundled capture has been played."""
     folder = tmp_path_factory.mktemp("dashboard")
