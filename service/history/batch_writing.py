@@ -14,8 +14,8 @@ from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.history.addresses import address_key, split_keys
 from tapline.service.history.database import Database
-from tapline.service.history.rows import Row, flow_row, text, trace_row
 from tapline.service.history.history_tables import flows, minutes, traces, tries
+from tapline.service.history.rows import Row, flow_row, text, trace_row
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 MINUTE_US = 60_000_000

@@ -10,8 +10,8 @@ from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.history.addresses import address_key, key_range
 from tapline.service.history.filters import FlowFilter, TraceFilter, VerdictFilter
-from tapline.service.history.rows import nearest_label, shown_label, subject_key, text
 from tapline.service.history.history_tables import flows, traces
+from tapline.service.history.rows import nearest_label, shown_label, subject_key, text
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 Condition = sql.ColumnElement[bool]
