@@ -19,6 +19,7 @@ from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.classify import account, classify_inputs
 from tapline.service.command.console import make_console, make_streams_safe, say
 from tapline.service.command.flow_rows import SORT_HELP
+from tapline.service.command.history_command import app as history_app
 from tapline.service.command.models_command import app as models_app
 from tapline.service.command.output import Format, Writers, report_writer, writer
 from tapline.service.command.serve_command import serve
@@ -263,6 +264,7 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
 
 app.command("serve")(serve)
 app.add_typer(models_app, name="models")
+app.add_typer(history_app, name="history")
 
 
 @app.command("watch")

@@ -36,6 +36,8 @@ def key_range(host: str) -> tuple[bytes, bytes]:
         FilterError: it is neither.
     """
     try:
+        if "%" in host:
+            raise ValueError
         network = ipaddress.ip_network(host.strip(), strict=False)
     except ValueError:
         raise FilterError("host: expected an address, or a network such as 10.0.0.0/8 or 2001:db8::/32") from None

@@ -106,7 +106,7 @@ def matching(
     return plain.where(table.c.number.in_(numbers)).order_by(*order).limit(limit)
 
 
-def count(connection: sql.Connection, wanted: FlowFilter, at_most: int) -> int:
+def count_flows(connection: sql.Connection, wanted: FlowFilter, at_most: int) -> int:
     """How many flows a filter asks for, counted no further than so many; raises as `flow_page`."""
     asked = seen_between(flows, wanted, connection)
     found = matching(connection, flows, wanted, asked, [flows.c.number.desc()], at_most)
@@ -134,7 +134,7 @@ def _after(table: sql.Table, sort: sql.Column[Any] | None, ascending: bool, curs
                 raise ValueError
             return [table.c.number > _number(number) if ascending else table.c.number < _number(number)]
         after = sql.tuple_(sort, table.c.number)
-        at = sql.tuple_(sql.literal(float(value) if sort.name == "confidence" else int(value)), _number(number))
+        at = sql.tuple_(sql.literal(float(value) if sort.name == "confidence" else _number(value)), _number(number))
     except ValueError:
         raise FilterError("cursor: expected `next` of a page in the same order") from None
     return [after > at if ascending else after < at]

@@ -12,7 +12,7 @@ from tapline.service.history.batch_writing import MINUTE_US, unpack_ports
 from tapline.service.history.conditions import seen_between
 from tapline.service.history.filters import FilterError, FlowFilter
 from tapline.service.history.history_tables import flows, minutes, tries
-from tapline.service.history.pages import matching
+from tapline.service.history.pages import count_flows, matching
 from tapline.service.history.past import HostLabel, Hosts, PastHost, SeriesKind, SeriesName, SeriesPoint, Unclassified
 
 HOST_FLOWS = 200_000
@@ -41,12 +41,12 @@ def hosts(connection: sql.Connection, wanted: FlowFilter, limit: int) -> Hosts:
     """The originators of the newest flows that a filter asks for, those with most flows first."""
     asked = seen_between(flows, wanted, connection)
     newest = (
-        matching(connection, flows, wanted, asked, [flows.c.number.desc()], HOST_FLOWS + 1)
+        matching(connection, flows, wanted, asked, [flows.c.number.desc()], HOST_FLOWS)
         .with_only_columns(*_OF_HOSTS)
         .subquery()
     )
     flow = newest.c
-    read = connection.execute(sql.select(sql.func.count()).select_from(newest)).scalar() or 0
+    read = count_flows(connection, wanted, HOST_FLOWS + 1)
     count = sql.func.count()
     totals = (
         sql.select(
