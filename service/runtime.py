@@ -13,6 +13,7 @@ from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_che
 from tapline.service.engines.loading import load_engines
 from tapline.service.engines.thread import EngineThread
 from tapline.service.gpu import gpu_collector
+from tapline.service.history.history import History
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import ZOO, Repository, UnknownModelError, newest_version, versions_directory
@@ -20,18 +21,20 @@ from tapline.service.inference.served import ServedModels
 from tapline.service.inference.trace_loading import fitting, trace_directories
 from tapline.service.inference.trial import try_out, try_out_aside
 from tapline.service.jobs.jobs import Jobs
+from tapline.service.live.observer import Observer, Observers
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.replay import Replay
-from tapline.service.live.sensors import Sensors, Watcher
+from tapline.service.live.sensors import Sensors
+from tapline.service.live.verdict_stream import VerdictStream
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import to_its_end
+from tapline.service.process.data_directory import DataDirectory
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.settings import Settings
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.zeek_options import zeek_arguments
 from tapline.service.sources.zeek_process import ZeekLogs, zeeks_on
 from tapline.service.trace_models import TraceModels
-from tapline.service.traces.live_traces import TraceWatcher
 
 log = structlog.get_logger()
 
@@ -46,21 +49,29 @@ class BusyError(RuntimeError):
 class Service:
     """The models that serve, and what feeds them: requests, sensors, a replay.
 
-    `watcher` is told of every live verdict.
+    `observer` is told of every live verdict, beside the history.
     """
 
     def __init__(
         self,
         settings: Settings,
-        watcher: Watcher = lambda flow, verdict: None,
-        trace_watcher: TraceWatcher = lambda trace: None,
+        observer: Observer | None = None,
     ) -> None:
+        """
+        Raises:
+            CheckpointError, EngineError, StateError, TransportError: a model, the state or a sensor cannot be used.
+            DataDirectoryError, HistoryError: the data directory is in use, or the history cannot be.
+        """
         self.settings = settings
         self.metrics = Metrics()
         self.supervisor = Supervisor(self.metrics)
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
         repository, self.default_model = find_models(settings)
+        self.data = DataDirectory(settings.data_dir) if settings.history == "sqlite" else None
+        self.history = self._open_history()
+        self.stream = VerdictStream(self.metrics)
+        told = Observers(self.stream, self.history, observer)
         directories = trace_directories(settings.traces, repository)
         try_out(
             *directories,
@@ -69,7 +80,7 @@ class Service:
             precision=settings.precision,
             seconds=settings.model_trial_seconds,
         )
-        self.trace_models = TraceModels(settings, directories, self.metrics, self.supervisor, trace_watcher)
+        self.trace_models = TraceModels(settings, directories, self.metrics, self.supervisor, told.trace)
         for directory in directories:
             name = read_trace_checkpoint(directory, needs=()).name
             if settings.traces or not repository.versions(name):
@@ -89,7 +100,7 @@ class Service:
             tls=TlsFiles(settings.zeek_ca, settings.zeek_cert, settings.zeek_key),
             shards=settings.shards,
             spool_verdicts=settings.spool_verdicts,
-            watcher=watcher,
+            observer=told,
             traces=self.traces,
             supervisor=self.supervisor,
             names={zeek.url: zeek.name for zeek in self.zeeks},
@@ -97,10 +108,23 @@ class Service:
         self.replay: Replay | None = None
         if settings.replay:
             self.replay = Replay(
-                settings.replay, settings.speed, self.pipeline, watcher, self.traces, lambda: self.classifier.heads
+                settings.replay, settings.speed, self.pipeline, told, self.traces, lambda: self.classifier.heads
             )
         self.jobs = Jobs(settings, self.models, self.trace_models, self.metrics, self.supervisor)
         self._uploads = 0
+
+    def _open_history(self) -> History | None:
+        settings = self.settings
+        if settings.history == "none":
+            return None
+        return History(
+            settings.history,
+            settings.data_dir,
+            self.metrics,
+            days=settings.history_days,
+            size_mb=settings.history_mb,
+            content=settings.history_content,
+        )
 
     @property
     def batcher(self) -> Batcher:
@@ -200,6 +224,7 @@ class Service:
         """Warm up, serve, then drain within the limit."""
         await asyncio.to_thread(self.trace_models.warm_up)
         await self.models.start()
+        keeping = [self.supervisor.start("history", self.history.run)] if self.history is not None else []
         try:
             for name in self.settings.load_models:
                 await self.load_model(name)
@@ -216,6 +241,11 @@ class Service:
         finally:
             await self.models.stop(self.settings.shutdown_seconds)
             self._give_up_engines()
+            await self.supervisor.stop(keeping)
+            if self.history is not None:
+                await self.history.stop(self.settings.shutdown_seconds)
+            if self.data is not None:
+                self.data.release()
 
     def _give_up_engines(self) -> None:
         """Wait for no engine any more."""

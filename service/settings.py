@@ -38,9 +38,8 @@ OptionList = Annotated[list[str], NoDecode, BeforeValidator(_split_options)]
 
 
 def default_data_dir() -> Path:
-    """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`."""
-    base = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(base) if base.startswith("/") else Path("~/.local/share").expanduser()) / "tapline"
+    """Where data is kept that outlives the process (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "tapline"
 
 
 class Settings(BaseSettings):
@@ -84,13 +83,24 @@ class Settings(BaseSettings):
         le=100_000_000,
         description="most flows in open windows, of all trace models together; the first to end are closed beyond",
     )
-    trace_history: int = Field(1000, ge=1, le=1_000_000, description="newest trace verdicts kept for /v1/traces")
     state_dir: Path | None = Field(
         None, description="directory that keeps open trace windows over a restart; not kept where not given"
     )
     data_dir: Path = Field(
-        default_factory=default_data_dir, description="directory of the history, jobs and Zeek's runs"
+        default_factory=default_data_dir,
+        description="directory of the history, jobs and Zeek's runs; one service at a time uses it [default: "
+        "$XDG_DATA_HOME/tapline, or ~/.local/share/tapline]",
     )
+    history: str = Field(
+        "sqlite",
+        description="where verdicts are kept: sqlite (history.db in the data directory), none, or a URL: "
+        "sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE",
+    )
+    history_days: float = Field(30, gt=0, le=36_500, description="longest that the history keeps verdicts, in days")
+    history_mb: int = Field(
+        10_000, ge=16, le=100_000_000, description="most that the history keeps, in MiB; the oldest goes first"
+    )
+    history_content: bool = Field(False, description="keep the first content bytes of flows in the history")
     max_jobs: int = Field(2, ge=1, le=64, description="jobs that run at a time; the others wait in turn")
     max_queued_jobs: int = Field(100, ge=1, le=10_000, description="most jobs that wait; more are told to come again")
     max_job_mb: int = Field(
@@ -208,6 +218,10 @@ class Settings(BaseSettings):
     def _zeek_takes_it(self) -> Settings:
         zeek_arguments(self.zeek_script, self.zeek_option)
         return self
+
+    @field_serializer("history", when_used="json")
+    def _show_no_password(self, url: str) -> str:
+        return shown_url(url)
 
     @property
     def is_live(self) -> bool:

@@ -20,7 +20,6 @@ from tapline.service.process.supervisor import Part, Supervisor
 from tapline.service.settings import Settings
 from tapline.service.traces.capture_traces import CaptureTraces
 from tapline.service.traces.live_traces import LiveTraces, TraceWatcher
-from tapline.service.traces.recent_traces import RecentTraces
 from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.window_state import StateError, TraceState, adopt_former
@@ -62,7 +61,7 @@ class TraceModels:
         self._watching: dict[str, Part] | None = None
         if settings.is_live:
             room = Room(settings.trace_subjects, settings.trace_open_flows)
-            self.live = LiveTraces(metrics, RecentTraces(settings.trace_history), room, watcher=watcher)
+            self.live = LiveTraces(metrics, room, watcher=watcher)
             if settings.state_dir is not None:
                 adopt_former(settings.state_dir)
         for directory in directories:

@@ -38,6 +38,7 @@ from tapline.training.export.mm4flow_onnx import mm4flow_graph
 
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="tapline-tests-")  # no test keeps anything in a home
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
+os.environ.setdefault("TAPLINE_HISTORY", "none")  # tests of the history say where theirs is
 
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")

@@ -18,12 +18,13 @@ from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ErrorBody, error_response
 from tapline.service.api.flows_route import classify_body
 from tapline.service.api.gate import Gate
+from tapline.service.api.history_route import add_history
 from tapline.service.api.jobs_route import add_jobs
 from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE, BodyLimit, Measured
 from tapline.service.api.live_route import live
 from tapline.service.api.models_route import add_models, model_errors
 from tapline.service.api.openapi import CAPTURE_BODY, FLOWS_BODY, describe
-from tapline.service.api.traces_route import add_traces
+from tapline.service.api.stream_route import add_stream
 from tapline.service.api.uploads import NDJSON, classify_upload
 from tapline.service.api.wanted import Wanted
 from tapline.service.runtime import Service
@@ -67,7 +68,8 @@ def create_app(service: Service) -> FastAPI:
     _add_classify(app, service, desk)
     add_jobs(app, service)
     add_models(app, service)
-    add_traces(app, service)
+    add_history(app, service)
+    add_stream(app, service)
     _add_state(app, service)
     describe(app, has_key=service.settings.api_key is not None)
     return app

@@ -30,6 +30,19 @@ def live(service: Service) -> schemas.Live:
             schemas.Part(name=part.name, running=part.running, deaths=part.deaths, reason=part.reason)
             for part in service.supervisor.parts.values()
         ],
+        history=_history(service),
+    )
+
+
+def _history(service: Service) -> schemas.HistoryState | None:
+    history = service.history
+    if history is None:
+        return None
+    return schemas.HistoryState(
+        place=history.place,
+        used_bytes=history.used_bytes,
+        problem=history.problem,
+        **msgspec.structs.asdict(history.counts),
     )
 
 

@@ -187,17 +187,39 @@ class Trace(Body):
     ] = None
 
 
-class LiveTrace(Trace):
-    """A verdict of the live path with its number; later ones have higher numbers."""
+Seen = Annotated[
+    int, Field(description="when its first verdict came, by the service's clock, microseconds since the epoch")
+]
+
+
+class PastFlow(FlowFields):
+    """A flow of the history with its verdict; later ones have higher numbers."""
 
     number: int
+    seen_us: Seen
+    source: Annotated[str, Field(description="URL of the sensor's bus, or name of the capture")]
+    verdict: Verdict
+
+
+class PastFlows(Body):
+    """Verdicts on live flows."""
+
+    flows: list[PastFlow]
+    next: Annotated[str | None, Field(description="give it as `cursor` for the next page; null at the end")]
+
+
+class PastTrace(Trace):
+    """A trace of the history; later ones have higher numbers."""
+
+    number: int
+    seen_us: Seen
 
 
 class Traces(Body):
-    """Verdicts on live traces, newest first."""
+    """Verdicts on live traces."""
 
-    traces: list[LiveTrace]
-    next: Annotated[int | None, Field(description="give it as `before` for the next page; null at the end")]
+    traces: list[PastTrace]
+    next: Annotated[str | None, Field(description="give it as `cursor` for the next page; null at the end")]
     open_windows: int
     open_flows: int
 
@@ -341,6 +363,18 @@ class Part(Body):
     reason: Annotated[str, Field(description="the error of its last death, by name")]
 
 
+class HistoryState(Body):
+    """The history: where it is, and what became of verdicts and of flows that can get none."""
+
+    place: str
+    kept: int
+    shed: Annotated[int, Field(description="because too many waited to be written")]
+    failed: Annotated[int, Field(description="because the database refused them")]
+    pending: int
+    used_bytes: int
+    problem: Annotated[str | None, Field(description="why nothing can be kept now")]
+
+
 class Live(Body):
     """The live path: what came, what became of it, and where it comes from."""
 
@@ -350,6 +384,7 @@ class Live(Body):
     buses: list[Bus]
     traces: Annotated[list[LiveTraces], Field(description="one for each trace model")]
     parts: Annotated[list[Part], Field(description="the long-lived tasks of the service")]
+    history: Annotated[HistoryState | None, Field(description="null where none is kept")]
 
 
 class Health(Body):

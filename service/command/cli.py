@@ -251,7 +251,9 @@ def watch_command(
             "zeek_script": zeek_script, "zeek_option": zeek_option,
         }  # fmt: skip
         chosen = {name: value for name, value in chosen.items() if value}
-        settings = Settings(zeek=zeek or [], interface=interface or [], replay=replay, speed=speed, **chosen)
+        settings = Settings(
+            zeek=zeek or [], interface=interface or [], replay=replay, speed=speed, history="none", **chosen
+        )
         hide_passwords(settings.zeek)
         if not return_verdicts:
             settings = settings.model_copy(update={"spool_verdicts": 0})

@@ -10,11 +10,14 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from tapline.models.checkpoint import CheckpointError
 from tapline.service.command.console import say
 from tapline.service.engines.engine import EngineError
+from tapline.service.history.database import HistoryError
 from tapline.service.jobs.job_store import JobsInUseError
+from tapline.service.process.data_directory import DataDirectoryError
 from tapline.service.process.process_title import hide_passwords
 from tapline.service.settings import ENV_PREFIX, Settings
 from tapline.service.sources.bus.transport import TransportError
@@ -34,7 +37,7 @@ def serve(**given: Any) -> None:
 
     try:
         settings = Settings(**{name: value for name, value in given.items() if value not in (None, [])})
-        hide_passwords(settings.zeek)
+        hide_passwords([*settings.zeek, settings.history])
         if settings.replay is not None:
             check_capture(settings.replay)
         run_server(settings)
@@ -49,9 +52,12 @@ def serve(**given: Any) -> None:
     except GaveUpError as error:
         say(f"gave up: {error}")
         raise typer.Exit(EXIT_FAILED) from None
-    except (CheckpointError, EngineError, JobsInUseError, StateError, TransportError, ZeekError, ListenError) as error:
+    except (ListenError, ZeekError, DataDirectoryError, JobsInUseError) as error:
         say(str(error))
-        raise typer.Exit(EXIT_FAILED if isinstance(error, ListenError | ZeekError) else EXIT_USAGE) from None
+        raise typer.Exit(EXIT_FAILED) from None
+    except (CheckpointError, EngineError, HistoryError, StateError, TransportError) as error:
+        say(str(error))
+        raise typer.Exit(EXIT_USAGE) from None
 
 
 def problem_text(location: tuple[int | str, ...], message: str) -> str:
@@ -61,8 +67,7 @@ def problem_text(location: tuple[int | str, ...], message: str) -> str:
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    value = field.get_default(call_default_factory=True)
-    default = "" if value in (None, False, []) else f"default: {_homely(value)}; "
+    default = "" if field.default in (None, False, [], PydanticUndefined) else f"default: {field.default}; "
     help_text = f"{field.description} [{default}env {ENV_PREFIX}{name.upper()}]"
     option = typer.Option(f"--{name.replace('_', '-')}", help=help_text, show_default=False)
     annotation: Any = Annotated[_option_type(field.annotation) | None, option]

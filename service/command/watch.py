@@ -48,8 +48,10 @@ class View:
         self._early: OrderedDict[str, str] = OrderedDict()
         self._last = (time.monotonic(), 0)
 
-    def watch(self, flow: Flow, verdict: Verdict) -> None:
+    def flow(self, source: str, flow: Flow, verdict: Verdict | None) -> None:
         """Take a verdict; a final one replaces the early one of its flow."""
+        if verdict is None:
+            return
         label = UNKNOWN if verdict.unknown else verdict.label
         replaced = self._early.pop(flow.uid, None)
         if replaced is not None:
@@ -61,7 +63,7 @@ class View:
         self.labels[label] += 1
         self.recent.append((flow, verdict))
 
-    def watch_trace(self, trace: TraceVerdict) -> None:
+    def trace(self, trace: TraceVerdict) -> None:
         """Take a verdict on a trace."""
         self.traces.append(trace)
 
@@ -163,7 +165,7 @@ def watch(settings: Settings) -> int:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
     console = make_console()
     view = View(console.width)
-    service = Service(settings, view.watch, view.watch_trace)
+    service = Service(settings, view)
     return asyncio.run(_watch(service, view, console))
 
 

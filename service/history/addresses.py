@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
-from ipaddress import IPv4Network, IPv6Network
+from functools import lru_cache
+
+from tapline.service.history.filters import FilterError
 
 _VERSION_4, _VERSION_6 = b"\x04", b"\x06"
 _KEY_BYTES = {4: 5, 6: 17}
@@ -25,8 +28,19 @@ def address_text(key: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6 if key[0] == 6 else socket.AF_INET, bytes(key[1:]))
 
 
-def key_range(network: IPv4Network | IPv6Network) -> tuple[bytes, bytes]:
-    """The first and the last key of a network."""
+@lru_cache(256)
+def key_range(host: str) -> tuple[bytes, bytes]:
+    """The first and the last key of an address or a network.
+
+    Raises:
+        FilterError: it is neither.
+    """
+    try:
+        if "%" in host:
+            raise ValueError
+        network = ipaddress.ip_network(host.strip(), strict=False)
+    except ValueError:
+        raise FilterError("host: expected an address, or a network such as 10.0.0.0/8 or 2001:db8::/32") from None
     version = bytes([network.version])
     return version + network.network_address.packed, version + network.broadcast_address.packed
 

@@ -9,9 +9,9 @@ import sqlalchemy as sql
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.history.addresses import address_key, key_range
-from tapline.service.history.filters import FlowFilter, TraceFilter, VerdictFilter, network
+from tapline.service.history.filters import FlowFilter, TraceFilter, VerdictFilter
+from tapline.service.history.history_tables import flows, traces
 from tapline.service.history.rows import nearest_label, shown_label, subject_key, text
-from tapline.service.history.tables import flows, traces
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 Condition = sql.ColumnElement[bool]
@@ -59,10 +59,7 @@ def seen_between(table: sql.Table, wanted: VerdictFilter, connection: sql.Connec
         if bound_us is None:
             continue
         first = (
-            sql.select(table.c.number)
-            .where(table.c.seen_us >= bound_us + slack_us)
-            .order_by(table.c.seen_us)
-            .limit(1)
+            sql.select(table.c.number).where(table.c.seen_us >= bound_us + slack_us).order_by(table.c.seen_us).limit(1)
         )
         number = connection.execute(first).scalar()
         if slack_us < 0:
@@ -74,7 +71,7 @@ def seen_between(table: sql.Table, wanted: VerdictFilter, connection: sql.Connec
 
 def in_network(column: sql.Column[Any], host: str, *, with_index: bool) -> Condition:
     """Whether the key in a column is of an address or a network; `with_index`: by the index of the column."""
-    first, last = key_range(network(host))
+    first, last = key_range(host)
     if first == last:
         return column == first
     if with_index:
@@ -85,7 +82,7 @@ def in_network(column: sql.Column[Any], host: str, *, with_index: bool) -> Condi
 def flow_matches(wanted: FlowFilter, source: str, flow: Flow, verdict: Verdict) -> bool:
     """Whether a verdict on a flow is asked for; times are not looked at."""
     if wanted.host is not None:
-        first, last = key_range(network(wanted.host))
+        first, last = key_range(wanted.host)
         if not any(first <= address_key(address) <= last for address in (flow.orig_h, flow.resp_h)):
             return False
     unexpected = verdict.unexpected_port is True
@@ -101,7 +98,7 @@ def flow_matches(wanted: FlowFilter, source: str, flow: Flow, verdict: Verdict) 
 def trace_matches(wanted: TraceFilter, trace: TraceVerdict) -> bool:
     """Whether a verdict on a trace is asked for; times are not looked at."""
     if wanted.host is not None:
-        first, last = key_range(network(wanted.host))
+        first, last = key_range(wanted.host)
         key = subject_key(trace.subject)
         if key is None or not first <= key <= last:
             return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import time
 from datetime import UTC, datetime
@@ -61,18 +60,6 @@ class TraceFilter(VerdictFilter, frozen=True, kw_only=True, forbid_unknown_field
     subject: Text | None = None
     host: Text | None = None
     suspicious: bool | None = None
-
-
-def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """The network of a text: an address is one of itself.
-
-    Raises:
-        FilterError: it is none.
-    """
-    try:
-        return ipaddress.ip_network(text.strip(), strict=False)
-    except ValueError:
-        raise FilterError("host: expected an address, or a network such as 10.0.0.0/8 or 2001:db8::/32") from None
 
 
 def time_us(text: str, now_us: int | None = None) -> int:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sql
 import structlog
@@ -16,9 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.history import pages, sums
-from tapline.service.history.batches import SeenFlow, SeenTrace
+from tapline.service.history.batch_writing import SeenFlow, SeenTrace
 from tapline.service.history.database import Database, HistoryError, SlowQueryError
 from tapline.service.history.filters import FlowFilter, TraceFilter
+from tapline.service.history.history_tables import flows, traces
 from tapline.service.history.history_writer import HistoryWriter
 from tapline.service.history.past import (
     FlowSort,
@@ -34,7 +35,6 @@ from tapline.service.history.past import (
 )
 from tapline.service.history.retention import Retention
 from tapline.service.history.rows import past_flow, past_trace
-from tapline.service.history.tables import flows, traces
 from tapline.service.metrics import Metrics
 from tapline.service.traces.trace_verdict import TraceVerdict
 
@@ -177,7 +177,7 @@ class History:
 
     async def count_flows(self, wanted: FlowFilter = _ANY_FLOW, at_most: int = 10_000) -> int:
         """How many flows there are, counted no further than `at_most`."""
-        return await self._ask(lambda connection: pages.count(connection, wanted, at_most))
+        return await self._ask(lambda connection: pages.count_flows(connection, wanted, at_most))
 
     async def hosts(self, wanted: FlowFilter = _ANY_FLOW, *, limit: int = 100) -> Hosts:
         """The hosts that began flows, of the newest `HOST_FLOWS` flows."""
@@ -218,7 +218,7 @@ class History:
         work.add_done_callback(self._answered)
         return await asyncio.shield(work)
 
-    def _answered(self, work: asyncio.Future[object]) -> None:
+    def _answered(self, work: asyncio.Future[Any]) -> None:
         self._asked -= 1
         if not work.cancelled():
             work.exception()  # it was raised where somebody still waited

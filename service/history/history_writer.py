@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from tapline.service.history.batches import Seen, SeenFlow, write_batch
+from tapline.service.history.batch_writing import Seen, SeenFlow, write_batch
 from tapline.service.history.database import Database, HistoryError
 from tapline.service.history.past import HistoryCounts
 from tapline.service.history.retention import Retention

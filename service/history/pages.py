@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import sqlalchemy as sql
 
 from tapline.service.history.conditions import Condition, conditions, in_network, seen_between
 from tapline.service.history.filters import FilterError, FlowFilter, TraceFilter, VerdictFilter
+from tapline.service.history.history_tables import flows, traces
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
 from tapline.service.history.rows import past_flow, past_trace
-from tapline.service.history.tables import flows, traces
 
 FEW_ROWS = 20_000
 """A network with fewer rows is looked for by the index of addresses; of one with more the newest rows are soon found in
@@ -47,8 +47,8 @@ def trace_page(
 
 
 def _page(
-    rows: list[Mapping[str, Any]],
-    item: Callable[[Mapping[str, Any]], _Item],
+    rows: list[sql.RowMapping],
+    item: Callable[[sql.RowMapping], _Item],
     sort: sql.Column[Any] | None,
     limit: int,
 ) -> Page[_Item]:
@@ -67,7 +67,7 @@ def _rows(
     ascending: bool,
     limit: int,
     cursor: str | None,
-) -> list[Mapping[str, Any]]:
+) -> list[sql.RowMapping]:
     """One row more than asked for, where there is one."""
     asked = [*seen_between(table, wanted, connection), *_after(table, sort, ascending, cursor)]
     keys = [table.c.number] if sort is None else [sort, table.c.number]
@@ -106,7 +106,7 @@ def matching(
     return plain.where(table.c.number.in_(numbers)).order_by(*order).limit(limit)
 
 
-def count(connection: sql.Connection, wanted: FlowFilter, at_most: int) -> int:
+def count_flows(connection: sql.Connection, wanted: FlowFilter, at_most: int) -> int:
     """How many flows a filter asks for, counted no further than so many; raises as `flow_page`."""
     asked = seen_between(flows, wanted, connection)
     found = matching(connection, flows, wanted, asked, [flows.c.number.desc()], at_most)
@@ -123,9 +123,7 @@ def _is_rare(connection: sql.Connection, column: sql.Column[Any], host: str) -> 
     return (connection.execute(sql.select(sql.func.count()).select_from(some)).scalar() or 0) < FEW_ROWS
 
 
-def _after(
-    table: sql.Table, sort: sql.Column[Any] | None, ascending: bool, cursor: str | None
-) -> list[Condition]:
+def _after(table: sql.Table, sort: sql.Column[Any] | None, ascending: bool, cursor: str | None) -> list[Condition]:
     """What a cursor asks for."""
     if cursor is None:
         return []
@@ -136,7 +134,7 @@ def _after(
                 raise ValueError
             return [table.c.number > _number(number) if ascending else table.c.number < _number(number)]
         after = sql.tuple_(sort, table.c.number)
-        at = sql.tuple_(sql.literal(float(value) if sort.name == "confidence" else int(value)), _number(number))
+        at = sql.tuple_(sql.literal(float(value) if sort.name == "confidence" else _number(value)), _number(number))
     except ValueError:
         raise FilterError("cursor: expected `next` of a page in the same order") from None
     return [after > at if ascending else after < at]

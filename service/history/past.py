@@ -13,15 +13,14 @@ from tapline.service.traces.trace_verdict import TopFlow
 Item = TypeVar("Item")
 
 
-class PastFlow(msgspec.Struct, frozen=True, kw_only=True):
+class FlowRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A flow and the verdict on it, fields as of `models.flow.FlowLine`.
 
-    `number` names it for ever; later ones have higher numbers. `seen_us` is when its first verdict came, by this
-    machine's clock, microseconds since the epoch. `source` is the URL of a bus or the name of a capture.
-    `server_name` is foreign text. `orig_bytes` and `resp_bytes` are hex, empty unless the history keeps content.
+    `seen_us` is when its first verdict came, by this machine's clock, microseconds since the epoch. `source` is the URL
+    of a bus or the name of a capture. `server_name` is foreign text. `orig_bytes` and `resp_bytes` are hex, empty
+    unless the history keeps content.
     """
 
-    number: int
     seen_us: int
     source: str
     sensor: str
@@ -49,11 +48,15 @@ class PastFlow(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
 
 
-class PastTrace(msgspec.Struct, frozen=True, kw_only=True):
-    """A verdict on a trace, fields as of `service.traces.trace_verdict.TraceVerdict`; `number` and `seen_us` as of
-    `PastFlow`."""
+class PastFlow(FlowRecord, frozen=True, kw_only=True):
+    """A flow of the history. `number` names it for ever; later ones have higher numbers."""
 
     number: int
+
+
+class TraceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A verdict on a trace, fields as of `service.traces.trace_verdict.TraceVerdict`; `seen_us` as of `FlowRecord`."""
+
     seen_us: int
     source: str
     subject_kind: SubjectKind
@@ -66,6 +69,12 @@ class PastTrace(msgspec.Struct, frozen=True, kw_only=True):
     top_flows: list[TopFlow]
     suspicion: float | None
     suspicious: bool | None
+
+
+class PastTrace(TraceRecord, frozen=True, kw_only=True):
+    """A trace verdict of the history; `number` as of `PastFlow`."""
+
+    number: int
 
 
 class Page(msgspec.Struct, Generic[Item], frozen=True):

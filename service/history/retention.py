@@ -7,7 +7,7 @@ import time
 import sqlalchemy as sql
 
 from tapline.service.history.database import Database
-from tapline.service.history.tables import flows, minutes, traces, tries
+from tapline.service.history.history_tables import flows, minutes, traces, tries
 
 ROLL_UP_DAYS = 400
 """How long counts by minute and label are kept, which is a year and a month; or as long as flows, if that is longer."""

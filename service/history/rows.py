@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from sqlalchemy import RowMapping
 
 from tapline.models.flow import Flow
 from tapline.models.server_name import server_name
 from tapline.models.verdict import UNKNOWN, Alternative, Verdict
 from tapline.service.community_id import community_id
 from tapline.service.history.addresses import address_key, address_text
-from tapline.service.history.past import PastFlow, PastTrace
+from tapline.service.history.past import FlowRecord, PastFlow, PastTrace, TraceRecord
 from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ def _verdict_row(source: str, verdict: Verdict) -> Row:
     }
 
 
-def _verdict(row: Mapping[str, Any], **more: Any) -> Verdict:
+def _verdict(row: RowMapping, **more: Any) -> Verdict:
     return Verdict(
         label=row["nearest"],
         confidence=row["confidence"],
@@ -122,7 +122,7 @@ _SAME_OF_FLOWS = [
 ]  # fmt: skip
 
 
-def past_flow(row: Mapping[str, Any]) -> PastFlow:
+def past_flow(row: RowMapping) -> PastFlow:
     """The record of a row."""
     ports = {}
     if row["port_label"] is not None:
@@ -138,6 +138,31 @@ def past_flow(row: Mapping[str, Any]) -> PastFlow:
         verdict=_verdict(row, **ports),
     )
     return msgspec.structs.replace(flow, community_id=community_id(flow))
+
+
+_SAME_IN_RECORDS = [
+    "sensor", "uid", "start_us", "duration_us", "proto", "orig_h", "orig_p", "resp_h", "resp_p", "up", "down",
+    "orig_pkts", "resp_pkts", "orig_ip_bytes", "resp_ip_bytes", "service", "conn_state", "payload_lengths",
+]  # fmt: skip
+
+
+def flow_record(seen_us: int, source: str, flow: Flow, verdict: Verdict) -> FlowRecord:
+    """The record of a flow that need not be in the history, without content."""
+    return FlowRecord(
+        **{name: getattr(flow, name) for name in _SAME_IN_RECORDS},
+        seen_us=seen_us,
+        source=source,
+        community_id=community_id(flow),
+        server_name=server_name(flow),
+        orig_bytes="",
+        resp_bytes="",
+        verdict=verdict,
+    )
+
+
+def trace_record(seen_us: int, trace: TraceVerdict) -> TraceRecord:
+    """The record of a trace verdict that need not be in the history."""
+    return TraceRecord(seen_us=seen_us, **{name: getattr(trace, name) for name in TraceVerdict.__struct_fields__})
 
 
 def trace_row(seen_us: int, trace: TraceVerdict) -> Row:
@@ -173,7 +198,7 @@ _SAME_OF_TRACES = [
 ]  # fmt: skip
 
 
-def past_trace(row: Mapping[str, Any]) -> PastTrace:
+def past_trace(row: RowMapping) -> PastTrace:
     """The record of a row."""
     return PastTrace(
         **{name: row[name] for name in _SAME_OF_TRACES},

@@ -8,12 +8,12 @@ from typing import Any
 import sqlalchemy as sql
 
 from tapline.service.history.addresses import address_text, key_range, split_keys
-from tapline.service.history.batches import MINUTE_US, unpack_ports
+from tapline.service.history.batch_writing import MINUTE_US, unpack_ports
 from tapline.service.history.conditions import seen_between
-from tapline.service.history.filters import FilterError, FlowFilter, network
-from tapline.service.history.pages import matching
+from tapline.service.history.filters import FilterError, FlowFilter
+from tapline.service.history.history_tables import flows, minutes, tries
+from tapline.service.history.pages import count_flows, matching
 from tapline.service.history.past import HostLabel, Hosts, PastHost, SeriesKind, SeriesName, SeriesPoint, Unclassified
-from tapline.service.history.tables import flows, minutes, tries
 
 HOST_FLOWS = 200_000
 """Most flows, the newest, that are counted by host."""
@@ -41,12 +41,12 @@ def hosts(connection: sql.Connection, wanted: FlowFilter, limit: int) -> Hosts:
     """The originators of the newest flows that a filter asks for, those with most flows first."""
     asked = seen_between(flows, wanted, connection)
     newest = (
-        matching(connection, flows, wanted, asked, [flows.c.number.desc()], HOST_FLOWS + 1)
+        matching(connection, flows, wanted, asked, [flows.c.number.desc()], HOST_FLOWS)
         .with_only_columns(*_OF_HOSTS)
         .subquery()
     )
     flow = newest.c
-    read = connection.execute(sql.select(sql.func.count()).select_from(newest)).scalar() or 0
+    read = count_flows(connection, wanted, HOST_FLOWS + 1)
     count = sql.func.count()
     totals = (
         sql.select(
@@ -65,9 +65,7 @@ def hosts(connection: sql.Connection, wanted: FlowFilter, limit: int) -> Hosts:
         .limit(limit)
     )
     rows = list(connection.execute(totals).mappings())
-    by_label = sql.select(flow.orig_key, flow.label, count).where(
-        flow.orig_key.in_([row["orig_key"] for row in rows])
-    )
+    by_label = sql.select(flow.orig_key, flow.label, count).where(flow.orig_key.in_([row["orig_key"] for row in rows]))
     labels: dict[bytes, list[HostLabel]] = defaultdict(list)
     for key, label, number in connection.execute(
         by_label.group_by(flow.orig_key, flow.label).order_by(count.desc(), flow.label)
@@ -129,7 +127,7 @@ def unclassified(
     if until_us is not None:
         query = query.where(tries.c.minute_us < until_us)
     if host is not None:
-        query = query.where(tries.c.orig_key.between(*key_range(network(host))))
+        query = query.where(tries.c.orig_key.between(*key_range(host)))
     found: dict[bytes, _Tried] = defaultdict(_Tried)
     for row in connection.execute(query).mappings():
         found[bytes(row["orig_key"])].add(row)

@@ -16,10 +16,10 @@ from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.history.database import Database
 from tapline.service.history.filters import FlowFilter, TraceFilter
+from tapline.service.history.history_tables import flows, traces
 from tapline.service.history.pages import flow_page, trace_page
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
 from tapline.service.history.rows import flow_row, past_flow, trace_row
-from tapline.service.history.tables import flows, traces
 from tapline.service.results.records import Summary
 from tapline.service.results.writers import Writer
 from tapline.service.traces.trace_verdict import TraceVerdict
@@ -158,7 +158,7 @@ class Result:
         """The flow of a number."""
         with self._reading() as connection:
             row = connection.execute(sql.select(flows).where(flows.c.number == number)).mappings().one_or_none()
-            return past_flow(dict(row)) if row is not None else None
+            return past_flow(row) if row is not None else None
 
     def write(self, writer: Writer, *, content: bool) -> Iterator[None]:
         """Give everything to a writer, in the order in which it was found; a step at a time. Content bytes are left

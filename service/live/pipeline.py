@@ -30,12 +30,16 @@ BATCHES_AT_ONCE = 2
 RECENT_LATENCIES = 4096
 
 
+Deliver = Callable[[Flow, FlowOutcome | None], None]
+"""Is told of a flow what came of it; None where there was nothing to ask about it."""
+
+
 @dataclass(slots=True, eq=False)
 class LiveFlow:
     """A flow on its way, and who is told what came of it."""
 
     flow: Flow
-    deliver: Callable[[Flow, FlowOutcome], None]
+    deliver: Deliver
     arrived_at: float = field(default_factory=time.perf_counter)
 
 
@@ -96,11 +100,12 @@ class LivePipeline:
         setattr(self.counts, outcome, getattr(self.counts, outcome) + flows)
         self._metrics.live_flows.labels(outcome).inc(flows)
 
-    def take(self, flow: Flow, deliver: Callable[[Flow, FlowOutcome], None]) -> None:
+    def take(self, flow: Flow, deliver: Deliver) -> None:
         """Take a flow; `deliver` is called with its outcome, later or at once, unless it is shed."""
         self._count("received")
         if not self._batcher.classifier.accepts(flow):
             self._skip(flow)
+            self._tell(flow, None, deliver)
             return
         live = LiveFlow(flow, deliver)
         queued = self._queued.get(flow.uid)
@@ -185,8 +190,11 @@ class LivePipeline:
             seconds = time.perf_counter() - live.arrived_at
             self.latencies_seconds.append(seconds)
             self._metrics.live_seconds.observe(seconds)
+        self._tell(flow, outcome, live.deliver)
+
+    def _tell(self, flow: Flow, outcome: FlowOutcome | None, deliver: Deliver) -> None:
         try:
-            live.deliver(flow, outcome)
+            deliver(flow, outcome)
         except Exception as error:  # of a sink: it costs this verdict, not the others
             self._metrics.failures.labels("OTHER").inc()
             self._log.error("deliver", "a verdict was not delivered", error=type(error).__name__, exc_info=error)

@@ -10,8 +10,8 @@ import structlog
 
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.live.observer import Observer, tell
 from tapline.service.live.pipeline import LivePipeline
-from tapline.service.live.sensors import Watcher
 from tapline.service.sources.capture_stream import CaptureStream
 from tapline.service.sources.capture_worker import WorkerOptions
 from tapline.service.traces.live_traces import LiveTraces
@@ -34,7 +34,7 @@ class Replay:
         capture: Path,
         speed: float,
         pipeline: LivePipeline,
-        watcher: Watcher,
+        observer: Observer,
         traces: LiveTraces | None = None,
         heads: Callable[[], HeadsKind] = lambda: "none",
     ) -> None:
@@ -46,7 +46,7 @@ class Replay:
         self.problem: str | None = None
         self._speed = speed
         self._pipeline = pipeline
-        self._watcher = watcher
+        self._observer = observer
 
     async def run(self) -> None:
         """Play once, also where it fails; `problem` then says what was wrong."""
@@ -91,14 +91,11 @@ class Replay:
 
     @property
     def source(self) -> str:
-        """Its name as a source of traces."""
+        """Its name as a source of flows and traces."""
         return str(self.capture)
 
-    def _deliver(self, flow: Flow, outcome: FlowOutcome) -> None:
-        if self._traces is not None:
-            self._traces.take(self.source, flow, outcome)
-        if outcome.verdict is not None:
-            self._watcher(flow, outcome.verdict)
+    def _deliver(self, flow: Flow, outcome: FlowOutcome | None) -> None:
+        tell(self.source, flow, outcome, self._traces, self._observer)
 
 
 def _end_us(flow: Flow) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tapline.models.flow import Flow
-from tapline.models.verdict import Verdict
 from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.live.observer import Observer, tell
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Part, Supervisor
@@ -21,8 +21,6 @@ from tapline.service.sources.bus.events import VerdictsAck, trace_verdicts_event
 from tapline.service.sources.bus.source import BusSource, make_transport
 from tapline.service.sources.bus.transport import TlsFiles, Transport, TransportError, shown_url
 from tapline.service.traces.live_traces import LiveTraces
-
-Watcher = Callable[[Flow, Verdict], None]
 
 
 @dataclass
@@ -50,19 +48,19 @@ class Sensors:
         tls: TlsFiles,
         shards: Sequence[str] = (),
         spool_verdicts: int = 0,
-        watcher: Watcher = lambda flow, verdict: None,
+        observer: Observer,
         traces: LiveTraces | None = None,
         supervisor: Supervisor,
         names: Mapping[str, str] | None = None,
     ) -> None:
-        """`names`: what buses are called that are not called by their URLs.
-        `spool_verdicts` 0 sends no verdicts back; `watcher` is told of every verdict; `traces` get all flows."""
+        """`spool_verdicts` 0 sends no verdicts back; `traces` get all flows; `names`: what buses are called that are
+        not called by their URLs."""
         if len({shown_url(url) for url in urls}) < len(urls):
             raise TransportError("a sensor is named twice: one connection per sensor is all that Zeek should bear")
         self._pipeline = pipeline
         self._metrics = metrics
         self._spool_verdicts = spool_verdicts
-        self._watcher = watcher
+        self._observer = observer
         self._traces = traces
         self._supervisor = supervisor
         self.sensors = [self._sensor(make_transport(url, tls, list(shards), (names or {}).get(url))) for url in urls]
@@ -74,13 +72,10 @@ class Sensors:
         if self._traces is not None and sinks:
             self._traces.deliver_to(transport.url, lambda trace: trace_sink.put(trace_verdict_row(trace)))
 
-        def deliver(flow: Flow, outcome: FlowOutcome) -> None:
-            if self._traces is not None:
-                self._traces.take(transport.url, flow, outcome)
-            if outcome.verdict is not None:
-                self._watcher(flow, outcome.verdict)
-                if sinks:
-                    flow_sink.put(verdict_row(flow, outcome.verdict))
+        def deliver(flow: Flow, outcome: FlowOutcome | None) -> None:
+            verdict = tell(transport.url, flow, outcome, self._traces, self._observer)
+            if verdict is not None and sinks:
+                flow_sink.put(verdict_row(flow, verdict))
 
         def take_ack(ack: VerdictsAck) -> None:
             for sink in sinks:

@@ -15,11 +15,11 @@ import structlog
 
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.flow import Flow
+from tapline.models.verdict import UNKNOWN
 from tapline.service.inference.flow_features import FlowFeatures
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.process.supervisor import Part, Supervisor
-from tapline.service.traces.recent_traces import shown_label
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, TraceVerdict
 from tapline.service.traces.window_state import WRITE_FAULTS, TraceState
@@ -234,7 +234,8 @@ class LiveModel:
         if job.final and self._state is not None and not version.windows.is_capture(job.key.source):
             self._note_closed(self._state, job)
         stage = "final" if job.final else "early"
-        self._metrics.trace_verdicts.labels(self.name, shown_label(trace), stage).inc()
+        label = UNKNOWN if trace.verdict.unknown else trace.verdict.label
+        self._metrics.trace_verdicts.labels(self.name, label, stage).inc()
         if trace.suspicious:
             self._metrics.suspicious_traces.labels(self.name, stage).inc()
         self._deliver(job.key.source, trace)

@@ -10,7 +10,6 @@ from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.traces.live_model import LiveModel
-from tapline.service.traces.recent_traces import RecentTraces
 from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import TraceVerdict, traced
@@ -28,13 +27,11 @@ class LiveTraces:
     def __init__(
         self,
         metrics: Metrics,
-        history: RecentTraces,
         room: Room,
         *,
         watcher: TraceWatcher = lambda trace: None,
     ) -> None:
         """`watcher` is told of every verdict."""
-        self.history = history
         self.room = room
         self.models: dict[str, LiveModel] = {}
         self._metrics = metrics
@@ -97,7 +94,6 @@ class LiveTraces:
         await asyncio.gather(*(model.stop() for model in self.models.values()))
 
     def _deliver(self, source: str, trace: TraceVerdict) -> None:
-        self.history.add(trace)
         self._watcher(trace)
         sink = self._sinks.get(source)
         if sink is not None:

@@ -58,7 +58,7 @@ class Serving:
             metrics,
             tls=TlsFiles(),
             spool_verdicts=10_000,
-            watcher=lambda flow, verdict: self.flows.append(flow),
+            observer=self,
             supervisor=Supervisor(metrics),
         )
         (self.sensor,) = self.sensors.sensors
@@ -71,6 +71,13 @@ class Serving:
             return await publish(batch, rows)
 
         sink._publish = counted
+
+    def flow(self, source, flow, verdict):
+        if verdict is not None:
+            self.flows.append(flow)
+
+    def trace(self, trace):
+        pass
 
     def is_through(self):
         return len(self.flows) == EXPECTED and self.sensor.pending_verdicts == 0

@@ -45,7 +45,7 @@ def table(flows, width, verdict=UNEXPECTED):
 def live(flows, width, verdict=UNEXPECTED):
     view, console = View(width), make_console(io.StringIO(), width=width)
     for flow in flows:
-        view.watch(flow, verdict)
+        view.flow("", flow, verdict)
     console.print(view._verdicts())
     return console.file.getvalue()
 

@@ -42,7 +42,7 @@ def classified(flows, width):
 def watched(flows, width):
     view = View(width)
     for flow in flows:
-        view.watch(flow, VERDICT)
+        view.flow("", flow, VERDICT)
     console = make_console(io.StringIO(), width=width)
     console.print(view._verdicts())
     return console.file.getvalue().splitlines()

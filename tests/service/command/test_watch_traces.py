@@ -20,7 +20,7 @@ def shown(settings) -> str:
     view = View(200)
 
     async def main():
-        service = Service(settings, view.watch, view.watch_trace)
+        service = Service(settings, view)
         async with asyncio.timeout(60), service.running():
             await service.replay.finished.wait()
             console = Console(file=io.StringIO(), width=200)

@@ -17,6 +17,7 @@ from tapline.service.traces.window_state import TraceState
 from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
 from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
 from tests.service.api.client import api_client
+from tests.service.observing import Told
 from tests.service.traces.fakes import NumpyTraceEngine, read_by, trace_checkpoint, trace_flow
 from tests.service.traces.test_classifying import CAPTURE, with_heads
 from tests.service.traces.test_live_traces import BUS, NOW, clock, make_live, play, the_model, until, value  # noqa: F401
@@ -176,7 +177,7 @@ def test_what_becomes_of_one_model_under_traffic_loses_no_flow_of_any(repository
     delivered, source = [], "ws://127.0.0.1:9"
 
     async def main():
-        service = Service(settings_of(repository, zeek=[source]), trace_watcher=delivered.append)
+        service = Service(settings_of(repository, zeek=[source]), observer=Told(traces=delivered))
         sent, swapping = 0, True
         async with asyncio.timeout(180), service.running():
 
@@ -324,7 +325,7 @@ def test_a_service_without_traces_can_be_given_a_trace_model(repository):
 
     async def main():
         service = Service(
-            settings_of(repository, traces=["none"], replay=CAPTURE, speed=0), trace_watcher=delivered.append
+            settings_of(repository, traces=["none"], replay=CAPTURE, speed=0), observer=Told(traces=delivered)
         )
         service.replay.run = wait = Held(service.replay.run)
         async with asyncio.timeout(60), service.running():

@@ -9,12 +9,10 @@ import structlog
 
 from tapline.models.checkpoint import EarlyVerdict
 from tapline.models.trace import TraceSettings
-from tapline.models.verdict import UNKNOWN
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.traces import live_model as live_module
 from tapline.service.traces.live_traces import LiveTraces
-from tapline.service.traces.recent_traces import RecentTraces
 from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.state_files import Journal
@@ -44,7 +42,7 @@ def make_live(engine, delivered, state=None, window_seconds=600.0, **bounds):
     settings = TraceSettings(window_seconds=window_seconds)
     rule = EarlyRule(checkpoint.early.confidence, checkpoint.early.min_flows)
     windows = TraceWindows(settings, WindowBounds(**bounds), rule)
-    traces = LiveTraces(Metrics(), RecentTraces(100), Room(10**6, 10**6), watcher=delivered.append)
+    traces = LiveTraces(Metrics(), Room(10**6, 10**6), watcher=delivered.append)
     traces.add(windows, TraceScorer(engine), state)
     return traces
 
@@ -130,7 +128,6 @@ def test_an_early_verdict_comes_before_the_final_one_and_once_per_label(clock):
     labels = [trace.verdict.label for trace in early]
     assert all(one != other for one, other in itertools.pairwise(labels))
     assert told == delivered
-    assert [past.trace for past in reversed(traces.history.newest(100))] == delivered
     stages = [value(traces, "tapline_trace_verdicts_total", label=label, stage="early") for label in set(labels)]
     assert sum(stages) == len(early)
 
@@ -177,19 +174,6 @@ def test_what_is_open_is_given_at_the_end_where_no_state_is_kept(clock):
 
     play(traces, body)
     assert [trace.verdict.final for trace in delivered] == [True]
-
-
-def test_history_finds_by_subject_and_label_and_pages():
-    from tests.service.sinks.test_zeek_sink import trace
-
-    history = RecentTraces(5)
-    for number in range(8):
-        history.add(trace(label=("plug", "camera")[number % 2], subject=f"s{number % 3}"))
-    assert [past.number for past in history.newest(10)] == [8, 7, 6, 5, 4]
-    assert [past.number for past in history.newest(2, before=7)] == [6, 5]
-    assert [past.number for past in history.newest(10, label="camera")] == [8, 6, 4]
-    assert [past.number for past in history.newest(10, subject="s1")] == [8, 5]
-    assert history.newest(10, label=UNKNOWN) == []
 
 
 class TestState:

@@ -22,6 +22,7 @@ from tests.paths import ROOT
 from tests.service.api.client import api_client
 from tests.service.command.cli_runner import tapline
 from tests.service.conftest import SETTINGS
+from tests.service.observing import Told
 
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 SCRIPTS = ROOT / "zeek" / "scripts"
@@ -85,7 +86,7 @@ def live_traces(settings, body):
     found = []
 
     async def main():
-        service = Service(settings, trace_watcher=found.append)
+        service = Service(settings, observer=Told(traces=found))
         async with asyncio.timeout(60), service.running():
             await body(service)
         return service

@@ -18,7 +18,6 @@ from tapline.service.engines.trace_engine import TraceScores
 from tapline.service.results.records import Summary, SummaryBuilder
 from tapline.service.results.writers import TraceCsvWriter
 from tapline.service.sinks.zeek_sink import trace_verdict_row
-from tapline.service.traces.recent_traces import RecentTraces
 from tapline.service.traces.scorer import TraceScorer
 from tests.service.command.test_trace_table import trace
 from tests.service.traces.fakes import LABELS, WIDTH, NumpyTraceEngine, read_by, trace_checkpoint, trace_flow
@@ -166,14 +165,3 @@ def test_the_summary_counts_them_where_the_model_tells():
     assert [(entry.model, entry.traces, entry.suspicious) for entry in builder.finish([]).traces] == [
         ("devices", 3, 2), ("others", 1, None),
     ]  # fmt: skip
-
-
-def test_recent_traces_are_found_by_it_and_by_model():
-    history = RecentTraces(10)
-    for number in range(6):
-        model = ("devices", "intrusion")[number % 2]
-        suspicious = number > 3 if model == "intrusion" else None
-        history.add(trace(verdict=Verdict("a", 0.9, False, [], model, "1"), suspicious=suspicious))
-    assert [past.number for past in history.newest(10, suspicious=True)] == [6]
-    assert [past.number for past in history.newest(10, suspicious=False, model="intrusion")] == [4, 2]
-    assert [past.number for past in history.newest(2, model="devices")] == [5, 3]

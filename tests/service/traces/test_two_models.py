@@ -23,7 +23,6 @@ from tapline.service.settings import Settings
 from tapline.service.sources.bus.events import BusEvent, Count
 from tapline.service.sources.capture import ReadOptions, read_capture
 from tapline.service.traces.live_traces import LiveTraces
-from tapline.service.traces.recent_traces import RecentTraces
 from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.window_state import SNAPSHOT, TraceState
@@ -34,6 +33,7 @@ from tests.service.api.client import api_client
 from tests.service.api.served import Server
 from tests.service.command.cli_runner import tapline
 from tests.service.conftest import SETTINGS
+from tests.service.observing import Told
 from tests.service.process.test_supervisor import flow_event
 from tests.service.sources.bus.sensors import AcknowledgingSensor
 from tests.service.traces.fakes import NumpyTraceEngine, read_by, trace_checkpoint, trace_flow
@@ -87,7 +87,7 @@ def live(settings, body):
     found = []
 
     async def main():
-        service = Service(settings, trace_watcher=found.append)
+        service = Service(settings, observer=Told(traces=found))
         async with asyncio.timeout(60), service.running():
             await body(service)
 
@@ -190,7 +190,7 @@ class TestTheSameVerdicts:
 
 def make_two(delivered, *engines, state=None):
     """Live traces of several models in windows of ten minutes."""
-    traces = LiveTraces(Metrics(), RecentTraces(100), Room(10**6, 10**6), watcher=delivered.append)
+    traces = LiveTraces(Metrics(), Room(10**6, 10**6), watcher=delivered.append)
     for engine in engines:
         windows = TraceWindows(TraceSettings(window_seconds=600), WindowBounds(60.0), EarlyRule(1.0, 64))
         own = TraceState(state / engine.checkpoint.name, engine.checkpoint) if state is not None else None

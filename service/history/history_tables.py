@@ -82,9 +82,7 @@ model knows no ports."""
 
 Index("flows_seen", flows.c.seen_us)
 Index("flows_uid", flows.c.uid)
-Index(
-    "flows_early", flows.c.uid, sqlite_where=flows.c.final.is_(False), postgresql_where=flows.c.final.is_(False)
-)
+Index("flows_early", flows.c.uid, sqlite_where=flows.c.final.is_(False), postgresql_where=flows.c.final.is_(False))
 Index("flows_orig", flows.c.orig_key, flows.c.number)
 Index("flows_resp", flows.c.resp_key, flows.c.number)
 Index("flows_port", flows.c.resp_p, flows.c.number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.history.addresses import address_key, split_keys
 from tapline.service.history.database import Database
+from tapline.service.history.history_tables import flows, minutes, traces, tries
 from tapline.service.history.rows import Row, flow_row, text, trace_row
-from tapline.service.history.tables import flows, minutes, traces, tries
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 MINUTE_US = 60_000_000
@@ -23,6 +24,9 @@ MAX_PLACES = 1024
 """Ports, and peers, that are told apart of what one host tried in a minute."""
 
 _ASKED_AT_ONCE = 500
+
+_ROWS_IN_A_ROW = 32
+"""Rows after which the event loop's thread may have its turn, which Python would else let wait for 5 ms."""
 
 _T = TypeVar("_T")
 
@@ -55,17 +59,21 @@ def write_batch(connection: sql.Connection, database: Database, batch: Sequence[
     source and model) in its place: number and `seen_us` stay. A final one stays: a capture that is played again gives
     rows of its own.
     """
-    judged = [
-        flow_row(seen.seen_us, seen.source, seen.flow, seen.verdict, content=content)
-        for seen in batch
-        if isinstance(seen, SeenFlow) and seen.verdict is not None
-    ]
-    scored = [trace_row(seen.seen_us, seen.trace) for seen in batch if isinstance(seen, SeenTrace)]
+    judged, scored, left_out = [], [], []
+    for index, seen in enumerate(batch):
+        if isinstance(seen, SeenTrace):
+            scored.append(trace_row(seen.seen_us, seen.trace))
+        elif seen.verdict is None:
+            left_out.append(seen)
+        else:
+            judged.append(flow_row(seen.seen_us, seen.source, seen.flow, seen.verdict, content=content))
+        if index % _ROWS_IN_A_ROW == 0:
+            time.sleep(0)
     rollup = _RollUp()
-    _keep(connection, flows, judged, ("uid", "source", "sensor"), rollup)
-    _keep(connection, traces, scored, ("subject", "start_us", "source", "model"), rollup)
+    _keep(connection, database, flows, judged, ("uid", "source", "sensor"), rollup)
+    _keep(connection, database, traces, scored, ("subject", "start_us", "source", "model"), rollup)
     rollup.write(connection, database)
-    _count_tries(connection, database, [seen for seen in batch if isinstance(seen, SeenFlow) and seen.verdict is None])
+    _count_tries(connection, database, left_out)
 
 
 @dataclass
@@ -102,7 +110,12 @@ class _RollUp:
 
 
 def _keep(
-    connection: sql.Connection, table: sql.Table, rows: list[Row], names: tuple[str, ...], rollup: _RollUp
+    connection: sql.Connection,
+    database: Database,
+    table: sql.Table,
+    rows: list[Row],
+    names: tuple[str, ...],
+    rollup: _RollUp,
 ) -> None:
     """Insert rows, or put them in the place of early ones whose columns `names` are the same."""
     if not rows:
@@ -130,7 +143,7 @@ def _keep(
         if not row["final"]:
             early[key] = now
     if inserts:
-        connection.execute(sql.insert(table), inserts)
+        database.insert_rows(connection, table, inserts)
     if updates:
         columns = [column.name for column in table.columns if column.name not in ("number", "seen_us")]
         connection.execute(
