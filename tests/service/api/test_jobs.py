@@ -216,7 +216,7 @@ def test_pages_filters_and_sorts(client):
     found, cursor = [], ""
     while cursor is not None:
         page = client.get(f"/{id}/flows?limit=7{cursor and '&cursor=' + cursor}")
-        job_schemas.JobFlows.model_validate_json(page.text)
+        schemas.PastFlows.model_validate_json(page.text)
         found += page.json()["flows"]
         cursor = page.json()["next"]
     assert [flow["uid"] for flow in found] == [flow["uid"] for flow in whole]
@@ -229,7 +229,7 @@ def test_pages_filters_and_sorts(client):
     ]
     assert bytes_of == sorted(bytes_of, reverse=True)
     one = client.get(f"/{id}/flows/3?content=true").json()
-    job_schemas.JobFlow.model_validate(one)
+    schemas.PastFlow.model_validate(one)
     assert one["uid"] == whole[2]["uid"]
     for query in ("host=nobody", "cursor=x", "limit=0", "limit=1001", "sort=name", "min_confidence=2"):
         error(client.get(f"/{id}/flows?{query}"), 422, "invalid")
