@@ -32,7 +32,8 @@ from tapline.service.process.data_directory import DataDirectory
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.settings import Settings
 from tapline.service.sources.bus.transport import TlsFiles
-from tapline.service.sources.zeek_process import zeeks_on
+from tapline.service.sources.zeek_options import zeek_arguments
+from tapline.service.sources.zeek_process import ZeekLogs, zeeks_on
 from tapline.service.trace_models import TraceModels
 
 log = structlog.get_logger()
@@ -48,14 +49,13 @@ class BusyError(RuntimeError):
 class Service:
     """The models that serve, and what feeds them: requests, sensors, a replay.
 
-    `observer` is told of every live verdict, beside the history; `log_dir` is where Zeeks of our own keep their logs.
+    `observer` is told of every live verdict, beside the history.
     """
 
     def __init__(
         self,
         settings: Settings,
         observer: Observer | None = None,
-        log_dir: Path | None = None,
     ) -> None:
         """
         Raises:
@@ -91,7 +91,8 @@ class Service:
         self.trace_models.encoders = self.models.encoders
         self.traces = self.trace_models.live
         self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
-        self.zeeks = zeeks_on(settings.interface, log_dir)
+        logs = ZeekLogs(settings.zeek_dir or settings.data_dir / "zeek", settings.zeek_logs_mb)
+        self.zeeks = zeeks_on(settings.interface, logs, zeek_arguments(settings.zeek_script, settings.zeek_option))
         self.sensors = Sensors(
             [*settings.zeek, *(zeek.url for zeek in self.zeeks)],
             self.pipeline,
@@ -102,6 +103,7 @@ class Service:
             observer=told,
             traces=self.traces,
             supervisor=self.supervisor,
+            names={zeek.url: zeek.name for zeek in self.zeeks},
         )
         self.replay: Replay | None = None
         if settings.replay:
@@ -262,6 +264,8 @@ class Service:
         """Why no work should be sent here now, or None."""
         if down := self.supervisor.down() or next((zeek.failure for zeek in self.zeeks if zeek.is_down), None):
             return down
+        if away := self.sensors.all_away(self.settings.sensor_grace_seconds):
+            return away
         waiting = self.batcher.waiting_flows
         if waiting > READY_QUEUE_SHARE * self.batcher.max_queue_size:
             return f"{waiting} flows are waiting"

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tapline.service.engines.engine import EngineName, Precision
 from tapline.service.sources.bus.transport import shown_url
+from tapline.service.sources.zeek_options import zeek_arguments
 
 ENV_PREFIX = "TAPLINE_"
 
@@ -26,6 +27,14 @@ def _split(value: object) -> object:
 
 TextList = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 """Several texts; in an environment variable, with commas between them."""
+
+
+def _split_options(value: object) -> object:
+    return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+
+
+OptionList = Annotated[list[str], NoDecode, BeforeValidator(_split_options)]
+"""Several options of Zeek, which may have commas in them; in an environment variable, with `;` between them."""
 
 
 def default_data_dir() -> Path:
@@ -149,6 +158,27 @@ class Settings(BaseSettings):
     interface: TextList = Field(
         [], description="network interface to start Zeek on, or eth0=NAME to name the sensor; may be repeated"
     )
+    zeek_dir: Path | None = Field(
+        None,
+        description="directory of the logs of Zeeks on interfaces, each run in one of its own; zeek/ of the data "
+        "directory where not given",
+    )
+    zeek_logs_mb: int = Field(
+        10_240,
+        ge=0,
+        le=100_000_000,
+        description="most logs of one run of Zeek, in MiB: beyond, the oldest rotated "
+        "ones of that run are removed, and it is logged; 0 for no bound; earlier runs are never touched",
+    )
+    zeek_script: TextList = Field(
+        [], description="script that Zeeks on interfaces load, too: a file, or a name on Zeek's path; may be repeated"
+    )
+    zeek_option: OptionList = Field(
+        [], description="option of Zeek on interfaces, Name=value; may be repeated (in the environment: with ; between)"
+    )
+    sensor_grace_seconds: float = Field(
+        30, ge=0, le=86_400, description="longest time without any sensor connected before the service is not ready"
+    )
     zeek_ca: Path | None = Field(None, description="PEM file of the CA that signed the sensors' certificates")
     zeek_cert: Path | None = Field(None, description="PEM file of the certificate to show to sensors")
     zeek_key: Path | None = Field(None, description="PEM file of the key of that certificate")
@@ -184,6 +214,11 @@ class Settings(BaseSettings):
     @field_serializer("zeek", when_used="json")
     def _show_no_passwords(self, urls: list[str]) -> list[str]:
         return [shown_url(url) for url in urls]
+
+    @model_validator(mode="after")
+    def _zeek_takes_it(self) -> Settings:
+        zeek_arguments(self.zeek_script, self.zeek_option)
+        return self
 
     @field_serializer("history", when_used="json")
     def _show_no_password(self, url: str) -> str:

@@ -33,11 +33,12 @@ ARROWS = {
     "service/process": "models service/metrics",
     "service/sources/bus": "models service/metrics service/process",
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
-    "service/settings": "service/engines service/sources/bus",
+    "service/settings": "service/engines service/sources service/sources/bus",
     "service/inference": "models service/engines service/metrics service/process",
     "service/traces": "models service/community_id service/engines service/inference service/metrics service/process",
-    "service/results": "models service/community_id service/traces",
     "service/history": "models service/community_id service/metrics service/process service/traces",
+    "service/results": "models service/community_id service/traces",
+    "service/classifying": "models service/inference service/metrics service/results service/sources service/traces",
     "service/sinks": "models service/community_id service/metrics service/sources/bus service/traces",
     "service/live": (
         "models service/history service/inference service/metrics service/process service/sinks service/sources "
@@ -46,18 +47,23 @@ ARROWS = {
     "service/trace_models": (
         "models service/engines service/inference service/metrics service/process service/settings service/traces"
     ),
+    "service/jobs": (
+        "models service/classifying service/history service/inference service/metrics service/process service/results "
+        "service/settings service/sources service/trace_models service/traces"
+    ),
     "service/runtime": (
-        "models service/engines service/gpu service/history service/inference service/live service/metrics "
-        "service/process service/settings service/sources service/sources/bus service/trace_models"
+        "models service/engines service/gpu service/history service/inference service/jobs service/live "
+        "service/metrics service/process service/settings service/sources service/sources/bus service/trace_models"
     ),
     "service/api": (
-        "models service/engines service/history service/inference service/live service/metrics service/process "
-        "service/results service/runtime service/settings service/sources service/sources/bus service/trace_models service/traces"
+        "models service/classifying service/engines service/history service/inference service/jobs service/live "
+        "service/metrics service/process service/results service/runtime service/settings service/sources/bus "
+        "service/trace_models service/traces"
     ),
     "service/command": (
-        "models service/api service/engines service/history service/inference service/live service/process "
-        "service/results service/runtime service/settings service/sources service/sources/bus service/sources/packets "
-        "service/traces"
+        "models service/api service/engines service/history service/inference service/jobs service/live "
+        "service/process service/results service/runtime service/settings service/sources service/sources/bus "
+        "service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/sources training/loop",

@@ -64,7 +64,9 @@ class FilePart:
             self._parser.finalize()
         except MultipartParseError:
             raise ApiError(400, "bad_multipart", "the form ends early") from None
-        if not self.found or self._inside:
+        if self._inside:
+            raise ApiError(400, "bad_multipart", "the form ends early")
+        if not self.found:
             raise ApiError(400, "no_file", _NO_FILE)
 
     def _begin(self) -> None:

@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tapline.service.api.schemas import Body, Summary, Trace, Verdict
+from tapline.service.api.schemas import Body, PastTrace, Summary
 from tapline.service.jobs.capture_files import MAX_PATH_CHARS
 
 Seconds = Annotated[float | None, Field(description="seconds since the epoch, null where it has not come to that")]
-Next = Annotated[str | None, Field(description="give it as `cursor` for the next page; null at the end")]
 
 
 class CapturePath(Body):
@@ -58,53 +57,8 @@ class Jobs(Body):
     jobs: list[Job]
 
 
-class JobFlow(Body):
-    """A flow of a job with its verdict. `number` names it; `seen_us` is when it ended, on the capture's own clock."""
-
-    number: int
-    seen_us: int
-    source: str
-    sensor: str
-    uid: str
-    community_id: str
-    start_us: int
-    duration_us: int
-    proto: str
-    orig_h: str
-    orig_p: int
-    resp_h: str
-    resp_p: int
-    up: int
-    down: int
-    orig_pkts: int
-    resp_pkts: int
-    orig_ip_bytes: int
-    resp_ip_bytes: int
-    service: str
-    conn_state: str
-    server_name: str
-    payload_lengths: list[int]
-    orig_bytes: Annotated[str, Field(description="hex, empty unless asked for")]
-    resp_bytes: str
-    verdict: Verdict
-
-
-class JobFlows(Body):
-    """A page of flows."""
-
-    flows: list[JobFlow]
-    next: Next
-
-
-class JobTrace(Trace):
-    """A trace of a job. `number` names it."""
-
-    number: int
-    seen_us: int
-
-
 class JobTraces(Body):
     """A page of traces."""
 
-    traces: list[JobTrace]
-    next: Next
+    traces: list[PastTrace]
+    next: Annotated[str | None, Field(description="give it as `cursor` for the next page; null at the end")]

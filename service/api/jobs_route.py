@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 
 from tapline.models.flow import MAX_COUNT
 from tapline.service.api import job_schemas, schemas
+from tapline.service.api.asked import Ascending, Content, Cursor, FlowsAsked, Limit, TracesAsked, history_errors
 from tapline.service.api.choice import ReadPorts, TraceNames, choice_of
 from tapline.service.api.errors import ApiError, ErrorBody
 from tapline.service.api.job_bodies import SentCapture
@@ -22,8 +23,7 @@ from tapline.service.api.limits import JOBS_ROUTE
 from tapline.service.api.models_route import model_errors
 from tapline.service.api.openapi import JOB_BODY
 from tapline.service.api.wanted import resources
-from tapline.service.history.database import SlowQueryError
-from tapline.service.history.filters import FilterError, FlowFilter, TraceFilter
+from tapline.service.history.past import PastFlow
 from tapline.service.jobs.capture_files import MAX_PATH_CHARS, BadPathError
 from tapline.service.jobs.job import (
     CaptureGoneError,
@@ -41,7 +41,6 @@ from tapline.service.results.report import ReportBuilder
 from tapline.service.results.writers import CsvWriter, JsonWriter, NdjsonWriter, TraceCsvWriter
 from tapline.service.runtime import Service
 
-MAX_PAGE = 1000
 MAX_PATH_BODY_BYTES = 64 << 10
 NDJSON = "application/x-ndjson"
 PCAP = "application/vnd.tcpdump.pcap"
@@ -67,11 +66,7 @@ JobName = Annotated[str | None, Query(max_length=128, description="what to call 
 ModelName = Annotated[
     str | None, Query(max_length=64, description="a loaded model; the default one where none is named")
 ]
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="most of them in the answer")]
-Cursor = Annotated[str | None, Query(max_length=64, description="`next` of the page before")]
-Content = Annotated[bool, Query(description="with the content bytes of flows, which are left out otherwise")]
-Text = Annotated[str | None, Query(min_length=1, max_length=256)]
-Share = Annotated[float | None, Query(ge=0, le=1)]
+Sort = Annotated[Literal["time", "confidence", "bytes"], Query(description="in which order")]
 
 
 class _PathBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -84,14 +79,11 @@ class _PathBody(msgspec.Struct, forbid_unknown_fields=True):
 def job_errors() -> Iterator[None]:
     """Turn what is wrong with a job, or a question about it, into its status."""
     try:
-        yield
+        with history_errors():
+            yield
     except JobError as error:
         status, code = next(found for kind, found in _STATUS.items() if isinstance(error, kind))
         raise ApiError(status, code, str(error), retry=status in (503, 507)) from None
-    except FilterError as error:
-        raise ApiError(422, "invalid", str(error)) from None
-    except SlowQueryError as error:
-        raise ApiError(503, "slow", str(error)) from None
 
 
 def add_jobs(app: FastAPI, service: Service) -> None:
@@ -213,43 +205,29 @@ def _add_results(app: FastAPI, service: Service) -> None:
         name = f"{PurePath(job.name).stem[:64]}-report.html".encode("ascii", "replace").decode().replace('"', "_")
         return HTMLResponse(page, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
-    @app.get(JOBS_ROUTE + "/{id}/flows", tags=["jobs"], response_model=job_schemas.JobFlows, responses=_ERRORS)
+    @app.get(JOBS_ROUTE + "/{id}/flows", tags=["jobs"], response_model=schemas.PastFlows, responses=_ERRORS)
     async def flows(
         id: Id,
-        label: Text = None,
-        nearest: Text = None,
-        unknown: bool | None = None,
-        min_confidence: Share = None,
-        max_confidence: Share = None,
-        host: Text = None,
-        port: Annotated[int | None, Query(ge=0, le=65535)] = None,
-        unexpected_port: bool | None = None,
-        uid: Text = None,
-        sort: Annotated[Literal["time", "confidence", "bytes"], Query()] = "time",
-        ascending: bool = True,
+        wanted: FlowsAsked,
+        sort: Sort = "time",
+        ascending: Ascending = True,
         limit: Limit = 100,
         cursor: Cursor = None,
         content: Content = False,
     ) -> Response:
-        """A page of the flows with verdicts, in the order in which they ended unless `sort` says otherwise. `host` is
-        an address or a network of either side, `port` the responder's."""
-        wanted = FlowFilter(
-            label=label, nearest=nearest, unknown=unknown, min_confidence=min_confidence,
-            max_confidence=max_confidence, host=host, port=port, unexpected_port=unexpected_port, uid=uid,
-        )  # fmt: skip
+        """A page of the flows with verdicts, in the order in which they ended unless `sort` says otherwise. Times are
+        those of the capture."""
         with job_errors():
             page = await service.jobs.flows(id, wanted, sort=sort, ascending=ascending, limit=limit, cursor=cursor)
-        items = (
-            page.items if content else [msgspec.structs.replace(f, orig_bytes="", resp_bytes="") for f in page.items]
-        )
-        return _json({"flows": items, "next": page.next})
+        shown = page.items if content else [_without_content(flow) for flow in page.items]
+        return _json({"flows": shown, "next": page.next})
 
-    @app.get(JOBS_ROUTE + "/{id}/flows/{number}", tags=["jobs"], response_model=job_schemas.JobFlow, responses=_ERRORS)
+    @app.get(JOBS_ROUTE + "/{id}/flows/{number}", tags=["jobs"], response_model=schemas.PastFlow, responses=_ERRORS)
     async def flow(id: Id, number: Number, content: Content = False) -> Response:
-        """A flow."""
+        """A flow by its number."""
         with job_errors():
             found = await service.jobs.flow(id, number)
-        return _json(found if content else msgspec.structs.replace(found, orig_bytes="", resp_bytes=""))
+        return _json(found if content else _without_content(found))
 
     @app.get(
         JOBS_ROUTE + "/{id}/flows/{number}/packets",
@@ -268,19 +246,11 @@ def _add_results(app: FastAPI, service: Service) -> None:
 
     @app.get(JOBS_ROUTE + "/{id}/traces", tags=["jobs"], response_model=job_schemas.JobTraces, responses=_ERRORS)
     async def traces(
-        id: Id,
-        label: Text = None,
-        model: Text = None,
-        subject: Text = None,
-        host: Text = None,
-        suspicious: bool | None = None,
-        limit: Limit = 100,
-        cursor: Cursor = None,
+        id: Id, wanted: TracesAsked, ascending: Ascending = True, limit: Limit = 100, cursor: Cursor = None
     ) -> Response:
         """A page of the traces."""
-        wanted = TraceFilter(label=label, model=model, subject=subject, host=host, suspicious=suspicious)
         with job_errors():
-            page = await service.jobs.traces(id, wanted, limit=limit, cursor=cursor)
+            page = await service.jobs.traces(id, wanted, ascending=ascending, limit=limit, cursor=cursor)
         return _json({"traces": page.items, "next": page.next})
 
 
@@ -343,6 +313,10 @@ def _writer(form: str, show: str, buffer: io.StringIO) -> JsonWriter | NdjsonWri
     if form == "ndjson":
         return NdjsonWriter(buffer)
     return TraceCsvWriter(buffer) if show == "traces" else CsvWriter(buffer)
+
+
+def _without_content(flow: PastFlow) -> PastFlow:
+    return msgspec.structs.replace(flow, orig_bytes="", resp_bytes="")
 
 
 def _shown(job: Job) -> dict[str, Any]:

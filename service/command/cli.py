@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import msgspec
 import typer
+from pydantic import ValidationError
 
 from tapline.installation import version
 from tapline.models.checkpoint import CheckpointError
@@ -22,7 +23,7 @@ from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.history_command import app as history_app
 from tapline.service.command.models_command import app as models_app
 from tapline.service.command.output import Format, Writers, report_writer, writer
-from tapline.service.command.serve_command import serve
+from tapline.service.command.serve_command import problem_text, serve
 from tapline.service.command.terminal import input_problem
 from tapline.service.command.watch import watch
 from tapline.service.engines.engine import EngineError, EngineName
@@ -281,8 +282,18 @@ def watch_command(
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
     traces: Traces = None,
     ports: Annotated[Ports | None, typer.Option(help=f"{PORTS_HELP} [default: on]")] = None,
-    log_dir: Annotated[
-        Path | None, typer.Option(help="where Zeek on the interface keeps its logs [default: it writes none]")
+    zeek_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="where Zeek on the interface keeps its logs, each run in a directory of its own "
+            "[default: zeek/ of the data directory]"
+        ),
+    ] = None,
+    zeek_script: Annotated[
+        list[str] | None, typer.Option(help="script that Zeek on the interface loads, too; repeatable")
+    ] = None,
+    zeek_option: Annotated[
+        list[str] | None, typer.Option(help="option of Zeek on the interface, Name=value; repeatable")
     ] = None,
     return_verdicts: Annotated[
         bool, typer.Option("--return-verdicts", help="send verdicts back to Zeek's logs and notices, as `serve` does")
@@ -294,22 +305,20 @@ def watch_command(
     if replay and (interface or zeek):
         _fail("a replay beside live traffic: give --replay, or --zeek and --interface", EXIT_USAGE)
     try:
+        chosen: dict[str, Any] = {
+            "checkpoint": checkpoint, "traces": traces, "ports": ports, "zeek_dir": zeek_dir,
+            "zeek_script": zeek_script, "zeek_option": zeek_option,
+        }  # fmt: skip
+        chosen = {name: value for name, value in chosen.items() if value}
         settings = Settings(
-            zeek=zeek or [],
-            interface=interface or [],
-            replay=replay,
-            speed=speed,
-            checkpoint=checkpoint,
-            history="none",
+            zeek=zeek or [], interface=interface or [], replay=replay, speed=speed, history="none", **chosen
         )
-        if traces:
-            settings = settings.model_copy(update={"traces": traces})
-        if ports is not None:
-            settings = settings.model_copy(update={"ports": ports})
         hide_passwords(settings.zeek)
         if not return_verdicts:
             settings = settings.model_copy(update={"spool_verdicts": 0})
-        raise typer.Exit(watch(settings, log_dir))
+        raise typer.Exit(watch(settings))
+    except ValidationError as error:
+        _fail("; ".join(problem_text(item["loc"], item["msg"]) for item in error.errors()), EXIT_USAGE)
     except (CheckpointError, EngineError, StateError, TransportError) as error:
         _fail(str(error), EXIT_USAGE)
     except (ZeekError, CaptureError) as error:

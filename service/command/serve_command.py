@@ -44,7 +44,7 @@ def serve(**given: Any) -> None:
         say(f"{settings.replay}: {error}")
         raise typer.Exit(EXIT_FAILED) from None
     except ValidationError as error:
-        problems = [_problem(item["loc"], item["msg"]) for item in error.errors()]
+        problems = [problem_text(item["loc"], item["msg"]) for item in error.errors()]
         for problem in problems:
             say(problem)
         raise typer.Exit(EXIT_USAGE) from None
@@ -59,7 +59,8 @@ def serve(**given: Any) -> None:
         raise typer.Exit(EXIT_USAGE) from None
 
 
-def _problem(location: tuple[int | str, ...], message: str) -> str:
+def problem_text(location: tuple[int | str, ...], message: str) -> str:
+    """What is wrong with a setting, in the words of the command line."""
     flag = f"--{str(location[0]).replace('_', '-')}: " if location else ""
     return flag + message.removeprefix("Value error, ")
 

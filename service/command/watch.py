@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
-from pathlib import Path
 
 import structlog
 from rich.console import Console, ConsoleDimensions, Group, RenderableType
@@ -84,6 +83,7 @@ class View:
         above: list[RenderableType] = [self._counts(service)]
         if service.sensors.sensors:
             above.append(self._sensors(service))
+        above += [Text(f"{zeek.failure}; starting it again", style="red") for zeek in service.zeeks if zeek.is_down]
         below: list[RenderableType] = []
         if service.traces is not None and service.traces.models:
             below.append(_trace_counts(service.traces, service.no_live_traces()))
@@ -161,21 +161,22 @@ def _trace_counts(traces: LiveTraces, problem: str | None) -> Text:
 def _footer(service: Service) -> str:
     replay = service.replay
     if replay is None or not replay.finished.is_set():
-        return "Ctrl-C ends"
+        logs = [str(zeek.folder) for zeek in service.zeeks if zeek.folder]
+        return f"Zeek's logs: {', '.join(logs)}. Ctrl-C ends" if logs else "Ctrl-C ends"
     return f"{replay.capture}: {replay.problem or 'all of it was played'}. Ctrl-C ends"
 
 
-def watch(settings: Settings, log_dir: Path | None) -> int:
-    """Watch until Ctrl-C or SIGTERM, or until Zeek on an interface ends; returns the exit status.
+def watch(settings: Settings) -> int:
+    """Watch until Ctrl-C or SIGTERM; returns the exit status. A Zeek that ends once it has been there is started again.
 
     Raises:
-        ZeekError, CheckpointError, EngineError, TransportError: it cannot start, or Zeek ended by itself.
+        ZeekError, CheckpointError, EngineError, TransportError: it cannot start, nor can Zeek.
         CaptureError: the replay's capture gave nothing at all.
     """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
     console = make_console()
     view = View()
-    service = Service(settings, view, log_dir)
+    service = Service(settings, view)
     return asyncio.run(_watch(service, view, console))
 
 
@@ -191,7 +192,7 @@ async def _watch(service: Service, view: View, console: Console) -> int:
             while not stop.is_set() and not failure:
                 await _wait(stop, REFRESH_SECONDS)
                 live.update(Cleaned(view.draw(service, console.size)), refresh=True)
-                failure = next((zeek.failure for zeek in service.zeeks if zeek.failure), service.supervisor.failure)
+                failure = _failure(service)
         view.end()  # leaving the block closes the windows that are open
     if not console.is_terminal:
         console.line()  # the table ends without one where it is not drawn on a terminal
@@ -202,6 +203,13 @@ async def _watch(service: Service, view: View, console: Console) -> int:
     if failure:
         raise ZeekError(failure)
     return 0
+
+
+def _failure(service: Service) -> str | None:
+    """Why it makes no sense to go on: a Zeek ended that never came so far as to speak to us, or a part gave up."""
+    connections = {sensor.source.state.url: sensor.source.state.connections for sensor in service.sensors.sensors}
+    never = (zeek.failure for zeek in service.zeeks if zeek.failure and not connections.get(zeek.name))
+    return next(never, service.supervisor.failure)
 
 
 async def _begun(service: Service, stop: asyncio.Event) -> None:

@@ -16,7 +16,6 @@ from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.history import MAX_PAGE
 from tapline.service.history.pages import flow_page, trace_page
 from tapline.service.history.past import Page, PastFlow, PastTrace
-from tapline.service.history.rows import nearest_label, shown_label
 
 PAGE_SECONDS = 600.0
 """Longest time that a page of an export may take to be read."""
@@ -110,7 +109,7 @@ def _row(past: PastFlow | PastTrace) -> Row:
     verdict = past.verdict
     row = {name: getattr(verdict, name) for name in Verdict.__struct_fields__}
     row |= {name: getattr(past, name) for name in past.__struct_fields__ if name != "verdict"}
-    row |= {"label": shown_label(verdict), "nearest": nearest_label(verdict)}
+    row |= {"label": verdict.label, "nearest": verdict.nearest}
     row["alternatives"] = msgspec.json.encode(verdict.alternatives).decode()
     if isinstance(past, PastTrace):
         row["top_flows"] = msgspec.json.encode(past.top_flows).decode()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -50,8 +51,10 @@ class Sensors:
         observer: Observer,
         traces: LiveTraces | None = None,
         supervisor: Supervisor,
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        """`spool_verdicts` 0 sends no verdicts back; `traces` get all flows."""
+        """`spool_verdicts` 0 sends no verdicts back; `traces` get all flows; `names`: what buses are called that are
+        not called by their URLs."""
         if len({shown_url(url) for url in urls}) < len(urls):
             raise TransportError("a sensor is named twice: one connection per sensor is all that Zeek should bear")
         self._pipeline = pipeline
@@ -60,7 +63,7 @@ class Sensors:
         self._observer = observer
         self._traces = traces
         self._supervisor = supervisor
-        self.sensors = [self._sensor(make_transport(url, tls, list(shards))) for url in urls]
+        self.sensors = [self._sensor(make_transport(url, tls, list(shards), (names or {}).get(url))) for url in urls]
 
     def _sensor(self, transport: Transport) -> Sensor:
         flow_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, verdicts_event, "flow verdicts")
@@ -90,6 +93,16 @@ class Sensors:
             on_connected=resend,
         )
         return Sensor(source, sinks)
+
+    def all_away(self, grace_seconds: float) -> str | None:
+        """Why no sensor has been connected for so long, or None: one is, has just been, or there are none at all."""
+        states = [sensor.source.state for sensor in self.sensors]
+        if not states or any(state.connected for state in states):
+            return None
+        last = max(states, key=lambda state: state.away_since)
+        if time.monotonic() - last.away_since <= grace_seconds:
+            return None
+        return f"no sensor is connected; {last.url}: {last.reason}"
 
     @contextlib.asynccontextmanager
     async def running(self, drain_seconds: float) -> AsyncIterator[None]:

@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -19,7 +21,9 @@ from tapline.installation import PACKAGE
 from tapline.models.foreign_text import clean
 from tapline.service.sources import zeek_guard
 from tapline.service.sources.bus.transport import pause_seconds
-from tapline.service.sources.zeek_folder import OWNER_VARIABLE, FolderInUseError, sweep, zeek_folder
+from tapline.service.sources.zeek_folder import sweep
+from tapline.service.sources.zeek_owners import OWNER_VARIABLE
+from tapline.service.sources.zeek_runs import trim_run, zeek_run
 
 log = structlog.get_logger()
 
@@ -31,7 +35,12 @@ SAID_BYTES = 8192
 """How much of the end of what Zeek says is kept."""
 
 SENSOR_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,64}")
-NO_LOGS = "redef Log::default_writer=Log::WRITER_NONE;"
+ROTATION = "1hr"
+"""How often Zeek rotates its logs, unless the operator says otherwise."""
+
+TRIM_SECONDS = 60
+"""How often it is looked whether the logs of a run are within their bound."""
+
 NO_RIGHT = re.compile(r"permission|not permitted|denied", re.IGNORECASE)
 
 """Where the Zeek package lies below the folder of this one: in a checkout, and in an installed wheel."""
@@ -70,61 +79,84 @@ def package_scripts() -> Path:
     raise ZeekError("this installation lacks the Zeek package: install tapline again, or run from a checkout")
 
 
-class ZeekOnInterface:
-    """Zeek on a network interface, publishing to this process only; its logs go to `log_dir`, or it writes none.
+@dataclass(frozen=True)
+class ZeekLogs:
+    """Where Zeeks keep their logs: each run in a directory of its own below `directory`.
 
-    However this process ends, Zeek ends with it (`zeek_guard`). `failure` says why Zeek last ended by itself; it is
-    then started again after a pause.
+    `max_mb`: most of one run, in MiB; beyond, its oldest rotated logs are removed, and that is logged. 0: no bound.
     """
 
-    def __init__(self, interface: str, log_dir: Path | None = None) -> None:
-        """Find what is needed; nothing runs yet. `interface`: its name, or `eth0=NAME` to name the sensor.
+    directory: Path
+    max_mb: int = 0
+
+
+class ZeekOnInterface:
+    """Zeek on a network interface, publishing to this process only.
+
+    However this process ends, Zeek ends with it (`zeek_guard`). `failure` says why Zeek last ended by itself; it is
+    then started again after a pause. `name` is what its bus is called: the same at every start. `folder` is where it
+    keeps its logs now.
+    """
+
+    def __init__(self, interface: str, logs: ZeekLogs, more: Sequence[str] = ()) -> None:
+        """Find what is needed; nothing runs yet. `interface`: its name, or `eth0=NAME` to name the sensor; `more`:
+        further arguments, as of `zeek_options.zeek_arguments`.
 
         Raises:
             ZeekError: no Zeek, no package, no such interface, or a name that cannot be used.
         """
         self.interface, named, sensor = interface.partition("=")
         self.sensor = sensor if named else f"{socket.gethostname()[:40]}/{self.interface}"
+        self.name = f"interface:{self.interface}"
         self.failure: str | None = None
         self.is_down = False
+        self.folder: Path | None = None
         if not SENSOR_NAME.fullmatch(self.sensor):
             raise ZeekError(f"{self.interface}: a sensor's name is 1 to 64 letters, digits and . _ : / -")
-        # -C: a network card fills in the checksums of what this host sends after Zeek has seen it
-        self._command = [zeek_executable(), "-C", "-i", self.interface, str(package_scripts())]
-        if log_dir is None:
-            self._command += ["-e", NO_LOGS]
-        self._log_dir = log_dir
+        self._logs = logs
         names = [name for _, name in socket.if_nameindex()]
         if self.interface not in names:
             raise ZeekError(f"no interface {self.interface}; there are: {', '.join(names)}")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self._command += [f"Tapline::listen_port={port}/tcp", f"Tapline::sensor={self.sensor}"]
+        self._command = [
+            zeek_executable(),
+            "-C",  # a network card fills in the checksums of what this host sends after Zeek has seen it
+            "-i",
+            self.interface,
+            str(package_scripts()),
+            f"Log::default_rotation_interval={ROTATION}",
+            *more,
+            f"Tapline::listen_port={port}/tcp",
+            f"Tapline::sensor={self.sensor}",
+        ]
         self.url = f"ws://127.0.0.1:{port}"
 
     async def run(self) -> None:
         """Keep Zeek running until cancelled, then stop it in order.
 
         Raises:
-            ZeekError: its folder cannot be used; `failure` says the same.
+            ZeekError: there is no directory for it to run in; `failure` says the same.
         """
-        with contextlib.ExitStack() as stack:
-            try:
-                folder = stack.enter_context(zeek_folder(self._log_dir))
-            except (FolderInUseError, OSError) as error:
-                self.failure = f"Zeek on {self.interface} has no folder to run in: {error}"
-                raise ZeekError(self.failure) from None
-            await asyncio.to_thread(sweep, folder)
-            failures = 0
-            while True:
-                started, self.is_down = time.monotonic(), False
-                status, said = await self._run_once(folder)
-                self.failure = f"Zeek on {self.interface} {ending(status, said)}"
-                self.is_down = True
-                log.error("zeek ended, starting it again", interface=self.interface, reason=self.failure)
-                failures = failures + 1 if time.monotonic() - started < STEADY_SECONDS else 0
-                await asyncio.sleep(pause_seconds(failures))
+        await asyncio.to_thread(sweep)
+        failures = 0
+        while True:
+            started = time.monotonic()
+            with contextlib.ExitStack() as stack:
+                try:
+                    self.folder = stack.enter_context(zeek_run(self._logs.directory, self.sensor))
+                except OSError as error:
+                    self.failure = f"Zeek on {self.interface} has no directory to run in: {error}"
+                    raise ZeekError(self.failure) from None
+                self.is_down = False
+                log.info("zeek started", interface=self.interface, logs=str(self.folder))
+                status, said = await self._run_once(self.folder)
+            self.failure = f"Zeek on {self.interface} {ending(status, said)}"
+            self.is_down = True
+            log.error("zeek ended, starting it again", interface=self.interface, reason=self.failure)
+            failures = failures + 1 if time.monotonic() - started < STEADY_SECONDS else 0
+            await asyncio.sleep(pause_seconds(failures))
 
     async def _run_once(self, folder: Path) -> tuple[int, bytes]:
         """Run Zeek until it ends; returns its exit status and the end of what it said. Cancelled, Zeek is stopped."""
@@ -139,21 +171,35 @@ class ZeekOnInterface:
         )
         ended = asyncio.create_task(_listen(process))
         try:
-            return await asyncio.shield(ended)
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=TRIM_SECONDS)
+                await asyncio.to_thread(self._trim, folder)
+            return ended.result()
         finally:
             await _stop(process, ended)
 
+    def _trim(self, folder: Path) -> None:
+        """Keep the logs of a run within their bound."""
+        if not self._logs.max_mb:
+            return
+        try:
+            count, removed_bytes = trim_run(folder, self._logs.max_mb << 20)
+        except OSError as error:
+            log.warning("zeek's logs cannot be looked at", folder=str(folder), reason=error.strerror)
+            return
+        if count:
+            log.warning("oldest logs of this run removed", folder=str(folder), logs=count, mib=removed_bytes >> 20)
 
-def zeeks_on(interfaces: list[str], log_dir: Path | None) -> list[ZeekOnInterface]:
-    """A Zeek for each interface, each with a name of its own as a sensor; of several, each logs below `log_dir`.
+
+def zeeks_on(interfaces: Sequence[str], logs: ZeekLogs, more: Sequence[str] = ()) -> list[ZeekOnInterface]:
+    """A Zeek for each interface, each with a name of its own as a sensor.
 
     Raises:
         ZeekError: as of `ZeekOnInterface`, or an interface or a sensor's name comes twice.
     """
     zeeks: list[ZeekOnInterface] = []
     for interface in interfaces:
-        below = log_dir / interface.partition("=")[0] if log_dir and len(interfaces) > 1 else log_dir
-        zeek = ZeekOnInterface(interface, below)
+        zeek = ZeekOnInterface(interface, logs, more)
         for other in zeeks:
             if zeek.interface == other.interface:
                 raise ZeekError(f"the interface {zeek.interface} is named twice")

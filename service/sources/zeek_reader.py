@@ -24,7 +24,8 @@ from tapline.service.sources.packets.container import ByteSource
 from tapline.service.sources.packets.formats import MAGIC_BYTES, is_plain_capture, open_blocks
 from tapline.service.sources.packets.frames import FrameDecoder
 from tapline.service.sources.packets.packet_rows import PacketBlock, ReadCounters
-from tapline.service.sources.zeek_folder import OWNER_VARIABLE, sweep, zeek_folder
+from tapline.service.sources.zeek_folder import sweep, zeek_folder
+from tapline.service.sources.zeek_owners import OWNER_VARIABLE
 from tapline.service.sources.zeek_process import ZeekError, package_scripts, zeek_executable
 
 DEFAULT_TIMEOUT_SECONDS = 4 * 3600.0
@@ -91,7 +92,7 @@ class ZeekReader:
     def __iter__(self) -> Iterator[Flow]:
         try:
             with zeek_folder() as folder:
-                sweep(folder)
+                sweep()
                 if not self._is_readable_by_zeek() or not self._run(self._path, folder):
                     self._rewrite_and_run(folder)
                 else:

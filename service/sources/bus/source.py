@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,12 +83,14 @@ class SensorState:
 
 @dataclass
 class BusState:
-    """What an operator wants to know of a connection."""
+    """What an operator wants to know of a connection. `away_since`: by the monotonic clock, where it is
+    not connected."""
 
     url: str
     connected: bool = False
     peer_version: str = ""
     reason: str = "not yet connected"
+    away_since: float = field(default_factory=time.monotonic)
     connections: int = 0
     malformed: int = 0
     faults: int = 0
@@ -119,6 +122,7 @@ class BusSource:
     async def run(self) -> None:
         """Receive until cancelled."""
         self._metrics.bus_connected.labels(self.state.url).set(0)
+        self.state.away_since = time.monotonic()
         try:
             await self.transport.run(self._receive)
         finally:
@@ -209,13 +213,16 @@ class BusSource:
         self._log.info("connected", "sensor connected", zeek=self.state.peer_version)
 
     def _disconnected(self, disconnected: Disconnected) -> None:
+        if self.state.connected:
+            self.state.away_since = time.monotonic()
         self.state.connected, self.state.reason = False, disconnected.reason
         self._metrics.bus_connected.labels(self.state.url).set(0)
         self._log.warning("connection", "sensor not connected, trying again", reason=disconnected.reason)
 
 
-def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None) -> Transport:
-    """The transport of a URL: `ws://` and `wss://` or `broker://`; `shards` narrows it to some shards' topics.
+def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None, name: str | None = None) -> Transport:
+    """The transport of a URL: `ws://` and `wss://` or `broker://`; `shards` narrows it to some shards' topics. `name`
+    is what it is called, its URL without password where not given.
 
     Raises:
         TransportError: another scheme, missing bindings or unusable TLS files.
@@ -223,8 +230,8 @@ def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None) -> 
     flows = [f"{FLOWS_TOPIC}{shard}" for shard in shards] if shards else [FLOWS_TOPIC]
     topics = [*flows, STATS_TOPIC, ACKS_TOPIC]
     scheme = url.partition("://")[0].lower()
-    if scheme in ("ws", "wss"):
-        return WebSocketTransport(url, topics, tls)
-    if scheme == "broker":
-        return NativeTransport(url, topics, tls)
+    if scheme in ("ws", "wss", "broker"):
+        transport = NativeTransport(url, topics, tls) if scheme == "broker" else WebSocketTransport(url, topics, tls)
+        transport.url = name or transport.url
+        return transport
     raise TransportError(f"{shown_url(url)}: expected ws://host:port, wss://host:port or broker://host:port")

@@ -141,7 +141,7 @@ def test_live_verdicts_follow_the_setting(context_dir, ports):
 )
 def test_watch_takes_the_flag_or_else_the_environment(monkeypatch, options, environment, expected):
     taken = []
-    monkeypatch.setattr(cli, "watch", lambda settings, log_dir: taken.append(settings.ports) or 0)
+    monkeypatch.setattr(cli, "watch", lambda settings: taken.append(settings.ports) or 0)
     if environment:
         monkeypatch.setenv("TAPLINE_PORTS", environment)
     result = CliRunner().invoke(cli.app, ["watch", "--replay", str(CAPTURE), *options])

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tapline.service.sources import zeek_folder, zeek_guard, zeek_process
-from tapline.service.sources.zeek_folder import LOCK, OWNER_VARIABLE, PREFIX, FolderInUseError, sweep
-from tapline.service.sources.zeek_process import ZeekError, ending, zeeks_on
+from tapline.service.sources import zeek_guard, zeek_owners, zeek_process
+from tapline.service.sources.zeek_folder import PREFIX, sweep
+from tapline.service.sources.zeek_owners import LOCK, OWNER_VARIABLE
+from tapline.service.sources.zeek_process import ZeekError, ZeekLogs, ending, zeeks_on
+from tapline.service.sources.zeek_runs import zeek_run
 from tests.paths import ROOT
 from tests.service.command.cli_runner import CODE
 from tests.service.sources.stand_in import Process, StandIn
@@ -45,7 +47,7 @@ def temporary(tmp_path, monkeypatch):
 def watching(stand_in, *more):
     """`tapline watch` on the loopback interface and the Zeek that it started."""
     process = subprocess.Popen(
-        [*WATCH, *more],
+        [*WATCH, "--zeek-dir", str(stand_in.folder / "runs"), *more],
         cwd=ROOT,
         env=stand_in.environment,
         stdin=subprocess.DEVNULL,
@@ -65,22 +67,30 @@ def watching(stand_in, *more):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_asked_to_stop_watch_stops_zeek_and_leaves_nothing(stand_in, temporary, number):
+def test_asked_to_stop_watch_stops_zeek_and_leaves_nothing_but_its_run(stand_in, temporary, number):
     with watching(stand_in) as (process, zeek, _):
-        assert list(temporary.glob(f"{PREFIX}*"))
+        assert len(runs(stand_in)) == 1
         process.send_signal(number)
         assert process.wait(180) == 0
         assert zeek.ends()
         assert list(temporary.iterdir()) == []
+        assert len(runs(stand_in)) == 1
 
 
-def test_a_killed_watch_leaves_no_zeek_and_the_next_start_sweeps_its_folder(stand_in, temporary):
+def runs(stand_in):
+    return sorted((stand_in.folder / "runs").iterdir())
+
+
+def test_each_start_of_zeek_has_a_directory_of_its_own_and_earlier_ones_stay(stand_in, temporary):
     with watching(stand_in) as (process, zeek, _):
         process.kill()
         assert zeek.ends()
-    (left,) = temporary.glob(f"{PREFIX}*")
+    (first,) = runs(stand_in)
+    assert first.name.partition("lo-")[2].endswith("Z")
+    (first / "conn.log").write_text("precious")
     with watching(stand_in) as (process, zeek, _):
-        assert not left.exists()
+        assert len(runs(stand_in)) == 2
+        assert (first / "conn.log").read_text() == "precious"
         process.terminate()
         assert process.wait(180) == 0
         assert zeek.ends()
@@ -111,7 +121,7 @@ def test_watch_says_that_a_signal_ended_zeek(stand_in, temporary):
 def test_what_zeek_is_started_with(stand_in, temporary):
     with watching(stand_in) as (_, _, arguments):
         assert arguments[:3] == ["-C", "-i", "lo"]
-        assert "redef Log::default_writer=Log::WRITER_NONE;" in arguments
+        assert "Log::default_rotation_interval=1hr" in arguments
         (name,) = (argument for argument in arguments if argument.startswith("Tapline::sensor="))
         assert name.endswith("/lo")
 
@@ -158,17 +168,15 @@ def left_behind(folder, stand_in):
 
 
 def test_the_sweep_takes_what_dead_owners_left_and_nothing_else(stand_in, temporary, monkeypatch):
-    monkeypatch.setattr(zeek_folder, "END_SECONDS", 20)
+    monkeypatch.setattr(zeek_owners, "END_SECONDS", 20)
     dead, alive, foreign = (temporary / f"{PREFIX}{name}" for name in ("dead", "alive", "foreign"))
-    ours = temporary / "ours"
     with left_behind(dead, stand_in) as dead_zeek, left_behind(alive, stand_in) as live_zeek:
         for _ in range(2):
             stand_in.started()
         foreign.mkdir()
-        ours.mkdir()
         with subprocess.Popen(["sleep", "600"], cwd=dead) as visitor, (alive / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            sweep(ours)
+            sweep()
             assert dead_zeek.wait(180) == -signal.SIGTERM
             assert (dead.exists(), alive.exists(), foreign.exists()) == (False, True, True)
             assert (live_zeek.poll(), visitor.poll()) == (None, None)
@@ -176,23 +184,14 @@ def test_the_sweep_takes_what_dead_owners_left_and_nothing_else(stand_in, tempor
         live_zeek.kill()
 
 
-def test_a_zeek_left_in_a_kept_folder_is_ended_by_who_takes_the_folder(stand_in, temporary):
-    kept = temporary / "logs"
-    with left_behind(kept, stand_in) as zeek:
+def test_a_zeek_left_in_a_run_is_ended_by_who_starts_next_and_the_run_stays(stand_in, temporary):
+    with zeek_run(temporary, "x") as left:
+        pass  # its owner is gone
+    with left_behind(left, stand_in) as zeek:
         stand_in.started()
-        with zeek_folder.zeek_folder(kept) as folder:
-            sweep(folder)
-            assert zeek.wait(180) == -signal.SIGTERM
-    assert kept.exists()
-
-
-def test_one_folder_holds_one_zeek(tmp_path):
-    with (
-        zeek_folder.zeek_folder(tmp_path),
-        pytest.raises(FolderInUseError, match="another tapline runs Zeek there"),
-        zeek_folder.zeek_folder(tmp_path),
-    ):
-        pass
+        sweep()
+        assert zeek.wait(180) == -signal.SIGTERM
+    assert left.exists()
 
 
 @pytest.mark.parametrize(
@@ -235,13 +234,16 @@ def interfaces(stand_in, monkeypatch):
 
 
 def test_each_interface_is_a_sensor_of_its_own(interfaces, tmp_path):
-    one, other = zeeks_on(["lo", "eth0"], tmp_path)
+    logs = ZeekLogs(tmp_path)
+    one, other = zeeks_on(["lo", "eth0"], logs, ["more", "A=b"])
     assert one.sensor != other.sensor
     assert one.sensor.endswith("/lo")
-    assert (one._log_dir, other._log_dir) == (tmp_path / "lo", tmp_path / "eth0")
-    (named,) = zeeks_on(["eth0=dmz"], tmp_path)
-    assert (named.sensor, named.interface, named._log_dir) == ("dmz", "eth0", tmp_path)
+    assert (one.name, other.name) == ("interface:lo", "interface:eth0")
+    assert one.url != other.url
+    (named,) = zeeks_on(["eth0=dmz"], logs)
+    assert (named.sensor, named.interface) == ("dmz", "eth0")
     assert "Tapline::sensor=dmz" in named._command
+    assert one._command[5:8] == ["Log::default_rotation_interval=1hr", "more", "A=b"]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_each_interface_is_a_sensor_of_its_own(interfaces, tmp_path):
 )
 def test_interfaces_that_cannot_be_told_apart_or_named(interfaces, given, reason):
     with pytest.raises(ZeekError, match=reason):
-        zeeks_on(given, None)
+        zeeks_on(given, ZeekLogs(Path()))
 
 
 def test_package_scripts_are_there():
