@@ -8,9 +8,9 @@ import pytest
 from tapline.models.server_name import server_name
 from tapline.models.verdict import Verdict
 from tapline.service.command.console import make_console
-from tapline.service.command.terminal import NAME_HEADER, FlowTable, name_text
+from tapline.service.command.flow_rows import NAME_HEADER, FlowTable
+from tapline.service.command.terminal import name_text
 from tapline.service.command.watch import RECENT_VERDICTS, View
-from tapline.service.results.records import Summary
 from tapline.service.sources.capture import read_capture
 from tests.paths import DATA
 
@@ -35,16 +35,16 @@ def classified(flows, width):
     for flow in flows:
         table.add(flow, VERDICT)
     console = make_console(io.StringIO(), width=width)
-    table.draw(console, Summary("flow-protocols", "1"))
+    table.draw(console)
     return console.file.getvalue().splitlines()
 
 
 def watched(flows, width):
-    view = View(width)
+    view = View()
     for flow in flows:
         view.watch(flow, VERDICT)
     console = make_console(io.StringIO(), width=width)
-    console.print(view._verdicts())
+    console.print(view._verdicts(100, width))
     return console.file.getvalue().splitlines()
 
 
