@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -48,14 +49,23 @@ def classify(*arguments):
 
 @pytest.mark.whole
 def test_several_inputs_are_told_apart(folder):
-    result = classify(folder, CAPTURE)
+    result = classify(folder, CAPTURE, "--limit", "0")
     assert result.returncode == 0
-    rows = [line.split() for line in result.stdout.splitlines() if " tcp " in line or " udp " in line]
-    assert {row[1] for row in rows} == {"1", "2", "3", "4"}
+    assert set(re.findall(r"^ +[\d-]+ [\d:]{8} +(\d+) ", result.stdout, re.M)) == {"1", "2", "3", "4"}
     assert f"in 1: {folder / 'a.bin'}" in result.stdout
     assert f"in 4: {CAPTURE}" in result.stdout
     alone = classify(CAPTURE).stdout
     assert "in 1:" not in alone
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("format_", ["table", "json", "ndjson", "csv"])
+def test_a_name_that_is_no_text_is_told_all_the_same(format_, tmp_path):
+    capture = tmp_path / os.fsdecode(b"caf\xe9.pcap")
+    capture.write_bytes(SMALL.read_bytes())
+    result = written({}, "classify", capture, SMALL, "-f", format_)
+    assert (result.returncode, b"Traceback" in result.stderr) == (0, False)
+    assert "caf\N{REPLACEMENT CHARACTER}.pcap" in result.stdout.decode("utf-8")
 
 
 @pytest.mark.whole

@@ -1,6 +1,7 @@
 """`classify` and `features` give results away: reports, without payload, with other addresses; in every format."""
 
 import json
+import re
 
 import pytest
 
@@ -22,14 +23,14 @@ def key(tmp_path_factory):
 
 
 def flows_of(*arguments):
-    result = tapline("classify", CAPTURE, "--traces", "none", "-f", "ndjson", *arguments)
+    result = tapline("classify", CAPTURE, "-f", "ndjson", *arguments)
     assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [line for line in map(json.loads, result.stdout.splitlines()) if "trace" not in line]
 
 
 def test_without_content_all_else_is_the_same():
     whole, bare = flows_of(), flows_of("--no-content")
-    assert any(flow["orig_bytes"] and flow["heads"] for flow in whole)
+    assert any(flow["orig_bytes"] for flow in whole)
     for flow in whole:
         flow |= {"orig_bytes": "", "resp_bytes": "", "heads": [], "heads_kind": "none", "link_type": 0}
     assert bare == whole
@@ -46,7 +47,7 @@ def test_no_real_address_is_in_any_format(format_, key, tmp_path):
     other = json.loads(tapline("classify", CAPTURE, "-f", "json", *options[:3]).stdout)
     subjects = {trace["subject"] for trace in other["traces"]}
     ends = {flow[end] for flow in other["flows"] for end in ("orig_h", "resp_h")}
-    assert len(ends & set(page.read_text().replace("<", " ").replace(":", " ").split())) > 10
+    assert ends & set(re.findall(r"[\d.]+\d", page.read_text()))
     assert subjects & ends  # traces by address and flows have one mapping
     assert {flow["uid"] for trace in other["traces"] for flow in trace["top_flows"]} <= {
         flow["uid"] for flow in other["flows"]
@@ -63,9 +64,8 @@ def test_features_are_given_away_too(key):
     assert [address for address in REAL if address in result.stdout] == []
     line = json.loads(result.stdout.splitlines()[0])
     assert (line["orig_bytes"], line["heads"]) == ("", [])
-    assert set(line["bytes_types"]) == set(
-        json.loads(tapline("features", CAPTURE, "--no-content", "--tokens").stdout.splitlines()[0])["bytes_types"]
-    )
+    bare = tapline("features", CAPTURE, "--no-content", "--tokens").stdout
+    assert line["bytes_types"] == json.loads(bare.splitlines()[0])["bytes_types"]
 
 
 @pytest.mark.parametrize(
