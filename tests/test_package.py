@@ -50,7 +50,8 @@ def test_a_wheel_holds_one_package_and_all_of_it(wheel):
     assert {f"tapline/{name}" for name in there} <= names
     scripts = {f"tapline/zeek_scripts/{path.name}" for path in (ROOT / "zeek" / "scripts").glob("*.zeek")}
     assert scripts <= names
-    assert {"tapline/py.typed", "tapline/models/zoo/flow-protocols/2/model.onnx"} <= names
+    templates = {f"tapline/service/results/templates/report.{kind}" for kind in ("html", "css")}
+    assert templates | {"tapline/py.typed", "tapline/models/zoo/flow-protocols/2/model.onnx"} <= names
 
 
 def test_an_install_leaves_nothing_else():

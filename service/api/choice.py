@@ -1,5 +1,5 @@
-"""What a request for verdicts may choose: whether ports are read, which trace models it wants, and whether the
-answer holds content."""
+"""What a request for verdicts may choose: whether ports are read, by which trace models it wants traces, and whether
+the answer holds content."""
 
 from __future__ import annotations
 

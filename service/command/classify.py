@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -36,12 +37,12 @@ def classify_inputs(
     builder = SummaryBuilder(classifier.checkpoint, [scorer.checkpoint for scorer in scorers])
     inputs = []
     for name in names:
-        entry = InputSummary(name)
+        entry = InputSummary(os.fsencode(name).decode("utf-8", "replace"))  # a file's name need not be text
         inputs.append(entry)
-        work = _InputWork(entry, classifier, builder, writer, CaptureTraces(scorers, name))
+        work = _InputWork(entry, classifier, builder, writer, CaptureTraces(scorers, entry.name))
         try:
             source = open_input(name, reader, ReadOptions(heads=classifier.heads))
-            with progress(console, name, source) as flows:
+            with progress(console, entry.name, source) as flows:
                 for batch in _batches(flows):
                     work.classify(batch)
             account(entry, source)

@@ -205,11 +205,13 @@ def classify(
         target: Writer = writer(format_, file, limit, show, sort)
         if report is not None:
             target = Writers([target, report_writer(stack.enter_context(_opened(report, captures)))])
-        target = WhereWriter(SharedWriter(target, sharing), wanted) if wanted else SharedWriter(target, sharing)
+        target = chosen = WhereWriter(SharedWriter(target, sharing), wanted)
         try:
             summary = classify_inputs(captures, reader, classifier, target, errors)
         except EngineError as error:
             _fail(str(error), EXIT_FAILED)
+    if wanted:
+        errors.print(chosen.account, style="dim")
     if format_ in ("csv", "ndjson"):
         for text in filter(None, map(left_out_text, summary.inputs)):
             errors.print(text, style="dim", soft_wrap=True)

@@ -60,10 +60,11 @@ def flow_rows(
     longest = max((len(clean(server_name(row.flow))) for row in rows), default=0)
     if longest:
         least = len(NAME_HEADER)
-        room = width - wanted(_Layout(least)) + least
-        if room >= min(max(longest, least), NAME_MIN_CHARS):
-            return draw(_Layout(max(min(room, longest), least)))
-    layouts = (_Layout(), _Layout(packets=False), _Layout(packets=False, is_wide=False))
+        for is_wide in (True, False):
+            room = width - wanted(_Layout(least, is_wide=is_wide)) + least
+            if room >= min(max(longest, least), NAME_MIN_CHARS):
+                return draw(_Layout(max(min(room, longest), least), is_wide=is_wide))
+    layouts = (_Layout(), _Layout(is_wide=False), _Layout(packets=False, is_wide=False))
     chosen = next((layout for layout in layouts if wanted(layout) <= width), layouts[-1])
     table = draw(chosen)
     if boxed and wanted(chosen) > width:
@@ -89,7 +90,7 @@ def _table(
     if layout.name_chars:
         table.add_column(NAME_HEADER, no_wrap=True)
     if layout.packets:
-        table.add_column("payload packets", justify="right")
+        table.add_column("payload packets" if layout.is_wide else "packets", justify="right")
     table.add_column("bytes", justify="right", no_wrap=True)
     for row in rows:
         flow, verdict = row.flow, row.verdict

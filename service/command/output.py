@@ -17,7 +17,7 @@ from tapline.service.results.writers import CsvWriter, JsonWriter, NdjsonWriter,
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 if TYPE_CHECKING:
-    from tapline.service.results.report import ReportBuilder
+    from tapline.service.results.report_page import ReportBuilder
 
 Format = Literal["table", "json", "ndjson", "csv"]
 
@@ -57,7 +57,9 @@ class Writers:
 
 def report_writer(file: TextIO) -> Writer:
     """A writer of the report."""
-    from tapline.service.results.report import ReportBuilder  # imports a template engine, which the others do without
+    from tapline.service.results.report_page import (
+        ReportBuilder,  # imports a template engine, which the others do without
+    )
 
     return _ReportWriter(ReportBuilder(), file)
 

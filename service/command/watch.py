@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
+from itertools import islice
 
 import structlog
 from rich.console import Console, ConsoleDimensions, Group, RenderableType
@@ -32,7 +33,10 @@ RECENT_VERDICTS = 200
 """Remembered; shown are as many as there is room for."""
 
 FEWEST_VERDICTS = 4
-RECENT_TRACES = 6
+RECENT_TRACES = 60
+FEWEST_TRACES = 6
+"""Traces shown, of the newest; a quarter of the lines where that is more."""
+
 ENDED_TRACES = 50
 """Traces shown of the windows that were open when it ended."""
 
@@ -88,7 +92,8 @@ class View:
         if service.traces is not None and service.traces.models:
             below.append(_trace_counts(service.traces, service.no_live_traces()))
         if self.traces:
-            below += [recent_traces(reversed(self.traces), size.width), Text(IMPORTANCE_NOTE, style="dim")]
+            newest = islice(reversed(self.traces), max(FEWEST_TRACES, size.height // 4))
+            below += [recent_traces(newest, size.width), Text(IMPORTANCE_NOTE, style="dim")]
         below.append(Text(_footer(service), style="dim"))
         left = size.height - sum(_lines(part, size.width) for part in (*above, *below))
         return Group(*above, self._verdicts(left, size.width), *below)

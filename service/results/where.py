@@ -172,15 +172,25 @@ class WhereWriter:
     def __init__(self, target: Writer, where: Where) -> None:
         self._target = target
         self._where = where
+        self._met = self._seen = 0
+
+    @property
+    def account(self) -> str:
+        """How many of the flows and traces met the conditions."""
+        return f"{self._met:,} of {self._seen:,} flows and traces meet the conditions; the summary is of all"
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write the flow, where it is wanted."""
+        self._seen += 1
         if verdict is not None and self._where.holds(flow, verdict):
+            self._met += 1
             self._target.add(flow, verdict, name)
 
     def add_trace(self, trace: TraceVerdict) -> None:
         """Write the trace, where it is wanted."""
+        self._seen += 1
         if self._where.holds(trace, trace.verdict):
+            self._met += 1
             self._target.add_trace(trace)
 
     def finish(self, summary: Summary) -> None:

@@ -40,7 +40,7 @@ def test_table(classify):
     result = classify(CAPTURE, "--limit", "3")
     assert result.returncode == 0
     assert "By label" in result.stdout
-    assert "flows that started later: --limit 0 shows all" in result.stdout
+    assert "more flows: --limit 0 shows all" in result.stdout
     assert "flows classified by random 1" in result.stdout
     assert "\x1b" not in result.stdout
 

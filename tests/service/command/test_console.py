@@ -129,3 +129,12 @@ def test_a_log_line_is_one_line_without_escapes_and_without_the_values_of_variab
     assert "ValueError: bad" in found
     assert not {"\x1b", "\x07"} & set(found)
     assert "bytes of traffic" not in found.replace('secret = "bytes of traffic"', "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_an_encoding_lacks_takes_one_column_each(encoding):
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    make_console(file, width=80).print("…\N{REPLACEMENT CHARACTER}ü\u4e2d|")
+    shown = file.buffer.getvalue().decode(encoding)
+    expected = {"ascii": "~???|", "latin-1": "~?ü?|", "cp1252": "~?ü?|", "utf-8": "…\N{REPLACEMENT CHARACTER}ü\u4e2d|"}
+    assert shown.strip() == expected[encoding]

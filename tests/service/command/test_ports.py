@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from tapline.models.verdict import Verdict
 from tapline.service.command import cli
 from tapline.service.command.console import make_console
-from tapline.service.command.terminal import FlowTable, label_text
+from tapline.service.command.flow_rows import FlowTable
+from tapline.service.command.terminal import label_text
 from tapline.service.command.watch import View
-from tapline.service.results.records import Summary, classified
+from tapline.service.results.records import classified
 from tapline.service.results.writers import CSV_COLUMNS, CsvWriter
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
@@ -38,15 +39,15 @@ def table(flows, width, verdict=UNEXPECTED):
     drawn, console = FlowTable(0), make_console(io.StringIO(), width=width)
     for flow in flows:
         drawn.add(flow, verdict)
-    drawn.draw(console, Summary("flow-protocols", "1"))
+    drawn.draw(console)
     return console.file.getvalue()
 
 
 def live(flows, width, verdict=UNEXPECTED):
-    view, console = View(width), make_console(io.StringIO(), width=width)
+    view, console = View(), make_console(io.StringIO(), width=width)
     for flow in flows:
         view.flow("", flow, verdict)
-    console.print(view._verdicts())
+    console.print(view._verdicts(100, width))
     return console.file.getvalue()
 
 

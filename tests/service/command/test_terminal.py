@@ -6,8 +6,8 @@ import pytest
 
 from tapline.models.verdict import Verdict
 from tapline.service.command.console import make_console
-from tapline.service.command.terminal import FlowTable, endpoint_text
-from tapline.service.results.records import Summary
+from tapline.service.command.flow_rows import FlowTable
+from tapline.service.command.terminal import endpoint_text
 from tapline.service.sources.capture import read_capture
 from tests.paths import DATA
 
@@ -22,7 +22,7 @@ def drawn(flows, width):
     table, file = FlowTable(0), io.StringIO()
     for flow in flows:
         table.add(flow, Verdict("Dropbox", "Dropbox", 0.99, False, [], "flow-protocols", "1"))
-    table.draw(make_console(file, width=width), Summary("flow-protocols", "1", len(flows), len(flows)))
+    table.draw(make_console(file, width=width))
     return file.getvalue()
 
 

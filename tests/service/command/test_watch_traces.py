@@ -4,7 +4,7 @@ import asyncio
 import io
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from tapline.service.command.watch import View
 from tapline.service.runtime import Service
@@ -17,14 +17,14 @@ CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 
 
 def shown(settings) -> str:
-    view = View(200)
+    view = View()
 
     async def main():
         service = Service(settings, view)
         async with asyncio.timeout(60), service.running():
             await service.replay.finished.wait()
             console = Console(file=io.StringIO(), width=200)
-            console.print(view.draw(service))
+            console.print(view.draw(service, ConsoleDimensions(200, 60)))
             return console.file.getvalue()
 
     return asyncio.run(main())
