@@ -55,10 +55,14 @@ ARROWS = {
         "models service/engines service/gpu service/history service/inference service/jobs service/live "
         "service/metrics service/process service/settings service/sources service/sources/bus service/trace_models"
     ),
+    "service/dashboard": (
+        "models service/engines service/history service/inference service/jobs service/live service/process "
+        "service/results service/runtime service/traces"
+    ),
     "service/api": (
-        "models service/classifying service/engines service/history service/inference service/jobs service/live "
-        "service/metrics service/process service/results service/runtime service/settings service/sources/bus "
-        "service/trace_models service/traces"
+        "models service/classifying service/dashboard service/engines service/history service/inference "
+        "service/jobs service/live service/metrics service/process service/results service/runtime "
+        "service/settings service/sources/bus service/trace_models service/traces"
     ),
     "service/command": (
         "models service/api service/engines service/history service/inference service/jobs service/live "

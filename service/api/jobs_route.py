@@ -37,7 +37,7 @@ from tapline.service.jobs.job import (
     UnknownJobError,
 )
 from tapline.service.jobs.job_store import TooLargeError
-from tapline.service.results.report import ReportBuilder
+from tapline.service.results.report_page import ReportBuilder
 from tapline.service.results.writers import CsvWriter, JsonWriter, NdjsonWriter, TraceCsvWriter
 from tapline.service.runtime import Service
 

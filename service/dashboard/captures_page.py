@@ -10,7 +10,7 @@ from nicegui import background_tasks, ui
 
 from tapline.service.dashboard.board import ASKING, Board, address
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, joined, link, panel, tag, toned
-from tapline.service.dashboard.trace_table import TRACE_COLUMNS, trace_rows
+from tapline.service.dashboard.shown_traces import TRACE_COLUMNS, trace_rows
 from tapline.service.dashboard.words import counted, moment, percent, size
 from tapline.service.jobs.job import Job
 from tapline.service.results.records import left_out_text

@@ -10,8 +10,8 @@ from tapline.models.flow import FlowError
 from tapline.models.verdict import Verdict
 from tapline.service.dashboard.board import ASKING, Board, address
 from tapline.service.dashboard.charts import payload_lengths
-from tapline.service.dashboard.flow_table import host_cell
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, joined, panel, tag
+from tapline.service.dashboard.shown_flows import host_cell
 from tapline.service.dashboard.what_if import NOTE, what_if
 from tapline.service.dashboard.words import moment, percent, size, span, verdict_words
 from tapline.service.history.past import PastFlow

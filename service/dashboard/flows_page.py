@@ -6,8 +6,8 @@ from fastapi import Request
 from nicegui import ui
 
 from tapline.service.dashboard.board import ASKING, Board, address, flow_filter
-from tapline.service.dashboard.flow_table import flow_table, rows
 from tapline.service.dashboard.frame import frame, panel
+from tapline.service.dashboard.shown_flows import flow_table, rows
 from tapline.service.dashboard.words import counted
 from tapline.service.history.database import SlowQueryError
 from tapline.service.history.past import FlowSort, Page, PastFlow

@@ -9,9 +9,9 @@ from nicegui import ui
 
 from tapline.service.dashboard.board import ASKING, Board, address, flow_filter
 from tapline.service.dashboard.charts import counted_over_time
-from tapline.service.dashboard.flow_table import flow_table, host_cell, rows
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, panel
-from tapline.service.dashboard.trace_table import TRACE_COLUMNS, trace_rows
+from tapline.service.dashboard.shown_flows import flow_table, host_cell, rows
+from tapline.service.dashboard.shown_traces import TRACE_COLUMNS, trace_rows
 from tapline.service.dashboard.words import moment, ports, size
 from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.past import PastHost, Unclassified

@@ -12,9 +12,9 @@ from tapline.models.verdict import UNKNOWN
 from tapline.service.dashboard.activity import STEP_SECONDS
 from tapline.service.dashboard.board import ASKING, Board
 from tapline.service.dashboard.charts import verdict_rates
-from tapline.service.dashboard.flow_table import flow_table, rows
 from tapline.service.dashboard.frame import Cell, Figure, PlainTable, frame, panel, toned
-from tapline.service.dashboard.trace_table import TRACE_COLUMNS, trace_rows
+from tapline.service.dashboard.shown_flows import flow_table, rows
+from tapline.service.dashboard.shown_traces import TRACE_COLUMNS, trace_rows
 from tapline.service.dashboard.unusual import Unusual
 from tapline.service.dashboard.words import percent, rate, span
 from tapline.service.live.sensors import Sensor

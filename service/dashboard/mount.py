@@ -13,8 +13,8 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tapline.service.dashboard.activity import Activity
+from tapline.service.dashboard.all_pages import PATHS, add_pages
 from tapline.service.dashboard.board import Board
-from tapline.service.dashboard.pages import PATHS, add_pages
 from tapline.service.process.supervisor import Part
 from tapline.service.runtime import Service
 

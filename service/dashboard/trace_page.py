@@ -9,9 +9,9 @@ from nicegui import ui
 from tapline.service.dashboard.board import ASKING, Board, address
 from tapline.service.dashboard.charts import flows_of_trace
 from tapline.service.dashboard.flow_page import verdict_panel
-from tapline.service.dashboard.flow_table import host_cell
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, joined, link, panel
-from tapline.service.dashboard.trace_table import trace_label
+from tapline.service.dashboard.shown_flows import host_cell
+from tapline.service.dashboard.shown_traces import trace_label
 from tapline.service.dashboard.words import counted, moment, percent, size, span
 from tapline.service.history.past import PastTrace
 from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow

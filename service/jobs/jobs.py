@@ -37,7 +37,7 @@ from tapline.service.jobs.result import Result
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import to_its_end
 from tapline.service.process.supervisor import Supervisor
-from tapline.service.results.writers import Writer
+from tapline.service.results.writers import RecordTaker
 from tapline.service.settings import Settings
 from tapline.service.sources import flow_packets_worker
 from tapline.service.sources.capture_stream import CaptureProcess
@@ -276,7 +276,7 @@ class Jobs:
             raise UnknownJobError(f"the job has no trace {number}")
         return found
 
-    async def write(self, id: str, writer: Writer, *, content: bool) -> AsyncGenerator[None, None]:
+    async def write(self, id: str, writer: RecordTaker, *, content: bool) -> AsyncGenerator[None, None]:
         """Give the whole result to a writer, but for its summary, a step at a time. `content`: with content bytes.
 
         Raises:

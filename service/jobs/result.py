@@ -21,7 +21,7 @@ from tapline.service.history.pages import flow_page, trace_page
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
 from tapline.service.history.rows import flow_row, past_flow, past_trace, trace_row
 from tapline.service.results.records import Summary
-from tapline.service.results.writers import Writer
+from tapline.service.results.writers import RecordTaker
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 QUESTION_SECONDS = 10.0
@@ -166,7 +166,7 @@ class Result:
             row = connection.execute(sql.select(traces).where(traces.c.number == number)).mappings().one_or_none()
             return past_trace(row) if row is not None else None
 
-    def write(self, writer: Writer, *, content: bool) -> Iterator[None]:
+    def write(self, writer: RecordTaker, *, content: bool) -> Iterator[None]:
         """Give everything to a writer, in the order in which it was found; a step at a time. Content bytes are left
         out unless `content` says otherwise."""
         cursor: str | None = "0"

@@ -36,8 +36,8 @@ _SPOOL_BYTES = 4 << 20
 _PIECE_BYTES = 1 << 20
 
 
-class Writer(Protocol):
-    """Takes classified flows and traces one by one, and the summary at the end."""
+class RecordTaker(Protocol):
+    """Takes classified flows and traces one by one."""
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write one classified flow of the input `name`."""
@@ -46,6 +46,11 @@ class Writer(Protocol):
     def add_trace(self, trace: TraceVerdict) -> None:
         """Write one classified trace."""
         ...
+
+
+
+class Writer(RecordTaker, Protocol):
+    """Takes the summary at the end, too."""
 
     def finish(self, summary: Summary) -> None:
         """Write what belongs at the end."""

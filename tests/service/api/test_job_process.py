@@ -44,7 +44,9 @@ def test_killed_at_any_moment_a_job_runs_again_and_its_result_is_whole(tmp_path,
     for _ in range(KILLS):
         reached = chance.randrange(FLOWS)
         with Server(tmp_path, checkpoint_dir, *FLAGS) as server:
-            server.wait(lambda: (found := job(server, first))["flows"] >= reached or found["state"] in ENDS)
+            server.wait(
+                lambda reached=reached: (found := job(server, first))["flows"] >= reached or found["state"] in ENDS
+            )
             found = job(server, first)
             assert found["state"] != "failed"
             status, body = server.ask("GET", f"/v1/jobs/{first}/result")

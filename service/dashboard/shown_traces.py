@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from markupsafe import Markup
 
 from tapline.service.dashboard.board import address
-from tapline.service.dashboard.flow_table import host_cell
 from tapline.service.dashboard.frame import Cell, joined, link, tag
+from tapline.service.dashboard.shown_flows import host_cell
 from tapline.service.dashboard.words import moment, percent
 from tapline.service.history.past import PastTrace
 
