@@ -142,16 +142,11 @@ def _keep(
                 updates[number] = now
         if not row["final"]:
             early[key] = now
-    if inserts:
-        database.insert_rows(connection, table, inserts)
-    if updates:
-        columns = [column.name for column in table.columns if column.name not in ("number", "seen_us")]
-        connection.execute(
-            sql.update(table)
-            .where(table.c.number == sql.bindparam("b_number"))
-            .values({name: sql.bindparam(f"b_{name}") for name in columns}),
-            [{f"b_{name}": row[name] for name in ("number", *columns)} for row in updates.values()],
-        )
+    if updates:  # in their place; an UPDATE for each would cost more than all of this
+        for some in _pieces(list(updates)):
+            connection.execute(sql.delete(table).where(table.c.number.in_(some)))
+        database.insert_rows(connection, table, list(updates.values()))
+    database.insert_rows(connection, table, inserts)
 
 
 def _early(

@@ -29,6 +29,9 @@ _VACUUM_PAGES = 1000
 _STEPS_BETWEEN_LOOKS = 20_000
 """Steps of SQLite's virtual machine between two looks at the clock: some milliseconds."""
 
+_ROWS_IN_A_STATEMENT = (128, 16, 1)
+"""Few sizes, so that few statements have to be prepared; the largest has fewer values than SQLite takes, 32,766."""
+
 _ADVISORY_LOCK = 0x7461706C
 _SAMPLED_ROWS = 1000
 
@@ -78,7 +81,6 @@ class Database:
             sql.event.listen(self.engine, "connect", _prepare_sqlite)
             sql.event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         self.insert = sqlite.insert if self.is_sqlite else postgresql.insert
-        self._inserts: dict[str, tuple[str, list[str] | None]] = {}
 
     def open(self, *, create: bool = True) -> None:
         """See that it is a history of this version; where there is nothing, make a new one if asked to `create` it.
@@ -175,18 +177,23 @@ class Database:
             raise
 
     def insert_rows(self, connection: sql.Connection, table: sql.Table, rows: Sequence[dict[str, Any]]) -> None:
-        """Insert rows that have every column but `number`, past SQLAlchemy's work on each value, which none here needs
-        and which would cost more than the database does."""
-        statement = self._inserts.get(table.name)
-        if statement is None:
-            names = [column.name for column in table.columns if column.name != "number"]
-            compiled = sql.insert(table).compile(self.engine, column_keys=names)
-            statement = self._inserts[table.name] = str(compiled), compiled.positiontup
-        text, names_in_order = statement
-        if names_in_order is None:
-            connection.exec_driver_sql(text, list(rows))
-        else:
-            connection.exec_driver_sql(text, [tuple([row[name] for name in names_in_order]) for row in rows])
+        """Insert rows that all have the same columns, many in a statement.
+
+        SQLite's driver gives Python's lock up for every statement: one for each row would have the writer wait for a
+        busy event loop each time. And SQLAlchemy's work on each value, which none here needs, would cost more than the
+        database does.
+        """
+        names = list(rows[0]) if rows else []
+        place = "?" if self.is_sqlite else "%s"
+        values = f"({', '.join([place] * len(names))})"
+        head = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES "
+        at = 0
+        for size in _ROWS_IN_A_STATEMENT:
+            statement = head + ", ".join([values] * size)
+            while len(rows) - at >= size:
+                some = tuple([row[name] for row in rows[at : at + size] for name in names])
+                connection.exec_driver_sql(statement, some)
+                at += size
 
     def used_bytes(self, connection: sql.Connection) -> int:
         """Bytes in use: of SQLite pages less those that are free; of PostgreSQL an estimate by its statistics, in which
