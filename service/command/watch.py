@@ -23,7 +23,7 @@ from tapline.service.process.signals import stop_signals
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.packets.capture_error import CaptureError
-from tapline.service.sources.zeek_process import ZeekError
+from tapline.service.sources.zeek_process import ZeekError, ZeekOnInterface
 from tapline.service.traces.live_traces import LiveTraces
 from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, TraceVerdict
 
@@ -72,8 +72,8 @@ class View:
         parts: list[Text | Table] = [self._counts(service)]
         if service.sensors.sensors:
             parts.append(self._sensors(service))
-        down = [Text(f"{zeek.failure}; starting it again", style="red") for zeek in service.zeeks if zeek.is_down]
-        parts += [*down, self._verdicts()]
+        parts += [_ended(zeek) for zeek in service.zeeks if zeek.failure]
+        parts.append(self._verdicts())
         if service.traces is not None and service.traces.models:
             parts.append(_trace_counts(service.traces, service.no_live_traces()))
         if self.traces:
@@ -145,6 +145,12 @@ def _trace_counts(traces: LiveTraces, problem: str | None) -> Text:
         for counts in (model.windows.counts,)
     ]
     return Text("\n" + "\n".join(lines))
+
+
+def _ended(zeek: ZeekOnInterface) -> Text:
+    if zeek.is_down:
+        return Text(f"{zeek.failure}; starting it again", style="red")
+    return Text(f"{zeek.failure}; it was started again", style="yellow")
 
 
 def _footer(service: Service) -> str:

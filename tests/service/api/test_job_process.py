@@ -11,9 +11,9 @@ from tests.service.api.served import START, Server, udp_capture
 
 pytestmark = pytest.mark.whole
 
-FLOWS = 12_000
-CAPTURE = udp_capture(FLOWS)
-KILLS = 6
+FLOWS = 6_000
+CAPTURE = udp_capture(FLOWS, payload_bytes=4)
+KILLS = 5
 ENDS = ("done", "failed", "cancelled")
 FLAGS = ("--traces", "none")
 
@@ -44,8 +44,9 @@ def test_killed_at_any_moment_a_job_runs_again_and_its_result_is_whole(tmp_path,
     for _ in range(KILLS):
         reached = chance.randrange(FLOWS)
         with Server(tmp_path, checkpoint_dir, *FLAGS) as server:
-            server.wait(lambda: (found := job(server, first))["flows"] >= reached or found["state"] in ENDS)
             found = job(server, first)
+            while found["flows"] < reached and found["state"] not in ENDS:
+                found = job(server, first)
             assert found["state"] != "failed"
             status, body = server.ask("GET", f"/v1/jobs/{first}/result")
             assert status == (200 if found["state"] == "done" else status)
@@ -87,7 +88,7 @@ def test_no_room_for_a_capture_is_507_and_leaves_nothing(tmp_path, checkpoint_di
 def test_a_client_that_goes_away_leaves_nothing(tmp_path, checkpoint_dir):
     with Server(tmp_path, checkpoint_dir, *FLAGS) as server:
         head = f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(CAPTURE)}\r\n\r\n".encode()
-        client = server.connect(head, CAPTURE[:2_000_000])
+        client = server.connect(head, CAPTURE[: len(CAPTURE) // 2])
         server.wait(lambda: left(tmp_path))
         client.close()
         server.wait(lambda: not left(tmp_path))
