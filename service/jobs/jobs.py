@@ -206,10 +206,10 @@ class Jobs:
         """
         job = self._job(id)
         if job.state == "queued":
-            job.state = "cancelled"
-            await self._runner.end(job)
+            job.state = "cancelled"  # at once, so that it is not begun meanwhile
+            await to_its_end(self._runner.end(job, {}))
         elif task := self._running.get(id):
-            job.state = "cancelled" if job.state == "reading" else job.state
+            self._runner.cancel(job)
             task.cancel()
             await asyncio.wait({task})
         return self.get(id)
