@@ -8,7 +8,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
-from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE
+from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE, JOBS_ROUTE
 from tests.conftest import make_checkpoint
 from tests.service.api.served import Server
 
@@ -35,7 +35,7 @@ def excluded(operation):
     """Checks that do not hold here: no description says all of what makes a capture or a flow, and one good key of two
     is enough."""
     names = ["ignored_auth"]
-    if operation.path in (CAPTURE_ROUTE, FLOWS_ROUTE):
+    if operation.path in (CAPTURE_ROUTE, FLOWS_ROUTE, JOBS_ROUTE):
         names.append("positive_data_acceptance")
     return CHECKS.get_by_names(names)
 
