@@ -20,16 +20,16 @@ ENV SETUPTOOLS_SCM_PRETEND_VERSION=${VERSION}
 
 FROM source AS build-cpu
 RUN python -m venv /opt/tapline \
-    && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt .
+    && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt '.[parquet,postgresql]'
 
 FROM source AS build-gpu
 RUN python -m venv /opt/tapline \
-    && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt '.[gpu]'
+    && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt '.[gpu,parquet,postgresql]'
 
 FROM python:${PYTHON} AS runtime
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin tapline \
     && install --directory --owner 10001 --mode 0700 /var/lib/tapline
-ENV PATH=/opt/tapline/bin:$PATH TAPLINE_DATA_DIR=/var/lib/tapline PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/tapline/bin:$PATH TAPLINE_DATA_DIR=/var/lib/tapline/data PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
 WORKDIR /tmp
 EXPOSE 8000

@@ -77,6 +77,7 @@ def main() -> None:
     if options.checkpoint:
         command += ["--checkpoint", str(options.checkpoint.resolve())]
     with tempfile.TemporaryDirectory() as folder:
+        command += ["--data-dir", folder]
         service = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         try:
             wait_until_ready(api)

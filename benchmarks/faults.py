@@ -120,6 +120,7 @@ class Stage:
         """The service on the proxy."""
         command = [sys.executable, "-c", SERVICE % str(self.stall_file), "serve", "--port", str(API)]
         command += ["--zeek", f"ws://127.0.0.1:{PROXY}", "--live-queue-flows", str(LIVE_QUEUE_FLOWS), *self.checkpoint]
+        command += ["--data-dir", str(self.folder / "data")]
         self.service = subprocess.Popen(command, cwd=ROOT, stderr=(self.folder / "service.log").open("a"))
 
     def end(self) -> None:

@@ -64,7 +64,7 @@ class Served:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
         if key is not None:
             environment["TAPLINE_API_KEY"] = key
-        command = [sys.executable, "-c", SERVICE, "serve", "--port", str(self.port), *options]
+        command = [sys.executable, "-c", SERVICE, "serve", "--port", str(self.port), "--history", "none", *options]
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + START_SECONDS
         while self.healthz() is None:

@@ -145,6 +145,7 @@ def main() -> None:
                 subprocess.run(command, check=True, cwd=ROOT)
             print(describe())
         settings = Settings(
+            history="none",
             traces=[str(directory) for directory in traces], zeek=[BUS], state_dir=Path(folder) / "state",
             trace_subjects=len(traces) * options.subjects, trace_open_flows=max(200_000, len(traces) * options.flows),
         )  # fmt: skip

@@ -122,7 +122,7 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     print(f"machine    {describe()}")
     print(f"input      {len(flows)} real flows, again and again, {FLOWS_AT_ONCE} at a time")
-    asyncio.run(measure(Service(Settings(repository=options.repository)), flows, options.reloads))
+    asyncio.run(measure(Service(Settings(repository=options.repository, history="none")), flows, options.reloads))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.classify import account, classify_inputs
 from tapline.service.command.console import make_console, say
+from tapline.service.command.history_command import app as history_app
 from tapline.service.command.models_command import app as models_app
 from tapline.service.command.output import Format, writer
 from tapline.service.command.serve_command import problem_text, serve
@@ -207,6 +208,7 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
 
 app.command("serve")(serve)
 app.add_typer(models_app, name="models")
+app.add_typer(history_app, name="history")
 
 
 @app.command("watch")

@@ -80,15 +80,17 @@ class Database:
         self.insert = sqlite.insert if self.is_sqlite else postgresql.insert
         self._inserts: dict[str, tuple[str, list[str] | None]] = {}
 
-    def open(self) -> None:
-        """See that it is a history of this version, and make a new one where there is nothing.
+    def open(self, *, create: bool = True) -> None:
+        """See that it is a history of this version; where there is nothing, make a new one if asked to `create` it.
 
         Raises:
             HistoryError: it is something else.
             DBAPIError: it cannot be asked just now.
         """
+        if not create and self.is_sqlite and not Path(self.engine.url.database or "").exists():
+            raise HistoryError(f"there is no history at {self.shown}")
         try:
-            version = self._version()
+            version = self._version(create)
         except OperationalError:
             raise
         except DBAPIError as error:
@@ -104,11 +106,16 @@ class Database:
             "use the tapline that made it, or another --history"
         )
 
-    def _version(self) -> int | None:
+    def _version(self, create: bool) -> int | None:
         """The version of what is there, made where nothing is; None where it is something else."""
         with self.engine.connect() as connection:
             names = sql.inspect(connection).get_table_names()
-        if self.is_sqlite and (not names or about.name in names):
+            if about.name in names or not create:
+                found: int | None = None
+                if about.name in names:
+                    found = connection.execute(sql.select(about.c.schema_version)).scalar()
+                return found
+        if self.is_sqlite and not names:
             self._lasting_pragmas()
         with self.engine.begin() as connection:
             if not self.is_sqlite:
@@ -119,7 +126,7 @@ class Database:
                 connection.execute(sql.insert(about).values(schema_version=SCHEMA_VERSION))
             elif about.name not in names:
                 return None
-            found: int | None = connection.execute(sql.select(about.c.schema_version)).scalar()
+            found = connection.execute(sql.select(about.c.schema_version)).scalar()  # another may have made it
             return found
 
     def _lasting_pragmas(self) -> None:

@@ -81,6 +81,9 @@ class History:
         is_open, problem = True, None
         try:
             self._database.open()
+        except HistoryError:
+            self._database.close()
+            raise
         except DBAPIError as error:
             is_open, problem = False, f"the history cannot be opened: {error.orig}"
             log.error("the history cannot be opened", place=self.place, error=str(error.orig))
@@ -119,6 +122,7 @@ class History:
     async def stop(self, limit_seconds: float) -> None:
         """Write what waits, within a limit, and close. Nothing may be given or asked any more."""
         self._writer.stop(limit_seconds)
+        await asyncio.get_running_loop().run_in_executor(self._writing, self._writer.run)  # where it did not run
         await asyncio.to_thread(self._writing.shutdown)
         await asyncio.to_thread(self._reading.shutdown, cancel_futures=True)
         self._database.close()

@@ -160,6 +160,7 @@ class HistoryWriter:
             self._log.error("record", "a record could not be kept", error=type(error).__name__, exc_info=error)
             self._done(batch, "failed")
         else:
+            self.problem = None
             self._done(batch, "kept")
 
     def _done(self, batch: Sequence[tuple[Seen, int]], outcome: str) -> None:

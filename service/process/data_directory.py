@@ -26,7 +26,10 @@ class DataDirectory:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = (path / _LOCK).open("a")
         except OSError as error:
-            raise DataDirectoryError(f"--data-dir {path} cannot be used: {(error.strerror or '').lower()}") from None
+            reason = (error.strerror or type(error).__name__).lower()
+            raise DataDirectoryError(
+                f"--data-dir {path} cannot be used: {reason}: name another, or --history none"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -35,7 +35,7 @@ _WRONG: list[Any] = [
 @functools.cache
 def client() -> TestClient:
     """The API of one service, for as long as the process lives."""
-    asked = TestClient(create_app(Service(Settings())), "http://127.0.0.1")
+    asked = TestClient(create_app(Service(Settings(history="none"))), "http://127.0.0.1")
     asked.__enter__()
     atexit.register(asked.__exit__, None, None, None)
     return asked

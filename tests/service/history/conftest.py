@@ -9,8 +9,8 @@ from tests.service.history import postgres
 def postgres_server():
     if not postgres.BINARIES:
         pytest.skip("no PostgreSQL server: apt-get install postgresql")
-    with postgres.server() as control:
-        yield control.database
+    with postgres.server() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
@@ -18,4 +18,4 @@ def place(request, tmp_path):
     """What `--history` is given: the URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'history.db'}"
-    return request.getfixturevalue("postgres_server")()
+    return request.getfixturevalue("postgres_server").database()
