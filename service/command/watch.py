@@ -25,7 +25,7 @@ from tapline.service.results.selection import FlowRow
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.packets.capture_error import CaptureError
-from tapline.service.sources.zeek_process import ZeekError
+from tapline.service.sources.zeek_process import ZeekError, ZeekOnInterface
 from tapline.service.traces.live_traces import LiveTraces
 from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, TraceVerdict
 
@@ -87,7 +87,7 @@ class View:
         above: list[RenderableType] = [self._counts(service)]
         if service.sensors.sensors:
             above.append(self._sensors(service))
-        above += [Text(f"{zeek.failure}; starting it again", style="red") for zeek in service.zeeks if zeek.is_down]
+        above += [_ended(zeek) for zeek in service.zeeks if zeek.failure]
         below: list[RenderableType] = []
         if service.traces is not None and service.traces.models:
             below.append(_trace_counts(service.traces, service.no_live_traces()))
@@ -161,6 +161,12 @@ def _trace_counts(traces: LiveTraces, problem: str | None) -> Text:
         for counts in (model.windows.counts,)
     ]
     return Text("\n" + "\n".join(lines))
+
+
+def _ended(zeek: ZeekOnInterface) -> Text:
+    if zeek.is_down:
+        return Text(f"{zeek.failure}; starting it again", style="red")
+    return Text(f"{zeek.failure}; it was started again", style="yellow")
 
 
 def _footer(service: Service) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Protocol
 
+import msgspec
 import structlog
 
 from tapline.service.classifying import BadCaptureError, Classifying, ReadLimits, open_capture
@@ -57,47 +58,52 @@ class JobRunner:
         self._store = store
         self._disk = disk
         self._tell = tell
+        self._cancelled: set[str] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="results")
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown()
 
+    def cancel(self, job: Job) -> None:
+        """Let a job end as cancelled when the task that runs it is cancelled next."""
+        self._cancelled.add(job.id)
+
     async def run(self, job: Job) -> None:
-        """Run a job that is `reading` until it has ended. Cancelled while it is still `reading`, it has not: it will
-        run again; set to `cancelled` before, that is its end."""
+        """Run a job that is `reading` until it has ended. Cancelled without `cancel` it has not: it will run again."""
+        outcome: dict[str, Any]
         try:
-            job.summary = await self._classify(job)
-            job.warning = job.summary.inputs[0].warning
-            job.state = "done"
+            summary = await self._classify(job)
+            outcome = {"state": "done", "summary": summary, "warning": summary.inputs[0].warning}
         except asyncio.CancelledError:
-            if job.state != "cancelled":
+            if job.id not in self._cancelled:
                 raise
+            outcome = {"state": "cancelled"}
         except VerdictError:
-            self._fail(job, "its model was unloaded meanwhile")
+            outcome = {"state": "failed", "error": "its model was unloaded meanwhile"}
         except (BadCaptureError, JobError, UnknownModelError, ResultError) as error:
-            self._fail(job, str(error))
+            outcome = {"state": "failed", "error": str(error)}
         except Exception as error:
             log.error("job failed", job=job.id, error=type(error).__name__, exc_info=error)
-            self._fail(job, "something went wrong here; it has been logged")
-        await self.end(job)
+            outcome = {"state": "failed", "error": "something went wrong here; it has been logged"}
+        finally:
+            self._cancelled.discard(job.id)
+        await to_its_end(self.end(job, outcome))
 
-    def _fail(self, job: Job, reason: str) -> None:
-        if job.state != "cancelled":
-            job.state, job.error = "failed", reason
-
-    async def end(self, job: Job) -> None:
-        """Keep the record of a job whose state is an end; only a result stays of those that are done."""
-        job.ended = time.time()
+    async def end(self, job: Job, outcome: dict[str, Any]) -> None:
+        """Keep how a job ended, and show it then. Only a result stays of those that are done."""
+        ended = msgspec.structs.replace(job, ended=time.time(), **outcome)
         try:
-            if job.state == "done":
-                await to_its_end(self._disk(self._store.save, job))
+            if ended.state == "done":
+                await self._disk(self._store.save, ended)
         except NoRoomError as error:
-            job.state, job.error, job.summary = "failed", str(error), None
-        if job.state != "done":
-            await to_its_end(self._disk(self._store.keep_record_alone, job.id))
+            ended = msgspec.structs.replace(ended, state="failed", error=str(error), summary=None)
+        if ended.state != "done":
+            await self._disk(self._store.keep_record_alone, job.id)
             with contextlib.suppress(NoRoomError):  # at the next start it will be tried again
-                await to_its_end(self._disk(self._store.save, job))
+                await self._disk(self._store.save, ended)
+        for name in Job.__struct_fields__:
+            setattr(job, name, getattr(ended, name))
         self._metrics.jobs_ended.labels(job.state).inc()
         self._tell()
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePath
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -21,8 +21,8 @@ from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
 from tapline.service.inference.served import ServedModels
 from tapline.service.jobs.capture_files import captures_below, open_below
+from tapline.service.jobs.changes import Changes
 from tapline.service.jobs.job import (
-    CaptureGoneError,
     Job,
     JobError,
     JobOptions,
@@ -33,31 +33,23 @@ from tapline.service.jobs.job import (
 )
 from tapline.service.jobs.job_runner import JobRunner
 from tapline.service.jobs.job_store import JobStore
+from tapline.service.jobs.packet_reads import PacketReads
 from tapline.service.jobs.result import Result
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import to_its_end
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.results.writers import RecordTaker
 from tapline.service.settings import Settings
-from tapline.service.sources import flow_packets_worker
-from tapline.service.sources.capture_stream import CaptureProcess
-from tapline.service.sources.flow_packets_worker import PacketsOptions
 from tapline.service.trace_models import TraceModels
 
 log = structlog.get_logger()
 
 MAX_NAME = 128
-MAX_PACKET_READS = 4
-"""Captures that are read again for the packets of a flow at a time; more are told to come again."""
-
 SWEEP_SECONDS = 600
 """How often it is looked whether jobs are too old."""
 
-PROGRESS_SECONDS = 0.5
-_PIECE_BYTES = 1 << 16
 _DAY_SECONDS = 86_400
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -84,13 +76,12 @@ class Jobs:
         self._runner = JobRunner(settings, models, trace_models, metrics, self._store, self._disk, self._tell)
         self._jobs: dict[str, Job] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._incoming = self._packet_reads = 0
+        self._packet_reads = PacketReads(settings)
+        self._incoming = 0
         self._is_open = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._queued = asyncio.Event()
-        self._version = 1
-        self._told = asyncio.Event()
-        self._told_at = 0.0
+        self._changes = Changes()
 
     def open(self) -> None:
         """Take the directory of jobs, and know those that are there.
@@ -112,8 +103,8 @@ class Jobs:
             self.open()
         self._queued.set()
         self._tell()
-        names = [f"jobs {number}" for number in range(1, self._settings.max_jobs + 1)]
-        parts = [self._supervisor.start(name, self._run) for name in names]
+        numbers = range(1, self._settings.max_jobs + 1)
+        parts = [self._supervisor.start(f"jobs {number}", self._run) for number in numbers]
         parts.append(self._supervisor.start("old jobs", self._sweep_for_ever))
         try:
             yield
@@ -141,18 +132,16 @@ class Jobs:
         self._check(options)
         with self._place():
             id = await self._disk(self._store.new)
-            try:
+            async with self._or_removed(id):
                 limit = self._settings.max_job_mb << 20
                 size_bytes = await self._store.receive(id, chunks, limit, self._disk)
                 if not size_bytes:
                     raise JobError("the capture is empty")
                 name = PurePath(name).name[:MAX_NAME] or "capture"
                 job = Job(id=id, name=name, created=time.time(), options=options, size_bytes=size_bytes)
-                await self._make_room(id)
+                if await self._fit(await self._disk(self._store.size_bytes, id)):
+                    raise NoRoomError(f"jobs that wait and run take all of the {self._settings.jobs_mb} MiB for jobs")
                 await self._disk(self._store.save, job)
-            except BaseException:
-                await to_its_end(self._disk(self._store.remove, id))
-                raise
             self._metrics.upload_bytes.inc(size_bytes)
             return self._enqueue(job)
 
@@ -175,11 +164,8 @@ class Jobs:
                 id=id, name=PurePath(path).name[:MAX_NAME], created=time.time(), options=options,
                 size_bytes=status.st_size, path=path, modified_ns=status.st_mtime_ns,
             )  # fmt: skip
-            try:
+            async with self._or_removed(id):
                 await self._disk(self._store.save, job)
-            except BaseException:
-                await to_its_end(self._disk(self._store.remove, id))
-                raise
             return self._enqueue(job)
 
     async def captures(self) -> list[str]:
@@ -191,35 +177,23 @@ class Jobs:
         return [msgspec.structs.replace(job) for job in reversed(self._jobs.values())]
 
     def get(self, id: str) -> Job:
-        """One job.
-
-        Raises:
-            UnknownJobError: there is none of that id.
-        """
+        """One job; UnknownJobError where there is none of that id, as of all that asks for one."""
         return msgspec.structs.replace(self._job(id))
 
     async def cancel(self, id: str) -> Job:
-        """Let a job that waits or runs end as `cancelled`; one that has ended stays as it is.
-
-        Raises:
-            UnknownJobError: there is none of that id.
-        """
+        """Let a job that waits or runs end as `cancelled`; one that has ended stays as it is."""
         job = self._job(id)
         if job.state == "queued":
-            job.state = "cancelled"
-            await self._runner.end(job)
+            job.state = "cancelled"  # at once, so that it is not begun meanwhile
+            await to_its_end(self._runner.end(job, {}))
         elif task := self._running.get(id):
-            job.state = "cancelled" if job.state == "reading" else job.state
+            self._runner.cancel(job)
             task.cancel()
             await asyncio.wait({task})
         return self.get(id)
 
     async def delete(self, id: str) -> None:
-        """Cancel it where it has not ended, then forget it with its capture and its result.
-
-        Raises:
-            UnknownJobError: there is none of that id.
-        """
+        """Cancel it where it has not ended, then forget it with its capture and its result."""
         await self.cancel(id)
         self._jobs.pop(id, None)
         self._tell()
@@ -296,24 +270,10 @@ class Jobs:
             JobQueueFullError: too many ask for packets at a time.
         """
         flow = await self.flow(id, number)
-        if self._packet_reads >= MAX_PACKET_READS:
-            raise JobQueueFullError("the packets of other flows are being looked for: come again")
-        self._packet_reads += 1
-        try:
-            settings = self._settings
-            limits = (settings.max_job_mb << 20, settings.parse_memory_mb << 20)
-            argument = msgspec.json.encode(PacketsOptions(flow.uid, flow.start_us, *limits))
-            with await self._disk(self._store.capture, self._job(id)) as file:
-                async with CaptureProcess(flow_packets_worker.__name__, argument, file) as process:
-                    async with asyncio.timeout(settings.job_timeout_seconds):
-                        while piece := await process.output.read(_PIECE_BYTES):
-                            yield piece
-                    if await process.status():
-                        raise CaptureGoneError("the capture does not give the packets of that flow any more")
-        except TimeoutError:
-            raise CaptureGoneError("reading the capture again takes longer than is allowed") from None
-        finally:
-            self._packet_reads -= 1
+        file = await self._disk(self._store.capture, self._job(id))
+        async with contextlib.aclosing(self._packet_reads.read(file, flow)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def changed(self, since: int = 0) -> int:
         """Wait until any job has changed since a number that this returned before (0: return at once); the new number.
@@ -321,9 +281,7 @@ class Jobs:
         Progress counts as a change at most twice a second. `while True: since = await jobs.changed(since)` hears of
         everything, however slow it is, and nothing piles up for it.
         """
-        while self._version <= since:
-            await self._told.wait()
-        return self._version
+        return await self._changes.after(since)
 
     def _check(self, options: JobOptions) -> None:
         self._models.batcher(options.model)
@@ -342,6 +300,15 @@ class Jobs:
             yield
         finally:
             self._incoming -= 1
+
+    @contextlib.asynccontextmanager
+    async def _or_removed(self, id: str) -> AsyncGenerator[None, None]:
+        """Remove a new job where the block fails or is cancelled."""
+        try:
+            yield
+        except BaseException:
+            await to_its_end(self._disk(self._store.remove, id))
+            raise
 
     def _enqueue(self, job: Job) -> Job:
         self._jobs[job.id] = job
@@ -367,6 +334,8 @@ class Jobs:
                     task.cancel()
                     await asyncio.wait({task})
                 del self._running[job.id]
+            if not task.cancelled():
+                task.result()  # an error here is a fault of ours: the supervisor tells it
             await self._sweep()
 
     async def _sweep_for_ever(self) -> None:
@@ -380,15 +349,6 @@ class Jobs:
         for job in [job for job in self._jobs.values() if job.has_ended and (job.ended or 0) < oldest]:
             await self._retire(job, "age")
         await self._fit()
-
-    async def _make_room(self, id: str) -> None:
-        """See that a new job fits, for which old ones may have to go.
-
-        Raises:
-            NoRoomError: it does not.
-        """
-        if await self._fit(await self._disk(self._store.size_bytes, id)):
-            raise NoRoomError(f"the jobs that wait and run take all of the {self._settings.jobs_mb} MiB for jobs")
 
     async def _fit(self, more_bytes: int = 0) -> bool:
         """Delete the longest ended jobs until the rest, and so many bytes more, fit; whether they still do not."""
@@ -409,15 +369,9 @@ class Jobs:
 
     def _tell(self, *, progress: bool = False) -> None:
         """Say that something changed."""
-        now = time.monotonic()
-        if progress and now - self._told_at < PROGRESS_SECONDS:
-            return
-        self._told_at = now
-        for state in ("queued", "reading"):
-            self._metrics.jobs.labels(state).set(sum(job.state == state for job in self._jobs.values()))
-        self._version += 1
-        self._told.set()
-        self._told = asyncio.Event()
+        if self._changes.tell(progress=progress):
+            for state in ("queued", "reading"):
+                self._metrics.jobs.labels(state).set(sum(job.state == state for job in self._jobs.values()))
 
     def _job(self, id: str) -> Job:
         found = self._jobs.get(id)
@@ -440,6 +394,6 @@ class Jobs:
             self._job(id)
             raise
 
-    async def _disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _disk(self, work: Callable[..., T], *args: object) -> T:
         """Do something with the disk, one thing after the other."""
-        return await asyncio.wrap_future(self._thread.submit(work, *args, **kwargs))
+        return await asyncio.wrap_future(self._thread.submit(work, *args))

@@ -48,7 +48,6 @@ class RecordTaker(Protocol):
         ...
 
 
-
 class Writer(RecordTaker, Protocol):
     """Takes the summary at the end, too."""
 

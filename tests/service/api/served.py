@@ -22,8 +22,9 @@ class Server:
     def __init__(self, folder, checkpoint, *flags, before="pass", cwd=None, env=None):
         self._log = folder / "service.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
+        environment["XDG_DATA_HOME"] = str(folder)  # data directories of its own
         command = [sys.executable, "-P", "-c", START.format(before=before), "serve", "--port", "0"]
-        command += ["--checkpoint", str(checkpoint), "--data-dir", str(folder / "data"), *map(str, flags)]
+        command += ["--checkpoint", str(checkpoint), *map(str, flags)]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=cwd, env={**environment, **(env or {})}, stderr=log)
         self.port = None

@@ -29,13 +29,13 @@ async def until(condition):
 def test_without_any_sensor_it_is_not_ready_after_the_grace_time(checkpoint_dir, tmp_path):
     async def main():
         sensor = WebSocketSensor()
-        away = "ws://127.0.0.1:9"
-        running = service(checkpoint_dir, tmp_path, [away, sensor.url], 0)
+        async with sensor.running():
+            pass  # now it has a port
+        running = service(checkpoint_dir, tmp_path, ["ws://127.0.0.1:9", sensor.url], 0)
         async with running.running():
             await until(lambda: running.not_ready() is not None)
             assert running.not_ready().startswith("no sensor is connected; ws://127.0.0.1:")
-            async with sensor.running():
-                await sensor.wait_for_client()
+            async with sensor.running(sensor.port):
                 await until(lambda: running.not_ready() is None)  # one of two is enough
             await until(lambda: running.not_ready() is not None)
 

@@ -71,7 +71,7 @@ def test_logs_are_kept_and_rotated_and_options_arrive(tmp_path, checkpoint_dir):
     script.write_text(SCRIPT)
     flags = ["--traces", "none", "--interface", "lo=tap", "--zeek-script", script, "--zeek-option", "Own::word=given"]
     flags += ["--zeek-option", "Log::default_rotation_interval=1 sec", "--sensor-grace-seconds", "0"]
-    runs = tmp_path / "data" / "zeek"
+    runs = tmp_path / "tapline" / "zeek"
     with Server(tmp_path, checkpoint_dir, *flags) as server:
         server.wait(lambda: server.answers("/readyz"))
         (first,) = runs.iterdir()
