@@ -15,11 +15,30 @@ _HASHER = communityid.CommunityID()
 class Endpoints(Protocol):
     """What of a flow its Community ID follows from."""
 
-    proto: str
-    orig_h: str
-    orig_p: int
-    resp_h: str
-    resp_p: int
+    @property
+    def proto(self) -> str:
+        """As of `models.flow.Flow`."""
+        ...
+
+    @property
+    def orig_h(self) -> str:
+        """Address of the originator."""
+        ...
+
+    @property
+    def orig_p(self) -> int:
+        """Its port."""
+        ...
+
+    @property
+    def resp_h(self) -> str:
+        """Address of the responder."""
+        ...
+
+    @property
+    def resp_p(self) -> int:
+        """Its port."""
+        ...
 
 
 def community_id(flow: Endpoints) -> str:
