@@ -176,6 +176,8 @@ def classify(
 ) -> None:
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
+    if report is not None and output is not None and report.resolve() == output.resolve():
+        _fail(f"{report}: both --report and --output: give two files", EXIT_USAGE)
     sharing = _sharing(no_content, anonymise, anonymise_key)
     try:
         captures, wanted = list(inputs_of(captures)), Where(where or [])
