@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import msgspec
 import typer
 from pydantic import ValidationError
+from rich.console import Console
 
 from tapline.installation import version
 from tapline.models.checkpoint import CheckpointError
@@ -178,28 +179,18 @@ def classify(
 ) -> None:
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
+    if report is not None and output is not None and report.resolve() == output.resolve():
+        _fail(f"{report}: both --report and --output: give two files", EXIT_USAGE)
     sharing = _sharing(no_content, anonymise, anonymise_key)
     try:
         captures, wanted = list(inputs_of(captures)), Where(where or [])
     except (CaptureError, WhereError) as error:
         _fail(str(error), EXIT_USAGE)
-    try:
-        directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
-        directories = trace_directories([NO_TRACES] if show == "flows" else traces or [])
-        try_out(directory, *directories, engine=engine)
-        flow_engine = load_engine(engine, directory)
-        trace_engines = fitting(
-            [load_beside(engine, each) for each in directories],
-            flow_engine.checkpoint,
-            required=bool(traces),
-            warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
-        )
-        classifier = Classifier(
-            flow_engine, trace_engines=trace_engines, min_packets=min_packets, with_scores=scores, ports=ports == "on"
-        )
-    except (CheckpointError, EngineError) as error:
-        _fail(str(error), EXIT_USAGE)
-    if show == "traces" and not trace_engines:
+    classifier = _classifier(
+        checkpoint, [NO_TRACES] if show == "flows" else traces or [], engine, errors,
+        min_packets=min_packets, with_scores=scores, ports=ports == "on",
+    )  # fmt: skip
+    if show == "traces" and not classifier.trace_engines:
         _fail("no trace model, so there are no traces to show: give --traces NAME or --traces DIR", EXIT_USAGE)
     with _opened(output, captures, as_utf8=format_ != "table") as file, contextlib.ExitStack() as stack:
         target: Writer = writer(format_, file, limit, show, sort)
@@ -219,6 +210,26 @@ def classify(
     incomplete = any(entry.error or entry.warning for entry in summary.inputs)
     if failed or incomplete or nothing_understood(summary.inputs):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _classifier(
+    checkpoint: Path | None, traces: list[str], engine: EngineName, errors: Console, **options: Any
+) -> Classifier:
+    """What classifies, with the trace models that fit; ends the command where a model is none. `options`: of it."""
+    try:
+        directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
+        directories = trace_directories(traces)
+        try_out(directory, *directories, engine=engine)
+        flow_engine = load_engine(engine, directory)
+        trace_engines = fitting(
+            [load_beside(engine, each) for each in directories],
+            flow_engine.checkpoint,
+            required=bool(traces),
+            warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
+        )
+        return Classifier(flow_engine, trace_engines=trace_engines, **options)
+    except (CheckpointError, EngineError) as error:
+        _fail(str(error), EXIT_USAGE)
 
 
 @app.command()

@@ -31,6 +31,9 @@ NAME_HEADER = "server name"
 NAME_MIN_CHARS = 12
 """A longer name is not shortened to fewer characters than these: then there is no column of names."""
 
+NARROW_COLUMNS = 72
+"""On a terminal of fewer columns the protocol makes room for addresses and ports."""
+
 SORT_HELP = "order of the flows: time, bytes and packets (most first), confidence (least first), or label"
 
 
@@ -41,6 +44,7 @@ class _Layout:
     name_chars: int = 0
     packets: bool = True
     is_wide: bool = True
+    proto: bool = True
 
 
 def flow_rows(
@@ -64,11 +68,12 @@ def flow_rows(
             room = width - wanted(_Layout(least, is_wide=is_wide)) + least
             if room >= min(max(longest, least), NAME_MIN_CHARS):
                 return draw(_Layout(max(min(room, longest), least), is_wide=is_wide))
-    layouts = (_Layout(), _Layout(is_wide=False), _Layout(packets=False, is_wide=False))
+    least_layout = _Layout(packets=False, is_wide=False, proto=width >= NARROW_COLUMNS)
+    layouts = (_Layout(), _Layout(is_wide=False), least_layout)
     chosen = next((layout for layout in layouts if wanted(layout) <= width), layouts[-1])
     table = draw(chosen)
-    if boxed and wanted(chosen) > width:
-        table.padding = 0  # the box still parts the columns
+    if wanted(chosen) > width:
+        table.padding = 0 if boxed else (0, 1, 0, 0)  # the box still parts the columns
     return table
 
 
@@ -77,14 +82,15 @@ def _table(
 ) -> Table:
     date = common_date(row.flow.start_us for row in rows)
     table = Table(box=box.SIMPLE_HEAD if boxed else None, pad_edge=boxed and layout.is_wide)
-    table.add_column("time (UTC)" if layout.is_wide else "UTC")
+    table.add_column("time (UTC)" if layout.is_wide else "UTC", no_wrap=date is not None)
     if inputs is not None:
         table.add_column("in", justify="right", no_wrap=True)
     table.add_column("label", no_wrap=True)
     table.add_column("confidence" if layout.is_wide else "conf.", justify="right", no_wrap=True)
     if with_stage:
         table.add_column("", no_wrap=True)
-    table.add_column("proto", no_wrap=True)
+    if layout.proto:
+        table.add_column("proto", no_wrap=True)
     table.add_column("originator", overflow="fold")
     table.add_column("responder", overflow="fold")
     if layout.name_chars:
@@ -100,7 +106,7 @@ def _table(
             label_text(verdict, width),
             f"{verdict.confidence:.2f}",
             *([("" if verdict.final else "early")] if with_stage else []),
-            flow.proto,
+            *([flow.proto] if layout.proto else []),
             EndpointCell(flow.orig_h, flow.orig_p, flow.proto),
             EndpointCell(flow.resp_h, flow.resp_p, flow.proto),
             *([Text(name_text(server_name(flow), layout.name_chars))] if layout.name_chars else []),

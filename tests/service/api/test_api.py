@@ -45,8 +45,9 @@ def message(response, status):
 
 
 def test_multipart_and_raw_body_give_what_the_command_line_gives(client, checkpoint_dir):
-    form = client.post("/v1/classify/pcap", files={"file": ("android.pcap", CAPTURE.read_bytes())}).json()
-    raw = upload(client, CAPTURE.read_bytes()).json()
+    route = "/v1/classify/pcap?content=true"
+    form = client.post(route, files={"file": ("android.pcap", CAPTURE.read_bytes())}).json()
+    raw = client.post(route, content=CAPTURE.read_bytes()).json()
     result = tapline("classify", CAPTURE, "--checkpoint", checkpoint_dir, "--format", "json", "--traces", "none")
     commanded = json.loads(result.stdout)
     assert len(form["flows"]) > 50
@@ -61,6 +62,41 @@ def test_multipart_and_raw_body_give_what_the_command_line_gives(client, checkpo
     assert (form["traces"], form["summary"]["traces"]) == ([], [])
     assert form["summary"]["classified"] == len(form["flows"])
     assert form["summary"]["inputs"][0]["name"] == "android.pcap"
+
+
+@pytest.mark.parametrize("headers", [{}, NDJSON], ids=["json", "ndjson"])
+def test_answers_hold_content_only_where_it_is_asked_for(client, headers):
+    def flows(**query):
+        answer = client.post("/v1/classify/pcap", params=query, content=CAPTURE.read_bytes(), headers=headers)
+        return answer.json()["flows"] if not headers else [json.loads(line) for line in answer.text.splitlines()[:-1]]
+
+    whole, bare = flows(content="true"), flows()
+    assert any(flow["orig_bytes"] for flow in whole)
+    assert {(flow["orig_bytes"], flow["resp_bytes"], len(flow["heads"])) for flow in bare} == {("", "", 0)}
+    assert [flow["server_name"] for flow in bare] == [flow["server_name"] for flow in whole]
+    assert any(flow["server_name"] for flow in bare)
+    assert [flow["verdict"]["label"] for flow in bare] == [flow["verdict"]["label"] for flow in whole]
+
+
+def test_answers_to_flows_hold_content_only_where_it_is_asked_for(client):
+    lines = [json.loads(line) for line in tapline("features", CAPTURE).stdout.splitlines()]
+    assert any(line["heads"] for line in lines)
+    bare, whole = (
+        client.post("/v1/classify/flows", params=query, json={"flows": lines}).json()
+        for query in ({}, {"content": "true"})
+    )
+    assert {(flow["orig_bytes"], flow["resp_bytes"], len(flow["heads"])) for flow in bare["flows"]} == {("", "", 0)}
+    assert [flow["heads"] for flow in whole["flows"]] == [line["heads"] for line in lines]
+    assert bare["summary"] == whole["summary"]
+
+
+def test_a_summary_tells_who_tried_ports(client):
+    summary = upload(client, CAPTURE.read_bytes()).json()["summary"]
+    assert summary["without_payload"] == 3
+    assert summary["port_tries"] == {
+        "hosts": [{"orig_h": "192.168.2.16", "flows": 3, "responders": 3, "ports": 3, "more_responders": False}],
+        "flows_of_others": 0,
+    }
 
 
 def test_answers_have_the_documented_form(client):

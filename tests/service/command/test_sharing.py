@@ -75,6 +75,7 @@ def test_features_are_given_away_too(key):
         (("--anonymise", "--anonymise-key", "nowhere"), "nowhere: cannot read the key"),
         (("--anonymise", "--anonymise-key", CAPTURE), "expected a key of 64 hex digits"),
         (("--report", CAPTURE), "is an input, too"),
+        (("--report", "a.html", "-o", "./a.html"), "give two files"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_read(options, said, key):

@@ -2,15 +2,19 @@
 
 import asyncio
 import io
+import re
+import signal
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from tapline.models.verdict import Verdict
 from tapline.service.command.console import make_console
-from tapline.service.command.watch import View
+from tapline.service.command.watch import FEWEST_VERDICTS, View
 from tapline.service.sources.bus.events import BusEvent
 from tapline.service.sources.bus.source import BusState, SensorState
+from tapline.service.sources.capture import read_capture
 from tests.paths import ROOT
 from tests.service.command.cli_runner import CODE
 from tests.service.sources.bus.sensors import WebSocketSensor
@@ -67,3 +71,45 @@ def test_of_many_sensors_the_first_are_shown_and_those_that_are_away_before_them
 def test_verdicts_go_back_only_when_asked(checkpoint_dir, options, expected):
     options = [*options, "--checkpoint", str(checkpoint_dir), "--traces", "none"]
     assert asyncio.run(watch(WebSocketSensor(), options)) == expected
+
+
+async def watch_until_a_verdict(sensor):
+    """The output of a watch that is ended while the window of its only flow is open."""
+    async with asyncio.timeout(120), sensor.running():
+        command = [sys.executable, "-c", CODE, "watch", "--zeek", sensor.url, "--return-verdicts"]
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
+        )
+        await sensor.wait_for_client()
+        await sensor.publish(flow_event())
+        while not any(name == "Tapline::verdicts" for name, _ in sensor.received):
+            await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = await process.communicate()
+        assert process.returncode == 0
+        return output.decode()
+
+
+def test_ctrl_c_gives_the_open_windows_their_verdicts():
+    shown = asyncio.run(watch_until_a_verdict(WebSocketSensor())).partition("Traces that were open")[2]
+    assert "2001:db8::2" in shown
+    assert "by intrusion" in shown
+    assert "by iot-devices" in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("lines", [1, 10, 30])
+def test_rows_fit_the_lines_and_no_port_is_cut(width, lines):
+    view = View()
+    flows = [flow for flow in read_capture(ROOT / "tests" / "data" / "captures" / "android.pcap") if flow.up]
+    for flow in flows:
+        view.watch(flow, Verdict("unknown", "TLS", 0.5, True, [], "flow-protocols", "2"))
+    file = io.StringIO()
+    make_console(file, width=width).print(view._verdicts(lines, width))
+    drawn = file.getvalue().splitlines()
+    assert len(drawn) <= max(lines, 1 + 3 * FEWEST_VERDICTS)
+    text = re.sub(r"\s+", " ", file.getvalue())
+    newest = flows[-min(FEWEST_VERDICTS, len(flows)) :]
+    for flow in newest:
+        for port in (flow.orig_p, flow.resp_p) if flow.proto in ("tcp", "udp") else ():
+            assert re.search(rf":{port}\b", text)

@@ -16,18 +16,26 @@ pytestmark = pytest.mark.whole
 CAPTURE = ROOT / "tests" / "data" / "captures" / "android.pcap"
 
 
-def shown(settings) -> str:
+def shown(settings, width=200, height=60) -> str:
     view = View()
 
     async def main():
         service = Service(settings, view)
         async with asyncio.timeout(60), service.running():
             await service.replay.finished.wait()
-            console = Console(file=io.StringIO(), width=200)
-            console.print(view.draw(service, ConsoleDimensions(200, 60)))
+            console = Console(file=io.StringIO(), width=width)
+            console.print(view.draw(service, ConsoleDimensions(width, height)))
             return console.file.getvalue()
 
     return asyncio.run(main())
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 30), (120, 40), (200, 70)])
+def test_the_height_of_the_terminal_is_used_and_not_exceeded(checkpoint_dir, mac_traces_dir, width, height):
+    settings = Settings(checkpoint=checkpoint_dir, traces=[str(mac_traces_dir)], replay=CAPTURE, speed=0)
+    lines = shown(settings, width, height).splitlines()
+    assert height - 2 <= len(lines) <= height  # a row may have two lines
+    assert max(map(len, lines)) <= width
 
 
 def test_recent_traces_and_what_their_shares_mean(checkpoint_dir, mac_traces_dir):

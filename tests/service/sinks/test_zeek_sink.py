@@ -5,9 +5,10 @@ import json
 
 import msgspec
 
-from tapline.models.verdict import Verdict
+from tapline.models.flow import Flow
+from tapline.models.verdict import Verdict, called_unknown
 from tapline.service.metrics import Metrics
-from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row
+from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row, verdict_row
 from tapline.service.sources.bus.events import VerdictsAck, parse_event, trace_verdicts_event
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
@@ -62,6 +63,17 @@ def test_what_a_model_does_not_tell_is_unset_in_zeek():
         "data"
     ][1]["data"][3]["data"]
     assert row["data"][14:] == [{"@data-type": "none", "data": {}}] * 2
+
+
+def test_the_bus_carries_the_nearest_label_whatever_a_verdict_says():
+    """So that sensors and services of any release go together: a sensor makes the label of both."""
+    unknown = called_unknown(trace("plug").verdict)
+    assert (unknown.label, unknown.nearest) == ("unknown", "plug")
+    row = trace_verdict_row(msgspec.structs.replace(trace(), verdict=unknown)).values()
+    assert (row[6], row[8]) == ("plug", True)
+    flow = Flow("C1", 5, 7, "10.0.0.5", 1, "10.0.0.9", 2, "udp")
+    row = verdict_row(flow, unknown).values()
+    assert (row[7], row[9]) == ("plug", True)
 
 
 def test_zeek_acknowledged_every_batch_and_logged_it_once():
