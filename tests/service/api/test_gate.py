@@ -14,23 +14,26 @@ ROUTES = [
     ("POST", "/v1/models/random/load"), ("POST", "/v1/models/random/unload"),
     ("POST", "/v1/classify/pcap"), ("POST", "/v1/classify/flows"), ("GET", "/nowhere"), ("OPTIONS", "/v1/models"),
 ]  # fmt: skip
-OPEN = {"/healthz", "/readyz", "/", "/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"}
+OPEN = {"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"}
 
 
-def make_client(checkpoint_dir, **settings):
-    service = Service(Settings(checkpoint=checkpoint_dir, traces=["none"], **settings))
+def make_client(checkpoint_dir, data_dir, **settings):
+    service = Service(Settings(checkpoint=checkpoint_dir, traces=["none"], data_dir=data_dir, **settings))
     return api_client(service, follow_redirects=False)
 
 
 @pytest.fixture(scope="module")
-def local(checkpoint_dir):
-    with make_client(checkpoint_dir) as client:
+def local(checkpoint_dir, tmp_path_factory):
+    with make_client(checkpoint_dir, tmp_path_factory.mktemp("local")) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def remote(checkpoint_dir):
-    with make_client(checkpoint_dir, host="0.0.0.0", api_key=KEY, served_names="tapline.example, 192.0.2.7") as client:
+def remote(checkpoint_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("remote")
+    with make_client(
+        checkpoint_dir, folder, host="0.0.0.0", api_key=KEY, served_names="tapline.example, 192.0.2.7"
+    ) as client:
         yield client
 
 

@@ -26,13 +26,16 @@ def flow(uid="C1", **fields):
     )  # fmt: skip
 
 
-def verdict(label="tls", confidence=0.9, unknown=False, model="random", **fields):
-    return Verdict(label, confidence, unknown, [Alternative("http", 0.0625)], model, "1", **fields)
+def verdict(nearest="tls", confidence=0.9, unknown=False, model="random", **fields):
+    label = "unknown" if unknown else nearest
+    return Verdict(label, nearest, confidence, unknown, [Alternative("http", 0.0625)], model, "1", **fields)
 
 
-def trace(label="camera", subject="00:17:88:01:02:03", **fields):
+def trace(nearest="camera", subject="00:17:88:01:02:03", **fields):
     fields = {"final": True, "unknown": False, "model": "devices", "start_us": 1_700_000_000_000_000, **fields}
-    said = Verdict(label, 0.9, fields.pop("unknown"), [], fields.pop("model"), "2", fields.pop("final"))
+    unknown = fields.pop("unknown")
+    label = "unknown" if unknown else nearest
+    said = Verdict(label, nearest, 0.9, unknown, [], fields.pop("model"), "2", fields.pop("final"))
     top = [TopFlow("C1", "1:x", 5, 7, "udp", "10.0.0.5", 1, "10.0.0.9", 2, 100, "DNS", 0.75, "cam.example")]
     start_us = fields.pop("start_us")
     return TraceVerdict(
