@@ -52,7 +52,8 @@ ARROWS = {
     ),
     "service/api": (
         "models service/engines service/history service/inference service/live service/metrics service/process "
-        "service/results service/runtime service/settings service/sources service/sources/bus service/trace_models service/traces"
+        "service/results service/runtime service/settings service/sources service/sources/bus service/trace_models "
+        "service/traces"
     ),
     "service/command": (
         "models service/api service/engines service/history service/inference service/live service/process "

@@ -94,7 +94,8 @@ def _command(api: int, state: Path, buses: list[str]) -> list[str]:
         str(api),
     ]
     return [
-        *command, "--state-dir", str(state), "--data-dir", str(state / "data"), "--max-upload-mb", "8", "--max-body-mb", "2",
+        *command, "--state-dir", str(state), "--data-dir", str(state / "data"),
+        "--max-upload-mb", "8", "--max-body-mb", "2",
         *(word for url in buses for word in ("--zeek", url)),
     ]  # fmt: skip
 

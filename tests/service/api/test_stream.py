@@ -73,5 +73,5 @@ def test_a_second_service_on_the_same_directory_says_so(checkpoint_dir, tmp_path
     other.mkdir()
     with Server(tmp_path, checkpoint_dir, "--traces", "none"):
         flags = ("--traces", "none", "--data-dir", tmp_path / "tapline")
-        with pytest.raises(AssertionError, match="another service uses .* give this one a --data-dir of its own"):
+        with pytest.raises(AssertionError, match=r"another service uses .* give this one a --data-dir of its own"):
             Server(other, checkpoint_dir, *flags)
