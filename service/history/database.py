@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
@@ -194,6 +195,16 @@ class Database:
                 some = tuple([row[name] for row in rows[at : at + size] for name in names])
                 connection.exec_driver_sql(statement, some)
                 at += size
+
+    def all_rows(self, connection: sql.Connection, query: sql.Select[Any]) -> list[dict[str, Any]]:
+        """The rows of a query for numbers and texts: from SQLite as one, whose driver else gives Python's lock up for
+        each, as above."""
+        if not self.is_sqlite:
+            return [dict(row) for row in connection.execute(query).mappings()]
+        found = query.subquery()
+        whole = sql.select(sql.func.json_group_array(sql.func.json_array(*found.c)))
+        text = connection.execute(whole).scalar()
+        return [dict(zip(found.c.keys(), row, strict=True)) for row in msgspec.json.decode(text or "[]")]
 
     def used_bytes(self, connection: sql.Connection) -> int:
         """Bytes in use: of SQLite pages less those that are free; of PostgreSQL an estimate by its statistics, in which

@@ -32,8 +32,8 @@ def serve(folder, **environment):
 
 
 def excluded(operation):
-    """Checks that do not hold here: no description says all of what makes a capture, a flow, a time or a network, and one
-    good key of two is enough."""
+    """Checks that do not hold here: no description says all of what makes a capture, a flow, a time or a network, and
+    one good key of two is enough."""
     names = ["ignored_auth"]
     if operation.path in (CAPTURE_ROUTE, FLOWS_ROUTE, "/v1/flows", "/v1/traces"):
         names.append("positive_data_acceptance")
