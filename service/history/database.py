@@ -182,12 +182,24 @@ class Database:
 
         SQLite's driver gives Python's lock up for every statement: one for each row would have the writer wait for a
         busy event loop each time. And SQLAlchemy's work on each value, which none here needs, would cost more than the
-        database does.
+        database does. To PostgreSQL they are copied.
         """
-        names = list(rows[0]) if rows else []
-        place = "?" if self.is_sqlite else "%s"
-        values = f"({', '.join([place] * len(names))})"
-        head = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES "
+        if not rows:
+            return
+        names = list(rows[0])
+        columns = f"{table.name} ({', '.join(names)})"
+        if not self.is_sqlite:
+            driver: Any = connection.connection.driver_connection
+            refusal: Any = self.engine.dialect.loaded_dbapi.OperationalError
+            try:
+                with driver.cursor() as cursor, cursor.copy(f"COPY {columns} FROM STDIN") as copy:
+                    for row in rows:
+                        copy.write_row(tuple([row[name] for name in names]))
+            except refusal as error:
+                raise OperationalError(None, None, error) from error
+            return
+        values = f"({', '.join('?' * len(names))})"
+        head = f"INSERT INTO {columns} VALUES "
         at = 0
         for size in _ROWS_IN_A_STATEMENT:
             statement = head + ", ".join([values] * size)
