@@ -25,7 +25,7 @@ MAX_PLACES = 1024
 
 _ASKED_AT_ONCE = 500
 
-_ROWS_IN_A_ROW = 32
+_ROWS_IN_A_ROW = 100
 """Rows after which the event loop's thread may have its turn, which Python would else let wait for 5 ms."""
 
 _T = TypeVar("_T")
@@ -120,7 +120,7 @@ def _keep(
     """Insert rows, or put them in the place of early ones whose columns `names` are the same."""
     if not rows:
         return
-    early = _early(connection, table, rows, names)
+    early = _early(connection, database, table, rows, names)
     inserts: list[Row] = []
     updates: dict[int, Row] = {}
     for row in rows:
@@ -150,7 +150,7 @@ def _keep(
 
 
 def _early(
-    connection: sql.Connection, table: sql.Table, rows: list[Row], names: tuple[str, ...]
+    connection: sql.Connection, database: Database, table: sql.Table, rows: list[Row], names: tuple[str, ...]
 ) -> dict[tuple[Any, ...], Row]:
     """The early verdicts that are kept of what the rows are about, by the columns `names`."""
     columns = [table.c[name] for name in ("number", "seen_us", "label", "model", *names)]
@@ -159,8 +159,8 @@ def _early(
     found: dict[tuple[Any, ...], Row] = {}
     for some in _pieces(sorted({row[names[0]] for row in rows})):
         query = sql.select(*dict.fromkeys(columns)).where(table.c.final.is_(False), table.c[names[0]].in_(some))
-        for row in connection.execute(query).mappings():
-            found[tuple(row[name] for name in names)] = dict(row)
+        for row in database.all_rows(connection, query):
+            found[tuple(row[name] for name in names)] = row
     return found
 
 

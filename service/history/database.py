@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
@@ -181,12 +182,24 @@ class Database:
 
         SQLite's driver gives Python's lock up for every statement: one for each row would have the writer wait for a
         busy event loop each time. And SQLAlchemy's work on each value, which none here needs, would cost more than the
-        database does.
+        database does. To PostgreSQL they are copied.
         """
-        names = list(rows[0]) if rows else []
-        place = "?" if self.is_sqlite else "%s"
-        values = f"({', '.join([place] * len(names))})"
-        head = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES "
+        if not rows:
+            return
+        names = list(rows[0])
+        columns = f"{table.name} ({', '.join(names)})"
+        if not self.is_sqlite:
+            driver: Any = connection.connection.driver_connection
+            refusal: Any = self.engine.dialect.loaded_dbapi.OperationalError
+            try:
+                with driver.cursor() as cursor, cursor.copy(f"COPY {columns} FROM STDIN") as copy:
+                    for row in rows:
+                        copy.write_row(tuple([row[name] for name in names]))
+            except refusal as error:
+                raise OperationalError(None, None, error) from error
+            return
+        values = f"({', '.join('?' * len(names))})"
+        head = f"INSERT INTO {columns} VALUES "
         at = 0
         for size in _ROWS_IN_A_STATEMENT:
             statement = head + ", ".join([values] * size)
@@ -194,6 +207,16 @@ class Database:
                 some = tuple([row[name] for row in rows[at : at + size] for name in names])
                 connection.exec_driver_sql(statement, some)
                 at += size
+
+    def all_rows(self, connection: sql.Connection, query: sql.Select[Any]) -> list[dict[str, Any]]:
+        """The rows of a query for numbers and texts: from SQLite as one, whose driver else gives Python's lock up for
+        each, as above."""
+        if not self.is_sqlite:
+            return [dict(row) for row in connection.execute(query).mappings()]
+        found = query.subquery()
+        whole = sql.select(sql.func.json_group_array(sql.func.json_array(*found.c)))
+        text = connection.execute(whole).scalar()
+        return [dict(zip(found.c.keys(), row, strict=True)) for row in msgspec.json.decode(text or "[]")]
 
     def used_bytes(self, connection: sql.Connection) -> int:
         """Bytes in use: of SQLite pages less those that are free; of PostgreSQL an estimate by its statistics, in which

@@ -23,6 +23,7 @@ from tests.conftest import make_checkpoint, make_flows, make_trace_checkpoint
 from tests.paths import ROOT
 from tests.service.api.client import api_client
 from tests.service.command.cli_runner import tapline
+from tests.service.history.kept import settled
 from tests.service.traces.fakes import LABELS, WIDTH, NumpyTraceEngine, trace_checkpoint, trace_flow
 
 pytestmark = pytest.mark.whole
@@ -216,11 +217,15 @@ def test_a_window_without_end_is_refused_live_but_not_for_captures(checkpoint_di
     assert Service(Settings(checkpoint=checkpoint_dir, traces=[str(endless)])).traces is None
 
 
-def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
-    settings = Settings(checkpoint=checkpoint_dir, traces=[str(mac_traces_dir)], replay=CAPTURE, speed=0)
+def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir, tmp_path):
+    settings = Settings(
+        checkpoint=checkpoint_dir, traces=[str(mac_traces_dir)], replay=CAPTURE, speed=0, history="sqlite",
+        data_dir=tmp_path,
+    )  # fmt: skip
     service = Service(settings)
     with api_client(service) as client:
         client.portal.call(service.replay.finished.wait)
+        client.portal.call(settled, service.history)
         everything = client.get("/v1/traces").json()
         schemas.Traces.model_validate(everything)
         numbers = [trace["number"] for trace in everything["traces"]]
@@ -228,7 +233,7 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
         assert len(numbers) >= 8
         page = client.get("/v1/traces", params={"limit": 3}).json()
         assert page["traces"] == everything["traces"][:3]
-        following = client.get("/v1/traces", params={"limit": 3, "before": page["next"]}).json()
+        following = client.get("/v1/traces", params={"limit": 3, "cursor": page["next"]}).json()
         assert following["traces"] == everything["traces"][3:6]
         subject = everything["traces"][0]["subject"]
         own = client.get("/v1/traces", params={"subject": subject.upper()}).json()["traces"]
@@ -243,8 +248,9 @@ def test_recent_traces_by_rest(checkpoint_dir, mac_traces_dir):
         assert "tapline_trace_windows_closed_total" in metrics
 
 
-def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
-    with api_client(Service(Settings(checkpoint=checkpoint_dir, traces=["none"]))) as client:
+def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir, tmp_path):
+    settings = Settings(checkpoint=checkpoint_dir, traces=["none"], history="sqlite", data_dir=tmp_path)
+    with api_client(Service(settings)) as client:
         answer = client.get("/v1/traces")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_traces")
         assert "no trace model: load one, or start with --traces" in answer.json()["error"]["message"]
@@ -252,7 +258,8 @@ def test_without_live_traffic_there_are_no_recent_traces(checkpoint_dir):
 
 def test_why_there_are_no_recent_traces_is_said(checkpoint_dir, mac_traces_dir, tmp_path):
     def reason(**settings):
-        with api_client(Service(Settings(checkpoint=checkpoint_dir, **settings))) as client:
+        settings = Settings(checkpoint=checkpoint_dir, history="sqlite", data_dir=tmp_path / "data", **settings)
+        with api_client(Service(settings)) as client:
             return client.get("/v1/traces").json()["error"]["message"]
 
     assert "no live traffic" in reason(traces=[str(mac_traces_dir)])
