@@ -22,6 +22,7 @@ from tapline.service.settings import Settings
 from tapline.service.sources.capture import read_capture
 from tests.paths import DATA
 from tests.service.command.cli_runner import tapline
+from tests.service.observing import Told
 
 CAPTURE = DATA / "captures" / "android.pcap"
 UNEXPECTED = Verdict("SSH", "SSH", 0.98, False, [], "flow-protocols", "1", port_label="TLS", unexpected_port=True)
@@ -116,15 +117,16 @@ def test_ports_off_on_the_command_line(context_dir):
 @pytest.mark.whole
 @pytest.mark.parametrize("ports", ["on", "off"])
 def test_live_verdicts_follow_the_setting(context_dir, ports):
-    seen = {}
+    told = Told()
 
     async def replay():
         settings = Settings(checkpoint=context_dir, traces=["none"], replay=CAPTURE, speed=0, ports=ports)
-        service = Service(settings, lambda flow, verdict: seen.__setitem__(flow.uid, verdict))
+        service = Service(settings, told)
         async with asyncio.timeout(60), service.running():
             await service.replay.finished.wait()
 
     asyncio.run(replay())
+    seen = {flow.uid: verdict for _, flow, verdict in told.flows}
     expected = json.loads(command(context_dir, "-f", "json", "--ports", ports))["flows"]
     assert len(seen) == len(expected)
     for flow in expected:
