@@ -76,11 +76,13 @@ def settings(**given):
 
 @pytest.fixture
 def held(client):
-    """Holds every batch until it is set."""
+    """Holds every batch until it is set; `entered` says that one is held."""
     gate, engine = threading.Event(), client.service.classifier._engine
+    gate.entered = threading.Event()
     run = engine.run
 
     def wait(batch):
+        gate.entered.set()
         gate.wait(60)
         return run(batch)
 
@@ -291,7 +293,7 @@ def test_jobs_wait_in_turn_within_their_bound_and_can_be_cancelled(client, held)
 @settings(max_jobs=1)
 def test_live_flows_and_small_requests_do_not_wait_for_jobs(client, held):
     client.submit(udp_capture(3000))
-    client.until(lambda: client.service.batcher.waiting_flows)
+    assert held.entered.wait(60)
     held.set()
     flows = [{"uid": "C1", "start_us": 1, "orig_h": "10.0.0.1", "orig_p": 1, "resp_h": "10.0.0.2", "resp_p": 53,
               "proto": "udp", "up": 1, "payload_lengths": [9], "orig_bytes": "00"}]  # fmt: skip
@@ -367,9 +369,10 @@ def test_a_model_that_is_unloaded_meanwhile_is_said(tmp_path):
         client = Client(http, service)
         gate, engine = threading.Event(), service.models.batcher("other").classifier._engine
         run = engine.run
-        engine.run = lambda batch: gate.wait(60) and run(batch)
+        entered = threading.Event()
+        engine.run = lambda batch: (entered.set(), gate.wait(60), run(batch))[-1]
         id = client.submit(udp_capture(3000), query="?model=other")
-        client.until(lambda: service.models.batcher("other").waiting_flows or service.jobs.get(id).flows)
+        assert entered.wait(60)
         unloading = threading.Thread(target=http.delete, args=["/v1/models/other"])
         unloading.start()
         gate.set()
