@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from tapline.models.checkpoint import TracegramNetwork
+from tapline.models.checkpoint_networks import BagKind
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.packet_tokens import TracegramFeatures
@@ -74,12 +75,17 @@ Fields = Annotated[
         help="What is read of flows: everything, or nothing of what tells a host's system (TTL, windows, options).",
     ),
 ]
+BagOf = Annotated[
+    BagKind,
+    typer.Option("--bag", help="What counts of the values that occur in a trace: that they do, or how often; or none."),
+]
 MinCaptures = Annotated[int, typer.Option("--min-captures", min=2, help="Captures that a label needs to be learned.")]
 BackgroundShare = Annotated[
     float, typer.Option("--background-share", min=0, max=0.9, help="Share of draws that are background.")
 ]
 OF_START = {
     "fields": "--context",
+    "bag": "--bag",
     "lengths": "--lengths",
     "content_bytes": "--content-bytes",
     "subject": "--subject",
@@ -194,6 +200,7 @@ def train_traces_command(
     lengths: Lengths = JOINT_LENGTHS,
     content_bytes: JointContent = 0,
     fields: Fields = "all",
+    bag: BagOf = "share",
     min_captures: MinCaptures = DEFAULTS.min_captures,
     background_share: BackgroundShare = DEFAULTS.background_share,
     subject: Subject = "mac",
@@ -230,7 +237,7 @@ def train_traces_command(
         raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
     trace = options.trace_settings(subject, window_seconds)
     reads = encoder_features(lengths, content_bytes)
-    config = read_trace_run(start).config if start else _settings(context, encoders or [], reads, fields, trace)
+    config = read_trace_run(start).config if start else _settings(context, encoders or [], reads, fields, bag, trace)
     phase = config.traces
     config = msgspec.structs.replace(
         config, network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
@@ -343,13 +350,17 @@ def _settings(
     encoders: Sequence[Path],
     reads: Mm4flowFeatures,
     fields: Literal["all", "behaviour"],
+    bag: BagKind,
     trace: TraceSettings,
 ) -> TraceTrainingConfig:
     """The settings of training without --start: with an encoder of MM4flow where anything is said of one."""
     if not encoders and not _is_given(context, "lengths") and not _is_given(context, "content_bytes"):
-        return context_config(trace, CONTEXTS[fields])
-    if _is_given(context, "fields"):
-        raise TrainingError("--context is of a model without an encoder: leave it out, or what is said of the encoder")
+        return context_config(trace, CONTEXTS[fields], bag)
+    for name, option in (("fields", "--context"), ("bag", "--bag")):
+        if _is_given(context, name):
+            raise TrainingError(
+                f"{option} is of a model without an encoder: leave it out, or what is said of the encoder"
+            )
     return joint_of(encoders, reads, trace)
 
 

@@ -23,7 +23,8 @@ from tapline.training.evaluation.rivals import fit_predict
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.scores import Floats, Ints, auroc
 from tapline.training.loop.trainer import Report
-from tapline.training.traces.aggregate import TraceFeatures, context_features, score_traces
+from tapline.training.traces.aggregate import score_traces
+from tapline.training.traces.features import TraceFeatures, context_features
 from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_runs import fit_context
 
