@@ -10,7 +10,6 @@ from tapline.models.encode import BYTES_MAX_TOKENS, PS_MAX_TOKENS
 from tapline.models.foreign_text import clean
 from tapline.models.trace_context import SIZES, Field, table_starts
 
-BagKind = Literal["none", "presence", "share"]
 _Size = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
 
@@ -46,7 +45,7 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nothing.
     `context` names what else is read of each flow (`models.trace_context`): each value has an embedding, and their sum
     goes through one hidden layer, both as wide as the feature. `bag` adds to the logits what the values say that occur
-    in a trace, in whatever order, each with a weight for each class: that it occurs, or how often. `decoder_heads` and
+    in a trace, in whatever order and however often, each with a weight for each class. `decoder_heads` and
     `decoder_ff` are of the layer whose single query reads a flow; `time_encoding` adds the gap to the previous flow and
     the flow's duration to its feature.
     """
@@ -57,7 +56,7 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queries: _Size = 100
     time_encoding: bool = True
     context: tuple[Field, ...] = ()
-    bag: BagKind = "none"
+    bag: bool = False
     emb_dim: _Size = 64
     dim: _Size = 96
     depth: _Size = 2
@@ -77,7 +76,7 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"no such field of the context: {clean(unknown[0])}")
         if self.encoder == "context" and not self.context:
             raise ValueError("an encoder that reads the context alone, and no field of it")
-        if self.bag != "none" and not self.context:
+        if self.bag and not self.context:
             raise ValueError("a bag of values of the context, and no field of it")
         if self.encoder != "tracegram":
             return
@@ -100,5 +99,5 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Weights that such a network has in any case, without an MM4flow."""
         layer = self.dim * (4 * self.heads * self.dim_head + 8 * self.dim)
         encoder = self.depth * layer + self.emb_dim * self.decoder_ff if self.encoder == "tracegram" else 0
-        context = (self.feature_size + self.n_class * (self.bag != "none")) * table_starts(self.context)[1]
+        context = (self.feature_size + self.n_class * self.bag) * table_starts(self.context)[1]
         return 16 * self.feature_size**2 + self.queries * (self.feature_size + self.queries) + encoder + context

@@ -130,18 +130,14 @@ class ContextEncoder(nn.Module):
 
 
 class Bag(nn.Module):
-    """Logits from which values of the context occur in a trace, in whatever order: one weight for each and each class.
-
-    `share`: a value counts by the square root of how often it occurs, so that two traces are as alike as their
-    frequencies are by Bhattacharyya's coefficient (Bull. Calcutta Math. Soc. 35, 1943); `presence`: by whether it does.
-    """
+    """Logits from which values of the context occur in a trace, in whatever order and however often: one weight for
+    each value and class."""
 
     starts: Tensor
 
     def __init__(self, network: TracegramNetwork) -> None:
         super().__init__()
         starts, rows = table_starts(network.context)
-        self.is_of_shares = network.bag == "share"
         self.linear = nn.Linear(rows, network.n_class)
         self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
 
@@ -153,8 +149,7 @@ class Bag(nn.Module):
         places = (context.long() + self.starts).flatten(1)
         summed = self.linear.weight.new_zeros(len(context), self.linear.in_features)
         summed.scatter_add_(1, places, told.flatten(1).to(summed.dtype))
-        found = summed.sqrt() if self.is_of_shares else summed.sign()
-        return functional.normalize(found, eps=1.0)  # of length 1 or more, unless nothing is told
+        return functional.normalize(summed.sign(), eps=1.0)  # of length 1 or more, unless nothing is told
 
     def forward(self, context: Tensor, counts: Tensor) -> Tensor:
         """As `occurrences`; gives [T, classes]."""
@@ -170,7 +165,7 @@ class TraceNetwork(nn.Module):
         self.time_linear = nn.Linear(2, width) if network.time_encoding else None
         self.embedding_size = network.embedding_size
         self.context = ContextEncoder(network.context, width) if network.context else None
-        self.bag = Bag(network) if network.bag != "none" else None
+        self.bag = Bag(network) if network.bag else None
         self.t_lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
         self.emb2 = nn.Embedding(queries, width)
         self.ss_wk_linear1, self.ss_wv_linear1 = nn.Linear(width, width), nn.Linear(width, width)

@@ -86,7 +86,6 @@ def make_trace_checkpoint(
     width: int = 32,
     int8: bool = False,
     context: tuple = (),
-    bag: str = "share",
     **changes,
 ) -> Path:
     """A trace checkpoint with random weights that spread the logits, whose network reads these fields of context
@@ -109,7 +108,7 @@ def make_trace_checkpoint(
         queries=20,
         decoder_ff=64,
         context=context,
-        bag=bag if context else "none",
+        bag=bool(context),
     )
     own = Mm4flowNetwork(d_model=width // 2, n_layer=2, n_head=2, dim_ff=64, n_class=1) if encoder == "own" else None
     model = Tracegram(network, flow_classes=2, mm4flow=own).eval()

@@ -11,7 +11,6 @@ import msgspec
 import typer
 
 from tapline.models.checkpoint import TracegramNetwork
-from tapline.models.checkpoint_networks import BagKind
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS
 from tapline.models.packet_tokens import TracegramFeatures
@@ -75,17 +74,12 @@ Fields = Annotated[
         help="What is read of flows: everything, or nothing of what tells a host's system (TTL, windows, options).",
     ),
 ]
-BagOf = Annotated[
-    BagKind,
-    typer.Option("--bag", help="What counts of the values that occur in a trace: that they do, or how often; or none."),
-]
 MinCaptures = Annotated[int, typer.Option("--min-captures", min=2, help="Captures that a label needs to be learned.")]
 BackgroundShare = Annotated[
     float, typer.Option("--background-share", min=0, max=0.9, help="Share of draws that are background.")
 ]
 OF_START = {
     "fields": "--context",
-    "bag": "--bag",
     "lengths": "--lengths",
     "content_bytes": "--content-bytes",
     "subject": "--subject",
@@ -200,7 +194,6 @@ def train_traces_command(
     lengths: Lengths = JOINT_LENGTHS,
     content_bytes: JointContent = 0,
     fields: Fields = "all",
-    bag: BagOf = "share",
     min_captures: MinCaptures = DEFAULTS.min_captures,
     background_share: BackgroundShare = DEFAULTS.background_share,
     subject: Subject = "mac",
@@ -237,7 +230,7 @@ def train_traces_command(
         raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
     trace = options.trace_settings(subject, window_seconds)
     reads = encoder_features(lengths, content_bytes)
-    config = read_trace_run(start).config if start else _settings(context, encoders or [], reads, fields, bag, trace)
+    config = read_trace_run(start).config if start else _settings(context, encoders or [], reads, fields, trace)
     phase = config.traces
     config = msgspec.structs.replace(
         config, network=msgspec.structs.replace(config.network, time_encoding=time_encoding),
@@ -260,7 +253,11 @@ def evaluate_traces_command(
     packets: Annotated[
         Path | None, typer.Option("--packets", help="Run of pretrain-packets, for the variant tracegram.")
     ] = None,
-    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
+    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds of captures; by default 5.")] = None,
+    test: Annotated[
+        str,
+        typer.Option("--test", help="Beginning of the names of captures to measure, all others learned; for folds."),
+    ] = "",
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
     left_out: Annotated[
         list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
@@ -276,7 +273,7 @@ def evaluate_traces_command(
     Every fold is kept in --out: an interrupted evaluation goes on where it was.
     """
     settings = TraceEvaluationSettings(
-        folds,
+        folds or (1 if test else 5),
         tuple(tuned or ()),
         tuple(variant or ()),
         tuple(left_out or ()),
@@ -284,6 +281,7 @@ def evaluate_traces_command(
         packets,
         tuple(background or ()),
         by_day,
+        test,
     )
     if dry_run:
         options.say_plan(plan_trace_evaluation(features, run, out, settings))
@@ -350,17 +348,13 @@ def _settings(
     encoders: Sequence[Path],
     reads: Mm4flowFeatures,
     fields: Literal["all", "behaviour"],
-    bag: BagKind,
     trace: TraceSettings,
 ) -> TraceTrainingConfig:
     """The settings of training without --start: with an encoder of MM4flow where anything is said of one."""
     if not encoders and not _is_given(context, "lengths") and not _is_given(context, "content_bytes"):
-        return context_config(trace, CONTEXTS[fields], bag)
-    for name, option in (("fields", "--context"), ("bag", "--bag")):
-        if _is_given(context, name):
-            raise TrainingError(
-                f"{option} is of a model without an encoder: leave it out, or what is said of the encoder"
-            )
+        return context_config(trace, CONTEXTS[fields])
+    if _is_given(context, "fields"):
+        raise TrainingError("--context is of a model without an encoder: leave it out, or what is said of the encoder")
     return joint_of(encoders, reads, trace)
 
 

@@ -55,7 +55,7 @@ def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     features, inside = _flows(graph, network), _inside(graph)
     attention, matrix = _aggregation(graph, network, features, inside)
     graph.add("ReduceMean", attention, axes=[1], keepdims=0, output="importance")
-    if network.bag != "none":
+    if network.bag:
         graph.add("Add", _head(graph, matrix), _bag(graph, network, inside), output="logits")
     else:
         _head(graph, matrix, output="logits")
@@ -246,7 +246,7 @@ def _bag(graph: Graph, network: TracegramNetwork, inside: str) -> str:
     shape = graph.add("Concat", graph.add("Shape", "counts"), graph.integers(rows), axis=0)
     nothing = graph.add("ConstantOfShape", shape)
     summed = graph.add("ScatterElements", nothing, places, told, axis=1, reduction="add")
-    found = graph.add("Sqrt" if network.bag == "share" else "Sign", summed)
+    found = graph.add("Sign", summed)
     length = graph.add("ReduceL2", found, axes=[1], keepdims=1)
     length = graph.add("Max", length, graph.constant("one", np.array(1, np.float32)))
     return graph.linear("trace.bag.linear", graph.add("Div", found, length))

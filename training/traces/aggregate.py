@@ -178,7 +178,7 @@ def sharpen(network: TraceNetwork) -> None:
 
 def without_bag(network: TracegramNetwork) -> TracegramNetwork:
     """What phase 1 trains: the bag is fitted by itself, or both would learn the same by heart."""
-    return msgspec.structs.replace(network, bag="none")
+    return msgspec.structs.replace(network, bag=False)
 
 
 def with_bag(
@@ -189,7 +189,7 @@ def with_bag(
     config: TraceTrainingConfig,
 ) -> TraceNetwork:
     """The network with the bag of its settings, where they have one."""
-    if config.network.bag != "none":
+    if config.network.bag:
         network.bag = fit_bag(config.network, features, truth, weights, config.bag, config.seed)
     return network
 

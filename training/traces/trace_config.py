@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tapline.models.checkpoint import Mm4flowNetwork, OwnMm4flow, TracegramNetwork
-from tapline.models.checkpoint_networks import BagKind
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.packet_tokens import TracegramFeatures
 from tapline.models.trace import TraceSettings
@@ -79,13 +78,13 @@ class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class BagTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the weights of the bag of values are fitted (`training.traces.bag`)."""
 
-    strength: float = 30_000.0
+    strength: float = 5_000.0
     """how much the traces weigh beside half the squared weights, all of them together"""
     scale: float = 4.0
     """the logits are added so many times to those of the network"""
     parts: int = 4
     """parts of each trace that are learned beside it"""
-    parts_share: _Share = 0.5
+    parts_share: _Share = 0.2
     """share of the weight of a trace that its parts have"""
     part: _Share = 0.5
     """probability of a part to be a stretch of the trace, lengths drawn by their logarithm"""
@@ -160,10 +159,10 @@ def decisive(config: TraceTrainingConfig, *, background: bool) -> dict[str, Any]
     return settings
 
 
-def context_config(trace: TraceSettings, fields: Sequence[Field], bag: BagKind = "share") -> TraceTrainingConfig:
+def context_config(trace: TraceSettings, fields: Sequence[Field]) -> TraceTrainingConfig:
     """The settings of training a network that reads these fields of the context of flows, and nothing else of them."""
     network = msgspec.structs.replace(
-        SMALL, encoder="context", feature_size=CONTEXT_WIDTH, context=tuple(fields), bag=bag
+        SMALL, encoder="context", feature_size=CONTEXT_WIDTH, context=tuple(fields), bag=True
     )
     augmentation = TraceAugmentation(
         drop_flows=0.3, most_flows=40, part=0.1, short_parts=True, drop_values=0.1, feature_dropout=0.0, views=0
@@ -177,7 +176,7 @@ def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTra
     """The settings of training with an MM4flow encoder of these sizes that reads these features of a flow."""
     return TraceTrainingConfig(
         network=msgspec.structs.replace(
-            SMALL, encoder="mm4flow", feature_size=2 * network.d_model, context=BESIDE_LENGTHS, bag="share"
+            SMALL, encoder="mm4flow", feature_size=2 * network.d_model, context=BESIDE_LENGTHS, bag=True
         ),
         mm4flow=OwnMm4flow(network, features),
         traces=Phase(50, 512, 16, 2e-3),

@@ -21,14 +21,19 @@ from tapline.training.evaluation.suspicion import (
     PREFIXES,
     SUSPICION,
     SuspicionTask,
+    _early,
     _median_seconds,
-    _suspicion,
+    _nameless,
+    _Said,
+    _say,
+    _Scores,
     _threshold,
     measure_suspicion,
     read_suspicion,
 )
 from tapline.training.evaluation.suspicion_card import render_suspicion
 from tapline.training.loop.config import TrainingError
+from tapline.training.traces.features import TraceFeatures
 from tapline.training.traces.trace_config import Phase, context_config
 from tapline.training.traces.trace_runs import fit_context
 from tests.paths import DATA
@@ -105,8 +110,9 @@ def test_suspicion_is_what_a_service_compares_with_the_threshold(task, monkeypat
     logits = np.float32([[8, 0, -8], [0, 0, -20], [0, 1, 2]])
     scored = TraceScores(logits, [])
     monkeypatch.setattr("tapline.training.evaluation.suspicion.score_traces", lambda *_: scored)
-    found = _suspicion(task, None, [])
-    assert found.tolist() == suspicions(logits, checkpoint).tolist() == [1.0, 1.0, 0.334759]
+    said = _say(task, None, [])
+    assert said.confidence == pytest.approx([0.99966454, 0.5, 0.24472847], abs=1e-6)
+    assert said.suspicion.tolist() == suspicions(logits, checkpoint).tolist() == [1.0, 1.0, 0.334759]
 
 
 def test_what_can_be_told_apart_is(task, figures):
@@ -123,6 +129,31 @@ def test_what_can_be_told_apart_is(task, figures):
     assert 0 <= figures.median_seconds <= 4
 
 
+def test_alarms_of_open_windows_count_what_is_suspicious_at_any_time(task, monkeypatch):
+    """Of twenty flows eight alarm, though all of them do not; of eight and fewer nobody asks before the end."""
+
+    def score(network, features):
+        return TraceScores(np.float32([[9.0 if len(trace) == 8 else -9.0, -9, 0] for trace in features]), [])
+
+    monkeypatch.setattr("tapline.training.evaluation.suspicion.score_traces", score)
+    times = np.zeros(20, np.int64)
+    traces = [
+        TraceFeatures(np.zeros((1, 20, 0), np.float32), times, times, np.zeros((20, 3), np.uint8)).part(slice(flows))
+        for flows in (20, 8, 4)
+    ]
+    assert (_early(task, None, traces, np.array([0.0, 0.25, 0.5])) > 0.9).tolist() == [True, False, False]
+
+
+def test_the_label_is_left_out_below_the_confidence_that_tells_strange_from_known():
+    def said(*confidence):
+        return _Said(np.ones(len(confidence)), np.array(confidence))
+
+    empty = np.zeros(0)
+    scores = _Scores(empty, empty, said(0.1, 0.9), said(0.3, 0.8, 0.9, 0.95), {}, empty.astype(np.int64))
+    found = _nameless([said(0.2, 0.5), said(0.6, 0.85)], [scores])
+    assert (found.threshold, found.left_out, found.learned, found.never_learned) == (0.8, 0.75, 0.25, 0.5)
+
+
 def test_the_card_has_every_row(figures):
     text = render_suspicion(figures)
     assert f"a share of at least {figures.threshold:.4f}" in text
@@ -130,6 +161,8 @@ def test_the_card_has_every_row(figures):
     for row in ("| home | 6 |", "| office | 6 |", "| rare | 2 | 100% |", "| bot | 8 | 100% |", "| worm | 8 | 100% |",
                 "| LAB | 4 | 4 | 1.000 | 1.000 |"):  # fmt: skip
         assert row in text
+    assert f"bears a label from confidence {figures.nameless.threshold:.3f} on" in text
+    assert "when 8, 16, 32 flows had been seen" in text
     assert "| flows | 1 | 2 | 4 | 8 | 16 | 32 |" in text
     assert "nan" not in text
     without = msgspec.structs.replace(figures, laboratories=[])
@@ -212,6 +245,7 @@ def test_the_command_measures_and_the_checkpoint_has_the_threshold(captures):
     assert [row.label for row in figures.never_learned] == ["MAXGateway"]
     after = read_trace_checkpoint(export(captures, "2"))
     assert after.suspicion == Suspicion(figures.threshold)
+    assert 0 <= figures.nameless.threshold - after.unknown.threshold < 1e-4
     assert after.metrics["suspicion"] == json.loads((captures / "evaluation" / SUSPICION).read_text())
     card = (captures / "bad" / "2" / CARD).read_text()
     assert render_suspicion(figures) in card

@@ -69,7 +69,7 @@ def as_input(each, fields):
 def test_the_default_is_no_encoder_and_every_field(run, others, background):
     record = read_trace_run(run)
     network = record.config.network
-    assert (network.encoder, network.context, network.bag) == ("context", CONTEXTS["all"], "share")
+    assert (network.encoder, network.context, network.bag) == ("context", CONTEXTS["all"], True)
     assert (record.config.mm4flow, record.start) == (None, "")
     assert (list(record.background), record.background_traces) == (["others"], len(background))
     assert not [name for name in load_weights(run / "model.safetensors") if name.startswith("encoder.")]

@@ -54,7 +54,7 @@ CONTEXT = ("transport", "port_resp", "ttl_orig", "window_orig")
 
 def quick_config(classes=3):
     config = joint_config(SIZES, LENGTHS)
-    network = msgspec.structs.replace(config.network, n_class=classes, context=CONTEXT, bag="share")
+    network = msgspec.structs.replace(config.network, n_class=classes, context=CONTEXT, bag=True)
     return msgspec.structs.replace(config, network=network, traces=Phase(2, 16, 8, 2e-3))
 
 

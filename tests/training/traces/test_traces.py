@@ -72,9 +72,7 @@ def random_traces(sizes, width=8, seed=0):
 
 def random_network(width=8, classes=3):
     torch.manual_seed(0)
-    network = TracegramNetwork(
-        n_class=classes, feature_size=width, emb_dim=width, queries=4, context=CONTEXT, bag="presence"
-    )
+    network = TracegramNetwork(n_class=classes, feature_size=width, emb_dim=width, queries=4, context=CONTEXT, bag=True)
     return TraceNetwork(network).eval()
 
 
