@@ -29,6 +29,7 @@ WORDS = {
     "trees-header": "trees on header fields",
     "trees-sizes": "trees on packet sizes",
     "no-time": "without time encoding",
+    "no-bag": "aggregation alone, without the bag of values",
     "no-background": "without the background class",
     "scratch": "without pre-training",
     "payload": "with 64 content bytes each way, own addresses masked",

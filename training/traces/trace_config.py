@@ -168,7 +168,7 @@ def context_config(trace: TraceSettings, fields: Sequence[Field]) -> TraceTraini
         drop_flows=0.3, most_flows=40, part=0.1, short_parts=True, drop_values=0.1, feature_dropout=0.0, views=0
     )
     return TraceTrainingConfig(
-        network=network, trace=trace, traces=Phase(40, 512, 32, 3e-3), trace_augmentation=augmentation
+        network=network, trace=trace, traces=Phase(20, 512, 32, 3e-3), trace_augmentation=augmentation
     )
 
 
