@@ -78,13 +78,13 @@ class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class BagTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the weights of the bag of values are fitted (`training.traces.bag`)."""
 
-    strength: float = 5_000.0
+    strength: float = 20_000.0
     """how much the traces weigh beside half the squared weights, all of them together"""
-    scale: float = 4.0
+    scale: float = 8.0
     """the logits are added so many times to those of the network"""
     parts: int = 4
     """parts of each trace that are learned beside it"""
-    parts_share: _Share = 0.2
+    parts_share: _Share = 0.3
     """share of the weight of a trace that its parts have"""
     part: _Share = 0.5
     """probability of a part to be a stretch of the trace, lengths drawn by their logarithm"""
