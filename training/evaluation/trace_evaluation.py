@@ -190,7 +190,9 @@ def plan_trace_evaluation(
     facts = [
         f"{len(todo.corpus.traces)} traces of {len(todo.corpus.labels)} labels",
         *([f"{len(todo.background)} background traces"] if todo.background else []),
-        f"captures of {settings.test}... to measure" if settings.test else f"{settings.folds} folds of captures",
+        f"captures of {settings.test}... to measure"
+        if settings.test
+        else f"{settings.folds} folds of {_unit(settings)}s",
         f"variants {', '.join(variant.name for variant in todo.variants)}",
         f"{folds - done} of {folds} folds to train, {done} were measured before",
     ]
@@ -219,7 +221,7 @@ def _fold_of(corpus: TraceCorpus, settings: TraceEvaluationSettings) -> Ints:
     """The fold of each trace, int64 [n]; with a test it is the only one, and what is learned is in none, -1."""
     if not settings.test:
         fold_of = folds_of(corpus, settings.folds, 0, by_day=settings.by_day)
-        check_filled(settings.folds, fold_of.tolist())
+        check_filled(settings.folds, fold_of.tolist(), _unit(settings))
         return fold_of
     is_test = np.array([name_of(trace.capture).startswith(settings.test) for trace in corpus.traces])
     if not is_test.any():
@@ -228,6 +230,11 @@ def _fold_of(corpus: TraceCorpus, settings: TraceEvaluationSettings) -> Ints:
         label = corpus.labels[min(unlearned)]
         raise TrainingError(f"--test {settings.test}: {label} has no other captures to be learned from: leave it out")
     return np.where(is_test, 0, -1)
+
+
+def _unit(settings: TraceEvaluationSettings) -> str:
+    """What is in one fold as a whole."""
+    return "day" if settings.by_day else "capture"
 
 
 def _read_trace_run(run: Path, settings: TraceEvaluationSettings) -> TraceRun:

@@ -217,7 +217,10 @@ def make_captures(root):
     features = ["--features", root / "malware", "--background", root / "home", "--background", root / "office"]
     tapline_train("train-traces", *features, "--out", root / "run", *quick)
     arguments = [*features, "--run", root / "run", "--out", root / "evaluation"]
-    assert "main: macro-F1" in tapline_train("evaluate-traces", *arguments, "--by-day", "--folds", "2")
+    by_day = ["evaluate-traces", *arguments, "--by-day", "--folds"]
+    assert "2 folds of days" in tapline_train(*by_day, "2", "--dry-run")
+    assert "the days fill 3 of them" in str(invoke(*by_day, "4").exception)
+    assert "main: macro-F1" in tapline_train(*by_day, "2")
     return root
 
 
@@ -237,7 +240,7 @@ def export(captures, version):
 def test_the_command_measures_and_the_checkpoint_has_the_threshold(captures):
     before = read_trace_checkpoint(export(captures, "1"))
     assert before.suspicion is None
-    assert "all captures of a day in one" in (captures / "bad" / "1" / CARD).read_text()
+    assert "2 folds of whole days, all captures of a day in one" in (captures / "bad" / "1" / CARD).read_text()
     output = tapline_train(*evaluate_suspicion(captures, captures / "home", captures / "office"))
     for source in ("home", "office"):
         assert f"{source} left out: " in output
@@ -279,5 +282,5 @@ def test_of_two_days_each_is_held_out_however_many_sources_there_are(task, monke
     assert [row.traces for row in measure_suspicion(few).sources] == [2, 2, 2]
     assert learned == [4, 4, 4, 4, 4]  # one of two days for each source, one of two labels for each label
     one_day = [replace(trace, capture=trace.capture.replace("-02_", "-01_")) for trace in traces]
-    with pytest.raises(SplitError, match="at least 2 are needed"):
+    with pytest.raises(SplitError, match=r"has 1 day\(s\): at least 2 are needed to split by day"):
         measure_suspicion(replace(few, corpus=replace(task.corpus, traces=one_day)))
