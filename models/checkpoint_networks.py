@@ -44,10 +44,10 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     or the embedding of an MM4flow, twice its width, or the flow's context alone; then the sizes from `emb_dim` on mean
     nothing.
     `context` names what else is read of each flow (`models.trace_context`): each value has an embedding, and their sum
-    goes through one hidden layer, both as wide as the feature. `pooled` adds to the logits what largest and mean over
-    the flows say, past aggregation and head: few traces teach it more. `decoder_heads` and `decoder_ff` are of the
-    layer whose single query reads a flow; `time_encoding` adds the gap to the previous flow and the flow's duration to
-    its feature.
+    goes through one hidden layer, both as wide as the feature. `bag` adds to the logits what the values say that occur
+    in a trace, in whatever order and however often, each with a weight for each class. `decoder_heads` and
+    `decoder_ff` are of the layer whose single query reads a flow; `time_encoding` adds the gap to the previous flow and
+    the flow's duration to its feature.
     """
 
     n_class: _Size
@@ -56,7 +56,7 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queries: _Size = 100
     time_encoding: bool = True
     context: tuple[Field, ...] = ()
-    pooled: bool = False
+    bag: bool = False
     emb_dim: _Size = 64
     dim: _Size = 96
     depth: _Size = 2
@@ -76,6 +76,8 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"no such field of the context: {clean(unknown[0])}")
         if self.encoder == "context" and not self.context:
             raise ValueError("an encoder that reads the context alone, and no field of it")
+        if self.bag and not self.context:
+            raise ValueError("a bag of values of the context, and no field of it")
         if self.encoder != "tracegram":
             return
         if self.feature_size != self.emb_dim:
@@ -97,5 +99,5 @@ class TracegramNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Weights that such a network has in any case, without an MM4flow."""
         layer = self.dim * (4 * self.heads * self.dim_head + 8 * self.dim)
         encoder = self.depth * layer + self.emb_dim * self.decoder_ff if self.encoder == "tracegram" else 0
-        context = self.feature_size * table_starts(self.context)[1]
+        context = (self.feature_size + self.n_class * self.bag) * table_starts(self.context)[1]
         return 16 * self.feature_size**2 + self.queries * (self.feature_size + self.queries) + encoder + context

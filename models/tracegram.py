@@ -19,10 +19,9 @@ from tapline.models.checkpoint import Mm4flowNetwork, TracegramNetwork
 from tapline.models.linear_transformer import LanguageModel, Net
 from tapline.models.mm4flow import Mm4flow, RowAttention
 from tapline.models.packet_tokens import PADDING
-from tapline.models.trace_context import Field, table_starts
+from tapline.models.trace_context import ABSENT, Field, table_starts
 
 DROPOUT = 0.1
-POOLED_DROPOUT = 0.3
 CONTEXT_DEVIATION = 0.1
 HEAD_WIDTHS = (100, 50)
 """Widths of the head's hidden layers, as published."""
@@ -130,21 +129,31 @@ class ContextEncoder(nn.Module):
         return self.linear(functional.leaky_relu(summed))  # type: ignore[no-any-return]
 
 
-class Pooled(nn.Module):
-    """Logits from the largest and the mean of each feature over the flows of a trace (Zaheer et al., "Deep Sets",
-    NeurIPS 2017): a short way beside aggregation and head, for what a trace holds in whatever order."""
+class Bag(nn.Module):
+    """Logits from which values of the context occur in a trace, in whatever order and however often: one weight for
+    each value and class."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    starts: Tensor
+
+    def __init__(self, network: TracegramNetwork) -> None:
         super().__init__()
-        self.linear, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(POOLED_DROPOUT)
-        self.out = nn.Linear(2 * width, classes)
+        starts, rows = table_starts(network.context)
+        self.linear = nn.Linear(rows, network.n_class)
+        self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
 
-    def forward(self, features: Tensor, padding: Tensor, counts: Tensor) -> Tensor:
-        """`features` [T, K, F]; `padding` bool [T, K], True behind the last flow; `counts` [T]; gives [T, classes]."""
-        hidden = functional.relu(self.norm(self.linear(features))).masked_fill(padding[..., None], 0)
-        parts = (hidden.amax(dim=1), hidden.sum(dim=1) / counts.to(hidden.device)[:, None])
-        return self.out(self.dropout(torch.cat(parts, dim=-1)))  # type: ignore[no-any-return]
+    def occurrences(self, context: Tensor, counts: Tensor) -> Tensor:
+        """What the weights are of, float [T, rows], each row of length 1: `context` integers [T, K, fields], `counts`
+        int64 [T]; what is absent, and what lies behind the last flow, does not count."""
+        inside = torch.arange(context.shape[1], device=context.device) < counts.to(context.device)[:, None]
+        told = (context != ABSENT) & inside[..., None]
+        places = (context.long() + self.starts).flatten(1)
+        summed = self.linear.weight.new_zeros(len(context), self.linear.in_features)
+        summed.scatter_add_(1, places, told.flatten(1).to(summed.dtype))
+        return functional.normalize(summed.sign(), eps=1.0)  # of length 1 or more, unless nothing is told
+
+    def forward(self, context: Tensor, counts: Tensor) -> Tensor:
+        """As `occurrences`; gives [T, classes]."""
+        return self.linear(self.occurrences(context, counts))  # type: ignore[no-any-return]
 
 
 class TraceNetwork(nn.Module):
@@ -156,7 +165,7 @@ class TraceNetwork(nn.Module):
         self.time_linear = nn.Linear(2, width) if network.time_encoding else None
         self.embedding_size = network.embedding_size
         self.context = ContextEncoder(network.context, width) if network.context else None
-        self.pooled = Pooled(width, network.n_class) if network.pooled else None
+        self.bag = Bag(network) if network.bag else None
         self.t_lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
         self.emb2 = nn.Embedding(queries, width)
         self.ss_wk_linear1, self.ss_wv_linear1 = nn.Linear(width, width), nn.Linear(width, width)
@@ -189,8 +198,8 @@ class TraceNetwork(nn.Module):
         attention = scores.masked_fill(padding[:, None], float("-inf")).softmax(dim=-1)  # [T, Q, K]
         matrix = functional.leaky_relu(attention @ self.ss_wv_linear1(flows))  # [T, Q, F]
         logits = self.classify(matrix)
-        if self.pooled is not None:
-            logits = logits + self.pooled(features, padding, counts)
+        if self.bag is not None and context is not None:
+            logits = logits + self.bag(context, counts)
         return TraceOutput(logits, attention, matrix)
 
     def classify(self, matrix: Tensor) -> Tensor:

@@ -88,10 +88,15 @@ def context_dir(tmp_path_factory):
 
 
 def make_trace_checkpoint(
-    directory: Path, encoder: str = "tracegram", width: int = 32, int8: bool = False, context: tuple = (), **changes
+    directory: Path,
+    encoder: str = "tracegram",
+    width: int = 32,
+    int8: bool = False,
+    context: tuple = (),
+    **changes,
 ) -> Path:
     """A trace checkpoint with random weights that spread the logits, whose network reads these fields of context
-    and pools, where there are any.
+    and has a bag of them, where there are any.
 
     `encoder`: `tracegram`; `mm4flow`, that of the random flow checkpoint; `own`, an MM4flow of its own; or `context`,
     none, with every field where none is named. Those of one kind and width have the same encoder.
@@ -110,7 +115,7 @@ def make_trace_checkpoint(
         queries=20,
         decoder_ff=64,
         context=context,
-        pooled=bool(context),
+        bag=bool(context),
     )
     own = Mm4flowNetwork(d_model=width // 2, n_layer=2, n_head=2, dim_ff=64, n_class=1) if encoder == "own" else None
     model = Tracegram(network, flow_classes=2, mm4flow=own).eval()

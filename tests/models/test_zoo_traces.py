@@ -16,8 +16,8 @@ from tapline.training.evaluation.evaluation_record import TraceEvaluation
 from tapline.training.evaluation.suspicion import SuspicionFigures
 from tests.paths import DATA
 
-SHIPPED = ZOO / "iot-devices" / "2"
-INTRUSION = ZOO / "intrusion" / "1"
+SHIPPED = ZOO / "iot-devices" / "3"
+INTRUSION = ZOO / "intrusion" / "2"
 ANDROID = DATA / "captures" / "android.pcap"
 CAPTURES = sorted((DATA / "traces").glob("*/*.pcap"))
 

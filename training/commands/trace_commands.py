@@ -253,7 +253,11 @@ def evaluate_traces_command(
     packets: Annotated[
         Path | None, typer.Option("--packets", help="Run of pretrain-packets, for the variant tracegram.")
     ] = None,
-    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
+    folds: Annotated[int | None, typer.Option("--folds", min=2, help="Folds of captures; by default 5.")] = None,
+    test: Annotated[
+        str,
+        typer.Option("--test", help="Beginning of the names of captures to measure, all others learned; for folds."),
+    ] = "",
     tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
     left_out: Annotated[
         list[str] | None, typer.Option("--left-out", help="Label that the variant `unknown` does not learn.")
@@ -269,7 +273,7 @@ def evaluate_traces_command(
     Every fold is kept in --out: an interrupted evaluation goes on where it was.
     """
     settings = TraceEvaluationSettings(
-        folds,
+        folds or (1 if test else 5),
         tuple(tuned or ()),
         tuple(variant or ()),
         tuple(left_out or ()),
@@ -277,6 +281,7 @@ def evaluate_traces_command(
         packets,
         tuple(background or ()),
         by_day,
+        test,
     )
     if dry_run:
         options.say_plan(plan_trace_evaluation(features, run, out, settings))

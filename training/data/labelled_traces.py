@@ -169,7 +169,7 @@ def folds_of(corpus: TraceCorpus, folds: int, seed: int, *, by_day: bool = False
     samples = [
         Sample("", group, trace.label, trace.trace.flows[0]) for group, trace in zip(groups, corpus.traces, strict=True)
     ]
-    fold_of = fold_of_captures(samples, corpus.labels, folds, seed)
+    fold_of = fold_of_captures(samples, corpus.labels, folds, seed, "day" if by_day else "capture")
     return np.array([fold_of[group] for group in groups], np.int64)
 
 

@@ -40,12 +40,16 @@ def known_labels(held: Held, min_captures: int, min_flows: int = 1) -> list[str]
     return sorted(label for label in captures if captures[label] >= min_captures and flows[label] >= min_flows)
 
 
-def fold_of_captures(samples: Sequence[Sample], labels: Collection[str], folds: int, seed: int) -> dict[str, int]:
-    """`spread_captures` of the captures of these samples."""
-    return spread_captures(held_by(samples), labels, folds, seed)
+def fold_of_captures(
+    samples: Sequence[Sample], labels: Collection[str], folds: int, seed: int, unit: str = "capture"
+) -> dict[str, int]:
+    """`spread_captures` of the captures of these samples; `unit` is what errors call them."""
+    return spread_captures(held_by(samples), labels, folds, seed, unit)
 
 
-def spread_captures(all_held: Held, labels: Collection[str], folds: int, seed: int) -> dict[str, int]:
+def spread_captures(
+    all_held: Held, labels: Collection[str], folds: int, seed: int, unit: str = "capture"
+) -> dict[str, int]:
     """A fold for every capture, so that each label's captures are spread as evenly as possible over the folds.
 
     Captures are placed rarest label first, each into the fold with the fewest captures of its labels, then the fewest
@@ -62,7 +66,7 @@ def spread_captures(all_held: Held, labels: Collection[str], folds: int, seed: i
     spread = Counter(label for counts in held.values() for label in counts if label)
     if lone := sorted(label for label in labels if spread[label] < 2):
         raise SplitError(
-            f"label {lone[0]!r} has {spread[lone[0]]} capture(s): at least 2 are needed to split by capture; extract "
+            f"label {lone[0]!r} has {spread[lone[0]]} {unit}(s): at least 2 are needed to split by {unit}; extract "
             "more of it, or leave it out (flows: finetune --min-captures 2)"
         )
     order = sorted(held)
@@ -96,14 +100,14 @@ def check_tuned(folds: int, tuned: Collection[int]) -> None:
         raise SplitError("--tuned: every fold served to choose settings: leave one at least to be measured on")
 
 
-def check_filled(folds: int, fold_of: Collection[int]) -> None:
-    """Check that every fold has a capture, given the fold of each.
+def check_filled(folds: int, fold_of: Collection[int], unit: str = "capture") -> None:
+    """Check that every fold has a capture, which errors call by its `unit`, given the fold of each.
 
     Raises:
         SplitError: there are more folds than captures.
     """
     if (filled := len(set(fold_of))) < folds:
-        raise SplitError(f"--folds {folds}: the captures fill {filled} of them: give {filled} or fewer")
+        raise SplitError(f"--folds {folds}: the {unit}s fill {filled} of them: give {filled} or fewer")
 
 
 def halve_labels(labels: Sequence[str], seed: int) -> tuple[set[str], set[str]]:

@@ -12,7 +12,8 @@ from tapline.models.tracegram import TraceNetwork
 from tapline.training.evaluation.calibration import softmax
 from tapline.training.evaluation.evaluation_record import Faithfulness
 from tapline.training.loop.scores import interval
-from tapline.training.traces.aggregate import TraceFeatures, score_traces
+from tapline.training.traces.aggregate import score_traces
+from tapline.training.traces.features import TraceFeatures
 
 REMOVED_SHARE = 0.25
 MIN_FLOWS = 4

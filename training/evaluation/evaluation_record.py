@@ -174,11 +174,12 @@ class VariantFigures(msgspec.Struct, frozen=True):
 
 
 class PrefixFigures(msgspec.Struct, frozen=True):
-    """After so many flows of a trace (0: all): macro-F1 and calibration error."""
+    """After so many flows of a trace (0: all): macro-F1, calibration error and mean confidence."""
 
     flows: int
     macro_f1: float
     calibration_error: float
+    confidence: float = 0.0
 
 
 class UnknownFigures(msgspec.Struct, frozen=True):
@@ -245,7 +246,7 @@ class TraceEvaluation(msgspec.Struct, frozen=True):
     """Everything measured of traces on captures kept from training; the folds in `tuned` served to choose settings and
     are left out of every figure but temperature and thresholds. `unknown` and `faithfulness` are None where no trace
     shows them, `background` where none was learned. `by_day`: all captures of a day were in one
-    fold."""
+    fold. `test`: captures whose names begin so were measured, and all others learned, in the place of folds."""
 
     main: str
     folds: int
@@ -264,6 +265,7 @@ class TraceEvaluation(msgspec.Struct, frozen=True):
     faithfulness: Faithfulness | None
     background: BackgroundFigures | None = None
     by_day: bool = False
+    test: str = ""
 
 
 def read_evaluation(directory: Path) -> EvaluationRecord | None:

@@ -32,7 +32,8 @@ CONFUSIONS = 15
 
 @dataclass(frozen=True)
 class Curve:
-    """Macro-F1 and calibration error at each point of what the model was shown; `axis` says what was counted."""
+    """Macro-F1 and calibration error at each point of what the model was shown; `axis` says what was counted.
+    `confidence`: its mean, or empty."""
 
     title: str
     axis: str
@@ -40,6 +41,7 @@ class Curve:
     macro_f1: Sequence[float]
     calibration_error: Sequence[float]
     note: str = ""
+    confidence: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

@@ -170,15 +170,18 @@ def confidences(measured: Measured, figures: Figures) -> str:
 
 
 def curve(drawn: Curve) -> str:
-    """Macro-F1, and below it the calibration error, against what the model was shown."""
+    """Macro-F1 and mean confidence, and below them the calibration error, against what the model was shown."""
     with mpl.rc_context(_STYLE):
         figure = Figure((5.2, 4.4))
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, 1.0])
         places = range(len(drawn.points))
-        _line(top, drawn.macro_f1, OWN)
+        _line(top, drawn.macro_f1, OWN, label="macro-F1")
         for place, value in zip(places, drawn.macro_f1, strict=True):
             top.annotate(f"{value:.2f}", (place, value), (0, 8), textcoords="offset points", ha="center", color=OWN)
-        top.set_ylim(*_range(drawn.macro_f1))
+        if drawn.confidence:
+            _line(top, drawn.confidence, INK, label="mean confidence")
+            top.legend(loc="lower right")
+        top.set_ylim(*_range([*drawn.macro_f1, *drawn.confidence]))
         top.set_ylabel("macro-F1")
         _line(below, drawn.calibration_error, WARM)
         below.set_ylim(0, max(0.1, 1.25 * max(drawn.calibration_error)))
@@ -196,5 +199,5 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low, max(high + 0.06, low + room)
 
 
-def _line(axes: Axes, values: Sequence[float], color: str) -> None:
-    axes.plot(range(len(values)), values, "o-", color=color, linewidth=2, markersize=5)
+def _line(axes: Axes, values: Sequence[float], color: str, label: str = "") -> None:
+    axes.plot(range(len(values)), values, "o-", color=color, linewidth=2, markersize=5, label=label)

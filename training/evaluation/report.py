@@ -70,6 +70,7 @@ def traces_report(
         [str(point.flows or "all") for point in figures.prefixes],
         [point.macro_f1 for point in figures.prefixes],
         [point.calibration_error for point in figures.prefixes],
+        confidence=[point.confidence for point in figures.prefixes],
     )
     rivals = [row.name for row in figures.variants if row.folds == reported and row.name != figures.main]
     return replace(

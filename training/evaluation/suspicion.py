@@ -20,10 +20,12 @@ from tapline.models.verdict import SUSPICION_DIGITS
 from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, day_folds, name_of
 from tapline.training.evaluation.calibration import label_shares
 from tapline.training.evaluation.rivals import fit_predict
+from tapline.training.evaluation.trace_figures import EARLY_MIN_FLOWS
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.scores import Floats, Ints, auroc
 from tapline.training.loop.trainer import Report
-from tapline.training.traces.aggregate import TraceFeatures, context_features, score_traces
+from tapline.training.traces.aggregate import score_traces
+from tapline.training.traces.features import TraceFeatures, context_features
 from tapline.training.traces.trace_config import TraceTrainingConfig
 from tapline.training.traces.trace_runs import fit_context
 
@@ -45,8 +47,9 @@ class SourceFigures(msgspec.Struct, frozen=True):
     """A source of benign traffic, by a model that learned none of it.
 
     `alarms`: share of its traces called suspicious at the threshold that the other sources set; `caught`: share of the
-    traces of malware never learned that this model calls so; `auroc` of one against the other. `..._trees`: of trees on
-    header fields, which learned the same.
+    traces of malware never learned that this model calls so; `auroc` of one against the other. `early_alarms`: share
+    of its traces called so at the end or after any of `PREFIXES` from `EARLY_MIN_FLOWS` on, as open windows are.
+    `..._trees`: of trees on header fields, which learned the same.
     """
 
     source: str
@@ -57,6 +60,7 @@ class SourceFigures(msgspec.Struct, frozen=True):
     alarms_trees: float
     caught_trees: float
     auroc_trees: float
+    early_alarms: float | None = None
 
 
 class FamilyFigures(msgspec.Struct, frozen=True):
@@ -80,6 +84,19 @@ class LaboratoryFigures(msgspec.Struct, frozen=True):
     macro_f1_trees: float
 
 
+class NamelessFigures(msgspec.Struct, frozen=True):
+    """The confidence below which a suspicious trace bears no label, and the share of traces below it.
+
+    `threshold` is where labels that were left out one by one are told best from the held-out traces of learned ones, by
+    the difference of their shares, `left_out` and `learned` (Youden, Cancer 3, 1950); `never_learned` chose nothing.
+    """
+
+    threshold: float
+    left_out: float
+    learned: float
+    never_learned: float
+
+
 class SuspicionFigures(msgspec.Struct, frozen=True):
     """`never_learned` are labels of too few captures to be learned; `families` those that were left out one by one.
 
@@ -97,16 +114,27 @@ class SuspicionFigures(msgspec.Struct, frozen=True):
     learned: float
     by_flows: dict[str, float]
     median_seconds: float | None
+    nameless: NamelessFigures | None = None
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a model says of n traces: how suspicious each is, and the confidence in its likeliest label, float64 [n]."""
+
+    suspicion: Floats
+    confidence: Floats
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """Suspicion float64 by what was not learned: benign traces of the source, malware never learned, held-out traces of
-    learned labels whole and after so many flows; `held` their rows."""
+    """What was said of what was not learned: benign traces of the source, malware never learned, held-out traces of
+    learned labels whole and after so many flows; `held` their rows. `early`: the highest suspicion of the benign traces
+    at the end or before, float64."""
 
     benign: Floats
-    strange: Floats
-    learned: Floats
+    early: Floats
+    strange: _Said
+    learned: _Said
     prefixes: dict[int, Floats]
     held: Ints
 
@@ -154,9 +182,13 @@ def measure_suspicion(task: SuspicionTask, report: Report = lambda _: None) -> S
         found[source] = _of_source(task, source, days, fold, report)
         trees[source] = _of_source_trees(task, source, days, fold)
     threshold = _threshold([scores.benign for scores in found.values()])
-    families = [_of_family(task, label, threshold, report) for label in task.corpus.labels]
+    left_out = {label: _of_family(task, label, report) for label in task.corpus.labels}
+    families = [
+        FamilyFigures(label, len(said.suspicion), float((said.suspicion >= threshold).mean()))
+        for label, said in left_out.items()
+    ]
     laboratories = [_of_laboratory(task, name, threshold, report) for name in task.laboratories]
-    learned = np.concatenate([scores.learned for scores in found.values()])
+    learned = np.concatenate([scores.learned.suspicion for scores in found.values()])
     return SuspicionFigures(
         threshold,
         FALSE_ALARMS,
@@ -170,6 +202,7 @@ def measure_suspicion(task: SuspicionTask, report: Report = lambda _: None) -> S
             for flows in PREFIXES
         },
         _median_seconds(task.corpus, list(found.values()), threshold),
+        _nameless(list(left_out.values()), list(found.values())),
     )
 
 
@@ -214,11 +247,34 @@ def _threshold(benign: Sequence[Floats]) -> float:
     return float(np.clip(np.nextafter(scores[order[min(first, len(order) - 1)]], 2.0), 1e-6, 1.0))
 
 
-def _suspicion(task: SuspicionTask, network: TraceNetwork, features: Sequence[TraceFeatures]) -> Floats:
-    """To as many digits as a service rounds to before it compares, so that a threshold means the same there."""
+def _say(task: SuspicionTask, network: TraceNetwork, features: Sequence[TraceFeatures]) -> _Said:
+    """Suspicion to as many digits as a service rounds to before it compares, so that thresholds mean the same there."""
     logits = score_traces(network, features).logits
     shares = label_shares(logits, task.temperature, len(task.corpus.labels))
-    return np.asarray(shares.sum(axis=1).round(SUSPICION_DIGITS))
+    return _Said(np.asarray(shares.sum(axis=1).round(SUSPICION_DIGITS)), shares.max(axis=1))
+
+
+def _early(task: SuspicionTask, network: TraceNetwork, features: Sequence[TraceFeatures], whole: Floats) -> Floats:
+    """The highest suspicion of traces at the end, `whole`, or at any of `PREFIXES` that open windows are asked at."""
+    highest = whole.copy()
+    for flows in PREFIXES:
+        rows = [row for row, trace in enumerate(features) if EARLY_MIN_FLOWS <= flows < len(trace)]
+        if rows:
+            said = _say(task, network, [features[row].part(slice(flows)) for row in rows])
+            highest[rows] = np.maximum(highest[rows], said.suspicion)
+    return highest
+
+
+def _nameless(left_out: Sequence[_Said], found: Sequence[_Scores]) -> NamelessFigures:
+    strange, known, rare = (
+        np.concatenate([each.confidence for each in said])
+        for said in (left_out, [scores.learned for scores in found], [scores.strange for scores in found])
+    )
+    places = np.unique(np.concatenate((strange, known)))
+    gain = [float((strange < place).mean() - (known < place).mean()) for place in places]
+    threshold = float(places[int(np.argmax(gain))])
+    below = [float((said < threshold).mean()) for said in (strange, known, rare)]
+    return NamelessFigures(threshold, *below)
 
 
 def _of_source(task: SuspicionTask, source: str, days: Ints, fold: int, report: Report) -> _Scores:
@@ -227,11 +283,14 @@ def _of_source(task: SuspicionTask, source: str, days: Ints, fold: int, report: 
     learned = [trace for name, traces in task.sources.items() if name != source for trace in traces]
     network = fit_context(corpus.traces, corpus.truth, np.flatnonzero(days != fold), task.config, None, report, learned)
     known = context_features([corpus.traces[row] for row in held], fields)
+    benign = context_features(task.sources[source], fields)
+    whole = _say(task, network, benign).suspicion
     return _Scores(
-        _suspicion(task, network, context_features(task.sources[source], fields)),
-        _suspicion(task, network, context_features(corpus.rare, fields)),
-        _suspicion(task, network, known),
-        {flows: _suspicion(task, network, [trace.part(slice(flows)) for trace in known]) for flows in PREFIXES},
+        whole,
+        _early(task, network, benign, whole),
+        _say(task, network, context_features(corpus.rare, fields)),
+        _say(task, network, known),
+        {flows: _say(task, network, [trace.part(slice(flows)) for trace in known]).suspicion for flows in PREFIXES},
         held,
     )
 
@@ -272,31 +331,31 @@ def _source_figures(
         source,
         len(task.sources[source]),
         float((own.benign >= threshold).mean()),
-        float((own.strange >= threshold).mean()),
-        auroc(own.strange, own.benign),
+        float((own.strange.suspicion >= threshold).mean()),
+        auroc(own.strange.suspicion, own.benign),
         float((benign >= of_trees).mean()),
         float((strange >= of_trees).mean()),
         auroc(strange, benign),
+        float((own.early >= threshold).mean()),
     )
 
 
 def _never_learned(task: SuspicionTask, found: Mapping[str, _Scores], threshold: float) -> list[FamilyFigures]:
     labels = np.array([trace.label for trace in task.corpus.rare])
-    caught = np.mean([scores.strange >= threshold for scores in found.values()], axis=0)
+    caught = np.mean([scores.strange.suspicion >= threshold for scores in found.values()], axis=0)
     return [
         FamilyFigures(label, int((labels == label).sum()), float(caught[labels == label].mean()))
         for label in sorted(set(labels.tolist()))
     ]
 
 
-def _of_family(task: SuspicionTask, label: str, threshold: float, report: Report) -> FamilyFigures:
+def _of_family(task: SuspicionTask, label: str, report: Report) -> _Said:
     corpus = task.corpus
     own = corpus.truth == corpus.labels.index(label)
     train = np.flatnonzero(~own)
     network = fit_context(corpus.traces, corpus.truth, train, task.config, None, report, _benign(task))
     traces = [corpus.traces[row] for row in np.flatnonzero(own)]
-    said = _suspicion(task, network, context_features(traces, task.config.network.context))
-    return FamilyFigures(label, len(traces), float((said >= threshold).mean()))
+    return _say(task, network, context_features(traces, task.config.network.context))
 
 
 def _of_laboratory(task: SuspicionTask, laboratory: str, threshold: float, report: Report) -> LaboratoryFigures:
@@ -308,7 +367,7 @@ def _of_laboratory(task: SuspicionTask, laboratory: str, threshold: float, repor
     network = fit_context(corpus.traces, corpus.truth, np.flatnonzero(~own), task.config, None, report, learned)
     measured = [*malicious, *benign]
     truth = np.array([1] * len(malicious) + [0] * len(benign))
-    said = _suspicion(task, network, context_features(measured, task.config.network.context)) >= threshold
+    said = _say(task, network, context_features(measured, task.config.network.context)).suspicion >= threshold
     trees = _trees(task, [corpus.traces[row] for row in np.flatnonzero(~own)], learned)(measured) >= 0.5
     return LaboratoryFigures(
         laboratory.strip("_"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from tapline.training.evaluation import card
-from tapline.training.evaluation.suspicion import FamilyFigures, SuspicionFigures
+from tapline.training.evaluation.suspicion import PREFIXES, FamilyFigures, NamelessFigures, SuspicionFigures
+from tapline.training.evaluation.trace_figures import EARLY_MIN_FLOWS
+
+ASKED = [flows for flows in PREFIXES if flows >= EARLY_MIN_FLOWS]
 
 
 def render_suspicion(figures: SuspicionFigures) -> str:
@@ -15,6 +18,7 @@ def render_suspicion(figures: SuspicionFigures) -> str:
             _sources(figures),
             _families(figures),
             _laboratories(figures),
+            *([_nameless(figures.nameless)] if figures.nameless else []),
             _time(figures),
         )
     )
@@ -35,7 +39,8 @@ def _method(figures: SuspicionFigures) -> str:
 
 def _sources(figures: SuspicionFigures) -> str:
     names = [
-        "left out", "traces", "false alarms per 1,000", "trees", "malware never learned called suspicious", "trees",
+        "left out", "traces", "false alarms per 1,000", "early ones with them", "trees",
+        "malware never learned called suspicious", "trees",
         "AUROC", "trees",
     ]  # fmt: skip
     rows = [
@@ -43,6 +48,7 @@ def _sources(figures: SuspicionFigures) -> str:
             row.source,
             str(row.traces),
             f"{1000 * row.alarms:.1f}",
+            "" if row.early_alarms is None else f"{1000 * row.early_alarms:.1f}",
             f"{1000 * row.alarms_trees:.1f}",
             f"{row.caught:.1%}",
             f"{row.caught_trees:.1%}",
@@ -51,7 +57,11 @@ def _sources(figures: SuspicionFigures) -> str:
         ]
         for row in figures.sources
     ]
-    return card.table(names, rows)
+    early = (
+        f"\n\n*Early ones with them*: called suspicious at the end, or while the window was open, asked from "
+        f"{EARLY_MIN_FLOWS} flows on, when {', '.join(map(str, ASKED))} flows had been seen."
+    )
+    return card.table(names, rows) + early
 
 
 def _families(figures: SuspicionFigures) -> str:
@@ -81,6 +91,16 @@ def _laboratories(figures: SuspicionFigures) -> str:
     return (
         "Captures of one laboratory, malicious and benign, by a model that learned none of either:\n\n"
         f"{card.table(names, rows)}"
+    )
+
+
+def _nameless(figures: NamelessFigures) -> str:
+    return (
+        f"A suspicious trace bears a label from confidence {figures.threshold:.3f} on; below it the verdict says "
+        "*unknown*. The threshold is where labels that were left out one by one are told best from held-out traces of "
+        f"learned ones: {figures.left_out:.0%} of the former and {figures.learned:.0%} of the latter lie below; so do "
+        f"{figures.never_learned:.0%} of the traces of families that were never learned, which chose nothing. "
+        "The checkpoint has this threshold in the place of the one above."
     )
 
 

@@ -29,6 +29,7 @@ WORDS = {
     "trees-header": "trees on header fields",
     "trees-sizes": "trees on packet sizes",
     "no-time": "without time encoding",
+    "no-bag": "aggregation alone, without the bag of values",
     "no-background": "without the background class",
     "scratch": "without pre-training",
     "payload": "with 64 content bytes each way, own addresses masked",
@@ -135,10 +136,16 @@ def _method(figures: TraceEvaluation, *, alike: bool) -> str:
         if figures.tuned
         else ""
     )
-    days = ", all captures of a day in one" if figures.by_day else ""
+    each, unit = ("days", ", all captures of a day in one") if figures.by_day else ("captures", "")
+    how = (
+        f"Cross-validated: {figures.folds} folds of whole {each}{unit}, one trace for each capture, the {each} of "
+        "every label spread evenly."
+        if not figures.test
+        else f"Measured on the captures whose names begin with {figures.test}, which nothing was learned from, one "
+        "trace for each."
+    )
     text = (
-        f"Cross-validated: {figures.folds} folds of whole captures{days}, one trace for each capture, the captures of "
-        f"every label spread evenly.{chosen} Macro-F1 is over the traces of these folds together; intervals are 95 % "
+        f"{how}{chosen} Macro-F1 is over the traces of these folds together; intervals are 95 % "
         "of a bootstrap over captures. The tree ensembles (500 balanced extremely randomised trees on summaries and "
         "counts of header fields, ports by class among them, or on payload lengths) learn from the same captures."
     )

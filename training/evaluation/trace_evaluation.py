@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
-from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, folds_of
+from tapline.training.data.labelled_traces import LabelledTrace, TraceCorpus, folds_of, name_of
 from tapline.training.data.samples import features_of
 from tapline.training.data.split import check_filled, check_tuned
 from tapline.training.evaluation.evaluation_record import TraceEvaluation, read_trace_evaluation
@@ -61,7 +62,8 @@ class TraceEvaluationSettings:
 
     `start` is what the folds' encoders start from: a run of pretrain-packets, or runs of pretrain for an encoder of
     MM4flow; `packets` is the run of pretrain-packets that the variant `tracegram` starts from; `background` are the
-    features that the run learned as background; `by_day`: captures of one day are in one fold.
+    features that the run learned as background; `by_day`: captures of one day are in one fold; `test`: captures whose
+    names begin so are measured and all others learned, once, in the place of folds.
     """
 
     folds: int = 5
@@ -72,6 +74,7 @@ class TraceEvaluationSettings:
     packets: Path | None = None
     background: tuple[Path, ...] = ()
     by_day: bool = False
+    test: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def evaluate_traces(
     unknown = UNKNOWN if UNKNOWN in names else None
     folds, tuned, left_out = settings.folds, settings.tuned, settings.left_out
     figures = summarise(corpus, outcomes, MAIN, folds, tuned, references, unknown, left_out, todo.background)
-    figures = msgspec.structs.replace(figures, by_day=settings.by_day)
+    figures = msgspec.structs.replace(figures, by_day=settings.by_day, test=settings.test)
     write_json(directory / EVALUATION, figures)
     write_report(directory, traces_report(corpus, outcomes, figures))
     return figures
@@ -187,7 +190,9 @@ def plan_trace_evaluation(
     facts = [
         f"{len(todo.corpus.traces)} traces of {len(todo.corpus.labels)} labels",
         *([f"{len(todo.background)} background traces"] if todo.background else []),
-        f"{settings.folds} folds of captures",
+        f"captures of {settings.test}... to measure"
+        if settings.test
+        else f"{settings.folds} folds of {_unit(settings)}s",
         f"variants {', '.join(variant.name for variant in todo.variants)}",
         f"{folds - done} of {folds} folds to train, {done} were measured before",
     ]
@@ -207,10 +212,29 @@ def _prepare(features: Sequence[Path], run: Path, directory: Path, settings: Tra
     names = dict.fromkeys((*DEFAULT_VARIANTS, *settings.variants))
     background = read_background(job, corpus)
     variants = [variant_of(name, base, settings.left_out, starts, background) for name in names]
-    fold_of = folds_of(corpus, settings.folds, 0, by_day=settings.by_day)
-    check_filled(settings.folds, fold_of.tolist())
+    fold_of = _fold_of(corpus, settings)
     measured = [measured_folds(corpus, variant, fold_of, directory) for variant in variants]
     return _Todo(corpus, fold_of, variants, measured, background)
+
+
+def _fold_of(corpus: TraceCorpus, settings: TraceEvaluationSettings) -> Ints:
+    """The fold of each trace, int64 [n]; with a test it is the only one, and what is learned is in none, -1."""
+    if not settings.test:
+        fold_of = folds_of(corpus, settings.folds, 0, by_day=settings.by_day)
+        check_filled(settings.folds, fold_of.tolist(), _unit(settings))
+        return fold_of
+    is_test = np.array([name_of(trace.capture).startswith(settings.test) for trace in corpus.traces])
+    if not is_test.any():
+        raise TrainingError(f"--test {settings.test}: no capture has a name that begins so")
+    if unlearned := set(corpus.truth.tolist()) - set(corpus.truth[~is_test].tolist()):
+        label = corpus.labels[min(unlearned)]
+        raise TrainingError(f"--test {settings.test}: {label} has no other captures to be learned from: leave it out")
+    return np.where(is_test, 0, -1)
+
+
+def _unit(settings: TraceEvaluationSettings) -> str:
+    """What is in one fold as a whole."""
+    return "day" if settings.by_day else "capture"
 
 
 def _read_trace_run(run: Path, settings: TraceEvaluationSettings) -> TraceRun:
@@ -229,6 +253,8 @@ def _read_trace_run(run: Path, settings: TraceEvaluationSettings) -> TraceRun:
 def _check(settings: TraceEvaluationSettings, corpus: TraceCorpus) -> None:
     """Refuse what would fail, or say nothing, only after everything was trained."""
     check_tuned(settings.folds, settings.tuned)
+    if settings.test and (settings.folds > 1 or settings.by_day):
+        raise TrainingError("--test is in the place of folds: leave out --folds, --tuned and --by-day")
     if (UNKNOWN in settings.variants) != bool(settings.left_out):
         raise TrainingError(
             f"--variant {UNKNOWN} and --left-out go together: it learns all labels but those left out, and is measured "

@@ -146,7 +146,8 @@ def _variant(
 
 
 def _prefix(flows: int, cut: Measured) -> PrefixFigures:
-    return PrefixFigures(flows, cut.macro_f1(cut.predicted), cut.calibration_error())
+    confidence = float(cut.confidence.mean())
+    return PrefixFigures(flows, cut.macro_f1(cut.predicted), cut.calibration_error(), confidence)
 
 
 def _unknown(measured: Measured, left_out: Sequence[str]) -> UnknownFigures | None:

@@ -26,8 +26,9 @@ from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import fingerprint, load_weights, save_weights, weights_hash
 from tapline.training.loop.scores import Ints
 from tapline.training.loop.trainer import Report, train_stage
-from tapline.training.traces.aggregate import TraceFeatures, context_features, fit_traces, score_traces
+from tapline.training.traces.aggregate import fit_traces, score_traces
 from tapline.training.traces.background import background_hash, halve_background
+from tapline.training.traces.features import TraceFeatures, context_features
 from tapline.training.traces.flow_embeddings import CHECKPOINT, encode_traces, frozen_features
 from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
 from tapline.training.traces.packet_encoder import flow_set, new_learner, tune_stage

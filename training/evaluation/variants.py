@@ -16,14 +16,16 @@ from tapline.training.loop.config import TrainingError
 from tapline.training.traces.flow_embeddings import flow_embedding_width
 from tapline.training.traces.trace_config import JOINT_CONTENT, TraceTrainingConfig, encoder_features
 
-MAIN, UNKNOWN, NO_BACKGROUND = "main", "unknown", "no-background"
+MAIN, UNKNOWN, NO_BACKGROUND, NO_BAG = "main", "unknown", "no-background", "no-bag"
 TREES: Mapping[str, Literal["header", "sizes"]] = {"trees-header": "header", "trees-sizes": "sizes"}
 FEW = (1, 2, 5)
 VARIANTS = (
-    MAIN, *TREES, "no-time", "scratch", "payload", "tracegram", "tracegram-scratch", "frozen", UNKNOWN, NO_BACKGROUND,
+    MAIN, *TREES, "no-time", NO_BAG, "scratch", "payload", "tracegram", "tracegram-scratch", "frozen", UNKNOWN,
+    NO_BACKGROUND,
     *(f"{name}-{few}" for few in FEW for name in (MAIN, "scratch", *TREES)),
 )  # fmt: skip
-"""What can be measured: the run's settings, tree ensembles, without time encoding, without pre-training, with content
+"""What can be measured: the run's settings, tree ensembles, without time encoding,
+without the bag of values, without pre-training, with content
 bytes (own addresses masked), the published encoder with and without pre-training, the flow checkpoint's embedding of
 payload lengths as it ships, with devices left out, without the run's background; and with 1, 2, 5 captures of each
 device. Only `main` and `unknown` learn the run's background: the others compare what is read, and how."""
@@ -84,6 +86,7 @@ def variant_of(
     published = _with(plain, n_class=config.network.n_class)
     changes: dict[str, dict[str, Any]] = {
         **{trees: {"trees": reads} for trees, reads in TREES.items()},
+        NO_BAG: {"config": _with(config, bag=False)},
         "no-time": {"config": _with(config, time_encoding=False)},
         "scratch": {"start": None},
         "tracegram": {"config": published, "start": starts.packets},

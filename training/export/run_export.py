@@ -126,6 +126,9 @@ def export_traces_run(
     if suspicion is not None:
         metrics = {**manifest.metrics, "suspicion": msgspec.to_builtins(suspicion)}
         manifest = msgspec.structs.replace(manifest, suspicion=Suspicion(suspicion.threshold), metrics=metrics)
+        if suspicion.nameless is not None:
+            unknown = msgspec.structs.replace(manifest.unknown, threshold=_threshold(suspicion.nameless.threshold))
+            manifest = msgspec.structs.replace(manifest, unknown=unknown)
     return export_traces(out, manifest, _weights(run), render_trace_card(manifest, record, figures, notes, suspicion))
 
 

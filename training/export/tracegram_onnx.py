@@ -55,8 +55,8 @@ def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     features, inside = _flows(graph, network), _inside(graph)
     attention, matrix = _aggregation(graph, network, features, inside)
     graph.add("ReduceMean", attention, axes=[1], keepdims=0, output="importance")
-    if network.pooled:
-        graph.add("Add", _head(graph, matrix), _pooled(graph, features, inside), output="logits")
+    if network.bag:
+        graph.add("Add", _head(graph, matrix), _bag(graph, network, inside), output="logits")
     else:
         _head(graph, matrix, output="logits")
     inputs = [
@@ -233,16 +233,23 @@ def _inside(graph: Graph) -> str:
     return graph.add("Less", place, graph.add("Unsqueeze", "counts", graph.integers(1)))
 
 
-def _pooled(graph: Graph, features: str, inside: str) -> str:
-    """`models.tracegram.Pooled`, [T, classes]."""
-    hidden = graph.norm("trace.pooled.norm", graph.linear("trace.pooled.linear", features), NORM_EPS)
-    hidden = graph.add("Relu", hidden)
-    nothing = graph.constant("nothing", np.array(0, np.float32))
-    hidden = graph.add("Where", graph.add("Unsqueeze", inside, graph.integers(2)), hidden, nothing)
-    counts = graph.add("Unsqueeze", graph.add("Cast", "counts", to=TensorProto.FLOAT), graph.integers(1))
-    mean = graph.add("Div", graph.add("ReduceSum", hidden, graph.integers(1), keepdims=0), counts)
-    largest = graph.add("ReduceMax", hidden, axes=[1], keepdims=0)
-    return graph.linear("trace.pooled.out", graph.add("Concat", largest, mean, axis=-1))
+def _bag(graph: Graph, network: TracegramNetwork, inside: str) -> str:
+    """`models.tracegram.Bag`, [T, classes]."""
+    starts, rows = table_starts(network.context)
+    context = graph.add("Cast", "context", to=TensorProto.INT64)
+    told = graph.add(
+        "And", graph.add("Cast", "context", to=TensorProto.BOOL), graph.add("Unsqueeze", inside, graph.integers(2))
+    )
+    flat = graph.integers(0, -1)
+    places = graph.add("Reshape", graph.add("Add", context, graph.constant("context.starts", starts)), flat)
+    told = graph.add("Cast", graph.add("Reshape", told, flat), to=TensorProto.FLOAT)
+    shape = graph.add("Concat", graph.add("Shape", "counts"), graph.integers(rows), axis=0)
+    nothing = graph.add("ConstantOfShape", shape)
+    summed = graph.add("ScatterElements", nothing, places, told, axis=1, reduction="add")
+    found = graph.add("Sign", summed)
+    length = graph.add("ReduceL2", found, axes=[1], keepdims=1)
+    length = graph.add("Max", length, graph.constant("one", np.array(1, np.float32)))
+    return graph.linear("trace.bag.linear", graph.add("Div", found, length))
 
 
 def _aggregation(graph: Graph, network: TracegramNetwork, features: str, inside: str) -> tuple[str, str]:

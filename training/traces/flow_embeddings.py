@@ -19,7 +19,7 @@ from tapline.models.trace_context import Field
 from tapline.training.data.batches import plain_batches
 from tapline.training.data.labelled_traces import TraceCorpus, flows_of
 from tapline.training.loop.run_files import load_weights
-from tapline.training.traces.aggregate import TraceFeatures, gather_features
+from tapline.training.traces.features import TraceFeatures, gather_features
 from tapline.training.traces.packet_encoder import FlowLearner, flow_features
 from tapline.training.traces.trace_config import TraceTrainingConfig
 

@@ -29,17 +29,16 @@ from tapline.training.loop.new_networks import new_model, train_mode
 from tapline.training.loop.trainer import Report, RunFiles, Stage, Work, train_stage
 from tapline.training.traces.aggregate import (
     Scale,
-    TraceFeatures,
-    context_noise,
     fold_scale,
-    kept_flows,
     scale_of,
     settle_norms,
     sharpen,
     standardise,
-    trace_noise,
+    with_bag,
+    without_bag,
 )
 from tapline.training.traces.background import Learned, learned_with, network_with
+from tapline.training.traces.features import TraceFeatures, context_noise, kept_flows, trace_noise
 from tapline.training.traces.trace_config import TraceTrainingConfig
 
 KINDS_AT_ONCE = 64
@@ -186,7 +185,7 @@ def fit_jointly(
     sizes = network_with(config.network, background=bool(background))
     encoder = new_model(msgspec.structs.replace(config.mm4flow.network, n_class=sizes.n_class), config.seed, start)
     torch.manual_seed(config.seed)
-    trace = TraceNetwork(sizes)
+    trace = TraceNetwork(without_bag(sizes))
     sharpen(trace)
     network = JointNetwork(encoder, trace)
     before = joint_features(network, table)
@@ -196,7 +195,10 @@ def fit_jointly(
     features = joint_features(trained, table)
     mine = standardise([features[row] for row in learned.rows], scale)
     settled = settle_norms(trained.trace, mine, learned.weights, config)
-    return Jointly(trained.encoder.eval(), fold_scale(settled, scale), features)
+    folded = fold_scale(settled, scale)
+    whole, own = msgspec.structs.replace(config, network=sizes), [features[row] for row in learned.rows]
+    fitted = with_bag(folded, own, learned.truth[learned.rows], learned.weights, whole)
+    return Jointly(trained.encoder.eval(), fitted, features)
 
 
 def _stage(

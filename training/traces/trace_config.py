@@ -75,6 +75,23 @@ class TraceAugmentation(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """augmented copies of every flow whose features are kept beside those of the flow as it is"""
 
 
+class BagTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the weights of the bag of values are fitted (`training.traces.bag`)."""
+
+    strength: float = 20_000.0
+    """how much the traces weigh beside half the squared weights, all of them together"""
+    scale: float = 8.0
+    """the logits are added so many times to those of the network"""
+    parts: int = 4
+    """parts of each trace that are learned beside it"""
+    parts_share: _Share = 0.3
+    """share of the weight of a trace that its parts have"""
+    part: _Share = 0.5
+    """probability of a part to be a stretch of the trace, lengths drawn by their logarithm"""
+    drop_flows: _Share = 0.3
+    """largest share of flows left out of a part"""
+
+
 class Phase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a phase trains: `epochs` of `draws` flows or traces in batches of `batch`."""
 
@@ -107,6 +124,7 @@ class TraceTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     pretrain_augmentation: FlowAugmentation = FlowAugmentation(prefix=0.0, random_tokens=0.0)
     flow_augmentation: FlowAugmentation = FlowAugmentation()
     trace_augmentation: TraceAugmentation = TraceAugmentation()
+    bag: BagTraining = BagTraining()
     next_token: float = 0.0
     lengths: float = 0.5
     label_smoothing: float = 0.05
@@ -144,13 +162,13 @@ def decisive(config: TraceTrainingConfig, *, background: bool) -> dict[str, Any]
 def context_config(trace: TraceSettings, fields: Sequence[Field]) -> TraceTrainingConfig:
     """The settings of training a network that reads these fields of the context of flows, and nothing else of them."""
     network = msgspec.structs.replace(
-        SMALL, encoder="context", feature_size=CONTEXT_WIDTH, context=tuple(fields), pooled=True
+        SMALL, encoder="context", feature_size=CONTEXT_WIDTH, context=tuple(fields), bag=True
     )
     augmentation = TraceAugmentation(
         drop_flows=0.3, most_flows=40, part=0.1, short_parts=True, drop_values=0.1, feature_dropout=0.0, views=0
     )
     return TraceTrainingConfig(
-        network=network, trace=trace, traces=Phase(40, 512, 32, 3e-3), trace_augmentation=augmentation
+        network=network, trace=trace, traces=Phase(20, 512, 32, 3e-3), trace_augmentation=augmentation
     )
 
 
@@ -158,7 +176,7 @@ def joint_config(network: Mm4flowNetwork, features: Mm4flowFeatures) -> TraceTra
     """The settings of training with an MM4flow encoder of these sizes that reads these features of a flow."""
     return TraceTrainingConfig(
         network=msgspec.structs.replace(
-            SMALL, encoder="mm4flow", feature_size=2 * network.d_model, context=BESIDE_LENGTHS, pooled=True
+            SMALL, encoder="mm4flow", feature_size=2 * network.d_model, context=BESIDE_LENGTHS, bag=True
         ),
         mm4flow=OwnMm4flow(network, features),
         traces=Phase(50, 512, 16, 2e-3),

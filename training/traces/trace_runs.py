@@ -28,8 +28,9 @@ from tapline.training.loop.run_files import MODEL, encoder_sizes, encoders_of, f
 from tapline.training.loop.runs import Job, Training, carry_out
 from tapline.training.loop.scores import Ints
 from tapline.training.loop.trainer import Report, RunFiles, Stage, train_stage
-from tapline.training.traces.aggregate import context_features, fit_traces
+from tapline.training.traces.aggregate import fit_traces
 from tapline.training.traces.background import learned_with, make_background, network_with
+from tapline.training.traces.features import context_features
 from tapline.training.traces.flow_embeddings import encode_traces
 from tapline.training.traces.joint import encoder_weights, fit_jointly
 from tapline.training.traces.packet_encoder import FlowLearner, flow_set, new_learner, pretrain_stage, tune_stage

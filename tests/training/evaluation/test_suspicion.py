@@ -21,14 +21,19 @@ from tapline.training.evaluation.suspicion import (
     PREFIXES,
     SUSPICION,
     SuspicionTask,
+    _early,
     _median_seconds,
-    _suspicion,
+    _nameless,
+    _Said,
+    _say,
+    _Scores,
     _threshold,
     measure_suspicion,
     read_suspicion,
 )
 from tapline.training.evaluation.suspicion_card import render_suspicion
 from tapline.training.loop.config import TrainingError
+from tapline.training.traces.features import TraceFeatures
 from tapline.training.traces.trace_config import Phase, context_config
 from tapline.training.traces.trace_runs import fit_context
 from tests.paths import DATA
@@ -105,8 +110,9 @@ def test_suspicion_is_what_a_service_compares_with_the_threshold(task, monkeypat
     logits = np.float32([[8, 0, -8], [0, 0, -20], [0, 1, 2]])
     scored = TraceScores(logits, [])
     monkeypatch.setattr("tapline.training.evaluation.suspicion.score_traces", lambda *_: scored)
-    found = _suspicion(task, None, [])
-    assert found.tolist() == suspicions(logits, checkpoint).tolist() == [1.0, 1.0, 0.334759]
+    said = _say(task, None, [])
+    assert said.confidence == pytest.approx([0.99966454, 0.5, 0.24472847], abs=1e-6)
+    assert said.suspicion.tolist() == suspicions(logits, checkpoint).tolist() == [1.0, 1.0, 0.334759]
 
 
 def test_what_can_be_told_apart_is(task, figures):
@@ -123,6 +129,31 @@ def test_what_can_be_told_apart_is(task, figures):
     assert 0 <= figures.median_seconds <= 4
 
 
+def test_alarms_of_open_windows_count_what_is_suspicious_at_any_time(task, monkeypatch):
+    """Of twenty flows eight alarm, though all of them do not; of eight and fewer nobody asks before the end."""
+
+    def score(network, features):
+        return TraceScores(np.float32([[9.0 if len(trace) == 8 else -9.0, -9, 0] for trace in features]), [])
+
+    monkeypatch.setattr("tapline.training.evaluation.suspicion.score_traces", score)
+    times = np.zeros(20, np.int64)
+    traces = [
+        TraceFeatures(np.zeros((1, 20, 0), np.float32), times, times, np.zeros((20, 3), np.uint8)).part(slice(flows))
+        for flows in (20, 8, 4)
+    ]
+    assert (_early(task, None, traces, np.array([0.0, 0.25, 0.5])) > 0.9).tolist() == [True, False, False]
+
+
+def test_the_label_is_left_out_below_the_confidence_that_tells_strange_from_known():
+    def said(*confidence):
+        return _Said(np.ones(len(confidence)), np.array(confidence))
+
+    empty = np.zeros(0)
+    scores = _Scores(empty, empty, said(0.1, 0.9), said(0.3, 0.8, 0.9, 0.95), {}, empty.astype(np.int64))
+    found = _nameless([said(0.2, 0.5), said(0.6, 0.85)], [scores])
+    assert (found.threshold, found.left_out, found.learned, found.never_learned) == (0.8, 0.75, 0.25, 0.5)
+
+
 def test_the_card_has_every_row(figures):
     text = render_suspicion(figures)
     assert f"a share of at least {figures.threshold:.4f}" in text
@@ -130,6 +161,8 @@ def test_the_card_has_every_row(figures):
     for row in ("| home | 6 |", "| office | 6 |", "| rare | 2 | 100% |", "| bot | 8 | 100% |", "| worm | 8 | 100% |",
                 "| LAB | 4 | 4 | 1.000 | 1.000 |"):  # fmt: skip
         assert row in text
+    assert f"bears a label from confidence {figures.nameless.threshold:.3f} on" in text
+    assert "when 8, 16, 32 flows had been seen" in text
     assert "| flows | 1 | 2 | 4 | 8 | 16 | 32 |" in text
     assert "nan" not in text
     without = msgspec.structs.replace(figures, laboratories=[])
@@ -184,7 +217,10 @@ def make_captures(root):
     features = ["--features", root / "malware", "--background", root / "home", "--background", root / "office"]
     tapline_train("train-traces", *features, "--out", root / "run", *quick)
     arguments = [*features, "--run", root / "run", "--out", root / "evaluation"]
-    assert "main: macro-F1" in tapline_train("evaluate-traces", *arguments, "--by-day", "--folds", "2")
+    by_day = ["evaluate-traces", *arguments, "--by-day", "--folds"]
+    assert "2 folds of days" in tapline_train(*by_day, "2", "--dry-run")
+    assert "the days fill 3 of them" in str(invoke(*by_day, "4").exception)
+    assert "main: macro-F1" in tapline_train(*by_day, "2")
     return root
 
 
@@ -204,7 +240,7 @@ def export(captures, version):
 def test_the_command_measures_and_the_checkpoint_has_the_threshold(captures):
     before = read_trace_checkpoint(export(captures, "1"))
     assert before.suspicion is None
-    assert "all captures of a day in one" in (captures / "bad" / "1" / CARD).read_text()
+    assert "2 folds of whole days, all captures of a day in one" in (captures / "bad" / "1" / CARD).read_text()
     output = tapline_train(*evaluate_suspicion(captures, captures / "home", captures / "office"))
     for source in ("home", "office"):
         assert f"{source} left out: " in output
@@ -212,6 +248,7 @@ def test_the_command_measures_and_the_checkpoint_has_the_threshold(captures):
     assert [row.label for row in figures.never_learned] == ["MAXGateway"]
     after = read_trace_checkpoint(export(captures, "2"))
     assert after.suspicion == Suspicion(figures.threshold)
+    assert 0 <= figures.nameless.threshold - after.unknown.threshold < 1e-4
     assert after.metrics["suspicion"] == json.loads((captures / "evaluation" / SUSPICION).read_text())
     card = (captures / "bad" / "2" / CARD).read_text()
     assert render_suspicion(figures) in card
@@ -245,5 +282,5 @@ def test_of_two_days_each_is_held_out_however_many_sources_there_are(task, monke
     assert [row.traces for row in measure_suspicion(few).sources] == [2, 2, 2]
     assert learned == [4, 4, 4, 4, 4]  # one of two days for each source, one of two labels for each label
     one_day = [replace(trace, capture=trace.capture.replace("-02_", "-01_")) for trace in traces]
-    with pytest.raises(SplitError, match="at least 2 are needed"):
+    with pytest.raises(SplitError, match=r"has 1 day\(s\): at least 2 are needed to split by day"):
         measure_suspicion(replace(few, corpus=replace(task.corpus, traces=one_day)))

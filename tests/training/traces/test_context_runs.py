@@ -17,6 +17,8 @@ from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
 from tapline.training.data.labelled_traces import TraceCorpus, day_folds, day_of, folds_of
 from tapline.training.data.samples import read_samples
+from tapline.training.evaluation.evaluation_record import read_trace_evaluation
+from tapline.training.evaluation.outcomes import read_outcome
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import load_weights
 from tapline.training.loop.runs import Job
@@ -69,7 +71,7 @@ def as_input(each, fields):
 def test_the_default_is_no_encoder_and_every_field(run, others, background):
     record = read_trace_run(run)
     network = record.config.network
-    assert (network.encoder, network.context, network.pooled) == ("context", CONTEXTS["all"], True)
+    assert (network.encoder, network.context, network.bag) == ("context", CONTEXTS["all"], True)
     assert (record.config.mm4flow, record.start) == (None, "")
     assert (list(record.background), record.background_traces) == (["others"], len(background))
     assert not [name for name in load_weights(run / "model.safetensors") if name.startswith("encoder.")]
@@ -210,3 +212,23 @@ def test_what_is_of_an_encoder_is_refused_when_a_run_without_one_is_evaluated(fe
         assert message in str(invoke(*arguments, *options).exception)
     plain = tapline_train(*arguments, "--variant", "no-time", "--variant", "no-background", "--by-day", "--dry-run")
     assert "variants main, trees-header, trees-sizes, no-time, no-background" in plain
+
+
+def test_captures_by_the_beginning_of_their_names_are_measured_and_the_others_learned(features, tmp_path):
+    """As of two recordings of the same things: both have a capture of every label here, and no fold is drawn."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    quick = ["-ep", "1", "--draws", "8", "-b", "8"]
+    tapline_train("train-traces", "--features", features, "--out", run, *quick)
+    command = ["evaluate-traces", "--features", features, "--run", run, "--out", out]
+    refused = invoke(*command, "--test", "Setup-C-")
+    assert "HomeMaticPlug has no other captures to be learned from" in str(refused.exception)
+    assert "no capture has a name that begins so" in str(invoke(*command, "--test", "Setup-X").exception)
+    for folds in (["--folds", "3"], ["--by-day"], ["--tuned", "0"]):
+        assert invoke(*command, "--test", "Setup-C-9", *folds).exit_code
+    assert "captures of Setup-C-8... to measure" in tapline_train(*command, "--test", "Setup-C-8", "--dry-run")
+    tapline_train(*command, "--test", "Setup-C-8")
+    figures = read_trace_evaluation(out)
+    assert (figures.test, figures.folds, figures.traces) == ("Setup-C-8", 1, 2)
+    assert {row.name for row in figures.variants} == {"main", "trees-header", "trees-sizes"}
+    outcome = read_outcome(out / "main" / "fold-0.safetensors")
+    assert len(outcome.rows) == 2

@@ -19,7 +19,8 @@ from tapline.training.loop.config import TrainingError
 from tapline.training.loop.new_networks import new_model
 from tapline.training.loop.run_files import load_weights
 from tapline.training.loop.runs import Job
-from tapline.training.traces.aggregate import kept_flows, score_traces
+from tapline.training.traces.aggregate import score_traces
+from tapline.training.traces.features import kept_flows
 from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, joint_config
 from tapline.training.traces.trace_record import read_trace_run
@@ -53,7 +54,7 @@ CONTEXT = ("transport", "port_resp", "ttl_orig", "window_orig")
 
 def quick_config(classes=3):
     config = joint_config(SIZES, LENGTHS)
-    network = msgspec.structs.replace(config.network, n_class=classes, context=CONTEXT, pooled=True)
+    network = msgspec.structs.replace(config.network, n_class=classes, context=CONTEXT, bag=True)
     return msgspec.structs.replace(config, network=network, traces=Phase(2, 16, 8, 2e-3))
 
 

@@ -27,14 +27,12 @@ from tapline.training.loop.run_files import load_weights
 from tapline.training.loop.runs import Job
 from tapline.training.traces import packet_encoder as flow_phases
 from tapline.training.traces.aggregate import (
-    TraceFeatures,
-    disturb_trace,
     fold_scale,
-    gather_features,
     scale_of,
     score_traces,
     standardise,
 )
+from tapline.training.traces.features import TraceFeatures, disturb_trace, gather_features
 from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig
 from tapline.training.traces.trace_runs import pretrain_packets_run
 from tests.training.command import tapline_train
@@ -74,9 +72,7 @@ def random_traces(sizes, width=8, seed=0):
 
 def random_network(width=8, classes=3):
     torch.manual_seed(0)
-    network = TracegramNetwork(
-        n_class=classes, feature_size=width, emb_dim=width, queries=4, context=CONTEXT, pooled=True
-    )
+    network = TracegramNetwork(n_class=classes, feature_size=width, emb_dim=width, queries=4, context=CONTEXT, bag=True)
     return TraceNetwork(network).eval()
 
 
