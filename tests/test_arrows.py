@@ -35,14 +35,10 @@ ARROWS = {
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
     "service/settings": "service/engines service/sources service/sources/bus",
     "service/inference": "models service/engines service/metrics service/process",
-    "service/traces": (
-        "models service/community_id service/engines service/inference service/metrics service/process"
-    ),
+    "service/traces": ("models service/community_id service/engines service/inference service/metrics service/process"),
     "service/history": "models service/community_id service/metrics service/process service/traces",
     "service/results": "models service/community_id service/traces",
-    "service/classifying": (
-        "models service/inference service/metrics service/results service/sources service/traces"
-    ),
+    "service/classifying": ("models service/inference service/metrics service/results service/sources service/traces"),
     "service/sinks": "models service/community_id service/metrics service/sources/bus service/traces",
     "service/live": (
         "models service/history service/inference service/metrics service/process service/sinks service/sources "
