@@ -85,5 +85,6 @@ def _sensor(name: str, account: SensorState) -> schemas.Sensor:
         early=account.early,
         missed=account.missed,
         restarts=account.restarts,
+        lag_seconds=account.lag_seconds,
         zeek=zeek,
     )

@@ -339,6 +339,9 @@ class Sensor(Body):
     early: int
     missed: Annotated[int, Field(description="flows that never came, by the sensor's numbering")]
     restarts: int
+    lag_seconds: Annotated[
+        float | None, Field(description="how far behind this machine's clock its packets were, by its last counters")
+    ] = None
     zeek: Annotated[dict[str, float] | None, Field(description="Zeek's own counters, as it last sent them")]
 
 

@@ -23,7 +23,10 @@ NEWEST = 15
 READ_SECONDS = 5.0
 """How often what is in the history is read anew, once for all pages."""
 
-SENSOR_COLUMNS = ("sensor", "state", "flows", "missed", "lost by Zeek", "verdicts waiting")
+LATE_SECONDS = 30.0
+"""A sensor that is so far behind is marked; its counters come every ten seconds."""
+
+SENSOR_COLUMNS = ("sensor", "state", "behind", "flows", "missed", "lost by Zeek", "verdicts waiting")
 
 
 class LiveReading:
@@ -110,16 +113,22 @@ def _show_figures(board: Board, figures: dict[str, Figure]) -> None:
     figures["shed / s"].show(rate(shed), "alarm" if shed else "")
 
 
+def _behind(lag_seconds: float | None) -> Cell:
+    if lag_seconds is None:
+        return "-"
+    return toned(span(max(0.0, lag_seconds)), "caution" if lag_seconds > LATE_SECONDS else "")
+
+
 def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:
     state = sensor.source.state
     connection = toned("connected", "good") if state.connected else toned(state.reason or "not connected", "alarm")
     if not state.sensors:
-        return [[state.url, connection, 0, 0, "-", sensor.pending_verdicts]]
+        return [[state.url, connection, "-", 0, 0, "-", sensor.pending_verdicts]]
     found: list[Sequence[Cell]] = []
     for name, account in state.sensors.items():
         loss = account.stats.loss_percent if account.stats is not None else -1.0
         found.append([
-            name or state.url, connection, f"{account.flows:,}",
+            name or state.url, connection, _behind(account.lag_seconds), f"{account.flows:,}",
             toned(f"{account.missed:,}", "caution" if account.missed else ""),
             "-" if loss < 0 else toned(f"{loss:.2f} %", "caution" if loss > 1 else ""),
             f"{sensor.pending_verdicts:,}",

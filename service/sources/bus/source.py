@@ -57,13 +57,15 @@ MAX_VERSION_CHARS = 32
 
 @dataclass
 class SensorState:
-    """The account of one sensor."""
+    """The account of one sensor. `lag_seconds`: how far behind this machine's clock its packets were, by its last
+    counters; of a sensor that reads a capture that is the capture's age."""
 
     flows: int = 0
     early: int = 0
     missed: int = 0
     restarts: int = 0
     stats: Stats | None = None
+    lag_seconds: float | None = None
     last_seq: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
     def place(self, topic: str, seq: int) -> int:
@@ -182,7 +184,9 @@ class BusSource:
 
     def _stats(self, stats: Stats) -> None:
         name = self._name(stats.sensor)
-        self.state.sensors.setdefault(name, SensorState()).stats = stats
+        account = self.state.sensors.setdefault(name, SensorState())
+        account.stats = stats
+        account.lag_seconds = time.time() - stats.time_us / 1e6
         for field_name in ("packets", "dropped", "without_payload", "filtered", "gaps", "cut", "unchanged"):
             self._metrics.sensor_counts.labels(name, field_name).set(getattr(stats, field_name))
         if stats.loss_percent >= 0:
