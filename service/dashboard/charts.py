@@ -127,7 +127,7 @@ def flows_of_trace(rows: Sequence[tuple[float, float, str, str]]) -> Options:
 
 def _area(name: str, points: list[list[float]], colour: str) -> Options:
     return {
-        "name": name, "type": "line", "stack": "all", "step": "end", "symbol": "none", "color": colour, "data": points,
+        "name": name, "type": "line", "stack": "all", "step": "start", "symbol": "none", "color": colour, "data": points,
         "lineStyle": {"width": 1}, "areaStyle": {"opacity": 0.55},
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -197,6 +198,18 @@ def test_websocket_names_itself_and_subscribes_to_its_shards():
     asyncio.run(main())
     assert sensor.headers[0]["X-Application-Name"] == "tapline"
     assert sensor.subscriptions == [["tapline/flows/3", "tapline/stats", "tapline/acks"]]
+
+
+def test_how_far_behind_a_sensor_is():
+    sensor = WebSocketSensor()
+
+    async def body(receiver):
+        at_us = time.time_ns() // 1000 - 5_000_000
+        await sensor.publish(BusEvent("tapline/stats", "Tapline::stats", [1, "tap-1", at_us, *[0] * 12, -1.0]))
+        await until(lambda: receiver.source.state.sensors)
+
+    lag_seconds = play(sensor, body).source.state.sensors["tap-1"].lag_seconds
+    assert 5 <= lag_seconds < 60
 
 
 def test_broken_frames_do_not_end_the_session():
