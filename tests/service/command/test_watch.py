@@ -103,7 +103,7 @@ def test_rows_fit_the_lines_and_no_port_is_cut(width, lines):
     view = View()
     flows = [flow for flow in read_capture(ROOT / "tests" / "data" / "captures" / "android.pcap") if flow.up]
     for flow in flows:
-        view.watch(flow, Verdict("unknown", "TLS", 0.5, True, [], "flow-protocols", "2"))
+        view.flow("", flow, Verdict("unknown", "TLS", 0.5, True, [], "flow-protocols", "2"))
     file = io.StringIO()
     make_console(file, width=width).print(view._verdicts(lines, width))
     drawn = file.getvalue().splitlines()
