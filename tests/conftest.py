@@ -33,12 +33,15 @@ from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.trace_context import SIZES
 from tapline.models.tracegram import Tracegram
+from tapline.service.settings import Settings
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
 
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="tapline-tests-")  # no test keeps anything in a home
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 os.environ.setdefault("TAPLINE_HISTORY", "none")  # tests of the history say where theirs is
+Settings.model_fields["data_dir"].default_factory = lambda: Path(tempfile.mkdtemp(dir=os.environ["XDG_DATA_HOME"]))
+Settings.model_rebuild(force=True)  # several services of one test each have a directory of their own
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")
 

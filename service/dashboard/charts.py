@@ -127,8 +127,8 @@ def flows_of_trace(rows: Sequence[tuple[float, float, str, str]]) -> Options:
 
 def _area(name: str, points: list[list[float]], colour: str) -> Options:
     return {
-        "name": name, "type": "line", "stack": "all", "step": "start", "symbol": "none", "color": colour, "data": points,
-        "lineStyle": {"width": 1}, "areaStyle": {"opacity": 0.55},
+        "name": name, "type": "line", "stack": "all", "step": "start", "symbol": "none", "color": colour,
+        "data": points, "lineStyle": {"width": 1}, "areaStyle": {"opacity": 0.55},
     }  # fmt: skip
 
 

@@ -108,7 +108,7 @@ FORM = (
 
 
 def test_a_result_is_what_an_upload_would_have_been_answered(client):
-    answered = client.http.post("/v1/classify/pcap", content=CAPTURE).json()
+    answered = client.http.post("/v1/classify/pcap?content=true", content=CAPTURE).json()
     id = client.submit(query="?name=phone")
     job = client.ended(id)
     assert (job.state, job.name, job.share, job.read_bytes) == ("done", "phone", 1.0, len(CAPTURE))

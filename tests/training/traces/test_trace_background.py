@@ -199,7 +199,7 @@ def test_the_checkpoint_never_says_background_and_leaves_it_its_share(
     shares = softmax(logits[0], checkpoint.calibration.temperature)
     np.testing.assert_allclose(sums, 1 - shares[:, 3], atol=1e-6)
     assert sums[len(corpus.traces) :].min() < 0.1
-    named = {name for each in found for name in (each.label, *(other.label for other in each.alternatives))}
+    named = {name for each in found for name in (each.nearest, *(other.label for other in each.alternatives))}
     assert named <= set(checkpoint.labels)
     card = (tmp_path / "d" / "1" / "README.md").read_text()
     assert f"{len(background)} traces of other traffic were learned as background" in card
