@@ -1,5 +1,7 @@
 """Training of traces with an encoder of MM4flow that learns too: from captures to a served checkpoint."""
 
+from functools import partial
+
 import msgspec
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from tapline.training.loop.runs import Job
 from tapline.training.traces.aggregate import score_traces
 from tapline.training.traces.features import kept_flows
 from tapline.training.traces.joint import JointNetwork, fit_jointly, joint_features, make_table
-from tapline.training.traces.trace_config import Phase, TraceAugmentation, joint_config
+from tapline.training.traces.trace_config import Phase, TraceAugmentation, TraceTrainingConfig, joint_config
 from tapline.training.traces.trace_record import read_trace_run
 from tapline.training.traces.trace_runs import train_traces_run
 from tests.training.command import tapline_train
@@ -141,7 +143,9 @@ def test_short_parts_of_a_trace_are_stretches_drawn_by_the_logarithm_of_their_le
     assert len(kept_flows(1, how, rng)) == 1
 
 
-def test_evaluation_beside_the_published_encoder_and_the_frozen_one(features, run, encoders, tmp_path):
+def test_evaluation_beside_the_published_encoder_and_the_frozen_one(features, run, encoders, tmp_path, monkeypatch):
+    short = partial(TraceTrainingConfig, traces=Phase(2, 16, 8, 2e-3))
+    monkeypatch.setattr("tapline.training.evaluation.variants.TraceTrainingConfig", short)
     arguments = ["--features", features, "--run", run, "--start", encoders, "--folds", "3", "--tuned", "0"]
     variants = ["--variant", "scratch", "--variant", "frozen"]
     output = tapline_train("evaluate-traces", *arguments, *variants, "--out", tmp_path)
