@@ -19,6 +19,7 @@ from tapline.service.history.past import PastHost, Unclassified
 HOSTS = 200
 HOST_COLUMNS = ("host", "flows", "unknown", "bytes", "servers", "ports", "labels", "last seen (UTC)")
 TRIES_COLUMNS = ("host", "flows without payload", "ports", "hosts", "which ports", "last seen (UTC)")
+NO_TRIES = "none; sensors tell of such flows where Tapline::publish_without_payload is set"
 HOST_LABELS = 4
 HOST_FLOWS = 50
 PERIODS = {"1h": "last hour", "24h": "last day", "7d": "last seven days", "": "all that is kept"}
@@ -51,7 +52,7 @@ async def hosts_page(board: Board, request: Request) -> None:
                 ui.label(f"of the newest {found.flows_read:,} flows").classes("quiet")
             PlainTable(HOST_COLUMNS, HOST_COLUMNS[1:6], "none").show(_host_row(host) for host in found.hosts)
         with panel("Flows without payload: who tried what"):
-            PlainTable(TRIES_COLUMNS, TRIES_COLUMNS[1:4], "none").show(_tries_row(each) for each in tries)
+            PlainTable(TRIES_COLUMNS, TRIES_COLUMNS[1:4], NO_TRIES).show(_tries_row(each) for each in tries)
 
 
 def _host_row(host: PastHost) -> list[Cell]:
