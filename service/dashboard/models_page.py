@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 from fastapi import Request
 from nicegui import ui
@@ -46,6 +47,7 @@ def _model(board: Board, name: str, serving: Checkpoint | TracegramCheckpoint | 
         default = ", the default one" if name == service.models.default else ""
         ui.html(tag(f"version {serving.version} serves{default}", "good"), sanitize=False)
         ui.label(f"A model {kind}; {len(serving.labels)} labels.")
+        ui.label(measured(serving.metrics)).classes("quiet")
         with ui.expansion("labels").props("dense"):
             ui.label(", ".join(serving.labels))
     with ui.row().style("align-items: center"):
@@ -73,6 +75,23 @@ async def _ask(change: Awaitable[object], done: str) -> None:
         return
     ui.notify(done)
     ui.navigate.reload()
+
+
+def measured(metrics: dict[str, Any]) -> str:
+    """The headline of a checkpoint's own evaluation, in words; a foreign checkpoint may hold anything."""
+    try:
+        found = metrics["cross_validation"]
+        if "figures" in found:
+            figures = found["figures"]
+            value, interval = figures["macro_f1"], figures["macro_f1_interval"]
+        else:
+            figures = next(each for each in found["variants"] if each["name"] == found["main"])["all_classes"]
+            value, interval = figures["macro_f1"], figures["interval"]
+        return (
+            f"Macro-F1 {value:.3f} ({interval['low']:.3f} to {interval['high']:.3f}) on what was left out of training."
+        )
+    except (KeyError, TypeError, ValueError, StopIteration):
+        return "Its checkpoint holds no cross-validation."
 
 
 def card_page(board: Board, request: Request) -> None:
