@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 from fastapi import Request
 from nicegui import ui
@@ -16,7 +17,21 @@ from tapline.service.dashboard.words import moment, ports, size
 from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.past import PastHost, Unclassified
 
-HOSTS = 200
+HOSTS = 100
+"""Hosts on a page."""
+
+MOST_HOSTS = 1000
+"""Hosts that pages go through: those with most flows."""
+
+HOST_SORTS: dict[str, Callable[[PastHost], int]] = {
+    "flows": lambda host: host.flows,
+    "unknown": lambda host: host.unknown,
+    "unexpected ports": lambda host: host.unexpected_ports,
+    "bytes": lambda host: host.ip_bytes,
+    "servers": lambda host: host.peers,
+    "ports": lambda host: host.ports,
+    "last seen": lambda host: host.last_seen_us,
+}
 HOST_COLUMNS = ("host", "flows", "unknown", "bytes", "servers", "ports", "labels", "last seen (UTC)")
 TRIES_COLUMNS = ("host", "flows without payload", "ports", "hosts", "which ports", "last seen (UTC)")
 NO_TRIES = "none; sensors tell of such flows where Tapline::publish_without_payload is set"
@@ -29,20 +44,11 @@ async def hosts_page(board: Board, request: Request) -> None:
     """Build the page of all hosts."""
     query = dict(request.query_params)
     with frame(request, "Hosts"):
-        with panel(), ui.element("div").classes("filters"):
-            period = ui.select(PERIODS, label="seen in the", value=query.get("since_us", "24h")).props("outlined dense")
-            network = ui.input("host or network", value=query.get("host", ""), placeholder="10.0.0.0/8")
-            network.props("outlined dense stack-label")
-
-            def apply() -> None:
-                ui.navigate.to(f"/hosts?since_us={period.value}&host={network.value}")
-
-            network.on("keydown.enter", apply)
-            period.on_value_change(apply)
-            ui.button("Show", on_click=apply).props("unelevated no-caps")
+        with panel():
+            _host_filters(query)
         try:
             wanted = flow_filter({"since_us": "24h", **query})
-            found = await board.history.hosts(wanted, limit=HOSTS)
+            found = await board.history.hosts(wanted, limit=MOST_HOSTS)
             tries = await board.history.unclassified(wanted.since_us, host=wanted.host, limit=HOSTS)
         except ASKING as error:
             ui.label(str(error)).classes("caution").props("role=alert")
@@ -50,9 +56,45 @@ async def hosts_page(board: Board, request: Request) -> None:
         with panel("Hosts that began flows"):
             if not found.complete:
                 ui.label(f"of the newest {found.flows_read:,} flows").classes("quiet")
-            PlainTable(HOST_COLUMNS, HOST_COLUMNS[1:6], "none").show(_host_row(host) for host in found.hosts)
+            _host_table(found.hosts, query)
         with panel("Flows without payload: who tried what"):
             PlainTable(TRIES_COLUMNS, TRIES_COLUMNS[1:4], NO_TRIES).show(_tries_row(each) for each in tries)
+
+
+def _host_filters(query: dict[str, str]) -> None:
+    """The fields; what is chosen is in the page's address."""
+
+    def apply() -> None:
+        given = {"since_us": period.value, "host": network.value, "sort": sort.value if sort.value != "flows" else ""}
+        ui.navigate.to(address("/hosts", given))
+
+    with ui.element("div").classes("filters"):
+        asked = query.get("since_us", "24h")
+        period = ui.select({**PERIODS, asked: PERIODS.get(asked, asked)}, label="seen in the", value=asked)
+        network = ui.input("host or network", value=query.get("host", ""), placeholder="10.0.0.0/8")
+        sort = ui.select(list(HOST_SORTS), label="sorted by", value=_host_sort(query))
+        for field in (period, network, sort):
+            field.props("outlined dense stack-label")
+        network.on("keydown.enter", apply)
+        ui.button("Show", on_click=apply).props("unelevated no-caps")
+
+
+def _host_sort(query: dict[str, str]) -> str:
+    return query["sort"] if query.get("sort") in HOST_SORTS else "flows"
+
+
+def _host_table(hosts: Sequence[PastHost], query: dict[str, str]) -> None:
+    """A page of the hosts, in the order that was asked for."""
+    ordered = sorted(hosts, key=HOST_SORTS[_host_sort(query)], reverse=True)
+    text = query.get("page", "1")
+    page = max(1, int(text[:6])) if text.isascii() and text.isdigit() else 1
+    shown = ordered[(page - 1) * HOSTS : page * HOSTS]
+    PlainTable(HOST_COLUMNS, HOST_COLUMNS[1:6], "none").show(_host_row(host) for host in shown)
+    with ui.row():
+        if page > 1:
+            ui.link("Page before", address("/hosts", {**query, "page": page - 1})).props("rel=prev")
+        if page * HOSTS < len(ordered):
+            ui.link("Next page", address("/hosts", {**query, "page": page + 1})).props("rel=next")
 
 
 def _host_row(host: PastHost) -> list[Cell]:

@@ -14,6 +14,7 @@ from tapline.models.encode import encode
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
+from tapline.service.live.observer import Observers
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.sensors import Sensors
 from tapline.service.metrics import Metrics
@@ -135,8 +136,9 @@ class TestWithZeek:
         pipeline.take = take
         url = f"ws://127.0.0.1:{port}"
         sensors = Sensors(
-            [url], pipeline, metrics, tls=TlsFiles(), spool_verdicts=10_000, supervisor=Supervisor(metrics)
-        )
+            [url], pipeline, metrics, tls=TlsFiles(), spool_verdicts=10_000, observer=Observers(),
+            supervisor=Supervisor(metrics),
+        )  # fmt: skip
         batcher.start()
         async with asyncio.timeout(60), sensors.running(5):
             process = await asyncio.create_subprocess_exec(

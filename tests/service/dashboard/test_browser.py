@@ -64,6 +64,20 @@ def test_a_view_that_cannot_be_is_told(visit, query, said):
     assert said in page.get_by_role("alert").inner_text()
 
 
+def test_hosts_are_sorted_and_a_period_of_ones_own_is_kept(visit, server):
+    seen = visit()
+    for sort, column in (("bytes", 4), ("last seen", 8), ("nonsense", 2)):
+        page = seen.open(f"/hosts?since_us=3h&sort={sort}&page=x")
+        cells = page.locator("section", has_text="Hosts that began flows").locator(f"tbody tr td:nth-child({column})")
+        cells.first.wait_for()
+        if sort != "bytes":
+            found = cells.all_inner_texts()
+            assert len(found) > 5
+            assert found == sorted(found, key=lambda text: int(text) if text.isdigit() else text, reverse=True)
+    assert page.get_by_label("seen in the").input_value() in ("3h", "")
+    assert "none" in seen.open("/hosts?page=999").locator("section", has_text="Hosts that began").inner_text()
+
+
 @pytest.mark.parametrize("path", ["/flow?number=99999999", "/flow?number=x", "/trace?number=99999999", "/flow"])
 def test_what_is_not_there_is_told(visit, path):
     assert "There is no such" in visit().open(path).get_by_role("main").inner_text()
