@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--role", choices=["measure", "tabs", "slow"], default="measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.role != "measure":
-        asyncio.run(open_tabs(given.tabs, given.seconds + 2 * WARM_SECONDS, slow=given.role == "slow"))
+        asyncio.run(open_tabs(given.tabs, given.seconds + WARM_SECONDS, slow=given.role == "slow"))
         return
     print(describe())
     for name, role, tabs in (
@@ -69,6 +69,8 @@ def measure(name: str, role: str, tabs: int, given: argparse.Namespace) -> None:
             before = buckets()
             time.sleep(given.seconds)
             after = buckets()
+            if visitors is not None:
+                visitors.wait(60)  # it says what it took
         finally:
             for process in filter(None, (visitors, service)):
                 process.terminate()
