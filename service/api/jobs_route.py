@@ -91,6 +91,7 @@ def add_jobs(app: FastAPI, service: Service) -> None:
     _add_taking(app, service)
     _add_asking(app, service)
     _add_results(app, service)
+    _add_questions(app, service)
 
 
 def _add_taking(app: FastAPI, service: Service) -> None:
@@ -210,6 +211,8 @@ def _add_results(app: FastAPI, service: Service) -> None:
         name = f"{PurePath(job.name).stem[:64]}-report.html".encode("ascii", "replace").decode().replace('"', "_")
         return HTMLResponse(page, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
+
+def _add_questions(app: FastAPI, service: Service) -> None:
     @app.get(JOBS_ROUTE + "/{id}/flows", tags=["jobs"], response_model=schemas.PastFlows, responses=_ERRORS)
     async def flows(
         id: Id,

@@ -136,6 +136,11 @@ def test_a_capture_from_drop_to_packets(visit, server, tmp_path):
         page.get_by_role("link", name="Its packets, to open in Wireshark").click()
     packets = download.value.path().read_bytes()
     assert packets[:4] in (b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1")
+    [job] = [job for job in records(server, "jobs") if job["name"] == "android.pcap"]
+    status, report = server.ask("GET", f"/v1/jobs/{job['id']}/report")
+    assert status == 200
+    assert b"android.pcap" in report
+    assert b"<script" not in report
 
 
 def test_what_is_no_capture_is_told(visit, server, tmp_path):
@@ -144,14 +149,20 @@ def test_what_is_no_capture_is_told(visit, server, tmp_path):
     page = visit().open("/captures")
     page.get_by_label("Choose captures").set_input_files(text)
     page.get_by_text("failed: ").first.wait_for()
+    failed = [job for job in records(server, "jobs") if job["name"] == "notes.pcap"]
+    assert [job["state"] for job in failed] == ["failed"]
+    assert failed[0]["error"] in page.get_by_role("main").inner_text()
 
 
 def test_a_model_is_unloaded_and_loaded(visit, server):
     page = visit().open("/models")
     page.get_by_role("button", name="Unload").first.click()
     page.get_by_text("not loaded").wait_for()
+    gone = [model["name"] for model in records(server, "models") if model["version"] is None]
+    assert gone == ["intrusion"]
     page.locator("section", has_text="not loaded").get_by_role("button", name="Load", exact=True).click()
     page.get_by_text("not loaded").wait_for(state="detached")
+    assert all(model["version"] is not None for model in records(server, "models"))
 
 
 def test_pages_of_others_get_nothing(server):
