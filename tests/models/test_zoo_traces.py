@@ -17,7 +17,7 @@ from tapline.training.evaluation.suspicion import SuspicionFigures
 from tests.paths import DATA
 
 SHIPPED = ZOO / "iot-devices" / "3"
-INTRUSION = ZOO / "intrusion" / "2"
+INTRUSION = ZOO / "intrusion" / "3"
 ANDROID = DATA / "captures" / "android.pcap"
 CAPTURES = sorted((DATA / "traces").glob("*/*.pcap"))
 

@@ -33,7 +33,7 @@ SUSPICION = "suspicion.json"
 """The file of an evaluation that holds the figures."""
 
 FALSE_ALARMS = 0.005
-"""Share of benign traces that may be called suspicious: it sets the threshold."""
+"""Share of the benign traces of a source that may be called suspicious: it sets the threshold."""
 
 FOLDS = 5
 PREFIXES = (1, 2, 4, 8, 16, 32)
@@ -46,9 +46,10 @@ Sources = Mapping[str, Sequence[LabelledTrace]]
 class SourceFigures(msgspec.Struct, frozen=True):
     """A source of benign traffic, by a model that learned none of it.
 
-    `alarms`: share of its traces called suspicious at the threshold that the other sources set; `caught`: share of the
-    traces of malware never learned that this model calls so; `auroc` of one against the other. `early_alarms`: share
-    of its traces called so at the end or after any of `PREFIXES` from `EARLY_MIN_FLOWS` on, as open windows are.
+    `alarms`: share of its traces called suspicious at the threshold that the worst of the other sources sets;
+    `caught`: share of the traces of malware never learned that this model calls so; `auroc` of one against the other.
+    `early_alarms`: share of its traces called so at the end or after any of `PREFIXES` from `EARLY_MIN_FLOWS` on, as
+    open windows are.
     `..._trees`: of trees on header fields, which learned the same.
     """
 
@@ -238,13 +239,13 @@ def _of_name(traces: Sequence[LabelledTrace], start: str) -> list[LabelledTrace]
 
 
 def _threshold(benign: Sequence[Floats]) -> float:
-    """Where `FALSE_ALARMS` of these traces lie above, every source counting alike."""
-    scores = np.concatenate(benign)
-    weights = np.concatenate([np.full(len(each), 1 / len(each)) for each in benign])
-    order = np.argsort(-scores)
-    above = np.cumsum(weights[order]) / len(benign)
-    first = int(np.searchsorted(above, FALSE_ALARMS, side="right"))
-    return float(np.clip(np.nextafter(scores[order[min(first, len(order) - 1)]], 2.0), 1e-6, 1.0))
+    """Where at most `FALSE_ALARMS` of the traces of every source lie above: sources differ, and the worst one counts."""
+    return max(_threshold_of(scores) for scores in benign)
+
+
+def _threshold_of(scores: Floats) -> float:
+    highest = np.sort(scores)[::-1]
+    return float(np.clip(np.nextafter(highest[int(FALSE_ALARMS * len(highest))], 2.0), 1e-6, 1.0))
 
 
 def _say(task: SuspicionTask, network: TraceNetwork, features: Sequence[TraceFeatures]) -> _Said:

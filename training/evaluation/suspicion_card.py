@@ -29,11 +29,10 @@ def _method(figures: SuspicionFigures) -> str:
         "A trace is *suspicious* where all labels together have a share of at least "
         f"{figures.threshold:.4f}, whatever the single label. Malware and benign traffic were recorded in different "
         "laboratories and years, so a model could tell them apart by that alone. Therefore every source of benign "
-        "traffic was left out of training once, whole, and false alarms were counted in it; the threshold of a row is "
-        "the one at "
-        f"which {1000 * figures.false_alarms:g} of 1,000 traces of the *other* sources, each by a model that had not "
-        "learned it, are called suspicious, every source counting alike; the checkpoint's is that of all sources. The "
-        "trees on header fields learned the same, and have thresholds of their own."
+        "traffic was left out of training once, whole, and false alarms were counted in it; at the threshold of a row "
+        f"no more than {1000 * figures.false_alarms:g} of 1,000 traces of any *other* source, each by a model that had "
+        "not learned it, are called suspicious; the checkpoint's is that of all sources. The trees on header fields "
+        "learned the same, and have thresholds of their own."
     )
 
 

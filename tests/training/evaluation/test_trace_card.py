@@ -27,7 +27,7 @@ from tests.training.traces.test_traces import random_network, random_traces
 
 pytestmark = pytest.mark.whole
 
-SHIPPED = [ZOO / "iot-devices" / "3", ZOO / "intrusion" / "2"]
+SHIPPED = [ZOO / "iot-devices" / "3", ZOO / "intrusion" / "3"]
 
 
 def run_of(corpus, settings, **changes):
