@@ -23,6 +23,9 @@ from tapline.models.trace_context import ABSENT, Field, table_starts
 
 DROPOUT = 0.1
 CONTEXT_DEVIATION = 0.1
+LEAST_EVIDENCE = 1e-6
+"""Evidence below which there is none to share."""
+
 HEAD_WIDTHS = (100, 50)
 """Widths of the head's hidden layers, as published."""
 
@@ -97,16 +100,17 @@ class FlowEncoder(nn.Module):
 
 
 class TraceOutput(NamedTuple):
-    """`logits` float [T, C]; `attention` [T, queries, K], rows sum to 1; `matrix` [T, queries, F]."""
+    """`logits` float [T, C]; `importance` of each flow [T, K], sums to 1 over a trace; `attention` [T, queries, K],
+    rows sum to 1; `matrix` [T, queries, F].
+
+    Importance is the attention that a flow receives, averaged over the queries; where there is a bag, the mean of that
+    and of the flow's share of what speaks for the likeliest class there (`Bag.evidence`).
+    """
 
     logits: Tensor
+    importance: Tensor
     attention: Tensor
     matrix: Tensor
-
-    @property
-    def importance(self) -> Tensor:
-        """The attention that each flow receives, averaged over the queries, [T, K]; sums to 1 over a trace."""
-        return self.attention.mean(dim=1)
 
 
 class ContextEncoder(nn.Module):
@@ -144,16 +148,35 @@ class Bag(nn.Module):
     def occurrences(self, context: Tensor, counts: Tensor) -> Tensor:
         """What the weights are of, float [T, rows], each row of length 1: `context` integers [T, K, fields], `counts`
         int64 [T]; what is absent, and what lies behind the last flow, does not count."""
-        inside = torch.arange(context.shape[1], device=context.device) < counts.to(context.device)[:, None]
-        told = (context != ABSENT) & inside[..., None]
-        places = (context.long() + self.starts).flatten(1)
-        summed = self.linear.weight.new_zeros(len(context), self.linear.in_features)
-        summed.scatter_add_(1, places, told.flatten(1).to(summed.dtype))
-        return functional.normalize(summed.sign(), eps=1.0)  # of length 1 or more, unless nothing is told
+        return functional.normalize(self._counted(context, counts).sign(), eps=1.0)  # 1 or more, unless nothing is told
 
     def forward(self, context: Tensor, counts: Tensor) -> Tensor:
         """As `occurrences`; gives [T, classes]."""
         return self.linear(self.occurrences(context, counts))  # type: ignore[no-any-return]
+
+    def evidence(self, context: Tensor, counts: Tensor, said: Tensor) -> Tensor:
+        """What speaks for the classes `said` int64 [T] against the mean of all, by flow: shares [T, K] that sum to 1,
+        or 0 where nothing speaks for it. A value counts in equal parts for all flows that have it."""
+        places, told = self._places(context), self._told(context, counts)
+        weights = (self.linear.weight - self.linear.weight.mean(dim=0))[said]  # [T, rows]
+        shared = self._counted(context, counts).clamp(min=1.0)
+        each = (weights / shared).gather(1, places.flatten(1)).unflatten(1, places.shape[1:])
+        speaks = (each * told).sum(dim=2).clamp(min=0.0)  # [T, K]
+        return speaks / speaks.sum(dim=1, keepdim=True).clamp(min=LEAST_EVIDENCE)
+
+    def _places(self, context: Tensor) -> Tensor:
+        return context.long() + self.starts
+
+    def _told(self, context: Tensor, counts: Tensor) -> Tensor:
+        """What is not absent and no padding, bool [T, K, fields]."""
+        inside = torch.arange(context.shape[1], device=context.device) < counts.to(context.device)[:, None]
+        return (context != ABSENT) & inside[..., None]
+
+    def _counted(self, context: Tensor, counts: Tensor) -> Tensor:
+        """How often each value occurs, float [T, rows]."""
+        summed = self.linear.weight.new_zeros(len(context), self.linear.in_features)
+        told = self._told(context, counts).flatten(1).to(summed.dtype)
+        return summed.scatter_add_(1, self._places(context).flatten(1), told)
 
 
 class TraceNetwork(nn.Module):
@@ -197,10 +220,13 @@ class TraceNetwork(nn.Module):
         scores = self.emb2.weight @ self.ss_wk_linear1(flows).transpose(1, 2) / math.sqrt(flows.shape[-1])
         attention = scores.masked_fill(padding[:, None], float("-inf")).softmax(dim=-1)  # [T, Q, K]
         matrix = functional.leaky_relu(attention @ self.ss_wv_linear1(flows))  # [T, Q, F]
-        logits = self.classify(matrix)
+        logits, importance = self.classify(matrix), attention.mean(dim=1)
         if self.bag is not None and context is not None:
             logits = logits + self.bag(context, counts)
-        return TraceOutput(logits, attention, matrix)
+            evidence = self.bag.evidence(context, counts, logits.argmax(dim=1))
+            spoken = evidence.sum(dim=1, keepdim=True) / 2  # a half, or nothing
+            importance = importance * (1 - spoken) + evidence / 2
+        return TraceOutput(logits, importance, attention, matrix)
 
     def classify(self, matrix: Tensor) -> Tensor:
         """M3: [T, Q, F] to logits [T, C]."""

@@ -239,7 +239,7 @@ def _of_name(traces: Sequence[LabelledTrace], start: str) -> list[LabelledTrace]
 
 
 def _threshold(benign: Sequence[Floats]) -> float:
-    """Where at most `FALSE_ALARMS` of the traces of every source lie above: sources differ, and the worst one counts."""
+    """Where at most `FALSE_ALARMS` of the traces of each source lie above: they differ, and the worst one counts."""
     return max(_threshold_of(scores) for scores in benign)
 
 

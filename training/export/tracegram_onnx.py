@@ -6,6 +6,8 @@ into the layers beside it), and the first projection of embeddings and positions
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from tapline.models.checkpoint import TracegramNetwork
 from tapline.models.linear_transformer import LEAST_NORMALISER
 from tapline.models.packet_tokens import PADDING
 from tapline.models.trace_context import table_starts
+from tapline.models.tracegram import LEAST_EVIDENCE
 from tapline.training.export.onnx_builder import FUSED, Graph, Weights, floats, integers, octets
 
 NORM_EPS = 1e-5
@@ -54,10 +57,13 @@ def trace_graph(weights: Weights, network: TracegramNetwork) -> onnx.ModelProto:
     graph = Graph(weights)
     features, inside = _flows(graph, network), _inside(graph)
     attention, matrix = _aggregation(graph, network, features, inside)
-    graph.add("ReduceMean", attention, axes=[1], keepdims=0, output="importance")
     if network.bag:
-        graph.add("Add", _head(graph, matrix), _bag(graph, network, inside), output="logits")
+        bag = _bag(graph, network, inside)
+        logits = graph.add("Add", _head(graph, matrix), bag.logits, output="logits")
+        attended = graph.add("ReduceMean", attention, axes=[1], keepdims=0)
+        _importance(graph, attended, _evidence(graph, bag, logits))
     else:
+        graph.add("ReduceMean", attention, axes=[1], keepdims=0, output="importance")
         _head(graph, matrix, output="logits")
     inputs = [
         *([floats("features", "traces", "k", network.feature_size)] if network.embedding_size else []),
@@ -233,8 +239,19 @@ def _inside(graph: Graph) -> str:
     return graph.add("Less", place, graph.add("Unsqueeze", "counts", graph.integers(1)))
 
 
-def _bag(graph: Graph, network: TracegramNetwork, inside: str) -> str:
-    """`models.tracegram.Bag`, [T, classes]."""
+class _Bag(NamedTuple):
+    """Names of outputs: `logits` [T, classes]; of every flow and field its row `places` and whether it is `told`, both
+    [T, K * fields]; `counted` how often each row occurs, [T, rows]; `context` [T, K, fields]."""
+
+    logits: str
+    places: str
+    told: str
+    counted: str
+    context: str
+
+
+def _bag(graph: Graph, network: TracegramNetwork, inside: str) -> _Bag:
+    """`models.tracegram.Bag`."""
     starts, rows = table_starts(network.context)
     context = graph.add("Cast", "context", to=TensorProto.INT64)
     told = graph.add(
@@ -245,11 +262,33 @@ def _bag(graph: Graph, network: TracegramNetwork, inside: str) -> str:
     told = graph.add("Cast", graph.add("Reshape", told, flat), to=TensorProto.FLOAT)
     shape = graph.add("Concat", graph.add("Shape", "counts"), graph.integers(rows), axis=0)
     nothing = graph.add("ConstantOfShape", shape)
-    summed = graph.add("ScatterElements", nothing, places, told, axis=1, reduction="add")
-    found = graph.add("Sign", summed)
+    counted = graph.add("ScatterElements", nothing, places, told, axis=1, reduction="add")
+    found = graph.add("Sign", counted)
     length = graph.add("ReduceL2", found, axes=[1], keepdims=1)
     length = graph.add("Max", length, graph.constant("one", np.array(1, np.float32)))
-    return graph.linear("trace.bag.linear", graph.add("Div", found, length))
+    return _Bag(graph.linear("trace.bag.linear", graph.add("Div", found, length)), places, told, counted, context)
+
+
+def _evidence(graph: Graph, bag: _Bag, logits: str) -> str:
+    """`models.tracegram.Bag.evidence` for the likeliest class, [T, K]."""
+    weight = graph.weights["trace.bag.linear.weight"]
+    said = graph.add("ArgMax", logits, axis=1, keepdims=0)
+    weights = graph.add("Gather", graph.constant("bag.evidence", weight - weight.mean(axis=0)), said)  # [T, rows]
+    shared = graph.add("Max", bag.counted, graph.constant("one", np.array(1, np.float32)))
+    each = graph.add("GatherElements", graph.add("Div", weights, shared), bag.places, axis=1)
+    each = graph.add("Reshape", graph.add("Mul", each, bag.told), graph.add("Shape", bag.context))  # [T, K, fields]
+    speaks = graph.add("Relu", graph.add("ReduceSum", each, graph.integers(2), keepdims=0))
+    whole = graph.add("ReduceSum", speaks, graph.integers(1), keepdims=1)
+    least = graph.constant("least_evidence", np.array(LEAST_EVIDENCE, np.float32))
+    return graph.add("Div", speaks, graph.add("Max", whole, least))
+
+
+def _importance(graph: Graph, attended: str, evidence: str) -> None:
+    """The mean of both, [T, K] each, or what is attended to where there is no evidence."""
+    half = graph.constant("half", np.array(0.5, np.float32))
+    spoken = graph.add("Mul", graph.add("ReduceSum", evidence, graph.integers(1), keepdims=1), half)
+    rest = graph.add("Sub", graph.constant("one", np.array(1, np.float32)), spoken)
+    graph.add("Add", graph.add("Mul", attended, rest), graph.add("Mul", evidence, half), output="importance")
 
 
 def _aggregation(graph: Graph, network: TracegramNetwork, features: str, inside: str) -> tuple[str, str]:

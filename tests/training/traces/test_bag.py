@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tapline.models.checkpoint import TracegramNetwork
-from tapline.models.tracegram import Bag
+from tapline.models.tracegram import Bag, TraceNetwork
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceInput
 from tapline.training.traces.bag import fit_bag
@@ -73,6 +73,37 @@ def test_parts_tell_how_little_a_few_flows_say():
     assert sure(0.5) < 0.75 < 0.95 < sure(0.0)
 
 
+@torch.no_grad()
+def test_evidence_is_shared_by_the_flows_that_have_a_value():
+    bag = Bag(network())
+    bag.linear.weight.zero_()
+    bag.linear.weight[1, [1, 2, TRANSPORTS + 9]] = torch.tensor([6.0, 3.0, -3.0])
+    context = torch.tensor([[[1, 0], [1, 0], [2, 0], [0, 9], [1, 0]]], dtype=torch.uint8)
+    of_four = bag.evidence(context, torch.tensor([4]), torch.tensor([1]))
+    torch.testing.assert_close(of_four, torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]]) / 3)  # 6 of two flows, 3 of one
+    for_another = bag.evidence(context, torch.tensor([5]), torch.tensor([0]))
+    torch.testing.assert_close(
+        for_another, torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0]])
+    )  # against the mean of all classes
+    nothing = bag.evidence(torch.zeros_like(context), torch.tensor([5]), torch.tensor([1]))
+    assert not nothing.any()
+
+
+@torch.no_grad()
+def test_importance_is_attention_where_the_bag_says_nothing():
+    torch.manual_seed(0)
+    trace_network = TraceNetwork(network()).eval()
+    trace_network.bag.linear.weight.zero_()
+    empty, times = torch.zeros(1, 3, 0), torch.zeros(1, 3, 2)
+    context = torch.tensor([[[1, 5], [2, 6], [3, 7]]], dtype=torch.uint8)
+    output = trace_network(empty, times, torch.tensor([3]), context)
+    torch.testing.assert_close(output.importance, output.attention.mean(dim=1))
+    trace_network.bag.linear.weight[int(output.logits.argmax()), 2] = 5.0  # the second flow's transport
+    output = trace_network(empty, times, torch.tensor([3]), context)
+    assert output.importance[0, 1] > 0.5
+    torch.testing.assert_close(output.importance.sum(), torch.tensor(1.0))
+
+
 def test_every_engine_computes_the_same_whatever_stands_beside(tmp_path):
     directory = make_trace_checkpoint(tmp_path / "random-context" / "1", "context")
     engines = [load_trace_engine(name, directory) for name in ("onnx", "torch")]
@@ -82,7 +113,10 @@ def test_every_engine_computes_the_same_whatever_stands_beside(tmp_path):
         for count in (1, 7, 3)
         for context in [rng.integers(0, 3, (count, len(fields)), np.uint8)]
     ]
-    together = [engine.score(inputs).logits for engine in engines]
+    scores = [engine.score(inputs) for engine in engines]
+    together = [each.logits for each in scores]
+    for one, other in zip(scores[0].importance, scores[1].importance, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
     alone = np.concatenate([engines[0].score([each]).logits for each in inputs])
     np.testing.assert_allclose(together[0], together[1], atol=1e-3)
     np.testing.assert_allclose(together[0], alone, atol=1e-4)
