@@ -60,7 +60,7 @@ def add_history(app: FastAPI, service: Service) -> None:
         """Verdicts on live traces, newest first: the final one of each window, the last early one while it is open.
 
         404 where none can be: no history, no trace model, none that fits the flow model, or no live traffic. A share
-        is how much the model attended to a flow: it shows what went together with the label, not what caused it.
+        is how much a flow counted for the label: it shows what went together with the label, not what caused it.
         """
         reason, live = service.no_live_traces(), service.traces
         with history_errors():

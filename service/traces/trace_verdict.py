@@ -18,7 +18,7 @@ TOP_FLOWS = 10
 """Flows that a trace verdict names: those with most importance."""
 
 IMPORTANCE_NOTE = (
-    "A share is how much the model attended to a flow. It shows what went together with the label, not what caused it."
+    "A share is how much a flow counted for the label. It shows what went together with the label, not what caused it."
 )
 """Said wherever importance is shown."""
 

@@ -271,9 +271,10 @@ def _bag(graph: Graph, network: TracegramNetwork, inside: str) -> _Bag:
 
 def _evidence(graph: Graph, bag: _Bag, logits: str) -> str:
     """`models.tracegram.Bag.evidence` for the likeliest class, [T, K]."""
-    weight = graph.weights["trace.bag.linear.weight"]
+    name = "trace.bag.linear.weight"
     said = graph.add("ArgMax", logits, axis=1, keepdims=0)
-    weights = graph.add("Gather", graph.constant("bag.evidence", weight - weight.mean(axis=0)), said)  # [T, rows]
+    weights = graph.add("Transpose", graph.add("Gather", graph.matrix(name), said, axis=1), perm=[1, 0])  # [T, rows]
+    weights = graph.add("Sub", weights, graph.constant("bag.mean", graph.weights[name].mean(axis=0)))
     shared = graph.add("Max", bag.counted, graph.constant("one", np.array(1, np.float32)))
     each = graph.add("GatherElements", graph.add("Div", weights, shared), bag.places, axis=1)
     each = graph.add("Reshape", graph.add("Mul", each, bag.told), graph.add("Shape", bag.context))  # [T, K, fields]

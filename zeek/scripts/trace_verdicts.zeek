@@ -72,7 +72,7 @@ export {
 		unknown: bool &log;
 		## F: an early verdict, on a window that was still open.
 		final: bool &log;
-		## The flows that the model attended to most, and their shares, which add up to at most 1. They went together
+		## The flows that the model looked at most, and their shares, which add up to at most 1. They went together
 		## with the label; that does not make them its cause.
 		top_uids: vector of string &log;
 		top_shares: vector of double &log;
