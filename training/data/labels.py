@@ -1,17 +1,18 @@
-"""Where labels come from: a table of flows, the folder of a capture, corrections by uid. Finds a flow's label.
+"""Where labels come from: a table of flows, the folder of a capture, corrections. Finds a flow's label.
 
-What a label of any of them becomes belongs to `label_map`.
+What a label of any of them becomes belongs to `label_map`, what a correction is of to `corrections`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tapline.models.flow import PROTOCOLS, Flow
+from tapline.training.data.corrections import Corrections
 from tapline.training.data.label_map import LabelError as LabelError
 from tapline.training.data.label_map import LabelMap
 from tapline.training.data.origins import Origin
@@ -96,7 +97,7 @@ class LabelTable:
 
 @dataclass(frozen=True)
 class Labels:
-    """Where the label of a flow comes from: a correction of its uid, else the table, else the first folder; and what
+    """Where the label of a flow comes from: a correction of it, else the table, else the first folder; and what
     the `map` makes of it.
 
     `from_folder`: the layout is `root/label/capture`. Without any of the three no flow has a label.
@@ -104,7 +105,7 @@ class Labels:
 
     table: LabelTable | None = None
     from_folder: bool = False
-    corrections: Mapping[str, str] = field(default_factory=dict)
+    corrections: Corrections = field(default_factory=Corrections)
     map: LabelMap = field(default_factory=LabelMap)
 
     def label_of(self, origin: Origin, flow: Flow) -> str | None:
@@ -112,8 +113,9 @@ class Labels:
         return self.map.of(self._given(origin, flow))
 
     def _given(self, origin: Origin, flow: Flow) -> str | None:
-        if (label := self.corrections.get(flow.uid)) is not None:
-            return label
+        if (correction := self.corrections.of(flow)) is not None:
+            return correction.label
+        label = None
         if self.table is not None:
             label = self.table.label_of(f"{origin.corpus}/{origin.capture}", flow)
         return label or (origin.folder if self.from_folder else None)
@@ -127,8 +129,7 @@ class Labels:
     def fingerprint(self) -> str:
         """A hash of everything that decides labels."""
         digest = hashlib.sha256(f"{self.from_folder} {self.table.sha256 if self.table else ''}".encode())
-        for uid, label in sorted(self.corrections.items()):
-            digest.update(f"\n{uid}\0{label}".encode())
+        self.corrections.update(digest)
         digest.update(self.map.sha256.encode())
         return digest.hexdigest()
 
@@ -140,27 +141,6 @@ class Labels:
             "corrections": len(self.corrections),
             **({"map": self.map.name, "map_sha256": self.map.sha256} if self.map.becomes else {}),
         }
-
-
-def read_corrections(path: Path) -> dict[str, str]:
-    """Labels by uid from a CSV table with the columns `uid` and `label`; other columns are not read.
-
-    Raises:
-        LabelError: it is unreadable, a column is missing, a field is empty, or a uid has two labels.
-    """
-    corrections: dict[str, str] = {}
-    try:
-        for number, row in Table(path, ("uid", "label")):
-            uid, label = row["uid"], row["label"]
-            if not uid or not label:
-                raise LabelError(f"{path} line {number}: expected a uid and a label")
-            if corrections.setdefault(uid, label) != label:
-                raise LabelError(f"{path} line {number}: a second label for the same uid")
-    except TableError as error:
-        raise LabelError(str(error)) from None
-    if not corrections:
-        raise LabelError(f"{path}: no correction in it")
-    return corrections
 
 
 def read_labels(path: Path, column: str = "protocol", confidence: Sequence[str] = ()) -> LabelTable:

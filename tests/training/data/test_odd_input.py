@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from tapline.service.sources.capture import CaptureReader
+from tapline.training.data.corrections import read_corrections
 from tapline.training.data.extraction import extract
-from tapline.training.data.labels import LabelError, read_corrections, read_labels
+from tapline.training.data.labels import LabelError, read_labels
 from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import read_samples
 from tests.paths import DATA
@@ -96,7 +97,7 @@ def test_why_no_row_can_be_used_is_said(tmp_path, content, sentence):
 def test_corrections_of_a_spreadsheet(tmp_path):
     path = tmp_path / "corrections.csv"
     path.write_bytes("UID;Label;note\r\nC1;DNS;seen\r\n".encode("utf-8-sig"))
-    assert read_corrections(path) == {"C1": "DNS"}
+    assert [(row.uid, row.label) for row in read_corrections(path)] == [("C1", "DNS")]
 
 
 def extracted(root, out):
