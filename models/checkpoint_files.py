@@ -42,10 +42,13 @@ def refuse_remote(checkpoint: str | Path) -> None:
     Raises:
         CheckpointError: it is one of a Hub; the message says the command.
     """
-    if str(checkpoint).startswith(HUB_PREFIX):
+    parts = Path(checkpoint).parts  # it may have been made absolute
+    place = next((place for place, part in enumerate(parts) if part.startswith(HUB_PREFIX)), None)
+    if place is not None and not Path(checkpoint).exists():
+        named = "/".join(parts[place:])
         raise CheckpointError(
-            f"{checkpoint}: nothing is fetched unless asked: run `tapline models pull {checkpoint}`, and give the "
-            "directory that it names"
+            f"{named}: nothing is fetched unless asked: run `tapline models pull {named}`, and give the directory that "
+            "it names"
         )
 
 

@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 
 class FakeHub:
-    """`repositories`: for each name the files of its only branch. `asked` is every request, `tokens` what came with them."""
+    """`repositories`: for each name the files of its only branch. `asked` is every request, `tokens` what came with
+    them. Files in `cut` break off after so many bytes, those in `endless` never end."""
 
     def __init__(self):
         self.repositories = {}

@@ -1,5 +1,5 @@
-"""Checkpoints pulled from and pushed to a Hub on loopback, folders and `file:` URLs, whole or not at all; what a Hub may say
-wrong; and that nothing else opens a connection."""
+"""Checkpoints pulled from and pushed to a Hub on loopback, folders and `file:` URLs, whole or not at all; what a Hub
+may say wrong; and that nothing else opens a connection."""
 
 import ast
 import hashlib
@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from huggingface_hub import ModelCard
+from msgspec.structs import replace
 
 from tapline.models.card_header import card_header, headline_of, with_header, without_header
 from tapline.models.checkpoint import CheckpointError, read_any_checkpoint, read_checkpoint
@@ -37,10 +38,10 @@ def tapline(hub, tmp_path):
     """Runs `tapline` with the fake Hub as the only one that it knows; gives the exit status and what was said."""
     with hub.running() as environment:
 
-        def run(*arguments, token=None):
+        def run(*arguments, **more):
             done = subprocess.run(
                 [*MAIN, *map(str, arguments)],
-                env={**os.environ, **environment, "HF_HOME": str(tmp_path / "hf"), **({"HF_TOKEN": token} if token else {})},
+                env={**os.environ, **environment, "HF_HOME": str(tmp_path / "hf"), **more},
                 capture_output=True, text=True, timeout=120, check=False,
             )  # fmt: skip
             return done.returncode, done.stdout + " ".join(done.stderr.split())
@@ -59,7 +60,7 @@ def held(hub):
 
 
 def test_what_is_pushed_to_a_hub_is_pulled_from_it(hub, tapline, tmp_path):
-    status, said = tapline("models", "push", FLOWS, "hf:org/flows", token="hf_secret")
+    status, said = tapline("models", "push", FLOWS, "hf:org/flows", HF_TOKEN="hf_secret")
     commit = hub.commit("org/flows")
     assert (status, said.strip()) == (0, f"{FLOWS}: hf:org/flows at {commit}")
     assert hub.repositories["org/flows"].keys() == contents(FLOWS).keys()
@@ -83,64 +84,57 @@ def test_files_that_a_new_version_lacks_are_deleted_on_the_hub(hub, tapline):
     held(hub)["encoder.onnx"] = b"old"
     hub.repositories["org/flows"]["notes.txt"] = b"mine"
     assert tapline("models", "push", FLOWS, "hf:org/flows")[0] == 0
-    assert hub.repositories["org/flows"].keys() == {*contents(FLOWS), ".gitattributes", "notes.txt"} - {
-        ".gitattributes"
-    }
+    assert hub.repositories["org/flows"].keys() == {*contents(FLOWS), "notes.txt"}
 
 
-def lie(files, name, change):
-    manifest = json.loads(files["checkpoint.json"])
-    change(manifest)
-    files["checkpoint.json"] = json.dumps(manifest).encode()
+def swapped(name, content):
+    return lambda files, hub: files.update({name: content})
 
 
-def extra(manifest, name, size=3):
-    manifest["files"][name] = {"size_bytes": size, "sha256": "0" * 64}
+def without(name):
+    return lambda files, hub: files.pop(name)
 
 
+def endless(name):
+    return lambda files, hub: hub.endless.add(name)
+
+
+def manifest(change):
+    def break_it(files, hub):
+        said = json.loads(files["checkpoint.json"])
+        change(said)
+        files["checkpoint.json"] = json.dumps(said).encode()
+
+    return break_it
+
+
+def naming(*names, size=3):
+    """A manifest that names further files."""
+    record = {"size_bytes": size, "sha256": "0" * 64}
+    return manifest(lambda said: said["files"].update(dict.fromkeys(names, record)))
+
+
+NONE = "its checkpoint.json is no checkpoint manifest"
 FAULTS = {
-    "no manifest": (lambda files, hub: files.pop("checkpoint.json"), "no checkpoint.json there"),
-    "no weights": (lambda files, hub: files.pop("model.safetensors"), "no model.safetensors there"),
-    "a manifest that is none": (
-        lambda files, hub: files.update({"checkpoint.json": b"[]"}), "its checkpoint.json is no checkpoint manifest"
-    ),
-    "a deep manifest": (
-        lambda files, hub: files.update({"checkpoint.json": b'{"name":' + b"[" * 10**6}), "is no checkpoint manifest"
-    ),
-    "an endless manifest": (lambda files, hub: hub.endless.add("checkpoint.json"), "has more than 4194304 bytes"),
-    "an endless card": (lambda files, hub: hub.endless.add("README.md"), "README.md has more than 1048576 bytes"),
-    "endless weights": (
-        lambda files, hub: hub.endless.add("model.safetensors"), "more bytes where the manifest says 2018912"
-    ),
-    "other weights": (
-        lambda files, hub: files.update({"model.safetensors": bytes(2018912)}), "its SHA-256 is not the one in the manifest"
-    ),
-    "cut weights": (lambda files, hub: files.update({"model.onnx": b"ab"}), "only 2 bytes where the manifest says 2023619"),
+    "no manifest": (without("checkpoint.json"), "no checkpoint.json there"),
+    "no weights": (without("model.safetensors"), "no model.safetensors there"),
+    "a manifest that is none": (swapped("checkpoint.json", b"[]"), NONE),
+    "a deep manifest": (swapped("checkpoint.json", b'{"name":' + b"[" * 10**6), NONE),
+    "an endless manifest": (endless("checkpoint.json"), "has more than 4194304 bytes"),
+    "an endless card": (endless("README.md"), "README.md has more than 1048576 bytes"),
+    "endless weights": (endless("model.safetensors"), "more bytes where the manifest says 2018912"),
+    "other weights": (swapped("model.safetensors", bytes(2018912)), "its SHA-256 is not the one in the manifest"),
+    "cut weights": (swapped("model.onnx", b"ab"), "only 2 bytes where the manifest says 2023619"),
     "a connection that breaks": (lambda files, hub: hub.cut.update({"model.onnx": 5}), "model.onnx"),
-    "a way out": (
-        lambda files, hub: lie(files, "", lambda m: extra(m, "../../evil")), "'../../evil', which is no file of a checkpoint"
-    ),
-    "a pickle": (
-        lambda files, hub: lie(files, "", lambda m: extra(m, "pytorch_model.bin")), "which is no file of a checkpoint"
-    ),
-    "code": (lambda files, hub: lie(files, "", lambda m: extra(m, "modeling.py")), "which is no file of a checkpoint"),
-    "a name with a path": (
-        lambda files, hub: lie(files, "", lambda m: m.update(name="../up")), "is no checkpoint manifest"
-    ),
-    "a version with a path": (
-        lambda files, hub: lie(files, "", lambda m: m.update(version="/etc")), "is no checkpoint manifest"
-    ),
-    "too much in all": (
-        lambda files, hub: lie(files, "", lambda m: [extra(m, n, MAX_FILE_BYTES) for n in ("trace.onnx", "encoder.onnx")]),
-        "bytes in all, expected 4294967296 at most",
-    ),
-    "labels that do not fit": (
-        lambda files, hub: lie(files, "", lambda m: m["labels"].pop()), "76 labels and a background class for a network"
-    ),
-    "another format": (
-        lambda files, hub: lie(files, "", lambda m: m.update(format_version=9)), "format version 9, this tapline reads 1"
-    ),
-}  # fmt: skip
+    "a way out": (naming("../../evil"), "'../../evil', which is no file of a checkpoint"),
+    "a pickle": (naming("pytorch_model.bin"), "which is no file of a checkpoint"),
+    "code": (naming("modeling.py"), "which is no file of a checkpoint"),
+    "a name with a path": (manifest(lambda said: said.update(name="../up")), NONE),
+    "a version with a path": (manifest(lambda said: said.update(version="/etc")), NONE),
+    "too much in all": (naming("trace.onnx", "encoder.onnx", size=MAX_FILE_BYTES), "expected 4294967296 at most"),
+    "labels that do not fit": (manifest(lambda said: said["labels"].pop()), "76 labels and a background class"),
+    "another format": (manifest(lambda said: said.update(format_version=9)), "format version 9, this tapline reads 1"),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -246,8 +240,6 @@ def test_a_card_without_a_header_gets_one_when_it_is_pushed(tmp_path):
     "metrics", [{}, {"cross_validation": []}, {"cross_validation": {"figures": {"macro_f1": "x"}}}]
 )
 def test_a_checkpoint_without_figures_has_a_header_without(metrics):
-    from msgspec.structs import replace
-
     checkpoint = replace(read_checkpoint(FLOWS), metrics=metrics)
     assert ModelCard(card_header(checkpoint)).data.eval_results is None
 
