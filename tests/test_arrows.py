@@ -70,7 +70,7 @@ ARROWS = {
         "service/sources/packets service/traces"
     ),
     "training/loop": "models",
-    "training/data": "models service/sources training/loop",
+    "training/data": "models service/community_id service/sources training/loop",
     "training/flows": "models training/data training/loop",
     "training/traces": "models training/data training/loop",
     "training/evaluation": "models training/data training/flows training/loop training/traces",

@@ -61,6 +61,14 @@ Encoders = Annotated[
 ]
 MinCaptures = Annotated[int, typer.Option("--min-captures", min=1, help="Learn the labels that so many captures hold.")]
 MinFlows = Annotated[int, typer.Option("--min-flows", min=1, help="Of these the ones of so many flows.")]
+LabelColumn = Annotated[
+    str,
+    typer.Option("--column", help="Column of the table with the label; by default label, or protocol beside l4."),
+]
+Tolerance = Annotated[
+    float, typer.Option("--tolerance", min=0, help="Seconds that a row's time and a flow's start may differ by.")
+]
+TimeShift = Annotated[float, typer.Option("--time-shift", help="Seconds added to the times of the table of labels.")]
 Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]

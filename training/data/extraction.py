@@ -16,6 +16,7 @@ import msgspec
 
 from tapline.models.checkpoint import file_sha256
 from tapline.models.flow import FLOW_FORMAT_VERSION, HeadsKind
+from tapline.training.data.label_table import JoinAccount
 from tapline.training.data.labels import Labels
 from tapline.training.data.origins import ExtractError, Origin, OriginReader
 from tapline.training.data.parquet import Sample, write_table
@@ -39,13 +40,15 @@ class ExtractSettings:
 
 
 class ShardReport(msgspec.Struct):
-    """A finished shard, its flows by label, what was left out of it by reason, and its captures with a warning."""
+    """A finished shard, its flows by label, what was left out of it by reason, its captures with a warning, and what
+    the table of labels said."""
 
     shard: Shard
     labels: dict[str, int]
     left_out: dict[str, int]
     warnings: dict[str, str]
     corrected: list[str]
+    joined: JoinAccount = msgspec.field(default_factory=JoinAccount)
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,7 @@ def _samples(group: list[Origin], report: ShardReport, left_out: Counter[str]) -
     for origin in group:
         reader = OriginReader(origin, settings.heads)
         for flow in reader:
-            label = settings.labels.label_of(origin, flow)
+            label = settings.labels.label_of(origin, flow, report.joined)
             if label is not None:
                 report.labels[label] = report.labels.get(label, 0) + 1
             if flow.uid in settings.labels.corrections:
@@ -287,6 +290,10 @@ def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], setting
     corrected = {uid for report in reports for uid in report.corrected}
     if missing := len(settings.labels.corrections.keys() - corrected):
         left_out["correction of a flow that is not there"] += missing
+    joined = _joined(reports)
+    if (table := settings.labels.table) is not None:
+        for reason, count in table.left_over(joined).items():
+            left_out[reason] += count
     return Manifest(
         shards=[report.shard for report in reports if report.shard.samples],
         captures=len(origins),
@@ -296,4 +303,12 @@ def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], setting
         left_out=dict(left_out),
         warnings=warnings,
         settings={"heads": settings.heads, "labels": settings.labels.describe()},
+        clock_hint=joined.clock_hint(),
     )
+
+
+def _joined(reports: Sequence[ShardReport]) -> JoinAccount:
+    whole = JoinAccount()
+    for report in reports:
+        whole.add(report.joined)
+    return whole

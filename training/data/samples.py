@@ -34,7 +34,8 @@ class Shard(msgspec.Struct):
 
 
 class Manifest(msgspec.Struct):
-    """What a feature directory holds: its shards, what was left out by reason, warnings by capture, flows by label."""
+    """What a feature directory holds: its shards, what was left out by reason, warnings by capture, flows by label;
+    `clock_hint`: what is said of rows of labels with the endpoints of flows at other times."""
 
     shards: list[Shard]
     captures: int
@@ -46,6 +47,7 @@ class Manifest(msgspec.Struct):
     flow_format_version: int = FLOW_FORMAT_VERSION
     format_version: int = 1
     labels: dict[str, int] = {}
+    clock_hint: str = ""
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
