@@ -14,6 +14,7 @@ from tapline.training.evaluation.evaluation_record import Evaluation, Evaluation
 from tapline.training.evaluation.flow_evaluation import calibrate_run, evaluate_run, plan_evaluation
 from tapline.training.evaluation.flow_measured import FALSE_REJECTION, OWN
 from tapline.training.evaluation.page import REPORTS
+from tapline.training.evaluation.verdict_file import VERDICTS
 from tapline.training.export.quantise import int8_logits
 from tapline.training.export.run_export import card_of, export_run, manifest_of
 from tapline.training.flows.flow_record import Run, read_run
@@ -187,7 +188,7 @@ def calibrate_command(
         f"{figures.known_rejected:.1%} of known flows{unknown}"
     )
     if dry_run:
-        options.say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
+        options.say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, VERDICTS, *REPORTS)]))
         return
     _show(figures)
     typer.echo(f"{result}: {run / EVALUATION}")

@@ -69,6 +69,7 @@ def render(measured: Measured, figures: Figures) -> str:
         ),
         _two(_classes(figures), _mistakes(figures)),
         _confident(figures),
+        *(_card(each.title, _table(each.head, each.rows), escape(each.text)) for each in measured.tables),
         _notes(measured),
     ]
     body = "\n".join(section for section in sections if section)
@@ -190,10 +191,13 @@ def _two(*cards: str) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, raw: bool = False) -> str:
-    words = {"class", "beside", "is", "was called", "learned", "corpora"}
-    heads = "".join(f"<th{' class=left' if name in words else ''}>{escape(name)}</th>" for name in head)
+    heads = "".join(f"<th{' class=left' if name in _WORDS else ''}>{escape(name)}</th>" for name in head)
     lines = ["".join(_cell(cell if raw else escape(cell)) for cell in row) for row in rows]
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{x}</tr>' for x in lines)}</tbody></table>"
+
+
+_WORDS = frozenset({"class", "beside", "is", "was called", "learned", "corpora", "this model", "says", "on"})
+"""Heads of columns of words."""
 
 
 def _cell(text: str) -> str:
