@@ -81,6 +81,15 @@ DryRun = Annotated[
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes that read.")]
 
 
+Given = TypeVar("Given")
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave an option, by the name of its parameter."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def default_processes() -> int:
     """One for each core that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from tapline.models.checkpoint import CheckpointError
+from tapline.service.engines.engine import EngineError
 from tapline.training.commands import data_commands, flow_commands, import_commands, trace_commands
 from tapline.training.commands.options import say
 from tapline.training.data.labelled_traces import TraceDataError
@@ -36,6 +37,7 @@ _INTERRUPTED = 130
 """What typer ends with on Ctrl-C."""
 _ERRORS = (
     CheckpointError,
+    EngineError,
     ExtractError,
     ImportRefusedError,
     LabelError,

@@ -129,6 +129,11 @@ class LabelTable:
         return {"/".join(parts) for named in self._captures.values() for parts in named}
 
     @property
+    def labels_flows(self) -> bool:
+        """Whether rows are of single flows, and not of hosts or whole captures."""
+        return bool({"uid", "community ID", "endpoints"} & self._rows.keys())
+
+    @property
     def labels_subjects(self) -> bool:
         """Whether its rows are of hosts, and not of flows."""
         return "subject" in self._rows
@@ -166,9 +171,9 @@ class LabelTable:
 
     def _find_name(self, parts: tuple[str, ...]) -> str | None:
         named = self._captures.get(parts[-1], ())
-        ends = [each for each in named if parts[-len(each) :] == each]
+        ends: list[tuple[str, ...]] = [each for each in named if parts[-len(each) :] == each]
         if ends:
-            return "/".join(max(ends, key=len))
+            return "/".join(sorted(ends, key=len)[-1])
         own = parts[:1] if len(parts) == 2 and parts[0] == parts[1] else parts  # a file that was given by itself
         longer = [each for each in named if each[-len(own) :] == own]
         return "/".join(longer[0]) if len(longer) == 1 else None

@@ -28,7 +28,7 @@ Ids = NDArray[np.uint64]
 
 
 def id_of(capture: str, name: str) -> int:
-    """A number that names a flow or trace wherever it is measured: of its capture, `corpus/capture`, and its name there."""
+    """Names a flow or trace wherever it is measured: a number of its capture, `corpus/capture`, and its name there."""
     return int.from_bytes(blake2b(f"{capture}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 

@@ -34,7 +34,7 @@ from tapline.training.evaluation.flow_outcomes import Int8Logits, measure_flows
 from tapline.training.evaluation.outcomes import FlowOutcome, read_outcomes, write_outcomes
 from tapline.training.evaluation.page import REPORTS, write_report
 from tapline.training.evaluation.report import flows_report
-from tapline.training.evaluation.verdict_file import VERDICTS, write_verdicts
+from tapline.training.evaluation.verdict_file import write_verdicts
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan
@@ -43,6 +43,7 @@ from tapline.training.loop.run_files import (
     EVALUATION,
     MODEL,
     OUTCOMES,
+    VERDICTS,
     encoders_of,
     load_weights,
     read_encoders,

@@ -67,7 +67,7 @@ class Measured:
       it a verdict is *unknown*. `rivals`: the predicted class, int64 [n], of simpler models by name.
     * `confident_mistakes`: those that the model was sure of, where they were counted.
     * `ids` uint64 [n]: which things they are (`data.store.id_of`), empty where nobody says.
-    * `tables`: what else the report shows; `facts`: what the report says first, by name; `notes`: sentences that it ends with.
+    * `tables`: what else the report shows; `facts`: what it says first, by name; `notes`: sentences at its end.
     """
 
     title: str

@@ -51,7 +51,7 @@ class FlowOutcome:
       `ports` that of the port table, and `zeek` that of Zeek's service, one more than the last label where it says
       nothing, and two more where Zeek's logs lack the flow; `context_trees` that of the trees that read context too.
       What was not measured is empty.
-    * `corpus` is what was left out, "" for captures of any. `ids` uint64 [n]: which flows they are (`data.store.id_of`).
+    * `corpus` is what was left out, "" for captures of any. `ids` uint64 [n] name the flows (`data.store.id_of`).
     """
 
     fold: int

@@ -15,10 +15,8 @@ import numpy as np
 from tapline.training.data.store import Ids
 from tapline.training.evaluation.measured import Measured
 from tapline.training.loop.config import TrainingError
-from tapline.training.loop.run_files import whole
+from tapline.training.loop.run_files import VERDICTS, whole
 from tapline.training.loop.scores import Floats, Ints
-
-VERDICTS = "verdicts.npz"
 
 
 class VerdictsAbout(msgspec.Struct, frozen=True):
