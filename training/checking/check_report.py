@@ -126,20 +126,20 @@ def _notes(record: CheckRecord) -> Iterator[str]:
         "others of the same devices at the same time, figures are too good. Its card says what it learned from."
     )
     yield (
-        f"Macro-F1 is the mean F1 of the labels with {figures.min_support} {unit}s or more, by the nearest label of each "
-        "verdict, also where the verdict says unknown. Intervals are of a bootstrap over captures."
+        f"Macro-F1 is the mean F1 of the labels with {figures.min_support} {unit}s or more, by the nearest label of "
+        "each verdict, also where the verdict says unknown. Intervals are of a bootstrap over captures."
     )
     if figures.captures == 1:
         yield "All of them are of a single capture: there is no interval, and what is shown as one has no width."
     if figures.macro_f1_ports is not None:
         yield (
-            "A table of ports cannot be made of what is measured: the rival is what the checkpoint knows of ports from its "
-            "training, alone."
+            "A table of ports cannot be made of what is measured: the rival is what the checkpoint knows of ports from "
+            "its training, alone."
         )
     if record.figures.tools:
         yield (
-            "Other tools are drawn above on all things, where saying nothing is wrong; in their own tables on those that "
-            "they say something of."
+            "Other tools are drawn above on all things, where saying nothing is wrong; in their own tables on those "
+            "that they say something of."
         )
     if record.joined.names:
         yield "Names taken for labels: " + ", ".join(
