@@ -78,9 +78,10 @@ ARROWS = {
     "training/checking": (
         "models service/engines service/inference service/traces training/data training/evaluation training/loop"
     ),
+    "training/comparing": "models training/data training/evaluation training/loop",
     "training/commands": (
-        "models service/engines training/checking training/data training/evaluation training/export training/flows "
-        "training/loop training/traces"
+        "models service/engines training/checking training/comparing training/data training/evaluation "
+        "training/export training/flows training/loop training/traces"
     ),
     "training": "training/commands",
 }

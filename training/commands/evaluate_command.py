@@ -30,9 +30,10 @@ RUN_OPTIONS = {
     "seed": "--seed", "tuned": "--tuned", "int8": "--int8", "zeek_logs": "--zeek-logs", "processes": "--processes",
 }  # fmt: skip
 CHECKPOINT_OPTIONS = {
-    "captures": "--captures", "labels": "--labels", "column": "--column", "confidence": "--confidence", "label_from_folder": "--label-from-folder",
-    "map_": "--map", "tolerance": "--tolerance", "time_shift": "--time-shift", "predictions": "--predictions",
-    "ports": "--ports", "threads": "--threads", "out": "--out",
+    "captures": "--captures", "labels": "--labels", "column": "--column", "confidence": "--confidence",
+    "label_from_folder": "--label-from-folder", "map_": "--map", "tolerance": "--tolerance",
+    "time_shift": "--time-shift", "predictions": "--predictions", "ports": "--ports", "threads": "--threads",
+    "out": "--out",
 }  # fmt: skip
 """Parameters of either way, and their options: with the other way they say nothing, and are refused."""
 

@@ -57,13 +57,12 @@ def test_traces_are_those_that_are_served(tmp_path, served):
 def test_labels_by_host_by_capture_and_by_flow_are_the_same(tmp_path, served):
     tops = largest(served)
     folder = evaluate(tmp_path / "folder", "--label-from-folder")["figures"]
+    rows = [(source, trace, source.split("/")[-2]) for source, trace in tops.items()]
     tables = {
-        "capture": ["pcap,label", *(f"{capture_of(source)},{source.split('/')[-2]}" for source in tops)],
-        "host": ["source,subject,label",
-                 *(f"{source},{trace['subject']},{source.split('/')[-2]}" for source, trace in tops.items())],
-        "flow": ["uid,label",
-                 *(f"{flow['uid']},{source.split('/')[-2]}" for source, trace in tops.items() for flow in trace["top_flows"])],
-    }  # fmt: skip
+        "capture": ["pcap,label", *(f"{capture_of(source)},{label}" for source, _, label in rows)],
+        "host": ["source,subject,label", *(f"{source},{trace['subject']},{label}" for source, trace, label in rows)],
+        "flow": ["uid,label", *(f"{flow['uid']},{label}" for _, trace, label in rows for flow in trace["top_flows"])],
+    }
     for name, lines in tables.items():
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
         record = evaluate(tmp_path / name, "--labels", tmp_path / f"{name}.csv")
