@@ -76,8 +76,13 @@ ARROWS = {
     "training/traces": "models training/data training/loop",
     "training/evaluation": "models training/data training/flows training/loop training/traces",
     "training/export": "models training/data training/evaluation training/flows training/loop training/traces",
+    "training/checking": (
+        "models service/engines service/inference service/traces training/data training/evaluation training/loop"
+    ),
+    "training/comparing": "models training/data training/evaluation training/loop",
     "training/commands": (
-        "models training/data training/evaluation training/export training/flows training/loop training/traces"
+        "models service/engines training/checking training/comparing training/data training/evaluation "
+        "training/export training/flows training/loop training/traces"
     ),
     "training": "training/commands",
 }

@@ -80,7 +80,7 @@ class Opened(Protocol):
 class Folder:
     """A folder to read from; links in it are not followed."""
 
-    revision = None
+    revision: str | None = None
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
@@ -113,7 +113,7 @@ class Hub:
             found = hub.HfApi().model_info(repository.name, revision=repository.revision)
         if not isinstance(found.sha, str) or not _COMMIT.fullmatch(found.sha):
             raise HubError(f"{repository}: the Hub names no commit of it")
-        self.revision = found.sha
+        self.revision: str | None = found.sha
         self._names = {sibling.rfilename for sibling in found.siblings or []}
         self._files = hub.HfFileSystem(skip_instance_cache=True)
 

@@ -17,6 +17,7 @@ import msgspec
 from tapline.models.checkpoint import file_sha256
 from tapline.models.flow import FLOW_FORMAT_VERSION, HeadsKind
 from tapline.training.data.corrections import START_TOLERANCE_US
+from tapline.training.data.label_table import JoinAccount
 from tapline.training.data.labels import Labels
 from tapline.training.data.origins import ExtractError, Origin, OriginReader
 from tapline.training.data.parquet import Sample, write_table
@@ -42,14 +43,15 @@ class ExtractSettings:
 
 
 class ShardReport(msgspec.Struct):
-    """A finished shard, its flows by label, what was left out of it by reason, its captures with a warning,
-    and its corrected flows."""
+    """A finished shard, its flows by label, what was left out of it by reason, its captures with a warning, its
+    corrected flows, and what the table of labels said."""
 
     shard: Shard
     labels: dict[str, int]
     left_out: dict[str, int]
     warnings: dict[str, str]
     corrected: list[Corrected]
+    joined: JoinAccount = msgspec.field(default_factory=JoinAccount)
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ def _samples(group: list[Origin], report: ShardReport, left_out: Counter[str]) -
     for origin in group:
         reader = OriginReader(origin, settings.heads)
         for flow in reader:
-            label = settings.labels.label_of(origin, flow)
+            label = settings.labels.label_of(origin, flow, report.joined)
             if label is not None:
                 report.labels[label] = report.labels.get(label, 0) + 1
             if (correction := settings.labels.corrections.of(flow)) is not None:
@@ -308,6 +310,10 @@ def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], setting
     missing = [correction.uid for correction in settings.labels.corrections if correction.uid not in used]
     if missing:
         left_out[NOT_THERE] += len(missing)
+    joined = _joined(reports)
+    if (table := settings.labels.table) is not None:
+        for reason, count in table.left_over(joined).items():
+            left_out[reason] += count
     return Manifest(
         shards=[report.shard for report in reports if report.shard.samples],
         captures=len(origins),
@@ -319,4 +325,12 @@ def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], setting
         settings={"heads": settings.heads, "labels": settings.labels.describe()},
         corrected=corrected,
         corrections_not_there=missing,
+        clock_hint=joined.clock_hint(),
     )
+
+
+def _joined(reports: Sequence[ShardReport]) -> JoinAccount:
+    whole = JoinAccount()
+    for report in reports:
+        whole.add(report.joined)
+    return whole

@@ -163,9 +163,18 @@ def _table(directories: Sequence[Iterable[Identity]]) -> _Table:
             values = _hash(ends), row.start_us, content, place, capture, label, row.corrected
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
-    kinds = (np.uint64, np.int64, np.uint64, np.int32, np.int32, np.int32, np.bool_)
-    arrays = [np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    return _Table(*arrays, list(names), list(labels))
+    ends_of, starts, contents, places, captures, labels_of, corrected = columns
+    return _Table(
+        np.array(ends_of, np.uint64),
+        np.array(starts, np.int64),
+        np.array(contents, np.uint64),
+        np.array(places, np.int32),
+        np.array(captures, np.int32),
+        np.array(labels_of, np.int32),
+        np.array(corrected, np.bool_),
+        list(names),
+        list(labels),
+    )
 
 
 def _hash(content: bytes) -> int:

@@ -49,7 +49,8 @@ class Corrected(msgspec.Struct, frozen=True):
 
 class Manifest(msgspec.Struct):
     """What a feature directory holds: its shards, what was left out by reason, warnings by capture, flows by label,
-    corrected flows, and the uids of corrections of flows that it does not hold."""
+    corrected flows, and the uids of corrections of flows that it does not hold; `clock_hint`: what is said of rows of
+    labels with the endpoints of flows at other times."""
 
     shards: list[Shard]
     captures: int
@@ -63,6 +64,7 @@ class Manifest(msgspec.Struct):
     labels: dict[str, int] = {}
     corrected: list[Corrected] = []
     corrections_not_there: list[str] = []
+    clock_hint: str = ""
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -30,6 +30,7 @@ from tapline.training.loop.run_files import (
     ENCODERS,
     EVALUATION,
     OUTCOMES,
+    VERDICTS,
     encoder_sizes,
     encoders_of,
     fingerprint,
@@ -120,7 +121,7 @@ def finetune_run(job: _Job, report: Report, min_captures: int, min_flows: int = 
             record,
             lambda: finetune_stage("", model, data, config, group),
             notes=too_few(((count.label, count.captures) for count in corpus.all_counts), min_captures),
-            outdated=(EVALUATION, OUTCOMES),
+            outdated=(EVALUATION, OUTCOMES, VERDICTS),
             started=started,
         )
         return carry_out(job, training, group)
