@@ -16,7 +16,7 @@ import msgspec
 from tapline.models.checkpoint_files import CheckpointError as CheckpointError
 from tapline.models.checkpoint_files import FileRecord as FileRecord
 from tapline.models.checkpoint_files import file_sha256 as file_sha256
-from tapline.models.checkpoint_files import is_file_name, read_inside, read_recorded
+from tapline.models.checkpoint_files import is_file_name, read_inside, read_recorded, refuse_remote
 from tapline.models.checkpoint_networks import Mm4flowNetwork as Mm4flowNetwork
 from tapline.models.checkpoint_networks import TracegramNetwork as TracegramNetwork
 from tapline.models.context import FlowContext, context_fault
@@ -288,6 +288,7 @@ def _verified(directory: Path, text: bytes, manifest: type[_C], needs: Callable[
 
 
 def _read_manifest(directory: Path) -> bytes:
+    refuse_remote(directory)
     try:
         return read_inside(directory / MANIFEST, MAX_MANIFEST_BYTES)
     except CheckpointError as error:

@@ -14,6 +14,9 @@ import msgspec
 MAX_FILE_BYTES = 2 << 30
 """Largest file of a checkpoint; an ONNX file cannot be larger, it is one protobuf message."""
 
+HUB_PREFIX = "hf:"
+"""How the name of a repository of a Hub begins where a checkpoint directory may stand."""
+
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
@@ -31,6 +34,22 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def is_file_name(name: str) -> bool:
     """Whether it is the name of a file in a directory, and no way out of it."""
     return _NAME.fullmatch(name) is not None
+
+
+def refuse_remote(checkpoint: str | Path) -> None:
+    """Nothing is fetched by using a checkpoint: one of a Hub has to be pulled before.
+
+    Raises:
+        CheckpointError: it is one of a Hub; the message says the command.
+    """
+    parts = Path(checkpoint).parts  # it may have been made absolute
+    place = next((place for place, part in enumerate(parts) if part.startswith(HUB_PREFIX)), None)
+    if place is not None and not Path(checkpoint).exists():
+        named = "/".join(parts[place:])
+        raise CheckpointError(
+            f"{named}: nothing is fetched unless asked: run `tapline models pull {named}`, and give the directory that "
+            "it names"
+        )
 
 
 def read_recorded(path: Path, record: FileRecord) -> bytes:

@@ -34,6 +34,7 @@ ARROWS = {
     "service/sources/bus": "models service/metrics service/process",
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
     "service/settings": "service/engines service/sources service/sources/bus",
+    "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
     "service/traces": ("models service/community_id service/engines service/inference service/metrics service/process"),
     "service/history": "models service/community_id service/metrics service/process service/traces",
@@ -65,18 +66,23 @@ ARROWS = {
         "service/settings service/sources/bus service/trace_models service/traces"
     ),
     "service/command": (
-        "models service/api service/engines service/history service/inference service/jobs service/live "
+        "models service/api service/engines service/history service/hub service/inference service/jobs service/live "
         "service/process service/results service/runtime service/settings service/sources service/sources/bus "
         "service/sources/packets service/traces"
     ),
     "training/loop": "models",
-    "training/data": "models service/sources training/loop",
+    "training/data": "models service/community_id service/sources training/loop",
     "training/flows": "models training/data training/loop",
     "training/traces": "models training/data training/loop",
     "training/evaluation": "models training/data training/flows training/loop training/traces",
     "training/export": "models training/data training/evaluation training/flows training/loop training/traces",
+    "training/checking": (
+        "models service/engines service/inference service/traces training/data training/evaluation training/loop"
+    ),
+    "training/comparing": "models training/data training/evaluation training/loop",
     "training/commands": (
-        "models training/data training/evaluation training/export training/flows training/loop training/traces"
+        "models service/engines training/checking training/comparing training/data training/evaluation "
+        "training/export training/flows training/loop training/traces"
     ),
     "training": "training/commands",
 }

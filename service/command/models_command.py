@@ -1,4 +1,5 @@
-"""The command `tapline models`: asks a running service what serves, and has it load or unload models."""
+"""The command `tapline models`: asks a running service what serves, and has it load or unload models; pulls checkpoints
+into a repository, and pushes them."""
 
 from __future__ import annotations
 
@@ -7,18 +8,25 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
 
+from tapline.models.checkpoint import CheckpointError
 from tapline.service.command.console import make_console, say
+from tapline.service.hub.places import HubError
+from tapline.service.hub.pull import pull
+from tapline.service.hub.push import push
 
 EXIT_USAGE = 2
 TIMEOUT_SECONDS = 120
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-app = typer.Typer(no_args_is_help=True, help="List, load and unload the models of a running service.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, load and unload the models of a running service; pull and push checkpoints."
+)
 
 Url = Annotated[str, typer.Option(help="where the service listens", envvar="TAPLINE_URL")]
 Key = Annotated[str | None, typer.Option(help="its API key [env TAPLINE_API_KEY]", show_default=False)]
@@ -54,6 +62,43 @@ def load_model(
 def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
     """Serve a model no more."""
     _show(_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/unload", api_key)["models"])
+
+
+@app.command("pull")
+def pull_model(
+    source: Annotated[str, typer.Argument(help="hf:ORGANISATION/NAME, also with @REVISION; a folder; file:///FOLDER")],
+    to: Annotated[
+        Path, typer.Option("--to", help="repository: NAME/VERSION/ goes below it", envvar="TAPLINE_REPOSITORY")
+    ] = Path("checkpoints"),
+) -> None:
+    """Fetch a checkpoint into a model repository, whole and verified or not at all.
+
+    Nothing else of tapline fetches anything. Private repositories are read with the token of `hf auth login` or of
+    HF_TOKEN.
+    """
+    try:
+        directory, origin = pull(source, to)
+    except (HubError, OSError) as error:
+        _fail(str(error))
+    at = f" at {origin.revision}" if origin.revision else ""
+    typer.echo(f"{source}{at}: {directory}")
+
+
+@app.command("push")
+def push_model(
+    directory: Annotated[Path, typer.Argument(help="checkpoint directory: NAME/VERSION")],
+    target: Annotated[str, typer.Argument(help="hf:ORGANISATION/NAME, also with @BRANCH; a folder; file:///FOLDER")],
+    licence: Annotated[
+        str | None, typer.Option("--license", help="for the card's header: bsd-3-clause, ... [default: as it is there]")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="make a new repository private")] = False,
+) -> None:
+    """Put a checkpoint into a repository of a Hub, or into a folder of that layout."""
+    try:
+        said = push(directory, target, licence, private=private)
+    except (CheckpointError, HubError, OSError) as error:
+        _fail(str(error))
+    typer.echo(f"{directory}: {target}" + ("" if said == target else f" at {said}"))
 
 
 def _show(models: list[dict[str, Any]]) -> None:

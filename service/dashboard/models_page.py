@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request
 from nicegui import ui
 
+from tapline.models.card_header import headline_of, without_header
 from tapline.models.checkpoint import Checkpoint, CheckpointError, TracegramCheckpoint
 from tapline.service.dashboard.board import Board, address
 from tapline.service.dashboard.frame import frame, panel, tag
@@ -79,19 +80,10 @@ async def _ask(change: Awaitable[object], done: str) -> None:
 
 def measured(metrics: dict[str, Any]) -> str:
     """The headline of a checkpoint's own evaluation, in words; a foreign checkpoint may hold anything."""
-    try:
-        found = metrics["cross_validation"]
-        if "figures" in found:
-            figures = found["figures"]
-            value, interval = figures["macro_f1"], figures["macro_f1_interval"]
-        else:
-            figures = next(each for each in found["variants"] if each["name"] == found["main"])["all_classes"]
-            value, interval = figures["macro_f1"], figures["interval"]
-        return (
-            f"Macro-F1 {value:.3f} ({interval['low']:.3f} to {interval['high']:.3f}) on what was left out of training."
-        )
-    except (KeyError, TypeError, ValueError, StopIteration):
+    found = headline_of(metrics)
+    if found is None:
         return "Its checkpoint holds no cross-validation."
+    return f"Macro-F1 {found.value:.3f} ({found.low:.3f} to {found.high:.3f}) on what was left out of training."
 
 
 def card_page(board: Board, request: Request) -> None:
@@ -108,4 +100,4 @@ def card_page(board: Board, request: Request) -> None:
 
 def _card(directory: Path) -> str:
     with (directory / CARD).open("rb") as file:
-        return file.read(CARD_BYTES).decode(errors="replace")
+        return without_header(file.read(CARD_BYTES).decode(errors="replace"))

@@ -13,6 +13,7 @@ from tapline.models.checkpoint import (
     TracegramCheckpoint,
     read_trace_checkpoint,
 )
+from tapline.models.checkpoint_files import refuse_remote
 from tapline.service.engines.engine import EngineName, Precision
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceEngine
@@ -40,6 +41,7 @@ def trace_directories(chosen: Sequence[str], repository: Repository | None = Non
         return [newest_version(ZOO / name) for name in SHIPPED_TRACES if (ZOO / name).is_dir()]
     found: dict[str, Path] = {}
     for text in chosen:
+        refuse_remote(text)
         directory = _directory(text, [repository, Repository()] if repository is not None else [Repository()])
         name = read_trace_checkpoint(directory, needs=()).name
         if name in found:

@@ -11,7 +11,7 @@ from tapline.service.engines.loading import load_engine
 from tapline.service.inference.repository import ZOO
 from tapline.service.sources.capture import CaptureReader, ReadOptions
 from tapline.training.data.batches import prefix
-from tapline.training.data.labels import read_labels
+from tapline.training.data.label_reading import read_labels
 from tapline.training.loop.scores import macro_f1
 from tests.paths import DATA
 

@@ -16,10 +16,13 @@ from tapline.training.commands.options import (
     ContentBytes,
     DryRun,
     Features,
+    LabelColumn,
     Out,
     Packets,
     Processes,
     Seed,
+    TimeShift,
+    Tolerance,
     console,
     default_processes,
     progress_bar,
@@ -27,10 +30,13 @@ from tapline.training.commands.options import (
     say_plan,
 )
 from tapline.training.data.corpus import ClassCount, count_labels
+from tapline.training.data.corrections import Corrections, read_corrections
 from tapline.training.data.extraction import ExtractSettings, Outline, extract, outline
 from tapline.training.data.label_map import LabelMap, read_label_map
+from tapline.training.data.label_reading import read_labels
+from tapline.training.data.label_table import TOLERANCE_SECONDS
 from tapline.training.data.labelled_traces import MIN_CAPTURES as TRACE_CAPTURES
-from tapline.training.data.labels import LabelError, Labels, read_corrections, read_labels
+from tapline.training.data.labels import LabelError, Labels
 from tapline.training.data.leaks import find_leaks
 from tapline.training.data.origins import Origin, find_origins
 from tapline.training.data.partition import PARTS, By, Partition, make_partition, write_partition
@@ -41,6 +47,8 @@ from tapline.training.loop.plan import Plan, joined, too_few
 from tapline.training.loop.run_files import scratch_folder
 
 PANEL = "Data"
+MAX_TOLD_UIDS = 5
+"""So many corrections that found no flow are named."""
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +62,7 @@ def extract_command(
     captures: Annotated[list[Path], typer.Argument(help="Captures, logs, or folders of them.")],
     out: Out,
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV table of labels, one row for each flow.")] = None,
-    column: Annotated[str, typer.Option("--column", help="Column of the table that holds the label.")] = "protocol",
+    column: LabelColumn = "",
     confidence: Annotated[
         list[str] | None,
         typer.Option("--confidence", help="Use only rows whose column `confidence` begins so; several times."),
@@ -63,20 +71,29 @@ def extract_command(
         bool, typer.Option("--label-from-folder", help="The first folder below the given one is the label.")
     ] = False,
     corrections: Annotated[
-        Path | None, typer.Option("--corrections", help="CSV with uid,label: what analysts say, before all else.")
+        Path | None,
+        typer.Option(
+            "--corrections", help="CSV with uid,label (and community_id,start_us): what analysts say, before all else."
+        ),
     ] = None,
     label_map: Annotated[
         Path | None,
         typer.Option("--label-map", help="CSV with label,becomes,why: labels to merge, or to leave out (empty)."),
     ] = None,
+    tolerance: Tolerance = TOLERANCE_SECONDS,
+    time_shift: TimeShift = 0.0,
     heads: Annotated[HeadsKind, typer.Option("--heads", help="Packet heads to keep, for Tracegram.")] = "none",
     processes: Processes = default_processes(),  # noqa: B008 - a number
     dry_run: DryRun = False,
 ) -> None:
     """Read captures, Zeek's logs or flow lines into a feature directory; goes on where it was interrupted."""
-    table = read_labels(labels, column, confidence or ()) if labels else None
+    table = (
+        read_labels(labels, column, confidence or (), tolerance_seconds=tolerance, shift_seconds=time_shift)
+        if labels
+        else None
+    )
     mapped = read_label_map(label_map) if label_map else LabelMap()
-    source = Labels(table, label_from_folder, read_corrections(corrections) if corrections else {}, mapped)
+    source = Labels(table, label_from_folder, read_corrections(corrections) if corrections else Corrections(), mapped)
     origins = find_origins(captures)
     if strange := _not_mapped(source, origins):
         say(f"note: {mapped.name} names labels that nothing here bears: {', '.join(strange)}")
@@ -91,10 +108,16 @@ def extract_command(
         say(clean(f"{capture}: {warning}"))
     for reason, count in sorted(manifest.left_out.items()):
         console.print(clean(f"left out: {count} x {reason}"), markup=False, highlight=False)
+    if missing := manifest.corrections_not_there:
+        named, more = ", ".join(missing[:MAX_TOLD_UIDS]), len(missing) - MAX_TOLD_UIDS
+        also = f" and {more} more" if more > 0 else ""
+        say(clean(f"note: corrections of flows that are not here, by uid or Community ID and start: {named}{also}"))
     if label_from_folder and (
         empty := sorted({label for origin in origins if (label := mapped.of(origin.folder))} - set(manifest.labels))
     ):
         console.print(f"labels without a flow: {', '.join(empty)}", markup=False, highlight=False)
+    if manifest.clock_hint:
+        say(f"note: {manifest.clock_hint}")
     if not manifest.labelled and (hint := _unlabelled(source)):
         say(f"note: no flow has a label: {hint}")
     typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
@@ -102,7 +125,7 @@ def extract_command(
 
 def _not_mapped(labels: Labels, origins: Sequence[Origin]) -> list[str]:
     """The labels of the map that come from nowhere: misspelt ones, mostly."""
-    there = {*labels.corrections.values(), *(labels.table.labels if labels.table else ())}
+    there = {*(row.label for row in labels.corrections), *(labels.table.labels if labels.table else ())}
     if labels.from_folder:
         there |= {origin.folder for origin in origins if origin.folder}
     return sorted(set(labels.map.becomes) - there)
@@ -112,7 +135,7 @@ def _unlabelled(labels: Labels) -> str:
     """Why labels that were asked for may not be there, "" where none were."""
     if labels.from_folder:
         return "--label-from-folder takes the first folder below the one given: give the folder that holds the labels"
-    return f"none of these captures and endpoints is in {labels.table.name}" if labels.table else ""
+    return f"none of these flows is in {labels.table.name}" if labels.table else ""
 
 
 def _extract_plan(found: Outline, out: Path, settings: ExtractSettings) -> Plan:

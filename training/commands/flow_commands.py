@@ -9,22 +9,18 @@ from typing import Annotated, Literal
 import typer
 
 from tapline.models.encode import Mm4flowFeatures
-from tapline.training.commands import options
-from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
-from tapline.training.evaluation.flow_evaluation import calibrate_run, evaluate_run, plan_evaluation
-from tapline.training.evaluation.flow_measured import FALSE_REJECTION, OWN
+from tapline.training.commands import evaluate_command, options
+from tapline.training.evaluation.flow_evaluation import calibrate_run
+from tapline.training.evaluation.flow_measured import FALSE_REJECTION
 from tapline.training.evaluation.page import REPORTS
-from tapline.training.export.quantise import int8_logits
 from tapline.training.export.run_export import card_of, export_run, manifest_of
-from tapline.training.flows.flow_record import Run, read_run
+from tapline.training.flows.flow_record import Run
 from tapline.training.flows.flow_runs import finetune_run, pretrain_run
 from tapline.training.flows.pretrain import BOTH, Modality
-from tapline.training.loop.config import TrainingConfig, steps_of
+from tapline.training.loop.config import TrainingConfig
 from tapline.training.loop.plan import Plan
-from tapline.training.loop.processes import is_first
-from tapline.training.loop.run_files import EVALUATION
+from tapline.training.loop.run_files import EVALUATION, VERDICTS
 from tapline.training.loop.runs import Job
-from tapline.training.loop.trainer import StepReport
 
 DEFAULTS = TrainingConfig()
 
@@ -38,7 +34,7 @@ def register(app: typer.Typer) -> None:
     _add_pretrain(app, "pretrain-ps", ("ps",), "Pre-train the encoder of payload lengths alone.")
     _add_pretrain(app, "pretrain-bytes", ("bytes",), "Pre-train the encoder of content bytes alone.")
     app.command("finetune", rich_help_panel=PANEL)(finetune_command)
-    app.command("evaluate", rich_help_panel=PANEL)(evaluate_command)
+    evaluate_command.register(app, PANEL)
     app.command("calibrate", rich_help_panel=PANEL)(calibrate_command)
     app.command("export", rich_help_panel=PANEL)(export_command)
     app.command("card", rich_help_panel=PANEL)(card_command)
@@ -125,53 +121,6 @@ def finetune_command(
     options.train("finetune", out, lambda report: finetune_run(job, report, min_captures, min_flows), _learned)
 
 
-def evaluate_command(
-    features: options.Features,
-    run: options.RunDirectory,
-    encoders: options.Encoders = None,
-    split: options.Split = None,
-    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of captures.")] = 5,
-    by: Annotated[
-        Literal["capture", "corpus"],
-        typer.Option("--by", help="What a fold leaves out of training: some captures, or a whole corpus."),
-    ] = "capture",
-    seed: options.Seed = 0,
-    tuned: Annotated[list[int] | None, typer.Option("--tuned", help="Fold that served to choose settings.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Measure the int8 model of each fold beside it.")] = False,
-    zeek_logs: Annotated[
-        list[Path] | None,
-        typer.Option("--zeek-logs", help="Zeek's logs, a folder for each capture: its `service` is measured beside."),
-    ] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Folds that are measured at a time.")] = 1,
-    dry_run: options.DryRun = False,
-) -> None:
-    """Measure a run and calibrate it: cross-validated by capture or corpus, or on its split; writes the report.
-
-    A corpus is a folder that was given to `extract`. With --by corpus each is left out once (--folds is not read), and
-    figures are of all flows together, without those that have their like among the flows learned from.
-    """
-    settings = EvaluationSettings(folds, seed, tuple(tuned or ()), int8, by)
-    if dry_run:
-        options.say_plan(plan_evaluation(features, run, settings, encoders or (), split))
-        return
-    with options.progress_bar() as progress:
-        task = progress.add_task(
-            "steps of all folds", total=None if by == "corpus" else folds * steps_of(read_run(run).config)
-        )
-
-        def after_step(_: StepReport) -> None:
-            progress.advance(task)
-
-        quantised = int8_logits if int8 else None
-        figures = evaluate_run(
-            features, run, settings, encoders or (), split, after_step, quantised, zeek_logs or (), processes,
-            lambda: progress.advance(task, steps_of(read_run(run).config)),
-        )  # fmt: skip
-    if is_first():
-        _show(figures)
-        typer.echo(f"figures and report: {run / EVALUATION}, {run / REPORTS[1]}")
-
-
 def calibrate_command(
     run: options.RunDirectory,
     false_rejection: Annotated[
@@ -187,9 +136,9 @@ def calibrate_command(
         f"{figures.known_rejected:.1%} of known flows{unknown}"
     )
     if dry_run:
-        options.say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, *REPORTS)]))
+        options.say_plan(Plan("calibrate", [result], [run / name for name in (EVALUATION, VERDICTS, *REPORTS)]))
         return
-    _show(figures)
+    evaluate_command.show(figures)
     typer.echo(f"{result}: {run / EVALUATION}")
 
 
@@ -227,30 +176,6 @@ def card_command(
 ) -> None:
     """Print the model card that `export` would write."""
     typer.echo(card_of(run, manifest_of(run, name, version), options.read_notes(notes)), nl=False)
-
-
-def _show(figures: Evaluation) -> None:
-    interval = figures.macro_f1_interval
-    unknown = "-" if figures.unknown_auroc is None else f"{figures.unknown_auroc:.3f}"
-    ports = "" if figures.macro_f1_ports is None else f" port table {figures.macro_f1_ports:.3f},"
-    quantised = "" if figures.macro_f1_int8 is None else f" int8 {figures.macro_f1_int8:.3f},"
-    typer.echo(
-        f"macro-F1 {figures.macro_f1:.3f} ({interval.low:.3f} to {interval.high:.3f}),{quantised}{ports} trees "
-        f"{figures.macro_f1_trees:.3f}, forest {figures.macro_f1_forest:.3f}, majority "
-        f"{figures.macro_f1_majority:.3f}; calibration error {figures.calibration_error:.3f}; unknown AUROC {unknown}"
-    )
-    if (without := figures.without_ports) is not None:
-        own = ", ".join(
-            f"{model.name.removeprefix(f'{OWN}, ')} {model.macro_f1:.3f}"
-            for model in figures.models
-            if model.name.startswith(f"{OWN}, ")
-        )
-        typer.echo(f"  macro-F1 with {own}; without ports calibration error {without.calibration_error:.3f}")
-    for fold in (fold for fold in figures.folds if fold.corpus and fold.macro_f1 is not None):
-        typer.echo(
-            f"  without {fold.corpus}: macro-F1 {fold.macro_f1:.3f}, port table {fold.macro_f1_ports or 0:.3f}, "
-            f"trees {fold.macro_f1_trees or 0:.3f}; {fold.flows} flows of {fold.captures} captures"
-        )
 
 
 def _learned(run: Run) -> list[str | None]:

@@ -61,6 +61,14 @@ Encoders = Annotated[
 ]
 MinCaptures = Annotated[int, typer.Option("--min-captures", min=1, help="Learn the labels that so many captures hold.")]
 MinFlows = Annotated[int, typer.Option("--min-flows", min=1, help="Of these the ones of so many flows.")]
+LabelColumn = Annotated[
+    str,
+    typer.Option("--column", help="Column of the table with the label; by default label, or protocol beside l4."),
+]
+Tolerance = Annotated[
+    float, typer.Option("--tolerance", min=0, help="Seconds that a row's time and a flow's start may differ by.")
+]
+TimeShift = Annotated[float, typer.Option("--time-shift", help="Seconds added to the times of the table of labels.")]
 Split = Annotated[Path | None, typer.Option("--split", help="File written by `split`.")]
 RunDirectory = Annotated[Path, typer.Option("--run", help="Directory written by `finetune`.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run in --out away.")]
@@ -71,6 +79,15 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Read and check the input, say what would be done, and write nothing.")
 ]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes that read.")]
+
+
+Given = TypeVar("Given")
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave an option, by the name of its parameter."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def default_processes() -> int:

@@ -9,7 +9,8 @@ import sys
 import typer
 
 from tapline.models.checkpoint import CheckpointError
-from tapline.training.commands import data_commands, flow_commands, import_commands, trace_commands
+from tapline.service.engines.engine import EngineError
+from tapline.training.commands import compare_command, data_commands, flow_commands, import_commands, trace_commands
 from tapline.training.commands.options import say
 from tapline.training.data.labelled_traces import TraceDataError
 from tapline.training.data.labels import LabelError
@@ -29,6 +30,7 @@ app = typer.Typer(
 data_commands.register(app)
 flow_commands.register(app)
 trace_commands.register(app)
+compare_command.register(app)
 import_commands.register(app)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -36,6 +38,7 @@ _INTERRUPTED = 130
 """What typer ends with on Ctrl-C."""
 _ERRORS = (
     CheckpointError,
+    EngineError,
     ExtractError,
     ImportRefusedError,
     LabelError,

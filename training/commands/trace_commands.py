@@ -226,7 +226,7 @@ def train_traces_command(
         raise TrainingError(
             "--background is learned by what learns with the rest, and --start is frozen: leave one out"
         )
-    if start and (given := [option for name, option in OF_START.items() if _is_given(context, name)]):
+    if start and (given := [option for name, option in OF_START.items() if options.is_given(context, name)]):
         raise TrainingError(f"{given[0]}: with --start it is as that run had it: leave it out")
     trace = options.trace_settings(subject, window_seconds)
     reads = encoder_features(lengths, content_bytes)
@@ -351,16 +351,11 @@ def _settings(
     trace: TraceSettings,
 ) -> TraceTrainingConfig:
     """The settings of training without --start: with an encoder of MM4flow where anything is said of one."""
-    if not encoders and not _is_given(context, "lengths") and not _is_given(context, "content_bytes"):
+    if not encoders and not options.is_given(context, "lengths") and not options.is_given(context, "content_bytes"):
         return context_config(trace, CONTEXTS[fields])
-    if _is_given(context, "fields"):
+    if options.is_given(context, "fields"):
         raise TrainingError("--context is of a model without an encoder: leave it out, or what is said of the encoder")
     return joint_of(encoders, reads, trace)
-
-
-def _is_given(context: typer.Context, parameter: str) -> bool:
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _say_figures(figures: TraceEvaluation) -> None:

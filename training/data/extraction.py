@@ -16,16 +16,20 @@ import msgspec
 
 from tapline.models.checkpoint import file_sha256
 from tapline.models.flow import FLOW_FORMAT_VERSION, HeadsKind
+from tapline.training.data.corrections import START_TOLERANCE_US
+from tapline.training.data.label_table import JoinAccount
 from tapline.training.data.labels import Labels
 from tapline.training.data.origins import ExtractError, Origin, OriginReader
 from tapline.training.data.parquet import Sample, write_table
-from tapline.training.data.samples import MANIFEST, Manifest, Shard, write_manifest
+from tapline.training.data.samples import MANIFEST, Corrected, Manifest, Shard, write_manifest
 
 SHARD_ORIGINS = 64
 SHARD_BYTES = 64 << 20
 """A shard takes consecutive origins until it has so many, or so many bytes of them."""
 MAX_TOLD_WARNINGS = 5
 """An error names so many captures that could not be read."""
+NOT_THERE = "correction of a flow that is not there"
+"""Why a correction is left out."""
 _PLAN = "plan.json"
 
 
@@ -39,13 +43,15 @@ class ExtractSettings:
 
 
 class ShardReport(msgspec.Struct):
-    """A finished shard, its flows by label, what was left out of it by reason, and its captures with a warning."""
+    """A finished shard, its flows by label, what was left out of it by reason, its captures with a warning, its
+    corrected flows, and what the table of labels said."""
 
     shard: Shard
     labels: dict[str, int]
     left_out: dict[str, int]
     warnings: dict[str, str]
-    corrected: list[str]
+    corrected: list[Corrected]
+    joined: JoinAccount = msgspec.field(default_factory=JoinAccount)
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,8 @@ def extract(
     the same call after an interruption continues there. `progress` is told how many origins were read.
 
     Raises:
-        ExtractError: no origin has a flow with payload, `directory` holds something else than features, the disk is
-            full, or a reading process was killed.
+        ExtractError: no origin has a flow with payload, a correction is of two flows, `directory` holds something else
+            than features, the disk is full, or a reading process was killed.
     """
     settings = settings or ExtractSettings()
     _refuse_other_files(directory)
@@ -100,6 +106,12 @@ def extract(
     _prepare(staging, _fingerprint(origins, settings))
     reports = _read_groups(groups, staging, settings, progress)
     manifest = _manifest(origins, reports, settings)
+    if twice := _of_two_flows(manifest.corrected):
+        shutil.rmtree(staging)
+        raise ExtractError(
+            f"the correction of uid {twice} is of two flows here: give start_us in the corrections too, as tapline "
+            "writes it"
+        )
     if not manifest.samples:
         shutil.rmtree(staging)
         reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(manifest.left_out.items()))
@@ -109,6 +121,15 @@ def extract(
     write_manifest(staging, manifest)
     _move(staging, directory, {MANIFEST, *(shard.name for shard in manifest.shards)})
     return manifest
+
+
+def _of_two_flows(corrected: Sequence[Corrected]) -> str | None:
+    """The uid of a correction of flows that began at different times, None without any."""
+    starts: dict[str, int] = {}
+    for flow in corrected:
+        if abs(starts.setdefault(flow.by, flow.start_us) - flow.start_us) > START_TOLERANCE_US:
+            return flow.by
+    return None
 
 
 def _why(warnings: dict[str, str]) -> str:
@@ -265,11 +286,11 @@ def _samples(group: list[Origin], report: ShardReport, left_out: Counter[str]) -
     for origin in group:
         reader = OriginReader(origin, settings.heads)
         for flow in reader:
-            label = settings.labels.label_of(origin, flow)
+            label = settings.labels.label_of(origin, flow, report.joined)
             if label is not None:
                 report.labels[label] = report.labels.get(label, 0) + 1
-            if flow.uid in settings.labels.corrections:
-                report.corrected.append(flow.uid)
+            if (correction := settings.labels.corrections.of(flow)) is not None:
+                report.corrected.append(Corrected(flow.uid, flow.start_us, label, correction.uid))
             yield Sample(origin.corpus, origin.capture, label, flow)
         left_out.update(reader.left_out)
         if reader.warning:
@@ -284,9 +305,15 @@ def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], setting
         left_out.update(report.left_out)
         labels.update(report.labels)
         warnings |= report.warnings
-    corrected = {uid for report in reports for uid in report.corrected}
-    if missing := len(settings.labels.corrections.keys() - corrected):
-        left_out["correction of a flow that is not there"] += missing
+    corrected = [flow for report in reports for flow in report.corrected]
+    used = {flow.by for flow in corrected}
+    missing = [correction.uid for correction in settings.labels.corrections if correction.uid not in used]
+    if missing:
+        left_out[NOT_THERE] += len(missing)
+    joined = _joined(reports)
+    if (table := settings.labels.table) is not None:
+        for reason, count in table.left_over(joined).items():
+            left_out[reason] += count
     return Manifest(
         shards=[report.shard for report in reports if report.shard.samples],
         captures=len(origins),
@@ -296,4 +323,14 @@ def _manifest(origins: Sequence[Origin], reports: Sequence[ShardReport], setting
         left_out=dict(left_out),
         warnings=warnings,
         settings={"heads": settings.heads, "labels": settings.labels.describe()},
+        corrected=corrected,
+        corrections_not_there=missing,
+        clock_hint=joined.clock_hint(),
     )
+
+
+def _joined(reports: Sequence[ShardReport]) -> JoinAccount:
+    whole = JoinAccount()
+    for report in reports:
+        whole.add(report.joined)
+    return whole

@@ -29,8 +29,9 @@ class LabelMap:
         return None if label is None else self.becomes.get(label, label)
 
 
-def read_label_map(path: Path) -> LabelMap:
-    """Read a CSV table with `COLUMNS`; where `becomes` is empty, flows of the label have none.
+def read_label_map(path: Path, *, reasons: bool = True) -> LabelMap:
+    """Read a CSV table with `COLUMNS`; where `becomes` is empty, flows of the label have none. Without `reasons` rows
+    need not say why.
 
     Raises:
         LabelError: it is unreadable, a column is missing, a label or its reason is empty, a label occurs twice,
@@ -39,11 +40,12 @@ def read_label_map(path: Path) -> LabelMap:
     becomes: dict[str, str | None] = {}
     lines: dict[str, int] = {}
     try:
-        table = Table(path, COLUMNS)
+        table = Table(path, COLUMNS if reasons else COLUMNS[:2])
         for number, row in table:
             label = row["label"]
-            if not label or not row["why"]:
-                raise LabelError(f"{path} line {number}: expected a label, what it becomes, and why")
+            if not label or (reasons and not row["why"]):
+                why = ", and why" if reasons else ""
+                raise LabelError(f"{path} line {number}: expected a label, what it becomes{why}")
             if label in lines:
                 raise LabelError(f"{path} line {number}: {label!r} is in line {lines[label]} already")
             if row["becomes"] == label:

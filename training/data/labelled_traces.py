@@ -103,23 +103,24 @@ class TraceCorpus:
 def make_trace_corpus(
     samples: Iterable[Sample], settings: TraceSettings, min_captures: int = MIN_CAPTURES
 ) -> TraceCorpus:
-    """The trace with most flows of every labelled capture: the subject that the capture was made of. Labels of fewer
-    than `min_captures` captures are not learned.
+    """The trace with most flows of every labelled capture: the subject that the capture was made of. It has the label
+    of most flows of the capture. Labels of fewer than `min_captures` captures are not learned.
 
     Raises:
         TraceDataError: no flow has a label, or none has packet heads; fewer than two labels.
     """
     captures: defaultdict[str, list[Flow]] = defaultdict(list)
-    label_of: dict[str, str] = {}
+    said: defaultdict[str, Counter[str]] = defaultdict(Counter)
     heads = 0
     for sample in samples:
         if sample.label is not None:
             name = f"{sample.corpus}/{sample.capture}"
             captures[name].append(sample.flow)
-            label_of.setdefault(name, sample.label)
+            said[name][sample.label] += 1
             heads += bool(sample.flow.heads)
     if captures and not heads:
         raise TraceDataError("the flows have no packet heads: extract again with --heads header or --heads full")
+    label_of = {name: labels.most_common(1)[0][0] for name, labels in said.items()}
     left_out = LeftOut()
     traces = []
     for capture in sorted(captures):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tapline.models.flow import Flow, PacketHead
+from tapline.training.data.one_flow import Identity
 
 ROW_GROUP_SAMPLES = 4096
 """Samples in a row group: what a reader or writer holds in memory of a shard."""
@@ -30,6 +31,11 @@ SCHEMA = pa.schema(
     [("corpus", pa.string()), ("capture", pa.string()), ("label", pa.string())]
     + [(name, _FLOW_TYPES.get(name, pa.string())) for name in _FLOW_FIELDS]
 )
+
+_IDENTITY = (
+    "uid", "proto", "orig_h", "orig_p", "resp_h", "resp_p", "start_us", "payload_lengths", "corpus", "capture", "label"
+)  # fmt: skip
+"""The columns that say which flow a row is, and what is said of it."""
 
 
 class Sample(msgspec.Struct, gc=False):
@@ -69,6 +75,24 @@ def read_table(path: Path) -> Iterator[Sample]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROW_GROUP_SAMPLES, use_threads=False):  # threads do not survive a fork
             yield from _samples(batch)
+
+
+def read_identities(path: Path) -> Iterator[tuple[str, Identity]]:
+    """The uid and the identity of each row of a Parquet file, none of them corrected; in the order of `read_table`.
+
+    Raises:
+        pyarrow.ArrowException: as `read_table`.
+        KeyError: a column is missing.
+    """
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP_SAMPLES, columns=list(_IDENTITY), use_threads=False):
+            columns = [_values(batch.column(name)) for name in _IDENTITY]
+            for uid, proto, orig_h, orig_p, resp_h, resp_p, start, lengths, corpus, capture, label in zip(
+                *columns, strict=True
+            ):
+                low, high = sorted(((orig_h, orig_p), (resp_h, resp_p)))
+                first = lengths[0] if lengths else 0
+                yield uid, Identity(proto, (low, high), start, first, (corpus, capture), label, corrected=False)
 
 
 def _samples(batch: pa.RecordBatch) -> Iterator[Sample]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pyarrow as pa
 
 from tapline.models.checkpoint import file_sha256
 from tapline.models.flow import FLOW_FORMAT_VERSION
-from tapline.training.data.parquet import Sample, read_table
+from tapline.training.data.one_flow import Identity, TwoLabelsError, plan_rows
+from tapline.training.data.parquet import Sample, read_identities, read_table
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import write_json
+
+_Row = TypeVar("_Row")
 
 MANIFEST = "manifest.json"
 FEATURES_FORMAT_VERSION = 2
@@ -33,8 +38,19 @@ class Shard(msgspec.Struct):
     sha256: str
 
 
+class Corrected(msgspec.Struct, frozen=True):
+    """A flow whose label is a correction's, None where the label map leaves it out; `by` is the correction's uid."""
+
+    uid: str
+    start_us: int
+    label: str | None
+    by: str
+
+
 class Manifest(msgspec.Struct):
-    """What a feature directory holds: its shards, what was left out by reason, warnings by capture, flows by label."""
+    """What a feature directory holds: its shards, what was left out by reason, warnings by capture, flows by label,
+    corrected flows, and the uids of corrections of flows that it does not hold; `clock_hint`: what is said of rows of
+    labels with the endpoints of flows at other times."""
 
     shards: list[Shard]
     captures: int
@@ -46,6 +62,9 @@ class Manifest(msgspec.Struct):
     flow_format_version: int = FLOW_FORMAT_VERSION
     format_version: int = 1
     labels: dict[str, int] = {}
+    corrected: list[Corrected] = []
+    corrections_not_there: list[str] = []
+    clock_hint: str = ""
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -83,12 +102,16 @@ def read_samples(directory: Path) -> Iterator[Sample]:
     Raises:
         SampleError: a shard is missing, damaged, or holds something else than samples.
     """
+    return _rows(directory, read_table)
+
+
+def _rows(directory: Path, read: Callable[[Path], Iterator[_Row]]) -> Iterator[_Row]:
     for shard in read_manifest(directory).shards:
         path = directory / Path(shard.name).name
         try:
             if file_sha256(path) != shard.sha256:
                 raise SampleError(f"{path}: damaged: its SHA-256 is not the one in the manifest: extract again")
-            yield from read_table(path)
+            yield from read(path)
         except OSError as error:
             raise SampleError(f"{path}: unreadable ({error.strerror})") from None
         except (pa.ArrowException, KeyError) as error:
@@ -96,12 +119,49 @@ def read_samples(directory: Path) -> Iterator[Sample]:
 
 
 def samples_of(features: Iterable[Path]) -> Iterator[Sample]:
-    """The samples of several feature directories.
+    """The samples of several feature directories, every flow once and under one label, as `one_flow` says.
 
     Raises:
-        SampleError: as `read_samples`.
+        SampleError: as `read_samples`, or two corrections of a flow differ.
     """
-    return (sample for path in features for sample in read_samples(path))
+    directories = list(features)
+    if len(directories) == 1 and not read_manifest(directories[0]).corrected:
+        return read_samples(directories[0])
+    return _merged(directories)
+
+
+def _merged(directories: Sequence[Path]) -> Iterator[Sample]:
+    try:
+        plan = plan_rows([_identities(path) for path in directories])
+    except TwoLabelsError as error:
+        raise SampleError(_two_labels(directories, error)) from None
+    rows = ((place, sample) for place, path in enumerate(directories) for sample in read_samples(path))
+    for row, (place, sample) in enumerate(rows):
+        if row not in plan.left_out:
+            sample.label = plan.label_of.get(row, sample.label)
+            capture = sample.corpus, sample.capture
+            sample.corpus, sample.capture = plan.capture_of.get((place, capture), capture)
+            yield sample
+
+
+def _identities(directory: Path) -> Iterator[Identity]:
+    """What says of each row of a feature directory which flow it is."""
+    corrected = {(flow.uid, flow.start_us) for flow in read_manifest(directory).corrected}
+    for uid, identity in _rows(directory, read_identities):
+        is_corrected = (uid, identity.start_us) in corrected
+        yield replace(identity, corrected=True) if is_corrected else identity
+
+
+def _two_labels(directories: Sequence[Path], error: TwoLabelsError) -> str:
+    """The sentence for two corrections that differ; reads the directories up to the second."""
+    rows = ((path, sample) for path in directories for sample in read_samples(path))
+    (path, first), (other, second) = (
+        row for place, row in enumerate(islice(rows, max(error.rows) + 1)) if place in error.rows
+    )
+    return (
+        f"{path} and {other}: the same flow is corrected to {first.label!r} (uid {first.flow.uid}) and to "
+        f"{second.label!r} (uid {second.flow.uid}): extract one of them again with corrections that agree"
+    )
 
 
 def features_of(features: Iterable[Path]) -> dict[str, str]:

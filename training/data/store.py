@@ -1,6 +1,6 @@
 """Flows to learn from, kept on disk and mapped into memory: a corpus is never loaded whole. Reads feature directories.
 
-A flow costs 55 bytes of memory here, whatever it holds; what it holds is in an unlinked file that the system pages in.
+A flow costs 63 bytes of memory here, whatever it holds; what it holds is in an unlinked file that the system pages in.
 """
 
 from __future__ import annotations
@@ -24,6 +24,17 @@ from tapline.training.data.parquet import Sample
 from tapline.training.data.samples import samples_of
 
 Rows = NDArray[np.int64]
+Ids = NDArray[np.uint64]
+
+
+def id_of(capture: str, name: str) -> int:
+    """Names a flow or trace wherever it is measured: a number of its capture, `corpus/capture`, and its name there."""
+    return int.from_bytes(blake2b(f"{capture}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest())
+
+
+def no_ids() -> Ids:
+    """Those of nothing."""
+    return np.zeros(0, np.uint64)
 
 
 class StoredFlows(Sequence[Flow]):
@@ -116,7 +127,8 @@ class StoredFlows(Sequence[Flow]):
 class StoredSamples:
     """n flows with their capture, label, originator and start. `labels` is -1 for a flow without one.
 
-    `captures`, `labels` and `hosts` int32 [n] index the names; a capture's name is `corpus/capture`.
+    `captures`, `labels` and `hosts` int32 [n] index the names; a capture's name is `corpus/capture`. `ids` uint64 [n]
+    are `id_of` the capture and the uid.
     """
 
     flows: StoredFlows
@@ -124,6 +136,7 @@ class StoredSamples:
     labels: NDArray[np.int32]
     hosts: NDArray[np.int32]
     start_us: NDArray[np.int64]
+    ids: Ids
     capture_names: list[str]
     label_names: list[str]
     host_names: list[str]
@@ -133,7 +146,7 @@ class StoredSamples:
 
     def take(self, index: NDArray[Any]) -> StoredSamples:
         """The samples at these places (indices, or a bool for each), sharing the storage."""
-        per_flow = {name: getattr(self, name)[index] for name in ("captures", "labels", "hosts", "start_us")}
+        per_flow = {name: getattr(self, name)[index] for name in ("captures", "labels", "hosts", "start_us", "ids")}
         return replace(self, flows=self.flows.take(index), **per_flow)
 
     def corpora(self) -> NDArray[np.int64]:
@@ -192,11 +205,14 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
     captures, labels, hosts, transports = _Names(), _Names(), _Names(), _Names()
     capture_of, label_of, host_of = array("i"), array("i"), array("i")
     start_us, ends, forward, ports, numbers = array("q"), array("q", (0, 0)), array("h"), array("H"), array("B")
+    ids = array("Q")
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=scratch) as lengths, tempfile.TemporaryFile(dir=scratch) as content:
         for sample in samples:
             flow = sample.flow
-            capture_of.append(captures.number(f"{sample.corpus}/{sample.capture}"))
+            capture = f"{sample.corpus}/{sample.capture}"
+            capture_of.append(captures.number(capture))
+            ids.append(id_of(capture, flow.uid))
             label_of.append(-1 if sample.label is None else labels.number(sample.label))
             host_of.append(hosts.number(flow.orig_h))
             start_us.append(flow.start_us)
@@ -223,6 +239,7 @@ def store(samples: Iterable[Sample], scratch: Path) -> StoredSamples:
         np.array(label_of, np.int32),
         np.array(host_of, np.int32),
         np.array(start_us, np.int64),
+        np.array(ids, np.uint64),
         list(captures.index),
         list(labels.index),
         list(hosts.index),

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tapline.service.sources.logs import LogDirectory, LogError, is_log_directory
-from tapline.training.data.labels import LabelError, LabelTable
+from tapline.training.data.label_map import LabelError
+from tapline.training.data.label_table import LabelTable
 from tapline.training.data.samples import samples_of
 from tapline.training.loop.scores import Ints
 
@@ -48,7 +49,7 @@ def read_services(folders: Sequence[Path]) -> LabelTable:
                         table.take(capture, flow, DNS_LIKE.get(flow.resp_p, label) if label == "DNS" else label)
             except LogError as error:
                 raise LabelError(str(error)) from None
-    return table
+    return table.finish()
 
 
 def label_of_service(service: str) -> str | None:

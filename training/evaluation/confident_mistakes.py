@@ -15,7 +15,8 @@ CONFIDENT = 0.9
 MOST_CONFIDENT_MISTAKES = 5
 """Pairs of labels with more of them than so many are told."""
 
-_Pair = tuple[str, str, bool]
+ConfidentPair = tuple[str, str, bool]
+"""The true label, what it was called, and whether the model had learned the label."""
 
 
 def confident_mistakes(
@@ -24,11 +25,16 @@ def confident_mistakes(
     """The pairs of true and called label with more than `MOST_CONFIDENT_MISTAKES` flows that were named with confidence
     above `CONFIDENT`, and not as *unknown*; the most frequent first. What was `measured` of a fold, and what it was
     calibrated with, by its number."""
-    found: defaultdict[_Pair, list[str]] = defaultdict(list)
+    found: defaultdict[ConfidentPair, list[str]] = defaultdict(list)
     for outcome in outcomes:
         of_fold = measured[outcome.fold]
-        for pair, capture in (*_known(of_fold), *_strange(outcome, of_fold, elsewhere[outcome.fold])):
+        for pair, capture in (*known_mistakes(of_fold), *_strange(outcome, of_fold, elsewhere[outcome.fold])):
             found[pair].append(capture)
+    return frequent_mistakes(found)
+
+
+def frequent_mistakes(found: Mapping[ConfidentPair, Sequence[str]]) -> list[ConfidentMistake]:
+    """Of confident mistakes by pair, the capture of each, those of frequent pairs."""
     frequent = [(pair, captures) for pair, captures in found.items() if len(captures) > MOST_CONFIDENT_MISTAKES]
     return [
         ConfidentMistake(
@@ -38,14 +44,15 @@ def confident_mistakes(
     ]
 
 
-def _known(measured: Measured) -> Iterator[tuple[_Pair, str]]:
+def known_mistakes(measured: Measured) -> Iterator[tuple[ConfidentPair, str]]:
+    """The confident mistakes on things of known labels, each with its capture."""
     sure = (measured.confidence > CONFIDENT) & (measured.confidence >= measured.threshold) & ~measured.correct
     for row in sure.nonzero()[0].tolist():
         truth, said = int(measured.truth[row]), int(measured.predicted[row])
         yield (measured.labels[truth], measured.labels[said], True), measured.captures[row]
 
 
-def _strange(outcome: FlowOutcome, measured: Measured, calibrated: Calibrated) -> Iterator[tuple[_Pair, str]]:
+def _strange(outcome: FlowOutcome, measured: Measured, calibrated: Calibrated) -> Iterator[tuple[ConfidentPair, str]]:
     shares = label_shares(outcome.unknown_logits, calibrated.temperature, len(measured.labels))
     confidence = shares.max(axis=1)
     sure = (confidence > CONFIDENT) & (confidence >= measured.threshold)

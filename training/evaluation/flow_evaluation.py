@@ -34,6 +34,7 @@ from tapline.training.evaluation.flow_outcomes import Int8Logits, measure_flows
 from tapline.training.evaluation.outcomes import FlowOutcome, read_outcomes, write_outcomes
 from tapline.training.evaluation.page import REPORTS, write_report
 from tapline.training.evaluation.report import flows_report
+from tapline.training.evaluation.verdict_file import write_verdicts
 from tapline.training.flows.flow_record import Run, read_run
 from tapline.training.loop.config import TrainingError, steps_of
 from tapline.training.loop.plan import Plan
@@ -42,6 +43,7 @@ from tapline.training.loop.run_files import (
     EVALUATION,
     MODEL,
     OUTCOMES,
+    VERDICTS,
     encoders_of,
     load_weights,
     read_encoders,
@@ -192,7 +194,7 @@ def plan_evaluation(
         f"{sum(len(fold.held) for fold in folds)} known and {strange} unknown flows to be measured on",
     ]
     notes = [f"the evaluation in {directory} is replaced"] if (directory / EVALUATION).exists() else []
-    return Plan("evaluate", facts, [directory / name for name in (EVALUATION, OUTCOMES, *REPORTS)], notes)
+    return Plan("evaluate", facts, [directory / name for name in (EVALUATION, OUTCOMES, VERDICTS, *REPORTS)], notes)
 
 
 def _prepare_flows(
@@ -256,4 +258,17 @@ def calibrate_run(directory: Path, false_rejection: float = FALSE_REJECTION, *, 
 
 def _write_figures(directory: Path, run: Run, outcomes: Sequence[FlowOutcome], record: EvaluationRecord) -> None:
     write_json(directory / EVALUATION, record)
-    write_report(directory, flows_report(run, outcomes, record))
+    measured = flows_report(run, outcomes, record)
+    write_report(directory, measured)
+    write_verdicts(directory, measured, how_measured(record), msgspec.to_builtins(run))
+
+
+def how_measured(record: EvaluationRecord) -> str:
+    """How a run was measured, in words: two that were measured otherwise are not compared flow by flow."""
+    settings = record.settings
+    if record.split:
+        return f"the part for the test of the split {record.split}"
+    if settings.by == "corpus":
+        return "every corpus by models that did not learn it"
+    tuned = f" without {', '.join(map(str, settings.tuned))}" if settings.tuned else ""
+    return f"cross-validation by capture, {settings.folds} folds{tuned}, seed {settings.seed}"

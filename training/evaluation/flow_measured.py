@@ -90,6 +90,7 @@ def measured_flows(
         threshold=threshold,
         unknown_confidence=np.concatenate([shares(o, o.unknown_logits).max(axis=1) for o in outcomes]),
         rivals=_rivals(outcomes, len(labels)),
+        ids=np.concatenate([o.ids for o in outcomes]),
     )
 
 

@@ -55,6 +55,7 @@ def measure_flows(
         unknown_captures=strange.captures_of(),
         unknown_labels=[str(label) for label in strange.labels_of()],
         corpus=fold.corpus,
+        ids=held.ids,
         **_said_by_model(fold, corpus, config, model, changed, int8),
         **_said_by_rivals(fold, corpus, config, changed),
     )

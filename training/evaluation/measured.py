@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tapline.training.data.store import Ids, no_ids
 from tapline.training.loop.scores import (
     CALIBRATION_BINS,
     ClassScore,
@@ -45,6 +46,16 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class ReportTable:
+    """A table of a report beside its figures: cells as text, words and numbers."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class Measured:
     """What a model said of n things that it was not trained on, `unit` being `flow` or `trace`.
 
@@ -55,7 +66,8 @@ class Measured:
     * `unknown_confidence` float64 [m]: the confidence on things of classes that were never learned; `threshold`: below
       it a verdict is *unknown*. `rivals`: the predicted class, int64 [n], of simpler models by name.
     * `confident_mistakes`: those that the model was sure of, where they were counted.
-    * `facts`: what the report says first, by name; `notes`: sentences that it ends with.
+    * `ids` uint64 [n]: which things they are (`data.store.id_of`), empty where nobody says.
+    * `tables`: what else the report shows; `facts`: what it says first, by name; `notes`: sentences at its end.
     """
 
     title: str
@@ -73,6 +85,8 @@ class Measured:
     confident_mistakes: Sequence[ConfidentMistake] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    ids: Ids = field(default_factory=no_ids)
+    tables: Sequence[ReportTable] = ()
 
     @cached_property
     def predicted(self) -> Ints:

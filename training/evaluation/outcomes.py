@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from tapline.training.data.store import Ids, no_ids
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.run_files import OUTCOMES, whole
 from tapline.training.loop.scores import Floats, Ints
@@ -50,7 +51,7 @@ class FlowOutcome:
       `ports` that of the port table, and `zeek` that of Zeek's service, one more than the last label where it says
       nothing, and two more where Zeek's logs lack the flow; `context_trees` that of the trees that read context too.
       What was not measured is empty.
-    * `corpus` is what was left out, "" for captures of any.
+    * `corpus` is what was left out, "" for captures of any. `ids` uint64 [n] name the flows (`data.store.id_of`).
     """
 
     fold: int
@@ -80,6 +81,7 @@ class FlowOutcome:
     context_trees_random: Ints = field(default_factory=_no_classes)
     context_trees_forged: Ints = field(default_factory=_no_classes)
     zeek: Ints = field(default_factory=_no_classes)
+    ids: Ids = field(default_factory=no_ids)
 
 
 @dataclass(frozen=True)

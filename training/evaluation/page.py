@@ -11,7 +11,7 @@ import msgspec
 from tapline.training.evaluation import plots
 from tapline.training.evaluation.card import interval_text
 from tapline.training.evaluation.confident_mistakes import CONFIDENT, MOST_CONFIDENT_MISTAKES
-from tapline.training.evaluation.measured import Figures, Measured, figures_of
+from tapline.training.evaluation.measured import Figures, Measured, ReportTable, figures_of
 from tapline.training.loop.run_files import whole
 from tapline.training.loop.scores import ClassScore
 
@@ -69,13 +69,24 @@ def render(measured: Measured, figures: Figures) -> str:
         ),
         _two(_classes(figures), _mistakes(figures)),
         _confident(figures),
+        *map(_table_card, measured.tables),
         _notes(measured),
     ]
+    return _page(measured.title, sections)
+
+
+def page_of_tables(title: str, tables: Iterable[ReportTable]) -> str:
+    """A page of tables alone."""
+    head = f"<header><h1>{escape(title)}</h1></header>"
+    return _page(title, [head, *(_table_card(each) for each in tables)])
+
+
+def _page(title: str, sections: Iterable[str]) -> str:
     body = "\n".join(section for section in sections if section)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(measured.title)}</title><style>{_CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -185,15 +196,22 @@ def _card(title: str, content: str, text: str = "", *, wide: bool = False) -> st
     return f'<section class="card{" wide" if wide else ""}"><h2>{escape(title)}</h2>{quiet}{content}</section>'
 
 
+def _table_card(table: ReportTable) -> str:
+    return _card(table.title, _table(table.head, table.rows), escape(table.text))
+
+
 def _two(*cards: str) -> str:
     return f'<div class="row two">{"".join(cards)}</div>'
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, raw: bool = False) -> str:
-    words = {"class", "beside", "is", "was called", "learned", "corpora"}
-    heads = "".join(f"<th{' class=left' if name in words else ''}>{escape(name)}</th>" for name in head)
+    heads = "".join(f"<th{' class=left' if name in _WORDS else ''}>{escape(name)}</th>" for name in head)
     lines = ["".join(_cell(cell if raw else escape(cell)) for cell in row) for row in rows]
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(f'<tr>{x}</tr>' for x in lines)}</tbody></table>"
+
+
+_WORDS = frozenset({"class", "beside", "is", "was called", "learned", "corpora", "this model", "says", "on"})
+"""Heads of columns of words."""
 
 
 def _cell(text: str) -> str:

@@ -37,6 +37,7 @@ from tapline.training.evaluation.variants import (
     reference_of,
     variant_of,
 )
+from tapline.training.evaluation.verdict_file import write_verdicts
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.plan import Plan
 from tapline.training.loop.run_files import (
@@ -117,8 +118,17 @@ def evaluate_traces(
     figures = summarise(corpus, outcomes, MAIN, folds, tuned, references, unknown, left_out, todo.background)
     figures = msgspec.structs.replace(figures, by_day=settings.by_day, test=settings.test)
     write_json(directory / EVALUATION, figures)
-    write_report(directory, traces_report(corpus, outcomes, figures))
+    measured = traces_report(corpus, outcomes, figures)
+    write_report(directory, measured)
+    write_verdicts(directory, measured, _how_measured(settings), msgspec.to_builtins(read_trace_run(run)))
     return figures
+
+
+def _how_measured(settings: TraceEvaluationSettings) -> str:
+    if settings.test:
+        return f"captures of {settings.test}..., all others learned"
+    tuned = f" without {', '.join(map(str, settings.tuned))}" if settings.tuned else ""
+    return f"cross-validation by {_unit(settings)}, {settings.folds} folds{tuned}"
 
 
 def evaluate_suspicion(

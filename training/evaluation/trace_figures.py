@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from tapline.training.data.labelled_traces import LOOK_ALIKE, LabelledTrace, TraceCorpus
+from tapline.training.data.store import id_of
 from tapline.training.evaluation.attribution import faithfulness
 from tapline.training.evaluation.calibration import Calibrated, calibrate, label_shares
 from tapline.training.evaluation.evaluation_record import (
@@ -49,6 +50,11 @@ CONFIDENT = 0.9
 """A label with a higher confidence than this would be believed."""
 
 
+def id_of_trace(each: LabelledTrace) -> int:
+    """The number that names a trace."""
+    return id_of(each.capture, f"{each.trace.subject} {each.trace.start_us}")
+
+
 def measured_traces(
     corpus: TraceCorpus, outcomes: Sequence[TraceOutcome], final: Calibrated, flows: int = 0
 ) -> Measured:
@@ -63,6 +69,7 @@ def measured_traces(
         probabilities=label_shares(logits, final.temperature, len(corpus.labels)),
         captures=[corpus.traces[row].capture for row in rows],
         threshold=final.threshold,
+        ids=np.array([id_of_trace(corpus.traces[row]) for row in rows], np.uint64),
     )
 
 

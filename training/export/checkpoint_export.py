@@ -13,6 +13,7 @@ import onnx
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from tapline.models.card_header import with_header
 from tapline.models.checkpoint import (
     CARD,
     ENCODER_ONNX,
@@ -132,7 +133,7 @@ def _export(
             onnx.save_model(graph, staging / name)
         if int8:
             quantise(*(staging / name for name in parts.quantised))
-        (staging / CARD).write_text(card(staging), encoding="utf-8")
+        (staging / CARD).write_text(with_header(card(staging), checkpoint), encoding="utf-8")
         for path in staging.iterdir():
             path.chmod(0o644)  # safetensors writes for the owner alone
 

@@ -15,7 +15,7 @@ from tapline.models.context import ContextTerms, FlowContext
 from tapline.models.mm4flow import Mm4flow
 from tapline.training.data.corpus import Corpus, make_corpus, make_training_set
 from tapline.training.data.partition import Partition, read_partition
-from tapline.training.data.samples import features_of
+from tapline.training.data.samples import features_of, read_manifest
 from tapline.training.data.split import halve_labels
 from tapline.training.data.store import StoredSamples, open_samples
 from tapline.training.flows.context_counts import learn_context
@@ -30,6 +30,7 @@ from tapline.training.loop.run_files import (
     ENCODERS,
     EVALUATION,
     OUTCOMES,
+    VERDICTS,
     encoder_sizes,
     encoders_of,
     fingerprint,
@@ -113,14 +114,14 @@ def finetune_run(job: _Job, report: Report, min_captures: int, min_flows: int = 
         training = Training(
             "finetune",
             files,
-            [_flows_of(samples), f"{len(corpus.labels)} labels"],
+            [_flows_of(samples), f"{len(corpus.labels)} labels", *_corrected(job.features)],
             model,
             steps_of(config),
             lambda: fit(model, data, config, report, files, group, evaluate).state_dict(),
             record,
             lambda: finetune_stage("", model, data, config, group),
             notes=too_few(((count.label, count.captures) for count in corpus.all_counts), min_captures),
-            outdated=(EVALUATION, OUTCOMES),
+            outdated=(EVALUATION, OUTCOMES, VERDICTS),
             started=started,
         )
         return carry_out(job, training, group)
@@ -169,6 +170,11 @@ def _scratch(job: _Job) -> Path:
     if job.dry_run:
         return scratch_folder()
     return next(path for path in (job.directory, *job.directory.absolute().parents) if path.is_dir())
+
+
+def _corrected(features: Sequence[Path]) -> list[str]:
+    count = len({flow.by for path in features for flow in read_manifest(path).corrected})
+    return [f"{count} flows under a corrected label"] if count else []
 
 
 def _flows_of(samples: StoredSamples) -> str:

@@ -24,6 +24,7 @@ MODEL = "model.safetensors"
 ENCODERS = "encoders.safetensors"
 EVALUATION = "evaluation.json"
 OUTCOMES = "outcomes.npz"
+VERDICTS = "verdicts.npz"
 
 _Record = TypeVar("_Record")
 

@@ -16,7 +16,7 @@ from tapline.service.sources.capture import ReadOptions, read_capture
 from tapline.training.commands.tapline_train import app
 from tapline.training.data import extraction as extraction
 from tapline.training.data.extraction import ExtractSettings, extract
-from tapline.training.data.labels import LabelError, Labels, read_corrections
+from tapline.training.data.labels import Labels
 from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.parquet import SCHEMA, Sample, read_table, write_table
 from tapline.training.data.samples import Manifest as ManifestRecord
@@ -70,21 +70,6 @@ def test_a_correction_goes_before_every_other_label(tmp_path):
     assert after.pop("Printer") == 1
     assert sum(before.values()) - sum(after.values()) == 1
     assert read_manifest(tmp_path / "after").left_out["correction of a flow that is not there"] == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("id,label\na,b\n", "no column uid"),
-        ("uid,label\na,\n", "line 2: expected a uid and a label"),
-        ("uid,label\na,b\na,c\n", "line 3: a second label"),
-        ("uid,label\n", "no correction in it"),
-    ],
-)
-def test_corrections_that_cannot_be_used(tmp_path, text, sentence):
-    (tmp_path / "c.csv").write_text(text)
-    with pytest.raises(LabelError, match=sentence):
-        read_corrections(tmp_path / "c.csv")
 
 
 def test_flow_lines_are_read_as_the_capture_they_came_from(tmp_path):

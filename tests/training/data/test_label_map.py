@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tapline.training.data.corrections import Correction, Corrections
 from tapline.training.data.label_map import LabelError, LabelMap, read_label_map
 from tapline.training.data.labels import Labels
 from tapline.training.data.samples import read_manifest, read_samples
@@ -51,8 +52,8 @@ def test_a_map_that_is_none_is_refused(tmp_path):
 
 
 def test_a_map_is_part_of_what_decides_labels():
-    plain = Labels(corrections={"U": "A"})
-    mapped = Labels(corrections={"U": "A"}, map=LabelMap("m.csv", "0" * 64, {"A": "B"}))
+    plain = Labels(corrections=Corrections([Correction("U", "A")]))
+    mapped = Labels(corrections=Corrections([Correction("U", "A")]), map=LabelMap("m.csv", "0" * 64, {"A": "B"}))
     assert plain.fingerprint() != mapped.fingerprint()
     assert "map" not in plain.describe()
 

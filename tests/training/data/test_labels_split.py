@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tapline.models.flow import Flow
-from tapline.training.data.labels import LabelError, read_labels
+from tapline.training.data.label_reading import read_labels
+from tapline.training.data.labels import LabelError
 from tapline.training.data.parquet import Sample
 from tapline.training.data.split import SplitError, fold_of_captures, halve_labels, held_by, known_labels
 
@@ -60,8 +61,9 @@ def test_rows_left_out_are_counted(tmp_path):
         tmp_path, f"{same},DNS,DPI", f"{same},Other,DPI (cache)", f"{same},Third,Match by port",
         "a.pcap,udp,1::2::3,5,10.0.0.2,53,DNS,DPI", confidence=("DPI",),
     )  # fmt: skip
-    assert (labels.rows, labels.left_out, labels.malformed, labels.ambiguous) == (4, 1, 1, 1)
-    assert labels.label_of("a.pcap", flow()) is None
+    assert (labels.rows, labels.left_out, labels.malformed) == (4, 1, 1)
+    found = labels.match("a.pcap", flow())
+    assert (found.label, found.ambiguous, found.lines) == (None, True, (2, 3))
 
 
 def test_rows_of_several_confidences_are_used(tmp_path):

@@ -6,8 +6,10 @@ import shutil
 import pytest
 
 from tapline.service.sources.capture import CaptureReader
+from tapline.training.data.corrections import read_corrections
 from tapline.training.data.extraction import extract
-from tapline.training.data.labels import LabelError, read_corrections, read_labels
+from tapline.training.data.label_reading import read_labels
+from tapline.training.data.labels import LabelError
 from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import read_samples
 from tests.paths import DATA
@@ -82,8 +84,9 @@ def test_labels_in_a_windows_code_page_and_protocols_by_number(tmp_path):
             "line 2: expected an IP protocol, two addresses and two ports",
         ),
         (HEADER + "a.pcap,tcp,10.0.0.1,70000,10.0.0.2,2,X\n", "line 2: expected"),
-        ("pcap;l4\n", "no column client_ip"),
-        ("", "no column pcap"),
+        ("pcap;l4\n", "no column of labels: expected one called label"),
+        ("pcap;l4;protocol\n", "no column client_ip"),
+        ("", "no column of labels"),
     ],
 )
 def test_why_no_row_can_be_used_is_said(tmp_path, content, sentence):
@@ -96,7 +99,7 @@ def test_why_no_row_can_be_used_is_said(tmp_path, content, sentence):
 def test_corrections_of_a_spreadsheet(tmp_path):
     path = tmp_path / "corrections.csv"
     path.write_bytes("UID;Label;note\r\nC1;DNS;seen\r\n".encode("utf-8-sig"))
-    assert read_corrections(path) == {"C1": "DNS"}
+    assert [(row.uid, row.label) for row in read_corrections(path)] == [("C1", "DNS")]
 
 
 def extracted(root, out):

@@ -17,7 +17,7 @@ from tapline.service.engines.loading import load_engine
 from tapline.training.commands.tapline_train import main
 from tapline.training.data.corpus import make_corpus, make_training_set
 from tapline.training.data.extraction import extract
-from tapline.training.data.labels import read_labels
+from tapline.training.data.label_reading import read_labels
 from tapline.training.data.origins import ExtractError, find_origins
 from tapline.training.data.samples import MANIFEST, SampleError, read_manifest, read_samples
 from tapline.training.data.store import open_samples

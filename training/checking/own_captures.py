@@ -1,0 +1,116 @@
+"""Which captures a checkpoint is measured on, and where their labels and what other tools say come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from tapline.models.flow import Flow
+from tapline.training.checking.label_names import LabelNames
+from tapline.training.checking.said import ToolSaid
+from tapline.training.data.label_columns import PREDICTION
+from tapline.training.data.label_map import LabelError
+from tapline.training.data.label_reading import read_labels
+from tapline.training.data.label_table import TOLERANCE_SECONDS, JoinAccount, LabelTable, Match
+from tapline.training.data.origins import Origin
+
+BATCH_FLOWS = 512
+"""As many as `tapline classify` takes at a time."""
+
+_Item = TypeVar("_Item")
+
+
+def batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """The items in order, `BATCH_FLOWS` at a time."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH_FLOWS)):
+        yield batch
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where labels come from, as the user names it: a table and how it is read, or the first folder below the roots;
+    other tools' tables as `FILE` or `FILE=NAME`."""
+
+    table: Path | None = None
+    column: str = ""
+    from_folder: bool = False
+    tolerance_seconds: float = TOLERANCE_SECONDS
+    shift_seconds: float = 0.0
+    predictions: Sequence[str] = ()
+    confidence: Sequence[str] = ()
+
+
+@dataclass
+class OwnLabels:
+    """The labels of things in captures, by the names of a checkpoint, and the tables of other tools beside them."""
+
+    source: LabelSource
+    names: LabelNames
+    table: LabelTable | None = None
+    tools: list[tuple[str, LabelTable]] = field(default_factory=list)
+
+    def of_flow(self, origin: Origin, flow: Flow, account: JoinAccount) -> str | None:
+        """The label of a flow, None without; `account` is told what the table said."""
+        if self.table is None:
+            return self._named(origin.folder)
+        return self._named(account.take(self.table.match(f"{origin.corpus}/{origin.capture}", flow)))
+
+    def named(self, match: Match, account: JoinAccount) -> str | None:
+        """The label that a table gives, None without; `account` is told."""
+        return self._named(account.take(match))
+
+    def of_folder(self, origin: Origin) -> str | None:
+        """The label that the first folder is, None without."""
+        return self._named(origin.folder)
+
+    def _named(self, label: str | None) -> str | None:
+        return None if label is None else self.names.of(label)
+
+    def ask_tools(self, tools: Sequence[ToolSaid], capture: str, flow: Flow) -> None:
+        """Note what each tool says of a flow."""
+        for (_, table), said in zip(self.tools, tools, strict=True):
+            said.words.append(said.account.take(table.match(capture, flow)))
+
+    def new_tools(self) -> list[ToolSaid]:
+        """What the tools say of nothing yet."""
+        return [ToolSaid(name, rows=table.lines, malformed=table.malformed) for name, table in self.tools]
+
+
+def read_own_labels(source: LabelSource, names: LabelNames) -> OwnLabels:
+    """Read the tables.
+
+    Raises:
+        LabelError: labels come from nowhere or from two places, one table cannot be used, or two tools have one name.
+    """
+    if source.table is None and not source.from_folder:
+        raise LabelError("where do labels come from? Give --labels FILE, or --label-from-folder")
+    if source.table is not None and source.from_folder:
+        raise LabelError("--labels and --label-from-folder: give one of them")
+    labels = OwnLabels(source, names)
+    if source.table is not None:
+        labels.table = read_labels(
+            source.table,
+            source.column,
+            source.confidence,
+            tolerance_seconds=source.tolerance_seconds,
+            shift_seconds=source.shift_seconds,
+        )
+    for text in source.predictions:
+        name, path = _tool(text)
+        if name in (known for known, _ in labels.tools):
+            raise LabelError(f"--predictions {text}: a second tool called {name}: name it otherwise, FILE=NAME")
+        table = read_labels(path, tolerance_seconds=source.tolerance_seconds, called=PREDICTION)
+        labels.tools.append((name, table))
+    return labels
+
+
+def _tool(text: str) -> tuple[str, Path]:
+    """The name of a tool and its table: of `FILE=NAME`, else the file's own."""
+    path, equals, name = text.rpartition("=")
+    if equals and not Path(text).exists():
+        return name, Path(path)
+    return Path(text).stem, Path(text)
