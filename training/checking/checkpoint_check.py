@@ -204,7 +204,9 @@ def _why_nothing(said: Said, todo: _Todo, settings: CheckSettings) -> str:
             "captures/LABEL/FILE.pcap"
         )
     text = f"{table.name}: none of its {table.lines} rows is of a {said.unit} in these captures"
+    of_hosts = said.unit == "flow" and table.labels_subjects
     reasons = [
+        "its rows are of hosts, by which only traces can be labelled" if of_hosts else "",
         said.account.clock_hint(),
         f"{said.account.ambiguous} are left out, on which rows contradict each other" if said.account.ambiguous else "",
         _other_captures(table.captures, todo.origins),

@@ -131,4 +131,4 @@ def comparison_page(comparison: Comparison) -> str:
             ],
         ),
     ]  # fmt: skip
-    return page_of_tables("Runs beside each other", tables)
+    return page_of_tables("Runs beside each other", [table for table in tables if table.rows])

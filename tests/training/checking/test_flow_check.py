@@ -156,6 +156,7 @@ def test_ports_off_is_as_served_with_ports_off(tmp_path, served):
     ("text", "why"),
     [
         ("uid,label\nnobody,TLS\n", "none of its 1 rows is of a flow in these captures: no uid, Community ID"),
+        ("mac,label\n00:00:00:00:00:01,TLS\n", "its rows are of hosts, by which only traces can be labelled"),
         ("pcap,label\nother.pcap,TLS\n", "it names captures as other.pcap, and these are called as android.pcap"),
         ("uid,label\n{uid},Kettle\n", "none of the 1 labelled flows bears a label of flow-protocols 2"),
         ("ts;proto;src_ip;src_port;dst_ip;dst_port;label\n{late};{proto};{orig_h};{orig_p};{resp_h};{resp_p};TLS\n",
