@@ -148,6 +148,8 @@ def _prepare(settings: CheckSettings, out: Path) -> _Todo:
             raise TrainingError(f"{out}: holds a {'run' if name == RUN else 'checkpoint'}: give another --out")
     directory = find_checkpoint(settings.checkpoint)
     checkpoint = read_any_checkpoint(directory)
+    if isinstance(checkpoint, TracegramCheckpoint) and not settings.ports:
+        raise TrainingError(f"--ports off: {checkpoint.name} is of traces: leave it out")
     if not settings.captures:
         raise ExtractError("no captures: give --captures PATH, several times for several")
     names = LabelNames(checkpoint.labels, read_names(settings.maps))

@@ -185,6 +185,7 @@ def test_labels_of_nothing(tmp_path, served, text, why):
         (["--run", "x"], TrainingError, "--features is needed"),
         (["--checkpoint", "flow-protocols"], TrainingError, "--out is needed"),
         (["--checkpoint", "nothing", "--out", "o"], CheckpointError, "neither a checkpoint directory nor the name"),
+        (["--checkpoint", "intrusion", "--out", "o", "--ports", "off"], TrainingError, "intrusion is of traces"),
         (["--checkpoint", "flow-protocols", "--out", "o"], ExtractError, "no captures: give --captures"),
         (["--checkpoint", "flow-protocols", "--out", "o", "--captures", CAPTURE], LabelError, "do labels come from?"),
         (["--checkpoint", "flow-protocols", "--out", "o", "--captures", CAPTURE, "--labels", NFSTREAM,
