@@ -82,8 +82,9 @@ ARROWS = {
     "training/comparing": "models training/data training/evaluation training/loop",
     "training/commands": (
         "models service/engines training/checking training/comparing training/data training/evaluation "
-        "training/export training/flows training/loop training/traces"
+        "training/export training/flows training/loop training/searching training/traces"
     ),
+    "training/searching": "models training/data training/flows training/loop",
     "training": "training/commands",
 }
 """Which rooms a room imports, and no others."""

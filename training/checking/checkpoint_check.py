@@ -148,6 +148,8 @@ def _prepare(settings: CheckSettings, out: Path) -> _Todo:
             raise TrainingError(f"{out}: holds a {'run' if name == RUN else 'checkpoint'}: give another --out")
     directory = find_checkpoint(settings.checkpoint)
     checkpoint = read_any_checkpoint(directory)
+    if isinstance(checkpoint, TracegramCheckpoint) and not settings.ports:
+        raise TrainingError(f"--ports off: {checkpoint.name} is of traces: leave it out")
     if not settings.captures:
         raise ExtractError("no captures: give --captures PATH, several times for several")
     names = LabelNames(checkpoint.labels, read_names(settings.maps))
@@ -204,7 +206,9 @@ def _why_nothing(said: Said, todo: _Todo, settings: CheckSettings) -> str:
             "captures/LABEL/FILE.pcap"
         )
     text = f"{table.name}: none of its {table.lines} rows is of a {said.unit} in these captures"
+    of_hosts = said.unit == "flow" and table.labels_subjects
     reasons = [
+        "its rows are of hosts, by which only traces can be labelled" if of_hosts else "",
         said.account.clock_hint(),
         f"{said.account.ambiguous} are left out, on which rows contradict each other" if said.account.ambiguous else "",
         _other_captures(table.captures, todo.origins),

@@ -10,7 +10,14 @@ import typer
 
 from tapline.models.checkpoint import CheckpointError
 from tapline.service.engines.engine import EngineError
-from tapline.training.commands import compare_command, data_commands, flow_commands, import_commands, trace_commands
+from tapline.training.commands import (
+    compare_command,
+    data_commands,
+    flow_commands,
+    import_commands,
+    search_command,
+    trace_commands,
+)
 from tapline.training.commands.options import say
 from tapline.training.data.labelled_traces import TraceDataError
 from tapline.training.data.labels import LabelError
@@ -29,6 +36,7 @@ app = typer.Typer(
 )
 data_commands.register(app)
 flow_commands.register(app)
+search_command.register(app)
 trace_commands.register(app)
 compare_command.register(app)
 import_commands.register(app)

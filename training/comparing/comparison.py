@@ -36,7 +36,8 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Paired(msgspec.Struct, frozen=True):
-    """The side `number` beside the first one on the `common` things of so many captures that both were measured on.
+    """The side `number` beside the first one on the `common` flows or traces (`unit`) that both were measured on, of so
+    many captures.
 
     `first` and `second` are their macro-F1, `gain` what the second has more, its interval over captures None of a
     single one; `only_second_right` and `only_first_right` where they say different things. `only_in_first` and
@@ -46,6 +47,7 @@ class Paired(msgspec.Struct, frozen=True):
 
     number: int
     why: str = ""
+    unit: str = ""
     common: int = 0
     captures: int = 0
     first: float = 0.0
@@ -129,6 +131,7 @@ def _on_common(number: int, one: Verdicts, two: Verdicts, *, other_data: bool) -
     same = truths[0] == truths[1]
     apart = Paired(
         number,
+        unit=one.about.unit,
         common=int(same.sum()),
         only_in_first=len(one.ids) - len(rows_one),
         only_in_second=len(two.ids) - len(rows_two),

@@ -74,7 +74,7 @@ def _paired_text(paired: Paired) -> str:
         only.append(f"{paired.relabelled:,} under different labels")
     width = f" ({_range(paired.gain_interval, '+')})" if paired.gain_interval else " (a single capture: no interval)"
     return (
-        f"macro-F1 {paired.gain:+.3f}{width} on {paired.common:,} common ones of {paired.captures:,} captures "
+        f"macro-F1 {paired.gain:+.3f}{width} on {paired.common:,} common {paired.unit}s of {paired.captures} captures "
         f"({paired.second:.3f}, {paired.first:.3f}); where they differ {paired.number} alone is right on "
         f"{paired.only_second_right:,}, 1 alone on {paired.only_first_right:,}"
         + (f"; left out {', '.join(only)}" if only else "")
@@ -131,4 +131,4 @@ def comparison_page(comparison: Comparison) -> str:
             ],
         ),
     ]  # fmt: skip
-    return page_of_tables("Runs beside each other", tables)
+    return page_of_tables("Runs beside each other", [table for table in tables if table.rows])

@@ -23,6 +23,7 @@ h2{font-size:18px;margin:0 0 4px}p{margin:4px 0 12px;max-width:75ch}.quiet{color
 .row{display:grid;gap:16px;margin:18px 0;grid-template-columns:repeat(auto-fit,minmax(170px,1fr))}
 .two{grid-template-columns:repeat(auto-fit,minmax(400px,1fr))}
 .card{background:#fff;border:1px solid var(--line);border-radius:10px;padding:16px 18px;min-width:0;overflow-x:auto}
+main>.card{margin:18px 0}
 .big{font-size:29px;font-weight:650;letter-spacing:-.02em;line-height:1.2}.card svg{display:block;max-width:640px}
 .card.wide svg{max-width:900px;margin:auto}
 table{border-collapse:collapse;width:100%;font-size:13.5px}th{color:var(--muted);font-weight:500}
@@ -132,7 +133,7 @@ def _models(figures: Figures) -> str:
         for model in figures.models[1:]
     ]  # fmt: skip
     table = _table(("beside", "macro-F1", "95 %", "gain of this model", "95 %"), rows)
-    return _card("Is it worth it?", plots.models(figures) + table, "Simpler models, on the same captures.")
+    return _card("Is it worth it?", plots.models(figures) + table, "What else there is, on the same captures.")
 
 
 def _unknown(measured: Measured, figures: Figures) -> str:

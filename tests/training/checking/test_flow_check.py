@@ -156,6 +156,7 @@ def test_ports_off_is_as_served_with_ports_off(tmp_path, served):
     ("text", "why"),
     [
         ("uid,label\nnobody,TLS\n", "none of its 1 rows is of a flow in these captures: no uid, Community ID"),
+        ("mac,label\n00:00:00:00:00:01,TLS\n", "its rows are of hosts, by which only traces can be labelled"),
         ("pcap,label\nother.pcap,TLS\n", "it names captures as other.pcap, and these are called as android.pcap"),
         ("uid,label\n{uid},Kettle\n", "none of the 1 labelled flows bears a label of flow-protocols 2"),
         ("ts;proto;src_ip;src_port;dst_ip;dst_port;label\n{late};{proto};{orig_h};{orig_p};{resp_h};{resp_p};TLS\n",
@@ -184,6 +185,7 @@ def test_labels_of_nothing(tmp_path, served, text, why):
         (["--run", "x"], TrainingError, "--features is needed"),
         (["--checkpoint", "flow-protocols"], TrainingError, "--out is needed"),
         (["--checkpoint", "nothing", "--out", "o"], CheckpointError, "neither a checkpoint directory nor the name"),
+        (["--checkpoint", "intrusion", "--out", "o", "--ports", "off"], TrainingError, "intrusion is of traces"),
         (["--checkpoint", "flow-protocols", "--out", "o"], ExtractError, "no captures: give --captures"),
         (["--checkpoint", "flow-protocols", "--out", "o", "--captures", CAPTURE], LabelError, "do labels come from?"),
         (["--checkpoint", "flow-protocols", "--out", "o", "--captures", CAPTURE, "--labels", NFSTREAM,

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.whole
 PROTOCOLS, TRACES = DATA / "protocols", DATA / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
 QUICK = ["--draws", "32", "-b", "16", "-ep", "1"]
-READ_ONLY = {"labels", "card"}
+READ_ONLY = {"labels", "card", "compare"}
 LETTERS = {"-d", "-nh", "-l", "-f", "-b", "-ep", "-ev", "-sv", "-lr"}
 
 
@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("all")
     table = PROTOCOLS / "flows.csv"
     tapline_train("extract", PROTOCOLS / "pcap", "--labels", table, "--confidence", "DPI", "--out", root / "features")
+    tapline_train("split", "--features", root / "features", "--out", root / "split.json")
     tapline_train("finetune", "--features", root / "features", "--out", root / "run", *SMALL, "-ep", 1)
     tapline_train("evaluate", "--features", root / "features", "--run", root / "run", "--folds", 2)
     tapline_train("extract", TRACES, "--label-from-folder", "--heads", "header", "--out", root / "devices")
@@ -71,6 +72,10 @@ def arguments_of(root):
             for name in ("pretrain", "pretrain-ps", "pretrain-bytes", "finetune")
         },
         ("evaluate",): ([*features, "--run", root / "run", "--folds", 2], "2 folds of captures, 4 steps"),
+        ("search",): (
+            [*features, "--split", root / "split.json", "--out", root / "new", "--trials", 3],
+            "3 trials of finetune over lr, b, d, l, packets, content-bytes, 0 done",
+        ),
         ("calibrate",): (["--run", root / "run", "--false-rejection", "0.1"], "would calibrate: temperature"),
         ("export",): (["--run", root / "run", "--out", root / "new", *named], "mine 1, 4 labels, 4 files"),
         ("pretrain-packets",): ([*devices, "--out", root / "new", *QUICK], "2 steps on 1 process(es)"),

@@ -77,7 +77,7 @@ def test_a_label_asked_for_that_no_flow_has_is_said(tmp_path):
     said = tapline_train("extract", CAPTURES / "Aria", "--label-from-folder", "--out", tmp_path / "out")
     assert "note: no flow has a label: --label-from-folder takes the first folder below the one given" in said
     said = tapline_train("extract", CAPTURES / "Aria", "--labels", PROTOCOLS / "flows.csv", "--out", tmp_path / "out")
-    assert "note: no flow has a label: none of these captures and endpoints is in flows.csv" in said
+    assert "note: no flow has a label: none of these flows is in flows.csv" in said
     assert "note:" not in tapline_train("extract", CAPTURES / "Aria", "--out", tmp_path / "out")
 
 
