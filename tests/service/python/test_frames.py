@@ -1,4 +1,4 @@
-"""Tables of flows and traces hold what the records hold, in proper types, and say what to install where it is missing."""
+"""Tables of flows and traces hold what the records hold, in proper types, and say what is to be installed."""
 
 import subprocess
 import sys
