@@ -29,6 +29,7 @@ from tapline.service.python.chosen import FlowChoice, model_directory, open_clas
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.sources.bus.source import BusState
 from tapline.service.sources.bus.transport import TlsFiles
+from tapline.service.traces.trace_verdict import TraceVerdict
 
 ENGINE_SECONDS = 60.0
 """Longest time that the engine may take for a batch."""
@@ -211,3 +212,6 @@ class _Listener(Observer):
         """Hand on a flow that has a verdict."""
         if verdict is not None:
             self._target.take(LiveResult(source, flow, verdict))
+
+    def trace(self, trace: TraceVerdict) -> None:
+        """There are none: no trace model serves here."""
