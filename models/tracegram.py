@@ -160,7 +160,7 @@ class Bag(nn.Module):
         places, told = self._places(context), self._told(context, counts)
         weights = (self.linear.weight - self.linear.weight.mean(dim=0))[said]  # [T, rows]
         shared = self._counted(context, counts).clamp(min=1.0)
-        each = (weights / shared).gather(1, places.flatten(1)).unflatten(1, places.shape[1:])
+        each = (weights / shared).gather(1, places.flatten(1)).reshape(places.shape)
         speaks = (each * told).sum(dim=2).clamp(min=0.0)  # [T, K]
         return speaks / speaks.sum(dim=1, keepdim=True).clamp(min=LEAST_EVIDENCE)
 
