@@ -27,6 +27,9 @@ UNEXPECTED_MIN_PORT_SHARE = 0.5
 UNEXPECTED_MAX_LABEL_SHARE = 0.05
 """And less than this share of them hold the verdict's label."""
 
+CONFIDENCE_DIGITS = 6
+"""Confidences are rounded to so many."""
+
 SUSPICION_DIGITS = 6
 """Suspicion is rounded to so many before it is compared with its threshold, and shown."""
 
@@ -206,7 +209,7 @@ def _verdicts(
 ) -> list[Verdict]:
     """A verdict for each row of shares float64 [n, labels]; `said`: what the ports say, None where none are known."""
     order = np.argsort(-shares, axis=1, kind="stable")[:, : ALTERNATIVES + 1]
-    ranked = np.take_along_axis(shares, order, axis=1).round(6).tolist()
+    ranked = np.take_along_axis(shares, order, axis=1).round(CONFIDENCE_DIGITS).tolist()
     labels = checkpoint.labels
     found = []
     for row, (indices, confidences) in enumerate(zip(order.tolist(), ranked, strict=True)):

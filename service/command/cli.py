@@ -18,26 +18,31 @@ from rich.console import Console
 from tapline.installation import version
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
-from tapline.service.command.classify import account, classify_inputs
+from tapline.service.command.classify import classify_inputs
 from tapline.service.command.console import make_console, make_streams_safe, say
 from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.history_command import app as history_app
 from tapline.service.command.models_command import app as models_app
 from tapline.service.command.output import Format, Writers, report_writer, writer
 from tapline.service.command.serve_command import problem_text, serve
-from tapline.service.command.terminal import input_problem
 from tapline.service.command.watch import watch
 from tapline.service.engines.engine import EngineError, EngineName
-from tapline.service.engines.loading import load_engine
 from tapline.service.engines.thread import hanging_engine
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
-from tapline.service.inference.trace_loading import NO_TRACES, fitting, load_beside, trace_directories
-from tapline.service.inference.trial import try_out
+from tapline.service.inference.trace_loading import NO_TRACES, trace_directories
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.process_title import hide_passwords
+from tapline.service.python.chosen import open_classifier
+from tapline.service.python.offline import account
 from tapline.service.results.anonymise import AnonymiseKeyError, Anonymiser, read_key
-from tapline.service.results.records import InputSummary, feature_lines, left_out_text, nothing_understood
+from tapline.service.results.records import (
+    InputSummary,
+    feature_lines,
+    input_problem,
+    left_out_text,
+    nothing_understood,
+)
 from tapline.service.results.selection import Sort
 from tapline.service.results.sharing import SharedWriter, Sharing
 from tapline.service.results.where import SYNTAX, Where, WhereError, WhereWriter
@@ -218,16 +223,14 @@ def _classifier(
     """What classifies, with the trace models that fit; ends the command where a model is none. `options`: of it."""
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
-        directories = trace_directories(traces)
-        try_out(directory, *directories, engine=engine)
-        flow_engine = load_engine(engine, directory)
-        trace_engines = fitting(
-            [load_beside(engine, each) for each in directories],
-            flow_engine.checkpoint,
+        return open_classifier(
+            directory,
+            trace_directories(traces),
+            engine,
             required=bool(traces),
             warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
+            **options,
         )
-        return Classifier(flow_engine, trace_engines=trace_engines, **options)
     except (CheckpointError, EngineError) as error:
         _fail(str(error), EXIT_USAGE)
 

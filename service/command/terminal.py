@@ -18,10 +18,9 @@ from tapline.models.flow import Flow
 from tapline.models.foreign_text import clean
 from tapline.models.verdict import UNKNOWN, Verdict
 from tapline.service.results.port_tries import tried_texts
-from tapline.service.results.records import InputSummary, Summary
+from tapline.service.results.records import Summary
 from tapline.service.sources.inputs import FlowInput
 
-MAX_PROBLEM_CHARS = 1024
 TRIES_SHOWN = 5
 """Originators of flows without payload that are told of."""
 
@@ -166,13 +165,6 @@ def summary_text(summary: Summary) -> str:
     ]
     tail = f"; left out: {', '.join(left_out)}" if left_out else ""
     return f"{summary.classified} of {summary.flows} flows classified by {summary.model} {summary.version}{tail}."
-
-
-def input_problem(entry: InputSummary) -> str | None:
-    """What to tell about an input that was not read, or not whole."""
-    if entry.error:
-        return clean(f"{entry.name}: {entry.error}", MAX_PROBLEM_CHARS)
-    return clean(f"{entry.name}: {entry.warning}", MAX_PROBLEM_CHARS) if entry.warning else None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 
 from tapline.models.context import transport_of
-from tapline.models.encode import Mm4flowFeatures, encode
+from tapline.models.encode import Mm4flowFeatures, TokenBatch, encode
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from tapline.models.verdict import Verdict, context_terms, flow_verdicts
 from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
@@ -100,7 +100,7 @@ class Classifier:
 
     def accepts(self, flow: Flow) -> bool:
         """Whether there is anything to ask about the flow: its verdict, or its part in a trace."""
-        return self._is_judged(flow) or self.is_traced(flow)
+        return self.is_judged(flow) or self.is_traced(flow)
 
     def is_traced(self, flow: Flow) -> bool:
         """Whether the flow counts in traces: of some model that has what it needs of it."""
@@ -119,7 +119,8 @@ class Classifier:
             (tuple(flow.payload_lengths[:lengths]), *parts, heads, context, volume if self._reads_context else ())
         )
 
-    def _is_judged(self, flow: Flow) -> bool:
+    def is_judged(self, flow: Flow) -> bool:
+        """Whether the flow gets a verdict of its own: there is payload, in as many packets as are asked for."""
         return flow.up + flow.down >= self.min_packets and bool(flow.payload_lengths)
 
     def tokens(self, flow: Flow) -> int:
@@ -163,8 +164,7 @@ class Classifier:
         start = time.perf_counter()
         batch = encode(flows, self.checkpoint.features)
         encoded = time.perf_counter()
-        scores = self.thread.call(lambda: self._engine.run(batch))
-        self._check_shapes(scores, len(flows))
+        scores = self.scores(batch)
         reads = self.ports if ports is None else ports
         found = flow_verdicts(
             scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self._with_scores
@@ -185,6 +185,17 @@ class Classifier:
             for row, (flow, verdict, is_finite) in enumerate(zip(flows, found, finite.tolist(), strict=True))
         ]
 
+    def scores(self, batch: TokenBatch) -> Scores:
+        """What the engine computes for a batch, with a row for each of its flows.
+
+        Raises:
+            EngineError: the engine gave another number of scores than it should.
+            EngineStalledError: it gave none in time.
+        """
+        scores = self.thread.call(lambda: self._engine.run(batch))
+        self._check_shapes(scores, len(batch))
+        return scores
+
     def _check_shapes(self, scores: Scores, flows: int) -> None:
         network = self.checkpoint.network
         if len(scores.logits) != flows:
@@ -195,7 +206,7 @@ class Classifier:
             raise EngineError(f"the engine gave arrays of shapes {found}, expected {expected}")
 
     def _verdict(self, flow: Flow, verdict: Verdict) -> Verdict | None:
-        if not self._is_judged(flow):
+        if not self.is_judged(flow):
             return None
         return verdict if flow.complete else msgspec.structs.replace(verdict, final=False)
 

@@ -19,6 +19,8 @@ from tapline.service.results.port_tries import PortTryCounter, TriedPorts
 from tapline.service.traces.capture_traces import CaptureTraces
 from tapline.service.traces.trace_verdict import TraceVerdict
 
+MAX_PROBLEM_CHARS = 1024
+
 
 class ClassifiedFlow(FlowLine, kw_only=True):
     """A flow's JSON form with its verdict, None where the engine failed on it; `input` names the file it came from."""
@@ -45,6 +47,13 @@ class InputSummary(msgspec.Struct):
     skipped: dict[str, int] = {}
     warning: str | None = None
     error: str | None = None
+
+
+def input_problem(entry: InputSummary) -> str | None:
+    """What to tell about an input that was not read, or not whole."""
+    if entry.error:
+        return clean(f"{entry.name}: {entry.error}", MAX_PROBLEM_CHARS)
+    return clean(f"{entry.name}: {entry.warning}", MAX_PROBLEM_CHARS) if entry.warning else None
 
 
 def left_out_text(entry: InputSummary) -> str | None:

@@ -1,0 +1,1 @@
+"""What `import tapline` offers: captures, models and live flows from Python, on the path that serves."""

@@ -1,0 +1,315 @@
+"""`tapline.read` and `tapline.classify`: captures as flows, and as flows and traces with their verdicts.
+
+Both are lazy and may be iterated again, which reads the inputs again.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tapline.models.flow import Flow, HeadsKind
+from tapline.service.engines.engine import EngineName
+from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
+from tapline.service.inference.trace_loading import NO_TRACES, trace_directories
+from tapline.service.python.chosen import model_directory, open_classifier
+from tapline.service.python.flow_model import FlowModel
+from tapline.service.python.frames import flow_table, to_pandas, trace_table
+from tapline.service.python.offline import OfflineRun, Result, account, closed, shown_name
+from tapline.service.results.records import InputSummary, Summary, input_problem
+from tapline.service.sources.capture import CaptureError, ReadOptions
+from tapline.service.sources.inputs import ReaderName, inputs_of, open_input
+from tapline.service.traces.trace_verdict import TraceVerdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+CapturePath = str | os.PathLike[str]
+"""A capture (pcap or pcapng, plain, gzip or zstd), NDJSON of `tapline features`, a directory of captures, or `-`."""
+
+OnError = Literal["raise", "skip"]
+"""What becomes of an input that cannot be read: an error, or a warning, and its reason in its entry of `inputs`."""
+
+
+def read(
+    path: CapturePath | Iterable[CapturePath],
+    *,
+    reader: ReaderName = "auto",
+    heads: HeadsKind = "header",
+    on_error: OnError = "raise",
+) -> Flows:
+    """The flows of a capture, of several, or of all captures in a directory and below; `-` is standard input.
+
+    Nothing is read before it is iterated. All flows are given, also those in which nobody sent payload.
+
+    Args:
+        path: one or several of `CapturePath`.
+        reader: `auto`, the built-in one, which needs no Zeek, or `zeek`, which runs it.
+        heads: what to keep of a flow's first packets: `header`, which trace models read, `full`, or `none`.
+        on_error: what becomes of an input that cannot be read.
+
+    Raises:
+        CaptureError: a path does not exist, or a directory holds no capture; on the way: an input cannot be read.
+    """
+    return Flows(_names(path), reader, heads, on_error)
+
+
+def classify(
+    path: CapturePath | Iterable[CapturePath],
+    *,
+    model: str | os.PathLike[str] | FlowModel = DEFAULT_CHECKPOINT,
+    traces: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+    ports: bool = True,
+    threads: int = 0,
+    reader: ReaderName = "auto",
+    engine: EngineName = "onnx",
+    on_error: OnError = "raise",
+) -> Results:
+    """What the flows and traces of captures are, as `tapline classify` says it, to the bit.
+
+    Models are loaded now, the captures are read when the results are iterated.
+
+    Args:
+        path: as of `read`.
+        model: of flows, by its name, a checkpoint directory, or as `load` gave it.
+        traces: trace models, by names or directories; None: all that ship, `()`: none.
+        ports: whether verdicts on flows read ports, where the model knows any.
+        threads: of the engine, 0 for one per core; those of `model` where it is loaded already.
+        reader: as of `read`.
+        engine: `onnx`, or `torch` (extra `gpu`).
+        on_error: as of `read`.
+
+    Raises:
+        CaptureError: as of `read`.
+        CheckpointError, EngineError: a model is none, or cannot be run.
+    """
+    names = _names(path)
+    return Results(names, _classifier(model, traces, engine, threads=threads, ports=ports), reader, on_error)
+
+
+class Flows:
+    """The flows of inputs, in the order in which they end; `inputs` says what came of each input, once it was read.
+
+    Iterating again reads again. An iteration that is given up closes its file.
+    """
+
+    def __init__(self, names: Sequence[str], reader: ReaderName, heads: HeadsKind, on_error: OnError) -> None:
+        self.inputs: list[InputSummary] = []
+        self._names = names
+        self._reader = reader
+        self._options = ReadOptions(heads=heads)
+        self._on_error: OnError = on_error
+
+    def __iter__(self) -> Iterator[Flow]:
+        return (result.flow for result in self._results())
+
+    def _results(self) -> Iterator[Result]:
+        self.inputs = inputs = []
+        for name in self._names:
+            entry = InputSummary(shown_name(name))
+            inputs.append(entry)
+            try:
+                source = open_input(name, self._reader, self._options)
+                with closed(iter(source)) as flows:
+                    for flow in flows:
+                        entry.flows += 1
+                        yield Result(flow, None, entry.name)
+                account(entry, source)
+            except CaptureError as error:
+                entry.error = str(error)
+            _tell(entry, self._on_error)
+
+    @property
+    def packets(self) -> int:
+        """Packets of the inputs that were read."""
+        return sum(entry.packets for entry in self.inputs)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Packets that gave no flow, by reason, of the inputs that were read."""
+        counts: Counter[str] = Counter()
+        for entry in self.inputs:
+            counts.update(entry.skipped)
+        return dict(counts)
+
+    @property
+    def warning(self) -> str | None:
+        """What was read only in part, and why, or None."""
+        return "; ".join(f"{entry.name}: {entry.warning}" for entry in self.inputs if entry.warning) or None
+
+    def to_arrow(self, *, lengths: bool = False, content: bool = False) -> pa.Table:
+        """One row for each flow, columns as of `frames.flow_table`. Reads the inputs.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            CaptureError: an input cannot be read.
+        """
+        return flow_table(self._results(), verdicts=False, lengths=lengths, content=content)
+
+    def to_pandas(self, *, lengths: bool = False, content: bool = False) -> pd.DataFrame:
+        """The same as a DataFrame.
+
+        Raises:
+            ImportError: pandas or pyarrow is not installed.
+            CaptureError: an input cannot be read.
+        """
+        return to_pandas(self.to_arrow(lengths=lengths, content=content))
+
+
+class Traces:
+    """Verdicts on traces, in the order in which they were given."""
+
+    def __init__(self) -> None:
+        self._found: list[TraceVerdict] = []
+
+    def add(self, trace: TraceVerdict) -> None:
+        """Keep a verdict."""
+        self._found.append(trace)
+
+    def __iter__(self) -> Iterator[TraceVerdict]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def to_arrow(self, *, alternatives: bool = False) -> pa.Table:
+        """One row for each trace, columns as of `frames.trace_table`.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+        """
+        return trace_table(self, alternatives=alternatives)
+
+    def to_pandas(self, *, alternatives: bool = False) -> pd.DataFrame:
+        """The same as a DataFrame.
+
+        Raises:
+            ImportError: pandas or pyarrow is not installed.
+        """
+        return to_pandas(self.to_arrow(alternatives=alternatives))
+
+
+class Results:
+    """Flows with their verdicts, as the inputs give them, in bounded memory.
+
+    `traces` and `summary` are those of the last iteration that came to its end; where there was none they classify the
+    inputs. Iterating again classifies again. An iteration that is given up closes its file.
+    """
+
+    def __init__(self, names: Sequence[str], classifier: Classifier, reader: ReaderName, on_error: OnError) -> None:
+        self._names = names
+        self._classifier = classifier
+        self._reader = reader
+        self._on_error: OnError = on_error
+        self._done: tuple[Traces, Summary] | None = None
+
+    def __iter__(self) -> Iterator[Result]:
+        run = OfflineRun(self._names, self._reader, self._classifier, ended=lambda entry: _tell(entry, self._on_error))
+        traces = Traces()
+        for found in run:
+            if isinstance(found, Result):
+                yield found
+            else:
+                traces.add(found)
+        self._done = traces, run.summary()
+
+    @property
+    def traces(self) -> Traces:
+        """The verdicts on traces, by each trace model."""
+        return self._finished()[0]
+
+    @property
+    def summary(self) -> Summary:
+        """The account of every flow: those classified by label, those left out and why, what was read of each input,
+        ports tried in vain, traces by model."""
+        return self._finished()[1]
+
+    def _finished(self) -> tuple[Traces, Summary]:
+        if self._done is None:
+            for _ in self:
+                pass
+        assert self._done is not None
+        return self._done
+
+    def to_arrow(self, *, alternatives: bool = False, lengths: bool = False, content: bool = False) -> pa.Table:
+        """One row for each flow, columns as of `frames.flow_table`. Classifies the inputs.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            CaptureError: an input cannot be read.
+        """
+        return flow_table(self, alternatives=alternatives, lengths=lengths, content=content)
+
+    def to_pandas(self, *, alternatives: bool = False, lengths: bool = False, content: bool = False) -> pd.DataFrame:
+        """The same as a DataFrame.
+
+        Raises:
+            ImportError: pandas or pyarrow is not installed.
+            CaptureError: an input cannot be read.
+        """
+        return to_pandas(self.to_arrow(alternatives=alternatives, lengths=lengths, content=content))
+
+
+def _names(path: CapturePath | Iterable[CapturePath]) -> list[str]:
+    """The inputs that paths name, those in directories one by one.
+
+    Raises:
+        CaptureError: a path does not exist, or a directory holds no capture.
+    """
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    names = list(inputs_of(map(os.fspath, paths)))
+    for name in names:
+        try:
+            if name != "-":
+                Path(name).stat()
+        except OSError as error:
+            entry = InputSummary(shown_name(name), error=f"cannot read it: {error.strerror}")
+            raise CaptureError(str(input_problem(entry))) from None
+    return names
+
+
+def _tell(entry: InputSummary, on_error: OnError) -> None:
+    """Say what is wrong with an input that was read, or could not be.
+
+    Raises:
+        CaptureError: it could not be, and that is an error.
+    """
+    problem = input_problem(entry)
+    if entry.error and on_error == "raise":
+        raise CaptureError(str(problem))
+    if problem:
+        warnings.warn(problem, stacklevel=4)
+
+
+def _classifier(
+    model: str | os.PathLike[str] | FlowModel,
+    traces: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
+    engine: EngineName,
+    *,
+    threads: int,
+    ports: bool,
+) -> Classifier:
+    directories = _trace_directories(traces)
+    if isinstance(model, FlowModel):
+        raise NotImplementedError
+    return open_classifier(
+        model_directory(model),
+        directories,
+        engine,
+        required=traces is not None,
+        warn=lambda reason: warnings.warn(reason, stacklevel=4),
+        threads=threads,
+        ports=ports,
+    )
+
+
+def _trace_directories(traces: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None) -> list[Path]:
+    if traces is None:
+        return trace_directories([])
+    chosen = [traces] if isinstance(traces, str | os.PathLike) else list(traces)
+    return trace_directories([os.fspath(each) for each in chosen] or [NO_TRACES])

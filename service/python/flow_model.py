@@ -1,0 +1,162 @@
+"""A flow model in Python: flows in, verdicts, probabilities, embeddings and attention out, as the service has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tapline.models.checkpoint import Checkpoint
+from tapline.models.encode import encode
+from tapline.models.flow import Flow
+from tapline.models.verdict import CONFIDENCE_DIGITS, Verdict, context_terms, flow_probabilities
+from tapline.service.engines.engine import Engine
+from tapline.service.inference.classifier import Classifier
+
+BATCH_FLOWS = 512
+"""Flows that are computed together, however many are given: memory is bounded by it."""
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowAttention:
+    """Where the model looked at a flow: weights, float32, that add up to 1 together with `special`.
+
+    They are those of the fusion's two class tokens over all that was read, averaged over the heads and the two tokens.
+    `packets` [k]: of the payload lengths that were read, the first k; `orig_bytes` and `resp_bytes`: of the content
+    bytes that were read each way; `special`: of the tokens between them. It is correlation, not proof of cause.
+    """
+
+    packets: NDArray[np.float32]
+    orig_bytes: NDArray[np.float32]
+    resp_bytes: NDArray[np.float32]
+    special: float
+
+
+class FlowModel:
+    """A flow model that is loaded; `tapline.load` gives it.
+
+    Flows are computed in batches of `BATCH_FLOWS`, however many are given, by `threads` threads (0: one per core);
+    several Python threads may ask at a time, and take turns. A flow that the model is not asked about, since nobody
+    sent payload or there are fewer packets than the checkpoint's `min_packets`, has no verdict and a row of NaN.
+    """
+
+    def __init__(self, engine: Engine, directory: Path, threads: int) -> None:
+        self.engine = engine
+        self.directory = directory
+        self.threads = threads
+        self._classifier = Classifier(engine)
+        self._terms = context_terms(engine.checkpoint)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The manifest: network, labels, calibration, what it was measured on."""
+        return self.engine.checkpoint
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.checkpoint.name
+
+    @property
+    def version(self) -> str:
+        """The model's version."""
+        return self.checkpoint.version
+
+    @property
+    def labels(self) -> list[str]:
+        """What it knows, in the order of the columns of `predict_proba`."""
+        return list(self.checkpoint.labels)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in the embedding of a flow."""
+        return 2 * self.checkpoint.network.d_model
+
+    @property
+    def card(self) -> str:
+        """The model card in Markdown, empty where the checkpoint has none."""
+        path = self.directory / CARD
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def __repr__(self) -> str:
+        return f"<FlowModel {self.name} {self.version}: {len(self.checkpoint.labels)} labels>"
+
+    def predict(self, flows: Iterable[Flow], *, ports: bool = True) -> list[Verdict | None]:
+        """The verdict on each flow, in order, None where the model is not asked about it; `ports`: whether ports are
+        read, where the model knows any.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        found: list[Verdict | None] = []
+        for batch in _batches(flows):
+            rows = self._judged(batch)
+            verdicts: list[Verdict | None] = [None] * len(batch)
+            outcomes = self._classifier.classify([batch[row] for row in rows], [ports] * len(rows))
+            for row, outcome in zip(rows, outcomes, strict=True):
+                verdicts[row] = outcome.verdict if outcome is not None else None
+            found += verdicts
+        return found
+
+    def predict_proba(self, flows: Iterable[Flow], *, ports: bool = True) -> NDArray[np.float32]:
+        """Calibrated probabilities, float32 [flows, labels], columns as `labels`, rounded as confidences are: the
+        largest of a row is the confidence of the flow's verdict. Where the model has a background class, as
+        flow-protocols has, the labels add up to less than 1: the rest is what none of them takes.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        parts = [np.zeros((0, len(self.checkpoint.labels)), np.float32)]
+        for batch in _batches(flows):
+            rows = self._judged(batch)
+            part = np.full((len(batch), len(self.checkpoint.labels)), np.nan, np.float32)
+            if rows:
+                asked = [batch[row] for row in rows]
+                logits = self._classifier.scores(encode(asked, self.checkpoint.features)).logits
+                finite = np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist()
+                kept = [asked[place] for place in finite]
+                shares = flow_probabilities(logits[finite], kept, self.checkpoint, self._terms, ports=ports)
+                part[[rows[place] for place in finite]] = shares.round(CONFIDENCE_DIGITS)
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def embed(self, flows: Iterable[Flow]) -> NDArray[np.float32]:
+        """The embedding of each flow, float32 [flows, `embedding_size`]: what the classifying layer reads, before
+        transport and ports are looked at.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        parts = [np.zeros((0, self.embedding_size), np.float32)]
+        for batch in _batches(flows):
+            rows = self._judged(batch)
+            part = np.full((len(batch), self.embedding_size), np.nan, np.float32)
+            if rows:
+                asked = encode([batch[row] for row in rows], self.checkpoint.features)
+                part[rows] = self._classifier.scores(asked).embeddings
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def attention(self, flows: Iterable[Flow]) -> list[FlowAttention | None]:
+        """Where the model looked at each flow, None where it is not asked about it.
+
+        Raises:
+            EngineError: the engine failed, or does not tell.
+        """
+        raise NotImplementedError
+
+    def _judged(self, flows: Sequence[Flow]) -> list[int]:
+        """The places of the flows that the model is asked about."""
+        return [row for row, flow in enumerate(flows) if self._classifier.is_judged(flow)]
+
+
+def _batches(flows: Iterable[Flow]) -> Iterator[list[Flow]]:
+    iterator = iter(flows)
+    while batch := list(islice(iterator, BATCH_FLOWS)):
+        yield batch

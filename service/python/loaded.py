@@ -1,0 +1,43 @@
+"""`tapline.load`: a model of flows or of traces, by its name or its checkpoint directory."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, overload
+
+from tapline.models.checkpoint import checkpoint_kind
+from tapline.service.engines.engine import EngineName
+from tapline.service.engines.loading import load_engine
+from tapline.service.inference.trace_loading import load_beside
+from tapline.service.inference.trial import try_out
+from tapline.service.python.chosen import model_directory
+from tapline.service.python.flow_model import FlowModel
+from tapline.service.python.trace_model import TraceModel
+
+
+@overload
+def load(model: Literal["flow-protocols"], *, threads: int = 0, engine: EngineName = "onnx") -> FlowModel: ...
+@overload
+def load(
+    model: Literal["iot-devices", "intrusion"], *, threads: int = 0, engine: EngineName = "onnx"
+) -> TraceModel: ...
+@overload
+def load(model: str | os.PathLike[str], *, threads: int = 0, engine: EngineName = "onnx") -> FlowModel | TraceModel: ...
+def load(model: str | os.PathLike[str], *, threads: int = 0, engine: EngineName = "onnx") -> FlowModel | TraceModel:
+    """A model that ships, by its name (`flow-protocols`, `iot-devices`, `intrusion`), or that of a directory:
+    `./NAME` where a directory has the name of one. Nothing is fetched.
+
+    Args:
+        model: name or checkpoint directory; of a directory of versions the newest.
+        threads: of the engine, 0 for one per core.
+        engine: `onnx`, or `torch` (extra `gpu`).
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        EngineError: the engine is not installed.
+    """
+    directory = model_directory(model)
+    try_out(directory, engine=engine)
+    if checkpoint_kind(directory) == "mm4flow":
+        return FlowModel(load_engine(engine, directory, threads), directory, threads)
+    return TraceModel(load_beside(engine, directory, threads), directory, threads)
