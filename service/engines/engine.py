@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,4 +60,18 @@ class Engine(Protocol):
 
     def run(self, batch: TokenBatch) -> Scores:
         """Scores of every flow of the batch, in its order."""
+        ...
+
+
+@runtime_checkable
+class AttentiveEngine(Engine, Protocol):
+    """An engine that also tells where the network looked."""
+
+    def attention(self, batch: TokenBatch) -> list[NDArray[np.float32]]:
+        """Of every flow of the batch, in its order, the attention of the fusion's two class tokens, averaged over heads
+        and both: float32 [ps tokens + bytes tokens of the flow], in this order, which adds up to 1.
+
+        Raises:
+            EngineError: the checkpoint's graph does not tell.
+        """
         ...

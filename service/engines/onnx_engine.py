@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tapline.models.checkpoint import ONNX, ONNX_INT8, read_checkpoint
 from tapline.models.encode import TokenBatch
 from tapline.service.engines.engine import Precision, Scores
 from tapline.service.engines.onnx_session import open_session
 from tapline.service.engines.pieces import MM4FLOW_INPUTS, padding, piece_inputs, pieces
+
+_ATTENTIONS = ("ps_attention", "bytes_attention")
 
 
 class OnnxEngine:
@@ -38,3 +41,16 @@ class OnnxEngine:
             shapes = {"logits": (len(rows), self._classes), "embedding": (len(rows), self._width)}
             logits[rows], embeddings[rows] = self._session.run(piece_inputs(batch, rows), shapes)
         return Scores(logits, embeddings, padding_tokens)
+
+    def attention(self, batch: TokenBatch) -> list[NDArray[np.float32]]:
+        """Where the two class tokens looked, as of `AttentiveEngine`."""
+        found = [np.empty(0, np.float32)] * len(batch)
+        for rows in pieces(batch):
+            inputs = piece_inputs(batch, rows)
+            width = inputs["ps_tokens"].shape[1]  # the columns of the bytes come after those of the lengths
+            shape = (len(rows), width + inputs["bytes_tokens"].shape[1])
+            shares = np.mean(self._session.run(inputs, dict.fromkeys(_ATTENTIONS, shape)), axis=0)
+            for row, share in zip(rows.tolist(), shares, strict=True):
+                ps, content = batch.ps_counts[row], batch.bytes_counts[row]
+                found[row] = np.concatenate((share[:ps], share[width : width + content]))
+        return found

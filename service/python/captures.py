@@ -5,22 +5,26 @@ Both are lazy and may be iterated again, which reads the inputs again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
-from tapline.service.inference.trace_loading import NO_TRACES, trace_directories
-from tapline.service.python.chosen import model_directory, open_classifier
+from tapline.service.python.chosen import FlowChoice, TraceChoice, chosen_traces, model_directory, open_classifier
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.frames import flow_table, to_pandas, trace_table
 from tapline.service.python.offline import OfflineRun, Result, account, closed, shown_name
 from tapline.service.results.records import InputSummary, Summary, input_problem
+from tapline.service.results.spool import Spool
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.inputs import ReaderName, inputs_of, open_input
 from tapline.service.traces.trace_verdict import TraceVerdict
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 
 CapturePath = str | os.PathLike[str]
 """A capture (pcap or pcapng, plain, gzip or zstd), NDJSON of `tapline features`, a directory of captures, or `-`."""
+
+_TRACES = msgspec.json.Decoder(TraceVerdict)
 
 OnError = Literal["raise", "skip"]
 """What becomes of an input that cannot be read: an error, or a warning, and its reason in its entry of `inputs`."""
@@ -62,8 +68,8 @@ def read(
 def classify(
     path: CapturePath | Iterable[CapturePath],
     *,
-    model: str | os.PathLike[str] | FlowModel = DEFAULT_CHECKPOINT,
-    traces: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+    model: FlowChoice = DEFAULT_CHECKPOINT,
+    traces: TraceChoice | Iterable[TraceChoice] | None = None,
     ports: bool = True,
     threads: int = 0,
     reader: ReaderName = "auto",
@@ -77,9 +83,9 @@ def classify(
     Args:
         path: as of `read`.
         model: of flows, by its name, a checkpoint directory, or as `load` gave it.
-        traces: trace models, by names or directories; None: all that ship, `()`: none.
+        traces: trace models, as `model`, one or several; None: those that ship, where they fit; `()`: none.
         ports: whether verdicts on flows read ports, where the model knows any.
-        threads: of the engine, 0 for one per core; those of `model` where it is loaded already.
+        threads: of the engines, 0 for one per core; a model that is loaded has its own.
         reader: as of `read`.
         engine: `onnx`, or `torch` (extra `gpu`).
         on_error: as of `read`.
@@ -89,7 +95,16 @@ def classify(
         CheckpointError, EngineError: a model is none, or cannot be run.
     """
     names = _names(path)
-    return Results(names, _classifier(model, traces, engine, threads=threads, ports=ports), reader, on_error)
+    classifier = open_classifier(
+        model if isinstance(model, FlowModel) else model_directory(model),
+        chosen_traces(traces),
+        engine,
+        required=traces is not None,
+        warn=lambda reason: warnings.warn(reason, stacklevel=4),
+        threads=threads,
+        ports=ports,
+    )
+    return Results(names, classifier, reader, on_error)
 
 
 class Flows:
@@ -106,9 +121,11 @@ class Flows:
         self._on_error: OnError = on_error
 
     def __iter__(self) -> Iterator[Flow]:
-        return (result.flow for result in self._results())
+        with contextlib.closing(self._results()) as results:
+            for result in results:
+                yield result.flow
 
-    def _results(self) -> Iterator[Result]:
+    def _results(self) -> Generator[Result, None, None]:
         self.inputs = inputs = []
         for name in self._names:
             entry = InputSummary(shown_name(name))
@@ -158,24 +175,35 @@ class Flows:
             ImportError: pandas or pyarrow is not installed.
             CaptureError: an input cannot be read.
         """
-        return to_pandas(self.to_arrow(lengths=lengths, content=content))
+        return to_pandas(lambda: self.to_arrow(lengths=lengths, content=content))
 
 
 class Traces:
-    """Verdicts on traces, in the order in which they were given."""
+    """Verdicts on traces, in the order in which they were given: some megabytes of them in memory, others on disk."""
 
     def __init__(self) -> None:
-        self._found: list[TraceVerdict] = []
+        self._count = 0
+        self._spool = Spool()
+        weakref.finalize(self, self._spool.close)
 
     def add(self, trace: TraceVerdict) -> None:
-        """Keep a verdict."""
-        self._found.append(trace)
+        """Keep a verdict.
+
+        Raises:
+            OSError: there is no room on disk.
+        """
+        self._spool.add(msgspec.json.encode(trace) + b"\n")
+        self._count += 1
 
     def __iter__(self) -> Iterator[TraceVerdict]:
-        return iter(self._found)
+        cut = b""
+        for piece in self._spool.pieces():
+            *lines, cut = (cut + piece).split(b"\n")
+            for line in lines:
+                yield _TRACES.decode(line)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return self._count
 
     def to_arrow(self, *, alternatives: bool = False) -> pa.Table:
         """One row for each trace, columns as of `frames.trace_table`.
@@ -191,7 +219,7 @@ class Traces:
         Raises:
             ImportError: pandas or pyarrow is not installed.
         """
-        return to_pandas(self.to_arrow(alternatives=alternatives))
+        return to_pandas(lambda: self.to_arrow(alternatives=alternatives))
 
 
 class Results:
@@ -211,11 +239,12 @@ class Results:
     def __iter__(self) -> Iterator[Result]:
         run = OfflineRun(self._names, self._reader, self._classifier, ended=lambda entry: _tell(entry, self._on_error))
         traces = Traces()
-        for found in run:
-            if isinstance(found, Result):
-                yield found
-            else:
-                traces.add(found)
+        with contextlib.closing(iter(run)) as items:
+            for found in items:
+                if isinstance(found, Result):
+                    yield found
+                else:
+                    traces.add(found)
         self._done = traces, run.summary()
 
     @property
@@ -252,7 +281,7 @@ class Results:
             ImportError: pandas or pyarrow is not installed.
             CaptureError: an input cannot be read.
         """
-        return to_pandas(self.to_arrow(alternatives=alternatives, lengths=lengths, content=content))
+        return to_pandas(lambda: self.to_arrow(alternatives=alternatives, lengths=lengths, content=content))
 
 
 def _names(path: CapturePath | Iterable[CapturePath]) -> list[str]:
@@ -284,32 +313,3 @@ def _tell(entry: InputSummary, on_error: OnError) -> None:
         raise CaptureError(str(problem))
     if problem:
         warnings.warn(problem, stacklevel=4)
-
-
-def _classifier(
-    model: str | os.PathLike[str] | FlowModel,
-    traces: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
-    engine: EngineName,
-    *,
-    threads: int,
-    ports: bool,
-) -> Classifier:
-    directories = _trace_directories(traces)
-    if isinstance(model, FlowModel):
-        raise NotImplementedError
-    return open_classifier(
-        model_directory(model),
-        directories,
-        engine,
-        required=traces is not None,
-        warn=lambda reason: warnings.warn(reason, stacklevel=4),
-        threads=threads,
-        ports=ports,
-    )
-
-
-def _trace_directories(traces: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None) -> list[Path]:
-    if traces is None:
-        return trace_directories([])
-    chosen = [traces] if isinstance(traces, str | os.PathLike) else list(traces)
-    return trace_directories([os.fspath(each) for each in chosen] or [NO_TRACES])

@@ -1,20 +1,29 @@
-"""From what a user names to what computes: the model of a name or a directory, and the trace models beside it."""
+"""From what a user names to what computes: the model of a name, a directory or one that is loaded, and the trace models
+beside it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tapline.models.checkpoint import CheckpointError
-from tapline.service.engines.engine import Engine, EngineName
+from tapline.service.engines.engine import EngineName
 from tapline.service.engines.loading import load_engine
-from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import Repository, UnknownModelError, newest_version
-from tapline.service.inference.trace_loading import fitting, load_beside
+from tapline.service.inference.trace_loading import NO_TRACES, fitting, load_beside, trace_directories
 from tapline.service.inference.trial import try_out
+from tapline.service.python.flow_model import FlowModel
+from tapline.service.python.trace_model import TraceModel
+
+FlowChoice = str | os.PathLike[str] | FlowModel
+"""A flow model by its name, by a checkpoint directory, or as `tapline.load` gave it."""
+
+TraceChoice = str | os.PathLike[str] | TraceModel
+"""A trace model likewise."""
 
 
 def model_directory(model: str | os.PathLike[str]) -> Path:
@@ -37,9 +46,27 @@ def model_directory(model: str | os.PathLike[str]) -> Path:
     return newest_version(Path(model))
 
 
+def chosen_traces(traces: TraceChoice | Iterable[TraceChoice] | None) -> list[Path | TraceModel]:
+    """The trace models that are meant: None by all that ship, nothing by none.
+
+    Raises:
+        CheckpointError: one is none.
+    """
+    if traces is None:
+        return [*trace_directories([])]
+    chosen = [traces] if isinstance(traces, str | os.PathLike | TraceModel) else list(traces)
+    named = [os.fspath(each) for each in chosen if not isinstance(each, TraceModel)]
+    if NO_TRACES in named and len(chosen) > 1:
+        raise CheckpointError(f"traces: `{NO_TRACES}` beside other models: give it alone, or leave it out")
+    directories = iter(trace_directories(named or [NO_TRACES]))
+    if NO_TRACES in named:
+        return []
+    return [each if isinstance(each, TraceModel) else next(directories) for each in chosen]
+
+
 def open_classifier(
-    model: Path,
-    traces: Sequence[Path],
+    model: Path | FlowModel,
+    traces: Sequence[Path | TraceModel],
     engine: EngineName = "onnx",
     *,
     required: bool,
@@ -47,29 +74,19 @@ def open_classifier(
     threads: int = 0,
     **options: Any,
 ) -> Classifier:
-    """What classifies with the checkpoint of a directory, and with the trace models that fit it. `required` and `warn`
-    as of `fitting`, `options` of the classifier. Checkpoints that do not ship are tried out first.
+    """What classifies with a flow model, and with the trace models that fit it. `required` and `warn` as of `fitting`,
+    `options` of the classifier. Checkpoints that do not ship are tried out first.
 
     Raises:
         CheckpointError, EngineError: a model is none, or cannot be run.
     """
-    try_out(model, *traces, engine=engine)
-    flow_engine = load_engine(engine, model, threads)
-    trace_engines = [load_beside(engine, each, threads) for each in traces]
-    return classifier_of(flow_engine, trace_engines, required=required, warn=warn, **options)
-
-
-def classifier_of(
-    engine: Engine,
-    traces: Sequence[TraceEngine],
-    *,
-    required: bool,
-    warn: Callable[[str], None],
-    **options: Any,
-) -> Classifier:
-    """The same of engines that are loaded.
-
-    Raises:
-        CheckpointError: a trace model does not fit, and is `required`.
-    """
-    return Classifier(engine, trace_engines=fitting(traces, engine.checkpoint, required=required, warn=warn), **options)
+    try_out(*(each for each in (model, *traces) if isinstance(each, Path)), engine=engine)
+    flow_engine = model.engine if isinstance(model, FlowModel) else load_engine(engine, model, threads)
+    trace_engines = [
+        each.engine if isinstance(each, TraceModel) else load_beside(engine, each, threads) for each in traces
+    ]
+    names = Counter(each.checkpoint.name for each in trace_engines)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise CheckpointError(f"two trace models are called {twice[0]}: give one of them")
+    fit = fitting(trace_engines, flow_engine.checkpoint, required=required, warn=warn)
+    return Classifier(flow_engine, trace_engines=fit, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.checkpoint import Checkpoint
-from tapline.models.encode import encode
+from tapline.models.encode import TokenBatch, encode
 from tapline.models.flow import Flow
 from tapline.models.verdict import CONFIDENCE_DIGITS, Verdict, context_terms, flow_probabilities
-from tapline.service.engines.engine import Engine
+from tapline.service.engines.engine import AttentiveEngine, Engine, EngineError
 from tapline.service.inference.classifier import Classifier
 
 BATCH_FLOWS = 512
@@ -43,7 +44,8 @@ class FlowModel:
 
     Flows are computed in batches of `BATCH_FLOWS`, however many are given, by `threads` threads (0: one per core);
     several Python threads may ask at a time, and take turns. A flow that the model is not asked about, since nobody
-    sent payload or there are fewer packets than the checkpoint's `min_packets`, has no verdict and a row of NaN.
+    sent payload or there are fewer packets than the checkpoint's `min_packets`, has the verdict None and NaN for
+    probabilities.
     """
 
     def __init__(self, engine: Engine, directory: Path, threads: int) -> None:
@@ -128,32 +130,56 @@ class FlowModel:
 
     def embed(self, flows: Iterable[Flow]) -> NDArray[np.float32]:
         """The embedding of each flow, float32 [flows, `embedding_size`]: what the classifying layer reads, before
-        transport and ports are looked at.
+        transport and ports are looked at. A flow of fewer packets than `min_packets` has one, too; one without payload
+        has a row of NaN.
 
         Raises:
             EngineError: the engine failed.
         """
         parts = [np.zeros((0, self.embedding_size), np.float32)]
         for batch in _batches(flows):
-            rows = self._judged(batch)
+            rows = [row for row, flow in enumerate(batch) if flow.payload_lengths]
             part = np.full((len(batch), self.embedding_size), np.nan, np.float32)
             if rows:
-                asked = encode([batch[row] for row in rows], self.checkpoint.features)
-                part[rows] = self._classifier.scores(asked).embeddings
+                tokens = encode([batch[row] for row in rows], self.checkpoint.features)
+                part[rows] = self._classifier.scores(tokens).embeddings
             parts.append(part)
         return np.concatenate(parts)
 
     def attention(self, flows: Iterable[Flow]) -> list[FlowAttention | None]:
-        """Where the model looked at each flow, None where it is not asked about it.
+        """Where the model looked at each flow, None where nobody sent payload.
 
         Raises:
-            EngineError: the engine failed, or does not tell.
+            EngineError: the engine failed, or does not tell: torch's does not.
         """
-        raise NotImplementedError
+        engine = self.engine
+        if not isinstance(engine, AttentiveEngine):
+            raise EngineError(f"this engine of {self.name} does not tell attention: load it with engine='onnx'")
+        found: list[FlowAttention | None] = []
+        for batch in _batches(flows):
+            rows = [row for row, flow in enumerate(batch) if flow.payload_lengths]
+            parts: list[FlowAttention | None] = [None] * len(batch)
+            if rows:
+                tokens = encode([batch[row] for row in rows], self.checkpoint.features)
+                given = self._classifier.thread.call(partial(engine.attention, tokens))
+                for place, (row, shares) in enumerate(zip(rows, given, strict=True)):
+                    parts[row] = _attention(tokens, place, shares)
+            found += parts
+        return found
 
     def _judged(self, flows: Sequence[Flow]) -> list[int]:
         """The places of the flows that the model is asked about."""
         return [row for row, flow in enumerate(flows) if self._classifier.is_judged(flow)]
+
+
+def _attention(tokens: TokenBatch, row: int, shares: NDArray[np.float32]) -> FlowAttention:
+    """What the tokens of a flow got, without those that stand between them: `[CLS]` lengths `[SEP]`, then `[CLS]`
+    originator `[SEP]` responder `[SEP]`."""
+    lengths = int(tokens.ps_counts[row])
+    types = tokens.bytes_types[tokens.bytes_offsets[row] : tokens.bytes_offsets[row + 1]]
+    orig = lengths + len(types) - int(types.sum())  # where the responder's bytes begin: their type is 1
+    parts = shares[1 : lengths - 1], shares[lengths + 1 : orig - 1], shares[orig:-1]
+    return FlowAttention(*parts, special=float(shares.sum() - sum(part.sum() for part in parts)))
 
 
 def _batches(flows: Iterable[Flow]) -> Iterator[list[Flow]]:

@@ -74,15 +74,17 @@ def trace_table(traces: Iterable[TraceVerdict], *, alternatives: bool = False) -
     return _table(traces, columns)
 
 
-def to_pandas(table: pa.Table) -> pd.DataFrame:
-    """A table as a DataFrame: texts that repeat are categories, times are `datetime64[us, UTC]`, truth values
+def to_pandas(table: Callable[[], pa.Table]) -> pd.DataFrame:
+    """What a call gives, as a DataFrame: texts that repeat are categories, times `datetime64[us, UTC]`, truth values
     `boolean`, which may be missing.
 
     Raises:
-        ImportError: pandas is not installed.
+        ImportError: pandas is not installed; nothing was called then.
     """
     pandas, pyarrow = _module("pandas"), _module("pyarrow")
-    return table.to_pandas(types_mapper={pyarrow.bool_(): pandas.BooleanDtype()}.get)  # type: ignore[no-any-return]
+    types = {pyarrow.bool_(): pandas.BooleanDtype()}
+    # gives up each column of the table as soon as it is one of the frame
+    return table().to_pandas(types_mapper=types.get, split_blocks=True, self_destruct=True)  # type: ignore[no-any-return]
 
 
 def _module(name: str) -> ModuleType:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -71,7 +71,7 @@ class OfflineRun:
         self._shown = shown
         self._ended = ended
 
-    def __iter__(self) -> Iterator[Result | TraceVerdict]:
+    def __iter__(self) -> Generator[Result | TraceVerdict, None, None]:
         for name in self._names:
             entry = InputSummary(shown_name(name))
             self.inputs.append(entry)

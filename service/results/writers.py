@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import errno
-import io
-import os
-import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol, TextIO
 
@@ -17,6 +13,7 @@ from tapline.models.flow import Flow
 from tapline.models.foreign_text import sheet_cell
 from tapline.models.verdict import Verdict
 from tapline.service.results.records import Summary, classified
+from tapline.service.results.spool import Spool
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 Show = Literal["all", "flows", "traces"]
@@ -31,9 +28,6 @@ TRACE_CSV_COLUMNS = (
     "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "nearest", "confidence",
     "unknown", "model", "version", "suspicion", "suspicious", "top_uids", "top_shares",
 )  # fmt: skip
-
-_SPOOL_BYTES = 4 << 20
-_PIECE_BYTES = 1 << 20
 
 
 class RecordTaker(Protocol):
@@ -56,49 +50,6 @@ class Writer(RecordTaker, Protocol):
         ...
 
 
-class _Spool:
-    """Bytes kept for later: the first `_SPOOL_BYTES` in memory, what follows on disk."""
-
-    def __init__(self) -> None:
-        self._memory: list[bytes] = []
-        self._memory_left = _SPOOL_BYTES
-        self._file: io.FileIO | None = None
-        self._file_bytes = 0
-
-    def add(self, data: bytes) -> None:
-        """Keep all of it, or none.
-
-        Raises:
-            OSError: there is no room on disk.
-        """
-        if self._file is None and len(data) <= self._memory_left:
-            self._memory.append(data)
-            self._memory_left -= len(data)
-            return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(buffering=0)
-        self._file.seek(self._file_bytes)
-        if self._file.write(data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._file_bytes += len(data)
-
-    def pieces(self) -> Iterator[bytes]:
-        """All that was kept, in order."""
-        yield from self._memory
-        if self._file is not None:
-            self._file.seek(0)
-            left = self._file_bytes
-            while piece := self._file.read(min(left, _PIECE_BYTES)):
-                left -= len(piece)
-                yield piece
-
-    def close(self) -> None:
-        """Forget it."""
-        self._memory.clear()
-        if self._file is not None:
-            self._file.close()
-
-
 class JsonWriter:
     """One JSON object: `flows` as they come, then `traces`, then `summary`; a list that is not shown is not there.
 
@@ -110,7 +61,7 @@ class JsonWriter:
         self._show = show
         self._separator = '{"flows": [\n'
         self._trace_separator = b"\n"
-        self._traces = _Spool()
+        self._traces = Spool()
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write the flow's element."""

@@ -15,7 +15,7 @@ from tapline.models.verdict import Verdict, called_unknown, suspicions, verdicts
 from tapline.service.community_id import community_id
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.thread import EngineStalledError, EngineThread
-from tapline.service.engines.trace_engine import TraceEngine, TraceInput, warm_up
+from tapline.service.engines.trace_engine import TraceEngine, TraceInput, TraceScores, warm_up
 from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
 from tapline.service.inference.flow_features import split
 from tapline.service.traces.trace_verdict import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
@@ -65,12 +65,7 @@ class TraceScorer:
         """
         if not jobs:
             return []
-        inputs = [_input(job.flows, self.checkpoint) for job in jobs]
-        scores = self.thread.call(lambda: self.engine.score(inputs))
-        expected = (len(jobs), self.checkpoint.network.n_class)
-        counts = [(len(job.flows),) for job in jobs]
-        if scores.logits.shape != expected or [shares.shape for shares in scores.importance] != counts:
-            raise EngineError(f"the trace engine's scores do not fit the {len(jobs)} traces that it got")
+        scores = self.scores(jobs)
         found = verdicts(scores.logits, self.checkpoint)
         suspected = self._suspicions(scores.logits)
         return [
@@ -79,6 +74,20 @@ class TraceScorer:
             else self._verdict(job, verdict, suspicion, _top_flows(job.flows, shares))
             for job, verdict, suspicion, shares in zip(jobs, found, suspected, scores.importance, strict=True)
         ]
+
+    def scores(self, jobs: Sequence[ScoreJob]) -> TraceScores:
+        """What the engine computes for one window or more, in order.
+
+        Raises:
+            EngineError, EngineStalledError: as of `score`.
+        """
+        inputs = [_input(job.flows, self.checkpoint) for job in jobs]
+        scores = self.thread.call(lambda: self.engine.score(inputs))
+        expected = (len(jobs), self.checkpoint.network.n_class)
+        counts = [(len(job.flows),) for job in jobs]
+        if scores.logits.shape != expected or [shares.shape for shares in scores.importance] != counts:
+            raise EngineError(f"the trace engine's scores do not fit the {len(jobs)} traces that it got")
+        return scores
 
     def _suspicions(self, logits: NDArray[np.float32]) -> list[float | None]:
         """The suspicion of each trace, None where the model does not tell it, or its logits are not finite."""
