@@ -86,6 +86,7 @@ def run(notebook: nbformat.NotebookNode, parameters: dict[str, object] | None = 
             timeout=CELL_SECONDS,
             resources={"metadata": {"path": str(folder)}},
             record_timing=False,
+            coalesce_streams=True,
             extra_arguments=["--log-level=50", *(f"--IPKernelApp.exec_lines={line}" for line in _STRICT)],
         )
         client.execute(env=_environment(folder))
