@@ -99,6 +99,7 @@ class EngineThread:
     def close(self) -> None:
         """Take no more calls; who waits for one hears of it at once."""
         self._closed.set()
+        self._calls.put(None)  # the thread ends after its call
         current = self._current
         if current is not None:
             current.over.set()

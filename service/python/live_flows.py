@@ -1,22 +1,50 @@
-"""`tapline.stream`: the live flows of sensors with their verdicts, as an asynchronous iterator."""
+"""`tapline.stream`: the live flows of sensors with their verdicts, as an asynchronous iterator. It is the live path of
+the service with one listener; nothing is sent back to the sensors."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
+
+import structlog
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
-from tapline.service.inference.classifier import DEFAULT_CHECKPOINT
+from tapline.service.engines.engine import EngineError
+from tapline.service.engines.thread import EngineThread
+from tapline.service.inference.batcher import Batcher
+from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
+from tapline.service.live.observer import Observer
+from tapline.service.live.pipeline import LiveCounts, LivePipeline
+from tapline.service.live.sensors import Sensors
+from tapline.service.metrics import Metrics
+from tapline.service.process.log_lines import configure_logs
+from tapline.service.process.supervisor import Supervisor
+from tapline.service.python.chosen import FlowChoice, model_directory, open_classifier
 from tapline.service.python.flow_model import FlowModel
+from tapline.service.sources.bus.source import BusState
+from tapline.service.sources.bus.transport import TlsFiles
+
+ENGINE_SECONDS = 60.0
+"""Longest time that the engine may take for a batch."""
+
+WAITING_FLOWS = 20_000
+"""Flows that wait for a verdict; where more come, the subjects that send most are shed first (`counts.shed`)."""
+
+HELD_RESULTS = 10_000
+"""Results that wait to be taken; where more come, the oldest are missed (`missed`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveResult:
-    """A live flow with its verdict: early (`verdict.final` is False, `flow.complete` too) or final. Both have the
-    flow's `uid`. `source` is the URL of the sensor's bus, without a password."""
+    """A live flow with its verdict: early (`flow.complete` and `verdict.final` are False) or final. Both forms of a flow
+    have its `uid`. `source` is the URL of the sensor's bus, without a password."""
 
     source: str
     flow: Flow
@@ -26,29 +54,77 @@ class LiveResult:
 def stream(
     url: str | Iterable[str],
     *,
-    model: str | os.PathLike[str] | FlowModel = DEFAULT_CHECKPOINT,
+    model: FlowChoice = DEFAULT_CHECKPOINT,
     ports: bool = True,
     threads: int = 0,
+    ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
 ) -> Stream:
-    """Live flows of sensors with their verdicts, until you stop: `async for live in tapline.stream(url)`.
+    """Live flows of sensors with their verdicts, until you stop.
+
+    `async for live in tapline.stream(url)`; or `async with tapline.stream(url) as flows:`, and iterate `flows`, which
+    ends all that it started where the block is left, also where the loop is left by `break`. A sensor that is away is
+    tried again for ever, with growing pauses. Flows in which nobody sent payload have no verdict and are left out.
 
     Args:
         url: of a sensor's bus, `ws://host:port`, `wss://host:port` or `broker://host:port`, or of several.
         model: as of `classify`.
         ports: as of `classify`.
         threads: as of `classify`.
+        ca: PEM file of the CA that signed the sensors' certificates, as `--zeek-ca`.
+        certificate: PEM file of the certificate to show to sensors.
+        key: PEM file of its key.
+
+    Raises, once it is iterated or entered:
+        CheckpointError, EngineError: the model is none, cannot be run, or cannot be kept alive.
+        TransportError: a URL or a TLS file cannot be used, or one sensor is named twice.
     """
-    raise NotImplementedError
+    urls = [url] if isinstance(url, str) else list(url)
+    return Stream(urls, model, TlsFiles(ca, certificate, key), ports=ports, threads=threads)
 
 
 class Stream:
-    """Live flows; iterate it, or use it as an asynchronous context manager, which ends all that it started."""
+    """Live flows of sensors; `stream` makes it. Used in one event loop, and started once."""
+
+    def __init__(self, urls: Sequence[str], model: FlowChoice, tls: TlsFiles, *, ports: bool, threads: int) -> None:
+        self.missed = 0
+        self._urls = urls
+        self._model = model
+        self._tls = tls
+        self._ports = ports
+        self._threads = threads
+        self._held: deque[LiveResult] = deque()
+        self._came = asyncio.Event()
+        self._stack: contextlib.AsyncExitStack | None = None
+        self._pipeline: LivePipeline | None = None
+        self._sensors: Sensors | None = None
+        self._failure: str | None = None
+        self._ended = False
+
+    @property
+    def counts(self) -> LiveCounts:
+        """What became of every flow that came."""
+        return self._pipeline.counts if self._pipeline is not None else LiveCounts()
+
+    @property
+    def sensors(self) -> list[BusState]:
+        """The state of the connection to each sensor, and what came from it."""
+        return [sensor.source.state for sensor in self._sensors.sensors] if self._sensors is not None else []
 
     def __aiter__(self) -> AsyncIterator[LiveResult]:
-        raise NotImplementedError
+        return self._results()
 
     async def __aenter__(self) -> Stream:
-        raise NotImplementedError
+        if self._stack is not None:
+            raise RuntimeError("a stream is started once: make another by tapline.stream")
+        self._stack = contextlib.AsyncExitStack()
+        try:
+            await self._stack.enter_async_context(self._running())
+        except BaseException:
+            self._ended = True
+            raise
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -56,5 +132,83 @@ class Stream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End it; what it started has ended when this returns."""
-        raise NotImplementedError
+        """End it: connections, tasks and threads have ended when this returns, and iterating ends."""
+        self._ended = True
+        self._came.set()
+        if self._stack is not None:
+            await self._stack.aclose()
+
+    async def _results(self) -> AsyncGenerator[LiveResult, None]:
+        """The results as they come; what this started ends with it."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self._stack is None:
+                await stack.enter_async_context(self)
+            while not self._ended:
+                while self._held and not self._ended:
+                    yield self._held.popleft()
+                if self._failure is not None:
+                    raise EngineError(self._failure)
+                self._came.clear()
+                if not (self._held or self._ended):
+                    await self._came.wait()
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        """The live path, while the block runs."""
+        if not structlog.is_configured():
+            configure_logs()  # to standard error, and without the values of variables
+        classifier = await asyncio.to_thread(self._classifier)
+        metrics = Metrics()
+        supervisor = Supervisor(metrics)
+        batcher = Batcher([classifier], metrics, supervisor=supervisor)
+        self._pipeline = LivePipeline(batcher, metrics, queue_flows=WAITING_FLOWS)
+        self._sensors = Sensors(
+            self._urls, self._pipeline, metrics, tls=self._tls, observer=_Listener(self), supervisor=supervisor
+        )
+        batcher.start()
+        watching = asyncio.create_task(self._watch(supervisor))
+        try:
+            async with self._sensors.running(0):
+                yield
+        finally:
+            watching.cancel()
+            await batcher.stop(0)
+            await asyncio.gather(watching, return_exceptions=True)
+
+    def _classifier(self) -> Classifier:
+        model = self._model if isinstance(self._model, FlowModel) else model_directory(self._model)
+        return open_classifier(
+            model,
+            [],
+            required=False,
+            warn=lambda reason: None,
+            threads=self._threads,
+            ports=self._ports,
+            thread=EngineThread("the engine of the stream", ENGINE_SECONDS),
+        )
+
+    async def _watch(self, supervisor: Supervisor) -> None:
+        """Wake who iterates where a part of the live path cannot be kept alive."""
+        await supervisor.gave_up.wait()
+        self._failure = supervisor.failure
+        self._came.set()
+
+    def take(self, result: LiveResult) -> None:
+        """Hold a result until it is taken; the oldest makes room for it."""
+        if len(self._held) >= HELD_RESULTS:
+            self._held.popleft()
+            self.missed += 1
+        self._held.append(result)
+        self._came.set()
+
+
+class _Listener(Observer):
+    """Hands what the live path decides to a stream."""
+
+    def __init__(self, target: Stream) -> None:
+        self._target = target
+
+    def flow(self, source: str, flow: Flow, verdict: Verdict | None) -> None:
+        """Hand on a flow that has a verdict."""
+        if verdict is not None:
+            self._target.take(LiveResult(source, flow, verdict))

@@ -1,0 +1,241 @@
+"""`tapline.read` and `tapline.classify` give what the command gives, lazily, again where asked again, and leave nothing
+behind where they are given up."""
+
+import asyncio
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import tapline
+from tapline.service.results import spool
+from tests.paths import DATA
+from tests.service.command.cli_runner import tapline as command
+
+CAPTURES = DATA / "captures"
+ANDROID = CAPTURES / "android.pcap"
+SEVERAL = [
+    ANDROID,
+    CAPTURES / "telegram_videocall.pcapng",
+    CAPTURES / "ndpi" / "ftp-start-tls.pcap",
+    CAPTURES / "iot-sentinel" / "Aria",
+]
+
+
+def asked(path, *flags):
+    """What the command writes of paths, as JSON."""
+    result = command("classify", "--format", "json", *flags, *path, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def plain(value):
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
+def assert_same(results, expected):
+    assert [plain(result.record) for result in results] == expected["flows"]
+    assert [plain(trace) for trace in results.traces] == expected["traces"]
+    assert plain(results.summary) == expected["summary"]
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [
+        ([], {}),
+        (["--ports", "off", "--traces", "none"], {"ports": False, "traces": ()}),
+        (["--traces", "intrusion"], {"traces": "intrusion"}),
+    ],
+    ids=["as it is", "no ports, no traces", "one trace model"],
+)
+def test_records_are_those_of_the_command_to_the_bit(flags, options):
+    names = [str(path) for path in SEVERAL]
+    assert_same(tapline.classify(names, **options), asked(names, *flags))
+
+
+@pytest.mark.whole
+@pytest.mark.zeek
+@pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")
+def test_records_are_those_of_the_command_with_zeek():
+    results = tapline.classify(ANDROID, reader="zeek")
+    found = [plain(result.record) for result in results]
+    expected = asked([str(ANDROID)], "--reader", "zeek")
+    for flow in (*found, *expected["flows"]):
+        del flow["uid"]  # Zeek gives each run uids of its own
+    assert found == expected["flows"]
+    assert [trace.verdict.label for trace in results.traces] == [
+        trace["verdict"]["label"] for trace in expected["traces"]
+    ]
+
+
+def test_models_that_are_loaded_give_the_same(checkpoint_dir, mac_traces_dir):
+    by_directory = tapline.classify(ANDROID, model=checkpoint_dir, traces=[mac_traces_dir])
+    loaded = tapline.classify(ANDROID, model=tapline.load(checkpoint_dir), traces=tapline.load(mac_traces_dir))
+    assert list(loaded) == list(by_directory)
+    assert list(loaded.traces) == list(by_directory.traces)
+    assert len(loaded.traces) > 3
+
+
+def test_verdicts_of_a_model_are_those_of_the_capture():
+    model = tapline.load("flow-protocols", threads=1)
+    expected = [result.verdict for result in tapline.classify(ANDROID, model=model, traces=())]
+    found = model.predict(tapline.read(ANDROID))
+    assert [verdict for verdict in found if verdict is not None] == expected
+
+
+def test_iterating_again_reads_again():
+    flows, results = tapline.read(ANDROID), tapline.classify(ANDROID, traces=())
+    assert [flow.uid for flow in flows] == [flow.uid for flow in flows]
+    assert list(results) == list(results)
+    assert (flows.packets, flows.skipped, flows.warning) == (500, {"not IP": 25}, None)
+    assert (len(list(flows)), flows.inputs[0].flows) == (69, 69)
+
+
+def test_traces_and_summary_classify_where_nobody_has():
+    results = tapline.classify(ANDROID)
+    assert results.summary.classified == 66
+    assert len(results.traces) == sum(entry.traces for entry in results.summary.traces) > 0
+
+
+def test_traces_beyond_memory_wait_on_disk(monkeypatch):
+    expected = list(tapline.classify(ANDROID).traces)
+    monkeypatch.setattr(spool, "_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(spool, "_PIECE_BYTES", 7)
+    traces = tapline.classify(ANDROID).traces
+    first, second = iter(traces), iter(traces)
+    assert [next(each) for _ in expected for each in (first, second)] == [each for each in expected for _ in (0, 1)]
+    assert len(expected) > 3
+
+
+def test_a_directory_and_what_the_command_writes(tmp_path):
+    (tmp_path / "below").mkdir()
+    shutil.copy(ANDROID, tmp_path / "below" / "a.pcap")
+    (tmp_path / "notes.txt").write_text("no capture")
+    lines = tmp_path / "flows.ndjson"
+    lines.write_text(command("features", ANDROID).stdout)
+    flows = tapline.read(tmp_path / "below")
+    with_payload = [flow for flow in flows if flow.payload_lengths]
+    assert [flow.uid for flow in tapline.read(lines)] == [flow.uid for flow in with_payload]
+    assert [entry.name for entry in flows.inputs] == [str(tmp_path / "below" / "a.pcap")]
+
+
+@pytest.mark.parametrize("made", [b"", b"no capture at all", None], ids=["empty", "other", "missing"])
+def test_what_cannot_be_read_is_told_in_the_words_of_the_command(tmp_path, made):
+    path = tmp_path / "odd.pcap"
+    if made is not None:
+        path.write_bytes(made)
+    said = command("classify", path).stderr.strip()
+    for give in (tapline.read, lambda name: tapline.classify(name, traces=())):
+        with pytest.raises(tapline.CaptureError) as raised:
+            list(give(path))
+        assert str(raised.value) == said.splitlines()[0]
+
+
+def test_a_bad_input_among_others_may_be_skipped(tmp_path):
+    bad = tmp_path / "bad.pcap"
+    bad.write_bytes(b"no capture at all")
+    for give in (tapline.read, lambda names, **options: tapline.classify(names, traces=(), **options)):
+        flows = give([bad, ANDROID], on_error="skip")
+        with pytest.warns(UserWarning, match=r"bad\.pcap: "):
+            assert len(list(flows)) >= 66
+        with pytest.raises(tapline.CaptureError, match=r"bad\.pcap: "):
+            list(give([bad, ANDROID]))
+
+
+def test_a_cut_capture_is_read_as_far_as_it_goes_and_warned_of(tmp_path):
+    cut = tmp_path / "cut.pcap"
+    cut.write_bytes(ANDROID.read_bytes()[:-5])
+    flows = tapline.read(cut)
+    with pytest.warns(UserWarning, match="cut.pcap: "):
+        assert len(list(flows)) > 60
+    assert flows.warning
+
+
+def test_a_directory_without_a_capture_and_models_that_are_none(tmp_path, mac_traces_dir):
+    with pytest.raises(tapline.CaptureError, match="no capture in this directory"):
+        tapline.read(tmp_path)
+    with pytest.raises(tapline.CheckpointError, match=r"neither the name of a model that ships \(flow-protocols, "):
+        tapline.classify(ANDROID, model="flow-protocol")
+    with pytest.raises(tapline.CheckpointError, match="neither the name of a trace model"):
+        tapline.classify(ANDROID, traces=["iot"])
+    with pytest.raises(tapline.CheckpointError, match="expected a flow checkpoint"):
+        tapline.classify(ANDROID, model="iot-devices")
+    with pytest.raises(tapline.CheckpointError, match="two trace models are called"):
+        tapline.classify(ANDROID, traces=[mac_traces_dir, tapline.load(mac_traces_dir)])
+    with pytest.raises(tapline.CheckpointError, match="give it alone"):
+        tapline.classify(ANDROID, traces=["none", tapline.load(mac_traces_dir)])
+
+
+def open_files():
+    return {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if os.path.lexists(path)}
+
+
+def engine_threads():
+    return {each for each in threading.enumerate() if "engine" in each.name or "encoder" in each.name}
+
+
+def children():
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+@pytest.mark.parametrize("how", ["closed", "forgotten"])
+def test_what_is_given_up_halfway_leaves_nothing_behind(how, checkpoint_dir, mac_traces_dir):
+    threads, processes = engine_threads(), children()
+    flows, results = iter(tapline.read(ANDROID)), iter(tapline.classify(ANDROID, model=checkpoint_dir))
+    assert next(flows) is not None
+    assert next(results).verdict is not None
+    assert str(ANDROID) in open_files()
+    assert engine_threads() - threads
+    if how == "closed":
+        flows.close()
+        results.close()
+        assert str(ANDROID) not in open_files()
+    del flows, results
+    gc.collect()
+    assert str(ANDROID) not in open_files()
+    for thread in engine_threads() - threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert children() == processes
+
+
+def test_it_works_in_a_running_event_loop_and_in_threads(checkpoint_dir):
+    results = tapline.classify(ANDROID, model=checkpoint_dir, traces=())
+    expected = list(results)
+
+    async def main():
+        return list(results)  # as in a notebook
+
+    assert asyncio.run(main()) == expected
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: list(results), range(4))) == [expected] * 4
+
+
+def test_standard_input_is_read_as_the_command_reads_it():
+    code = "import tapline; print(len(list(tapline.read('-'))))"
+    with ANDROID.open("rb") as file:
+        found = subprocess.run([sys.executable, "-W", "error", "-c", code], stdin=file, capture_output=True, check=True)
+    assert (found.stdout, found.stderr) == (b"69\n", b"")
+
+
+def test_memory_while_iterating_does_not_follow_the_input(checkpoint_dir):
+    held = []
+    tracemalloc.start()
+    try:
+        for result in tapline.classify([ANDROID] * 12, model=checkpoint_dir, traces=()):
+            held.append(tracemalloc.get_traced_memory()[0])
+            del result
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 12 * 66
+    assert max(held[-66:]) - max(held[66:132]) < 200_000  # the flows of the inputs between take 2 MB
