@@ -174,7 +174,9 @@ def main() -> None:
         print(f"no NFStream in {options.nfstream_python}: tapline alone (--nfstream-python names another interpreter)")
         chosen = [side for side in chosen if not side.nfstream]
     print(f"machine  {describe()}")
-    print(f"input    {options.capture.name}, {options.capture.stat().st_size / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}")
+    print(
+        f"input    {options.capture.name}, {options.capture.stat().st_size / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}"
+    )
     runs: dict[str, list[Run]] = {side.key: [] for side in chosen}
     for _ in range(options.repeat):
         for side in chosen:

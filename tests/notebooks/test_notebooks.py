@@ -6,7 +6,12 @@ import re
 import nbformat
 import pytest
 
+import tapline
 from tests.notebooks.running import NOTEBOOKS, names, read, run, shown
+from tests.paths import DATA
+from tests.service.command.cli_runner import tapline as command
+from tests.service.history.kept import settled
+from tests.service.history.test_history import ask
 
 REDUCED = {"4-fine-tune": {"EPOCHS": 3}}
 """What is made smaller so that a test has no long wait; cells tagged `trained` then say something else."""
@@ -57,6 +62,26 @@ def test_runs_and_gives_what_stands_there(name):
         if not (parameters and "trained" in before.metadata.get("tags", [])):
             assert agree(text_before, text), f"{after.source}\n--- kept\n{text_before}\n--- now\n{text}"
     assert figures
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+def test_a_day_that_the_history_exported(tmp_path):
+    captures = [DATA / "captures" / name for name in ("android.pcap", "telegram_videocall.pcapng")]
+    results = list(tapline.classify(captures, traces=()))
+
+    async def keep(history):
+        for result in results:
+            history.flow("tap", result.flow, result.verdict)
+        await settled(history)
+
+    ask(f"sqlite:///{tmp_path / 'history.db'}", keep)
+    day = tmp_path / "day.parquet"
+    asked = ("history", "export", "--final", "--to", day, "--history", "sqlite", "--data-dir", tmp_path)
+    assert command(*asked).returncode == 0
+    done = run(read("3-hunting"), {"DAY": str(day)})
+    assert shown(done.cells[2])[0] == "66 flows of 7 hosts to 22 servers\n"  # the call was two years later
+    assert sum(shown(cell)[1] for cell in done.cells if cell.cell_type == "code") == 3
 
 
 @pytest.mark.parametrize("name", names())
