@@ -156,8 +156,9 @@ def tell(side: Side, runs: list[Run]) -> None:
     labels = f", {told['labels']} labels" if told["labels"] else ""
     print(f"{side.what}\n  " + side.code.replace("\n", "\n  "))
     print(f"  gives {told['rows']} rows, {told['columns']} columns{labels}, {told['frame_mb']:.0f} MiB as a DataFrame")
-    print(f"  CPU {spread([each.cpu_seconds for each in runs], 's')}; clock {spread([each.wall_seconds for each in runs], 's')};"
-          f" memory {spread([each.memory_mb for each in runs], 'MiB')}")  # fmt: skip
+    names = ("cpu_seconds", "wall_seconds", "memory_mb")
+    cpu, clock, memory = ([getattr(each, name) for each in runs] for name in names)
+    print(f"  CPU {spread(cpu, 's')}; clock {spread(clock, 's')}; memory {spread(memory, 'MiB')}")
     print("  " + ", ".join(f"{name} {version}" for name, version in sorted(dict(told["versions"]).items())))
 
 

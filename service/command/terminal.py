@@ -169,7 +169,8 @@ def summary_text(summary: Summary) -> str:
 
 @contextmanager
 def progress(console: Console, name: str, source: FlowInput) -> Iterator[Iterator[Flow]]:
-    """The flows of a source; a long one shows a bar on a terminal, which FORCE_COLOR makes of nothing, while it is read."""
+    """The flows of a source; a long one shows a bar on a terminal while it is read."""
+    # FORCE_COLOR, as in notebooks, makes `is_terminal` true
     if not console.file.isatty() or (source.bytes_total is not None and source.bytes_total < PROGRESS_MIN_BYTES):
         yield iter(source)
         return

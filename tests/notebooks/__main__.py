@@ -1,5 +1,4 @@
-"""`python -m tests.notebooks [NAME...]`: runs the notebooks and writes them with their outputs, the same bytes each time
-that they give the same."""
+"""`python -m tests.notebooks [NAME...]`: runs the notebooks and writes them with what they give."""
 
 from __future__ import annotations
 
