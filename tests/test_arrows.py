@@ -64,10 +64,14 @@ ARROWS = {
         "service/jobs service/live service/metrics service/process service/results service/runtime "
         "service/settings service/sources/bus service/trace_models service/traces"
     ),
+    "service/python": (
+        "models service/community_id service/engines service/inference service/live service/metrics service/process "
+        "service/results service/sources service/sources/bus service/traces"
+    ),
     "service/command": (
         "models service/api service/engines service/history service/inference service/jobs service/live "
-        "service/process service/results service/runtime service/settings service/sources service/sources/bus "
-        "service/sources/packets service/traces"
+        "service/process service/python service/results service/runtime service/settings service/sources "
+        "service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/sources training/loop",

@@ -20,8 +20,8 @@ from tapline.models.flow import Flow, HeadsKind
 from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.python.chosen import FlowChoice, TraceChoice, chosen_traces, model_directory, open_classifier
+from tapline.service.python.data_frames import flow_table, to_pandas, trace_table
 from tapline.service.python.flow_model import FlowModel
-from tapline.service.python.frames import flow_table, to_pandas, trace_table
 from tapline.service.python.offline import OfflineRun, Result, account, closed, shown_name
 from tapline.service.results.records import InputSummary, Summary, input_problem
 from tapline.service.results.spool import Spool
@@ -160,7 +160,7 @@ class Flows:
         return "; ".join(f"{entry.name}: {entry.warning}" for entry in self.inputs if entry.warning) or None
 
     def to_arrow(self, *, lengths: bool = False, content: bool = False) -> pa.Table:
-        """One row for each flow, columns as of `frames.flow_table`. Reads the inputs.
+        """One row for each flow, columns as of `data_frames.flow_table`. Reads the inputs.
 
         Raises:
             ImportError: pyarrow is not installed.
@@ -206,7 +206,7 @@ class Traces:
         return self._count
 
     def to_arrow(self, *, alternatives: bool = False) -> pa.Table:
-        """One row for each trace, columns as of `frames.trace_table`.
+        """One row for each trace, columns as of `data_frames.trace_table`.
 
         Raises:
             ImportError: pyarrow is not installed.
@@ -266,7 +266,7 @@ class Results:
         return self._done
 
     def to_arrow(self, *, alternatives: bool = False, lengths: bool = False, content: bool = False) -> pa.Table:
-        """One row for each flow, columns as of `frames.flow_table`. Classifies the inputs.
+        """One row for each flow, columns as of `data_frames.flow_table`. Classifies the inputs.
 
         Raises:
             ImportError: pyarrow is not installed.

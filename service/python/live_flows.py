@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -43,8 +42,8 @@ HELD_RESULTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class LiveResult:
-    """A live flow with its verdict: early (`flow.complete` and `verdict.final` are False) or final. Both forms of a flow
-    have its `uid`. `source` is the URL of the sensor's bus, without a password."""
+    """A live flow with its verdict: early (`flow.complete` and `verdict.final` are False) or final. Both forms of
+    a flow have its `uid`. `source` is the URL of the sensor's bus, without a password."""
 
     source: str
     flow: Flow

@@ -125,13 +125,15 @@ def test_several_sensors_and_a_model_that_is_loaded(checkpoint_dir):
     model = tapline.load(checkpoint_dir)
 
     async def body(first):
-        async with WebSocketSensor().running() as second:
-            async with tapline.stream([first.url, second.url], model=model) as live:
-                results = aiter(live)
-                for sensor in (first, second):
-                    await sensor.wait_for_client()
-                    await sensor.publish(EARLY)
-                    assert (await anext(results)).source == sensor.url
+        async with (
+            WebSocketSensor().running() as second,
+            tapline.stream([first.url, second.url], model=model) as live,
+        ):
+            results = aiter(live)
+            for sensor in (first, second):
+                await sensor.wait_for_client()
+                await sensor.publish(EARLY)
+                assert (await anext(results)).source == sensor.url
 
     play(body)
     assert model.predict([]) == []  # ending the stream leaves the model alone

@@ -1,4 +1,4 @@
-"""Tables of flows and traces hold what the records hold, in proper types, and say what to install where it is missing."""
+"""Tables of flows and traces hold what the records hold, in proper types, and say what is to be installed."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ import pytest
 
 import tapline
 from tapline.installation import install_command
-from tapline.service.python import frames
-from tapline.service.python.frames import flow_table
+from tapline.service.python import data_frames
+from tapline.service.python.data_frames import flow_table
 from tapline.service.python.offline import Result
 from tapline.service.results.writers import CSV_COLUMNS, TRACE_CSV_COLUMNS
 from tests.conftest import make_flows
@@ -93,7 +93,7 @@ def test_nothing_is_a_table_without_rows():
 
 def test_chunks_are_one_table(monkeypatch, results):
     whole = results.to_arrow()
-    monkeypatch.setattr(frames, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(data_frames, "CHUNK_ROWS", 7)
     cut = results.to_arrow()
     assert cut.to_pylist() == whole.to_pylist()
     assert cut["label"].num_chunks == 10
