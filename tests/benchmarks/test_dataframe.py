@@ -8,10 +8,11 @@ import pytest
 
 from tests.paths import DATA, ROOT
 
+pytestmark = pytest.mark.whole
+
 SCRIPT = ROOT / "benchmarks" / "dataframe.py"
 
 
-@pytest.mark.whole
 def test_tapline_alone_where_nfstream_is_not():
     command = [
         sys.executable,
