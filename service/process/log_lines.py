@@ -24,8 +24,14 @@ def configure_logs() -> None:
             _clean_fields,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),  # that of now: a caller may have put another there
     )
+
+
+def configure_logs_by_default() -> None:
+    """Write logs so, unless the process that this is a library in has said how they are written."""
+    if not structlog.is_configured():
+        configure_logs()
 
 
 def _clean_fields(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -291,7 +291,7 @@ def _names(path: CapturePath | Iterable[CapturePath]) -> list[str]:
         CaptureError: a path does not exist, or a directory holds no capture.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    names = list(inputs_of(map(os.fspath, paths)))
+    names = list(inputs_of(os.fspath(each) for each in paths))
     for name in names:
         try:
             if name != "-":

@@ -16,6 +16,7 @@ from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import Repository, UnknownModelError, newest_version
 from tapline.service.inference.trace_loading import NO_TRACES, fitting, load_beside, trace_directories
 from tapline.service.inference.trial import try_out
+from tapline.service.process.log_lines import configure_logs_by_default
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.trace_model import TraceModel
 
@@ -80,6 +81,7 @@ def open_classifier(
     Raises:
         CheckpointError, EngineError: a model is none, or cannot be run.
     """
+    configure_logs_by_default()
     try_out(*(each for each in (model, *traces) if isinstance(each, Path)), engine=engine)
     flow_engine = model.engine if isinstance(model, FlowModel) else load_engine(engine, model, threads)
     trace_engines = [

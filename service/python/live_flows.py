@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import structlog
-
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.engines.engine import EngineError
@@ -23,12 +21,12 @@ from tapline.service.live.observer import Observer
 from tapline.service.live.pipeline import LiveCounts, LivePipeline
 from tapline.service.live.sensors import Sensors
 from tapline.service.metrics import Metrics
-from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.python.chosen import FlowChoice, model_directory, open_classifier
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.sources.bus.source import BusState
 from tapline.service.sources.bus.transport import TlsFiles
+from tapline.service.traces.trace_verdict import TraceVerdict
 
 ENGINE_SECONDS = 60.0
 """Longest time that the engine may take for a batch."""
@@ -154,8 +152,6 @@ class Stream:
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         """The live path, while the block runs."""
-        if not structlog.is_configured():
-            configure_logs()  # to standard error, and without the values of variables
         classifier = await asyncio.to_thread(self._classifier)
         metrics = Metrics()
         supervisor = Supervisor(metrics)
@@ -211,3 +207,6 @@ class _Listener(Observer):
         """Hand on a flow that has a verdict."""
         if verdict is not None:
             self._target.take(LiveResult(source, flow, verdict))
+
+    def trace(self, trace: TraceVerdict) -> None:
+        """There are none: no trace model serves here."""

@@ -10,6 +10,7 @@ from tapline.service.engines.engine import EngineName
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.trace_loading import load_beside
 from tapline.service.inference.trial import try_out
+from tapline.service.process.log_lines import configure_logs_by_default
 from tapline.service.python.chosen import model_directory
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.trace_model import TraceModel, check_flow_model
@@ -50,6 +51,7 @@ def load(
         CheckpointError: there is none, it is damaged, or it reads the embeddings of another flow model.
         EngineError: the engine is not installed.
     """
+    configure_logs_by_default()
     directory = model_directory(model)
     is_flow_model = checkpoint_kind(directory) == "mm4flow"
     if not is_flow_model and (reason := check_flow_model(read_trace_checkpoint(directory), flow_model)):

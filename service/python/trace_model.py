@@ -111,8 +111,8 @@ class TraceModel:
         return np.concatenate(parts)
 
     def attention(self, traces: Iterable[Trace]) -> list[NDArray[np.float32]]:
-        """The importance of each trace's flows, float32 [flows of the trace], which adds up to 1: the attention that a
-        flow gets, averaged over the queries. It is correlation, not proof of cause.
+        """The importance of each trace's flows, float32 [flows of the trace], which adds up to 1: what verdicts show as
+        `share` (`TraceScores`). It is correlation, not proof of cause.
 
         Raises:
             EngineError: as of `predict`.

@@ -12,10 +12,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from tapline.models.checkpoint import CheckpointError as CheckpointError
     from tapline.models.flow import Flow as Flow
+    from tapline.models.flow import FlowError as FlowError
     from tapline.models.verdict import Verdict as Verdict
     from tapline.service.engines.engine import EngineError as EngineError
     from tapline.service.python.captures import Flows as Flows
     from tapline.service.python.captures import Results as Results
+    from tapline.service.python.captures import Traces as Traces
     from tapline.service.python.captures import classify as classify
     from tapline.service.python.captures import read as read
     from tapline.service.python.flow_model import FlowAttention as FlowAttention
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from tapline.service.python.loaded import load as load
     from tapline.service.python.offline import Result as Result
     from tapline.service.python.trace_model import TraceModel as TraceModel
+    from tapline.service.sources.bus.transport import TransportError as TransportError
     from tapline.service.sources.packets.capture_error import CaptureError as CaptureError
     from tapline.service.traces.trace_verdict import TraceVerdict as TraceVerdict
 
@@ -35,6 +38,7 @@ __all__ = [
     "EngineError",
     "Flow",
     "FlowAttention",
+    "FlowError",
     "FlowModel",
     "Flows",
     "LiveResult",
@@ -43,6 +47,8 @@ __all__ = [
     "Stream",
     "TraceModel",
     "TraceVerdict",
+    "Traces",
+    "TransportError",
     "Verdict",
     "classify",
     "load",
@@ -56,6 +62,7 @@ _WHERE = {
     "EngineError": "service.engines.engine",
     "Flow": "models.flow",
     "FlowAttention": "service.python.flow_model",
+    "FlowError": "models.flow",
     "FlowModel": "service.python.flow_model",
     "Flows": "service.python.captures",
     "LiveResult": "service.python.live_flows",
@@ -64,6 +71,8 @@ _WHERE = {
     "Stream": "service.python.live_flows",
     "TraceModel": "service.python.trace_model",
     "TraceVerdict": "service.traces.trace_verdict",
+    "Traces": "service.python.captures",
+    "TransportError": "service.sources.bus.transport",
     "Verdict": "models.verdict",
     "classify": "service.python.captures",
     "load": "service.python.loaded",

@@ -40,6 +40,16 @@ def test_a_late_call_is_given_up_and_others_fail_at_once_until_it_ends():
         thread.call(lambda: 1 / 0)
 
 
+def test_a_thread_that_is_closed_ends():
+    thread = EngineThread("the engine", 60)
+    worker = thread.call(threading.current_thread)
+    thread.close()
+    worker.join(60)
+    assert not worker.is_alive()
+    with pytest.raises(EngineStalledError, match="the service is stopping"):
+        thread.call(lambda: 1)
+
+
 def test_closing_tells_who_waits():
     gate, waits, found = threading.Event(), threading.Event(), []
     thread = EngineThread("the engine", 600)

@@ -22,6 +22,8 @@ from tapline.service.results import spool
 from tests.paths import DATA
 from tests.service.command.cli_runner import tapline as command
 
+pytestmark = pytest.mark.whole
+
 CAPTURES = DATA / "captures"
 ANDROID = CAPTURES / "android.pcap"
 SEVERAL = [
@@ -49,7 +51,6 @@ def assert_same(results, expected):
     assert plain(results.summary) == expected["summary"]
 
 
-@pytest.mark.whole
 @pytest.mark.parametrize(
     ("flags", "options"),
     [
@@ -64,7 +65,6 @@ def test_records_are_those_of_the_command_to_the_bit(flags, options):
     assert_same(tapline.classify(names, **options), asked(names, *flags))
 
 
-@pytest.mark.whole
 @pytest.mark.zeek
 @pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")
 def test_records_are_those_of_the_command_with_zeek(tmp_path, monkeypatch):

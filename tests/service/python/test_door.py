@@ -68,6 +68,17 @@ def test_everything_is_there_and_is_found():
         tapline.nothing  # noqa: B018
 
 
+def test_logs_go_to_standard_error_of_the_moment_unless_the_caller_says_otherwise():
+    code = (
+        "import contextlib, io, structlog, sys, tapline{}; tapline.load('flow-protocols')\n"
+        "with contextlib.redirect_stderr(io.StringIO()) as said:\n    structlog.get_logger().error('oops')\n"
+        "print(said.getvalue().count('oops'))"
+    )
+    assert run(code.format("")) == ["1"]
+    own = "; structlog.configure(logger_factory=structlog.ReturnLoggerFactory())"
+    assert run(code.format(own)) == ["0"]
+
+
 def test_without_torch_pandas_and_pyarrow():
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in ("torch", "pandas", "pyarrow"))
     code = (

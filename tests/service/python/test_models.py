@@ -20,6 +20,8 @@ from tapline.service.python import flow_model
 from tests.conftest import make_checkpoint, make_flows
 from tests.paths import DATA
 
+pytestmark = pytest.mark.whole
+
 CAPTURES = DATA / "captures"
 ANDROID = CAPTURES / "android.pcap"
 ARIA = CAPTURES / "iot-sentinel" / "Aria"
