@@ -100,7 +100,7 @@ def test_no_room_on_disk_is_507(tmp_path, checkpoint_dir, body, kind):
 
 def test_traces_without_room_on_disk_are_said_to_be_missing(tmp_path, checkpoint_dir):
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
-    code = f"import resource; from tapline.service.results import writers; writers._SPOOL_BYTES = 0; {limit}"
+    code = f"import resource; from tapline.service.results import spool; spool._MEMORY_BYTES = 0; {limit}"
     capture = udp_capture(1000, gap_us=700_000_000)  # every flow in a window of its own
     with Server(tmp_path, checkpoint_dir, before=code) as server:
         status, body = server.upload(capture)

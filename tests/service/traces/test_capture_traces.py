@@ -59,7 +59,7 @@ def test_heads_are_forgotten_once_they_are_embedded():
 
 
 def test_json_holds_many_traces_without_holding_them_in_memory(monkeypatch):
-    monkeypatch.setattr("tapline.service.results.writers._SPOOL_BYTES", 1000)
+    monkeypatch.setattr("tapline.service.results.spool._MEMORY_BYTES", 1000)
     _, found, traces = collect([trace_flow(n, 20 * n) for n in range(200)])
     file = io.StringIO()
     writer = JsonWriter(file)
