@@ -10,7 +10,7 @@ ON_TWO_CORES = -n 2 --dist loadfile
 # Each worker has a core: torch and scikit-learn with a thread for each would wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-fast check fuzz soak clean
+.PHONY: run test test-fast check fuzz soak notebooks clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -36,6 +36,10 @@ fuzz: .venv-dev/installed
 # A service under mixed traffic with faults injected; memory, descriptors, threads and accounting are checked at the end.
 soak: .venv-dev/installed
 	.venv-dev/bin/python -m tests.soak $(SECONDS)
+
+# Runs the notebooks of docs/notebooks and writes what they give; `make notebooks NOTEBOOKS=1-first-look` for one.
+notebooks: .venv-dev/installed
+	.venv-dev/bin/python -m tests.notebooks $(NOTEBOOKS)
 
 # What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
 test-fast: .venv-$(notdir $(PYTHON))/installed

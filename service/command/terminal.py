@@ -170,7 +170,8 @@ def summary_text(summary: Summary) -> str:
 @contextmanager
 def progress(console: Console, name: str, source: FlowInput) -> Iterator[Iterator[Flow]]:
     """The flows of a source; a long one shows a bar on a terminal while it is read."""
-    if not console.is_terminal or (source.bytes_total is not None and source.bytes_total < PROGRESS_MIN_BYTES):
+    # FORCE_COLOR, as in notebooks, makes `is_terminal` true
+    if not console.file.isatty() or (source.bytes_total is not None and source.bytes_total < PROGRESS_MIN_BYTES):
         yield iter(source)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

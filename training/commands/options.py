@@ -187,7 +187,7 @@ def progress_bar(*extra: str) -> Progress:
     columns += [TextColumn(f"{{task.fields[{name}]}}") for name in extra]
     return Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console,
-        disable=not (console.is_terminal and is_first()),
+        disable=not (console.file.isatty() and is_first()),  # FORCE_COLOR, as in notebooks, makes `is_terminal` true
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -16,8 +17,11 @@ from tapline.models.flow import flow_to_line
 from tapline.models.verdict import Verdict
 from tapline.service.command.console import Cleaned, make_console
 from tapline.service.command.output import TableWriter
+from tapline.service.command.terminal import PROGRESS_MIN_BYTES, progress
 from tapline.service.results.records import SummaryBuilder
 from tapline.service.results.writers import CsvWriter
+from tapline.service.sources.capture import ReadOptions
+from tapline.service.sources.inputs import open_input
 from tests.conftest import make_flows
 from tests.service.command.cli_runner import tapline
 
@@ -47,6 +51,19 @@ def test_a_console_prints_foreign_text_as_it_is_and_steers_by_none_of_it():
     console.print(EVIL)
     console.print(table)
     check(file.getvalue())
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_a_bar_is_drawn_on_a_terminal_alone_whatever_is_said_of_color(kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks do, which keep every line
+    path = tmp_path / "flows.ndjson"
+    path.write_bytes(msgspec.json.encode(flow_to_line(make_flows(1)[0], "")) + b"\n")
+    os.truncate(path, PROGRESS_MIN_BYTES + 1)
+    file = kind()
+    source = open_input(str(path), "auto", ReadOptions())
+    with progress(make_console(file, width=80), "flows", source) as flows:
+        assert next(flows).uid == "F0"
+    assert ("flows" in file.getvalue()) == (kind is Terminal)
 
 
 def test_a_live_table_likewise():

@@ -42,7 +42,7 @@ def test_every_block_runs(tmp_path, monkeypatch, capsys):
         shutil.copy(ANDROID, place)
     namespace = {"__name__": "page"}
     found = blocks("docs/python.md")
-    assert len(found) == 9
+    assert len(found) == 10
     for block in found:
         exec(compile(block, "docs/python.md", "exec"), namespace)
     said = capsys.readouterr().out

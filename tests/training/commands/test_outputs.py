@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from safetensors import SafetensorError
@@ -32,6 +34,15 @@ def runs(protocols, features, tmp_path_factory):
 
 def last(output):
     return output.splitlines()[-1]
+
+
+def test_no_bar_where_no_terminal_is_whatever_is_said_of_color(tmp_path):
+    command = [sys.executable, "-m", "tapline.training", "extract", str(CAPTURES), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, env=os.environ | {"FORCE_COLOR": "1"}, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr == ""  # notebooks set it, and keep every line
+    assert done.stdout.startswith("33 flows of 9 captures")
 
 
 def test_training_ends_with_what_was_learned_how_long_it_took_and_where_it_lies(protocols, runs, tmp_path):

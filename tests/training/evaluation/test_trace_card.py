@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from tapline.models.card_header import without_header
 from tapline.models.checkpoint import CARD, TracegramCheckpoint, read_trace_checkpoint
 from tapline.models.trace import TraceSettings
 from tapline.service.inference.repository import ZOO
@@ -63,7 +64,7 @@ def by_host(features):
 def test_the_shipped_card_is_made_from_its_records(shipped):
     checkpoint = read_trace_checkpoint(shipped)
     figures = msgspec.convert(checkpoint.metrics["cross_validation"], TraceEvaluation)
-    card = (shipped / CARD).read_text()
+    card = without_header((shipped / CARD).read_text())
     head = re.search(r"Trained on (\d+) traces with (\d+) flows; phase 1 took ([\d.]+) minutes on (.*)\.\n", card)
     rare = re.search(r"Not learned, of too few captures: (.*)\.\n", card)
     run = TraceRun(
