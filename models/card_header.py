@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from tapline.models.checkpoint import ONNX, TRACE_ONNX, AnyCheckpoint
+from tapline.models.checkpoint import CARD, ONNX, TRACE_ONNX, AnyCheckpoint
 
 MAX_CARD_BYTES = 1 << 20
 LIBRARY = "tapline"
@@ -36,6 +37,16 @@ def headline_of(metrics: dict[str, Any]) -> Headline | None:
         return Headline(float(value), float(interval["low"]), float(interval["high"]))
     except (KeyError, TypeError, ValueError, StopIteration):
         return None
+
+
+def read_card(directory: Path) -> str:
+    """The card of a checkpoint as a reader sees it, in Markdown without its header, at most `MAX_CARD_BYTES` of it.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    with (directory / CARD).open("rb") as file:
+        return without_header(file.read(MAX_CARD_BYTES).decode(errors="replace"))
 
 
 def without_header(text: str) -> str:

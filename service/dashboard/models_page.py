@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any
 
 from fastapi import Request
 from nicegui import ui
 
-from tapline.models.card_header import headline_of, without_header
+from tapline.models.card_header import headline_of, read_card
 from tapline.models.checkpoint import Checkpoint, CheckpointError, TracegramCheckpoint
 from tapline.service.dashboard.board import Board, address
 from tapline.service.dashboard.frame import frame, panel, tag
 from tapline.service.engines.engine import EngineError
 from tapline.service.inference.repository import UnknownModelError
 from tapline.service.inference.served import ModelBusyError
-
-CARD = "README.md"
-CARD_BYTES = 256 << 10
 
 _REFUSALS = (UnknownModelError, ModelBusyError, CheckpointError, EngineError)
 
@@ -90,14 +86,9 @@ def card_page(board: Board, request: Request) -> None:
     """Build the page of a model's card."""
     name, version = request.query_params.get("model", ""), request.query_params.get("version")
     try:
-        text = _card(board.service.models.repository.find(name, version))
+        text = read_card(board.service.models.repository.find(name, version))
     except (UnknownModelError, OSError):
         text = "There is no such card."
     with frame(request, f"{name} {version or ''}", heading=False), panel() as box:
         box.classes("card")
         ui.markdown(text, extras=["tables", "fenced-code-blocks"])
-
-
-def _card(directory: Path) -> str:
-    with (directory / CARD).open("rb") as file:
-        return without_header(file.read(CARD_BYTES).decode(errors="replace"))

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.checkpoint import Checkpoint
+from tapline.models.card_header import read_card
+from tapline.models.checkpoint import CARD, Checkpoint
 from tapline.models.encode import TokenBatch, encode
 from tapline.models.flow import Flow
 from tapline.models.verdict import CONFIDENCE_DIGITS, Verdict, context_terms, flow_probabilities
@@ -20,8 +21,6 @@ from tapline.service.inference.classifier import Classifier
 
 BATCH_FLOWS = 512
 """Flows that are computed together, however many are given: memory is bounded by it."""
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +82,7 @@ class FlowModel:
     @property
     def card(self) -> str:
         """The model card in Markdown, empty where the checkpoint has none."""
-        path = self.directory / CARD
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        return read_card(self.directory) if (self.directory / CARD).is_file() else ""
 
     def __repr__(self) -> str:
         return f"<FlowModel {self.name} {self.version}: {len(self.checkpoint.labels)} labels>"

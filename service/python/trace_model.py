@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.checkpoint import TracegramCheckpoint
+from tapline.models.card_header import read_card
+from tapline.models.checkpoint import CARD, TracegramCheckpoint
 from tapline.models.flow import Flow, FlowError
 from tapline.models.trace import Trace, make_traces
 from tapline.models.verdict import CONFIDENCE_DIGITS, probabilities
@@ -18,7 +19,7 @@ from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
 from tapline.service.inference.trace_encoders import trace_encoders
 from tapline.service.inference.trace_loading import misfit
-from tapline.service.python.flow_model import BATCH_FLOWS, CARD, FlowModel
+from tapline.service.python.flow_model import BATCH_FLOWS, FlowModel
 from tapline.service.traces.capture_traces import BATCH_TRACES
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, TraceVerdict, WindowKey, trace_flow
@@ -62,8 +63,7 @@ class TraceModel:
     @property
     def card(self) -> str:
         """The model card in Markdown, empty where the checkpoint has none."""
-        path = self.directory / CARD
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        return read_card(self.directory) if (self.directory / CARD).is_file() else ""
 
     def __repr__(self) -> str:
         return f"<TraceModel {self.name} {self.version}: {len(self.checkpoint.labels)} labels>"
