@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from tapline.models.checkpoint import CheckpointError
+from tapline.models.checkpoint_files import HUB_PREFIX
 from tapline.service.command.console import make_console, say
 from tapline.service.hub.places import HubError
 from tapline.service.hub.pull import pull
@@ -80,8 +81,8 @@ def pull_model(
         directory, origin = pull(source, to)
     except (HubError, OSError) as error:
         _fail(str(error))
-    at = f" at {origin.revision}" if origin.revision else ""
-    typer.echo(f"{source}{at}: {directory}")
+    at = f", commit {origin.revision}," if origin.revision else ""
+    typer.echo(f"pulled {source}{at} into {directory}")
 
 
 @app.command("push")
@@ -98,7 +99,8 @@ def push_model(
         said = push(directory, target, licence, private=private)
     except (CheckpointError, HubError, OSError) as error:
         _fail(str(error))
-    typer.echo(f"{directory}: {target}" + ("" if said == target else f" at {said}"))
+    at = f", commit {said}" if target.startswith(HUB_PREFIX) else ""
+    typer.echo(f"pushed {directory} to {target}{at}")
 
 
 def _show(models: list[dict[str, Any]]) -> None:

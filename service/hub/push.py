@@ -7,8 +7,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
+
 from tapline.models.card_header import with_header
-from tapline.models.checkpoint import CARD, MANIFEST, AnyCheckpoint, read_any_checkpoint
+from tapline.models.checkpoint import CARD, MANIFEST, MAX_MANIFEST_BYTES, AnyCheckpoint, read_any_checkpoint
+from tapline.models.checkpoint_files import CheckpointError, read_inside
 from tapline.service.hub.places import HubError, HubRepository, explained, hub_library, place_of
 from tapline.service.hub.pull import FILES
 
@@ -31,7 +34,7 @@ def push(directory: Path, target: str, licence: str | None = None, *, private: b
             shutil.copyfile(directory / name, staging / name)
         (staging / CARD).write_text(_card(directory, checkpoint, licence), encoding="utf-8")
         if isinstance(place, Path):
-            return _into_folder(staging, place)
+            return _into_folder(staging, place, checkpoint.name)
         return _to_hub(staging, place, checkpoint, private=private)
 
 
@@ -43,10 +46,21 @@ def _card(directory: Path, checkpoint: AnyCheckpoint, licence: str | None) -> st
     return with_header(text, checkpoint, licence)
 
 
-def _into_folder(staging: Path, folder: Path) -> str:
+class _Named(msgspec.Struct):
+    """What is asked of a manifest that is replaced."""
+
+    name: str
+
+
+def _into_folder(staging: Path, folder: Path, name: str) -> str:
     """Put the files into a folder, each whole, the manifest last; files of a checkpoint that this one lacks go."""
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise HubError(f"{folder}: holds something else than a checkpoint: give another folder")
+    if folder.exists() and any(folder.iterdir()):
+        try:
+            there = msgspec.json.decode(read_inside(folder / MANIFEST, MAX_MANIFEST_BYTES), type=_Named).name
+        except (CheckpointError, msgspec.DecodeError):
+            raise HubError(f"{folder}: holds something else than a checkpoint: give another folder") from None
+        if there != name:
+            raise HubError(f"{folder}: holds the model {there!r}, and this one is {name!r}: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(path.name for path in staging.iterdir())
     for name in sorted(names, key=lambda name: name == MANIFEST):

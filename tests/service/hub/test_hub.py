@@ -24,6 +24,7 @@ from tests.paths import DATA, ROOT
 from tests.service.hub.fake_hub import FakeHub
 
 FLOWS = ZOO / "flow-protocols" / "2"
+TRACES = ZOO / "iot-devices" / "3"
 SHIPPED = sorted(path.parent for path in ZOO.glob("*/*/checkpoint.json"))
 MAIN = [sys.executable, "-c", "from tapline.service.command.cli import main; main()"]
 
@@ -62,12 +63,12 @@ def held(hub):
 def test_what_is_pushed_to_a_hub_is_pulled_from_it(hub, tapline, tmp_path):
     status, said = tapline("models", "push", FLOWS, "hf:org/flows", HF_TOKEN="hf_secret")
     commit = hub.commit("org/flows")
-    assert (status, said.strip()) == (0, f"{FLOWS}: hf:org/flows at {commit}")
+    assert (status, said.strip()) == (0, f"pushed {FLOWS} to hf:org/flows, commit {commit}")
     assert hub.repositories["org/flows"].keys() == contents(FLOWS).keys()
     assert hub.tokens == {"Bearer hf_secret"}
     status, said = tapline("models", "pull", "hf:org/flows", "--to", tmp_path / "models")
     pulled = tmp_path / "models" / "flow-protocols" / "2"
-    assert (status, said.strip()) == (0, f"hf:org/flows at {commit}: {pulled}")
+    assert (status, said.strip()) == (0, f"pulled hf:org/flows, commit {commit}, into {pulled}")
     assert contents(pulled) == contents(FLOWS)
     origin = json.loads((pulled / "origin.json").read_text())
     assert (origin["source"], origin["revision"]) == ("hf:org/flows", commit)
@@ -173,6 +174,11 @@ def test_folders_that_are_no_checkpoint(tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("work")
     with pytest.raises(HubError, match="holds something else than a checkpoint"):
         push(FLOWS, str(tmp_path / "mine"))
+    push(FLOWS, str(tmp_path / "flows"))
+    with pytest.raises(HubError, match="holds the model 'flow-protocols', and this one is 'iot-devices'"):
+        push(TRACES, str(tmp_path / "flows"))
+    assert contents(tmp_path / "flows") == contents(FLOWS)
+    shutil.rmtree(tmp_path / "flows")
     with pytest.raises(HubError, match="no such folder"):
         pull(str(tmp_path / "none"), tmp_path / "m")
     with pytest.raises(HubError, match=r"no checkpoint.json there"):
