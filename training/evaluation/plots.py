@@ -99,7 +99,7 @@ def confusion(measured: Measured) -> str:
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=5.5,
                           color="white" if share > 0.45 else INK)  # fmt: skip
         axes.set_xlabel("called")
-        axes.set_ylabel("is")
+        axes.set_ylabel("is really")
         return _svg(figure)
 
 
@@ -112,7 +112,8 @@ def reliability(figures: Figures) -> str:
         for bin_ in bins:
             axes.plot([bin_.confidence] * 2, [bin_.confidence, bin_.accuracy], color=WARM, linewidth=2, alpha=0.6)
         sizes = [24 + 320 * bin_.count / figures.measured for bin_ in bins]
-        axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], s=sizes, color=OWN, zorder=3, alpha=0.9)
+        axes.scatter([b.confidence for b in bins], [b.accuracy for b in bins], s=sizes, color=OWN, zorder=3, alpha=0.9,
+                     clip_on=False)  # fmt: skip
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="confidence", ylabel="share that is right")
         axes.text(0.98, 0.05, f"calibration error {figures.calibration_error:.3f}", ha="right", fontweight="bold")
         return _svg(figure)
@@ -145,7 +146,7 @@ def unknown_roc(measured: Measured, figures: Figures) -> str:
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.plot(known, unknown, color=OWN, linewidth=2)
         axes.plot(figures.known_rejected, figures.unknown_rejected or 0, "o", color=WARM, markersize=8)
-        axes.annotate("threshold", (figures.known_rejected, figures.unknown_rejected or 0), (10, -4),
+        axes.annotate("threshold", (figures.known_rejected, figures.unknown_rejected or 0), (12, -18),
                       textcoords="offset points", color=WARM, fontweight="bold")  # fmt: skip
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=f"known {figures.unit}s rejected",
                  ylabel=f"{figures.unit}s of unknown classes rejected")  # fmt: skip
