@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -31,6 +32,7 @@ MAX_TOLD_WARNINGS = 5
 NOT_THERE = "correction of a flow that is not there"
 """Why a correction is left out."""
 _PLAN = "plan.json"
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,18 @@ def _prepare(staging: Path, fingerprint: str) -> None:
     (staging / _PLAN).write_text(fingerprint)
 
 
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Processes that are started anew meanwhile import nothing of where they are started."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ.setdefault(_SAFE_PATH, "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+
+
 def _read_groups(
     groups: Sequence[list[Origin]], staging: Path, settings: ExtractSettings, progress: Callable[[int], None]
 ) -> list[ShardReport]:
@@ -213,9 +227,11 @@ def _read_groups(
         if (report := _finished(staging, number)) is not None:
             reports[number] = report
             progress(len(group))
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # a worker that is started anew imports nothing of where it is started
     try:
-        with ProcessPoolExecutor(settings.processes, initializer=_take_settings, initargs=(settings,)) as pool:
+        with (
+            _safe_path(),
+            ProcessPoolExecutor(settings.processes, initializer=_take_settings, initargs=(settings,)) as pool,
+        ):
             waiting = {
                 pool.submit(write_group, group, staging, number): number
                 for number, group in enumerate(groups)

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import structlog
 
 from tests.paths import DATA, ROOT
 from tests.service.sources.bus.sensors import WebSocketSensor
@@ -36,6 +37,7 @@ async def watch(namespace, capsys):
 
 @pytest.mark.whole
 def test_every_block_runs(tmp_path, monkeypatch, capsys):
+    structlog.reset_defaults()  # another test may have said how logs are written
     monkeypatch.chdir(tmp_path)
     (tmp_path / "captures").mkdir()
     for place in ("capture.pcap", "captures/other.pcap"):

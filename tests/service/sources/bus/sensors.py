@@ -60,7 +60,8 @@ class WebSocketSensor:
 
     async def send(self, text):
         for connection in list(self.connections):
-            await connection.send(text)
+            with suppress(ConnectionClosed):  # a service that goes is told nothing
+                await connection.send(text)
 
     async def publish(self, event: BusEvent):
         await self.send(event_frame(event).decode())
