@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -169,11 +170,12 @@ class _Groups:
 
     def _one(self, measured: Measured, name: str, rows: NDArray[np.bool_], strange: int) -> GroupFigures:
         if not rows.any():
-            return GroupFigures(name, 0, 0.0, 0.0, 0.0, strange)
+            return GroupFigures(name, 0, 0.0, None, 0.0, strange)
         truth, said = measured.truth[rows], measured.predicted[rows]
-        f1 = macro_f1(truth, said, len(measured.labels), 1)
+        f1 = macro_f1(truth, said, len(measured.labels), measured.min_support)
         unknown = float(self.called_unknown[rows].mean())
-        return GroupFigures(name, len(truth), float((truth == said).mean()), f1, unknown, strange)
+        score = None if math.isnan(f1) else f1
+        return GroupFigures(name, len(truth), float((truth == said).mean()), score, unknown, strange)
 
 
 def _never_learned(known: Known) -> list[NeverLearned]:

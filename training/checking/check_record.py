@@ -8,13 +8,14 @@ from tapline.training.loop.scores import ClassScore, Interval
 
 
 class GroupFigures(msgspec.Struct, frozen=True):
-    """Of the things of known labels of one corpus or capture: their number, the share that is right, macro-F1 of its
-    labels, the share called *unknown* wrongly; and how many more are of labels never learned."""
+    """Of the things of known labels of one corpus or capture: their number, the share that is right, macro-F1 of the
+    labels with `CheckFigures.min_support` of them, None where there is none, the share called *unknown* wrongly; and how
+    many more are of labels never learned."""
 
     name: str
     things: int
     accuracy: float
-    macro_f1: float
+    macro_f1: float | None
     called_unknown: float
     never_learned: int
 
@@ -108,6 +109,11 @@ class CheckFigures(msgspec.Struct, frozen=True):
     tools: list[ToolFigures]
     macro_f1_ports: float | None = None
     macro_f1_without_ports: float | None = None
+
+    @property
+    def counted(self) -> int:
+        """The number of labels that macro-F1 counts."""
+        return sum(row.support >= self.min_support for row in self.classes)
 
 
 class Joined(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from tapline.models.foreign_text import clean
 from tapline.training.checking.check_record import CheckFigures, CheckRecord, GroupFigures, Joined, ToolFigures
 from tapline.training.evaluation.measured import Measured, ReportTable
+from tapline.training.evaluation.wording import counted, many
 from tapline.training.loop.scores import Interval
 
 MOST_ROWS = 50
@@ -47,7 +48,7 @@ def _tables(record: CheckRecord) -> Iterator[ReportTable]:
     figures, unit = record.figures, record.unit
     for title, rows in (("By corpus", figures.corpora), ("By capture", figures.by_capture)):
         if len(rows) > 1:
-            yield _groups(title, rows, unit)
+            yield _groups(title, rows, unit, figures.min_support)
     if figures.strange:
         yield ReportTable(
             "Labels that it never learned",
@@ -70,17 +71,17 @@ def _tables(record: CheckRecord) -> Iterator[ReportTable]:
         yield from _tool_tables(tool, unit)
 
 
-def _groups(title: str, rows: list[GroupFigures], unit: str) -> ReportTable:
+def _groups(title: str, rows: list[GroupFigures], unit: str, least: int) -> ReportTable:
     shown = sorted(rows, key=lambda row: (-row.things, row.name))[:MOST_ROWS]
-    text = (
-        f"The {MOST_ROWS} with most {unit}s of {len(rows)}; evaluation.json has all." if len(rows) > MOST_ROWS else ""
-    )
+    text = f"Macro-F1 counts the labels with {counted(least, unit)} there: - where there is none."
+    if len(rows) > MOST_ROWS:
+        text += f" The {MOST_ROWS} with most {unit}s of {len(rows)}; evaluation.json has all."
     return ReportTable(
         title,
         ("on", f"{unit}s", "right", "macro-F1", "called unknown", "never learned"),
         [
             (clean(row.name), f"{row.things:,}", f"{row.accuracy:.1%}" if row.things else "-",
-             f"{row.macro_f1:.3f}" if row.things else "-", f"{row.called_unknown:.1%}" if row.things else "-",
+             "-" if row.macro_f1 is None else f"{row.macro_f1:.3f}", f"{row.called_unknown:.1%}" if row.things else "-",
              f"{row.never_learned:,}")
             for row in shown
         ],
@@ -126,8 +127,9 @@ def _notes(record: CheckRecord) -> Iterator[str]:
         "others of the same devices at the same time, figures are too good. Its card says what it learned from."
     )
     yield (
-        f"Macro-F1 is the mean F1 of the labels with {figures.min_support} {unit}s or more, by the nearest label of "
-        "each verdict, also where the verdict says unknown. Intervals are of a bootstrap over captures."
+        f"Macro-F1 is the mean F1 of the labels with {counted(figures.min_support, unit)}, {figures.counted} of the "
+        f"{len(figures.classes)} that occur, by the nearest label of each verdict, also where the verdict says unknown. "
+        "Intervals are of a bootstrap over captures."
     )
     if figures.captures == 1:
         yield "All of them are of a single capture: there is no interval, and what is shown as one has no width."
@@ -161,8 +163,10 @@ def check_lines(record: CheckRecord) -> Iterator[str]:
         yield f"note: {record.joined.clock_hint}"
     width = f"({_range(figures.interval)})" if figures.interval else "(a single capture: no interval)"
     yield (
-        f"{record.checkpoint} {record.version}: macro-F1 {figures.macro_f1:.3f} {width}, {figures.accuracy:.1%} right, "
-        f"calibration error {figures.calibration_error:.3f}; {figures.things:,} {unit}s of {figures.captures} captures"
+        f"{record.checkpoint} {record.version}: macro-F1 {figures.macro_f1:.3f} over the {figures.counted} of "
+        f"{many(len(figures.classes), 'label')} with {counted(figures.min_support, unit)} {width}, "
+        f"{figures.accuracy:.1%} right, calibration error {figures.calibration_error:.3f}; "
+        f"{many(figures.things, unit)} of {many(figures.captures, 'capture')}"
     )
     if figures.macro_f1_ports is not None and figures.macro_f1_without_ports is not None:
         yield (

@@ -29,6 +29,7 @@ def _range(interval: Interval | None, sign: str = "") -> str:
 _FIGURES: tuple[tuple[str, Callable[[FigureRow], str]], ...] = (
     ("macro-F1", lambda row: _number(row.macro_f1)),
     ("  95 %", lambda row: _range(row.interval)),
+    ("  of labels with", lambda row: f"{row.least} or more"),
     ("right", lambda row: _number(row.accuracy, ".1%")),
     ("calibration error", lambda row: _number(row.calibration_error)),
     ("AUROC of unknown", lambda row: _number(row.unknown_auroc)),
@@ -57,6 +58,8 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
         yield "no setting differs"
     yield ""
     yield from _block("figures", _figure_rows(comparison), len(comparison.sides))
+    if comparison.note:
+        yield from _wrapped("note: ", comparison.note)
     yield ""
     for paired in comparison.paired:
         yield from _wrapped(f"{paired.number} - 1  ", _paired_text(paired))
@@ -112,7 +115,10 @@ def comparison_page(comparison: Comparison) -> str:
     """The page."""
     heads = [f"{number}: {clean(side.name)}" for number, side in enumerate(comparison.sides, 1)]
     tables = [
-        ReportTable("Figures", ("", *heads), [(name.strip(), *values) for name, values in _figure_rows(comparison)]),
+        ReportTable(
+            "Figures", ("", *heads), [(name.strip(), *values) for name, values in _figure_rows(comparison)],
+            comparison.note,
+        ),
         ReportTable(
             "The difference from the first",
             ("", "on the same things, intervals over captures"),
