@@ -9,8 +9,8 @@ from tapline.training.loop.scores import ClassScore, Interval
 
 class GroupFigures(msgspec.Struct, frozen=True):
     """Of the things of known labels of one corpus or capture: their number, the share that is right, macro-F1 of the
-    labels with `CheckFigures.min_support` of them, None where there is none, the share called *unknown* wrongly; and how
-    many more are of labels never learned."""
+    labels with `CheckFigures.min_support` of them, None where there is none, the share called *unknown* wrongly; and
+    how many more are of labels never learned."""
 
     name: str
     things: int

@@ -128,8 +128,8 @@ def _notes(record: CheckRecord) -> Iterator[str]:
     )
     yield (
         f"Macro-F1 is the mean F1 of the labels with {counted(figures.min_support, unit)}, {figures.counted} of the "
-        f"{len(figures.classes)} that occur, by the nearest label of each verdict, also where the verdict says unknown. "
-        "Intervals are of a bootstrap over captures."
+        f"{len(figures.classes)} that occur, by the nearest label of each verdict, also where the verdict says "
+        "unknown. Intervals are of a bootstrap over captures."
     )
     if figures.captures == 1:
         yield "All of them are of a single capture: there is no interval, and what is shown as one has no width."
