@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tapline.training.checking.provenance import Provenance
 from tapline.training.loop.scores import ClassScore, Interval
 
 
@@ -144,4 +145,6 @@ class CheckRecord(msgspec.Struct, frozen=True):
     left_out: dict[str, int]
     warnings: dict[str, str]
     figures: CheckFigures
+    provenance: Provenance
     seconds: float
+    notes: list[str] = []

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tapline.models.foreign_text import clean
 from tapline.training.checking.check_record import CheckFigures, CheckRecord, GroupFigures, Joined, ToolFigures
+from tapline.training.checking.provenance import provenance_facts
 from tapline.training.evaluation.measured import Measured, ReportTable
 from tapline.training.evaluation.wording import counted, many
 from tapline.training.loop.scores import Interval
@@ -29,6 +30,7 @@ def _facts(record: CheckRecord) -> dict[str, str]:
         "labels": "; ".join(filter(None, (clean(record.joined.source), _joined_text(record.joined, record.unit)))),
         "not measured": ", ".join(f"{count:,} x {reason}" for reason, count in record.left_out.items()) or "nothing",
         "measured by": "verdicts on labelled captures; nothing was trained or calibrated on them here",
+        **{name: clean(text) for name, text in provenance_facts(record.provenance).items()},
     }
 
 
@@ -147,6 +149,7 @@ def _notes(record: CheckRecord) -> Iterator[str]:
         yield "Names taken for labels: " + ", ".join(
             f"{clean(a)} as {b}" for a, b in sorted(record.joined.names.items())
         )
+    yield from map(clean, record.notes)
     if record.joined.clock_hint:
         yield record.joined.clock_hint
     for capture, warning in record.warnings.items():
@@ -159,6 +162,7 @@ def check_lines(record: CheckRecord) -> Iterator[str]:
     yield ": ".join(text for text in ("labels", clean(record.joined.source), _joined_text(record.joined, unit)) if text)
     for reason, count in record.left_out.items():
         yield f"not measured: {count:,} x {reason}"
+    yield from (f"note: {clean(note)}" for note in record.notes)
     if record.joined.clock_hint:
         yield f"note: {record.joined.clock_hint}"
     width = f"({_range(figures.interval)})" if figures.interval else "(a single capture: no interval)"

@@ -26,16 +26,19 @@ from tapline.training.checking.check_record import CheckRecord, Joined
 from tapline.training.checking.check_report import check_page
 from tapline.training.checking.flow_verdicts import flow_verdicts
 from tapline.training.checking.label_names import LabelNames, read_names
+from tapline.training.checking.out_directory import out_notes
 from tapline.training.checking.own_captures import LabelSource, OwnLabels, read_own_labels
+from tapline.training.checking.provenance import provenance
 from tapline.training.checking.said import Said
 from tapline.training.checking.trace_verdicts import trace_verdicts
 from tapline.training.data.label_map import LabelError
-from tapline.training.data.origins import ExtractError, Origin, find_origins
+from tapline.training.data.origins import ExtractError, Origin, find_distinct
 from tapline.training.evaluation.page import REPORTS, write_report
 from tapline.training.evaluation.verdict_file import write_verdicts
+from tapline.training.evaluation.wording import many
 from tapline.training.loop.config import TrainingError
 from tapline.training.loop.plan import Plan
-from tapline.training.loop.run_files import EVALUATION, RUN, VERDICTS, write_json
+from tapline.training.loop.run_files import EVALUATION, VERDICTS, write_json
 
 HOW = "verdicts of a checkpoint on captures"
 MAX_TOLD_WARNINGS = 3
@@ -61,6 +64,7 @@ class _Todo:
     origins: list[Origin]
     names: LabelNames
     labels: OwnLabels
+    notes: list[str]
 
 
 def check_checkpoint(
@@ -95,14 +99,21 @@ def check_checkpoint(
         joined=_joined(said, todo),
         left_out=dict(sorted(said.left_out.items())),
         warnings=said.warnings,
+        notes=todo.notes,
         figures=check_figures(known, todo.names),
+        provenance=provenance(
+            {name: file.sha256 for name, file in checkpoint.files.items()},
+            todo.origins,
+            settings.labels,
+            settings.maps,
+        ),
         seconds=round(time.monotonic() - started, 1),
     )
     out.mkdir(parents=True, exist_ok=True)
     page = check_page(known.measured, record)
     write_json(out / EVALUATION, record)
     write_report(out, page)
-    write_verdicts(out, page, HOW, _settings(checkpoint, settings))
+    write_verdicts(out, page, HOW, _settings(checkpoint, record))
     return record
 
 
@@ -121,7 +132,7 @@ def plan_check(settings: CheckSettings, out: Path) -> Plan:
         f"labels by {table.name} ({table.lines} rows)" if table else "folders as labels",
         *(f"beside {name} ({tool.lines} rows)" for name, tool in todo.labels.tools),
     ]
-    notes = [f"the evaluation in {out} is replaced"] if (out / EVALUATION).exists() else []
+    notes = [*out_notes(out), *todo.notes]
     return Plan("evaluate", facts, [out / name for name in (EVALUATION, VERDICTS, *REPORTS)], notes)
 
 
@@ -143,9 +154,7 @@ def find_checkpoint(text: str) -> Path:
 
 
 def _prepare(settings: CheckSettings, out: Path) -> _Todo:
-    for name in (RUN, MANIFEST):
-        if (out / name).exists():
-            raise TrainingError(f"{out}: holds a {'run' if name == RUN else 'checkpoint'}: give another --out")
+    out_notes(out)
     directory = find_checkpoint(settings.checkpoint)
     checkpoint = read_any_checkpoint(directory)
     if isinstance(checkpoint, TracegramCheckpoint) and not settings.ports:
@@ -153,9 +162,17 @@ def _prepare(settings: CheckSettings, out: Path) -> _Todo:
     if not settings.captures:
         raise ExtractError("no captures: give --captures PATH, several times for several")
     names = LabelNames(checkpoint.labels, read_names(settings.maps))
-    return _Todo(
-        checkpoint, directory, find_origins(list(settings.captures)), names, read_own_labels(settings.labels, names)
-    )
+    origins, again = find_distinct(settings.captures)
+    labels = read_own_labels(settings.labels, names)
+    notes = [*_read_once(again), *labels.map_notes(origins, checkpoint)]
+    return _Todo(checkpoint, directory, origins, names, labels, notes)
+
+
+def _read_once(again: Sequence[Path]) -> list[str]:
+    if not again:
+        return []
+    shown = ", ".join(map(str, again[:MAX_TOLD_WARNINGS])) + (", ..." if len(again) > MAX_TOLD_WARNINGS else "")
+    return [f"{many(len(again), 'capture')} given more than once, read once: {shown}"]
 
 
 def _say(todo: _Todo, settings: CheckSettings, progress: Callable[[int], None]) -> Said:
@@ -224,8 +241,11 @@ def _other_captures(named: set[str], origins: Sequence[Origin]) -> str:
     return f"it names captures as {min(named)}, and these are called as {origins[0].capture}"
 
 
-def _settings(checkpoint: Checkpoint | TracegramCheckpoint, settings: CheckSettings) -> dict[str, object]:
-    """What of the checkpoint decides its verdicts, as `compare` shows it."""
+def _settings(checkpoint: Checkpoint | TracegramCheckpoint, record: CheckRecord) -> dict[str, object]:
+    """What of the checkpoint decides its verdicts, and of what they are, as `compare` shows it."""
     manifest: dict[str, object] = msgspec.to_builtins(checkpoint)
     left_out = ("metrics", "provenance", "files", "context")
-    return {name: value for name, value in manifest.items() if name not in left_out} | {"ports": settings.ports}
+    return {name: value for name, value in manifest.items() if name not in left_out} | {
+        "ports": record.ports == "on",
+        "measured": record.provenance.settings(record.joined.by),
+    }

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
 from tapline.models.flow import Flow
 from tapline.training.checking.label_names import LabelNames
 from tapline.training.checking.said import ToolSaid
@@ -19,6 +20,9 @@ from tapline.training.data.origins import Origin
 
 BATCH_FLOWS = 512
 """As many as `tapline classify` takes at a time."""
+
+MOST_NAMES = 8
+"""Names that a note lists."""
 
 _Item = TypeVar("_Item")
 
@@ -75,9 +79,30 @@ class OwnLabels:
         for (_, table), said in zip(self.tools, tools, strict=True):
             said.words.append(said.account.take(table.match(capture, flow)))
 
+    def map_notes(self, origins: Sequence[Origin], checkpoint: Checkpoint | TracegramCheckpoint) -> list[str]:
+        """What is said of `--map` where nothing is called by a name of it, or the checkpoint has no such label."""
+        tables = [table for table in (self.table, *(table for _, table in self.tools)) if table is not None]
+        there = {name for table in tables for name in table.labels}
+        if self.table is None:
+            there |= {origin.folder for origin in origins if origin.folder is not None}
+        mapped = self.names.becomes
+        absent = sorted(mapped.keys() - there)
+        strange = sorted({label for label in mapped.values() if label is not None} - set(checkpoint.labels))
+        notes = [f"--map: nothing is called {_listed(absent)} in the labels and predictions"] if absent else []
+        if strange:
+            notes.append(
+                f"--map: {checkpoint.name} {checkpoint.version} has no label {_listed(strange)}: what becomes it "
+                "counts as never learned"
+            )
+        return notes
+
     def new_tools(self) -> list[ToolSaid]:
         """What the tools say of nothing yet."""
         return [ToolSaid(name, rows=table.lines, malformed=table.malformed) for name, table in self.tools]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(names[:MOST_NAMES]) + (f" or {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def read_own_labels(source: LabelSource, names: LabelNames) -> OwnLabels:
@@ -100,7 +125,7 @@ def read_own_labels(source: LabelSource, names: LabelNames) -> OwnLabels:
             shift_seconds=source.shift_seconds,
         )
     for text in source.predictions:
-        name, path = _tool(text)
+        name, path = tool_of(text)
         if name in (known for known, _ in labels.tools):
             raise LabelError(f"--predictions {text}: a second tool called {name}: name it otherwise, FILE=NAME")
         table = read_labels(path, tolerance_seconds=source.tolerance_seconds, called=PREDICTION)
@@ -108,7 +133,7 @@ def read_own_labels(source: LabelSource, names: LabelNames) -> OwnLabels:
     return labels
 
 
-def _tool(text: str) -> tuple[str, Path]:
+def tool_of(text: str) -> tuple[str, Path]:
     """The name of a tool and its table: of `FILE=NAME`, else the file's own."""
     path, equals, name = text.rpartition("=")
     if equals and not Path(text).exists():

@@ -10,6 +10,7 @@ import typer
 from tapline.models.foreign_text import clean
 from tapline.training.checking.check_report import check_lines
 from tapline.training.checking.checkpoint_check import CheckSettings, check_checkpoint, plan_check
+from tapline.training.checking.out_directory import out_notes
 from tapline.training.checking.own_captures import LabelSource
 from tapline.training.commands import options
 from tapline.training.data.label_table import TOLERANCE_SECONDS
@@ -235,6 +236,7 @@ def _of_checkpoint(asked: CheckSettings, out: Path, *, dry_run: bool) -> None:
     if dry_run:
         options.say_plan(plan_check(asked, out))
         return
+    replaced = out_notes(out)
     with options.progress_bar() as progress:
         task = progress.add_task("captures", total=None)
         record = check_checkpoint(asked, out, lambda count: progress.advance(task, count))
@@ -242,6 +244,8 @@ def _of_checkpoint(asked: CheckSettings, out: Path, *, dry_run: bool) -> None:
         options.say(clean(f"{capture}: {warning}"))
     for line in check_lines(record):
         typer.echo(line)
+    for note in replaced:
+        typer.echo(f"note: {note}")
     typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
 
 
