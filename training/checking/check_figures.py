@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tapline.models.verdict import Verdict
 from tapline.training.checking.check_record import CheckFigures, GroupFigures, NeverLearned, SuspicionOf
 from tapline.training.checking.label_names import LabelNames
-from tapline.training.checking.other_tools import tool_figures
+from tapline.training.checking.other_tools import rival_name, tool_figures
 from tapline.training.checking.said import Said
 from tapline.training.data.label_map import LabelError
 from tapline.training.evaluation.confident_mistakes import (
@@ -29,6 +30,8 @@ from tapline.training.loop.scores import Floats, Interval, Ints, interval, macro
 OWN_PORTS = "what the checkpoint knows of ports, alone"
 MOST_CALLED = 5
 
+_Value = TypeVar("_Value")
+
 
 @dataclass(frozen=True)
 class Known:
@@ -38,7 +41,7 @@ class Known:
     is_known: NDArray[np.bool_]
     measured: Measured
 
-    def of_known(self, values: Sequence[object]) -> list[object]:
+    def of_known(self, values: Sequence[_Value]) -> list[_Value]:
         """Those of the known things, of values for all."""
         return [value for value, known in zip(values, self.is_known.tolist(), strict=True) if known]
 
@@ -64,7 +67,8 @@ def known_things(said: Said, labels: Sequence[str], title: str, threshold: float
     strange = [verdict.confidence for verdict, known in zip(said.verdicts, is_known.tolist(), strict=True) if not known]
     rivals = _own_rivals(said, rows, place)
     for tool in said.tools:
-        rivals[tool.name] = np.array([_place_of(tool.words[row], place, names) for row in rows], np.int64)
+        words = [tool.words[row] for row in rows]
+        rivals[rival_name(tool, words)] = np.array([_place_of(word, place, names) for word in words], np.int64)
     measured = Measured(
         title=title,
         unit=said.unit,

@@ -63,7 +63,9 @@ class ToolFigures(msgspec.Struct, frozen=True):
 
     It has a row for `with_row` of `things`, and says something of `said`; `tool`, `model` and `gain`, what the model
     has more of macro-F1, are of these alone, None where it says nothing. `strange_words`: what it says most often that
-    is none of the labels. `only_model_right`, `only_tool_right`, `both_wrong`: where they disagree.
+    is none of the labels. `macro_f1_of_all` is the tool's on all things, saying nothing as wrong; the other figures
+    count the labels with `min_support` of what it says something of. `only_model_right`, `only_tool_right`,
+    `both_wrong`: where they disagree.
     """
 
     name: str
@@ -82,6 +84,8 @@ class ToolFigures(msgspec.Struct, frozen=True):
     both_wrong: int = 0
     disagreements: list[Disagreement] = []
     strange_words: list[tuple[str, int]] = []
+    macro_f1_of_all: float = 0.0
+    min_support: int = 0
     clock_hint: str = ""
 
 
@@ -119,7 +123,8 @@ class CheckFigures(msgspec.Struct, frozen=True):
 
 class Joined(msgspec.Struct, frozen=True):
     """How labels found their things: rows of the table with a label, those of nothing, those that cannot be read;
-    things by what they were joined by; names of labels that were taken for the checkpoint's."""
+    things by what they were joined by; names of labels that were taken for the checkpoint's;
+    `no_labels`: words that were taken for none, with their things."""
 
     source: str
     rows: int = 0
@@ -128,6 +133,7 @@ class Joined(msgspec.Struct, frozen=True):
     by: dict[str, int] = {}
     contradicted: int = 0
     names: dict[str, str] = {}
+    no_labels: dict[str, int] = {}
     clock_hint: str = ""
 
 

@@ -41,6 +41,9 @@ def _joined_text(joined: Joined, unit: str) -> str:
         f"found {by}" if by else "",
         f"{joined.rows_without_thing:,} rows of no {unit} with payload here" if joined.rows_without_thing else "",
         f"{joined.rows_malformed:,} that cannot be read" if joined.rows_malformed else "",
+        "taken for no label " + ", ".join(f"{count:,} x {clean(word)}" for word, count in joined.no_labels.items())
+        if joined.no_labels
+        else "",
         f"{joined.contradicted:,} left out, on which rows contradict each other" if joined.contradicted else "",
     ]
     return "; ".join(part for part in parts if part)
@@ -106,7 +109,8 @@ def _tool_tables(tool: ToolFigures, unit: str) -> Iterator[ReportTable]:
               for who, side in (("this model", tool.model), (name, tool.tool))),
             ("this model gains", f"{tool.gain:+.3f}", _range(tool.gain_interval, "+"), ""),
         ],
-        f"{covered}; both are measured on these. {tool.rows_without_thing:,} of its rows are of no labelled {unit}."
+        f"{covered}; both are measured on these, by labels with {counted(tool.min_support, unit)} of them. "
+        f"{_of_all(tool, unit)}{tool.rows_without_thing:,} of its rows are of no labelled {unit}."
         + (f" None of the labels (--map NAME=LABEL says what they are): {words}." if words else ""),
     )  # fmt: skip
     yield ReportTable(
@@ -116,6 +120,13 @@ def _tool_tables(tool: ToolFigures, unit: str) -> Iterator[ReportTable]:
         f"This model alone is right on {tool.only_model_right:,}, {name} alone on {tool.only_tool_right:,}, neither on "
         f"{tool.both_wrong:,}. `Says` is {name}'s word.",
     )
+
+
+def _of_all(tool: ToolFigures, unit: str) -> str:
+    """What a tool has where saying nothing is wrong, as in the chart; "" where it is never silent."""
+    if tool.said == tool.things:
+        return ""
+    return f"On all {many(tool.things, unit)}, silence as wrong, {clean(tool.name)} has {tool.macro_f1_of_all:.3f}. "
 
 
 def _range(interval: Interval | None, sign: str = "") -> str:
@@ -142,8 +153,8 @@ def _notes(record: CheckRecord) -> Iterator[str]:
         )
     if record.figures.tools:
         yield (
-            "Other tools are drawn above on all things, where saying nothing is wrong; in their own tables on those "
-            "that they say something of."
+            "Other tools are drawn above on all things, where saying nothing is wrong (`silence as wrong`); in their "
+            "own tables on those that they say something of."
         )
     if record.joined.names:
         yield "Names taken for labels: " + ", ".join(
@@ -214,6 +225,8 @@ def _tool_lines(tool: ToolFigures, unit: str) -> Iterator[str]:
             f"{tool.tool.accuracy:.1%} right; this model on the same {tool.model.macro_f1:.3f}, "
             f"{tool.model.accuracy:.1%} right; difference {tool.gain:+.3f} ({_range(tool.gain_interval, '+')})"
         )
+        if of_all := _of_all(tool, unit):
+            yield f"    {of_all.strip()}"
     if tool.strange_words:
         words = ", ".join(f"{clean(word)} ({count})" for word, count in tool.strange_words[:MOST_TOLD])
         yield f"    what it says that is none of the labels (--map NAME=LABEL): {words}"

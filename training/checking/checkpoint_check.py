@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from tapline.training.checking.check_report import check_page
 from tapline.training.checking.flow_verdicts import flow_verdicts
 from tapline.training.checking.label_names import LabelNames, read_names
 from tapline.training.checking.out_directory import out_notes
-from tapline.training.checking.own_captures import LabelSource, OwnLabels, read_own_labels
+from tapline.training.checking.own_captures import LabelSource, OwnLabels, read_own_labels, verdicts_note
 from tapline.training.checking.provenance import provenance
 from tapline.training.checking.said import Said
 from tapline.training.checking.trace_verdicts import trace_verdicts
@@ -164,7 +164,8 @@ def _prepare(settings: CheckSettings, out: Path) -> _Todo:
     names = LabelNames(checkpoint.labels, read_names(settings.maps))
     origins, again = find_distinct(settings.captures)
     labels = read_own_labels(settings.labels, names)
-    notes = [*_read_once(again), *labels.map_notes(origins, checkpoint)]
+    verdicts = verdicts_note(labels.table)
+    notes = [*([verdicts] if verdicts else []), *_read_once(again), *labels.map_notes(origins, checkpoint)]
     return _Todo(checkpoint, directory, origins, names, labels, notes)
 
 
@@ -201,7 +202,8 @@ def _flow_checkpoint(directory: Path, checkpoint: TracegramCheckpoint) -> Path:
 def _joined(said: Said, todo: _Todo) -> Joined:
     table, account = todo.labels.table, said.account
     if table is None:
-        return Joined("the first folder below the captures' root", names=todo.names.changed)
+        folders = "the first folder below the captures' root"
+        return Joined(folders, names=todo.names.changed, no_labels=dict(todo.labels.no_labels))
     return Joined(
         source=table.name,
         rows=table.lines,
@@ -210,6 +212,7 @@ def _joined(said: Said, todo: _Todo) -> Joined:
         by=account.joined,
         contradicted=account.ambiguous,
         names=todo.names.changed,
+        no_labels=dict(todo.labels.no_labels),
         clock_hint=account.clock_hint(),
     )
 
@@ -227,12 +230,19 @@ def _why_nothing(said: Said, todo: _Todo, settings: CheckSettings) -> str:
     reasons = [
         "its rows are of hosts, by which only traces can be labelled" if of_hosts else "",
         said.account.clock_hint(),
+        f"what it says of them, {_words(todo.labels.no_labels)}, is taken for no label"
+        if todo.labels.no_labels
+        else "",
         f"{said.account.ambiguous} are left out, on which rows contradict each other" if said.account.ambiguous else "",
         _other_captures(table.captures, todo.origins),
         "; ".join(f"{capture}: {why}" for capture, why in list(said.warnings.items())[:MAX_TOLD_WARNINGS]),
     ]
     told = "; ".join(reason for reason in reasons if reason)
     return f"{text}: {told or 'no uid, Community ID or endpoints of them are in it'}"
+
+
+def _words(words: Mapping[str, int]) -> str:
+    return ", ".join(f"{word} ({count:,})" for word, count in words.items())
 
 
 def _other_captures(named: set[str], origins: Sequence[Origin]) -> str:

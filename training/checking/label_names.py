@@ -37,6 +37,11 @@ class LabelNames:
                 self.changed[name] = found
         return self._found[name]
 
+    def is_label(self, name: str) -> bool:
+        """Whether the name says anything: it does not where it is a word for nothing (`Unknown`, `-`) that is neither
+        in the map nor a label."""
+        return name in self.becomes or said(name) or self._alike(name) in self._labels
+
     def _alike(self, name: str) -> str:
         if name in self._labels:
             return name

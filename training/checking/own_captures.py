@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +24,9 @@ BATCH_FLOWS = 512
 
 MOST_NAMES = 8
 """Names that a note lists."""
+
+VERDICT_COLUMNS = frozenset({"model", "version", "confidence"})
+"""Columns that `tapline classify --format csv` writes beside its labels."""
 
 _Item = TypeVar("_Item")
 
@@ -56,6 +60,8 @@ class OwnLabels:
     names: LabelNames
     table: LabelTable | None = None
     tools: list[tuple[str, LabelTable]] = field(default_factory=list)
+    no_labels: Counter[str] = field(default_factory=Counter)
+    """Words that were taken for no label, with how many things bore them."""
 
     def of_flow(self, origin: Origin, flow: Flow, account: JoinAccount) -> str | None:
         """The label of a flow, None without; `account` is told what the table said."""
@@ -72,7 +78,12 @@ class OwnLabels:
         return self._named(origin.folder)
 
     def _named(self, label: str | None) -> str | None:
-        return None if label is None else self.names.of(label)
+        if label is None:
+            return None
+        if self.names.is_label(label):
+            return self.names.of(label)
+        self.no_labels[label] += 1
+        return None
 
     def ask_tools(self, tools: Sequence[ToolSaid], capture: str, flow: Flow) -> None:
         """Note what each tool says of a flow."""
@@ -99,6 +110,17 @@ class OwnLabels:
     def new_tools(self) -> list[ToolSaid]:
         """What the tools say of nothing yet."""
         return [ToolSaid(name, rows=table.lines, malformed=table.malformed) for name, table in self.tools]
+
+
+def verdicts_note(table: LabelTable | None) -> str:
+    """What is said of labels that stand beside the columns of a model's verdicts, "" of others."""
+    if table is None or not VERDICT_COLUMNS <= set(table.columns):
+        return ""
+    return (
+        f"{table.name} has the columns {', '.join(sorted(VERDICT_COLUMNS))}: its labels look like a model's verdicts. "
+        "Measured against them a model agrees with a model; who is right nobody says. Give labels that were found "
+        "otherwise, or this table as --predictions"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -77,6 +77,7 @@ class _Reader:
             path.name,
             hashlib.sha256(self._source.content + settings.encode()).hexdigest(),
             round(options.tolerance_seconds * 1e6),
+            columns=tuple(columns),
         )
         self._first: defaultdict[str, dict[Key, Row]] = defaultdict(dict)
 

@@ -117,6 +117,7 @@ class LabelTable:
     left_out: int = 0
     malformed: int = 0
     lines: int = 0
+    columns: tuple[str, ...] = ()
     labels: set[str] = field(default_factory=set)
     any_capture: bool = False
     _rows: dict[str, dict[Key, list[Row]]] = field(default_factory=dict)

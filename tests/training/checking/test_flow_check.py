@@ -1,6 +1,7 @@
 """A flow checkpoint on somebody's captures: what it says is what is served, beside what a real tool says of them."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_labels_of_a_real_tool_by_endpoints_and_time(tmp_path):
     said, record = evaluate(tmp_path / "out", "--labels", NFSTREAM)
     assert record["joined"] | {"clock_hint": ""} == {
         "source": "nfstream-android.csv", "rows": 63, "rows_without_thing": 3, "rows_malformed": 0, "contradicted": 0,
-        "by": {"endpoints": 60}, "clock_hint": "", "names": record["joined"]["names"],
+        "by": {"endpoints": 60}, "clock_hint": "", "no_labels": {}, "names": record["joined"]["names"],
     }  # fmt: skip
     assert record["joined"]["names"]["TLS.Google"] == "TLS"
     assert record["figures"]["macro_f1"] == 1.0
@@ -91,6 +92,12 @@ def test_another_tool_is_measured_on_the_same_flows(tmp_path, served_flows):
     assert sum(each["things"] for each in other["disagreements"]) == 3
     assert (nfstream["name"], nfstream["said"], nfstream["tool"]["accuracy"]) == ("nfstream-android", 60, 1.0)
     assert "Other says something of 63 of 66 flows" in said
+    charted = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    drawn = next(row["macro_f1"] for row in charted if row["name"] == "Other, silence as wrong")
+    assert other["macro_f1_of_all"] == drawn < other["tool"]["macro_f1"]
+    told = f"On all 66 flows, silence as wrong, Other has {drawn:.3f}."
+    assert told in said
+    assert told in (tmp_path / "out" / "report.html").read_text()
     assert "--map NAME=LABEL): Mystery (1)" in said
     mapped = "--map", f"Mystery={served_flows[3]['nearest']}"
     again = evaluate(tmp_path / "again", "--labels", labels, "--predictions", path, *mapped)[1]["figures"]["tools"][0]

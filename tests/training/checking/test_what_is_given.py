@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from tapline.training.loop.config import TrainingError
-from tests.training.checking.flow_checks import CAPTURE, NFSTREAM, evaluate
+from tests.service.command.cli_runner import tapline
+from tests.training.checking.flow_checks import CAPTURE, NFSTREAM, evaluate, labels_by_uid
 from tests.training.command import invoke, tapline_train
 
 ASKED = ["evaluate", "--checkpoint", "flow-protocols", "--labels", NFSTREAM]
@@ -55,3 +56,36 @@ def test_replacing_an_evaluation_is_said(tmp_path):
     told = f"note: the evaluation of flow-protocols in {tmp_path / 'out'} is replaced"
     assert told not in first
     assert told in again
+
+
+@pytest.mark.parametrize("word", ["unknown", "Unknown", "N/A"])
+def test_a_word_for_nothing_is_no_label(tmp_path, served_flows, word):
+    labels = labels_by_uid(tmp_path / "l.csv", served_flows, TLS=word)
+    said, record = evaluate(tmp_path / "out", "--labels", labels)
+    tls = sum(row["nearest"] == "TLS" for row in served_flows)
+    assert record["joined"]["no_labels"] == {word: tls}
+    assert (record["figures"]["things"], record["figures"]["never_learned"]) == (66 - tls, 0)
+    assert record["left_out"]["flow without a label"] == tls
+    assert f"taken for no label {tls} x {word}" in said
+    assert f"taken for no label {tls} x {word}" in (tmp_path / "out" / "report.html").read_text()
+    mapped = evaluate(tmp_path / "mapped", "--labels", labels, "--map", f"{word}=TLS")[1]
+    assert (mapped["figures"]["things"], mapped["joined"]["no_labels"]) == (66, {})
+
+
+def test_nothing_but_words_for_nothing(tmp_path, served_flows):
+    labels = tmp_path / "l.csv"
+    labels.write_text(f"uid,label\n{served_flows[0]['uid']},Unknown\n")
+    error = invoke(
+        "evaluate", "--checkpoint", "flow-protocols", "--captures", CAPTURE, "--labels", labels, "--out", tmp_path / "o"
+    ).exception
+    assert "what it says of them, Unknown (1), is taken for no label" in str(error)
+
+
+def test_verdicts_of_a_model_as_labels_are_warned_of(tmp_path):
+    (tmp_path / "own.csv").write_text(tapline("classify", CAPTURE, "--format", "csv", "--show", "flows").stdout)
+    said, record = evaluate(tmp_path / "out", "--labels", tmp_path / "own.csv")
+    (note,) = record["notes"]
+    assert "own.csv has the columns confidence, model, version: its labels look like a model's verdicts" in note
+    assert f"note: {note}" in said
+    assert "look like a model&#x27;s verdicts" in (tmp_path / "out" / "report.html").read_text()
+    assert evaluate(tmp_path / "tool", "--labels", NFSTREAM, "--predictions", tmp_path / "own.csv")[1]["notes"] == []
