@@ -230,9 +230,7 @@ def _why_nothing(said: Said, todo: _Todo, settings: CheckSettings) -> str:
     reasons = [
         "its rows are of hosts, by which only traces can be labelled" if of_hosts else "",
         said.account.clock_hint(),
-        f"what it says of them, {_words(todo.labels.no_labels)}, is taken for no label"
-        if todo.labels.no_labels
-        else "",
+        _no_labels(todo.labels.no_labels),
         f"{said.account.ambiguous} are left out, on which rows contradict each other" if said.account.ambiguous else "",
         _other_captures(table.captures, todo.origins),
         "; ".join(f"{capture}: {why}" for capture, why in list(said.warnings.items())[:MAX_TOLD_WARNINGS]),
@@ -241,8 +239,9 @@ def _why_nothing(said: Said, todo: _Todo, settings: CheckSettings) -> str:
     return f"{text}: {told or 'no uid, Community ID or endpoints of them are in it'}"
 
 
-def _words(words: Mapping[str, int]) -> str:
-    return ", ".join(f"{word} ({count:,})" for word, count in words.items())
+def _no_labels(words: Mapping[str, int]) -> str:
+    told = ", ".join(f"{word} ({count:,})" for word, count in words.items())
+    return f"what it says of them, {told}, is taken for no label" if told else ""
 
 
 def _other_captures(named: set[str], origins: Sequence[Origin]) -> str:

@@ -114,7 +114,7 @@ class OwnLabels:
 
 def verdicts_note(table: LabelTable | None) -> str:
     """What is said of labels that stand beside the columns of a model's verdicts, "" of others."""
-    if table is None or not VERDICT_COLUMNS <= set(table.columns):
+    if table is None or not VERDICT_COLUMNS.issubset(table.columns):
         return ""
     return (
         f"{table.name} has the columns {', '.join(sorted(VERDICT_COLUMNS))}: its labels look like a model's verdicts. "
