@@ -8,6 +8,7 @@ from dataclasses import replace
 from tapline.models.foreign_text import clean
 from tapline.training.checking.check_record import CheckFigures, CheckRecord, GroupFigures, Joined, ToolFigures
 from tapline.training.checking.provenance import provenance_facts
+from tapline.training.checking.verdict_table import VERDICT_TABLE
 from tapline.training.evaluation.measured import Measured, ReportTable
 from tapline.training.evaluation.wording import counted, many
 from tapline.training.loop.scores import Interval
@@ -28,6 +29,7 @@ def _facts(record: CheckRecord) -> dict[str, str]:
         "checkpoint": f"{record.checkpoint} {record.version}, as it is served (ONNX Runtime), ports {record.ports}",
         "captures": ", ".join(clean(each) for each in record.captures),
         "labels": "; ".join(filter(None, (clean(record.joined.source), _joined_text(record.joined, record.unit)))),
+        "verdict by verdict": f"{VERDICT_TABLE} beside this page: every mistake, with what names it",
         "not measured": ", ".join(f"{count:,} x {reason}" for reason, count in record.left_out.items()) or "nothing",
         "measured by": "verdicts on labelled captures; nothing was trained or calibrated on them here",
         **{name: clean(text) for name, text in provenance_facts(record.provenance).items()},

@@ -31,6 +31,7 @@ from tapline.training.checking.own_captures import LabelSource, OwnLabels, read_
 from tapline.training.checking.provenance import provenance
 from tapline.training.checking.said import Said
 from tapline.training.checking.trace_verdicts import trace_verdicts
+from tapline.training.checking.verdict_table import VERDICT_TABLE, write_verdict_table
 from tapline.training.data.label_map import LabelError
 from tapline.training.data.origins import ExtractError, Origin, find_distinct
 from tapline.training.evaluation.page import REPORTS, write_report
@@ -113,6 +114,7 @@ def check_checkpoint(
     page = check_page(known.measured, record)
     write_json(out / EVALUATION, record)
     write_report(out, page)
+    write_verdict_table(out, known)
     write_verdicts(out, page, HOW, _settings(checkpoint, record))
     return record
 
@@ -133,7 +135,7 @@ def plan_check(settings: CheckSettings, out: Path) -> Plan:
         *(f"beside {name} ({tool.lines} rows)" for name, tool in todo.labels.tools),
     ]
     notes = [*out_notes(out), *todo.notes]
-    return Plan("evaluate", facts, [out / name for name in (EVALUATION, VERDICTS, *REPORTS)], notes)
+    return Plan("evaluate", facts, [out / name for name in (EVALUATION, VERDICTS, VERDICT_TABLE, *REPORTS)], notes)
 
 
 def find_checkpoint(text: str) -> Path:

@@ -25,8 +25,8 @@ BATCH_FLOWS = 512
 MOST_NAMES = 8
 """Names that a note lists."""
 
-VERDICT_COLUMNS = frozenset({"model", "version", "confidence"})
-"""Columns that `tapline classify --format csv` writes beside its labels."""
+VERDICT_COLUMNS = (frozenset({"model", "version", "confidence"}), frozenset({"nearest", "confidence", "unknown"}))
+"""Columns that `tapline classify --format csv` writes beside its labels, and `verdict_table`."""
 
 _Item = TypeVar("_Item")
 
@@ -114,10 +114,11 @@ class OwnLabels:
 
 def verdicts_note(table: LabelTable | None) -> str:
     """What is said of labels that stand beside the columns of a model's verdicts, "" of others."""
-    if table is None or not VERDICT_COLUMNS.issubset(table.columns):
+    found = next((each for each in VERDICT_COLUMNS if table is not None and each.issubset(table.columns)), None)
+    if table is None or found is None:
         return ""
     return (
-        f"{table.name} has the columns {', '.join(sorted(VERDICT_COLUMNS))}: its labels look like a model's verdicts. "
+        f"{table.name} has the columns {', '.join(sorted(found))}: its labels look like a model's verdicts. "
         "Measured against them a model agrees with a model; who is right nobody says. Give labels that were found "
         "otherwise, or this table as --predictions"
     )

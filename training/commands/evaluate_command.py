@@ -12,6 +12,7 @@ from tapline.training.checking.check_report import check_lines
 from tapline.training.checking.checkpoint_check import CheckSettings, check_checkpoint, plan_check
 from tapline.training.checking.out_directory import out_notes
 from tapline.training.checking.own_captures import LabelSource
+from tapline.training.checking.verdict_table import VERDICT_TABLE
 from tapline.training.commands import options
 from tapline.training.data.label_table import TOLERANCE_SECONDS
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
@@ -246,7 +247,7 @@ def _of_checkpoint(asked: CheckSettings, out: Path, *, dry_run: bool) -> None:
         typer.echo(line)
     for note in replaced:
         typer.echo(f"note: {note}")
-    typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
+    typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}; each verdict: {out / VERDICT_TABLE}")
 
 
 def show(figures: Evaluation) -> None:
