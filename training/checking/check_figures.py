@@ -25,6 +25,7 @@ from tapline.training.evaluation.confident_mistakes import (
 )
 from tapline.training.evaluation.flow_measured import MIN_FLOWS, WITHOUT
 from tapline.training.evaluation.measured import ConfidentMistake, Measured
+from tapline.training.evaluation.wording import many
 from tapline.training.loop.scores import Floats, Interval, Ints, interval, macro_f1, weighted_f1
 
 OWN_PORTS = "what the checkpoint knows of ports, alone"
@@ -57,8 +58,8 @@ def known_things(said: Said, labels: Sequence[str], title: str, threshold: float
     if not is_known.any():
         had, of = ", ".join(sorted(set(said.labels))[:8]), ", ".join(labels)
         raise LabelError(
-            f"none of the {len(said.labels)} labelled {said.unit}s bears a label of {title}: the table says {had}, and "
-            f"it knows {of}: say which are which with --map NAME=LABEL"
+            f"of {many(len(said.labels), f'labelled {said.unit}')} none bears a label of {title}: the table says {had}, "
+            f"and it knows {of}: say which are which with --map NAME=LABEL"
         )
     rows = np.flatnonzero(is_known).tolist()
     verdicts = [said.verdicts[row] for row in rows]

@@ -39,9 +39,9 @@ def _facts(record: CheckRecord) -> dict[str, str]:
 def _joined_text(joined: Joined, unit: str) -> str:
     by = ", ".join(f"{count:,} by {by}" for by, count in joined.by.items())
     parts = [
-        f"{joined.rows:,} rows with a label" if joined.rows else "",
+        f"{many(joined.rows, 'row')} with a label" if joined.rows else "",
         f"found {by}" if by else "",
-        f"{joined.rows_without_thing:,} rows of no {unit} with payload here" if joined.rows_without_thing else "",
+        f"{many(joined.rows_without_thing, 'row')} of no {unit} with payload here" if joined.rows_without_thing else "",
         f"{joined.rows_malformed:,} that cannot be read" if joined.rows_malformed else "",
         "taken for no label " + ", ".join(f"{count:,} x {clean(word)}" for word, count in joined.no_labels.items())
         if joined.no_labels
@@ -98,7 +98,7 @@ def _groups(title: str, rows: list[GroupFigures], unit: str, least: int) -> Repo
 
 def _tool_tables(tool: ToolFigures, unit: str) -> Iterator[ReportTable]:
     name = clean(tool.name)
-    covered = f"It has a row for {tool.with_row:,} of {tool.things:,} {unit}s and says something of {tool.said:,}"
+    covered = f"It has a row for {tool.with_row:,} of {many(tool.things, unit)} and says something of {tool.said:,}"
     if tool.tool is None or tool.model is None or tool.gain is None:
         yield ReportTable(f"Beside {name}", ("on",), [], f"{covered}: nothing to compare. {tool.clock_hint}".strip())
         return
@@ -193,23 +193,23 @@ def check_lines(record: CheckRecord) -> Iterator[str]:
     yield f"  called unknown wrongly: {figures.called_unknown:.1%}"
     if figures.never_learned_called_unknown is not None:
         yield (
-            f"  of {figures.never_learned:,} {unit}s of labels never learned "
+            f"  of {many(figures.never_learned, unit)} of labels never learned "
             f"{figures.never_learned_called_unknown:.1%} are called unknown"
         )
-    yield from _label_lines(figures)
+    yield from _label_lines(figures, unit)
     for tool in figures.tools:
         yield from _tool_lines(tool, unit)
     yield "  figures on captures that the checkpoint learned from are too good: its card says what these were"
 
 
-def _label_lines(figures: CheckFigures) -> Iterator[str]:
+def _label_lines(figures: CheckFigures, unit: str) -> Iterator[str]:
     yield from (
-        f"  {row.label}: F1 {row.f1:.3f}, precision {row.precision:.3f}, recall {row.recall:.3f}; {row.support:,} of "
-        f"{row.captures} captures"
+        f"  {row.label}: F1 {row.f1:.3f}, precision {row.precision:.3f}, recall {row.recall:.3f}; "
+        f"{many(row.support, unit)} of {many(row.captures, 'capture')}"
         for row in figures.classes[:MOST_TOLD]
     )
     if (more := len(figures.classes) - MOST_TOLD) > 0:
-        yield f"  and {more} more labels: see the report"
+        yield f"  and {many(more, 'more label')}: see the report"
     yield from (
         f"  {each.label}, never learned: {each.called_unknown:.1%} of {each.things:,} called unknown"
         for each in figures.strange[:MOST_TOLD]
@@ -220,11 +220,11 @@ def _label_lines(figures: CheckFigures) -> Iterator[str]:
 def _tool_lines(tool: ToolFigures, unit: str) -> Iterator[str]:
     name = clean(tool.name)
     if tool.tool is None or tool.model is None or tool.gain is None:
-        yield f"  {name}: a row for {tool.with_row:,} of {tool.things:,} {unit}s, and says nothing of any"
+        yield f"  {name}: a row for {tool.with_row:,} of {many(tool.things, unit)}, and says nothing of any"
     else:
         yield (
-            f"  {name} says something of {tool.said:,} of {tool.things:,} {unit}s: macro-F1 {tool.tool.macro_f1:.3f}, "
-            f"{tool.tool.accuracy:.1%} right; this model on the same {tool.model.macro_f1:.3f}, "
+            f"  {name} says something of {tool.said:,} of {many(tool.things, unit)}: macro-F1 "
+            f"{tool.tool.macro_f1:.3f}, {tool.tool.accuracy:.1%} right; this model on the same {tool.model.macro_f1:.3f}, "
             f"{tool.model.accuracy:.1%} right; difference {tool.gain:+.3f} ({_range(tool.gain_interval, '+')})"
         )
         if of_all := _of_all(tool, unit):

@@ -84,6 +84,7 @@ def check_checkpoint(
     said = _say(todo, settings, progress)
     if not said.labels:
         raise LabelError(_why_nothing(said, todo, settings))
+    _refuse_strange_tools(said, todo)
     checkpoint = todo.checkpoint
     rule = checkpoint.rule(ports=settings.ports) if isinstance(checkpoint, Checkpoint) else None
     threshold = rule.threshold if rule is not None else checkpoint.unknown.threshold
@@ -130,9 +131,9 @@ def plan_check(settings: CheckSettings, out: Path) -> Plan:
     unit = "flows" if isinstance(todo.checkpoint, Checkpoint) else "traces"
     facts = [
         f"{todo.checkpoint.name} {todo.checkpoint.version} ({len(todo.checkpoint.labels)} labels of {unit})",
-        f"{len(todo.origins)} captures or logs",
-        f"labels by {table.name} ({table.lines} rows)" if table else "folders as labels",
-        *(f"beside {name} ({tool.lines} rows)" for name, tool in todo.labels.tools),
+        "1 capture or log" if len(todo.origins) == 1 else f"{len(todo.origins):,} captures or logs",
+        f"labels by {table.name} ({many(table.lines, 'row')})" if table else "folders as labels",
+        *(f"beside {name} ({many(tool.lines, 'row')})" for name, tool in todo.labels.tools),
     ]
     notes = [*out_notes(out), *todo.notes]
     return Plan("evaluate", facts, [out / name for name in (EVALUATION, VERDICTS, VERDICT_TABLE, *REPORTS)], notes)
@@ -227,7 +228,7 @@ def _why_nothing(said: Said, todo: _Todo, settings: CheckSettings) -> str:
             "no flow is in a folder: --label-from-folder takes the first folder below --captures, as "
             "captures/LABEL/FILE.pcap"
         )
-    text = f"{table.name}: none of its {table.lines} rows is of a {said.unit} in these captures"
+    text = f"{table.name}: none of its rows ({many(table.lines, 'label')}) is of a {said.unit} in these captures"
     of_hosts = said.unit == "flow" and table.labels_subjects
     reasons = [
         "its rows are of hosts, by which only traces can be labelled" if of_hosts else "",
@@ -239,6 +240,16 @@ def _why_nothing(said: Said, todo: _Todo, settings: CheckSettings) -> str:
     ]
     told = "; ".join(reason for reason in reasons if reason)
     return f"{text}: {told or 'no uid, Community ID or endpoints of them are in it'}"
+
+
+def _refuse_strange_tools(said: Said, todo: _Todo) -> None:
+    for tool, (_, table) in zip(said.tools, todo.labels.tools, strict=True):
+        if not tool.account.lines:
+            hint = tool.account.clock_hint() or _other_captures(table.captures, todo.origins)
+            raise LabelError(
+                f"{table.name}: none of the rows of {tool.name} ({many(table.lines, 'prediction')}) is of a labelled "
+                f"{said.unit}: {hint or 'no uid, Community ID or endpoints of them are in it'}"
+            )
 
 
 def _no_labels(words: Mapping[str, int]) -> str:

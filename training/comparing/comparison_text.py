@@ -9,6 +9,7 @@ from tapline.training.comparing.comparison import Comparison, Paired
 from tapline.training.comparing.evaluated import FigureRow
 from tapline.training.evaluation.measured import ReportTable
 from tapline.training.evaluation.page import page_of_tables
+from tapline.training.evaluation.wording import many
 from tapline.training.loop.scores import Interval
 
 WIDTH = 80
@@ -77,7 +78,8 @@ def _paired_text(paired: Paired) -> str:
         only.append(f"{paired.relabelled:,} under different labels")
     width = f" ({_range(paired.gain_interval, '+')})" if paired.gain_interval else " (a single capture: no interval)"
     return (
-        f"macro-F1 {paired.gain:+.3f}{width} on {paired.common:,} common {paired.unit}s of {paired.captures} captures "
+        f"macro-F1 {paired.gain:+.3f}{width} on {many(paired.common, f'common {paired.unit}')} of "
+        f"{many(paired.captures, 'capture')} "
         f"({paired.second:.3f}, {paired.first:.3f}); where they differ {paired.number} alone is right on "
         f"{paired.only_second_right:,}, 1 alone on {paired.only_first_right:,}"
         + (f"; left out {', '.join(only)}" if only else "")

@@ -25,6 +25,8 @@ EXACT_US = 1_000
 """Where rows are so near, others that are merely within the tolerance do not count: times in milliseconds."""
 MAX_OFFSETS = 10_000
 """Offsets that an account remembers."""
+MOST_OFFSET_US = 48 * 3_600_000_000
+"""Rows that are further off are of another flow between the same endpoints, not of another clock."""
 NO_TIME = -(1 << 62)
 """The time of a row without one."""
 _ZONE_SECONDS = 900
@@ -76,8 +78,9 @@ class JoinAccount(msgspec.Struct):
             self.ambiguous += 1
         else:
             self.without += 1
-        if match.offset_us is not None and len(self.offsets_seconds) < MAX_OFFSETS:
-            self.offsets_seconds.append(match.offset_us / 1e6)
+        offset_us = match.offset_us
+        if offset_us is not None and abs(offset_us) < MOST_OFFSET_US and len(self.offsets_seconds) < MAX_OFFSETS:
+            self.offsets_seconds.append(offset_us / 1e6)
         return match.label
 
     def add(self, other: JoinAccount) -> None:
@@ -90,12 +93,14 @@ class JoinAccount(msgspec.Struct):
         self.offsets_seconds += other.offsets_seconds[: MAX_OFFSETS - len(self.offsets_seconds)]
 
     def clock_hint(self) -> str:
-        """What the times of rows that were off say, "" without any."""
-        if not self.offsets_seconds:
+        """What the times of rows that were off say, "" without any, and where rows were found by uid: then those of
+        other times are of other flows."""
+        if not self.offsets_seconds or self.joined.get("uid"):
             return ""
         offset = median(self.offsets_seconds)
         rows = len(self.offsets_seconds)
-        text = f"{rows} flow(s) have rows with their endpoints at other times, by the median {offset:+.1f} s off"
+        flows = "1 flow has" if rows == 1 else f"{rows:,} flows have"
+        text = f"{flows} rows with their endpoints at other times, by the median {offset:+.1f} s off"
         zone = round(offset / _ZONE_SECONDS) * _ZONE_SECONDS
         if zone and abs(offset - zone) < 60:
             text += f": a time zone of {zone / 3600:+g} h? Then give --time-shift {-zone}"

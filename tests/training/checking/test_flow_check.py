@@ -141,10 +141,10 @@ def test_ports_off_is_as_served_with_ports_off(tmp_path, served_flows):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("uid,label\nnobody,TLS\n", "none of its 1 rows is of a flow in these captures: no uid, Community ID"),
+        ("uid,label\nnobody,TLS\n", "none of its rows (1 label) is of a flow in these captures: no uid, Community ID"),
         ("mac,label\n00:00:00:00:00:01,TLS\n", "its rows are of hosts, by which only traces can be labelled"),
         ("pcap,label\nother.pcap,TLS\n", "it names captures as other.pcap, and these are called as android.pcap"),
-        ("uid,label\n{uid},Kettle\n", "none of the 1 labelled flows bears a label of flow-protocols 2"),
+        ("uid,label\n{uid},Kettle\n", "of 1 labelled flow none bears a label of flow-protocols 2"),
         ("ts;proto;src_ip;src_port;dst_ip;dst_port;label\n{late};{proto};{orig_h};{orig_p};{resp_h};{resp_p};TLS\n",
          "s off: a time zone of -1 h? Then give --time-shift 3600"),
     ],
@@ -204,5 +204,5 @@ def test_a_dry_run_says_what_is_there_and_writes_nothing(tmp_path):
         "evaluate", "--checkpoint", "flow-protocols", "--captures", CAPTURE, "--labels", NFSTREAM,
         "--predictions", NFSTREAM, "--out", tmp_path / "out", "--dry-run",
     )  # fmt: skip
-    assert "1 captures or logs, labels by nfstream-android.csv (63 rows), beside nfstream-android (63 rows)" in said
+    assert "1 capture or log, labels by nfstream-android.csv (63 rows), beside nfstream-android (63 rows)" in said
     assert not (tmp_path / "out").exists()

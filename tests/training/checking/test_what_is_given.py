@@ -1,9 +1,11 @@
 """What is said of what was given: captures twice, names of nothing, directories that hold something."""
 
+import re
 import shutil
 
 import pytest
 
+from tapline.training.data.label_map import LabelError
 from tapline.training.loop.config import TrainingError
 from tests.service.command.cli_runner import tapline
 from tests.training.checking.flow_checks import CAPTURE, NFSTREAM, evaluate, labels_by_uid
@@ -89,3 +91,24 @@ def test_verdicts_of_a_model_as_labels_are_warned_of(tmp_path):
     assert f"note: {note}" in said
     assert "look like a model&#x27;s verdicts" in (tmp_path / "out" / "report.html").read_text()
     assert evaluate(tmp_path / "tool", "--labels", NFSTREAM, "--predictions", tmp_path / "own.csv")[1]["notes"] == []
+
+
+def test_a_tool_of_nothing_here_is_an_error(tmp_path):
+    (tmp_path / "t.csv").write_text("uid,prediction\nnobody,TLS\n")
+    arguments = ["--captures", CAPTURE, "--predictions", tmp_path / "t.csv", "--out", tmp_path / "out"]
+    error = invoke(*ASKED, *arguments).exception
+    assert isinstance(error, LabelError)
+    assert "t.csv: none of the rows of t (1 prediction) is of a labelled flow: no uid, Community ID" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_of_a_thing_is_told_as_one(tmp_path, served_flows):
+    labels = tmp_path / "l.csv"
+    labels.write_text(f"uid,label\n{served_flows[0]['uid']},{served_flows[0]['nearest']}\nnobody,TLS\n")
+    said, _ = evaluate(tmp_path / "out", "--labels", labels)
+    page = (tmp_path / "out" / "report.html").read_text()
+    for text in (said, page):
+        assert "2 rows with a label" in text
+        assert "1 row of no flow with payload here" in text
+        assert not re.search(r"\b1 (rows|flows|captures|labels|classes)\b", text)
+    assert "over the 1 of 1 label with 1 flow or more" in said
