@@ -58,8 +58,8 @@ def known_things(said: Said, labels: Sequence[str], title: str, threshold: float
     if not is_known.any():
         had, of = ", ".join(sorted(set(said.labels))[:8]), ", ".join(labels)
         raise LabelError(
-            f"of {many(len(said.labels), f'labelled {said.unit}')} none bears a label of {title}: the table says {had}, "
-            f"and it knows {of}: say which are which with --map NAME=LABEL"
+            f"of {many(len(said.labels), f'labelled {said.unit}')} none bears a label of {title}: the table says "
+            f"{had}, and it knows {of}: say which are which with --map NAME=LABEL"
         )
     rows = np.flatnonzero(is_known).tolist()
     verdicts = [said.verdicts[row] for row in rows]

@@ -224,8 +224,8 @@ def _tool_lines(tool: ToolFigures, unit: str) -> Iterator[str]:
     else:
         yield (
             f"  {name} says something of {tool.said:,} of {many(tool.things, unit)}: macro-F1 "
-            f"{tool.tool.macro_f1:.3f}, {tool.tool.accuracy:.1%} right; this model on the same {tool.model.macro_f1:.3f}, "
-            f"{tool.model.accuracy:.1%} right; difference {tool.gain:+.3f} ({_range(tool.gain_interval, '+')})"
+            f"{tool.tool.macro_f1:.3f}, {tool.tool.accuracy:.1%} right; this model on the same "
+            f"{tool.model.macro_f1:.3f}, {tool.model.accuracy:.1%} right; difference {tool.gain:+.3f} ({_range(tool.gain_interval, '+')})"
         )
         if of_all := _of_all(tool, unit):
             yield f"    {of_all.strip()}"

@@ -240,7 +240,7 @@ class LabelTable:
         exact = [
             row for row in mine if row.time_us == NO_TIME or first_us - EXACT_US <= row.time_us <= last_us + EXACT_US
         ]
-        mine = exact or mine
+        mine = _nearest(exact, first_us, last_us) or mine
         if not mine:
             off = [row.time_us - first_us for row in rows[timeless:] if row.capture in ("", name)]
             return Match(offset_us=min(off, key=abs, default=None))
@@ -252,6 +252,17 @@ class LabelTable:
 def path_parts(capture: str) -> tuple[str, ...]:
     """The parts of a path, of whatever system, without its root."""
     return tuple(part for part in PurePosixPath(capture.replace("\\", "/")).parts if part != "/") or ("",)
+
+
+def _nearest(rows: Sequence[Row], first_us: int, last_us: int) -> list[Row]:
+    """Those of the rows that are nearest to these times, and all without a time. Only times that are exact are told
+    apart so: those in whole seconds are cut, and the nearest of them may be that of the next flow."""
+
+    def off(row: Row) -> int:
+        return 0 if row.time_us == NO_TIME else max(first_us - row.time_us, row.time_us - last_us, 0)
+
+    least = min((off(row) for row in rows if row.time_us != NO_TIME), default=0)
+    return [row for row in rows if row.time_us == NO_TIME or off(row) == least]
 
 
 def _time(row: Row) -> int:

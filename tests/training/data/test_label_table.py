@@ -103,6 +103,17 @@ def test_rows_that_contradict_each_other_say_nothing(tmp_path):
     assert labels.left_over(account) == {"flow that label rows contradict each other on": 2}
 
 
+def test_the_nearest_of_exact_times_counts(tmp_path):
+    rows = "".join(
+        f"{at},udp,10.0.0.1,5,10.0.0.2,53,{label}\n" for at, label in ((1000, "A"), (1400, "B"), (1700, "C"))
+    )
+    labels = table(tmp_path, f"start_us,{ENDS},label\n{rows}")
+    said = [labels.match("x", flow(at)) for at in (1000, 1400, 1401, 1200, 900, 5000)]
+    assert [(each.label, each.ambiguous) for each in said] == [
+        ("A", False), ("B", False), ("B", False), (None, True), ("A", False), (None, True),
+    ]  # fmt: skip
+
+
 def test_the_first_key_that_finds_a_row_counts(tmp_path):
     both = f"uid,community_id,label\nU,1:nothing=,A\nV,{community_id(flow())},B\n"
     labels = table(tmp_path, both)
