@@ -128,7 +128,7 @@ def _of_all(tool: ToolFigures, unit: str) -> str:
     """What a tool has where saying nothing is wrong, as in the chart; "" where it is never silent."""
     if tool.said == tool.things:
         return ""
-    return f"On all {many(tool.things, unit)}, silence as wrong, {clean(tool.name)} has {tool.macro_f1_of_all:.3f}. "
+    return f"On all {many(tool.things, unit)}, silence as wrong, {clean(tool.name)} has macro-F1 {tool.macro_f1_of_all:.3f}. "
 
 
 def _range(interval: Interval | None, sign: str = "") -> str:
@@ -225,7 +225,8 @@ def _tool_lines(tool: ToolFigures, unit: str) -> Iterator[str]:
         yield (
             f"  {name} says something of {tool.said:,} of {many(tool.things, unit)}: macro-F1 "
             f"{tool.tool.macro_f1:.3f}, {tool.tool.accuracy:.1%} right; this model on the same "
-            f"{tool.model.macro_f1:.3f}, {tool.model.accuracy:.1%} right; difference {tool.gain:+.3f} ({_range(tool.gain_interval, '+')})"
+            f"{tool.model.macro_f1:.3f}, {tool.model.accuracy:.1%} right; difference {tool.gain:+.3f} "
+            f"({_range(tool.gain_interval, '+')})"
         )
         if of_all := _of_all(tool, unit):
             yield f"    {of_all.strip()}"

@@ -58,15 +58,17 @@ class Provenance(msgspec.Struct, frozen=True):
         """What of it is a setting, as `compare` shows what differs."""
         corpora = sorted({capture.name.partition("/")[0] for capture in self.captures})
         return {
-            "captures": f"{len(self.captures)} of {', '.join(corpora)}, {self.captures_sha256[:12]}",
-            "labels": _told(self.labels) if self.labels else "folders",
+            "captures": f"{len(self.captures)} of {', '.join(corpora)}",
+            "captures_sha256": self.captures_sha256,
+            "labels": self.labels.name if self.labels else "folders",
+            "labels_sha256": self.labels.sha256 if self.labels else "",
             "column": self.column,
             "rows": ", ".join(self.confidence),
             "tolerance_seconds": self.tolerance_seconds,
             "shift_seconds": self.shift_seconds,
             "joined_by": ", ".join(sorted(joined_by)),
             "maps": ", ".join(self.maps),
-            "predictions": ", ".join(f"{name} {table.sha256[:12]}" for name, table in sorted(self.tools.items())),
+            "predictions": ", ".join(f"{table.sha256[:8]} {name}" for name, table in sorted(self.tools.items())),
         }
 
 

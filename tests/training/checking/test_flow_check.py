@@ -95,7 +95,7 @@ def test_another_tool_is_measured_on_the_same_flows(tmp_path, served_flows):
     charted = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
     drawn = next(row["macro_f1"] for row in charted if row["name"] == "Other, silence as wrong")
     assert other["macro_f1_of_all"] == drawn < other["tool"]["macro_f1"]
-    told = f"On all 66 flows, silence as wrong, Other has {drawn:.3f}."
+    told = f"On all 66 flows, silence as wrong, Other has macro-F1 {drawn:.3f}."
     assert told in said
     assert told in (tmp_path / "out" / "report.html").read_text()
     assert "--map NAME=LABEL): Mystery (1)" in said
