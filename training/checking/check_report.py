@@ -128,7 +128,8 @@ def _of_all(tool: ToolFigures, unit: str) -> str:
     """What a tool has where saying nothing is wrong, as in the chart; "" where it is never silent."""
     if tool.said == tool.things:
         return ""
-    return f"On all {many(tool.things, unit)}, silence as wrong, {clean(tool.name)} has macro-F1 {tool.macro_f1_of_all:.3f}. "
+    all_things = many(tool.things, unit)
+    return f"On all {all_things}, silence as wrong, {clean(tool.name)} has macro-F1 {tool.macro_f1_of_all:.3f}. "
 
 
 def _range(interval: Interval | None, sign: str = "") -> str:

@@ -103,12 +103,7 @@ def check_checkpoint(
         warnings=said.warnings,
         notes=todo.notes,
         figures=check_figures(known, todo.names),
-        provenance=provenance(
-            {name: file.sha256 for name, file in checkpoint.files.items()},
-            todo.origins,
-            settings.labels,
-            settings.maps,
-        ),
+        provenance=provenance(_hashes(checkpoint), todo.origins, settings.labels, settings.maps),
         seconds=round(time.monotonic() - started, 1),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -240,6 +235,10 @@ def _why_nothing(said: Said, todo: _Todo, settings: CheckSettings) -> str:
     ]
     told = "; ".join(reason for reason in reasons if reason)
     return f"{text}: {told or 'no uid, Community ID or endpoints of them are in it'}"
+
+
+def _hashes(checkpoint: Checkpoint | TracegramCheckpoint) -> dict[str, str]:
+    return {name: file.sha256 for name, file in checkpoint.files.items()}
 
 
 def _refuse_strange_tools(said: Said, todo: _Todo) -> None:
