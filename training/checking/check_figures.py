@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from tapline.models.verdict import Verdict
 from tapline.training.checking.check_record import CheckFigures, GroupFigures, NeverLearned, SuspicionOf
 from tapline.training.checking.label_names import LabelNames
-from tapline.training.checking.other_tools import tool_figures
+from tapline.training.checking.other_tools import rival_name, tool_figures
 from tapline.training.checking.said import Said
 from tapline.training.data.label_map import LabelError
 from tapline.training.evaluation.confident_mistakes import (
@@ -23,10 +25,13 @@ from tapline.training.evaluation.confident_mistakes import (
 )
 from tapline.training.evaluation.flow_measured import MIN_FLOWS, WITHOUT
 from tapline.training.evaluation.measured import ConfidentMistake, Measured
+from tapline.training.evaluation.wording import many
 from tapline.training.loop.scores import Floats, Interval, Ints, interval, macro_f1, weighted_f1
 
 OWN_PORTS = "what the checkpoint knows of ports, alone"
 MOST_CALLED = 5
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Known:
     is_known: NDArray[np.bool_]
     measured: Measured
 
-    def of_known(self, values: Sequence[object]) -> list[object]:
+    def of_known(self, values: Sequence[_Value]) -> list[_Value]:
         """Those of the known things, of values for all."""
         return [value for value, known in zip(values, self.is_known.tolist(), strict=True) if known]
 
@@ -53,8 +58,8 @@ def known_things(said: Said, labels: Sequence[str], title: str, threshold: float
     if not is_known.any():
         had, of = ", ".join(sorted(set(said.labels))[:8]), ", ".join(labels)
         raise LabelError(
-            f"none of the {len(said.labels)} labelled {said.unit}s bears a label of {title}: the table says {had}, and "
-            f"it knows {of}: say which are which with --map NAME=LABEL"
+            f"of {many(len(said.labels), f'labelled {said.unit}')} none bears a label of {title}: the table says "
+            f"{had}, and it knows {of}: say which are which with --map NAME=LABEL"
         )
     rows = np.flatnonzero(is_known).tolist()
     verdicts = [said.verdicts[row] for row in rows]
@@ -63,7 +68,8 @@ def known_things(said: Said, labels: Sequence[str], title: str, threshold: float
     strange = [verdict.confidence for verdict, known in zip(said.verdicts, is_known.tolist(), strict=True) if not known]
     rivals = _own_rivals(said, rows, place)
     for tool in said.tools:
-        rivals[tool.name] = np.array([_place_of(tool.words[row], place, names) for row in rows], np.int64)
+        words = [tool.words[row] for row in rows]
+        rivals[rival_name(tool, words)] = np.array([_place_of(word, place, names) for word in words], np.int64)
     measured = Measured(
         title=title,
         unit=said.unit,
@@ -169,11 +175,12 @@ class _Groups:
 
     def _one(self, measured: Measured, name: str, rows: NDArray[np.bool_], strange: int) -> GroupFigures:
         if not rows.any():
-            return GroupFigures(name, 0, 0.0, 0.0, 0.0, strange)
+            return GroupFigures(name, 0, 0.0, None, 0.0, strange)
         truth, said = measured.truth[rows], measured.predicted[rows]
-        f1 = macro_f1(truth, said, len(measured.labels), 1)
+        f1 = macro_f1(truth, said, len(measured.labels), measured.min_support)
         unknown = float(self.called_unknown[rows].mean())
-        return GroupFigures(name, len(truth), float((truth == said).mean()), f1, unknown, strange)
+        score = None if math.isnan(f1) else f1
+        return GroupFigures(name, len(truth), float((truth == said).mean()), score, unknown, strange)
 
 
 def _never_learned(known: Known) -> list[NeverLearned]:

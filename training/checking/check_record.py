@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import msgspec
 
+from tapline.training.checking.provenance import Provenance
 from tapline.training.loop.scores import ClassScore, Interval
 
 
 class GroupFigures(msgspec.Struct, frozen=True):
-    """Of the things of known labels of one corpus or capture: their number, the share that is right, macro-F1 of its
-    labels, the share called *unknown* wrongly; and how many more are of labels never learned."""
+    """Of the things of known labels of one corpus or capture: their number, the share that is right, macro-F1 of the
+    labels with `CheckFigures.min_support` of them, None where there is none, the share called *unknown* wrongly; and
+    how many more are of labels never learned."""
 
     name: str
     things: int
     accuracy: float
-    macro_f1: float
+    macro_f1: float | None
     called_unknown: float
     never_learned: int
 
@@ -61,7 +63,9 @@ class ToolFigures(msgspec.Struct, frozen=True):
 
     It has a row for `with_row` of `things`, and says something of `said`; `tool`, `model` and `gain`, what the model
     has more of macro-F1, are of these alone, None where it says nothing. `strange_words`: what it says most often that
-    is none of the labels. `only_model_right`, `only_tool_right`, `both_wrong`: where they disagree.
+    is none of the labels. `macro_f1_of_all` is the tool's on all things, saying nothing as wrong; the other figures
+    count the labels with `min_support` of what it says something of. `only_model_right`, `only_tool_right`,
+    `both_wrong`: where they disagree.
     """
 
     name: str
@@ -80,6 +84,8 @@ class ToolFigures(msgspec.Struct, frozen=True):
     both_wrong: int = 0
     disagreements: list[Disagreement] = []
     strange_words: list[tuple[str, int]] = []
+    macro_f1_of_all: float = 0.0
+    min_support: int = 0
     clock_hint: str = ""
 
 
@@ -109,10 +115,16 @@ class CheckFigures(msgspec.Struct, frozen=True):
     macro_f1_ports: float | None = None
     macro_f1_without_ports: float | None = None
 
+    @property
+    def counted(self) -> int:
+        """The number of labels that macro-F1 counts."""
+        return sum(row.support >= self.min_support for row in self.classes)
+
 
 class Joined(msgspec.Struct, frozen=True):
     """How labels found their things: rows of the table with a label, those of nothing, those that cannot be read;
-    things by what they were joined by; names of labels that were taken for the checkpoint's."""
+    things by what they were joined by; names of labels that were taken for the checkpoint's;
+    `no_labels`: words that were taken for none, with their things."""
 
     source: str
     rows: int = 0
@@ -121,6 +133,7 @@ class Joined(msgspec.Struct, frozen=True):
     by: dict[str, int] = {}
     contradicted: int = 0
     names: dict[str, str] = {}
+    no_labels: dict[str, int] = {}
     clock_hint: str = ""
 
 
@@ -138,4 +151,6 @@ class CheckRecord(msgspec.Struct, frozen=True):
     left_out: dict[str, int]
     warnings: dict[str, str]
     figures: CheckFigures
+    provenance: Provenance
     seconds: float
+    notes: list[str] = []

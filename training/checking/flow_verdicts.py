@@ -38,6 +38,7 @@ def _one_capture(classifier: Classifier, origin: Origin, labels: OwnLabels, said
                 said.leave_out("flow that the model failed on")
                 continue
             said.ids.append(id_of(capture, flow.uid))
+            said.names.append((flow.uid, flow.start_us, flow.proto, flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p))
             said.captures.append(capture)
             said.labels.append(label)
             said.verdicts.append(verdict)

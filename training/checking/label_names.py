@@ -13,7 +13,8 @@ NOTHING_SAID = frozenset({"", "-", "unknown", "none", "n/a"})
 
 
 class LabelNames:
-    """Finds labels by the names that tables give them; `changed` are those that it called otherwise than they are.
+    """Finds labels by the names that tables give them; `changed` are those that it called otherwise than they are,
+    `becomes` what the map has.
 
     A name that the map has becomes what it says. Else it is the label that it equals, whatever its case; else, as nDPI
     writes `TLS.Google`, the label before the point. A name of none of the labels stays as it is.
@@ -23,18 +24,23 @@ class LabelNames:
         self._labels = set(labels)
         by_case = Counter(label.casefold() for label in labels)
         self._by_case = {label.casefold(): label for label in labels if by_case[label.casefold()] == 1}
-        self._becomes = dict(becomes)
+        self.becomes = dict(becomes)
         self._found: dict[str, str | None] = {}
         self.changed: dict[str, str] = {}
 
     def of(self, name: str) -> str | None:
         """The label of a name, the name itself where it is none; None where the map leaves it out."""
         if name not in self._found:
-            found = self._becomes[name] if name in self._becomes else self._alike(name)
+            found = self.becomes[name] if name in self.becomes else self._alike(name)
             self._found[name] = found
             if found is not None and found != name:
                 self.changed[name] = found
         return self._found[name]
+
+    def is_label(self, name: str) -> bool:
+        """Whether the name says anything: it does not where it is a word for nothing (`Unknown`, `-`) that is neither
+        in the map nor a label."""
+        return name in self.becomes or said(name) or self._alike(name) in self._labels
 
     def _alike(self, name: str) -> str:
         if name in self._labels:

@@ -20,11 +20,18 @@ MOST_DISAGREEMENTS = 10
 MOST_WORDS = 10
 
 
-def tool_figures(words: Sequence[object], tool: ToolSaid, measured: Measured, names: LabelNames) -> ToolFigures:
+def rival_name(tool: ToolSaid, words: Sequence[str | None]) -> str:
+    """What a tool is called where it is measured by its words on all things: silence counts there, which is said."""
+    silent = any(word is None or not said(word) for word in words)
+    return f"{tool.name}, silence as wrong" if silent else tool.name
+
+
+def tool_figures(words: Sequence[str | None], tool: ToolSaid, measured: Measured, names: LabelNames) -> ToolFigures:
     """Figures of a tool by its words on the things of known labels, None where it has no row."""
-    spoken = np.array([isinstance(word, str) and said(word) for word in words], np.bool_)
+    spoken = np.array([word is not None and said(word) for word in words], np.bool_)
+    of_all = measured.rivals[rival_name(tool, words)]
     place = set(measured.labels)
-    strange = Counter(word for word in words if isinstance(word, str) and said(word) and names.of(word) not in place)
+    strange = Counter(word for word in words if word is not None and said(word) and names.of(word) not in place)
     figures = ToolFigures(
         name=tool.name,
         things=len(words),
@@ -35,10 +42,11 @@ def tool_figures(words: Sequence[object], tool: ToolSaid, measured: Measured, na
         rows_malformed=tool.malformed,
         strange_words=strange.most_common(MOST_WORDS),
         clock_hint=tool.account.clock_hint(),
+        macro_f1_of_all=measured.macro_f1(of_all),
     )
     if not spoken.any():
         return figures
-    return _beside(figures, _part(measured, spoken), measured.rivals[tool.name][spoken])
+    return _beside(figures, _part(measured, spoken), of_all[spoken])
 
 
 def _part(measured: Measured, rows: NDArray[np.bool_]) -> Measured:
@@ -60,6 +68,7 @@ def _beside(figures: ToolFigures, part: Measured, tool: Ints) -> ToolFigures:
     pairs = Counter(zip(part.truth[differ].tolist(), own[differ].tolist(), tool[differ].tolist(), strict=True))
     return msgspec.structs.replace(
         figures,
+        min_support=part.min_support,
         tool=_side(part, tool, tool_draws),
         model=_side(part, own, own_draws),
         gain=part.macro_f1(own) - part.macro_f1(tool),

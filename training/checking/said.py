@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from tapline.models.verdict import Verdict
 from tapline.training.data.label_table import JoinAccount
 
+NAMED_BY = {
+    "flow": ("uid", "start_us", "proto", "orig_h", "orig_p", "resp_h", "resp_p"),
+    "trace": ("subject", "start_us", "end_us"),
+}
+"""By what a thing of each unit is named, beside its capture."""
+
 
 @dataclass
 class ToolSaid:
@@ -23,13 +29,14 @@ class ToolSaid:
 class Said:
     """What was said of n things that bear a label, `unit` being `flow` or `trace`, and what became of all others.
 
-    Of each thing in order: its id (`data.store.id_of`), capture as `corpus/capture`, label as the checkpoint calls it,
-    and the verdict; of flows of checkpoints with ports also the verdict without ports. `captures_read`: captures in
-    all; `left_out`: things without a label or verdict by reason, `warnings` by capture.
+    Of each thing in order: its id (`data.store.id_of`), names (`NAMED_BY`), capture as `corpus/capture`, label as the
+    checkpoint calls it, and the verdict; of flows of checkpoints with ports also the verdict without ports.
+    `captures_read`: captures in all; `left_out`: things without a label or verdict by reason, `warnings` by capture.
     """
 
     unit: str
     ids: list[int] = field(default_factory=list)
+    names: list[tuple[str | int, ...]] = field(default_factory=list)
     captures: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)

@@ -115,6 +115,7 @@ class _Capture:
             if label is None:
                 continue
             self._said.ids.append(id_of(self._name, f"{trace.subject} {trace.start_us}"))
+            self._said.names.append((trace.subject, trace.start_us, trace.end_us))
             self._said.captures.append(self._name)
             self._said.labels.append(label)
             self._said.verdicts.append(trace.verdict)

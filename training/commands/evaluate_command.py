@@ -10,7 +10,9 @@ import typer
 from tapline.models.foreign_text import clean
 from tapline.training.checking.check_report import check_lines
 from tapline.training.checking.checkpoint_check import CheckSettings, check_checkpoint, plan_check
+from tapline.training.checking.out_directory import out_notes
 from tapline.training.checking.own_captures import LabelSource
+from tapline.training.checking.verdict_table import VERDICT_TABLE
 from tapline.training.commands import options
 from tapline.training.data.label_table import TOLERANCE_SECONDS
 from tapline.training.evaluation.evaluation_record import Evaluation, EvaluationSettings
@@ -235,6 +237,7 @@ def _of_checkpoint(asked: CheckSettings, out: Path, *, dry_run: bool) -> None:
     if dry_run:
         options.say_plan(plan_check(asked, out))
         return
+    replaced = out_notes(out)
     with options.progress_bar() as progress:
         task = progress.add_task("captures", total=None)
         record = check_checkpoint(asked, out, lambda count: progress.advance(task, count))
@@ -242,7 +245,9 @@ def _of_checkpoint(asked: CheckSettings, out: Path, *, dry_run: bool) -> None:
         options.say(clean(f"{capture}: {warning}"))
     for line in check_lines(record):
         typer.echo(line)
-    typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}")
+    for note in replaced:
+        typer.echo(f"note: {note}")
+    typer.echo(f"figures and report: {out / EVALUATION}, {out / REPORTS[1]}; each verdict: {out / VERDICT_TABLE}")
 
 
 def show(figures: Evaluation) -> None:

@@ -68,6 +68,7 @@ class Comparison(msgspec.Struct, frozen=True):
     sides: list[Sides]
     settings: list[Setting]
     paired: list[Paired]
+    note: str = ""
 
 
 def compare(evaluated: Sequence[Evaluated]) -> Comparison:
@@ -88,7 +89,20 @@ def compare(evaluated: Sequence[Evaluated]) -> Comparison:
         sides,
         _differing(evaluated),
         [_paired(number, first, each) for number, each in enumerate(evaluated[1:], 2)],
+        _other_rules(evaluated),
     )
+
+
+def _other_rules(evaluated: Sequence[Evaluated]) -> str:
+    """What is said where macro-F1 of the sides counts other labels, "" where it counts the same."""
+    rules: dict[int, list[str]] = {}
+    for number, each in enumerate(evaluated, 1):
+        if each.figures:
+            rules.setdefault(each.figures.least, []).append(str(number))
+    if len(rules) < 2:
+        return ""
+    told = ", ".join(f"{least} or more things in {' and '.join(numbers)}" for least, numbers in sorted(rules.items()))
+    return f"macro-F1 counts other labels, those with {told}: these figures are not to be compared with each other"
 
 
 def _differing(evaluated: Sequence[Evaluated]) -> list[Setting]:

@@ -9,6 +9,7 @@ from tapline.training.comparing.comparison import Comparison, Paired
 from tapline.training.comparing.evaluated import FigureRow
 from tapline.training.evaluation.measured import ReportTable
 from tapline.training.evaluation.page import page_of_tables
+from tapline.training.evaluation.wording import many
 from tapline.training.loop.scores import Interval
 
 WIDTH = 80
@@ -29,6 +30,7 @@ def _range(interval: Interval | None, sign: str = "") -> str:
 _FIGURES: tuple[tuple[str, Callable[[FigureRow], str]], ...] = (
     ("macro-F1", lambda row: _number(row.macro_f1)),
     ("  95 %", lambda row: _range(row.interval)),
+    ("  of labels with", lambda row: f"{row.least} or more"),
     ("right", lambda row: _number(row.accuracy, ".1%")),
     ("calibration error", lambda row: _number(row.calibration_error)),
     ("AUROC of unknown", lambda row: _number(row.unknown_auroc)),
@@ -57,6 +59,8 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
         yield "no setting differs"
     yield ""
     yield from _block("figures", _figure_rows(comparison), len(comparison.sides))
+    if comparison.note:
+        yield from _wrapped("note: ", comparison.note)
     yield ""
     for paired in comparison.paired:
         yield from _wrapped(f"{paired.number} - 1  ", _paired_text(paired))
@@ -74,7 +78,8 @@ def _paired_text(paired: Paired) -> str:
         only.append(f"{paired.relabelled:,} under different labels")
     width = f" ({_range(paired.gain_interval, '+')})" if paired.gain_interval else " (a single capture: no interval)"
     return (
-        f"macro-F1 {paired.gain:+.3f}{width} on {paired.common:,} common {paired.unit}s of {paired.captures} captures "
+        f"macro-F1 {paired.gain:+.3f}{width} on {many(paired.common, f'common {paired.unit}')} of "
+        f"{many(paired.captures, 'capture')} "
         f"({paired.second:.3f}, {paired.first:.3f}); where they differ {paired.number} alone is right on "
         f"{paired.only_second_right:,}, 1 alone on {paired.only_first_right:,}"
         + (f"; left out {', '.join(only)}" if only else "")
@@ -112,7 +117,10 @@ def comparison_page(comparison: Comparison) -> str:
     """The page."""
     heads = [f"{number}: {clean(side.name)}" for number, side in enumerate(comparison.sides, 1)]
     tables = [
-        ReportTable("Figures", ("", *heads), [(name.strip(), *values) for name, values in _figure_rows(comparison)]),
+        ReportTable(
+            "Figures", ("", *heads), [(name.strip(), *values) for name, values in _figure_rows(comparison)],
+            comparison.note,
+        ),
         ReportTable(
             "The difference from the first",
             ("", "on the same things, intervals over captures"),

@@ -11,6 +11,7 @@ import msgspec
 
 from tapline.models.checkpoint import MANIFEST, TracegramCheckpoint, read_any_checkpoint
 from tapline.training.evaluation.evaluation_record import EvaluationRecord, TraceEvaluation
+from tapline.training.evaluation.flow_measured import MIN_FLOWS, MIN_POOLED_FLOWS, is_pooled
 from tapline.training.evaluation.measured import Figures
 from tapline.training.evaluation.page import REPORTS
 from tapline.training.evaluation.verdict_file import Verdicts, read_verdicts
@@ -27,7 +28,8 @@ _HASH_DIGITS = 12
 
 class FigureRow(msgspec.Struct, frozen=True):
     """The figures of one side: macro-F1 with its interval over captures, the share that is right, calibration error,
-    AUROC of *unknown*, and what is called so wrongly and rightly; None where it was not measured."""
+    AUROC of *unknown*, and what is called so wrongly and rightly; None where it was not measured. Macro-F1 counts the
+    labels with `least` things."""
 
     things: int
     macro_f1: float
@@ -37,6 +39,7 @@ class FigureRow(msgspec.Struct, frozen=True):
     unknown_auroc: float | None
     known_rejected: float | None
     unknown_rejected: float | None
+    least: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def read_evaluated(directory: Path) -> Evaluated:
     if verdicts is not None:
         about, command = verdicts.about, command_of(directory)
         kind = f"run of {command}" if command else "evaluation"
-        return Evaluated(name, kind, about.how, _flat(about.settings), _reported(directory), verdicts)
+        return Evaluated(
+            name, kind, about.how, _flat(about.settings), _reported(directory, about.min_support), verdicts
+        )
     if (directory / RUN).is_file():
         command = command_of(directory)
         if not command:
@@ -83,7 +88,7 @@ def _record(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path}: unreadable: {error}") from None
 
 
-def _reported(directory: Path) -> FigureRow:
+def _reported(directory: Path, least: int) -> FigureRow:
     try:
         found = msgspec.json.decode((directory / REPORTS[0]).read_bytes(), type=Figures)
     except (OSError, msgspec.DecodeError) as error:
@@ -91,7 +96,7 @@ def _reported(directory: Path) -> FigureRow:
     own = found.models[0]
     return FigureRow(
         found.measured, own.macro_f1, own.interval, found.accuracy, found.calibration_error, found.unknown_auroc,
-        found.known_rejected, found.unknown_rejected,
+        found.known_rejected, found.unknown_rejected, least,
     )  # fmt: skip
 
 
@@ -114,6 +119,7 @@ def _of_flows(record: EvaluationRecord) -> FigureRow:
     return FigureRow(
         sum(row.support for row in figures.classes), figures.macro_f1, figures.macro_f1_interval, figures.accuracy,
         figures.calibration_error, figures.unknown_auroc, figures.known_rejected, figures.unknown_rejected,
+        MIN_POOLED_FLOWS if is_pooled(record.settings) else MIN_FLOWS,
     )  # fmt: skip
 
 
@@ -123,7 +129,7 @@ def _of_traces(figures: TraceEvaluation) -> FigureRow:
     return FigureRow(
         figures.traces, main.all_classes.macro_f1, main.all_classes.interval, main.accuracy,
         figures.calibration_error, unknown.auroc if unknown else None, figures.known_rejected,
-        unknown.rejected if unknown else None,
+        unknown.rejected if unknown else None, 1,
     )  # fmt: skip
 
 

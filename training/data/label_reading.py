@@ -59,7 +59,7 @@ class _Reader:
     def __init__(self, path: Path, options: _Options) -> None:
         self._path, self._options = path, options
         try:
-            self._source = Table(path, [options.column] if options.column else [])
+            self._source = Table(path, [])
         except TableError as error:
             raise LabelError(str(error)) from None
         columns = self._source.columns
@@ -77,21 +77,30 @@ class _Reader:
             path.name,
             hashlib.sha256(self._source.content + settings.encode()).hexdigest(),
             round(options.tolerance_seconds * 1e6),
+            columns=tuple(columns),
         )
         self._first: defaultdict[str, dict[Key, Row]] = defaultdict(dict)
 
     def _check(self, columns: Sequence[str]) -> None:
-        if self._options.confidence and "confidence" not in columns:
-            raise LabelError(f"{self._path}: no column confidence, by which rows were to be chosen")
-        if not self._label:
+        has = self._source.has
+        if self._options.column and self._label not in columns:
             raise LabelError(
-                f"{self._path}: no column of labels: expected one called {' or '.join(self._options.called[:3])}"
+                f"{self._path}: no column {self._options.column}; {has}: name the one with the label, --column NAME"
+            )
+        if self._options.confidence and "confidence" not in columns:
+            raise LabelError(f"{self._path}: no column confidence, by which rows were to be chosen; {has}")
+        if not self._label:
+            what = "name yours, --column NAME" if self._options.called == c.LABEL else "rename yours"
+            raise LabelError(
+                f"{self._path}: no column of labels: expected one called {' or '.join(self._options.called)}; {has}: "
+                f"{what}"
             )
         some = [name for name in self._ends if name]
         if some and not all(self._ends) and not (self._uid or self._community):
-            missing = c.ENDPOINTS[self._ends.index("")][0]
+            names = c.ENDPOINTS[self._ends.index("")]
             raise LabelError(
-                f"{self._path}: no column {missing}: endpoints are l4, client_ip, client_port, server_ip, server_port"
+                f"{self._path}: no column {names[0]}: expected one called {' or '.join(names)}, for endpoints are "
+                f"protocol, both addresses and both ports; {has}"
             )
         if all(self._ends) and not (self._uid or self._community or self._time or self._capture):
             raise LabelError(
@@ -127,6 +136,13 @@ class _Reader:
                     malformed = malformed or f"; line {line}: {_EXPECTED}"
         except TableError as error:
             raise LabelError(str(error)) from None
+        if not table.rows:
+            raise LabelError(f"{self._path}: no row below the names of its columns: expected one flow in each row")
+        if not table.lines:
+            chosen = f" and a confidence of {' or '.join(wanted)}" if wanted != ("",) else ""
+            raise LabelError(
+                f"{self._path}: none of its rows has a label{chosen} in the column {self._label}; {self._source.has}"
+            )
         if table.lines == table.malformed:
             raise LabelError(
                 f"{self._path}: no row with a label of {self._label} can be used: expected one flow in each row"

@@ -25,6 +25,8 @@ EXACT_US = 1_000
 """Where rows are so near, others that are merely within the tolerance do not count: times in milliseconds."""
 MAX_OFFSETS = 10_000
 """Offsets that an account remembers."""
+MOST_OFFSET_US = 48 * 3_600_000_000
+"""Rows that are further off are of another flow between the same endpoints, not of another clock."""
 NO_TIME = -(1 << 62)
 """The time of a row without one."""
 _ZONE_SECONDS = 900
@@ -76,8 +78,9 @@ class JoinAccount(msgspec.Struct):
             self.ambiguous += 1
         else:
             self.without += 1
-        if match.offset_us is not None and len(self.offsets_seconds) < MAX_OFFSETS:
-            self.offsets_seconds.append(match.offset_us / 1e6)
+        offset_us = match.offset_us
+        if offset_us is not None and abs(offset_us) < MOST_OFFSET_US and len(self.offsets_seconds) < MAX_OFFSETS:
+            self.offsets_seconds.append(offset_us / 1e6)
         return match.label
 
     def add(self, other: JoinAccount) -> None:
@@ -90,12 +93,14 @@ class JoinAccount(msgspec.Struct):
         self.offsets_seconds += other.offsets_seconds[: MAX_OFFSETS - len(self.offsets_seconds)]
 
     def clock_hint(self) -> str:
-        """What the times of rows that were off say, "" without any."""
-        if not self.offsets_seconds:
+        """What the times of rows that were off say, "" without any, and where rows were found by uid: then those of
+        other times are of other flows."""
+        if not self.offsets_seconds or self.joined.get("uid"):
             return ""
         offset = median(self.offsets_seconds)
         rows = len(self.offsets_seconds)
-        text = f"{rows} flow(s) have rows with their endpoints at other times, by the median {offset:+.1f} s off"
+        flows = "1 flow has" if rows == 1 else f"{rows:,} flows have"
+        text = f"{flows} rows with their endpoints at other times, by the median {offset:+.1f} s off"
         zone = round(offset / _ZONE_SECONDS) * _ZONE_SECONDS
         if zone and abs(offset - zone) < 60:
             text += f": a time zone of {zone / 3600:+g} h? Then give --time-shift {-zone}"
@@ -117,6 +122,7 @@ class LabelTable:
     left_out: int = 0
     malformed: int = 0
     lines: int = 0
+    columns: tuple[str, ...] = ()
     labels: set[str] = field(default_factory=set)
     any_capture: bool = False
     _rows: dict[str, dict[Key, list[Row]]] = field(default_factory=dict)
@@ -234,7 +240,7 @@ class LabelTable:
         exact = [
             row for row in mine if row.time_us == NO_TIME or first_us - EXACT_US <= row.time_us <= last_us + EXACT_US
         ]
-        mine = exact or mine
+        mine = _nearest(exact, first_us, last_us) or mine
         if not mine:
             off = [row.time_us - first_us for row in rows[timeless:] if row.capture in ("", name)]
             return Match(offset_us=min(off, key=abs, default=None))
@@ -246,6 +252,17 @@ class LabelTable:
 def path_parts(capture: str) -> tuple[str, ...]:
     """The parts of a path, of whatever system, without its root."""
     return tuple(part for part in PurePosixPath(capture.replace("\\", "/")).parts if part != "/") or ("",)
+
+
+def _nearest(rows: Sequence[Row], first_us: int, last_us: int) -> list[Row]:
+    """Those of the rows that are nearest to these times, and all without a time. Only times that are exact are told
+    apart so: those in whole seconds are cut, and the nearest of them may be that of the next flow."""
+
+    def off(row: Row) -> int:
+        return 0 if row.time_us == NO_TIME else max(first_us - row.time_us, row.time_us - last_us, 0)
+
+    least = min((off(row) for row in rows if row.time_us != NO_TIME), default=0)
+    return [row for row in rows if row.time_us == NO_TIME or off(row) == least]
 
 
 def _time(row: Row) -> int:

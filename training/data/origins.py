@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,6 +109,24 @@ def find_origins(roots: list[Path]) -> list[Origin]:
             Origin(name, path.relative_to(root).as_posix() if path != root else root.name, path) for path in paths
         ]
     return found
+
+
+def find_distinct(roots: Sequence[Path]) -> tuple[list[Origin], list[Path]]:
+    """As `find_origins`, with one path once, by whatever name it was given; and the paths that were left out for it.
+
+    Raises:
+        ExtractError: as there.
+    """
+    again: list[Path] = []
+    given: dict[Path, Path] = {}
+    for root in roots:
+        if given.setdefault(root.resolve(), root) is not root:
+            again.append(root)
+    found: dict[Path, Origin] = {}
+    for origin in find_origins(list(given.values())):
+        if found.setdefault(origin.path.resolve(), origin) is not origin:
+            again.append(origin.path)
+    return list(found.values()), again
 
 
 def _below(root: Path) -> Iterator[Path]:

@@ -9,7 +9,11 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tapline.models.foreign_text import clean
+
 _SEPARATORS = ",;\t|"
+_SHOWN, _SHOWN_CHARACTERS = 30, 40
+"""Columns that an error names, and how much of each name."""
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -41,8 +45,16 @@ class Table:
         separator = separator or max(_SEPARATORS, key=first.count)
         self._separator = separator
         self.columns = [name.strip().lower() for name in next(csv.reader([first], delimiter=separator), [])]
+        if not any(self.columns):
+            raise TableError(f"{path}: empty: expected a CSV table whose first line names its columns")
         if missing := [name for name in needed if name.lower() not in self.columns]:
-            raise TableError(f"{path}: no column {missing[0]}; expected {','.join(needed)}")
+            raise TableError(f"{path}: no column {missing[0]}; expected {','.join(needed)}; {self.has}")
+
+    @property
+    def has(self) -> str:
+        """Which columns there are, as errors say it."""
+        more = f" and {len(self.columns) - _SHOWN} more" if len(self.columns) > _SHOWN else ""
+        return f"it has {', '.join(clean(name[:_SHOWN_CHARACTERS]) for name in self.columns[:_SHOWN])}{more}"
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Each row with the number of its line."""

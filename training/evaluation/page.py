@@ -12,6 +12,7 @@ from tapline.training.evaluation import plots
 from tapline.training.evaluation.card import interval_text
 from tapline.training.evaluation.confident_mistakes import CONFIDENT, MOST_CONFIDENT_MISTAKES
 from tapline.training.evaluation.measured import Figures, Measured, ReportTable, figures_of
+from tapline.training.evaluation.wording import many
 from tapline.training.loop.run_files import whole
 from tapline.training.loop.scores import ClassScore
 
@@ -100,7 +101,8 @@ _RISK = "Read from the right: the dashed line is the error when every verdict is
 
 def _head(measured: Measured, figures: Figures) -> str:
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in measured.facts.items())
-    size = f"{figures.measured:,} {figures.unit}s of {figures.captures:,} captures, {figures.classes} classes"
+    classes = "1 class" if figures.classes == 1 else f"{figures.classes} classes"
+    size = f"{many(figures.measured, figures.unit)} of {many(figures.captures, 'capture')}, {classes}"
     return f'<header><h1>{escape(measured.title)}</h1><p class="quiet">{size}</p></header>' + (
         f'<section class="card"><dl>{facts}</dl></section>' if facts else ""
     )

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 CALIBRATION_BINS = 15
+DRAWS, DRAWS_SEED = 500, 0
+"""Of a bootstrap over captures: how many draws, and the seed of the first."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def mean_macro_f1(folds: Sequence[Predictions], n_class: int, min_flows: int) ->
     return float(np.nanmean([macro_f1(p.truth, p.predicted, n_class, min_flows) for p in folds]))
 
 
-def macro_f1_draws(folds: Sequence[Predictions], n_class: int, min_flows: int, rounds: int = 500) -> Floats:
+def macro_f1_draws(folds: Sequence[Predictions], n_class: int, min_flows: int, rounds: int = DRAWS) -> Floats:
     """Bootstrap draws of macro-F1, the mean over folds, float [rounds].
 
     Captures are drawn with replacement in each fold, the same ones at every call with the same captures, so that the
@@ -136,7 +138,7 @@ def interval(draws: Floats) -> Interval:
 
 
 def bootstrap_draws(
-    captures: Sequence[str], measure: Callable[[Ints], float], rounds: int = 500, seed: int = 0
+    captures: Sequence[str], measure: Callable[[Ints], float], rounds: int = DRAWS, seed: int = DRAWS_SEED
 ) -> Floats:
     """`measure(flow indices)` for captures drawn with replacement, float [rounds]; the same draws for the same seed."""
     names, group = np.unique(np.asarray(captures), return_inverse=True)

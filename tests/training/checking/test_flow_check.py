@@ -1,7 +1,6 @@
 """A flow checkpoint on somebody's captures: what it says is what is served, beside what a real tool says of them."""
 
 import csv
-import io
 import json
 
 import numpy as np
@@ -15,33 +14,12 @@ from tapline.training.data.store import id_of
 from tapline.training.evaluation.verdict_file import read_verdicts
 from tapline.training.loop.config import TrainingError
 from tests.paths import DATA
-from tests.service.command.cli_runner import tapline
+from tests.training.checking.flow_checks import CAPTURE, NFSTREAM, evaluate, labels_by_uid
 from tests.training.command import invoke, tapline_train
 
-CAPTURE = DATA / "captures" / "android.pcap"
-NFSTREAM = DATA / "tools" / "nfstream-android.csv"
 
-
-def evaluate(out, *arguments, captures=CAPTURE):
-    said = tapline_train("evaluate", "--checkpoint", "flow-protocols", "--captures", captures, "--out", out, *arguments)
-    return said, json.loads((out / "evaluation.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def served():
-    """What `tapline classify` says of the capture, a row for each flow."""
-    result = tapline("classify", CAPTURE, "--format", "csv", "--show", "flows")
-    return [row for row in csv.DictReader(io.StringIO(result.stdout)) if row["label"]]
-
-
-def labels_by_uid(path, served, **label_of):
-    rows = [f"{row['uid']},{label_of.get(row['nearest'], row['nearest'])}" for row in served]
-    path.write_text("uid,label\n" + "\n".join(rows) + "\n")
-    return path
-
-
-def test_verdicts_are_those_that_are_served(tmp_path, served):
-    _, record = evaluate(tmp_path / "out", "--labels", labels_by_uid(tmp_path / "labels.csv", served))
+def test_verdicts_are_those_that_are_served(tmp_path, served_flows):
+    _, record = evaluate(tmp_path / "out", "--labels", labels_by_uid(tmp_path / "labels.csv", served_flows))
     verdicts = read_verdicts(tmp_path / "out")
     said = {
         number: (verdicts.about.labels[label], confidence)
@@ -49,7 +27,7 @@ def test_verdicts_are_those_that_are_served(tmp_path, served):
             verdicts.ids.tolist(), verdicts.predicted, verdicts.confidence, strict=True
         )
     }
-    names = {id_of("android.pcap/android.pcap", row["uid"]): row for row in served}
+    names = {id_of("android.pcap/android.pcap", row["uid"]): row for row in served_flows}
     assert said == {number: (row["nearest"], float(row["confidence"])) for number, row in names.items()}
     assert (record["figures"]["things"], record["figures"]["macro_f1"], record["joined"]["by"]) == (
         66,
@@ -63,7 +41,7 @@ def test_labels_of_a_real_tool_by_endpoints_and_time(tmp_path):
     said, record = evaluate(tmp_path / "out", "--labels", NFSTREAM)
     assert record["joined"] | {"clock_hint": ""} == {
         "source": "nfstream-android.csv", "rows": 63, "rows_without_thing": 3, "rows_malformed": 0, "contradicted": 0,
-        "by": {"endpoints": 60}, "clock_hint": "", "names": record["joined"]["names"],
+        "by": {"endpoints": 60}, "clock_hint": "", "no_labels": {}, "names": record["joined"]["names"],
     }  # fmt: skip
     assert record["joined"]["names"]["TLS.Google"] == "TLS"
     assert record["figures"]["macro_f1"] == 1.0
@@ -73,8 +51,8 @@ def test_labels_of_a_real_tool_by_endpoints_and_time(tmp_path):
         assert text in page
 
 
-def test_labels_of_other_names_and_labels_never_learned(tmp_path, served):
-    labels = labels_by_uid(tmp_path / "l.csv", served, TLS="https2", DNS="dns", MDNS="Mine", HTTP="drop me")
+def test_labels_of_other_names_and_labels_never_learned(tmp_path, served_flows):
+    labels = labels_by_uid(tmp_path / "l.csv", served_flows, TLS="https2", DNS="dns", MDNS="Mine", HTTP="drop me")
     _, record = evaluate(tmp_path / "out", "--labels", labels, "--map", "https2=TLS", "--map", "drop me=")
     figures = record["figures"]
     assert record["joined"]["names"] == {"https2": "TLS", "dns": "DNS"}
@@ -89,16 +67,18 @@ def test_labels_of_other_names_and_labels_never_learned(tmp_path, served):
     assert evaluate(tmp_path / "again", "--labels", labels, "--map", by_file)[1]["figures"] == figures
 
 
-def tool(path, served, changes):
+def tool(path, served_flows, changes):
     """What a tool says that says as the model but where `changes` has something of a flow's place, None: no row."""
-    rows = [(row["uid"], changes.get(place, row["nearest"])) for place, row in enumerate(served)]
+    rows = [(row["uid"], changes.get(place, row["nearest"])) for place, row in enumerate(served_flows)]
     path.write_text("uid,prediction\n" + "".join(f"{uid},{word}\n" for uid, word in rows if word is not None))
     return path
 
 
-def test_another_tool_is_measured_on_the_same_flows(tmp_path, served):
-    labels = labels_by_uid(tmp_path / "l.csv", served)
-    path = tool(tmp_path / "other.csv", served, {0: None, 1: None, 2: "unknown", 3: "Mystery", 4: "SSH", 5: "SSH"})
+def test_another_tool_is_measured_on_the_same_flows(tmp_path, served_flows):
+    labels = labels_by_uid(tmp_path / "l.csv", served_flows)
+    path = tool(
+        tmp_path / "other.csv", served_flows, {0: None, 1: None, 2: "unknown", 3: "Mystery", 4: "SSH", 5: "SSH"}
+    )
     said, record = evaluate(
         tmp_path / "out", "--labels", labels, "--predictions", f"{path}=Other", "--predictions", NFSTREAM
     )
@@ -112,8 +92,14 @@ def test_another_tool_is_measured_on_the_same_flows(tmp_path, served):
     assert sum(each["things"] for each in other["disagreements"]) == 3
     assert (nfstream["name"], nfstream["said"], nfstream["tool"]["accuracy"]) == ("nfstream-android", 60, 1.0)
     assert "Other says something of 63 of 66 flows" in said
+    charted = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
+    drawn = next(row["macro_f1"] for row in charted if row["name"] == "Other, silence as wrong")
+    assert other["macro_f1_of_all"] == drawn < other["tool"]["macro_f1"]
+    told = f"On all 66 flows, silence as wrong, Other has macro-F1 {drawn:.3f}."
+    assert told in said
+    assert told in (tmp_path / "out" / "report.html").read_text()
     assert "--map NAME=LABEL): Mystery (1)" in said
-    mapped = "--map", f"Mystery={served[3]['nearest']}"
+    mapped = "--map", f"Mystery={served_flows[3]['nearest']}"
     again = evaluate(tmp_path / "again", "--labels", labels, "--predictions", path, *mapped)[1]["figures"]["tools"][0]
     assert again["tool"]["accuracy"] == pytest.approx(61 / 63)
     page = (tmp_path / "out" / "report.html").read_text()
@@ -139,8 +125,8 @@ def test_the_difference_from_a_tool_has_an_interval_over_captures(tmp_path):
     assert len(record["figures"]["by_capture"]) > 10
 
 
-def test_ports_off_is_as_served_with_ports_off(tmp_path, served):
-    labels = labels_by_uid(tmp_path / "l.csv", served)
+def test_ports_off_is_as_served_with_ports_off(tmp_path, served_flows):
+    labels = labels_by_uid(tmp_path / "l.csv", served_flows)
     on, off = (evaluate(tmp_path / ports, "--labels", labels, "--ports", ports)[1] for ports in ("on", "off"))
     assert off["ports"] == "off"
     assert (
@@ -155,16 +141,16 @@ def test_ports_off_is_as_served_with_ports_off(tmp_path, served):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("uid,label\nnobody,TLS\n", "none of its 1 rows is of a flow in these captures: no uid, Community ID"),
+        ("uid,label\nnobody,TLS\n", "none of its rows (1 label) is of a flow in these captures: no uid, Community ID"),
         ("mac,label\n00:00:00:00:00:01,TLS\n", "its rows are of hosts, by which only traces can be labelled"),
         ("pcap,label\nother.pcap,TLS\n", "it names captures as other.pcap, and these are called as android.pcap"),
-        ("uid,label\n{uid},Kettle\n", "none of the 1 labelled flows bears a label of flow-protocols 2"),
+        ("uid,label\n{uid},Kettle\n", "of 1 labelled flow none bears a label of flow-protocols 2"),
         ("ts;proto;src_ip;src_port;dst_ip;dst_port;label\n{late};{proto};{orig_h};{orig_p};{resp_h};{resp_p};TLS\n",
          "s off: a time zone of -1 h? Then give --time-shift 3600"),
     ],
 )  # fmt: skip
-def test_labels_of_nothing(tmp_path, served, text, why):
-    row = served[0]
+def test_labels_of_nothing(tmp_path, served_flows, text, why):
+    row = served_flows[0]
     path = tmp_path / "labels.csv"
     path.write_bytes(text.format(late=int(row["start_us"]) / 1e6 - 3600, **row).encode("utf-8-sig"))
     arguments = ["--checkpoint", "flow-protocols", "--captures", CAPTURE, "--labels", path, "--out", tmp_path / "out"]
@@ -218,5 +204,5 @@ def test_a_dry_run_says_what_is_there_and_writes_nothing(tmp_path):
         "evaluate", "--checkpoint", "flow-protocols", "--captures", CAPTURE, "--labels", NFSTREAM,
         "--predictions", NFSTREAM, "--out", tmp_path / "out", "--dry-run",
     )  # fmt: skip
-    assert "1 captures or logs, labels by nfstream-android.csv (63 rows), beside nfstream-android (63 rows)" in said
+    assert "1 capture or log, labels by nfstream-android.csv (63 rows), beside nfstream-android (63 rows)" in said
     assert not (tmp_path / "out").exists()

@@ -81,6 +81,13 @@ def test_the_difference_on_the_same_flows(tmp_path):
     assert (same.gain, same.gain_interval.low, same.gain_interval.high) == (0, 0, 0)
 
 
+def test_figures_of_other_labels_are_said_to_be_so(tmp_path):
+    folders = [write(tmp_path / str(least), measured(min_support=least)) for least in (5, 10)]
+    text = " ".join(" ".join(comparison_lines(compared(*folders))).split())
+    assert "note: macro-F1 counts other labels, those with 5 or more things in 1, 10 or more things in 2" in text
+    assert "note: macro-F1" not in "\n".join(comparison_lines(compared(folders[0], folders[0])))
+
+
 def test_flows_that_differ_are_left_out_and_counted(tmp_path):
     given = measured()
     fewer = replace(given, truth=given.truth[::-1][:200], probabilities=given.probabilities[::-1][:200],

@@ -103,6 +103,17 @@ def test_rows_that_contradict_each_other_say_nothing(tmp_path):
     assert labels.left_over(account) == {"flow that label rows contradict each other on": 2}
 
 
+def test_the_nearest_of_exact_times_counts(tmp_path):
+    rows = "".join(
+        f"{at},udp,10.0.0.1,5,10.0.0.2,53,{label}\n" for at, label in ((1000, "A"), (1400, "B"), (1700, "C"))
+    )
+    labels = table(tmp_path, f"start_us,{ENDS},label\n{rows}")
+    said = [labels.match("x", flow(at)) for at in (1000, 1400, 1401, 1200, 900, 5000)]
+    assert [(each.label, each.ambiguous) for each in said] == [
+        ("A", False), ("B", False), ("B", False), (None, True), ("A", False), (None, True),
+    ]  # fmt: skip
+
+
 def test_the_first_key_that_finds_a_row_counts(tmp_path):
     both = f"uid,community_id,label\nU,1:nothing=,A\nV,{community_id(flow())},B\n"
     labels = table(tmp_path, both)
@@ -112,13 +123,17 @@ def test_the_first_key_that_finds_a_row_counts(tmp_path):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "no column of labels: expected one called label"),
-        ("uid,name\nU,DNS\n", "no column of labels"),
+        ("", "empty: expected a CSV table whose first line names its columns"),
+        ("\n", "empty: expected a CSV table"),
+        ("uid,name\nU,DNS\n", "expected one called label or class or application_name or ndpi_proto; it has uid, name: "
+         "name yours, --column NAME"),
         ("name,label\na,DNS\n", "no column that says which flow a row is of: expected uid, community_id"),
         (f"{ENDS},label\nudp,10.0.0.1,5,10.0.0.2,53,DNS\n", "expected a column with the flow's start"),
         ("ts,l4,src_ip,dst_ip,dst_port,label\n", "no column client_port"),
-        ("uid,label\n", "no row with a label of label can be used"),
-        ("uid,label\nU,\n", "no row with a label of label can be used"),
+        ("ts,src_ip,src_port,dst_ip,dst_port,label\n", "no column l4: expected one called l4 or proto or ip_proto or "
+         "transport or protocol, .*; it has ts, src_ip, src_port, dst_ip, dst_port, label"),
+        ("uid,label\n", "no row below the names of its columns"),
+        ("uid,label\nU,\n", "none of its rows has a label in the column label; it has uid, label"),
         (f"ts,{ENDS},label\nlater,udp,10.0.0.1,5,10.0.0.2,53,DNS\n", "line 2: expected an IP protocol"),
         ("uid,label\nU,A\nU,A\nU,B\n", "line 4: a second label for the same uid, which line 2 calls A"),
         ("pcap,label\na.pcap,A\na.pcap,B\n", "line 3: a second label for the same capture, which line 2 calls A"),
@@ -128,6 +143,17 @@ def test_the_first_key_that_finds_a_row_counts(tmp_path):
 def test_a_table_that_cannot_be_joined(tmp_path, text, why):
     with pytest.raises(LabelError, match=why):
         table(tmp_path, text)
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    for column, why in (("trth", "no column trth; it has uid, truth: name the one with the label, --column NAME"),):
+        with pytest.raises(LabelError, match=why):
+            table(tmp_path, "uid,truth\nU,DNS\n", column=column)
+    assert table(tmp_path, "uid,Truth\nU,DNS\n", column="Truth").label_of("x", flow()) == "DNS"
+    with pytest.raises(LabelError, match="it has uid, name: rename yours"):
+        table(tmp_path, "uid,name\nU,DNS\n", called=("prediction",))
+    with pytest.raises(LabelError, match="none of its rows has a label and a confidence of DPI in the column label"):
+        table(tmp_path, "uid,label,confidence\nU,DNS,port\n", confidence=["DPI"])
 
 
 def test_hosts_by_address_and_time(tmp_path):
@@ -149,9 +175,19 @@ def test_the_clock_of_a_table_is_hinted_at(tmp_path):
     for n in range(9):
         account.take(labels.match("x", flow(1_000_000 * n, orig_p=n)))
     hint = account.clock_hint()
-    assert hint.startswith("9 flow(s) have rows with their endpoints at other times, by the median +7200.0 s off: ")
+    assert hint.startswith("9 flows have rows with their endpoints at other times, by the median +7200.0 s off: ")
     assert hint.endswith("a time zone of +2 h? Then give --time-shift -7200")
     assert JoinAccount().clock_hint() == ""
+    account.take(Match("DNS", "uid", (3,)))
+    assert account.clock_hint() == ""
+
+
+def test_rows_of_other_days_are_of_no_other_clock(tmp_path):
+    labels, account = table(tmp_path, f"ts,{ENDS},label\n{7612620},udp,10.0.0.1,5,10.0.0.2,53,DNS\n"), JoinAccount()
+    account.take(labels.match("x", flow(0)))
+    assert account.clock_hint() == ""
+    account.take(labels.match("x", flow(1_000_000 * (7612620 - 3600))))
+    assert account.clock_hint().startswith("1 flow has rows with their endpoints at other times, by the median +3600.0")
 
 
 @pytest.mark.whole

@@ -86,7 +86,7 @@ def test_labels_in_a_windows_code_page_and_protocols_by_number(tmp_path):
         (HEADER + "a.pcap,tcp,10.0.0.1,70000,10.0.0.2,2,X\n", "line 2: expected"),
         ("pcap;l4\n", "no column of labels: expected one called label"),
         ("pcap;l4;protocol\n", "no column client_ip"),
-        ("", "no column of labels"),
+        ("", "empty: expected a CSV table"),
     ],
 )
 def test_why_no_row_can_be_used_is_said(tmp_path, content, sentence):
