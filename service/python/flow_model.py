@@ -15,7 +15,7 @@ from tapline.models.card_header import read_card
 from tapline.models.checkpoint import CARD, Checkpoint
 from tapline.models.encode import TokenBatch, encode
 from tapline.models.flow import Flow
-from tapline.models.verdict import CONFIDENCE_DIGITS, Verdict, context_terms, flow_probabilities
+from tapline.models.verdict import Verdict, context_terms, flow_probabilities
 from tapline.service.engines.engine import AttentiveEngine, Engine, EngineError
 from tapline.service.inference.classifier import Classifier
 
@@ -104,25 +104,26 @@ class FlowModel:
             found += verdicts
         return found
 
-    def predict_proba(self, flows: Iterable[Flow], *, ports: bool = True) -> NDArray[np.float32]:
-        """Calibrated probabilities, float32 [flows, labels], columns as `labels`, rounded as confidences are: the
-        largest of a row is the confidence of the flow's verdict. Where the model has a background class, as
-        flow-protocols has, the labels add up to less than 1: the rest is what none of them takes.
+    def predict_proba(self, flows: Iterable[Flow], *, ports: bool = True) -> NDArray[np.float64]:
+        """Calibrated probabilities, float64 [flows, labels], columns as `labels`, not rounded: the largest of a row,
+        rounded to the 6 digits of `CONFIDENCE_DIGITS`, is the confidence of the flow's verdict. Unlikely labels
+        have little and not 0. Where the model has a background class, as flow-protocols has, the labels add up
+        to less than 1: the rest is what none of them takes.
 
         Raises:
             EngineError: the engine failed.
         """
-        parts = [np.zeros((0, len(self.checkpoint.labels)), np.float32)]
+        parts = [np.zeros((0, len(self.checkpoint.labels)))]
         for batch in _batches(flows):
             rows = self._judged(batch)
-            part = np.full((len(batch), len(self.checkpoint.labels)), np.nan, np.float32)
+            part = np.full((len(batch), len(self.checkpoint.labels)), np.nan)
             if rows:
                 asked = [batch[row] for row in rows]
                 logits = self._classifier.scores(encode(asked, self.checkpoint.features)).logits
                 finite = np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist()
                 kept = [asked[place] for place in finite]
                 shares = flow_probabilities(logits[finite], kept, self.checkpoint, self._terms, ports=ports)
-                part[[rows[place] for place in finite]] = shares.round(CONFIDENCE_DIGITS)
+                part[[rows[place] for place in finite]] = shares
             parts.append(part)
         return np.concatenate(parts)
 

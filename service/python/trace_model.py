@@ -13,7 +13,7 @@ from tapline.models.card_header import read_card
 from tapline.models.checkpoint import CARD, TracegramCheckpoint
 from tapline.models.flow import Flow, FlowError
 from tapline.models.trace import Trace, make_traces
-from tapline.models.verdict import CONFIDENCE_DIGITS, probabilities
+from tapline.models.verdict import probabilities
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
@@ -93,20 +93,20 @@ class TraceModel:
         """
         return [verdict for jobs in self._jobs(traces) for verdict in self._scorer.score(jobs)]
 
-    def predict_proba(self, traces: Iterable[Trace]) -> NDArray[np.float32]:
-        """Calibrated probabilities, float32 [traces, labels], columns as `labels`, as of `FlowModel.predict_proba`; NaN
+    def predict_proba(self, traces: Iterable[Trace]) -> NDArray[np.float64]:
+        """Calibrated probabilities, float64 [traces, labels], columns as `labels`, as of `FlowModel.predict_proba`; NaN
         where the network's numbers for a trace are not finite. They are those of the single labels: what a model says
         of *suspicious* is in `predict`.
 
         Raises:
             EngineError: as of `predict`.
         """
-        parts = [np.zeros((0, len(self.checkpoint.labels)), np.float32)]
+        parts = [np.zeros((0, len(self.checkpoint.labels)))]
         for jobs in self._jobs(traces):
             logits = self._scorer.scores(jobs).logits
             finite = np.asarray(np.isfinite(logits).all(axis=1))
-            part = np.full((len(jobs), len(self.checkpoint.labels)), np.nan, np.float32)
-            part[finite] = probabilities(logits[finite], self.checkpoint).round(CONFIDENCE_DIGITS)
+            part = np.full((len(jobs), len(self.checkpoint.labels)), np.nan)
+            part[finite] = probabilities(logits[finite], self.checkpoint)
             parts.append(part)
         return np.concatenate(parts)
 

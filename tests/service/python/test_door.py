@@ -40,7 +40,7 @@ REVEALED = [
     "Verdict | None",
     "Traces",
     "DataFrame",
-    "ndarray[tuple[Any, ...], dtype[float32]]",
+    "ndarray[tuple[Any, ...], dtype[float64]]",
     "list[Trace]",
     "FlowModel | TraceModel",
     "LiveResult",
@@ -98,7 +98,7 @@ def test_types_come_through(tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
     lines = found.stdout.splitlines()
     types = [line.partition('type is "')[2].rstrip('"') for line in lines if "Revealed" in line]
-    names = [re.sub(r"(\w+\.)+(?=\w)", "", each).replace("floating[_32Bit]", "float32") for each in types]
+    names = [re.sub(r"(\w+\.)+(?=\w)", "", each).replace("floating[_64Bit]", "float64") for each in types]
     assert names == REVEALED, found
     errors = [line for line in lines if ": error:" in line and "script.py" in line]
     assert len(errors) == 2
