@@ -26,7 +26,7 @@ from tapline.service.python.offline import OfflineRun, Result, account, closed, 
 from tapline.service.results.records import InputSummary, Summary, input_problem
 from tapline.service.results.spool import Spool
 from tapline.service.sources.capture import CaptureError, ReadOptions
-from tapline.service.sources.inputs import ReaderName, inputs_of, open_input
+from tapline.service.sources.inputs import ReaderName, inputs_of, open_input, unreadable
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def read(
         on_error: what becomes of an input that cannot be read.
 
     Raises:
-        CaptureError: a path does not exist, or a directory holds no capture; on the way: an input cannot be read.
+        CaptureError: a path does not exist, or a directory holds no capture; on the way: an input cannot be read. None
+            of them where it is skipped.
     """
-    return Flows(_names(path), reader, heads, on_error)
+    return Flows(_names(path, on_error), reader, heads, on_error)
 
 
 def classify(
@@ -94,7 +95,7 @@ def classify(
         CaptureError: as of `read`.
         CheckpointError, EngineError: a model is none, or cannot be run.
     """
-    names = _names(path)
+    names = _names(path, on_error)
     classifier = open_classifier(
         model if isinstance(model, FlowModel) else model_directory(model),
         chosen_traces(traces),
@@ -284,22 +285,27 @@ class Results:
         return to_pandas(lambda: self.to_arrow(alternatives=alternatives, lengths=lengths, content=content))
 
 
-def _names(path: CapturePath | Iterable[CapturePath]) -> list[str]:
+def _names(path: CapturePath | Iterable[CapturePath], on_error: OnError) -> list[str]:
     """The inputs that paths name, those in directories one by one.
 
     Raises:
-        CaptureError: a path does not exist, or a directory holds no capture.
+        CaptureError: a path does not exist, or a directory holds no capture, and that is an error.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    names = list(inputs_of(os.fspath(each) for each in paths))
-    for name in names:
+    names = list(inputs_of((_expanded(os.fspath(each)) for each in paths), keep_bad=on_error == "skip"))
+    for name in names if on_error == "raise" else ():
         try:
             if name != "-":
                 Path(name).stat()
         except OSError as error:
-            entry = InputSummary(shown_name(name), error=f"cannot read it: {error.strerror}")
+            entry = InputSummary(shown_name(name), error=unreadable(name, error))
             raise CaptureError(str(input_problem(entry))) from None
     return names
+
+
+def _expanded(name: str) -> str:
+    """The path, with `~` as the home directory where nothing is called so."""
+    return name if os.path.lexists(name) else os.path.expanduser(name)
 
 
 def _tell(entry: InputSummary, on_error: OnError) -> None:
