@@ -19,7 +19,15 @@ import msgspec
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
-from tapline.service.python.chosen import FlowChoice, TraceChoice, chosen_traces, model_directory, open_classifier
+from tapline.service.python.arguments import check_choice, check_threads, check_truth, expanded, paths_of
+from tapline.service.python.chosen import (
+    FlowChoice,
+    TraceChoice,
+    check_model,
+    chosen_traces,
+    model_directory,
+    open_classifier,
+)
 from tapline.service.python.data_frames import flow_table, to_pandas, trace_table
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.offline import OfflineRun, Result, account, closed, shown_name
@@ -62,7 +70,11 @@ def read(
     Raises:
         CaptureError: a path does not exist, or a directory holds no capture; on the way: an input cannot be read. None
             of them where it is skipped.
+        TypeError, ValueError: an argument is none.
     """
+    check_choice("reader", reader, ReaderName)
+    check_choice("heads", heads, HeadsKind)
+    check_choice("on_error", on_error, OnError)
     return Flows(_names(path, on_error), reader, heads, on_error)
 
 
@@ -70,7 +82,7 @@ def classify(
     path: CapturePath | Iterable[CapturePath],
     *,
     model: FlowChoice = DEFAULT_CHECKPOINT,
-    traces: TraceChoice | Iterable[TraceChoice] | None = None,
+    traces: TraceChoice | Iterable[TraceChoice] | Literal[False] | None = None,
     ports: bool = True,
     threads: int = 0,
     reader: ReaderName = "auto",
@@ -84,7 +96,7 @@ def classify(
     Args:
         path: as of `read`.
         model: of flows, by its name, a checkpoint directory, or as `load` gave it.
-        traces: trace models, as `model`, one or several; None: those that ship, where they fit; `()`: none.
+        traces: trace models, as `model`, one or several; None: those that ship, where they fit; `()`, False: none.
         ports: whether verdicts on flows read ports, where the model knows any.
         threads: of the engines, 0 for one per core; a model that is loaded has its own.
         reader: as of `read`.
@@ -92,13 +104,20 @@ def classify(
         on_error: as of `read`.
 
     Raises:
-        CaptureError: as of `read`.
+        CaptureError, TypeError, ValueError: as of `read`.
         CheckpointError, EngineError: a model is none, or cannot be run.
     """
+    check_choice("reader", reader, ReaderName)
+    check_choice("engine", engine, EngineName)
+    check_choice("on_error", on_error, OnError)
+    check_threads(threads)
+    check_truth("ports", ports)
+    check_model(model)
+    trace_models = chosen_traces(traces)
     names = _names(path, on_error)
     classifier = open_classifier(
         model if isinstance(model, FlowModel) else model_directory(model),
-        chosen_traces(traces),
+        trace_models,
         engine,
         required=traces is not None,
         warn=lambda reason: warnings.warn(reason, stacklevel=4),
@@ -291,8 +310,11 @@ def _names(path: CapturePath | Iterable[CapturePath], on_error: OnError) -> list
     Raises:
         CaptureError: a path does not exist, or a directory holds no capture, and that is an error.
     """
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    names = list(inputs_of((_expanded(os.fspath(each)) for each in paths), keep_bad=on_error == "skip"))
+    if isinstance(path, Flows | Results):
+        raise TypeError(
+            f"expected the path of a capture, or several, got {type(path).__name__}: give flows to `predict` of a model"
+        )
+    names = list(inputs_of(map(expanded, paths_of(path)), keep_bad=on_error == "skip"))
     for name in names if on_error == "raise" else ():
         try:
             if name != "-":
@@ -301,11 +323,6 @@ def _names(path: CapturePath | Iterable[CapturePath], on_error: OnError) -> list
             entry = InputSummary(shown_name(name), error=unreadable(name, error))
             raise CaptureError(str(input_problem(entry))) from None
     return names
-
-
-def _expanded(name: str) -> str:
-    """The path, with `~` as the home directory where nothing is called so."""
-    return name if os.path.lexists(name) else os.path.expanduser(name)
 
 
 def _tell(entry: InputSummary, on_error: OnError) -> None:

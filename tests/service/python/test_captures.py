@@ -160,7 +160,7 @@ def test_what_is_not_there_may_be_skipped(tmp_path):
     names = [str(path) for path in (*paths[:2], paths[2] / "a.pcap", paths[2] / "b.pcap")]
     for give in (tapline.read, lambda names, **options: tapline.classify(names, traces=(), **options)):
         flows = give(paths, on_error="skip")
-        with pytest.warns(UserWarning) as warned:
+        with pytest.warns(UserWarning, match="cannot read it|no capture|empty") as warned:
             assert len(list(flows)) >= 66
         inputs = flows.inputs if give is tapline.read else flows.summary.inputs
         assert [entry.name for entry in inputs] == names
