@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from tapline.models.flow import Flow, HeadsKind
+from tapline.models.foreign_text import clean
 from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.python.arguments import check_choice, check_threads, check_truth, expanded, paths_of
@@ -31,6 +31,7 @@ from tapline.service.python.chosen import (
 from tapline.service.python.data_frames import flow_table, to_pandas, trace_table
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.offline import OfflineRun, Result, account, closed, shown_name
+from tapline.service.python.warned import warn_caller
 from tapline.service.results.records import InputSummary, Summary, input_problem
 from tapline.service.results.spool import Spool
 from tapline.service.sources.capture import CaptureError, ReadOptions
@@ -120,7 +121,7 @@ def classify(
         trace_models,
         engine,
         required=traces is not None,
-        warn=lambda reason: warnings.warn(reason, stacklevel=4),
+        warn=warn_caller,
         threads=threads,
         ports=ports,
     )
@@ -139,6 +140,9 @@ class Flows:
         self._reader = reader
         self._options = ReadOptions(heads=heads)
         self._on_error: OnError = on_error
+
+    def __repr__(self) -> str:
+        return f"<Flows of {_inputs_text(self._names)}>"
 
     def __iter__(self) -> Iterator[Flow]:
         with contextlib.closing(self._results()) as results:
@@ -215,6 +219,9 @@ class Traces:
         self._spool.add(msgspec.json.encode(trace) + b"\n")
         self._count += 1
 
+    def __repr__(self) -> str:
+        return f"<Traces: {self._count} verdicts>"
+
     def __iter__(self) -> Iterator[TraceVerdict]:
         cut = b""
         for piece in self._spool.pieces():
@@ -255,6 +262,10 @@ class Results:
         self._reader = reader
         self._on_error: OnError = on_error
         self._done: tuple[Traces, Summary] | None = None
+
+    def __repr__(self) -> str:
+        checkpoint = self._classifier.checkpoint
+        return f"<Results of {_inputs_text(self._names)} by {checkpoint.name} {checkpoint.version}>"
 
     def __iter__(self) -> Iterator[Result]:
         run = OfflineRun(self._names, self._reader, self._classifier, ended=lambda entry: _tell(entry, self._on_error))
@@ -325,6 +336,10 @@ def _names(path: CapturePath | Iterable[CapturePath], on_error: OnError) -> list
     return names
 
 
+def _inputs_text(names: Sequence[str]) -> str:
+    return clean(shown_name(names[0])) if len(names) == 1 else f"{len(names)} inputs"
+
+
 def _tell(entry: InputSummary, on_error: OnError) -> None:
     """Say what is wrong with an input that was read, or could not be.
 
@@ -335,4 +350,4 @@ def _tell(entry: InputSummary, on_error: OnError) -> None:
     if entry.error and on_error == "raise":
         raise CaptureError(str(problem))
     if problem:
-        warnings.warn(problem, stacklevel=4)
+        warn_caller(problem)

@@ -118,6 +118,10 @@ class Stream:
         """The state of the connection to each sensor, and what came from it."""
         return [sensor.source.state for sensor in self._sensors.sensors] if self._sensors is not None else []
 
+    def __repr__(self) -> str:
+        stage = "ended" if self._ended else "running" if self._stack is not None else "not started"
+        return f"<Stream of {len(self._urls)} {'sensor' if len(self._urls) == 1 else 'sensors'}, {stage}>"
+
     def __aiter__(self) -> AsyncIterator[LiveResult]:
         return self._results()
 

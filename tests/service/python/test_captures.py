@@ -206,6 +206,33 @@ def test_a_directory_without_a_capture_and_models_that_are_none(tmp_path, mac_tr
         tapline.classify(ANDROID, traces=["none", tapline.load(mac_traces_dir)])
 
 
+def test_warnings_point_at_the_line_that_asked(tmp_path, checkpoint_dir):
+    gone = tmp_path / "gone.pcap"
+    flows = tapline.read(gone, on_error="skip")
+    results = tapline.classify(gone, model=checkpoint_dir, traces=(), on_error="skip")
+    model = tapline.load(checkpoint_dir)
+    for ask in (
+        lambda: list(flows),
+        lambda: flows.to_pandas(),
+        lambda: next(iter(flows), None),
+        lambda: model.predict(flows),
+        lambda: results.summary,  # as nobody has iterated yet
+        lambda: list(results),
+        lambda: results.to_pandas(),
+        lambda: model.predict(results),
+    ):
+        with pytest.warns(UserWarning, match="cannot read it") as warned:
+            ask()
+        assert {each.filename for each in warned} == {__file__}
+
+
+def test_what_inputs_and_results_say_of_themselves(checkpoint_dir):
+    assert repr(tapline.read(ANDROID)) == f"<Flows of {ANDROID}>"
+    assert repr(tapline.read([ANDROID] * 2)) == "<Flows of 2 inputs>"
+    results = tapline.classify([ANDROID] * 2, model=checkpoint_dir, traces=())
+    assert (repr(results), repr(results.traces)) == ("<Results of 2 inputs by random 1>", "<Traces: 0 verdicts>")
+
+
 def open_files():
     found = set()
     for path in Path("/proc/self/fd").iterdir():

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -66,6 +67,11 @@ def test_everything_is_there_and_is_found():
         assert getattr(tapline, name).__doc__, name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         tapline.nothing  # noqa: B018
+
+
+def test_the_version_is_that_of_the_distribution():
+    code = "import sys, tapline; print('tapline.installation' in sys.modules, tapline.__version__)"
+    assert run(code) == ["False", version("tapline-traffic")]
 
 
 def test_logs_go_to_standard_error_of_the_moment_unless_the_caller_says_otherwise():

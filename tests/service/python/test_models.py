@@ -48,6 +48,9 @@ def test_what_a_model_says_of_itself(model):
     assert (len(model.labels), model.embedding_size) == (77, 128)
     assert model.card.startswith("#")
     assert repr(model) == "<FlowModel flow-protocols 2: 77 labels>"
+    assert repr(model.checkpoint) == "<Checkpoint flow-protocols 2: 77 labels>"
+    assert repr(tapline.load("iot-devices").checkpoint) == "<TracegramCheckpoint iot-devices 3: 31 labels>"
+    assert len(repr(model.checkpoint.context)) < 1000
 
 
 @pytest.mark.parametrize("ports", [True, False])
