@@ -103,6 +103,9 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format_version: int = FORMAT_VERSION
     feature_version: int = FEATURE_VERSION
 
+    def __repr__(self) -> str:  # all of it takes pages
+        return f"<Checkpoint {self.name} {self.version}: {len(self.labels)} labels>"
+
     @property
     def has_ports(self) -> bool:
         """Whether verdicts read ports, unless that is switched off."""
@@ -171,6 +174,9 @@ class TracegramCheckpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     files: dict[str, FileRecord] = {}
     format_version: int = FORMAT_VERSION
     feature_version: int = PACKET_FEATURE_VERSION
+
+    def __repr__(self) -> str:
+        return f"<TracegramCheckpoint {self.name} {self.version}: {len(self.labels)} labels>"
 
     @property
     def has_encoder(self) -> bool:

@@ -65,6 +65,10 @@ class PortPrior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     temperature: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
+    def __repr__(self) -> str:
+        ports = sum(map(len, self.holders.values()))
+        return f"<PortPrior of {ports} ports, weight {self.weight}>"
+
 
 class FlowContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """On which transports which classes were seen, and of ports a prior; None where ports are not read."""

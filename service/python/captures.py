@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -17,16 +16,26 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from tapline.models.flow import Flow, HeadsKind
+from tapline.models.foreign_text import clean
 from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
-from tapline.service.python.chosen import FlowChoice, TraceChoice, chosen_traces, model_directory, open_classifier
+from tapline.service.python.arguments import check_choice, check_threads, check_truth, expanded, paths_of
+from tapline.service.python.chosen import (
+    FlowChoice,
+    TraceChoice,
+    check_model,
+    chosen_traces,
+    model_directory,
+    open_classifier,
+)
 from tapline.service.python.data_frames import flow_table, to_pandas, trace_table
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.offline import OfflineRun, Result, account, closed, shown_name
+from tapline.service.python.warned import warn_caller
 from tapline.service.results.records import InputSummary, Summary, input_problem
 from tapline.service.results.spool import Spool
 from tapline.service.sources.capture import CaptureError, ReadOptions
-from tapline.service.sources.inputs import ReaderName, inputs_of, open_input
+from tapline.service.sources.inputs import ReaderName, inputs_of, open_input, unreadable
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 if TYPE_CHECKING:
@@ -60,16 +69,21 @@ def read(
         on_error: what becomes of an input that cannot be read.
 
     Raises:
-        CaptureError: a path does not exist, or a directory holds no capture; on the way: an input cannot be read.
+        CaptureError: a path does not exist, or a directory holds no capture; on the way: an input cannot be read. None
+            of them where it is skipped.
+        TypeError, ValueError: an argument is none.
     """
-    return Flows(_names(path), reader, heads, on_error)
+    check_choice("reader", reader, ReaderName)
+    check_choice("heads", heads, HeadsKind)
+    check_choice("on_error", on_error, OnError)
+    return Flows(_names(path, on_error), reader, heads, on_error)
 
 
 def classify(
     path: CapturePath | Iterable[CapturePath],
     *,
     model: FlowChoice = DEFAULT_CHECKPOINT,
-    traces: TraceChoice | Iterable[TraceChoice] | None = None,
+    traces: TraceChoice | Iterable[TraceChoice] | Literal[False] | None = None,
     ports: bool = True,
     threads: int = 0,
     reader: ReaderName = "auto",
@@ -83,7 +97,7 @@ def classify(
     Args:
         path: as of `read`.
         model: of flows, by its name, a checkpoint directory, or as `load` gave it.
-        traces: trace models, as `model`, one or several; None: those that ship, where they fit; `()`: none.
+        traces: trace models, as `model`, one or several; None: those that ship, where they fit; `()`, False: none.
         ports: whether verdicts on flows read ports, where the model knows any.
         threads: of the engines, 0 for one per core; a model that is loaded has its own.
         reader: as of `read`.
@@ -91,16 +105,23 @@ def classify(
         on_error: as of `read`.
 
     Raises:
-        CaptureError: as of `read`.
+        CaptureError, TypeError, ValueError: as of `read`.
         CheckpointError, EngineError: a model is none, or cannot be run.
     """
-    names = _names(path)
+    check_choice("reader", reader, ReaderName)
+    check_choice("engine", engine, EngineName)
+    check_choice("on_error", on_error, OnError)
+    check_threads(threads)
+    check_truth("ports", ports)
+    check_model(model)
+    trace_models = chosen_traces(traces)
+    names = _names(path, on_error)
     classifier = open_classifier(
         model if isinstance(model, FlowModel) else model_directory(model),
-        chosen_traces(traces),
+        trace_models,
         engine,
         required=traces is not None,
-        warn=lambda reason: warnings.warn(reason, stacklevel=4),
+        warn=warn_caller,
         threads=threads,
         ports=ports,
     )
@@ -119,6 +140,9 @@ class Flows:
         self._reader = reader
         self._options = ReadOptions(heads=heads)
         self._on_error: OnError = on_error
+
+    def __repr__(self) -> str:
+        return f"<Flows of {_inputs_text(self._names)}>"
 
     def __iter__(self) -> Iterator[Flow]:
         with contextlib.closing(self._results()) as results:
@@ -195,6 +219,9 @@ class Traces:
         self._spool.add(msgspec.json.encode(trace) + b"\n")
         self._count += 1
 
+    def __repr__(self) -> str:
+        return f"<Traces: {self._count} verdicts>"
+
     def __iter__(self) -> Iterator[TraceVerdict]:
         cut = b""
         for piece in self._spool.pieces():
@@ -235,6 +262,10 @@ class Results:
         self._reader = reader
         self._on_error: OnError = on_error
         self._done: tuple[Traces, Summary] | None = None
+
+    def __repr__(self) -> str:
+        checkpoint = self._classifier.checkpoint
+        return f"<Results of {_inputs_text(self._names)} by {checkpoint.name} {checkpoint.version}>"
 
     def __iter__(self) -> Iterator[Result]:
         run = OfflineRun(self._names, self._reader, self._classifier, ended=lambda entry: _tell(entry, self._on_error))
@@ -284,22 +315,29 @@ class Results:
         return to_pandas(lambda: self.to_arrow(alternatives=alternatives, lengths=lengths, content=content))
 
 
-def _names(path: CapturePath | Iterable[CapturePath]) -> list[str]:
+def _names(path: CapturePath | Iterable[CapturePath], on_error: OnError) -> list[str]:
     """The inputs that paths name, those in directories one by one.
 
     Raises:
-        CaptureError: a path does not exist, or a directory holds no capture.
+        CaptureError: a path does not exist, or a directory holds no capture, and that is an error.
     """
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    names = list(inputs_of(os.fspath(each) for each in paths))
-    for name in names:
+    if isinstance(path, Flows | Results):
+        raise TypeError(
+            f"expected the path of a capture, or several, got {type(path).__name__}: give flows to `predict` of a model"
+        )
+    names = list(inputs_of(map(expanded, paths_of(path)), keep_bad=on_error == "skip"))
+    for name in names if on_error == "raise" else ():
         try:
             if name != "-":
                 Path(name).stat()
         except OSError as error:
-            entry = InputSummary(shown_name(name), error=f"cannot read it: {error.strerror}")
+            entry = InputSummary(shown_name(name), error=unreadable(name, error))
             raise CaptureError(str(input_problem(entry))) from None
     return names
+
+
+def _inputs_text(names: Sequence[str]) -> str:
+    return clean(shown_name(names[0])) if len(names) == 1 else f"{len(names)} inputs"
 
 
 def _tell(entry: InputSummary, on_error: OnError) -> None:
@@ -312,4 +350,4 @@ def _tell(entry: InputSummary, on_error: OnError) -> None:
     if entry.error and on_error == "raise":
         raise CaptureError(str(problem))
     if problem:
-        warnings.warn(problem, stacklevel=4)
+        warn_caller(problem)

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.checkpoint_files import refuse_remote
@@ -18,6 +18,7 @@ from tapline.service.inference.repository import Repository, UnknownModelError, 
 from tapline.service.inference.trace_loading import NO_TRACES, fitting, load_beside, trace_directories
 from tapline.service.inference.trial import try_out
 from tapline.service.process.log_lines import configure_logs_by_default
+from tapline.service.python.arguments import expanded
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.trace_model import TraceModel
 
@@ -28,37 +29,66 @@ TraceChoice = str | os.PathLike[str] | TraceModel
 """A trace model likewise."""
 
 
+def check_model(model: FlowChoice) -> None:
+    """Raises TypeError: it is no choice of a flow model."""
+    if not isinstance(model, str | os.PathLike | FlowModel):
+        what = "give that as traces" if isinstance(model, TraceModel) else "give one of these"
+        raise TypeError(
+            "model: expected a flow model, by its name, its checkpoint directory or as tapline.load gave it, got "
+            f"{type(model).__name__}: {what}"
+        )
+
+
 def model_directory(model: str | os.PathLike[str]) -> Path:
     """The checkpoint of a model that ships, by its name, or of a directory; a text that is a name means no directory.
 
     Raises:
         CheckpointError: there is neither.
+        TypeError: it is neither a name nor a path.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(f"expected a model, by its name or checkpoint directory, got {type(model).__name__}: give one")
     refuse_remote(os.fspath(model))
     if isinstance(model, str):
         try:
             return Repository().find(model)
         except UnknownModelError:
             pass
-    if not Path(model).exists():
+    directory = Path(expanded(model))
+    if not directory.exists():
         shipped = ", ".join(Repository().names())
         raise CheckpointError(
             f"{os.fspath(model)}: neither the name of a model that ships ({shipped}) nor a directory: give one of "
             "these, or a checkpoint directory"
         )
-    return newest_version(Path(model))
+    return newest_version(directory)
 
 
-def chosen_traces(traces: TraceChoice | Iterable[TraceChoice] | None) -> list[Path | TraceModel]:
-    """The trace models that are meant: None by all that ship, nothing by none.
+def chosen_traces(
+    traces: TraceChoice | Iterable[TraceChoice] | Literal[False] | None,
+) -> list[Path | TraceModel]:
+    """The trace models that are meant: None by all that ship, nothing or False by none.
 
     Raises:
         CheckpointError: one is none.
+        TypeError: it is no choice of trace models.
     """
     if traces is None:
         return [*trace_directories([])]
-    chosen = [traces] if isinstance(traces, str | os.PathLike | TraceModel) else list(traces)
-    named = [os.fspath(each) for each in chosen if not isinstance(each, TraceModel)]
+    one = (str, os.PathLike, TraceModel)
+    chosen: list[TraceChoice] = []
+    if isinstance(traces, one):
+        chosen = [traces]
+    elif traces is not False:
+        chosen = list(traces) if isinstance(traces, Iterable) else [traces]
+    for each in chosen:
+        if not isinstance(each, one):
+            what = "give that as model" if isinstance(each, FlowModel) else "give these, or () for none"
+            raise TypeError(
+                "traces: expected trace models, by name, checkpoint directory or as tapline.load gave them, got "
+                f"{type(each).__name__}: {what}"
+            )
+    named = [expanded(each) for each in chosen if not isinstance(each, TraceModel)]
     if NO_TRACES in named and len(chosen) > 1:
         raise CheckpointError(f"traces: `{NO_TRACES}` beside other models: give it alone, or leave it out")
     directories = iter(trace_directories(named or [NO_TRACES]))

@@ -15,9 +15,11 @@ from tapline.models.card_header import read_card
 from tapline.models.checkpoint import CARD, Checkpoint
 from tapline.models.encode import TokenBatch, encode
 from tapline.models.flow import Flow
-from tapline.models.verdict import CONFIDENCE_DIGITS, Verdict, context_terms, flow_probabilities
+from tapline.models.verdict import Verdict, context_terms, flow_probabilities
 from tapline.service.engines.engine import AttentiveEngine, Engine, EngineError
 from tapline.service.inference.classifier import Classifier
+from tapline.service.python.arguments import check_truth, flows_of
+from tapline.service.python.offline import Result
 
 BATCH_FLOWS = 512
 """Flows that are computed together, however many are given: memory is bounded by it."""
@@ -44,7 +46,7 @@ class FlowModel:
     Flows are computed in batches of `BATCH_FLOWS`, however many are given, by `threads` threads (0: one per core);
     several Python threads may ask at a time, and take turns. A flow that the model is not asked about, since nobody
     sent payload or there are fewer packets than the checkpoint's `min_packets`, has the verdict None and NaN for
-    probabilities.
+    probabilities. Of results of `tapline.classify` the flows are taken.
     """
 
     def __init__(self, engine: Engine, directory: Path, threads: int) -> None:
@@ -87,15 +89,17 @@ class FlowModel:
     def __repr__(self) -> str:
         return f"<FlowModel {self.name} {self.version}: {len(self.checkpoint.labels)} labels>"
 
-    def predict(self, flows: Iterable[Flow], *, ports: bool = True) -> list[Verdict | None]:
+    def predict(self, flows: Iterable[Flow | Result], *, ports: bool = True) -> list[Verdict | None]:
         """The verdict on each flow, in order, None where the model is not asked about it; `ports`: whether ports are
         read, where the model knows any.
 
         Raises:
             EngineError: the engine failed.
+            TypeError: it was given something else than flows.
         """
+        check_truth("ports", ports)
         found: list[Verdict | None] = []
-        for batch in _batches(flows):
+        for batch in _batches(flows_of("predict", flows)):
             rows = self._judged(batch)
             verdicts: list[Verdict | None] = [None] * len(batch)
             outcomes = self._classifier.classify([batch[row] for row in rows], [ports] * len(rows))
@@ -104,29 +108,31 @@ class FlowModel:
             found += verdicts
         return found
 
-    def predict_proba(self, flows: Iterable[Flow], *, ports: bool = True) -> NDArray[np.float32]:
-        """Calibrated probabilities, float32 [flows, labels], columns as `labels`, rounded as confidences are: the
-        largest of a row is the confidence of the flow's verdict. Where the model has a background class, as
-        flow-protocols has, the labels add up to less than 1: the rest is what none of them takes.
+    def predict_proba(self, flows: Iterable[Flow | Result], *, ports: bool = True) -> NDArray[np.float64]:
+        """Calibrated probabilities, float64 [flows, labels], columns as `labels`, not rounded: the largest of a row,
+        rounded to the 6 digits of `CONFIDENCE_DIGITS`, is the confidence of the flow's verdict. Unlikely labels
+        have little and not 0. Where the model has a background class, as flow-protocols has, the labels add up
+        to less than 1: the rest is what none of them takes.
 
         Raises:
             EngineError: the engine failed.
         """
-        parts = [np.zeros((0, len(self.checkpoint.labels)), np.float32)]
-        for batch in _batches(flows):
+        check_truth("ports", ports)
+        parts = [np.zeros((0, len(self.checkpoint.labels)))]
+        for batch in _batches(flows_of("predict_proba", flows)):
             rows = self._judged(batch)
-            part = np.full((len(batch), len(self.checkpoint.labels)), np.nan, np.float32)
+            part = np.full((len(batch), len(self.checkpoint.labels)), np.nan)
             if rows:
                 asked = [batch[row] for row in rows]
                 logits = self._classifier.scores(encode(asked, self.checkpoint.features)).logits
                 finite = np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist()
                 kept = [asked[place] for place in finite]
                 shares = flow_probabilities(logits[finite], kept, self.checkpoint, self._terms, ports=ports)
-                part[[rows[place] for place in finite]] = shares.round(CONFIDENCE_DIGITS)
+                part[[rows[place] for place in finite]] = shares
             parts.append(part)
         return np.concatenate(parts)
 
-    def embed(self, flows: Iterable[Flow]) -> NDArray[np.float32]:
+    def embed(self, flows: Iterable[Flow | Result]) -> NDArray[np.float32]:
         """The embedding of each flow, float32 [flows, `embedding_size`]: what the classifying layer reads, before
         transport and ports are looked at. A flow of fewer packets than `min_packets` has one, too; one without payload
         has a row of NaN.
@@ -135,7 +141,7 @@ class FlowModel:
             EngineError: the engine failed.
         """
         parts = [np.zeros((0, self.embedding_size), np.float32)]
-        for batch in _batches(flows):
+        for batch in _batches(flows_of("embed", flows)):
             rows = [row for row, flow in enumerate(batch) if flow.payload_lengths]
             part = np.full((len(batch), self.embedding_size), np.nan, np.float32)
             if rows:
@@ -144,7 +150,7 @@ class FlowModel:
             parts.append(part)
         return np.concatenate(parts)
 
-    def attention(self, flows: Iterable[Flow]) -> list[FlowAttention | None]:
+    def attention(self, flows: Iterable[Flow | Result]) -> list[FlowAttention | None]:
         """Where the model looked at each flow, None where nobody sent payload.
 
         Raises:
@@ -154,7 +160,7 @@ class FlowModel:
         if not isinstance(engine, AttentiveEngine):
             raise EngineError(f"this engine of {self.name} does not tell attention: load it with engine='onnx'")
         found: list[FlowAttention | None] = []
-        for batch in _batches(flows):
+        for batch in _batches(flows_of("attention", flows)):
             rows = [row for row, flow in enumerate(batch) if flow.payload_lengths]
             parts: list[FlowAttention | None] = [None] * len(batch)
             if rows:
@@ -180,7 +186,6 @@ def _attention(tokens: TokenBatch, row: int, shares: NDArray[np.float32]) -> Flo
     return FlowAttention(*parts, special=float(shares.sum() - sum(part.sum() for part in parts)))
 
 
-def _batches(flows: Iterable[Flow]) -> Iterator[list[Flow]]:
-    iterator = iter(flows)
-    while batch := list(islice(iterator, BATCH_FLOWS)):
+def _batches(flows: Iterator[Flow]) -> Iterator[list[Flow]]:
+    while batch := list(islice(flows, BATCH_FLOWS)):
         yield batch

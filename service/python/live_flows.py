@@ -22,7 +22,8 @@ from tapline.service.live.pipeline import LiveCounts, LivePipeline
 from tapline.service.live.sensors import Sensors
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
-from tapline.service.python.chosen import FlowChoice, model_directory, open_classifier
+from tapline.service.python.arguments import check_threads, check_truth
+from tapline.service.python.chosen import FlowChoice, check_model, model_directory, open_classifier
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.sources.bus.source import BusState
 from tapline.service.sources.bus.transport import TlsFiles
@@ -73,11 +74,19 @@ def stream(
         certificate: PEM file of the certificate to show to sensors.
         key: PEM file of its key.
 
+    Raises:
+        TypeError, ValueError: an argument is none.
+
     Raises, once it is iterated or entered:
         CheckpointError, EngineError: the model is none, cannot be run, or cannot be kept alive.
         TransportError: a URL or a TLS file cannot be used, or one sensor is named twice.
     """
-    urls = [url] if isinstance(url, str) else list(url)
+    urls: list[str] = [url] if isinstance(url, str) else list(url) if isinstance(url, Iterable) else [url]
+    if wrong := [each for each in urls if not isinstance(each, str)]:
+        raise TypeError(f"url: expected that of a sensor's bus, or several, got {type(wrong[0]).__name__}: give texts")
+    check_threads(threads)
+    check_truth("ports", ports)
+    check_model(model)
     return Stream(urls, model, TlsFiles(ca, certificate, key), ports=ports, threads=threads)
 
 
@@ -108,6 +117,10 @@ class Stream:
     def sensors(self) -> list[BusState]:
         """The state of the connection to each sensor, and what came from it."""
         return [sensor.source.state for sensor in self._sensors.sensors] if self._sensors is not None else []
+
+    def __repr__(self) -> str:
+        stage = "ended" if self._ended else "running" if self._stack is not None else "not started"
+        return f"<Stream of {len(self._urls)} {'sensor' if len(self._urls) == 1 else 'sensors'}, {stage}>"
 
     def __aiter__(self) -> AsyncIterator[LiveResult]:
         return self._results()

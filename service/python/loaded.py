@@ -11,6 +11,7 @@ from tapline.service.engines.loading import load_engine
 from tapline.service.inference.trace_loading import load_beside
 from tapline.service.inference.trial import try_out
 from tapline.service.process.log_lines import configure_logs_by_default
+from tapline.service.python.arguments import check_choice, check_threads
 from tapline.service.python.chosen import model_directory
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.trace_model import TraceModel, check_flow_model
@@ -50,7 +51,14 @@ def load(
     Raises:
         CheckpointError: there is none, it is damaged, or it reads the embeddings of another flow model.
         EngineError: the engine is not installed.
+        TypeError, ValueError: an argument is none.
     """
+    check_choice("engine", engine, EngineName)
+    check_threads(threads)
+    if flow_model is not None and not isinstance(flow_model, FlowModel):
+        raise TypeError(
+            f"flow_model: expected a FlowModel, got {type(flow_model).__name__}: give what tapline.load gave of one"
+        )
     configure_logs_by_default()
     directory = model_directory(model)
     is_flow_model = checkpoint_kind(directory) == "mm4flow"

@@ -13,13 +13,15 @@ from tapline.models.card_header import read_card
 from tapline.models.checkpoint import CARD, TracegramCheckpoint
 from tapline.models.flow import Flow, FlowError
 from tapline.models.trace import Trace, make_traces
-from tapline.models.verdict import CONFIDENCE_DIGITS, probabilities
+from tapline.models.verdict import probabilities
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
 from tapline.service.inference.trace_encoders import trace_encoders
 from tapline.service.inference.trace_loading import misfit
+from tapline.service.python.arguments import flows_of, traces_of
 from tapline.service.python.flow_model import BATCH_FLOWS, FlowModel
+from tapline.service.python.offline import Result
 from tapline.service.traces.capture_traces import BATCH_TRACES
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, TraceVerdict, WindowKey, trace_flow
@@ -68,14 +70,15 @@ class TraceModel:
     def __repr__(self) -> str:
         return f"<TraceModel {self.name} {self.version}: {len(self.checkpoint.labels)} labels>"
 
-    def traces(self, flows: Iterable[Flow]) -> list[Trace]:
+    def traces(self, flows: Iterable[Flow | Result]) -> list[Trace]:
         """The traces of flows that are all there, in any order: those of one subject in one window, as the checkpoint's
         `trace` settings define both. Flows without payload have no part.
 
         Raises:
+            TypeError: it was given something else than flows.
             FlowError: no flow with payload has the packet heads that the model needs: `heads` of `tapline.read`.
         """
-        kept = [flow for flow in flows if flow.payload_lengths]
+        kept = [flow for flow in flows_of("traces", flows) if flow.payload_lengths]
         traced = [flow for flow in kept if self._encoder.is_traced(flow)]
         if kept and not traced:
             raise FlowError(
@@ -90,23 +93,24 @@ class TraceModel:
 
         Raises:
             EngineError: the engine failed, or a flow of a trace lacks the heads that the model needs.
+            TypeError: it was given something else than traces.
         """
-        return [verdict for jobs in self._jobs(traces) for verdict in self._scorer.score(jobs)]
+        return [verdict for jobs in self._jobs(traces_of("predict", traces)) for verdict in self._scorer.score(jobs)]
 
-    def predict_proba(self, traces: Iterable[Trace]) -> NDArray[np.float32]:
-        """Calibrated probabilities, float32 [traces, labels], columns as `labels`, as of `FlowModel.predict_proba`; NaN
+    def predict_proba(self, traces: Iterable[Trace]) -> NDArray[np.float64]:
+        """Calibrated probabilities, float64 [traces, labels], columns as `labels`, as of `FlowModel.predict_proba`; NaN
         where the network's numbers for a trace are not finite. They are those of the single labels: what a model says
         of *suspicious* is in `predict`.
 
         Raises:
             EngineError: as of `predict`.
         """
-        parts = [np.zeros((0, len(self.checkpoint.labels)), np.float32)]
-        for jobs in self._jobs(traces):
+        parts = [np.zeros((0, len(self.checkpoint.labels)))]
+        for jobs in self._jobs(traces_of("predict_proba", traces)):
             logits = self._scorer.scores(jobs).logits
             finite = np.asarray(np.isfinite(logits).all(axis=1))
-            part = np.full((len(jobs), len(self.checkpoint.labels)), np.nan, np.float32)
-            part[finite] = probabilities(logits[finite], self.checkpoint).round(CONFIDENCE_DIGITS)
+            part = np.full((len(jobs), len(self.checkpoint.labels)), np.nan)
+            part[finite] = probabilities(logits[finite], self.checkpoint)
             parts.append(part)
         return np.concatenate(parts)
 
@@ -117,12 +121,15 @@ class TraceModel:
         Raises:
             EngineError: as of `predict`.
         """
-        return [shares for jobs in self._jobs(traces) for shares in self._scorer.scores(jobs).importance]
+        return [
+            shares
+            for jobs in self._jobs(traces_of("attention", traces))
+            for shares in self._scorer.scores(jobs).importance
+        ]
 
-    def _jobs(self, traces: Iterable[Trace]) -> Iterator[list[ScoreJob]]:
+    def _jobs(self, traces: Iterator[Trace]) -> Iterator[list[ScoreJob]]:
         """The traces as the scorer takes them, so many at a time."""
-        iterator = iter(traces)
-        while batch := list(islice(iterator, BATCH_TRACES)):
+        while batch := list(islice(traces, BATCH_TRACES)):
             kept = iter(self._kept([flow for trace in batch for flow in trace.flows]))
             yield [
                 ScoreJob(

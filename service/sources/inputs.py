@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from tapline.service.sources.zeek_reader import ZeekReader
 
 ReaderName = Literal["auto", "zeek", "builtin"]
 """`auto` is the built-in reader: it gives the flows that Zeek gives, faster, and as they end."""
+
+_CAPTURE_NAME = re.compile(r"\.(pcap|pcapng|cap|dmp)(\.(gz|zst))?$", re.IGNORECASE)
+_NO_CAPTURE = "no capture in this directory or below: expected pcap or pcapng files"
 
 
 class FlowInput(Protocol):
@@ -51,9 +55,12 @@ class FlowInput(Protocol):
     def __iter__(self) -> Iterator[Flow]: ...
 
 
-def inputs_of(names: Iterable[str]) -> Iterator[str]:
+def inputs_of(names: Iterable[str], *, keep_bad: bool = False) -> Iterator[str]:
     """The names, in the place of a directory those of the captures in it and below, by name; links to directories are
     not followed.
+
+    A file that is called a capture is one here, whatever it holds: `open_input` says what is wrong with it. With
+    `keep_bad` so is a directory that cannot be read or holds no capture.
 
     Raises:
         CaptureError: a directory cannot be read, or holds no capture.
@@ -62,18 +69,26 @@ def inputs_of(names: Iterable[str]) -> Iterator[str]:
         if name == "-" or not Path(name).is_dir():
             yield name
             continue
+        bad: list[str] = []
         found = False
-        for path in _files_below(Path(name)):
+        for path in _files_below(Path(name), bad if keep_bad else None):
             if _is_capture(path):
                 found = True
                 yield str(path)
-        if not found:
-            raise CaptureError(f"{name}: no capture in this directory or below: expected pcap or pcapng files")
+        yield from bad
+        if not (found or bad):
+            if not keep_bad:
+                raise CaptureError(f"{name}: {_NO_CAPTURE}")
+            yield name
 
 
-def _files_below(directory: Path) -> Iterator[Path]:
+def _files_below(directory: Path, bad: list[str] | None) -> Iterator[Path]:
+    """The files of a directory and below; `bad` takes the directories that cannot be read, None: one is an error."""
+
     def fail(error: OSError) -> None:
-        raise CaptureError(f"{error.filename}: cannot read the directory: {error.strerror}")
+        if bad is None:
+            raise CaptureError(f"{error.filename}: cannot read the directory: {error.strerror}")
+        bad.append(os.fsdecode(error.filename))
 
     for folder, folders, files in os.walk(directory, onerror=fail):
         folders.sort()
@@ -81,9 +96,13 @@ def _files_below(directory: Path) -> Iterator[Path]:
 
 
 def _is_capture(path: Path) -> bool:
-    """Whether a regular file begins as a capture does, compressed or not; True of one that cannot be opened, too."""
+    """Whether a regular file is called a capture or begins as one does, compressed or not; True of a link of such a
+    name to nothing and of a file that cannot be opened, too."""
+    called_so = _CAPTURE_NAME.search(path.name) is not None
     if not path.is_file():
-        return False
+        return called_so and not path.exists()
+    if called_so:
+        return True
     try:
         source = ByteSource(path, max_bytes=None)
     except CaptureError:  # empty, or not to be opened
@@ -101,7 +120,7 @@ def open_input(name: str, reader: ReaderName, options: ReadOptions) -> FlowInput
     """Open a path, or standard input for `-`.
 
     Raises:
-        CaptureError: there is no such file, it is empty, or the reader asked for is not there.
+        CaptureError: there is no such file, it is empty or a directory, or the reader asked for is not there.
     """
     if name == "-":
         file = cast(io.BufferedReader, sys.stdin.buffer)
@@ -114,9 +133,19 @@ def open_input(name: str, reader: ReaderName, options: ReadOptions) -> FlowInput
             first = probe.read(1)
         if first == b"{":
             return FlowLines(path)
+    except IsADirectoryError:
+        raise CaptureError(_NO_CAPTURE) from None
     except OSError as error:
-        raise CaptureError(f"cannot read it: {error.strerror}") from None
+        raise CaptureError(unreadable(name, error)) from None
     return _open_capture(path, reader, options)
+
+
+def unreadable(name: str, error: OSError) -> str:
+    """Why a path cannot be read, and what may help."""
+    hint = ""
+    if isinstance(error, FileNotFoundError) and any(sign in name for sign in "*?["):
+        hint = "; patterns are not expanded here: give the files (in Python by glob.glob)"
+    return f"cannot read it: {error.strerror}{hint}"
 
 
 def _open_capture(source: Path | BinaryIO, reader: ReaderName, options: ReadOptions) -> FlowInput:

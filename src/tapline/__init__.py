@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from tapline.service.sources.packets.capture_error import CaptureError as CaptureError
     from tapline.service.traces.trace_verdict import TraceVerdict as TraceVerdict
 
+    __version__: str
+
 __all__ = [
     "CaptureError",
     "CheckpointError",
@@ -50,6 +52,7 @@ __all__ = [
     "Traces",
     "TransportError",
     "Verdict",
+    "__version__",
     "classify",
     "load",
     "read",
@@ -83,9 +86,12 @@ _WHERE = {
 if not TYPE_CHECKING:  # a type checker is told of no other names
 
     def __getattr__(name: str) -> object:
-        if name not in _WHERE:
+        if name == "__version__":
+            value = importlib.import_module(f"{__name__}.installation").version()
+        elif name in _WHERE:
+            value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
         globals()[name] = value
         return value
 

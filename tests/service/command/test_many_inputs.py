@@ -20,16 +20,16 @@ SMALL = DATA / "captures" / "ndpi" / "443-chrome.pcap"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Captures by magic, not by name, beside what is none."""
+    """Captures by what they hold, beside what is none."""
     (tmp_path / "sub" / "deep").mkdir(parents=True)
     (tmp_path / "b.log").write_bytes(SMALL.read_bytes())
     (tmp_path / "a.bin").write_bytes(gzip.compress(SMALL.read_bytes()))
     (tmp_path / "sub" / "deep" / "z").write_bytes((DATA / "captures" / "telegram_videocall.pcapng").read_bytes())
-    (tmp_path / "sub" / "notes.pcap").write_text("not a capture")
-    (tmp_path / "empty.pcap").touch()
+    (tmp_path / "sub" / "notes.txt").write_text("not a capture")
+    (tmp_path / "empty").touch()
     (tmp_path / "flows.json").write_text('{"uid": "C1"}')
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.pcap")
     return tmp_path
 
 
@@ -41,6 +41,38 @@ def test_captures_of_a_directory_come_by_name_and_nothing_else(folder):
 def test_a_directory_without_captures_is_told(tmp_path):
     with pytest.raises(CaptureError, match="no capture in this directory or below"):
         list(inputs_of([str(tmp_path)]))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A directory with what is called a capture and is none, beside one that is, and the names of what is not."""
+    (tmp_path / "good.pcap").write_bytes(SMALL.read_bytes())
+    (tmp_path / "empty.pcap").touch()
+    (tmp_path / "head.PCAPNG").write_bytes(b"\0" * 4 + SMALL.read_bytes()[4:])
+    (tmp_path / "packed.cap.gz").write_bytes(b"\0" * 4 + gzip.compress(SMALL.read_bytes())[4:])
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "cut.dmp.zst").write_bytes(b"\x28")
+    (tmp_path / "gone.pcap").symlink_to(tmp_path / "nothing")
+    (tmp_path / "empty.log").touch()
+    (tmp_path / "a.pcap.txt").write_text("not a capture")
+    return ["empty.pcap", "gone.pcap", "head.PCAPNG", "packed.cap.gz", "below/cut.dmp.zst"]
+
+
+def test_what_is_called_a_capture_is_not_left_out_of_a_directory(tmp_path, damaged):
+    found = {os.path.relpath(name, tmp_path) for name in inputs_of([str(tmp_path)])}
+    assert found == {"good.pcap", *damaged}
+
+
+@pytest.mark.whole
+def test_a_damaged_capture_of_a_directory_is_told_as_if_it_were_named(tmp_path, damaged):
+    whole = classify(tmp_path, "-f", "json")
+    assert whole.returncode == 1
+    inputs = {entry["name"]: entry for entry in json.loads(whole.stdout)["summary"]["inputs"]}
+    assert inputs[str(tmp_path / "good.pcap")]["flows"] > 0
+    for name in damaged:
+        alone = classify(tmp_path / name).stderr.strip().splitlines()[0]
+        assert alone in whole.stderr
+        assert inputs[str(tmp_path / name)]["error"]
 
 
 def classify(*arguments):

@@ -150,6 +150,38 @@ def test_a_bad_input_among_others_may_be_skipped(tmp_path):
             list(give([bad, ANDROID]))
 
 
+def test_what_is_not_there_may_be_skipped(tmp_path):
+    """A file, a directory without captures and a damaged capture of another one: each has its entry."""
+    (tmp_path / "none").mkdir()
+    (tmp_path / "some").mkdir()
+    shutil.copy(ANDROID, tmp_path / "some" / "a.pcap")
+    (tmp_path / "some" / "b.pcap").touch()
+    paths = [tmp_path / "missing.pcap", tmp_path / "none", tmp_path / "some"]
+    names = [str(path) for path in (*paths[:2], paths[2] / "a.pcap", paths[2] / "b.pcap")]
+    for give in (tapline.read, lambda names, **options: tapline.classify(names, traces=(), **options)):
+        flows = give(paths, on_error="skip")
+        with pytest.warns(UserWarning, match="cannot read it|no capture|empty") as warned:
+            assert len(list(flows)) >= 66
+        inputs = flows.inputs if give is tapline.read else flows.summary.inputs
+        assert [entry.name for entry in inputs] == names
+        assert [f"{entry.name}: {entry.error}" for entry in inputs if entry.error] == [str(w.message) for w in warned]
+        assert "No such file" in inputs[0].error
+        assert "no capture in this directory" in inputs[1].error
+        assert inputs[2].error is None
+        with pytest.raises(tapline.CaptureError, match=r"missing\.pcap: cannot read it: No such file"):
+            give(paths[:1])
+
+
+def test_patterns_are_not_expanded_and_the_home_directory_is(tmp_path, monkeypatch):
+    with pytest.raises(tapline.CaptureError, match=r"No such file or directory; .* glob\.glob"):
+        tapline.read(tmp_path / "*.pcap")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(ANDROID, tmp_path / "a.pcap")
+    flows = tapline.read("~/a.pcap")
+    assert len(list(flows)) == 69
+    assert flows.inputs[0].name == str(tmp_path / "a.pcap")
+
+
 def test_a_cut_capture_is_read_as_far_as_it_goes_and_warned_of(tmp_path):
     cut = tmp_path / "cut.pcap"
     cut.write_bytes(ANDROID.read_bytes()[:-5])
@@ -172,6 +204,33 @@ def test_a_directory_without_a_capture_and_models_that_are_none(tmp_path, mac_tr
         tapline.classify(ANDROID, traces=[mac_traces_dir, tapline.load(mac_traces_dir)])
     with pytest.raises(tapline.CheckpointError, match="give it alone"):
         tapline.classify(ANDROID, traces=["none", tapline.load(mac_traces_dir)])
+
+
+def test_warnings_point_at_the_line_that_asked(tmp_path, checkpoint_dir):
+    gone = tmp_path / "gone.pcap"
+    flows = tapline.read(gone, on_error="skip")
+    results = tapline.classify(gone, model=checkpoint_dir, traces=(), on_error="skip")
+    model = tapline.load(checkpoint_dir)
+    for ask in (
+        lambda: list(flows),
+        lambda: flows.to_pandas(),
+        lambda: next(iter(flows), None),
+        lambda: model.predict(flows),
+        lambda: results.summary,  # as nobody has iterated yet
+        lambda: list(results),
+        lambda: results.to_pandas(),
+        lambda: model.predict(results),
+    ):
+        with pytest.warns(UserWarning, match="cannot read it") as warned:
+            ask()
+        assert {each.filename for each in warned} == {__file__}
+
+
+def test_what_inputs_and_results_say_of_themselves(checkpoint_dir):
+    assert repr(tapline.read(ANDROID)) == f"<Flows of {ANDROID}>"
+    assert repr(tapline.read([ANDROID] * 2)) == "<Flows of 2 inputs>"
+    results = tapline.classify([ANDROID] * 2, model=checkpoint_dir, traces=())
+    assert (repr(results), repr(results.traces)) == ("<Results of 2 inputs by random 1>", "<Traces: 0 verdicts>")
 
 
 def open_files():

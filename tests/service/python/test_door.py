@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -40,7 +41,7 @@ REVEALED = [
     "Verdict | None",
     "Traces",
     "DataFrame",
-    "ndarray[tuple[Any, ...], dtype[float32]]",
+    "ndarray[tuple[Any, ...], dtype[float64]]",
     "list[Trace]",
     "FlowModel | TraceModel",
     "LiveResult",
@@ -66,6 +67,11 @@ def test_everything_is_there_and_is_found():
         assert getattr(tapline, name).__doc__, name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         tapline.nothing  # noqa: B018
+
+
+def test_the_version_is_that_of_the_distribution():
+    code = "import sys, tapline; print('tapline.installation' in sys.modules, tapline.__version__)"
+    assert run(code) == ["False", version("tapline-traffic")]
 
 
 def test_logs_go_to_standard_error_of_the_moment_unless_the_caller_says_otherwise():
@@ -98,7 +104,7 @@ def test_types_come_through(tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
     lines = found.stdout.splitlines()
     types = [line.partition('type is "')[2].rstrip('"') for line in lines if "Revealed" in line]
-    names = [re.sub(r"(\w+\.)+(?=\w)", "", each).replace("floating[_32Bit]", "float32") for each in types]
+    names = [re.sub(r"(\w+\.)+(?=\w)", "", each).replace("floating[_64Bit]", "float64") for each in types]
     assert names == REVEALED, found
     errors = [line for line in lines if ": error:" in line and "script.py" in line]
     assert len(errors) == 2

@@ -195,8 +195,11 @@ def test_a_url_that_cannot_be_used_is_refused(checkpoint_dir, urls):
 
 def test_a_stream_is_started_once(checkpoint_dir):
     async def body(sensor):
-        async with tapline.stream(sensor.url, model=checkpoint_dir) as live:
-            pass
+        live = tapline.stream(sensor.url, model=checkpoint_dir)
+        assert repr(live) == "<Stream of 1 sensor, not started>"  # a URL may hold a password
+        async with live:
+            assert repr(live) == "<Stream of 1 sensor, running>"
+        assert repr(live) == "<Stream of 1 sensor, ended>"
         assert [each async for each in live] == []
         with pytest.raises(RuntimeError, match="started once"):
             await live.__aenter__()

@@ -12,6 +12,7 @@ import tapline
 from tapline.models.checkpoint import Unknown
 from tapline.models.encode import encode
 from tapline.models.flow import FlowError
+from tapline.models.verdict import CONFIDENCE_DIGITS
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.loading import load_engine
 from tapline.service.engines.pieces import piece_inputs
@@ -47,19 +48,23 @@ def test_what_a_model_says_of_itself(model):
     assert (len(model.labels), model.embedding_size) == (77, 128)
     assert model.card.startswith("#")
     assert repr(model) == "<FlowModel flow-protocols 2: 77 labels>"
+    assert repr(model.checkpoint) == "<Checkpoint flow-protocols 2: 77 labels>"
+    assert repr(tapline.load("iot-devices").checkpoint) == "<TracegramCheckpoint iot-devices 3: 31 labels>"
+    assert len(repr(model.checkpoint.context)) < 1000
 
 
 @pytest.mark.parametrize("ports", [True, False])
-def test_the_largest_probability_is_the_confidence_to_the_bit(model, flows, ports):
+def test_the_largest_probability_rounded_is_the_confidence(model, flows, ports):
     flows = [*flows, *make_flows(40)]
     verdicts, shares = model.predict(flows, ports=ports), model.predict_proba(flows, ports=ports)
-    assert (shares.dtype, shares.shape) == (np.float32, (len(flows), 77))
+    assert (shares.dtype, shares.shape) == (np.float64, (len(flows), 77))
     judged = [row for row, verdict in enumerate(verdicts) if verdict is not None]
     assert len(judged) == 66 + 40
     for row in judged:
-        assert shares[row].max() == np.float32(verdicts[row].confidence)
+        assert shares[row].max().round(CONFIDENCE_DIGITS) == verdicts[row].confidence
         assert model.labels[int(shares[row].argmax())] == verdicts[row].nearest
     assert (shares[judged].sum(axis=1) < 1 + 1e-4).all()
+    assert shares[judged].min() > 0  # a log-loss is finite
 
 
 def test_ports_change_what_they_change(context_dir):
@@ -180,7 +185,8 @@ def test_probabilities_and_importance_of_traces(mac_traces_dir):
     assert len(verdicts) == len(traces) > 3
     assert shares.shape == (len(traces), 3)
     for trace, verdict, row, weights in zip(traces, verdicts, shares, importance, strict=True):
-        assert row.max() == np.float32(verdict.verdict.confidence)
+        assert row.max().round(CONFIDENCE_DIGITS) == verdict.verdict.confidence
+        assert row.max() != verdict.verdict.confidence
         assert model.labels[int(row.argmax())] == verdict.verdict.nearest
         assert weights.shape == (len(trace.flows),)
         assert weights.sum() == pytest.approx(1, abs=1e-4)
