@@ -37,6 +37,9 @@ from tapline.service.sources.capture import CaptureReader, ReadOptions
 SHARES = (0.1, 0.5, 0.8, 1.0, 1.5)
 QUEUE_FLOWS = 20_000
 
+Load = Callable[[], Classifier]
+"""Gives a classifier that is warm: a batcher that stops closes its own."""
+
 
 @dataclass
 class Outcome:
@@ -83,7 +86,7 @@ class Stage:
         self.pipeline.take(flow, delivered)
 
 
-async def saturated_rate(classifier: Classifier, flows: list[Flow], seconds: float) -> float:
+async def saturated_rate(load: Load, flows: list[Flow], seconds: float) -> float:
     """Flows a second that get a verdict while the queue never runs empty."""
     delivered = 0
 
@@ -91,7 +94,7 @@ async def saturated_rate(classifier: Classifier, flows: list[Flow], seconds: flo
         nonlocal delivered
         delivered += 1
 
-    async with Stage(classifier, flows) as stage:
+    async with Stage(load(), flows) as stage:
         started = time.perf_counter()
         while time.perf_counter() - started < seconds:
             while stage.pipeline.waiting_flows < 4 * stage.batcher.max_batch_size:
@@ -100,11 +103,11 @@ async def saturated_rate(classifier: Classifier, flows: list[Flow], seconds: flo
         return delivered / (time.perf_counter() - started)
 
 
-async def at_rate(classifier: Classifier, flows: list[Flow], rate: float, seconds: float) -> Outcome:
+async def at_rate(load: Load, flows: list[Flow], rate: float, seconds: float) -> Outcome:
     """Offer flows at a rate for so long, then let the queue drain."""
     generator = random.Random(1)
     latencies: list[float] = []
-    async with Stage(classifier, flows) as stage:
+    async with Stage(load(), flows) as stage:
         started = time.perf_counter()
         due, offered = started, 0
         while (due := due + generator.expovariate(rate)) < started + seconds:
@@ -148,10 +151,10 @@ def plot(outcomes: dict[float, Outcome], saturated: float, path: Path) -> None:
     figure.savefig(path)
 
 
-async def measure(classifier: Classifier, flows: list[Flow], seconds: float) -> tuple[float, dict[float, Outcome]]:
+async def measure(load: Load, flows: list[Flow], seconds: float) -> tuple[float, dict[float, Outcome]]:
     """The saturated rate, and what each share of it gave."""
-    rate = await saturated_rate(classifier, flows, seconds)
-    return rate, {share: await at_rate(classifier, flows, share * rate, seconds) for share in SHARES}
+    rate = await saturated_rate(load, flows, seconds)
+    return rate, {share: await at_rate(load, flows, share * rate, seconds) for share in SHARES}
 
 
 def main() -> None:
@@ -171,11 +174,16 @@ def main() -> None:
         if flow.payload_lengths
     ]
     random.Random(0).shuffle(flows)
-    classifier = Classifier(load_engine(options.engine, options.checkpoint, options.threads))
-    warm_up([classifier])
+
+    def load() -> Classifier:
+        classifier = Classifier(load_engine(options.engine, options.checkpoint, options.threads))
+        warm_up([classifier])
+        return classifier
+
     print(f"machine    {describe()}")
-    print(f"input      {len(flows)} real flows, again and again; {classifier.checkpoint.name}, engine {options.engine}")
-    saturated, outcomes = asyncio.run(measure(classifier, flows, options.seconds))
+    model = options.checkpoint.parent.name
+    print(f"input      {len(flows)} real flows, again and again; {model}, engine {options.engine}")
+    saturated, outcomes = asyncio.run(measure(load, flows, options.seconds))
     print(f"saturated  {saturated:.0f} flows/s")
     print("  load   offered/s  delivered/s     shed   median ms   p99 ms")
     for share, outcome in outcomes.items():
@@ -186,7 +194,7 @@ def main() -> None:
         )
     half = outcomes[0.5]
     report(
-        f"latency at half of the saturated rate ({saturated:.0f} flows/s), {classifier.checkpoint.name}",
+        f"latency at half of the saturated rate ({saturated:.0f} flows/s), {model}",
         f"median {1000 * half.percentile(0.5):.0f} ms, 99 % under {1000 * half.percentile(0.99):.0f} ms",
     )
     if options.plot:
