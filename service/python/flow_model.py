@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.card_header import read_card
-from tapline.models.checkpoint import CARD, Checkpoint
+from tapline.models.checkpoint import Checkpoint
 from tapline.models.encode import TokenBatch, encode
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict, context_terms, flow_probabilities
 from tapline.service.engines.engine import AttentiveEngine, Engine, EngineError
 from tapline.service.inference.classifier import Classifier
 from tapline.service.python.arguments import check_truth, flows_of
+from tapline.service.python.loaded_model import LoadedModel
 from tapline.service.python.offline import Result
 
 BATCH_FLOWS = 512
@@ -40,7 +40,7 @@ class FlowAttention:
     special: float
 
 
-class FlowModel:
+class FlowModel(LoadedModel[Checkpoint]):
     """A flow model that is loaded; `tapline.load` gives it.
 
     Flows are computed in batches of `BATCH_FLOWS`, however many are given, by `threads` threads (0: one per core);
@@ -51,43 +51,14 @@ class FlowModel:
 
     def __init__(self, engine: Engine, directory: Path, threads: int) -> None:
         self.engine = engine
-        self.directory = directory
-        self.threads = threads
+        super().__init__(engine.checkpoint, directory, threads)
         self._classifier = Classifier(engine)
         self._terms = context_terms(engine.checkpoint)
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The manifest: network, labels, calibration, what it was measured on."""
-        return self.engine.checkpoint
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.checkpoint.name
-
-    @property
-    def version(self) -> str:
-        """The model's version."""
-        return self.checkpoint.version
-
-    @property
-    def labels(self) -> list[str]:
-        """What it knows, in the order of the columns of `predict_proba`."""
-        return list(self.checkpoint.labels)
 
     @property
     def embedding_size(self) -> int:
         """Numbers in the embedding of a flow."""
         return 2 * self.checkpoint.network.d_model
-
-    @property
-    def card(self) -> str:
-        """The model card in Markdown, empty where the checkpoint has none."""
-        return read_card(self.directory) if (self.directory / CARD).is_file() else ""
-
-    def __repr__(self) -> str:
-        return f"<FlowModel {self.name} {self.version}: {len(self.checkpoint.labels)} labels>"
 
     def predict(self, flows: Iterable[Flow | Result], *, ports: bool = True) -> list[Verdict | None]:
         """The verdict on each flow, in order, None where the model is not asked about it; `ports`: whether ports are

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.card_header import read_card
-from tapline.models.checkpoint import CARD, TracegramCheckpoint
+from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.flow import Flow, FlowError
 from tapline.models.trace import Trace, make_traces
 from tapline.models.verdict import probabilities
@@ -21,13 +20,14 @@ from tapline.service.inference.trace_encoders import trace_encoders
 from tapline.service.inference.trace_loading import misfit
 from tapline.service.python.arguments import flows_of, traces_of
 from tapline.service.python.flow_model import BATCH_FLOWS, FlowModel
+from tapline.service.python.loaded_model import LoadedModel
 from tapline.service.python.offline import Result
 from tapline.service.traces.capture_traces import BATCH_TRACES
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, TraceVerdict, WindowKey, trace_flow
 
 
-class TraceModel:
+class TraceModel(LoadedModel[TracegramCheckpoint]):
     """A trace model that is loaded; `tapline.load` gives it. What `FlowModel` says of threads holds here too.
 
     Its input are traces, which `traces` makes of flows. There is no `embed`: the graph of a trace network gives none.
@@ -36,39 +36,10 @@ class TraceModel:
     def __init__(self, engine: TraceEngine, directory: Path, threads: int, flow_model: FlowModel | None = None) -> None:
         """`flow_model`: whose embeddings it reads, where it reads those of one (`check_flow_model`)."""
         self.engine = engine
-        self.directory = directory
-        self.threads = threads
+        super().__init__(engine.checkpoint, directory, threads)
         self._flow_model = flow_model
         self._scorer = TraceScorer(engine)
         (self._encoder,) = trace_encoders([engine], BATCH_TIMEOUT_SECONDS)
-
-    @property
-    def checkpoint(self) -> TracegramCheckpoint:
-        """The manifest: network, labels, how flows become traces, what it was measured on."""
-        return self.engine.checkpoint
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.checkpoint.name
-
-    @property
-    def version(self) -> str:
-        """The model's version."""
-        return self.checkpoint.version
-
-    @property
-    def labels(self) -> list[str]:
-        """What it knows, in the order of the columns of `predict_proba`."""
-        return list(self.checkpoint.labels)
-
-    @property
-    def card(self) -> str:
-        """The model card in Markdown, empty where the checkpoint has none."""
-        return read_card(self.directory) if (self.directory / CARD).is_file() else ""
-
-    def __repr__(self) -> str:
-        return f"<TraceModel {self.name} {self.version}: {len(self.checkpoint.labels)} labels>"
 
     def traces(self, flows: Iterable[Flow | Result]) -> list[Trace]:
         """The traces of flows that are all there, in any order: those of one subject in one window, as the checkpoint's
