@@ -37,13 +37,15 @@ ARROWS = {
     "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
     "service/traces": ("models service/community_id service/engines service/inference service/metrics service/process"),
-    "service/history": "models service/community_id service/metrics service/process service/traces",
+    "service/history": "models service/alerts service/community_id service/metrics service/process service/traces",
     "service/results": "models service/community_id service/traces",
     "service/classifying": ("models service/inference service/metrics service/results service/sources service/traces"),
     "service/sinks": "models service/community_id service/metrics service/sources/bus service/traces",
+    "service/alerts": "",
+    "service/drift": "",
     "service/live": (
-        "models service/history service/inference service/metrics service/process service/sinks service/sources "
-        "service/sources/bus service/traces"
+        "models service/alerts service/history service/inference service/metrics service/process service/sinks "
+        "service/sources service/sources/bus service/traces"
     ),
     "service/trace_models": (
         "models service/engines service/inference service/metrics service/process service/settings service/traces"

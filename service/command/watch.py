@@ -19,6 +19,7 @@ from tapline.models.verdict import Verdict
 from tapline.service.command.console import Cleaned, make_console
 from tapline.service.command.flow_rows import flow_rows
 from tapline.service.command.trace_table import TraceTable, recent_traces
+from tapline.service.live.observer import Observer
 from tapline.service.live.pipeline import OPEN_FLOWS
 from tapline.service.process.signals import stop_signals
 from tapline.service.results.selection import FlowRow
@@ -47,7 +48,7 @@ FIRST_FLOW_SECONDS = 0.05
 """How often a replay is looked at before its first flow."""
 
 
-class View:
+class View(Observer):
     """What the live table shows; told of every verdict."""
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
+from tapline.service.alerts.alert import Alert
 from tapline.service.history import pages, sums
 from tapline.service.history.batch_writing import SeenFlow, SeenTrace
 from tapline.service.history.database import Database, HistoryError, SlowQueryError
@@ -135,6 +136,9 @@ class History:
     def trace(self, trace: TraceVerdict) -> None:
         """Take a verdict on a trace; that of an open window is replaced by the next of the same window and model."""
         self._writer.put(SeenTrace(time.time_ns() // 1000, trace))
+
+    def alert(self, alert: Alert) -> None:
+        """Alerts are not kept."""
 
     async def flows(
         self,

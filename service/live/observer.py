@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
+from tapline.service.alerts.alert import Alert
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.traces.live_traces import LiveTraces
 from tapline.service.traces.trace_verdict import TraceVerdict
@@ -20,6 +21,10 @@ class Observer(Protocol):
 
     def trace(self, trace: TraceVerdict) -> None:
         """A verdict on a trace, early or final."""
+
+    def alert(self, alert: Alert) -> None:
+        """An alert that a rule made; who does not care needs no method of its own."""
+        return
 
 
 class Observers(Observer):
@@ -37,6 +42,11 @@ class Observers(Observer):
         """Tell all."""
         for observer in self._observers:
             observer.trace(trace)
+
+    def alert(self, alert: Alert) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.alert(alert)
 
 
 def tell(

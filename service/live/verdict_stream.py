@@ -18,6 +18,7 @@ from tapline.service.history.conditions import flow_matches, trace_matches
 from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.past import FlowRecord, TraceRecord
 from tapline.service.history.rows import flow_record, trace_record
+from tapline.service.live.observer import Observer
 from tapline.service.metrics import Metrics
 from tapline.service.traces.trace_verdict import TraceVerdict
 
@@ -146,7 +147,7 @@ class Listener:
         return found
 
 
-class VerdictStream:
+class VerdictStream(Observer):
     """Hands verdicts on to who listens. An observer of the service: used in its event loop, it never waits."""
 
     def __init__(self, metrics: Metrics) -> None:

@@ -2,12 +2,13 @@
 
 
 class Told:
-    """Flows with a verdict, flows without, and traces, in the order in which it was told of them."""
+    """Flows with a verdict, flows without, traces and alerts, in the order in which it was told of them."""
 
     def __init__(self, flows=None, traces=None):
         self.flows = [] if flows is None else flows
         self.left_out = []
         self.traces = [] if traces is None else traces
+        self.alerts = []
 
     def flow(self, source, flow, verdict):
         if verdict is None:
@@ -17,3 +18,6 @@ class Told:
 
     def trace(self, trace):
         self.traces.append(trace)
+
+    def alert(self, alert):
+        self.alerts.append(alert)

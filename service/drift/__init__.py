@@ -1,0 +1,1 @@
+"""How far what a model sees now is from what it was measured on."""
