@@ -28,7 +28,7 @@ EXIT_USAGE = 2
 log = structlog.get_logger()
 
 
-@with_settings
+@with_settings()
 def serve(config: Config = None, **given: Any) -> None:
     """Serve the REST API and metrics; nothing leaves this machine unless you say so."""
     # imports the web framework, which other commands do without

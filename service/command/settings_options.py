@@ -39,22 +39,21 @@ Config = Annotated[
 ]
 
 
-def with_settings(command: Callable[..., None], *, hidden: bool = False) -> Callable[..., None]:
-    """The command with an option for each setting, which it gets as keywords, beside `--config` and its own.
+def with_settings(*, hidden: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for each setting, which it gets as keywords, beside `--config` and its own.
 
     `hidden`: its help leaves them out, for they stand in that of `serve`.
     """
-    own = [
-        entry
-        for entry in inspect.signature(command, eval_str=True).parameters.values()
-        if entry.kind != entry.VAR_KEYWORD
-    ]
-    more = [_parameter(name, field, hidden) for name, field in Settings.model_fields.items()]
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [entry.replace(kind=inspect.Parameter.KEYWORD_ONLY) for entry in own] + more
-    )
-    command.__annotations__ = {}
-    return command
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        entries = [entry.replace(kind=entry.KEYWORD_ONLY) for entry in own if entry.kind != entry.VAR_KEYWORD]
+        entries += [_parameter(name, field, hidden) for name, field in Settings.model_fields.items()]
+        command.__signature__ = inspect.Signature(entries)  # type: ignore[attr-defined]
+        command.__annotations__ = {}
+        return command
+
+    return decorate
 
 
 def configuration(
