@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
+from tapline.service.engines.providers import idle_gpu
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.signals import stop_signals
 from tapline.service.runtime import Service
@@ -119,7 +120,10 @@ def serve(settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
-        log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}")
+        provider = service.classifier.provider
+        log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}", provider=provider)
+        if reason := idle_gpu(provider):
+            log.warning("no gpu computes", reason=reason)
         add_pages = _pages(service)
         deadlines = Deadlines(settings.client_timeout_seconds, settings.client_min_bytes_per_second)
         config = uvicorn.Config(

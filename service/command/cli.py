@@ -186,7 +186,9 @@ def classify(
     anonymise: Anonymise = False,
     anonymise_key: AnonymiseKey = None,
     reader: Reader = "auto",
-    engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
+    engine: Annotated[
+        EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
+    ] = "onnx",
 ) -> None:
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
