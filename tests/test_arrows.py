@@ -59,6 +59,9 @@ ARROWS = {
         "models service/engines service/gpu service/history service/inference service/jobs service/live "
         "service/metrics service/process service/settings service/sources service/sources/bus service/trace_models"
     ),
+    "service/doctor": (
+        "models service/engines service/inference service/runtime service/settings service/sources service/sources/bus"
+    ),
     "service/dashboard": (
         "models service/engines service/history service/inference service/jobs service/live service/process "
         "service/results service/runtime service/traces"
@@ -73,9 +76,9 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/api service/configuration service/engines service/history service/hub service/inference "
-        "service/jobs service/live service/process service/python service/results service/runtime service/settings "
-        "service/sources service/sources/bus service/sources/packets service/traces"
+        "models service/api service/configuration service/doctor service/engines service/history service/hub "
+        "service/inference service/jobs service/live service/process service/python service/results service/runtime "
+        "service/settings service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",

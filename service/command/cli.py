@@ -21,6 +21,7 @@ from tapline.service.command.classify import classify_inputs
 from tapline.service.command.config_command import app as config_app
 from tapline.service.command.config_command import check_config
 from tapline.service.command.console import make_console, make_streams_safe, say
+from tapline.service.command.doctor_command import doctor
 from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.history_command import app as history_app
 from tapline.service.command.models_command import app as models_app
@@ -289,6 +290,7 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
 
 app.command("serve")(serve)
 app.command("check-config")(check_config)
+app.command("doctor")(doctor)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")
