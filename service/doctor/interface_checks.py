@@ -12,7 +12,7 @@ from pathlib import Path
 from tapline.service.doctor.finding import Finding
 
 _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCETHTOOL = 0x8913, 0x8921, 0x8946  # linux/sockios.h
-_UP, _RUNNING = 0x1, 0x40  # linux/if.h
+_UP = 0x1  # linux/if.h
 _GSTRINGS, _GSSET_INFO, _GFEATURES, _FEATURES = 0x1B, 0x37, 0x3A, 4  # linux/ethtool.h
 _NAME_BYTES = 32
 
@@ -47,15 +47,14 @@ class InterfaceUp:
         if self._interface not in names:
             yield Finding(what, "problem", "there is none of this name", f"Name one of: {', '.join(names)}.")
             return
-        flags = _number(self._interface, _SIOCGIFFLAGS, "H")
-        if not flags & _UP:
+        if not _number(self._interface, _SIOCGIFFLAGS, "H") & _UP:
             yield Finding(what, "problem", "it is down", f"ip link set {self._interface} up")
-        elif not flags & _RUNNING:
+        elif _kernel_file(self._interface, "carrier") == 0:
             yield Finding(
                 what, "problem", "it is up, and there is no link", "Look at the cable, and at the mirror port."
             )
         else:
-            packets = _packets(self._interface)
+            packets = _kernel_file(self._interface, "statistics/rx_packets")
             arrived = "" if packets is None else f", {packets:,} packets have arrived"
             yield Finding(what, "ok", f"it is up{arrived}")
 
@@ -164,9 +163,10 @@ def _number(interface: str, request: int, form: str) -> int:
     return number
 
 
-def _packets(interface: str) -> int | None:
+def _kernel_file(interface: str, name: str) -> int | None:
+    """What the kernel says in a file of the interface, None where it says nothing."""
     try:
-        return int((Path("/sys/class/net") / interface / "statistics/rx_packets").read_text())
+        return int((Path("/sys/class/net") / interface / name).read_text())
     except (OSError, ValueError):
         return None
 
