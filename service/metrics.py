@@ -93,6 +93,7 @@ class Metrics:
         self._add_live(registry)
         self._add_traces(registry)
         self._add_history(registry)
+        self._add_outputs(registry)
 
     def count_verdict(self, verdict: Verdict) -> None:
         """Count a verdict; a flow counts once in each stage."""
@@ -219,6 +220,24 @@ class Metrics:
         self.stream_missed = Counter(
             "tapline_stream_missed", "Verdicts that clients of /v1/stream were too slow for", registry=registry
         )
+
+    def _add_outputs(self, registry: CollectorRegistry) -> None:
+        self.output_records = Counter(
+            "tapline_output_records",
+            "Records by what became of them at an output: `received` + `recovered` from an earlier run's spool = "
+            "`written` + `dropped` for want of room + `failed` because it will never take them + those that wait",
+            ["output", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.output_queue = Gauge(
+            "tapline_output_queue_records", "Records that wait in memory for an output", ["output"], registry=registry
+        )
+        self.output_spool = Gauge(
+            "tapline_output_spool_records", "Records that wait on disk for an output", ["output"], registry=registry
+        )
+        self.output_up = Gauge(
+            "tapline_output_up", "1 while an output takes what is sent, 0 while it does not", ["output"],
+            registry=registry,
+        )  # fmt: skip
 
 
 def reference_table() -> str:

@@ -31,6 +31,7 @@ from tapline.service.process.completion import to_its_end
 from tapline.service.process.data_directory import DataDirectory
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.settings import Settings
+from tapline.service.sinks.outputs import Outputs
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.zeek_options import zeek_arguments
 from tapline.service.sources.zeek_process import ZeekLogs, zeeks_on
@@ -60,6 +61,7 @@ class Service:
         """
         Raises:
             CheckpointError, EngineError, StateError, TransportError: a model, the state or a sensor cannot be used.
+            OutputError: an output cannot be used as it is set.
             DataDirectoryError, HistoryError: the data directory is in use, or the history cannot be.
         """
         self.settings = settings
@@ -71,7 +73,8 @@ class Service:
         self.data = DataDirectory(settings.data_dir) if settings.history == "sqlite" else None
         self.history = self._open_history()
         self.stream = VerdictStream(self.metrics)
-        told = Observers(self.stream, self.history, observer)
+        self.outputs = Outputs(settings.output, settings.data_dir, self.metrics)
+        told = Observers(self.stream, self.history, self.outputs, observer)
         directories = trace_directories(settings.traces, repository)
         try_out(
             *directories,
@@ -225,6 +228,7 @@ class Service:
         await asyncio.to_thread(self.trace_models.warm_up)
         await self.models.start()
         keeping = [self.supervisor.start("history", self.history.run)] if self.history is not None else []
+        keeping += self.outputs.start(self.supervisor)
         try:
             for name in self.settings.load_models:
                 await self.load_model(name)
@@ -242,10 +246,18 @@ class Service:
             await self.models.stop(self.settings.shutdown_seconds)
             self._give_up_engines()
             await self.supervisor.stop(keeping)
-            if self.history is not None:
-                await self.history.stop(self.settings.shutdown_seconds)
+            await asyncio.gather(self._stop_history(), self.outputs.stop(self.settings.shutdown_seconds))
             if self.data is not None:
                 self.data.release()
+
+    async def _stop_history(self) -> None:
+        if self.history is not None:
+            await self.history.stop(self.settings.shutdown_seconds)
+
+    def hang_up(self) -> None:
+        """What SIGHUP asks of a service that has no terminal: open files anew."""
+        log.info("reopening")
+        self.outputs.reopen()
 
     def _give_up_engines(self) -> None:
         """Wait for no engine any more."""

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tapline.service.engines.engine import EngineName, Precision
+from tapline.service.sinks.output_url import parse_outputs, shown_output
 from tapline.service.sources.bus.transport import shown_url
 from tapline.service.sources.zeek_options import zeek_arguments
 
@@ -35,6 +36,14 @@ def _split_options(value: object) -> object:
 
 OptionList = Annotated[list[str], NoDecode, BeforeValidator(_split_options)]
 """Several options of Zeek, which may have commas in them; in an environment variable, with `;` between them."""
+
+
+def _split_urls(value: object) -> object:
+    return value.split() if isinstance(value, str) else value
+
+
+UrlList = Annotated[list[str], NoDecode, BeforeValidator(_split_urls)]
+"""Several URLs, which may have commas in them; in an environment variable, with blanks between them."""
 
 
 def default_data_dir() -> Path:
@@ -186,6 +195,11 @@ class Settings(BaseSettings):
     spool_verdicts: int = Field(
         100_000, ge=0, le=10_000_000, description="most verdicts kept for a sensor that is away; 0 sends none back"
     )
+    output: UrlList = Field(
+        [],
+        description="where records of verdicts and alerts go: eve:FILE, syslog+tls://HOST, https://HOST/PATH, "
+        "kafka://HOST/TOPIC and more (docs/outputs.md); may be repeated (in the environment: with blanks between)",
+    )
     live_queue_flows: int = Field(20_000, ge=1, le=10_000_000, description="most live flows waiting; more are shed")
     replay: Path | None = Field(None, description="capture to play through the live path")
     speed: float = Field(
@@ -214,6 +228,16 @@ class Settings(BaseSettings):
     @field_serializer("zeek", when_used="json")
     def _show_no_passwords(self, urls: list[str]) -> list[str]:
         return [shown_url(url) for url in urls]
+
+    @field_validator("output")
+    @classmethod
+    def _outputs_are_understood(cls, texts: list[str]) -> list[str]:
+        parse_outputs(texts)
+        return texts
+
+    @field_serializer("output", when_used="json")
+    def _show_no_parameters(self, texts: list[str]) -> list[str]:
+        return [shown_output(text) for text in texts]
 
     @model_validator(mode="after")
     def _zeek_takes_it(self) -> Settings:

@@ -19,6 +19,7 @@ from tapline.service.jobs.job_store import JobsInUseError
 from tapline.service.process.data_directory import DataDirectoryError
 from tapline.service.process.process_title import hide_passwords
 from tapline.service.settings import ENV_PREFIX, Settings
+from tapline.service.sinks.output_url import OutputError
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError, check_capture
 from tapline.service.sources.zeek_process import ZeekError
@@ -54,7 +55,7 @@ def serve(**given: Any) -> None:
     except (ListenError, ZeekError, DataDirectoryError, JobsInUseError) as error:
         say(str(error))
         raise typer.Exit(EXIT_FAILED) from None
-    except (CheckpointError, EngineError, HistoryError, StateError, TransportError) as error:
+    except (CheckpointError, EngineError, HistoryError, OutputError, StateError, TransportError) as error:
         say(str(error))
         raise typer.Exit(EXIT_USAGE) from None
 
