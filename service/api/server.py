@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from fastapi import FastAPI
 from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
 from tapline.service.process.log_lines import configure_logs
-from tapline.service.process.signals import stop_signals
+from tapline.service.process.signals import has_terminal, stop_signals
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 
@@ -41,13 +42,17 @@ class GaveUpError(RuntimeError):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, except that SIGTERM, SIGINT and SIGHUP end it with status 0 once it has drained.
+    """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained, and so does SIGHUP
+    where there is a terminal; where there is none it calls `hang_up`.
 
     It also ends where a part of the service cannot be kept alive.
     """
 
-    def __init__(self, config: uvicorn.Config, gave_up: asyncio.Event, drain_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, gave_up: asyncio.Event, drain_seconds: float, hang_up: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._hang_up = hang_up
         self._gave_up = gave_up
         self._drain_seconds = drain_seconds
 
@@ -68,6 +73,8 @@ class _Server(uvicorn.Server):
         asked = stop_signals()
         for number in asked:
             loop.add_signal_handler(number, self._stop, number.name)
+        if signal.SIGHUP in asked and not has_terminal():
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             yield
         finally:
@@ -102,7 +109,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP.
+    """Serve until SIGTERM or SIGINT; SIGHUP ends it where there is a terminal, else it opens files anew.
 
     Raises:
         CheckpointError, EngineError, TransportError: nothing can be served.
@@ -134,7 +141,7 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=round(settings.shutdown_seconds) + _CUT_OFF_SECONDS,
             h11_max_incomplete_event_size=64 << 10,
         )
-        _Server(config, service.supervisor.gave_up, settings.shutdown_seconds).run(sockets=[listener])
+        _Server(config, service.supervisor.gave_up, settings.shutdown_seconds, service.hang_up).run(sockets=[listener])
     log.info("stopped")
     if service.supervisor.failure:
         raise GaveUpError(service.supervisor.failure)

@@ -27,6 +27,7 @@ MAX_PIECE_BYTES = 4 << 20
 _SCAN_BYTES = 1 << 20
 _NAME = re.compile(r"(flows|traces|alerts)-([0-9]{10})\.ndjson")
 _POSITION_BYTES = 32
+_MAX_NUMBER = 10**9
 
 
 class SpoolError(Exception):
@@ -64,10 +65,11 @@ class _Kind:
             self._number = _number(path)
             if self._number == sent_of:
                 piece.start = sent
-            if self._number < sent_of or not _scan(piece):
-                path.unlink()
-            else:
+            if _scan(piece):
                 self.pieces.append(piece)
+            else:
+                path.unlink()
+        self._number = max(self._number, sent_of)  # what is noted of a file that is gone is of no other
 
     @property
     def records(self) -> int:
@@ -149,7 +151,8 @@ class _Kind:
     def _read_position(self) -> tuple[int, int]:
         try:
             number, offset = self._position.read_bytes()[:_POSITION_BYTES].split()
-            return int(number), int(offset)
+            known = 0 <= int(number) < _MAX_NUMBER and int(offset) >= 0
+            return (int(number), int(offset)) if known else (0, 0)
         except (OSError, ValueError):
             return 0, 0
 
@@ -265,6 +268,9 @@ def _chunks(records: Sequence[Record], max_bytes: int) -> Iterator[tuple[RecordK
 def _scan(piece: _Piece) -> bool:
     """Count the whole lines of a file from its start on and cut off what follows them; whether there are any."""
     with piece.path.open("r+b") as file:
+        file.seek(max(0, piece.start - 1))
+        if piece.start and file.read(1) != b"\n":  # no end of a record: what was noted is of another file
+            piece.start = 0
         file.seek(piece.start)
         end = piece.start
         at = piece.start

@@ -93,4 +93,5 @@ class PutAside:
 def _compressing(compress: Compression, path: Path) -> IO[Any] | gzip.GzipFile:
     if compress == "gzip":
         return gzip.GzipFile(path, "wb", compresslevel=6)
-    return zstandard.open(path, "wb")
+    compressed: IO[Any] = zstandard.open(path, "wb")
+    return compressed
