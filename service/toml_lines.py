@@ -1,4 +1,4 @@
-"""Which line of a TOML file a value stands on: what `tomllib` reads without saying. Reading the values is its business."""
+"""Which line of a TOML file a value stands on, which `tomllib` does not say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CLOSINGS = ("]", '"""', "'''")
 """What the last line of a statement over several lines holds."""
 
 MAX_READ_CHARS = 8 << 20
-"""Most that is read to find statements, long ones many times; lines beyond are not told, but that of what holds them."""
+"""Most that is read to find statements, long ones many times; of what is beyond no line is known."""
 
 Path = tuple[str | int, ...]
 """Where a value is: the keys of tables, and places in arrays from 0."""
@@ -96,7 +96,7 @@ def _element_lines(lines: list[str], count: int) -> list[int]:
         before = "" if start == 0 else "array = ["
         after = "" if number == len(lines) - 1 else "]"
         closed = _read("\n".join([before, *lines[start : number + 1], after]))
-        elements = next(iter(closed.values()), []) if closed else None
+        elements: Any = next(iter(closed.values()), []) if closed else None
         if isinstance(elements, list):
             found += [number] * len(elements)
             start = number + 1

@@ -1,13 +1,24 @@
-"""What a file of alert rules may say: its tables, their keys and the bounds of each. What they do is `rule_engine`'s."""
+"""What a file of alert rules may say: its tables, their keys and the bounds of each."""
 
 from __future__ import annotations
 
 import datetime
+import difflib
 import re
 import string
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterable
+from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tapline.service.alerts.alert import Severity
 from tapline.service.alerts.networks import NetworkSet
@@ -28,6 +39,7 @@ MAX_SUPPRESS_SECONDS = 90 * 86_400.0
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES = 24 * 60
 
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _HOURS = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])-(?:([01]?[0-9]|2[0-3]):([0-5][0-9])|24:00)")
 
 IDENTIFIERS: dict[RuleKind, tuple[str, ...]] = {
@@ -39,6 +51,13 @@ IDENTIFIERS: dict[RuleKind, tuple[str, ...]] = {
     "drift": ("model", "measure", "against"),
 }  # fmt: skip
 """By what matches can be counted and suppressed, by the kind of rule."""
+
+SUPPRESSED_BY: dict[RuleKind, tuple[str, ...]] = {
+    "flow": ("originator", "label"),
+    "trace": ("subject", "label"),
+    "drift": ("model", "measure"),
+}
+"""By what a rule is suppressed that counts nothing and does not say."""
 
 MESSAGE_NAMES: dict[RuleKind, tuple[str, ...]] = {
     "flow": (
@@ -64,10 +83,10 @@ def _minute_range(text: str) -> str:
     return text
 
 
-def minutes_of(hours: str) -> range | None:
-    """The minutes of a day from `HH:MM-HH:MM`, the end left out; None where they run over midnight."""
-    first, last = (60 * int(part[: part.index(":")]) + int(part[-2:]) for part in hours.split("-"))
-    return range(first, last) if first < last else None
+def minutes_of(hours: str) -> tuple[int, int]:
+    """The first minute of a day and the one after the last, of `HH:MM-HH:MM`; over midnight the second is not later."""
+    first, last = (60 * int(part[:-3]) + int(part[-2:]) for part in hours.split("-"))
+    return first, last
 
 
 def days_of(text: str) -> tuple[int, ...]:
@@ -134,8 +153,27 @@ def check_network(text: str) -> None:
         raise ValueError("expected an address, or a network such as 10.0.0.0/8 or 2001:db8::/32") from None
 
 
+def _pattern(text: str) -> str:
+    if not bare(text) or bare(text).startswith("!"):
+        raise ValueError("expected a text, a glob or @list, with at most one ! before it")
+    return text
+
+
+def _name(text: str) -> str:
+    if _NAME.fullmatch(text) is None:
+        raise ValueError("expected letters, digits and . _ - in between")
+    return text
+
+
+def one_of(given: str, names: Iterable[str]) -> str:
+    """The nearest name to one that is none, or all of them where none is near."""
+    names = list(names)
+    near = difflib.get_close_matches(given.lower(), names, n=1)
+    return f"`{near[0]}`" if near else f"one of {', '.join(names)}"
+
+
 Text = Annotated[str, Field(min_length=1, max_length=256)]
-Pattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^!?[^!]")]
+Pattern = Annotated[str, Field(max_length=256), AfterValidator(_pattern)]
 Patterns = Annotated[list[Pattern], BeforeValidator(_listed), Field(min_length=1, max_length=1000)]
 """Globs and `@lists`, of which one must hold; those with `!` before them must not."""
 Networks = Annotated[
@@ -145,7 +183,7 @@ Ports = Annotated[
     list[Annotated[int | str, BeforeValidator(_ports)]], BeforeValidator(_listed), Field(min_length=1, max_length=100)
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Field(max_length=64), AfterValidator(_name)]
 Seconds = Annotated[float, Field(ge=1, le=MAX_SECONDS)]
 Identifiers = Annotated[list[Annotated[str, Field(max_length=64)]], BeforeValidator(_listed), Field(max_length=6)]
 Moment = datetime.datetime | datetime.date
@@ -192,6 +230,9 @@ class UnknownShare(Table):
     by: Identifiers = ["model"]
 
 
+_By = TypeVar("_By", Suppress, Rate | None, UnknownShare | None)
+
+
 class Rule(Table):
     """What rules of every kind may say. All conditions must hold; one that is not given holds."""
 
@@ -207,34 +248,35 @@ class Rule(Table):
     timezone: Text | None = None
     suppress: Suppress = Suppress()
 
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Rule:
-        names = MESSAGE_NAMES[self.kind]
-        for given in _names_in(self.message):
+    @field_validator("message")
+    @classmethod
+    def _names_are_known(cls, message: str, info: ValidationInfo) -> str:
+        names = MESSAGE_NAMES[info.data.get("kind", "flow")]
+        for given in _names_in(message):
             if given not in names:
-                raise ValueError(f"message: {{{given}}} is no name of a {self.kind} rule; expected {', '.join(names)}")
-        for key, by in self.identifiers().items():
-            for given in by or []:
-                if given not in IDENTIFIERS[self.kind]:
-                    expected = ", ".join(IDENTIFIERS[self.kind])
-                    raise ValueError(f"{key}.by: `{given}` is none of a {self.kind} rule; expected {expected}")
-        return self
+                raise ValueError(f"{{{given}}} is no name of such a rule: expected {one_of(given, names)}")
+        return message
 
-    def identifiers(self) -> dict[str, list[str] | None]:
-        """By what is counted and suppressed, under the keys where it is said."""
-        return {"suppress": self.suppress.by}
+    @field_validator("suppress", "rate", "unknown_share", check_fields=False)
+    @classmethod
+    def _identifiers_are_known(cls, table: _By, info: ValidationInfo) -> _By:
+        names = IDENTIFIERS[info.data.get("kind", "flow")]
+        for given in (table.by or []) if table is not None else []:
+            if given not in names:
+                raise ValueError(f"by: `{given}` is no identifier of such a rule: expected {one_of(given, names)}")
+        return table
+
+    @property
+    def counted(self) -> Rate | UnknownShare | None:
+        """What is counted before there is an alert."""
+        return None
 
     @property
     def suppressed_by(self) -> tuple[str, ...]:
-        """By what it is suppressed, where it does not say so, too."""
+        """By what it is suppressed, also where it does not say so."""
         if self.suppress.by is not None:
             return tuple(self.suppress.by)
-        counted = next((by for key, by in self.identifiers().items() if key != "suppress" and by is not None), None)
-        if counted is not None:
-            return tuple(counted)
-        return {"flow": ("originator", "label"), "trace": ("subject", "label"), "drift": ("model", "measure")}[
-            self.kind
-        ]
+        return tuple(self.counted.by) if self.counted is not None else SUPPRESSED_BY[self.kind]
 
 
 class VerdictRule(Rule):
@@ -263,13 +305,10 @@ class VerdictRule(Rule):
             raise ValueError(f"min_confidence {low:g} is more than max_confidence {high:g}: nothing can meet both")
         return self
 
-    def identifiers(self) -> dict[str, list[str] | None]:
-        """As of every rule, and of what is counted."""
-        return {
-            "suppress": self.suppress.by,
-            "rate": self.rate.by if self.rate is not None else None,
-            "unknown_share": self.unknown_share.by if self.unknown_share is not None else None,
-        }
+    @property
+    def counted(self) -> Rate | UnknownShare | None:
+        """Matches, or unknown ones among them."""
+        return self.rate or self.unknown_share
 
 
 class FlowRule(VerdictRule):
@@ -316,12 +355,16 @@ class ListEntry(Table):
     until: Moment | None = None
 
 
+def _entry(given: object) -> object:
+    return {"value": given} if isinstance(given, str) else given
+
+
 class AllowList(Table):
     """A list that rules name: entries of one kind, here and in a file beside the rules, one a line."""
 
     of: ListOf
     comment: str = ""
-    entries: list[Text | ListEntry] = Field([], max_length=MAX_ENTRIES)
+    entries: list[Annotated[ListEntry, BeforeValidator(_entry)]] = Field([], max_length=MAX_ENTRIES)
     file: Text | None = None
 
 
@@ -334,12 +377,12 @@ def _names_in(message: str) -> list[str]:
     try:
         parts = list(string.Formatter().parse(message))
     except ValueError as error:
-        raise ValueError(f"message: {error}; write {{{{ and }}}} for braces") from None
+        raise ValueError(f"{error}; write {{{{ and }}}} for braces") from None
     found = []
     for _, name, form, conversion in parts:
         if name is None:
             continue
         if form or conversion:
-            raise ValueError(f"message: expected a name alone in braces, got {{{name}…}}")
+            raise ValueError(f"expected a name alone in braces, got {{{name}…}}")
         found.append(name)
     return found

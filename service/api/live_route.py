@@ -31,7 +31,15 @@ def live(service: Service) -> schemas.Live:
             for part in service.supervisor.parts.values()
         ],
         history=_history(service),
+        alert_rules=_alert_rules(service),
     )
+
+
+def _alert_rules(service: Service) -> schemas.AlertRulesState | None:
+    watch = service.alerts
+    if watch is None:
+        return None
+    return schemas.AlertRulesState(path=str(watch.path), rules=watch.rules, problem=watch.problem)
 
 
 def _history(service: Service) -> schemas.HistoryState | None:

@@ -397,6 +397,14 @@ class HistoryState(Body):
     problem: Annotated[str | None, Field(description="why nothing can be kept now")]
 
 
+class AlertRulesState(Body):
+    """The alert rules that are at work."""
+
+    path: str
+    rules: Annotated[int, Field(description="at work")]
+    problem: Annotated[str | None, Field(description="what is wrong with their newest version, which is not at work")]
+
+
 class Live(Body):
     """The live path: what came, what became of it, and where it comes from."""
 
@@ -407,6 +415,7 @@ class Live(Body):
     traces: Annotated[list[LiveTraces], Field(description="one for each trace model")]
     parts: Annotated[list[Part], Field(description="the long-lived tasks of the service")]
     history: Annotated[HistoryState | None, Field(description="null where none is kept")]
+    alert_rules: Annotated[AlertRulesState | None, Field(description="null where there are none")]
 
 
 class Health(Body):
