@@ -9,6 +9,8 @@ from typing import Protocol, TextIO
 
 import msgspec
 from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -102,15 +104,15 @@ class AlertTable:
         table = Table(box=box.SIMPLE_HEAD)
         for name in ("time (UTC)", "severity", "rule", "message"):
             table.add_column(name, no_wrap=True)
-        listed = Text()
+        listed: list[RenderableType] = []
         for alert in alerts:
             time = time_text(alert.time_us, dated=date is None)
             severity = Text(alert.severity, style=SEVERITY_STYLES[alert.severity])
             table.add_row(time, severity, Text(alert.rule), Text(alert.message))
-            listed.append_text(Text.assemble(f"{time}  ", severity, f"  {alert.rule}\n"))
-            listed.append_text(Text.assemble(f"  {alert.message}\n"))
+            listed.append(Text.assemble(f"{time}  ", severity, f"  {alert.rule}"))
+            listed.append(Padding(Text(alert.message), (0, 0, 0, 2), expand=False))
         wanted = self._console.measure(table, options=self._console.options.update(max_width=UNBOUNDED)).maximum
-        self._console.print(table if wanted <= self._console.width else listed)
+        self._console.print(table if wanted <= self._console.width else Group(*listed, Text()))
 
     def _by_rule(self, rules: list[Rule]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, title="By rule", title_justify="left", title_style="bold")
