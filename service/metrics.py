@@ -94,6 +94,7 @@ class Metrics:
         self._add_traces(registry)
         self._add_history(registry)
         self._add_outputs(registry)
+        self._add_alerts(registry)
 
     def count_verdict(self, verdict: Verdict) -> None:
         """Count a verdict; a flow counts once in each stage."""
@@ -237,6 +238,27 @@ class Metrics:
         self.output_up = Gauge(
             "tapline_output_up", "1 while an output takes what is sent, 0 while it does not", ["output"],
             registry=registry,
+        )  # fmt: skip
+    def _add_alerts(self, registry: CollectorRegistry) -> None:
+        self.alerts = Counter("tapline_alerts", "Alerts that rules made", ["rule", "severity"], registry=registry)
+        self.alerts_suppressed = Counter(
+            "tapline_alerts_suppressed", "Matches that made no alert, for there was one on the same shortly before",
+            ["rule"], registry=registry,
+        )  # fmt: skip
+        self.alert_rules = Gauge("tapline_alert_rules", "Alert rules at work", registry=registry)
+        self.alert_rules_up = Gauge(
+            "tapline_alert_rules_up", "1 while the newest alert rules are at work, 0 while they have mistakes",
+            registry=registry,
+        )  # fmt: skip
+        self.alert_rules_read = Counter(
+            "tapline_alert_rules_read", "Times that alert rules were read, by what came of it: `used`, or `refused`",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.alerts_forgotten = Counter(
+            "tapline_alerts_forgotten",
+            "What alert rules forgot for want of room: `early` verdicts that wait for their final ones, last alerts "
+            "that had `suppressed` others, what was `counted`",
+            ["memory"], registry=registry,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
+from tapline.service.alerts.alert_watch import AlertWatch
 from tapline.service.engines.loading import load_engines
 from tapline.service.engines.thread import EngineThread
 from tapline.service.gpu import gpu_collector
@@ -63,18 +64,22 @@ class Service:
             CheckpointError, EngineError, StateError, TransportError: a model, the state or a sensor cannot be used.
             OutputError: an output cannot be used as it is set.
             DataDirectoryError, HistoryError: the data directory is in use, or the history cannot be.
+            AlertRulesError: the alert rules have mistakes.
         """
         self.settings = settings
         self.metrics = Metrics()
         self.supervisor = Supervisor(self.metrics)
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
+        self.alerts: AlertWatch | None = None
+        if settings.alerts is not None:
+            self.alerts = AlertWatch(settings.alerts, lambda alert: told.alert(alert), self.metrics)
         repository, self.default_model = find_models(settings)
         self.data = DataDirectory(settings.data_dir) if settings.history == "sqlite" else None
         self.history = self._open_history()
         self.stream = VerdictStream(self.metrics)
         self.outputs = Outputs(settings.output, settings.data_dir, self.metrics)
-        told = Observers(self.stream, self.history, self.outputs, observer)
+        told = Observers(self.stream, self.history, self.outputs, self.alerts, observer)
         directories = trace_directories(settings.traces, repository)
         try_out(
             *directories,
@@ -229,6 +234,8 @@ class Service:
         await self.models.start()
         keeping = [self.supervisor.start("history", self.history.run)] if self.history is not None else []
         keeping += self.outputs.start(self.supervisor)
+        if self.alerts is not None:
+            keeping.append(self.supervisor.start("alert rules", self.alerts.run))
         try:
             for name in self.settings.load_models:
                 await self.load_model(name)

@@ -161,6 +161,9 @@ class Settings(BaseSettings):
     parse_memory_mb: int = Field(
         2048, ge=256, description="most memory (address space) of a process that reads captures"
     )
+    alerts: Path | None = Field(
+        None, description="file of alert rules (TOML), read anew when it changes; no alerts where not given"
+    )
     zeek: TextList = Field(
         [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
     )

@@ -33,7 +33,15 @@ def live(service: Service) -> schemas.Live:
         ],
         history=_history(service),
         outputs=[_output(delivery) for delivery in service.outputs.deliveries],
+        alert_rules=_alert_rules(service),
     )
+
+
+def _alert_rules(service: Service) -> schemas.AlertRulesState | None:
+    watch = service.alerts
+    if watch is None:
+        return None
+    return schemas.AlertRulesState(path=str(watch.path), rules=watch.rules, problem=watch.problem)
 
 
 def _history(service: Service) -> schemas.HistoryState | None:

@@ -410,6 +410,12 @@ class OutputState(Body):
     queued: Annotated[int, Field(description="that wait in memory")]
     spooled: Annotated[int, Field(description="that wait on disk")]
     problem: Annotated[str | None, Field(description="why nothing can be sent now, or that records are dropped")]
+class AlertRulesState(Body):
+    """The alert rules that are at work."""
+
+    path: str
+    rules: Annotated[int, Field(description="at work")]
+    problem: Annotated[str | None, Field(description="what is wrong with their newest version, which is not at work")]
 
 
 class Live(Body):
@@ -423,6 +429,7 @@ class Live(Body):
     parts: Annotated[list[Part], Field(description="the long-lived tasks of the service")]
     history: Annotated[HistoryState | None, Field(description="null where none is kept")]
     outputs: list[OutputState]
+    alert_rules: Annotated[AlertRulesState | None, Field(description="null where there are none")]
 
 
 class Health(Body):

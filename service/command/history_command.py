@@ -48,7 +48,7 @@ def _text(words: str) -> Any:
 @app.command("show")
 def show(place: Place = "sqlite", data_dir: DataDir = None) -> None:
     """Tell what the history holds: how much, and since when."""
-    with _opened(place, data_dir) as database, database.reading(60) as connection:
+    with opened(place, data_dir) as database, database.reading(60) as connection:
         for name, table, at in (
             ("flows", flows, flows.c.seen_us),
             ("traces", traces, traces.c.seen_us),
@@ -91,7 +91,7 @@ def export(
 ) -> None:
     """Write verdicts to a file, oldest first, while the service may go on writing."""
     given = {name: value for name, value in locals().items() if name in _ASKED and value is not None}
-    with _opened(place, data_dir) as database:
+    with opened(place, data_dir) as database:
         check_format(to)
         wanted = _filter(what, given)
         whole = to.with_name(f".{to.name}.{os.getpid()}{to.suffix}")
@@ -130,7 +130,7 @@ def _filter(what: Kind, given: dict[str, Any]) -> FlowFilter | TraceFilter:
 
 
 @contextmanager
-def _opened(place: str, data_dir: Path | None) -> Iterator[Database]:
+def opened(place: str, data_dir: Path | None) -> Iterator[Database]:
     """A history that is there; what is wrong is said, and ends the command."""
     hide_passwords([place])
     try:

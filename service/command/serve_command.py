@@ -12,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from tapline.models.checkpoint import CheckpointError
+from tapline.service.alerts.rule_file import AlertRulesError
 from tapline.service.command.console import say
 from tapline.service.engines.engine import EngineError
 from tapline.service.history.database import HistoryError
@@ -55,6 +56,10 @@ def serve(**given: Any) -> None:
     except (ListenError, ZeekError, DataDirectoryError, JobsInUseError) as error:
         say(str(error))
         raise typer.Exit(EXIT_FAILED) from None
+    except AlertRulesError as error:
+        for problem in error.lines:
+            say(problem)
+        raise typer.Exit(EXIT_USAGE) from None
     except (CheckpointError, EngineError, HistoryError, OutputError, StateError, TransportError) as error:
         say(str(error))
         raise typer.Exit(EXIT_USAGE) from None

@@ -58,6 +58,11 @@ def columns_of(kind: Kind, content: bool) -> tuple[str, ...]:
 
 
 def rows(database: Database, wanted: FlowFilter | TraceFilter) -> Iterator[Row]:
+    """As `records`, as rows of a table."""
+    return map(_row, records(database, wanted))
+
+
+def records(database: Database, wanted: FlowFilter | TraceFilter) -> Iterator[PastFlow | PastTrace]:
     """What a filter asks for, oldest first; page by page, so that no long question holds the database.
 
     Raises:
@@ -71,7 +76,7 @@ def rows(database: Database, wanted: FlowFilter | TraceFilter) -> Iterator[Row]:
                 page = flow_page(connection, wanted, "time", ascending=True, limit=MAX_PAGE, cursor=cursor)
             else:
                 page = trace_page(connection, wanted, ascending=True, limit=MAX_PAGE, cursor=cursor)
-        yield from map(_row, page.items)
+        yield from page.items
         if page.next is None:
             return
         cursor = page.next
