@@ -13,12 +13,14 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from tapline.service.access.access import Access
+from tapline.service.access.tls import tls_context
 from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.signals import stop_signals
 from tapline.service.runtime import Service
-from tapline.service.settings import Settings
+from tapline.service.settings import Settings, is_loopback
 
 log = structlog.get_logger()
 
@@ -105,6 +107,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Raises:
+        KeysError, TlsError: keys, the audit log or the certificate cannot be used.
         CheckpointError, EngineError, TransportError: nothing can be served.
         JobsInUseError: the directory of jobs cannot be used, or another service has it.
         ListenError: the address cannot be listened on.
@@ -112,18 +115,22 @@ def serve(settings: Settings) -> None:
     """
     configure_logs()
     gc.freeze()  # what was imported stays: to look through it again and again would hold requests up for 100 ms
+    tls = tls_context(settings.tls_cert, settings.tls_key)
+    access = Access(settings)
     with _listening(settings) as listener:
         service = Service(settings)
         service.jobs.open()
         checkpoint = service.classifier.checkpoint
         host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if tls is not None else "http"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
         log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}")
+        _warn_of_clear_text(settings, access)
         add_pages = _pages(service)
         deadlines = Deadlines(settings.client_timeout_seconds, settings.client_min_bytes_per_second)
         config = uvicorn.Config(
-            create_app(service, add_pages),
+            create_app(service, add_pages, access),
             loop="asyncio",
             http=partial(DeadlineProtocol, deadlines=deadlines),  # type: ignore[arg-type]
             ws="websockets-sansio" if add_pages else "none",
@@ -131,13 +138,27 @@ def serve(settings: Settings) -> None:
             log_level="error",  # what is wrong with a request is answered, not logged
             access_log=False,
             server_header=False,
+            proxy_headers=bool(settings.forwarded_allow_ips),
+            forwarded_allow_ips=settings.forwarded_allow_ips,
             timeout_graceful_shutdown=round(settings.shutdown_seconds) + _CUT_OFF_SECONDS,
             h11_max_incomplete_event_size=64 << 10,
         )
+        config.load()
+        config.ssl = tls
         _Server(config, service.supervisor.gave_up, settings.shutdown_seconds).run(sockets=[listener])
     log.info("stopped")
     if service.supervisor.failure:
         raise GaveUpError(service.supervisor.failure)
+
+
+def _warn_of_clear_text(settings: Settings, access: Access) -> None:
+    if (
+        access.is_on
+        and not is_loopback(settings.host)
+        and settings.tls_cert is None
+        and not settings.forwarded_allow_ips
+    ):
+        log.warning("keys come in clear text", hint="give --tls-cert and --tls-key, or put a proxy with TLS before it")
 
 
 def _pages(service: Service) -> Callable[[FastAPI], None] | None:
