@@ -71,6 +71,11 @@ class Caller:
         scope = self.scope
         return scope is not None and covers(scope, wanted)
 
+    @property
+    def owner(self) -> str | None:
+        """By what name what it hands in is its own; None where no key is wanted."""
+        return self.name if self.digest is not None else None
+
     def owns(self, owner: str | None) -> bool:
         """Whether what `owner` (the name of a key) handed in is its own, or it may do what it likes with all."""
         return self.may("admin") or (owner is not None and owner == self.name and self.may("classify"))

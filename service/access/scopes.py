@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Literal
 
@@ -41,8 +42,8 @@ ROUTES: dict[str, Wanted] = {
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
-_PATTERNS = [
-    (*route.split(" ", 1), compile_path(route.split(" ", 1)[1])[0], wanted) for route, wanted in ROUTES.items()
+_PATTERNS: list[tuple[str, re.Pattern[str], Wanted]] = [
+    (route.partition(" ")[0], compile_path(route.partition(" ")[2])[0], wanted) for route, wanted in ROUTES.items()
 ]
 _ORDER: tuple[Wanted, ...] = ("open", *SCOPES)
 
@@ -56,7 +57,7 @@ def covers(held: Scope, wanted: Wanted) -> bool:
 def wanted_scope(method: str, path: str) -> Wanted:
     """What a request wants, by its method (`WEBSOCKET` of a WebSocket) and its path as the router sees it."""
     asked = "GET" if method == "HEAD" else method
-    found = [wanted for of, _, pattern, wanted in _PATTERNS if of == asked and pattern.match(path)]
+    found = [wanted for of, pattern, wanted in _PATTERNS if of == asked and pattern.match(path)]
     if found:
         return max(found, key=_ORDER.index)
     return "read" if method in SAFE_METHODS else "admin"

@@ -135,7 +135,7 @@ def _end(request: Request, access: Access) -> None:
 
 
 def _is_secure(request: Request) -> bool:
-    return request.scope["scheme"] == "https"
+    return str(request.scope["scheme"]) == "https"
 
 
 async def _form(request: Request) -> dict[str, str]:
