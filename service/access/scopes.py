@@ -34,7 +34,7 @@ ROUTES: dict[str, Wanted] = {
     "GET /": "read", "GET /flows": "read", "GET /flow": "read", "GET /hosts": "read", "GET /host": "read",
     "GET /trace": "read", "GET /captures": "read", "GET /capture": "read", "GET /models": "read", "GET /card": "read",
     "GET /health": "read", "GET /alerts": "read",
-    "GET /_nicegui/{file:path}": "read", "GET /favicon.ico": "read",
+    "GET /_nicegui/{file:path}": "read",
     "GET /_nicegui_ws/{rest:path}": "read", "POST /_nicegui_ws/{rest:path}": "read",
     "WEBSOCKET /_nicegui_ws/{rest:path}": "read",  # what is pressed on a page is checked where it is done
 }  # fmt: skip

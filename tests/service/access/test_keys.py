@@ -109,7 +109,7 @@ def test_a_file_that_others_can_write_lets_nobody_in(path, mode):
 
 
 def test_files_that_are_none(path, tmp_path):
-    with pytest.raises(KeysError, match="no such file.*tapline keys add"):
+    with pytest.raises(KeysError, match=r"no such file.*tapline keys add"):
         KeyFile(path, Clock())
     with pytest.raises(KeysError, match="cannot be read: is a directory"):
         KeyFile(tmp_path, Clock())
