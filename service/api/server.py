@@ -48,10 +48,24 @@ class _Server(uvicorn.Server):
     It also ends where a part of the service cannot be kept alive.
     """
 
-    def __init__(self, config: uvicorn.Config, gave_up: asyncio.Event, drain_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, gave_up: asyncio.Event, drain_seconds: float, handshake_seconds: float
+    ) -> None:
         super().__init__(config)
         self._gave_up = gave_up
         self._drain_seconds = drain_seconds
+        self._handshake_seconds = handshake_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; a client has no minute for its TLS handshake, which uvicorn has no setting for."""
+        loop = asyncio.get_running_loop()
+        create_server = loop.create_server
+        if self.config.ssl is not None:
+            loop.create_server = partial(create_server, ssl_handshake_timeout=self._handshake_seconds)  # type: ignore
+        try:
+            await super().startup(sockets)
+        finally:
+            loop.create_server = create_server  # type: ignore[method-assign]
 
     async def main_loop(self) -> None:
         watching = asyncio.create_task(self._stop_when_given_up(), name="gave up")
@@ -145,7 +159,8 @@ def serve(settings: Settings) -> None:
         )
         config.load()
         config.ssl = tls
-        _Server(config, service.supervisor.gave_up, settings.shutdown_seconds).run(sockets=[listener])
+        seconds = settings.shutdown_seconds
+        _Server(config, service.supervisor.gave_up, seconds, settings.client_timeout_seconds).run(sockets=[listener])
     log.info("stopped")
     if service.supervisor.failure:
         raise GaveUpError(service.supervisor.failure)
