@@ -33,6 +33,12 @@ class Metrics:
         self.request_seconds = Histogram(
             "tapline_request_seconds", "Time to answer a request", ["route"], buckets=_SLOW, registry=registry
         )
+        self.requests_refused = Counter(
+            "tapline_requests_refused",
+            "Requests that the gate refused: `foreign_host`, `foreign_page`, `unauthorized`, `scope`, `rate_limit`, "
+            "`too_many_wrong_keys`, `too_large`",
+            ["reason"], registry=registry,
+        )  # fmt: skip
         self.upload_bytes = Counter("tapline_upload_bytes", "Bytes of captures received", registry=registry)
         self.uploads_active = Gauge("tapline_uploads_active", "Captures being worked on", registry=registry)
         self.jobs = Gauge("tapline_jobs", "Jobs that have not ended, by state", ["state"], registry=registry)
@@ -239,6 +245,7 @@ class Metrics:
             "tapline_output_up", "1 while an output takes what is sent, 0 while it does not", ["output"],
             registry=registry,
         )  # fmt: skip
+
     def _add_alerts(self, registry: CollectorRegistry) -> None:
         self.alerts = Counter("tapline_alerts", "Alerts that rules made", ["rule", "severity"], registry=registry)
         self.alerts_suppressed = Counter(

@@ -262,9 +262,11 @@ class Service:
             await self.history.stop(self.settings.shutdown_seconds)
 
     def hang_up(self) -> None:
-        """What SIGHUP asks of a service that has no terminal: open files anew."""
+        """What SIGHUP asks of a service that has no terminal: open files anew, and read the alert rules."""
         log.info("reopening")
         self.outputs.reopen()
+        if self.alerts is not None:
+            self.alerts.reload()
 
     def _give_up_engines(self) -> None:
         """Wait for no engine any more."""

@@ -67,6 +67,26 @@ class Settings(BaseSettings):
     served_names: TextList = Field(
         [], description="names (or addresses) that requests may call this service by, beside its own; may be repeated"
     )
+    keys_file: Path | None = Field(
+        None, description="file of hashed keys, as `tapline keys add` writes it; it is read again when it changes"
+    )
+    keys: TextList = Field(
+        [], description="hashed key, NAME SCOPE sha256:HASH, as `tapline keys add` prints it; may be repeated"
+    )
+    rate_limit_per_minute: int = Field(
+        6000, ge=0, le=10_000_000, description="most requests of a key in a minute; 0 for no limit"
+    )
+    failed_keys_per_minute: int = Field(
+        20, ge=1, le=100_000, description="most wrong keys of a client address in a minute"
+    )
+    audit_log: Path | None = Field(
+        None, description="file of failed keys, sign-ins and changes, as JSON lines; they go to the log where not given"
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate (and its chain) to serve HTTPS with")
+    tls_key: Path | None = Field(None, description="PEM file of the key of that certificate, without passphrase")
+    forwarded_allow_ips: TextList = Field(
+        [], description="address or network of a proxy whose X-Forwarded-For and -Proto are believed; may be repeated"
+    )
     repository: Path | None = Field(
         None, description="model repository, NAME/VERSION/ below it; the models that ship where not given"
     )
@@ -228,6 +248,22 @@ class Settings(BaseSettings):
             raise ValueError("expected a key without blanks at its ends, line ends and control characters")
         return key
 
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _are_addresses(cls, given: list[str]) -> list[str]:
+        for one in given:
+            try:
+                names_some = ipaddress.ip_network(one).prefixlen > 0
+            except ValueError:
+                names_some = False
+            if not names_some:
+                raise ValueError("expected addresses or networks of proxies, as 10.0.0.0/8; all else could be anybody")
+        return given
+
+    @field_serializer("keys", when_used="json")
+    def _show_names_of_keys(self, lines: list[str]) -> list[str]:
+        return [line.partition("sha256:")[0].strip() for line in lines]
+
     @field_serializer("zeek", when_used="json")
     def _show_no_passwords(self, urls: list[str]) -> list[str]:
         return [shown_url(url) for url in urls]
@@ -264,10 +300,18 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stay_local(self) -> Settings:
-        if not self.allow_remote and self.api_key is None and not is_loopback(self.host):
+        has_keys = self.api_key is not None or self.keys or self.keys_file is not None
+        if not self.allow_remote and not has_keys and not is_loopback(self.host):
             raise ValueError(
-                f"listening on {self.host} would let others in: give an API key (--api-key), or --allow-remote"
+                f"listening on {self.host} would let others in: give keys (--keys-file, or one by --api-key), or "
+                "--allow-remote"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("a certificate without its key, or a key without: give --tls-cert and --tls-key, or none")
         return self
 
 

@@ -410,6 +410,8 @@ class OutputState(Body):
     queued: Annotated[int, Field(description="that wait in memory")]
     spooled: Annotated[int, Field(description="that wait on disk")]
     problem: Annotated[str | None, Field(description="why nothing can be sent now, or that records are dropped")]
+
+
 class AlertRulesState(Body):
     """The alert rules that are at work."""
 

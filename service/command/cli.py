@@ -23,6 +23,7 @@ from tapline.service.command.classify import classify_inputs
 from tapline.service.command.console import make_console, make_streams_safe, say
 from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.history_command import app as history_app
+from tapline.service.command.keys_command import app as keys_app
 from tapline.service.command.models_command import app as models_app
 from tapline.service.command.output import Format, Writers, report_writer, writer
 from tapline.service.command.serve_command import problem_text, serve
@@ -247,6 +248,7 @@ app.command("serve")(serve)
 app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")
 app.add_typer(alerts_app, name="alerts")
+app.add_typer(keys_app, name="keys")
 
 
 @app.command("watch")

@@ -12,13 +12,15 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from tapline.models.checkpoint import CheckpointError
+from tapline.service.access.keys import KeysError
+from tapline.service.access.tls import TlsError
 from tapline.service.alerts.rule_file import AlertRulesError
 from tapline.service.command.console import say
 from tapline.service.engines.engine import EngineError
 from tapline.service.history.database import HistoryError
 from tapline.service.jobs.job_store import JobsInUseError
 from tapline.service.process.data_directory import DataDirectoryError
-from tapline.service.process.process_title import hide_passwords
+from tapline.service.process.process_title import hide, hide_passwords
 from tapline.service.settings import ENV_PREFIX, Settings
 from tapline.service.sinks.output_url import OutputError
 from tapline.service.sources.bus.transport import TransportError
@@ -39,6 +41,8 @@ def serve(**given: Any) -> None:
     try:
         settings = Settings(**{name: value for name, value in given.items() if value not in (None, [])})
         hide_passwords([*settings.zeek, settings.history])
+        if given.get("api_key"):
+            hide(given["api_key"].encode())
         if settings.replay is not None:
             check_capture(settings.replay)
         run_server(settings)
@@ -60,7 +64,16 @@ def serve(**given: Any) -> None:
         for problem in error.lines:
             say(problem)
         raise typer.Exit(EXIT_USAGE) from None
-    except (CheckpointError, EngineError, HistoryError, OutputError, StateError, TransportError) as error:
+    except (
+        CheckpointError,
+        EngineError,
+        HistoryError,
+        KeysError,
+        OutputError,
+        StateError,
+        TlsError,
+        TransportError,
+    ) as error:
         say(str(error))
         raise typer.Exit(EXIT_USAGE) from None
 
