@@ -23,6 +23,7 @@ from tapline.service.command.alert_output import AlertLines, AlertTable, AlertWr
 from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_classifier
 from tapline.service.command.console import make_console, say
 from tapline.service.command.history_command import DataDir, Place, opened
+from tapline.service.command.settings_options import Config
 from tapline.service.command.terminal import progress
 from tapline.service.engines.engine import EngineError
 from tapline.service.history.export import records
@@ -113,12 +114,13 @@ def history(
         str | None, typer.Option(help="seen at or after: 2025-06-01T08:00:00Z, seconds, or 15m, 2h, 7d ago")
     ] = None,
     until: Annotated[str | None, typer.Option(help="seen before: in the same forms")] = None,
-    place: Place = "sqlite",
+    place: Place = None,
     data_dir: DataDir = None,
+    config: Config = None,
 ) -> None:
     """Show which alerts rules would have made of the history; time is when each verdict was kept."""
     file = _read(rules)
-    with opened(place, data_dir) as database:
+    with opened(place, data_dir, config) as database:
         since_us, until_us = (time_us(text) if text is not None else None for text in (since, until))
         flows = records(database, FlowFilter(since_us=since_us, until_us=until_us))
         traces = records(database, TraceFilter(since_us=since_us, until_us=until_us))
