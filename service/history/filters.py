@@ -26,7 +26,7 @@ class FilterError(ValueError):
 
 
 class SeenFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every record is asked for; None asks for nothing. `since_us` and `until_us`: seen at or after, and before."""
+    """What every record is asked for; None asks for nothing. `since_us`: seen at or after, `until_us`: seen before."""
 
     since_us: Time | None = None
     until_us: Time | None = None

@@ -63,8 +63,8 @@ class HistoryBusyError(RuntimeError):
 
 
 class History:
-    """Verdicts and alerts in a database. `flow`, `trace` and `alert` make it an observer of the service, in one event loop; they never
-    wait. Questions are answered in threads, each within `QUERY_SECONDS`, so that a slow one holds nobody up.
+    """Verdicts and alerts in a database. `flow`, `trace` and `alert` make it an observer of the service, in one event
+    loop; they never wait. Questions are answered in threads, each within `QUERY_SECONDS`: a slow one holds nobody up.
 
     `run` writes, under a supervisor, until it is cancelled; `stop` then writes what waits. All questions raise
     `FilterError` where a filter or a cursor cannot be understood, `SlowQueryError` where they take too long and

@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 
 SCHEMA_VERSION = 2
-"""Of the tables. One of version 1 had no alerts, and gets them when a service opens it; of any other version a database is
+"""Of the tables. A database of version 1 has no alerts, and gets them when a service opens it; one of another is
 refused."""
 
 metadata = MetaData()

@@ -1,4 +1,4 @@
-"""Alerts are kept, found by each filter, seen to, and deleted with the rest; a history of version 1 gets their table."""
+"""Alerts are kept, found by each filter, seen to, and deleted with the rest; a history of version 1 gets a table."""
 
 import asyncio
 import shutil
