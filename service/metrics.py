@@ -101,6 +101,7 @@ class Metrics:
         self._add_history(registry)
         self._add_outputs(registry)
         self._add_alerts(registry)
+        self._add_drift(registry)
 
     def count_verdict(self, verdict: Verdict) -> None:
         """Count a verdict; a flow counts once in each stage."""
@@ -266,6 +267,18 @@ class Metrics:
             "What alert rules forgot for want of room: `early` verdicts that wait for their final ones, last alerts "
             "that had `suppressed` others, what was `counted`",
             ["memory"], registry=registry,
+        )  # fmt: skip
+
+    def _add_drift(self, registry: CollectorRegistry) -> None:
+        self.drift_distance = Gauge(
+            "tapline_drift_distance",
+            "How far what a model sees is from what was expected, 0 (the same) to 1: mix of `labels`, `confidence`, "
+            "`unknown` share or `embedding`, against its `baseline` or `last_week`",
+            ["model", "measure", "against"], registry=registry,
+        )  # fmt: skip
+        self.drift_limit = Gauge(
+            "tapline_drift_limit", "From where on somebody should look at `tapline_drift_distance`; 1: never",
+            ["model", "measure", "against"], registry=registry,
         )  # fmt: skip
 
 
