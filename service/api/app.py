@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tapline.installation import version
 from tapline.service.api import errors, schemas
+from tapline.service.api.alerts_route import add_alerts
 from tapline.service.api.choice import ReadPorts, TraceNames, WithContent, choice_of
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ErrorBody, error_response
@@ -72,6 +73,7 @@ def create_app(service: Service, add_pages: Callable[[FastAPI], None] | None = N
     add_jobs(app, service)
     add_models(app, service)
     add_history(app, service)
+    add_alerts(app, service)
     add_stream(app, service)
     _add_state(app, service)
     describe(app, has_key=service.settings.api_key is not None)
