@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from tapline.installation import version
 from tapline.service.access.access import Access
 from tapline.service.api import errors, schemas
+from tapline.service.api.alerts_route import add_alerts
 from tapline.service.api.choice import ReadPorts, TraceNames, WithContent, choice_of
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ErrorBody, error_response
@@ -82,6 +83,7 @@ def create_app(
     add_jobs(app, service)
     add_models(app, service)
     add_history(app, service)
+    add_alerts(app, service)
     add_stream(app, service)
     _add_state(app, service)
     add_sign_in(app, let_in)

@@ -23,7 +23,6 @@ from tapline.models.checkpoint import BASELINE, CheckpointError, TracegramCheckp
 from tapline.models.flow import Flow
 from tapline.models.foreign_text import clean
 from tapline.models.verdict import Verdict
-from tapline.service.alerts.alert import Alert
 from tapline.service.drift.counts import (
     DAY_HOURS,
     HOUR_SECONDS,
@@ -154,7 +153,7 @@ class DriftMonitor:
         if trace.verdict.final:
             self._count(trace.verdict)
 
-    def alert(self, alert: Alert) -> None:
+    def alert(self, alert: object) -> None:
         """No verdict: not counted."""
 
     def embedding(self, verdict: Verdict, embedding: NDArray[np.float32]) -> None:
