@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import msgspec
 
@@ -68,6 +68,14 @@ def columns_of(kind: Kind, content: bool) -> tuple[str, ...]:
 def rows(database: Database, wanted: Filter) -> Iterator[Row]:
     """As `records`, as rows of a table."""
     return map(_row, records(database, wanted))
+
+
+@overload
+def records(database: Database, wanted: FlowFilter) -> Iterator[PastFlow]: ...
+@overload
+def records(database: Database, wanted: TraceFilter) -> Iterator[PastTrace]: ...
+@overload
+def records(database: Database, wanted: AlertFilter) -> Iterator[PastAlert]: ...
 
 
 def records(database: Database, wanted: Filter) -> Iterator[PastFlow | PastTrace | PastAlert]:

@@ -1,4 +1,4 @@
-"""`python -m tests.week [--day SECONDS] [--before COMMAND]`: a week in minutes; status 1 where something was lost unsaid."""
+"""`python -m tests.week`: a week in minutes; status 1 where something was lost that no counter tells."""
 
 import argparse
 import sys

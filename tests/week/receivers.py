@@ -1,4 +1,4 @@
-"""What a security team has at the other end: a syslog server and a webhook's, on loopback, that can go away and return."""
+"""What a security team has at the other end: a syslog server and a webhook's, on loopback; both can go away."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ from tests.soak.process import look
 from tests.soak.run import Report
 from tests.week.receivers import SyslogServer, WebhookServer, free_port, identity
 from tests.week.service_process import OURS, ServiceProcess
-from tests.week.traffic import Traffic
+from tests.week.traffic import LAST, Traffic
 
 RULES = """
 [[rule]]
-name = "names asked for"
+name = "names-asked-for"
 comment = "often enough that a day has many"
 port = 53
 stage = "final"
@@ -50,6 +50,7 @@ class Week:
     syslog: SyslogServer
     webhook: WebhookServer
     day_seconds: float
+    outputs_since_day: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     memory_mb: list[float] = field(default_factory=list)
 
@@ -88,13 +89,17 @@ class Week:
             if "shed" in labels:
                 self.lost["history"] += round(number)
         for labels, number in (await self.service.metric("tapline_output_records_total")).items():
-            if 'outcome="written"' not in labels and 'outcome="queued"' not in labels:
-                self.lost[f"output {labels}"] += round(number)
+            output = labels.partition('output="')[2].partition(":")[0]
+            if 'outcome="dropped"' in labels or 'outcome="failed"' in labels:
+                self.lost[f"output {output}"] += round(number)
 
     async def rotate(self) -> None:
-        """As logrotate does: move the file away, tell the service."""
+        """As logrotate does: move the file away, tell the service, and see that it goes on in a new one."""
         self.eve.rename(self.folder / f"eve.json.day{len(list(self.folder.glob('eve.json.day*')))}")
         self.service.hang_up()
+        async with asyncio.timeout(QUIET_SECONDS):
+            while not self.eve.exists():
+                await asyncio.sleep(0.05)
 
     async def swap(self) -> None:
         """Load a flow model and a trace model again, under traffic."""
@@ -176,7 +181,7 @@ async def _days(parts: Week, receivers: contextlib.ExitStack, before: str | None
         await parts.settle()
         await parts.count_losses()
         await service.end()  # Monday night: the upgrade
-        service.command = list(OURS)
+        service.command, parts.outputs_since_day = list(OURS), 1
     service.options = [*options, *_outputs(parts)]
     await service.start()
     await parts.traffic.sensor.wait_for_client()
@@ -201,65 +206,73 @@ async def _days(parts: Week, receivers: contextlib.ExitStack, before: str | None
 
 
 async def _judge(parts: Week, report: Report) -> None:
-    published = parts.traffic.published
+    published, lost = parts.traffic.published, parts.lost
     heard = {uid for uid, at in published.items() if at is not None}
-    killed = [asked for asked, was_killed in parts.service.ends if was_killed]
-    excused = {
-        uid
-        for uid, at in published.items()
-        if at is not None and any(asked - KILL_LOSES_SECONDS <= at <= asked + KILL_LOSES_SECONDS for asked in killed)
-    }
-    ended = [asked for asked, was_killed in parts.service.ends if not was_killed]
-    under_way = {
-        uid for uid, at in published.items() if at is not None and any(asked <= at <= asked + 2 for asked in ended)
-    }
+    around_kills = _near(parts, killed=True, before=KILL_LOSES_SECONDS)
+    at_ends = _near(parts, killed=False, before=0)
     report.lines.append(
         f"{len(published)} flows published, {len(published) - len(heard)} while nobody was connected, "
-        f"{len(excused)} around kills, {len(under_way)} while the service was ending"
+        f"{len(around_kills)} within {KILL_LOSES_SECONDS:.0f} s of the kill, {len(at_ends)} while it was ending"
     )
-    report.lines.append(f"counted as lost: {dict(+parts.lost)}")
-    history = await _history_uids(parts.service)
-    lost = heard - set(history) - excused - under_way
-    allowed = parts.lost["shed"] + parts.lost["missed"] + parts.lost["history"]
-    report.check(len(lost) <= allowed, f"history: {len(history)} flows, {len(lost)} missing, {allowed} counted as lost")
-    report.check(set(history) <= set(published), "history holds nothing that was not published")
+    report.lines.append(f"counted as lost: {dict(+lost) or 'nothing'}")
+    history = await _uids(parts.service)
+    missing = heard - set(history)
+    report.lines.append(f"missing of the kill: {len(missing & around_kills)}, of ends: {len(missing & at_ends)}")
+    counted = lost["shed"] + lost["missed"] + lost["history"]
+    unsaid = len(missing - around_kills - at_ends)
+    report.check(unsaid <= counted, f"history: {len(history)} flows, {unsaid} missing, {counted} counted as lost")
+    report.check(set(history) <= set(published), "the history holds nothing that was not published")
     report.check(max(Counter(history).values()) == 1, "no flow is twice in the history")
     records = list(_eve_records(parts.folder))
-    monday = {uid for uid in history if uid.startswith("d0")} if any(parts.service.command) else set()
-    in_eve = Counter(each["tapline"]["uid"] for each in records if each["event_type"] == "flow")
-    missing = set(history) - set(in_eve) - (monday if not any(uid.startswith("d0") for uid in in_eve) else set())
-    dropped = sum(number for name, number in parts.lost.items() if name.startswith("output") and "eve" in name)
+    in_eve = {each["tapline"]["uid"] for each in records if each["event_type"] == "flow"}
+    expected = {uid for uid in history if uid == LAST or parts.outputs_since_day <= int(uid[1])}
+    unsaid = len(expected - in_eve - around_kills)
     report.check(
-        len(missing - excused) <= dropped,
-        f"EVE: {len(in_eve)} flows, {len(missing - excused)} missing, {dropped} counted",
+        unsaid <= lost["output eve"], f"EVE: {len(in_eve)} flows, {unsaid} missing, {lost['output eve']} counted"
     )
-    alerts = Counter(identity(each) for each in records if each["event_type"] == "alert")
-    for name, receiver in (("syslog", parts.syslog), ("webhook", parts.webhook)):
-        got = receiver.received
-        around = len(excused) + dropped
-        report.check(got.unreadable == 0, f"{name}: {got.unreadable} messages that cannot be read")
-        gone = set(alerts) - set(got.alerts)
+    alerts = {identity(each) for each in records if each["event_type"] == "alert"}
+    kept = await _alert_ids(parts.service)
+    report.check(len(alerts ^ kept) <= len(around_kills), f"the history holds {len(kept)} alerts, EVE {len(alerts)}")
+    for name, received in (("syslog", parts.syslog.received), ("webhook", parts.webhook.received)):
+        gone, twice = alerts - set(received.alerts), sum(received.alerts.values()) - len(received.alerts)
+        counted = lost[f"output {'http' if name == 'webhook' else 'syslog+tcp'}"]
         report.check(
-            len(gone) <= around,
-            f"{name}: {len(got.alerts)} alerts of {len(alerts)} in EVE, {len(gone)} missing, "
-            f"{sum(got.alerts.values()) - len(got.alerts)} twice",
+            len(received.alerts) > 0 and len(gone - around_kills) <= counted and not received.unreadable,
+            f"{name}: {len(received.alerts)} alerts, {len(gone)} missing, {counted} counted, {twice} twice",
         )
-        report.check(len(got.alerts) > 0, f"{name}: alerts came")
     errors = [line for line in parts.service.log_text().splitlines() if "level=error" in line]
     report.check(not errors, f"{len(errors)} lines at level error{': ' + errors[0][:300] if errors else ''}")
     report.lines.append(f"memory at rest {' '.join(f'{mb:.0f}' for mb in parts.memory_mb)} MB")
     report.lines.append(f"{len(list(parts.folder.glob('eve*')))} EVE files")
 
 
-async def _history_uids(service: ServiceProcess) -> list[str]:
-    found: list[str] = []
+def _near(parts: Week, *, killed: bool, before: float) -> set[str]:
+    """The flows that were published so shortly before the service was told to end, or within two seconds after."""
+    told = [asked for asked, was_killed in parts.service.ends if was_killed == killed]
+    return {
+        uid
+        for uid, at in parts.traffic.published.items()
+        if at is not None and any(asked - before <= at <= asked + 2 for asked in told)
+    }
+
+
+async def _pages(service: ServiceProcess, route: str, key: str) -> AsyncIterator[dict[str, Any]]:
     query: dict[str, Any] = {"limit": 1000}
     while True:
-        page = await service.get("/v1/flows", **query)
-        found += [flow["uid"] for flow in page["flows"]]
-        if not page.get("next"):
-            return found
+        page = await service.get(route, **query)
+        for each in page[key]:
+            yield each
+        if not page["next"]:
+            return
         query["cursor"] = page["next"]
+
+
+async def _uids(service: ServiceProcess) -> list[str]:
+    return [flow["uid"] async for flow in _pages(service, "/v1/flows", "flows")]
+
+
+async def _alert_ids(service: ServiceProcess) -> set[str]:
+    return {identity(alert) async for alert in _pages(service, "/v1/alerts", "alerts")}
 
 
 def _eve_records(folder: Path) -> Any:

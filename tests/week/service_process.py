@@ -1,4 +1,4 @@
-"""The service of the week as an operator has it: a process with a data directory, started, asked, ended and replaced."""
+"""The service as an operator has it: a process with a data directory; started, asked, ended and replaced."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ MONDAY_US = 1_767_571_200_000_000
 
 DAY_US = 86_400_000_000
 FLOWS_PER_SECOND = 60
+LAST = "last"
+"""The uid of the flow that ends the week."""
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Traffic:
     async def last(self) -> None:
         """Publish one more flow, by whose number those before it that were lost are known."""
         await self.sensor.wait_for_client()
-        await self._publish("last", MONDAY_US + 7 * DAY_US)
+        await self._publish(LAST, MONDAY_US + 7 * DAY_US)
 
     async def _publish(self, uid: str, start_us: int) -> None:
         flow = msgspec.structs.replace(self.random.choice(real_flows()), start_us=start_us)
