@@ -133,7 +133,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.bus_refused = Counter(
-            "tapline_bus_refused_events", "Events refused: malformed, of another schema version, or a fault of ours",
+            "tapline_bus_refused_events",
+            "Events refused: malformed, of another schema version, a fault of ours, or flows that came while stopping",
             ["url", "reason"], registry=registry,
         )  # fmt: skip
         self.sensor_counts = Gauge(
