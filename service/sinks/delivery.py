@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -142,17 +142,7 @@ class Delivery:
             if not result.done():
                 result.set_result(error)
 
-        def work() -> None:
-            died = None
-            try:
-                self._work()
-            except BaseException as error:  # it is raised where the thread was started
-                died = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(tell, died)
-
-        self._thread = threading.Thread(target=work, name=f"output {self.name}", daemon=True)
-        self._thread.start()
+        self._start(lambda error: loop.call_soon_threadsafe(tell, error))
         if died := await result:
             raise died
 
@@ -161,9 +151,24 @@ class Delivery:
         with self._lock:
             self._until = time.monotonic() + limit_seconds
             self._changed.notify()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, limit_seconds + _GRACE_SECONDS)
+        if self._thread is None or not self._thread.is_alive():  # it died, or never ran
+            self._start(lambda _: None)
+        assert self._thread is not None
+        await asyncio.to_thread(self._thread.join, limit_seconds + _GRACE_SECONDS)
         await asyncio.to_thread(self._finish)
+
+    def _start(self, tell: Callable[[BaseException | None], object]) -> None:
+        def work() -> None:
+            died = None
+            try:
+                self._work()
+            except BaseException as error:  # it is raised where somebody waits for the thread
+                died = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                tell(died)
+
+        self._thread = threading.Thread(target=work, name=f"output {self.name}", daemon=True)
+        self._thread.start()
 
     def _work(self) -> None:
         with self._lock:

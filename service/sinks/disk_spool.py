@@ -172,17 +172,22 @@ class DiskSpool:
         self.folder = folder
         self._max_bytes = max_bytes
         self._piece_bytes = min(MAX_PIECE_BYTES, max_bytes // PIECES)
+        with contextlib.ExitStack() as stack:
+            self._kinds = self._open(stack)
+            self._lock = stack.pop_all()
+        self._measure()
+
+    def _open(self, stack: contextlib.ExitStack) -> dict[RecordKind, _Kind]:
+        folder = self.folder
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._kinds = {kind: _Kind(folder, kind) for kind in RECORD_KINDS}
+            lock = stack.enter_context((folder / "lock").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return {kind: _Kind(folder, kind) for kind in RECORD_KINDS}
         except BlockingIOError:
-            self._lock.close()
             raise OutputError(f"another service uses {folder}: give this one a --data-dir of its own") from None
         except OSError as error:
             raise OutputError(f"the spool {folder} cannot be used: {reason_of(error)}") from None
-        self._measure()
 
     def append(self, records: Sequence[Record]) -> Counter[RecordKind]:
         """Keep records; how many were dropped for want of room, by kind.

@@ -48,4 +48,4 @@ class Sender(Protocol):
 
 def reason_of(error: OSError) -> str:
     """What went wrong with a file or a connection, in a few words."""
-    return (error.strerror or str(error) or type(error).__name__).lower()
+    return (error.strerror or "").lower() or str(error) or type(error).__name__

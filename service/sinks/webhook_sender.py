@@ -118,13 +118,16 @@ class WebhookSender:
         timer.start()
         try:
             yield connection
+            answered = not late.is_set()  # what was cut off looks like an answer that has come to its end
         except (OSError, http.client.HTTPException):
-            if late.is_set():
-                raise TimeoutError(f"no answer within {seconds:g} s") from None
-            raise
+            answered = False
+            if not late.is_set():
+                raise
         finally:
             timer.cancel()
             connection.close()
+        if not answered:
+            raise TimeoutError(f"no answer within {seconds:g} s")
 
     def _headers(self, body: bytes) -> dict[str, str]:
         identifier = (

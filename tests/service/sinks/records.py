@@ -18,8 +18,9 @@ from tapline.service.sinks.sender import AwayError
 from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
 
 FLOW = Flow(
-    "CHhAvVGS1DHFjwGM9", 1_700_000_000_123_456, 2_900_000, "10.0.0.5", 49152, "192.0.2.7", 443, "tcp", 3, 4, [100, -200],
-    b"", b"", 7, 9, 900, 5000, service="ssl", conn_state="SF", sensor="gate", server_name="www.example.org",
+    "CHhAvVGS1DHFjwGM9", 1_700_000_000_123_456, 2_900_000, "10.0.0.5", 49152, "192.0.2.7", 443, "tcp", 3, 4,
+    [100, -200], b"", b"", 7, 9, 900, 5000, service="ssl", conn_state="SF", sensor="gate",
+    server_name="www.example.org",
 )  # fmt: skip
 VERDICT = Verdict("TLS", "TLS", 0.98, False, [], "flow-protocols", "2", True, "TLS", False)
 TRACE = TraceVerdict(

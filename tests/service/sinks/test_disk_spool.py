@@ -114,7 +114,9 @@ def test_a_torn_tail_costs_itself(opened, tmp_path, cut):
     assert numbers(drained(again)) == [0, 1, 2, 3, 9]
 
 
-@pytest.mark.parametrize("text", [b"", b"x", b"7", b"999999 999999\n", b"1 99999999\n", b"\0" * 32, b"-1 -5\n", b"1 -5\n"])
+@pytest.mark.parametrize(
+    "text", [b"", b"x", b"7", b"999999 999999\n", b"1 99999999\n", b"\0" * 32, b"-1 -5\n", b"1 -5\n"]
+)
 def test_a_note_of_what_was_sent_that_makes_no_sense_costs_no_record(opened, tmp_path, text):
     spool = opened(tmp_path, 1 << 20)
     spool.append([numbered("flows", number) for number in range(5)])

@@ -19,7 +19,9 @@ def named(*texts):
     return [pending(*(part if part.isalpha() else int(part) for part in text.split())) for text in texts]
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(["flows 1", "flows 2", "traces 3", "traces 4", "alerts 5"])))
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["flows 1", "flows 2", "traces 3", "traces 4", "alerts 5"]))
+)
 def test_flows_go_before_traces_before_alerts_the_oldest_first(order):
     records = named(*order)
     queue = OutputQueue(len(records), 1 << 20)
