@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 STEPS = 32
-"""Parts of the time of a count: what is counted is at most the whole time old, and less by at most one of them."""
+"""Parts of the time of a count: all that is in the time counts, and what is older by at most one part may."""
 
 _T = TypeVar("_T")
 
@@ -68,7 +68,7 @@ class SlidingCount:
             self._newest_us = 0
         self._newest_us = max(self._newest_us, time_us)
         number = self._newest_us // self._step_us
-        while self._steps and self._steps[0][0] <= number - STEPS:
+        while self._steps and self._steps[0][0] < number - STEPS:
             _, old_matches, old_unknown = self._steps.popleft()
             self.matches -= old_matches
             self.unknown -= old_unknown

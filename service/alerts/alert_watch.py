@@ -149,8 +149,9 @@ class AlertWatch:
         self.problem = str(error)
         self._metrics.alert_rules_up.set(0)
         self._metrics.alert_rules_read.labels("refused").inc()
-        shown = [clean(line) for line in error.lines[:LOGGED_PROBLEMS]]
-        log.error("the alert rules have mistakes: those before them work on", problems=len(error.problems), first=shown)
+        for line in error.lines[:LOGGED_PROBLEMS]:
+            log.error("mistake in alert rules", where=clean(line))
+        log.error("the alert rules have mistakes: those before them work on", mistakes=len(error.problems))
 
 
 def _load(path: Path) -> tuple[list[ReadyRule], list[Path]]:

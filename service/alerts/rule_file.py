@@ -132,6 +132,8 @@ class _Reading:
         Raises:
             AlertRulesError: it cannot be read, or is larger than the limit.
         """
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise AlertRulesError([Problem(path, 1, "expected a file")])
         try:
             with path.open("rb") as file:
                 data = file.read(limit + 1)
@@ -191,7 +193,7 @@ class _Reading:
         try:
             lines = self._text(path, MAX_LIST_BYTES).splitlines()
         except AlertRulesError as error:
-            self._say((*place, "file"), f"list {place[-1]}: file: {error.problems[0]}")
+            self._say((*place, "file"), f"list {place[-1]}: file: {path}: {error.problems[0].text}")
             return []
         entries: list[Entry] = []
         for number, line in enumerate(lines, 1):
@@ -215,19 +217,23 @@ class _Reading:
         names: set[str] = set()
         for number, table in enumerate(tables):
             place: Place = ("rule", number)
-            kind = table.get("kind", "flow") if isinstance(table, dict) else "flow"
-            model = RULES.get(kind if isinstance(kind, str) else "")
-            name = table.get("name") if isinstance(table, dict) else None
+            if not isinstance(table, dict):
+                self._say(place, f"rule {number + 1}: expected a table [[rule]], got {_shown(table)}")
+                continue
+            name = table.get("name")
             title = f"rule {_shown_key(name)}" if isinstance(name, str) else f"rule {number + 1}"
+            if isinstance(name, str):
+                if name in names:
+                    self._say((*place, "name"), f"{title}: another rule has this name: expected one of its own")
+                names.add(name)
+            kind = table.get("kind", "flow")
+            model = RULES.get(kind) if isinstance(kind, str) else None
             if model is None:
                 near = _nearest(kind, RULES) if isinstance(kind, str) else ""
                 self._say((*place, "kind"), f"{title}: kind: expected flow, trace or drift, got {_shown(kind)}{near}")
                 continue
             self._check_references(model, table, place, title, lists)
             rule = self._checked(model, table, place, title)
-            if name in names:
-                self._say((*place, "name"), f"{title}: another rule has this name: expected one of its own")
-            names |= {name} if isinstance(name, str) else set()
             if rule is not None:
                 yield rule
 
@@ -279,7 +285,8 @@ class _Reading:
             named = text.partition(":")[0].split(".")
             self._say((*place, *named), f"{title}: {text}")
             return
-        self._say((*place, *path), f"{title}: {key}: {_lower(text)}, got {_shown(found['input'])}")
+        got = "" if isinstance(found["input"], dict) else f", got {_shown(found['input'])}"
+        self._say((*place, *path), f"{title}: {key}: {_lower(text)}{got}")
 
 
 _UNION_MEMBERS = ("str", "int", "date", "datetime")

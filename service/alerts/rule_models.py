@@ -383,6 +383,6 @@ def _names_in(message: str) -> list[str]:
         if name is None:
             continue
         if form or conversion:
-            raise ValueError(f"expected a name alone in braces, got {{{name}…}}")
+            raise ValueError(f"expected a name alone in braces, such as {{{name}}}")
         found.append(name)
     return found

@@ -62,7 +62,7 @@ def check(
 ) -> None:
     """Say what is wrong with rules, line by line; and which labels no model has."""
     file = _read(rules)
-    for note in _strange_labels(file, repository):
+    for note in strange_labels(file, repository):
         say(f"{rules}: {note}")
     off = sum(not rule.enabled for rule in file.rules)
     lists = f", {len(file.lists)} lists" if file.lists else ""
@@ -182,7 +182,7 @@ def _history_facts(flows: Iterator[PastFlow | PastTrace], traces: Iterator[PastF
             yield trace_facts(past, past.seen_us)
 
 
-def _strange_labels(file: RuleFile, repository: Path | None) -> Iterator[str]:
+def strange_labels(file: RuleFile, repository: Path | None) -> Iterator[str]:
     """Of each label that rules name and no model has, and so never fires: a note with the nearest that one has."""
     known = {label.lower(): label for label in _labels(Repository(repository or ZOO))}
     for rule in file.rules:
