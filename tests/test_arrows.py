@@ -41,7 +41,8 @@ ARROWS = {
     "service/results": "models service/community_id service/traces",
     "service/classifying": ("models service/inference service/metrics service/results service/sources service/traces"),
     "service/sinks": "models service/community_id service/metrics service/sources/bus service/traces",
-    "service/alerts": "",
+    "service/toml_lines": "",
+    "service/alerts": "models service/community_id service/drift service/metrics service/toml_lines service/traces",
     "service/drift": "",
     "service/live": (
         "models service/alerts service/history service/inference service/metrics service/process service/sinks "
@@ -55,7 +56,7 @@ ARROWS = {
         "service/results service/settings service/sources service/trace_models service/traces"
     ),
     "service/runtime": (
-        "models service/engines service/gpu service/history service/inference service/jobs service/live "
+        "models service/alerts service/engines service/gpu service/history service/inference service/jobs service/live "
         "service/metrics service/process service/settings service/sources service/sources/bus service/trace_models"
     ),
     "service/dashboard": (
@@ -72,7 +73,7 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/api service/engines service/history service/hub service/inference service/jobs service/live "
+        "models service/alerts service/api service/engines service/history service/hub service/inference service/jobs service/live "
         "service/process service/python service/results service/runtime service/settings service/sources "
         "service/sources/bus service/sources/packets service/traces"
     ),
