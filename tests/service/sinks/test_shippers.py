@@ -36,9 +36,9 @@ def test_filebeat():
     excluded = [re.compile(pattern) for pattern in module["eve"]["input"]["exclude_files"]]
     names = [f"{EVE_PATH}.20260101T000000000000Z{end}" for end in ("", ".gz", ".zst", ".gz.part")]
     assert [any(each.search(name) for each in excluded) for name in names] == [False, True, True, True]
-    (path,) = config["processors"][0]["drop_event"]["when"]["equals"]
-    assert path.startswith("suricata.eve.")
-    assert all(has(record, path.removeprefix("suricata.eve.")) for record in RECORDS)
+    (copied,) = config["processors"][0]["copy_fields"]["fields"]
+    assert copied["from"].startswith("suricata.eve.")
+    assert any(has(record, copied["from"].removeprefix("suricata.eve.")) for record in RECORDS)
 
 
 def test_vector():
