@@ -33,14 +33,16 @@ ARROWS = {
     "service/process": "models service/metrics",
     "service/sources/bus": "models service/metrics service/process",
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
-    "service/settings": "service/engines service/sources service/sources/bus",
+    "service/settings": "service/engines service/sinks service/sources service/sources/bus",
     "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
     "service/traces": ("models service/community_id service/engines service/inference service/metrics service/process"),
     "service/history": "models service/alerts service/community_id service/metrics service/process service/traces",
     "service/results": "models service/community_id service/traces",
     "service/classifying": ("models service/inference service/metrics service/results service/sources service/traces"),
-    "service/sinks": "models service/community_id service/metrics service/sources/bus service/traces",
+    "service/sinks": (
+        "models service/alerts service/community_id service/metrics service/process service/sources/bus service/traces"
+    ),
     "service/alerts": "",
     "service/drift": "",
     "service/live": (
@@ -56,16 +58,17 @@ ARROWS = {
     ),
     "service/runtime": (
         "models service/engines service/gpu service/history service/inference service/jobs service/live "
-        "service/metrics service/process service/settings service/sources service/sources/bus service/trace_models"
+        "service/metrics service/process service/settings service/sinks service/sources service/sources/bus "
+        "service/trace_models"
     ),
     "service/dashboard": (
         "models service/engines service/history service/inference service/jobs service/live service/process "
-        "service/results service/runtime service/traces"
+        "service/results service/runtime service/sinks service/traces"
     ),
     "service/api": (
         "models service/classifying service/dashboard service/engines service/history service/inference "
         "service/jobs service/live service/metrics service/process service/results service/runtime "
-        "service/settings service/sources/bus service/trace_models service/traces"
+        "service/settings service/sinks service/sources/bus service/trace_models service/traces"
     ),
     "service/python": (
         "models service/community_id service/engines service/inference service/live service/metrics service/process "
@@ -73,7 +76,7 @@ ARROWS = {
     ),
     "service/command": (
         "models service/api service/engines service/history service/hub service/inference service/jobs service/live "
-        "service/process service/python service/results service/runtime service/settings service/sources "
+        "service/process service/python service/results service/runtime service/settings service/sinks service/sources "
         "service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",

@@ -20,9 +20,7 @@ from tests.service.sinks.records import ALERT, FLOW, TRACE, VERDICT, outputs_of,
 ANDROID = DATA / "captures" / "android.pcap"
 FLAGS = ("--history", "none", "--dashboard", "off", "--replay", ANDROID, "--speed", 0)
 NO_TERMINAL = "import os; os.setsid()"
-A_TERMINAL = (
-    "import fcntl, os, termios; os.setsid(); ends = os.openpty(); fcntl.ioctl(ends[1], termios.TIOCSCTTY, 0)"
-)
+A_TERMINAL = "import fcntl, os, termios; os.setsid(); ends = os.openpty(); fcntl.ioctl(ends[1], termios.TIOCSCTTY, 0)"
 
 EARLY = msgspec.structs.replace(VERDICT, final=False)
 EARLY_TRACE = msgspec.structs.replace(TRACE, verdict=msgspec.structs.replace(TRACE.verdict, final=False))
@@ -89,7 +87,7 @@ def test_a_service_writes_reopens_keeps_what_is_away_and_sends_it_after_a_restar
 
         server.wait(lambda: "replay finished" in server.log)
         given = server.wait(lambda: (found := state(f"eve:{eve}"))["queued"] == 0 and found["written"] and found)
-        server.wait(lambda: state("soc")["problem"] == "http://localhost:%d: the server answers 503" % hook.server_port)
+        server.wait(lambda: state("soc")["problem"] == f"http://localhost:{hook.server_port}: the server answers 503")
         server.wait(lambda: state("soc")["spooled"] == given["written"])
         metrics = server.ask("GET", "/metrics")[1].decode()
         assert f'tapline_output_records_total{{outcome="written",output="eve:{eve}"}} {given["written"]}.0' in metrics
