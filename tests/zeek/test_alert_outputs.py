@@ -123,7 +123,7 @@ def test_an_alert_is_in_every_output(wire, cluster, tmp_path):
         flow = flows[alert["tapline"]["uid"]]
         for key in ("community_id", "flow_id", "src_ip", "src_port", "dest_ip", "dest_port", "proto"):
             assert alert[key] == flow[key]
-        assert (alert["dest_port"], alert["alert"]["signature"].split()[0]) == (53, "names-in-the-clear")
+        assert (alert["dest_port"], alert["tapline"]["rule"]) == (53, "names-in-the-clear")
         assert alert["tapline"]["sensor"] == "office"
         assert alert["tapline"]["model"] == flow["tapline"]["model"]
 
