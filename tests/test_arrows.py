@@ -34,6 +34,7 @@ ARROWS = {
     "service/sources/bus": "models service/metrics service/process",
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
     "service/settings": "service/engines service/sources service/sources/bus",
+    "service/access": "models service/settings",
     "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
     "service/traces": ("models service/community_id service/engines service/inference service/metrics service/process"),
@@ -59,11 +60,11 @@ ARROWS = {
         "service/metrics service/process service/settings service/sources service/sources/bus service/trace_models"
     ),
     "service/dashboard": (
-        "models service/engines service/history service/inference service/jobs service/live service/process "
-        "service/results service/runtime service/traces"
+        "models service/access service/engines service/history service/inference service/jobs service/live "
+        "service/process service/results service/runtime service/traces"
     ),
     "service/api": (
-        "models service/classifying service/dashboard service/engines service/history service/inference "
+        "models service/access service/classifying service/dashboard service/engines service/history service/inference "
         "service/jobs service/live service/metrics service/process service/results service/runtime "
         "service/settings service/sources/bus service/trace_models service/traces"
     ),
@@ -72,8 +73,8 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/api service/engines service/history service/hub service/inference service/jobs service/live "
-        "service/process service/python service/results service/runtime service/settings service/sources "
+        "models service/access service/api service/engines service/history service/hub service/inference service/jobs "
+        "service/live service/process service/python service/results service/runtime service/settings service/sources "
         "service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
