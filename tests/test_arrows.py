@@ -35,6 +35,7 @@ ARROWS = {
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
     "service/settings": "service/engines service/sinks service/sources service/sources/bus",
     "service/configuration": "models service/settings service/sources",
+    "service/access": "models service/settings",
     "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
     "service/traces": "models service/community_id service/engines service/inference service/metrics service/process",
@@ -83,7 +84,6 @@ ARROWS = {
         "service/runtime service/settings service/sinks service/sources service/sources/bus service/sources/packets "
         "service/traces"
     ),
-    "service/access": "models service/settings",
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",
     "training/flows": "models training/data training/loop",
