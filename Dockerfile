@@ -20,11 +20,11 @@ ENV SETUPTOOLS_SCM_PRETEND_VERSION=${VERSION}
 
 FROM source AS build-cpu
 RUN python -m venv /opt/tapline \
-    && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt '.[parquet,postgresql,ui]'
+    && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt '.[cpu,parquet,postgresql,ui]'
 
 FROM source AS build-gpu
 RUN python -m venv /opt/tapline \
-    && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt '.[gpu,parquet,postgresql,ui]'
+    && /opt/tapline/bin/pip install --no-cache-dir --constraint constraints.txt '.[gpu,torch,parquet,postgresql,ui]'
 
 FROM python:${PYTHON} AS runtime
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin tapline \

@@ -47,7 +47,7 @@ test-fast: .venv-$(notdir $(PYTHON))/installed
 
 .venv/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ui]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,ui]'
 	touch $@
 
 .venv-dev/installed: pyproject.toml constraints.txt | python

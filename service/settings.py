@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     captures_dir: Path | None = Field(
         None, description="directory of captures that jobs may name by their paths below it; none where not given"
     )
-    engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
+    engine: EngineName = Field("onnx", description="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
     ports: Ports = Field("on", description="off: verdicts on flows do not read ports, unless a request asks for it")
     model_trial_seconds: float = Field(

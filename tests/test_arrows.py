@@ -65,6 +65,10 @@ ARROWS = {
         "service/jobs service/live service/metrics service/process service/settings service/sinks service/sources "
         "service/sources/bus service/trace_models"
     ),
+    "service/doctor": (
+        "models service/engines service/inference service/runtime service/settings service/sources "
+        "service/sources/bus"
+    ),
     "service/dashboard": (
         "models service/access service/engines service/history service/inference service/jobs service/live "
         "service/process service/results service/runtime service/sinks service/traces"
@@ -79,10 +83,10 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/access service/alerts service/api service/configuration service/engines service/history "
-        "service/hub service/inference service/jobs service/live service/process service/python service/results "
-        "service/runtime service/settings service/sinks service/sources service/sources/bus service/sources/packets "
-        "service/traces"
+        "models service/access service/alerts service/api service/configuration service/doctor service/engines "
+        "service/history service/hub service/inference service/jobs service/live service/process service/python "
+        "service/results service/runtime service/settings service/sinks service/sources service/sources/bus "
+        "service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",

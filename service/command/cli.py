@@ -22,6 +22,7 @@ from tapline.service.command.classify import classify_inputs
 from tapline.service.command.config_command import app as config_app
 from tapline.service.command.config_command import check_config
 from tapline.service.command.console import make_console, make_streams_safe, say
+from tapline.service.command.doctor_command import doctor
 from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.history_command import app as history_app
 from tapline.service.command.keys_command import app as keys_app
@@ -169,7 +170,9 @@ def classify(
     anonymise: Anonymise = False,
     anonymise_key: AnonymiseKey = None,
     reader: Reader = "auto",
-    engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
+    engine: Annotated[
+        EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
+    ] = "onnx",
 ) -> None:
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
@@ -252,6 +255,7 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
 
 app.command("serve")(serve)
 app.command("check-config")(check_config)
+app.command("doctor")(doctor)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")

@@ -114,7 +114,7 @@ def push_model(
 
 
 def _show(models: list[dict[str, Any]]) -> None:
-    table = Table("name", "kind", "serving", "versions", "labels", "needs", box=None, pad_edge=False)
+    table = Table("name", "kind", "serving", "versions", "labels", "needs", "runs on", box=None, pad_edge=False)
     for model in models:
         serving = model["version"] or "-"
         table.add_row(
@@ -124,6 +124,7 @@ def _show(models: list[dict[str, Any]]) -> None:
             ", ".join(model["versions"]),
             str(len(model["labels"] or [])) if model["version"] else "-",
             _needs(model),
+            (model.get("provider") or "-").removesuffix("ExecutionProvider"),
         )
     make_console().print(table)
 
