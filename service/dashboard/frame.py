@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 from nicegui import ui
 
 NAVIGATION = {
-    "/": "Live", "/flows": "Flows", "/hosts": "Hosts", "/captures": "Captures", "/models": "Models", "/health": "Health"
+    "/": "Live", "/alerts": "Alerts", "/flows": "Flows", "/hosts": "Hosts", "/captures": "Captures",
+    "/models": "Models", "/health": "Health",
 }  # fmt: skip
 THEMES = ("auto", "light", "dark")
 THEME_COOKIE = "tapline_theme"
