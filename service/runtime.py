@@ -11,6 +11,7 @@ import structlog
 
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
 from tapline.service.drift.drift_monitor import DriftMonitor
+from tapline.service.drift.drift_state import DRIFT_DIRECTORY
 from tapline.service.drift.model_drift import ModelDrift
 from tapline.service.engines.loading import load_engines
 from tapline.service.engines.thread import EngineThread
@@ -77,7 +78,7 @@ class Service:
             self._model_directory,
             self.metrics,
             self._tell_drift,
-            directory=settings.data_dir / "drift" if settings.history != "none" else None,
+            directory=settings.data_dir / DRIFT_DIRECTORY if settings.history != "none" else None,
         )
         told = Observers(self.stream, self.history, self.drift, observer)
         directories = trace_directories(settings.traces, repository)

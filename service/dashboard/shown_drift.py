@@ -42,9 +42,9 @@ def drift_state(drift: ModelDrift | None, problem: str | None) -> str:
 
 def _row(each: DriftMeasure) -> list[Cell]:
     limit = "-" if each.limit >= NEVER else f"{each.limit:.2f}"
-    meaning = MEANINGS[each.measure] if each.drifted else "within what is usual"
-    if not each.drifted and each.limit >= NEVER:
-        meaning = "for information: no network has the mix of labels that the model was made from"
+    meaning = MEANINGS[each.measure] if each.drifted else "Within what is usual."
+    if each.limit >= NEVER:
+        meaning = "For information: the model was made from captures, which no network is like."
     return [
         each.against,
         toned(f"{each.distance:.2f}", "caution" if each.drifted else ""),
