@@ -48,7 +48,9 @@ ARROWS = {
     ),
     "service/toml_lines": "",
     "service/alerts": "models service/community_id service/drift service/metrics service/toml_lines service/traces",
-    "service/drift": "models service/metrics service/process service/traces",
+    "service/drift": (
+        "models service/engines service/inference service/metrics service/process service/sources service/traces"
+    ),
     "service/live": (
         "models service/alerts service/history service/inference service/metrics service/process service/sinks "
         "service/sources service/sources/bus service/traces"
@@ -70,8 +72,8 @@ ARROWS = {
         "service/sources/bus"
     ),
     "service/dashboard": (
-        "models service/access service/engines service/history service/inference service/jobs service/live "
-        "service/process service/results service/runtime service/sinks service/traces"
+        "models service/access service/alerts service/drift service/engines service/history service/inference "
+        "service/jobs service/live service/process service/results service/runtime service/sinks service/traces"
     ),
     "service/api": (
         "models service/access service/alerts service/classifying service/dashboard service/drift service/engines "
@@ -83,10 +85,10 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/access service/alerts service/api service/configuration service/doctor service/engines "
-        "service/history service/hub service/inference service/jobs service/live service/process service/python "
-        "service/results service/runtime service/settings service/sinks service/sources service/sources/bus "
-        "service/sources/packets service/traces"
+        "models service/access service/alerts service/api service/configuration service/doctor service/drift "
+        "service/engines service/history service/hub service/inference service/jobs service/live service/process "
+        "service/python service/results service/runtime service/settings service/sinks service/sources "
+        "service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",
