@@ -11,7 +11,7 @@ import structlog
 import yaml
 
 from tests.documentation.command_lines import command_lines, problem
-from tests.documentation.pages import DATA, LANGUAGES, SHELL, Block, blocks, blocks_of, inline_code, page_names
+from tests.documentation.pages import LANGUAGES, SHELL, Block, blocks, blocks_of, inline_code, page_names
 from tests.documentation.reader import Reader, script, typed
 from tests.paths import ROOT
 from tests.zeek.clusters import free_ports
@@ -74,7 +74,8 @@ def test_every_block_is_known_and_parses(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_line_is_known(page):
     said = [(str(block), unknown_words(script(block))) for block in blocks(page) if block.language in SHELL]
-    said += [(f"{page}:{line}", unknown_words(code)) for line, code in inline_code(page)]
+    for line, code in inline_code(page):  # which may speak of an option without its value
+        said.append((f"{page}:{line}", [text for text in unknown_words(code) if "requires an argument" not in text]))
     assert [entry for entry in said if entry[1]] == []
 
 
@@ -155,5 +156,5 @@ def test_the_reader_sees_what_fails_and_what_is_said_otherwise(tmp_path):
 
 
 def test_data_blocks_are_some():
-    assert {block.language for page in PAGES for block in blocks(page)} >= {*DATA, "console", "python"}
+    assert {block.language for page in PAGES for block in blocks(page)} >= {"json", "toml", "console", "python"}
     assert typed(Block("p", 1, "shell", "one\ntwo\n")) == [("one\ntwo\n", "")]

@@ -45,7 +45,7 @@ def broken(page, text):
                 yield f"{page}: {target}: a scheme that nobody follows"
             continue
         path = (ROOT / page).parent / parts.path if parts.path else ROOT / page
-        if not path.exists():
+        if parts.path and not path.exists():
             yield f"{page}: {target}: no such file"
         elif parts.fragment and path.suffix == ".md":
             there = text if not parts.path else path.read_text(encoding="utf-8")
