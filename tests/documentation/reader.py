@@ -5,6 +5,7 @@ He has the environment of this run first on his PATH, a home of his own, and a p
 
 import contextlib
 import doctest
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from tests.documentation.pages import SHELL, Block
@@ -68,6 +72,7 @@ class Reader:
                 os.close(terminal)
             self._running = Running(block, process, screen)
             self._running.wait_for(block.said)
+            self._let_it_write()
             return
         status = int(block.said) if block.mark == "status" else 0
         for command, wanted in typed(block):
@@ -84,6 +89,16 @@ class Reader:
             cwd=self.folder, env=self._environment(), text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
+
+    def _let_it_write(self) -> None:
+        """Wait until a service, if one is what runs on, has its history written."""
+        with contextlib.suppress(urllib.error.URLError):
+            for _ in range(100):
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/v1/live", timeout=10) as answer:
+                    history = json.load(answer)["history"]
+                if not history or not history["pending"]:
+                    return
+                time.sleep(0.1)  # it tells nobody
 
     def _environment(self) -> dict[str, str]:
         return {
