@@ -1,7 +1,7 @@
 """How Sphinx makes the documentation site of the repository's own pages: `make site` writes it to `build/site`.
 
-Sources are where they are read on any host of repositories too (`docs/`, `zeek/`, `training/`, the model cards), so that
-the links between them are the same in both. Nothing of the site asks another host for anything.
+Sources are where they are read on any host of repositories too (`docs/`, `zeek/`, `training/`, the model cards), so
+that the links between them are the same in both. Nothing of the site asks another host for anything.
 """
 
 import sys

@@ -32,19 +32,17 @@ def command_lines(text: str) -> Iterator[list[str]]:
 
 
 def _goes_before(words: list[str]) -> bool:
-    """Whether what stands before a program starts it: `sudo env A=b`, a variable, `exec`, `timeout 5`, `torchrun ...`."""
+    """Whether what stands before a program starts it: `sudo env A=b`, a variable, `exec`, `timeout 5`."""
     return all("=" in word or word in STARTERS or word.startswith("-") or word.isdigit() for word in words)
 
 
 def _words(line: str) -> list[str]:
-    """Words and operators of a line, without its comment; a quoted word that goes on over lines is one with its line."""
+    """Words and operators of a line, without its comment, up to a quotation that ends on another line."""
     lexer = shlex.shlex(re.sub(r"\$\(", "( ", line), posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
-    try:
+    with contextlib.suppress(ValueError):  # of a quotation that does not end
         words.extend(lexer)
-    except ValueError:  # a quotation that ends on another line
-        pass
     return words
 
 

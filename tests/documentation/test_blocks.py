@@ -86,9 +86,7 @@ def test_what_runs_elsewhere_does():
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page not in ELSEWHERE and any(map(is_run, blocks(page)))]
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE and any(map(is_run, blocks(page)))])
 def test_every_block_runs(page, tmp_path, monkeypatch):
     structlog.reset_defaults()  # another test may have said how logs are written
     monkeypatch.chdir(tmp_path)

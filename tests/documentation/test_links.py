@@ -1,6 +1,7 @@
-"""Links between pages lead to files and headings that there are. Sphinx checks those of the site when it is built; these
-are of every page, and take no time. Other hosts are asked by `make links`."""
+"""Links between pages lead to files and headings that there are. Sphinx checks those of the site when it is built;
+these are of every page, and take no time. Other hosts are asked by `make links`."""
 
+import itertools
 import re
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +26,7 @@ def links(text):
 def anchors(text):
     """What the headings of a page are called by, as hosts of repositories and the site make it."""
     tokens, found = tokens_of(text), set(EXPLICIT.findall(text))
-    for opening, title in zip(tokens, tokens[1:], strict=False):
+    for opening, title in itertools.pairwise(tokens):
         if opening.type == "heading_open":
             words = "".join(child.content for child in title.children if child.type in ("text", "code_inline"))
             slug = unique = github_slugify(words)
