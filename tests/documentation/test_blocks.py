@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -88,6 +89,9 @@ def test_what_runs_elsewhere_does():
 @pytest.mark.whole
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE and any(map(is_run, blocks(page)))])
 def test_every_block_runs(page, tmp_path, monkeypatch):
+    text = "".join(block.text for block in blocks(page) if is_run(block))
+    if missing := [program for program in ("curl", "jq") if f"{program} " in text and shutil.which(program) is None]:
+        pytest.skip(f"no {missing[0]} on PATH")
     structlog.reset_defaults()  # another test may have said how logs are written
     monkeypatch.chdir(tmp_path)
     (port,) = free_ports(1)
