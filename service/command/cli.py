@@ -21,6 +21,8 @@ from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.classify import classify_inputs
 from tapline.service.command.console import make_console, make_streams_safe, say
 from tapline.service.command.flow_rows import SORT_HELP
+from tapline.service.command.health_command import HealthError
+from tapline.service.command.health_command import health as ask_health
 from tapline.service.command.history_command import app as history_app
 from tapline.service.command.models_command import app as models_app
 from tapline.service.command.output import Format, Writers, report_writer, writer
@@ -282,6 +284,21 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
 app.command("serve")(serve)
 app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")
+
+
+@app.command("health")
+def health_command(
+    pid: Annotated[
+        int | None, typer.Option(min=1, help="the service that is this process, wherever its own flags let it listen")
+    ] = None,
+) -> None:
+    """Say whether the service of this environment answers: status 0 if it does, 1 if not."""
+    try:
+        typer.echo(f"{ask_health(pid)} answers")
+    except ValidationError as error:
+        _fail("; ".join(problem_text(item["loc"], item["msg"]) for item in error.errors()), EXIT_USAGE)
+    except HealthError as error:
+        _fail(str(error), EXIT_FAILED)
 
 
 @app.command("watch")
