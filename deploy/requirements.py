@@ -1,4 +1,4 @@
-"""Writes what tapline needs, with the extras named, a line each: a layer of libraries that changes only when they do."""
+"""Writes what tapline needs, with the extras named, a line each: for a layer that changes only when they do."""
 
 import sys
 import tomllib

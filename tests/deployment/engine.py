@@ -1,5 +1,5 @@
-"""A container engine of the tests' own, on a machine where nothing is set up: Debian's dockerd without bridge and iptables,
-whose images lie in a temporary folder, and base images made by debootstrap under the names of public ones."""
+"""A container engine of the tests' own, on a machine where nothing is set up: Debian's dockerd without bridge and
+iptables, whose images lie in a temporary folder, and base images made by debootstrap under the names of public ones."""
 
 import json
 import os
@@ -43,14 +43,16 @@ class Engine:
         self._log = (self.folder / "dockerd.log").open("w")
         self._daemon = subprocess.Popen(
             [
-                "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false", "--data-root", self.folder / "data",
+                "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false",
+                "--data-root", self.folder / "data",
                 "--exec-root", self.folder / "exec", "--pidfile", self.folder / "pid", "--host", self.host,
             ],
             stdout=self._log, stderr=self._log,
         )  # fmt: skip
         try:
             subprocess.run(
-                ["timeout", str(START_SECONDS), "sh", "-c", f"until {DEBIAN_DOCKER} version >/dev/null 2>&1; do sleep 0.2; done"],
+                ["timeout", str(START_SECONDS), "sh", "-c", f"until {DEBIAN_DOCKER} version; do sleep 0.2; done"],
+                stdout=self._log, stderr=self._log,
                 env=self.environment, check=True,
             )  # fmt: skip
         except BaseException:
