@@ -352,7 +352,7 @@ def main() -> None:
     parser.add_argument("--pps", type=int, default=2000)
     parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args()
-    if os.environ.get("TAPLINE_FAULTS_INSIDE"):
+    if os.environ.get("FAULTS_INSIDE"):
         asyncio.run(inside(options, options.capture))
         return
     print(f"machine {describe()}; {options.capture.name}, {options.pps} packets/s")
@@ -364,7 +364,7 @@ def main() -> None:
         command += ["--pps", str(options.pps)]
         if options.checkpoint:
             command += ["--checkpoint", str(options.checkpoint.resolve())]
-        subprocess.run(command, check=True, env={**os.environ, "TAPLINE_FAULTS_INSIDE": "1"}, timeout=1200)
+        subprocess.run(command, check=True, env={**os.environ, "FAULTS_INSIDE": "1"}, timeout=1200)
 
 
 if __name__ == "__main__":

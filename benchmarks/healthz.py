@@ -62,6 +62,7 @@ class Served:
             self.port = probe.getsockname()[1]
         self.key = key
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
+        environment["TAPLINE_CONFIG"] = "none"
         if key is not None:
             environment["TAPLINE_API_KEY"] = key
         command = [sys.executable, "-c", SERVICE, "serve", "--port", str(self.port), "--history", "none", *options]

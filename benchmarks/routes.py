@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("captures", nargs="+", type=Path)
     options = parser.parse_args()
-    if os.environ.get("TAPLINE_ROUTES_INSIDE"):
+    if os.environ.get("ROUTES_INSIDE"):
         json.dump(asyncio.run(live(options.captures[0])), sys.stdout)
         return
     print(f"machine {describe()}")
@@ -119,7 +119,7 @@ def main() -> None:
         compare("built-in reader", reference, tokens(CaptureReader(capture, ReadOptions(heads="none"))))
         with namespaces():
             command = ["ip", "netns", "exec", SENSOR, sys.executable, __file__, str(capture.resolve())]
-            environment = {**os.environ, "TAPLINE_ROUTES_INSIDE": "1"}
+            environment = {**os.environ, "ROUTES_INSIDE": "1"}
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, timeout=600)
         compare("live, over veth and the bus", reference, Counter(json.loads(answer.stdout.splitlines()[-1])))
         sys.stdout.flush()

@@ -1,4 +1,5 @@
-"""The one table of settings of `tapline serve`: flags, environment variables (`TAPLINE_...`) and docs follow it."""
+"""The one table of settings of `tapline serve`: flags, environment variables (`TAPLINE_...`), `tapline.toml` and docs
+follow it. How they are given, and in which order, belongs to `configuration`."""
 
 from __future__ import annotations
 
@@ -199,7 +200,7 @@ class Settings(BaseSettings):
         """An empty text is not a value: above all not a key that lets everybody in."""
         for name, value in given.items():
             text = value.get_secret_value() if isinstance(value, SecretStr) else value
-            if isinstance(text, str) and not text.strip() and not _is_list(cls.model_fields.get(name)):
+            if isinstance(text, str) and not text.strip() and not is_list(cls.model_fields.get(name)):
                 raise ValueError(f"{ENV_PREFIX}{name.upper()} is empty: give it a value, or leave it out")
         return given
 
@@ -244,7 +245,8 @@ class Settings(BaseSettings):
         return self
 
 
-def _is_list(field: FieldInfo | None) -> bool:
+def is_list(field: FieldInfo | None) -> bool:
+    """Whether a setting is several texts, of which there may be none."""
     return field is not None and get_origin(field.annotation) is list
 
 

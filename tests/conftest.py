@@ -39,6 +39,7 @@ from tapline.training.export.mm4flow_onnx import mm4flow_graph
 
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="tapline-tests-")  # no test keeps anything in a home
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
+os.environ["TAPLINE_CONFIG"] = "none"  # no test reads the settings of who runs it
 os.environ.setdefault("TAPLINE_HISTORY", "none")  # tests of the history say where theirs is
 Settings.model_fields["data_dir"].default_factory = lambda: Path(tempfile.mkdtemp(dir=os.environ["XDG_DATA_HOME"]))
 Settings.model_rebuild(force=True)  # several services of one test each have a directory of their own

@@ -34,6 +34,7 @@ ARROWS = {
     "service/sources/bus": "models service/metrics service/process",
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
     "service/settings": "service/engines service/sources service/sources/bus",
+    "service/configuration": "models service/settings service/sources",
     "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
     "service/traces": ("models service/community_id service/engines service/inference service/metrics service/process"),
@@ -72,9 +73,9 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/api service/engines service/history service/hub service/inference service/jobs service/live "
-        "service/process service/python service/results service/runtime service/settings service/sources "
-        "service/sources/bus service/sources/packets service/traces"
+        "models service/api service/configuration service/engines service/history service/hub service/inference "
+        "service/jobs service/live service/process service/python service/results service/runtime service/settings "
+        "service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",

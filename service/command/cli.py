@@ -12,13 +12,14 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import msgspec
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from tapline.installation import version
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.classify import classify_inputs
+from tapline.service.command.config_command import app as config_app
+from tapline.service.command.config_command import check_config
 from tapline.service.command.console import make_console, make_streams_safe, say
 from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.health_command import HealthError
@@ -26,8 +27,10 @@ from tapline.service.command.health_command import health as ask_health
 from tapline.service.command.history_command import app as history_app
 from tapline.service.command.models_command import app as models_app
 from tapline.service.command.output import Format, Writers, report_writer, writer
-from tapline.service.command.serve_command import problem_text, serve
+from tapline.service.command.serve_command import serve
+from tapline.service.command.settings_options import Config, configuration
 from tapline.service.command.watch import watch
+from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.engines.engine import EngineError, EngineName
 from tapline.service.engines.thread import hanging_engine
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
@@ -49,7 +52,7 @@ from tapline.service.results.selection import Sort
 from tapline.service.results.sharing import SharedWriter, Sharing
 from tapline.service.results.where import SYNTAX, Where, WhereError, WhereWriter
 from tapline.service.results.writers import Show, Writer
-from tapline.service.settings import Ports, Settings
+from tapline.service.settings import Ports
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.inputs import FlowInput, ReaderName, inputs_of, open_input
@@ -101,6 +104,9 @@ AnonymiseKey = Annotated[
         help="key of --anonymise, of 64 hex digits, so that another run replaces alike [default: by chance, forgotten]",
     ),
 ]
+NOT_OF_WATCH = {"history": "none", "state_dir": None, "host": "127.0.0.1"}
+"""What a configuration says to a service, and not to who looks beside it: what both would write, where one listens."""
+
 PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
@@ -282,6 +288,8 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
 
 
 app.command("serve")(serve)
+app.command("check-config")(check_config)
+app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")
 
@@ -312,6 +320,7 @@ def watch_command(
     ] = None,
     replay: Annotated[Path | None, typer.Option(help="play a capture instead, without Zeek")] = None,
     speed: Annotated[float, typer.Option(min=0, help="speed of the replay, 0 as fast as it goes")] = 1.0,
+    config: Config = None,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
     traces: Traces = None,
     ports: Annotated[Ports | None, typer.Option(help=f"{PORTS_HELP} [default: on]")] = None,
@@ -338,20 +347,18 @@ def watch_command(
     if replay and (interface or zeek):
         _fail("a replay beside live traffic: give --replay, or --zeek and --interface", EXIT_USAGE)
     try:
-        chosen: dict[str, Any] = {
+        chosen = {
             "checkpoint": checkpoint, "traces": traces, "ports": ports, "zeek_dir": zeek_dir,
             "zeek_script": zeek_script, "zeek_option": zeek_option,
         }  # fmt: skip
-        chosen = {name: value for name, value in chosen.items() if value}
-        settings = Settings(
-            zeek=zeek or [], interface=interface or [], replay=replay, speed=speed, history="none", **chosen
-        )
+        alone = {"zeek": zeek or [], "interface": interface or [], "replay": replay, "speed": speed, **NOT_OF_WATCH}
+        settings = configuration(config, chosen, alone).settings()
         hide_passwords(settings.zeek)
         if not return_verdicts:
             settings = settings.model_copy(update={"spool_verdicts": 0})
         raise typer.Exit(watch(settings))
-    except ValidationError as error:
-        _fail("; ".join(problem_text(item["loc"], item["msg"]) for item in error.errors()), EXIT_USAGE)
+    except ConfigurationError as error:
+        _fail("; ".join(error.problems), EXIT_USAGE)
     except (CheckpointError, EngineError, StateError, TransportError) as error:
         _fail(str(error), EXIT_USAGE)
     except (ZeekError, CaptureError) as error:

@@ -15,13 +15,14 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from tapline.service.command.console import say
+from tapline.service.command.settings_options import Config, configuration
+from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.history.addresses import key_range
 from tapline.service.history.database import Database, HistoryError, SlowQueryError
 from tapline.service.history.export import ExportError, Kind, check_format, rows, write
 from tapline.service.history.filters import FilterError, FlowFilter, TraceFilter, time_us
 from tapline.service.history.history_tables import flows, traces, tries
 from tapline.service.process.process_title import hide_passwords
-from tapline.service.settings import ENV_PREFIX, default_data_dir
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -29,15 +30,15 @@ EXIT_USAGE = 2
 app = typer.Typer(no_args_is_help=True, help="Look into the history of verdicts, and export it.")
 
 Place = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--history", help="sqlite (history.db in the data directory) or a URL, as of `serve`",
-        envvar=f"{ENV_PREFIX}HISTORY",
+        "--history",
+        help="sqlite (history.db in the data directory) or a URL [default: as of `serve`; env TAPLINE_HISTORY]",
     ),
-]  # fmt: skip
+]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="the service's data directory [default: as of `serve`]", envvar=f"{ENV_PREFIX}DATA_DIR"),
+    typer.Option(help="the service's data directory [default: as of `serve`; env TAPLINE_DATA_DIR]"),
 ]
 
 
@@ -46,9 +47,9 @@ def _text(words: str) -> Any:
 
 
 @app.command("show")
-def show(place: Place = "sqlite", data_dir: DataDir = None) -> None:
+def show(place: Place = None, data_dir: DataDir = None, config: Config = None) -> None:
     """Tell what the history holds: how much, and since when."""
-    with _opened(place, data_dir) as database, database.reading(60) as connection:
+    with _opened(place, data_dir, config) as database, database.reading(60) as connection:
         for name, table, at in (
             ("flows", flows, flows.c.seen_us),
             ("traces", traces, traces.c.seen_us),
@@ -86,12 +87,13 @@ def export(
     content: Annotated[
         bool, typer.Option("--content", help="with the first content bytes of flows, where the history keeps them")
     ] = False,
-    place: Place = "sqlite",
+    place: Place = None,
     data_dir: DataDir = None,
+    config: Config = None,
 ) -> None:
     """Write verdicts to a file, oldest first, while the service may go on writing."""
     given = {name: value for name, value in locals().items() if name in _ASKED and value is not None}
-    with _opened(place, data_dir) as database:
+    with _opened(place, data_dir, config) as database:
         check_format(to)
         wanted = _filter(what, given)
         whole = to.with_name(f".{to.name}.{os.getpid()}{to.suffix}")
@@ -130,19 +132,21 @@ def _filter(what: Kind, given: dict[str, Any]) -> FlowFilter | TraceFilter:
 
 
 @contextmanager
-def _opened(place: str, data_dir: Path | None) -> Iterator[Database]:
+def _opened(place: str | None, data_dir: Path | None, config: str | None) -> Iterator[Database]:
     """A history that is there; what is wrong is said, and ends the command."""
-    hide_passwords([place])
     try:
+        given = configuration(config, {"history": place, "data_dir": data_dir})
+        place = given.value("history")
+        hide_passwords([place])
         if place == "none":
             raise HistoryError("--history none keeps nothing: name a history")
-        database = Database(place, data_dir or default_data_dir())
+        database = Database(place, given.value("data_dir"))
         try:
             database.open(create=False)
             yield database
         finally:
             database.close()
-    except (ExportError, FilterError, HistoryError) as error:
+    except (ConfigurationError, ExportError, FilterError, HistoryError) as error:
         say(str(error))
         raise typer.Exit(EXIT_USAGE) from None
     except SlowQueryError as error:

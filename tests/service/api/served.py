@@ -23,6 +23,7 @@ class Server:
         self._log = folder / "service.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
         environment["XDG_DATA_HOME"] = str(folder)  # data directories of its own
+        environment["TAPLINE_CONFIG"] = "none"
         command = [sys.executable, "-P", "-c", START.format(before=before), "serve", "--port", "0"]
         command += ["--checkpoint", str(checkpoint), *map(str, flags)]
         with self._log.open("w") as log:

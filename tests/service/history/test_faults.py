@@ -314,13 +314,13 @@ async def main():
 
 asyncio.run(main())
 """
-KILLS = int(os.environ.get("TAPLINE_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("HISTORY_TEST_KILLS", "4"))
 
 
 @pytest.mark.whole
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_at_most_the_last_second(tmp_path):
-    """`TAPLINE_TEST_KILLS=200` for a longer loop."""
+    """`HISTORY_TEST_KILLS=200` for a longer loop."""
     path, generator = tmp_path / "history.db", random.Random(16)
     told = tmp_path / "told"
     for round_ in range(KILLS):

@@ -1,0 +1,138 @@
+"""The file `tapline.toml`: where it is looked for, how it is read, and on which line a setting stands in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tapline.service.configuration.problems import ConfigurationError, unknown
+
+FILE_NAME = "tapline.toml"
+NO_FILE = "none"
+MAX_BYTES = 256 << 10
+_MAX_STARTS = 500
+"""Lines that are tried as the first of a setting, at most: a text of many lines may look like settings."""
+
+_START = re.compile(r"""[ \t]*(?:\[+[ \t]*)?["']?([A-Za-z0-9_-]+)["']?[ \t]*[=.\]]""")
+_AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """What a file holds: values by the names of settings, and the lines where they stand, as far as they were found.
+
+    `others_read`: everybody on this machine may read it.
+    """
+
+    path: Path
+    values: Mapping[str, object]
+    lines: Mapping[str, int]
+    others_read: bool = False
+
+    def where(self, name: str) -> str:
+        """`/etc/tapline/tapline.toml:3`, the place of a setting."""
+        return f"{self.path}:{self.lines[name]}" if name in self.lines else str(self.path)
+
+
+def default_places() -> list[Path]:
+    """Where the file is looked for; the first that is there is read, and no other. Never the current directory: whose
+    that is may be anybody."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    try:
+        home = Path(base) if base.startswith("/") else Path("~/.config").expanduser()
+    except RuntimeError:  # this user has no home
+        return [Path("/etc/tapline") / FILE_NAME]
+    return [home / "tapline" / FILE_NAME, Path("/etc/tapline") / FILE_NAME]
+
+
+def find_file(given: str | None) -> Path | None:
+    """The file that was `given`, or the first of the default places that is there; None for `none`, and for neither."""
+    if given is not None:
+        return None if given == NO_FILE else Path(given)
+    return next((place for place in default_places() if _is_there(place)), None)
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.exists()
+    except OSError:  # in a directory that this user may not look into
+        return False
+
+
+def read_file(path: Path, names: Collection[str]) -> ConfigFile:
+    """Read a file, in which only settings of these names may stand.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no TOML, everybody may write it, or it has names that are none.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError([f"{path}: cannot read it: {error.strerror}"]) from None
+    if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+        raise ConfigurationError([f"{path}: everybody may write it, and with it say what runs here: chmod o-w {path}"])
+    if len(content) > MAX_BYTES:
+        raise ConfigurationError([f"{path}: expected at most {MAX_BYTES >> 10} KiB of settings, it is larger"])
+    values, text = _parsed(path, content)
+    found = ConfigFile(path, values, _lines(text, values), stat.S_ISREG(mode) and bool(mode & stat.S_IROTH))
+    wrong = [name for name in values if name not in names or _is_table(values[name])]
+    if wrong:
+        wrong.sort(key=lambda name: found.lines.get(name, 0))
+        raise ConfigurationError(f"{found.where(name)}: {_wrong(name, values[name], names)}" for name in wrong)
+    return found
+
+
+def _parsed(path: Path, content: bytes) -> tuple[dict[str, object], str]:
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+        return tomllib.loads(text), text
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError([f"{path}:{line}: expected text in UTF-8"]) from None
+    except RecursionError:
+        raise ConfigurationError([f"{path}: expected settings, got lists in lists without end"]) from None
+    except tomllib.TOMLDecodeError as error:
+        at = _AT.search(str(error))
+        place = f"{path}:{at[1]}" if at and at[1] else str(path)
+        reason = _AT.sub(" at its end" if at and not at[1] else "", str(error))
+        raise ConfigurationError(
+            [f'{place}: no TOML: {reason}: write name = 8000, true, "text" or ["a", "b"]']
+        ) from None
+
+
+def _wrong(name: str, value: object, names: Collection[str]) -> str:
+    if _is_table(value) and name in names:
+        return f"{name}: expected a value, got a table"
+    if _is_table(value):
+        return f"[{name}]: settings stand in no table: take its line out"
+    return unknown(name, names)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
+
+
+def _lines(text: str, names: Collection[str]) -> dict[str, int]:
+    """The first line of each of the names: there what stands before it is whole. `tomllib` tells no lines."""
+    found: dict[str, int] = {}
+    lines, whole, starts = text.split("\n"), 0, 0
+    for index, line in enumerate(lines):
+        start = _START.match(line)
+        if not start or start[1] not in names or start[1] in found:
+            continue
+        starts += 1
+        if starts > _MAX_STARTS:
+            break
+        try:
+            tomllib.loads("\n".join(lines[whole:index]))
+        except tomllib.TOMLDecodeError:
+            continue  # it is a line of a text or list
+        found[start[1]], whole = index + 1, index
+    return found

@@ -1,0 +1,174 @@
+"""What was given by flags, environment and file, in this order, and the settings that come of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from tapline.service.configuration.config_file import ConfigFile, find_file, read_file
+from tapline.service.configuration.problems import ConfigurationError
+from tapline.service.configuration.variables import CONFIG_VARIABLE, linked, misspelt, variable
+from tapline.service.settings import Settings, is_list
+
+Means = Literal["flag", "environment", "file", "default"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """By which means a setting was given, and where: `--port`, `TAPLINE_PORT` or `/etc/tapline/tapline.toml:3`."""
+
+    means: Means
+    where: str = ""
+
+
+class Configuration:
+    """Everything that was given; of each setting what counts, and where it came from."""
+
+    def __init__(
+        self, flags: Mapping[str, Any], file: str | None = None, environment: Mapping[str, str] = os.environ
+    ) -> None:
+        """Read the file, which is that of `TAPLINE_CONFIG` or of a default place where none is named.
+
+        `flags`: values by the names of settings; what is not among them was not given.
+
+        Raises:
+            ConfigurationError: the file cannot be used, or a variable of the environment is misspelt.
+        """
+        names = Settings.model_fields
+        problems = misspelt(environment, names)
+        if link := linked(environment):
+            problems.append(link)
+        named = file if file is not None else environment.get(CONFIG_VARIABLE)
+        if named is not None and not named.strip():
+            raise ConfigurationError([f"{'--config' if file is not None else CONFIG_VARIABLE} is empty: name a file"])
+        self.file: ConfigFile | None = None
+        try:
+            path = find_file(named)
+            self.file = read_file(path, names) if path is not None else None
+            problems += _others_secrets(self.file) if self.file is not None else []
+        except ConfigurationError as error:
+            problems += error.problems
+        if problems:
+            raise ConfigurationError(problems)
+        self._flags = flags
+        self._environment = {name.upper(): value for name, value in environment.items()}
+
+    def origin(self, name: str) -> Origin:
+        """Where the value of a setting comes from."""
+        if name in self._flags:
+            return Origin("flag", f"--{name.replace('_', '-')}")
+        if variable(name) in self._environment:
+            return Origin("environment", variable(name))
+        if self.file is not None and name in self.file.values:
+            return Origin("file", self.file.where(name))
+        return Origin("default")
+
+    def settings(self) -> Settings:
+        """The settings.
+
+        Raises:
+            ConfigurationError: values are not what was expected, or do not go together.
+        """
+        found = {name: _at_home(name, value) for name, value in self._in_file() if self.origin(name).means == "file"}
+        given = {**found, **self._flags}
+        if empty := [self._empty(name) for name, value in given.items() if _is_empty(name, value)]:
+            raise ConfigurationError(empty)
+        try:
+            return Settings(**given)
+        except ValidationError as error:
+            raise ConfigurationError(map(self._problem, error.errors())) from None
+
+    def value(self, name: str) -> Any:
+        """One setting, checked by itself: for commands that do with few.
+
+        Raises:
+            ConfigurationError: it is not what was expected.
+        """
+        field, origin = Settings.model_fields[name], self.origin(name)
+        given: Any
+        match origin.means:
+            case "flag":
+                given = self._flags[name]
+            case "environment":
+                given = self._environment[variable(name)]
+            case "file":
+                given = _at_home(name, dict(self._in_file())[name])
+            case "default":
+                return field.get_default(call_default_factory=True)
+        if _is_empty(name, given):
+            raise ConfigurationError([self._empty(name)])
+        try:
+            kind: Any = Annotated[field.annotation, field]
+            return TypeAdapter(kind).validate_python(given)
+        except ValidationError as error:
+            raise ConfigurationError([f"{origin.where}: {item['msg']}" for item in error.errors()]) from None
+
+    def _in_file(self) -> Collection[tuple[str, object]]:
+        return self.file.values.items() if self.file is not None else ()
+
+    def _empty(self, name: str) -> str:
+        origin = self.origin(name)
+        told = f"{origin.where}: {name}" if origin.means == "file" else origin.where
+        return f"{told} is empty: give it a value, or leave it out"
+
+    def _problem(self, item: ErrorDetails) -> str:
+        """A sentence about a value, with the place where it was given."""
+        message = item["msg"].removeprefix("Value error, ")
+        if not item["loc"]:
+            return message
+        name = str(item["loc"][0])
+        origin = self.origin(name)
+        if origin.means == "file":
+            return f"{origin.where}: {name}: {message}"
+        return f"{origin.where or name}: {message}"
+
+
+def _is_empty(name: str, value: object) -> bool:
+    return isinstance(value, str) and not value.strip() and not is_list(Settings.model_fields[name])
+
+
+def _at_home(name: str, value: object) -> object:
+    """A path with its `~` put out in full, which a shell does for flags and nobody for a file."""
+    if Path in _kinds(name) and isinstance(value, str) and value.startswith("~"):
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            return value
+    return value
+
+
+def _kinds(name: str) -> tuple[Any, ...]:
+    annotation = Settings.model_fields[name].annotation
+    return get_args(annotation) or (annotation,)
+
+
+def _others_secrets(file: ConfigFile) -> list[str]:
+    """A sentence for every secret in a file that everybody on this machine may read."""
+    if not file.others_read:
+        return []
+    return [
+        f"{file.where(name)}: {name}: a secret in a file that everybody may read: chmod o-r {file.path}, or give it in "
+        f"the environment ({variable(name)})"
+        for name, value in file.values.items()
+        if SecretStr in _kinds(name) or _has_password(value)
+    ]
+
+
+def _has_password(value: object) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and "://" in text and _password(text) for text in texts)
+
+
+def _password(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.password is not None or "password=" in parts.query.lower()
+    except ValueError:
+        return True  # broken, and of unknown content
