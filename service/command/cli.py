@@ -303,8 +303,8 @@ def health_command(
     """Say whether the service of this environment answers: status 0 if it does, 1 if not."""
     try:
         typer.echo(f"{ask_health(pid)} answers")
-    except ValidationError as error:
-        _fail("; ".join(problem_text(item["loc"], item["msg"]) for item in error.errors()), EXIT_USAGE)
+    except ConfigurationError as error:
+        _fail("; ".join(error.problems), EXIT_USAGE)
     except HealthError as error:
         _fail(str(error), EXIT_FAILED)
 

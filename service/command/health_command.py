@@ -9,40 +9,42 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from tapline.service.configuration.configuration import Configuration
+from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.settings import Settings
 
 TIMEOUT_SECONDS = 5.0
 
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
-_READ = ("host", "port", "tls_cert")
-"""Settings that say where a service listens."""
+_CONFIG = "config"
+_FLAGS = ("host", "port", "tls_cert", _CONFIG)
+"""Flags of `tapline serve` that tell where it listens."""
 
 
 class HealthError(RuntimeError):
     """The service does not answer as a healthy one does; the message says how it did."""
 
 
-def health_url(settings: Settings) -> str:
-    """Where the service with these settings says on this machine whether it is alive."""
-    host = _WILDCARDS.get(settings.host, settings.host)
-    scheme = "https" if getattr(settings, "tls_cert", None) else "http"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}/healthz"
+def health_url(arguments: Sequence[str] = ()) -> str:
+    """Where a service says whether it is alive, by its command line, the environment and its file of settings.
 
-
-def settings_of(arguments: Sequence[str]) -> Settings:
-    """What the environment says, and the command line of a `tapline serve`, as far as it tells where that listens."""
-    given: dict[str, Any] = {}
+    Raises:
+        ConfigurationError: they cannot be used.
+    """
+    flags: dict[str, str] = {}
     words = iter(arguments)
     for word in words:
-        flag, _, value = word.partition("=")
+        flag, is_whole, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in _READ and name in Settings.model_fields:
-            given[name] = value if "=" in word else next(words, "")
-    # the flags count before they are checked: a remote address without a key is refused where it is served, not here
-    return Settings(**given, allow_remote=True)
+        if flag.startswith("--") and name in _FLAGS:
+            flags[name] = value if is_whole else next(words, "")
+    found = Configuration(flags, flags.pop(_CONFIG, None))
+    scheme = "https" if "tls_cert" in Settings.model_fields and found.value("tls_cert") else "http"
+    host = found.value("host")
+    host = _WILDCARDS.get(host, host)
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{found.value('port')}/healthz"
 
 
 def arguments_of(pid: int) -> list[str]:
@@ -81,9 +83,9 @@ def health(pid: int | None = None) -> str:
     """Ask the service that this environment describes, or that which runs as process `pid`; gives the URL asked.
 
     Raises:
-        HealthError, pydantic.ValidationError: it is not healthy, or the settings are none.
+        HealthError, ConfigurationError: it is not healthy, or the settings are none.
     """
-    url = health_url(settings_of(arguments_of(pid) if pid is not None else []))
+    url = health_url(arguments_of(pid) if pid is not None else [])
     ask(url)
     return url
 
@@ -92,7 +94,7 @@ def main() -> None:
     """What the image runs: the health of process 1; status 0 or 1, and a line."""
     try:
         print(f"{health(1)} answers")
-    except (HealthError, ValueError) as error:
+    except (HealthError, ConfigurationError) as error:
         print(error, file=sys.stderr)
         sys.exit(1)
 
