@@ -17,6 +17,7 @@ from rich.console import Console
 from tapline.installation import version
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
+from tapline.service.command.backup_command import backup, restore
 from tapline.service.command.classify import classify_inputs
 from tapline.service.command.config_command import app as config_app
 from tapline.service.command.config_command import check_config
@@ -292,6 +293,10 @@ app.command("check-config")(check_config)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")
+
+
+app.command("backup")(backup)
+app.command("restore")(restore)
 
 
 @app.command("health")

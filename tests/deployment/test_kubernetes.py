@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: of the schema, bare of rights, with settings that there are, and named by kustomizations."""
+"""The Kubernetes manifests: of the schema, bare of rights, with settings that there are, named by kustomizations."""
 
 import kubernetes_validate
 import pytest

@@ -1,4 +1,4 @@
-"""The systemd units: systemd takes them, their exposure is what docs/deployment.md says, and they name what there is."""
+"""The systemd units: systemd takes them, their exposure is as docs/deployment.md says, and they name what there is."""
 
 import re
 import shutil
