@@ -75,8 +75,8 @@ ARROWS = {
     ),
     "service/command": (
         "models service/api service/backup service/configuration service/engines service/history service/hub "
-        "service/inference service/jobs service/live service/process service/python service/results service/runtime service/settings "
-        "service/sources service/sources/bus service/sources/packets service/traces"
+        "service/inference service/jobs service/live service/process service/python service/results service/runtime "
+        "service/settings service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.paths import ROOT
 
 PYTHON = "3.11-slim-bookworm"
@@ -26,47 +28,59 @@ def missing():
     return f"needs Debian's {', '.join(sorted(lacking))}" if lacking else None
 
 
+needs_engine = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+
+
 class Engine:
     """A dockerd below `folder`; leave the `with` and it is gone, with its images."""
 
     def __init__(self, folder):
         self.folder = folder
         self.host = f"unix://{folder}/docker.sock"
-        self.environment = {
-            **os.environ,
-            "DOCKER_HOST": self.host,
-            "DOCKER_BUILDKIT": "0",
-            "COMPOSE_DOCKER_CLI_BUILD": "0",
-        }
+        self.environment = {**os.environ, "DOCKER_HOST": self.host, "DOCKER_BUILDKIT": "0"}
+        self._daemon = None
 
     def __enter__(self):
         self._log = (self.folder / "dockerd.log").open("w")
-        self._daemon = subprocess.Popen(
-            [
-                "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false",
-                "--data-root", self.folder / "data",
-                "--exec-root", self.folder / "exec", "--pidfile", self.folder / "pid", "--host", self.host,
-            ],
-            stdout=self._log, stderr=self._log,
-        )  # fmt: skip
         try:
-            subprocess.run(
-                ["timeout", str(START_SECONDS), "sh", "-c", f"until {DEBIAN_DOCKER} version; do sleep 0.2; done"],
-                stdout=self._log, stderr=self._log,
-                env=self.environment, check=True,
-            )  # fmt: skip
+            self.start()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_):
-        self._daemon.terminate()
-        self._daemon.wait(60)
+        self.stop()
         self._log.close()
+        shutil.rmtree(self.folder)
+
+    def start(self, *, apart=False):
+        """Begin; `apart`: what has this host's network is in one of its own, whose ports nobody else has."""
+        own = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if apart else []
+        self._daemon = subprocess.Popen(
+            [
+                *own, "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false",
+                "--data-root", self.folder / "data", "--exec-root", self.folder / "exec",
+                "--pidfile", self.folder / "pid", "--host", self.host,
+            ],
+            stdout=self._log, stderr=self._log,
+        )  # fmt: skip
+        subprocess.run(
+            ["timeout", str(START_SECONDS), "sh", "-c", f"until {DEBIAN_DOCKER} version; do sleep 0.2; done"],
+            env=self.environment, check=True, stdout=self._log, stderr=self._log,
+        )  # fmt: skip
+
+    def stop(self):
+        """End; images and volumes stay until the end of the `with`."""
+        if self._daemon is not None:
+            self._daemon.terminate()
+            self._daemon.wait(60)
         for mount in (self.folder / "exec/netns").glob("*"):  # dockerd leaves the one of --network=host
             subprocess.run(["umount", mount], check=False, stderr=subprocess.DEVNULL)
-        shutil.rmtree(self.folder)
+
+    def inside(self, *command):
+        """A command line that runs another in the network that containers have as their host's."""
+        return ["nsenter", "--net", "--target", str(self._daemon.pid), *map(str, command)]
 
     def docker(self, *arguments, check=True, timeout=600, **options):
         """Run docker; gives what it wrote to standard output, without the last line end."""
