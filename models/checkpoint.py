@@ -1,8 +1,8 @@
 """The checkpoint directory: its manifest, and reading it with every check; `checkpoint_writing` writes it.
 
 `<repository>/<name>/<version>/` holds `checkpoint.json`, `model.safetensors` and `README.md`; of MM4flow (flows)
-`model.onnx`, of Tracegram (traces) `trace.onnx` and, where it encodes flows itself, `encoder.onnx`. Nothing in it is
-ever unpickled.
+`model.onnx`, of Tracegram (traces) `trace.onnx` and, where it encodes flows itself, `encoder.onnx`; it may hold
+`baseline.json`, which `baseline` describes. Nothing in it is ever unpickled.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ONNX_INT8 = "model.int8.onnx"
 ENCODER_ONNX = "encoder.onnx"
 ENCODER_ONNX_INT8 = "encoder.int8.onnx"
 TRACE_ONNX = "trace.onnx"
+BASELINE = "baseline.json"
 CARD = "README.md"
 MAX_MANIFEST_BYTES = 4 << 20
 UNKNOWN = "unknown"
@@ -240,10 +241,23 @@ def read_any_checkpoint(directory: Path) -> AnyCheckpoint:
     Raises:
         CheckpointError: as `read_checkpoint`.
     """
+    return _read_any(directory, lambda checkpoint: tuple(checkpoint.files))
+
+
+def read_any_manifest(directory: Path) -> AnyCheckpoint:
+    """Read and verify the manifest of a checkpoint of either kind, and no other file.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
+    """
+    return _read_any(directory, lambda checkpoint: ())
+
+
+def _read_any(directory: Path, needs: Callable[[AnyCheckpoint], tuple[str, ...]]) -> AnyCheckpoint:
     text = _read_manifest(directory)
     if _read_versions(directory, text).kind == "mm4flow":
-        return _verified(directory, text, Checkpoint, lambda checkpoint: tuple(checkpoint.files))
-    return _verified(directory, text, TracegramCheckpoint, lambda checkpoint: tuple(checkpoint.files))
+        return _verified(directory, text, Checkpoint, needs)
+    return _verified(directory, text, TracegramCheckpoint, needs)
 
 
 def checkpoint_kind(directory: Path) -> Literal["mm4flow", "tracegram"]:

@@ -33,6 +33,12 @@ class Metrics:
         self.request_seconds = Histogram(
             "tapline_request_seconds", "Time to answer a request", ["route"], buckets=_SLOW, registry=registry
         )
+        self.requests_refused = Counter(
+            "tapline_requests_refused",
+            "Requests that the gate refused: `foreign_host`, `foreign_page`, `unauthorized`, `scope`, `rate_limit`, "
+            "`too_many_wrong_keys`, `too_large`",
+            ["reason"], registry=registry,
+        )  # fmt: skip
         self.upload_bytes = Counter("tapline_upload_bytes", "Bytes of captures received", registry=registry)
         self.uploads_active = Gauge("tapline_uploads_active", "Captures being worked on", registry=registry)
         self.jobs = Gauge("tapline_jobs", "Jobs that have not ended, by state", ["state"], registry=registry)
@@ -93,6 +99,9 @@ class Metrics:
         self._add_live(registry)
         self._add_traces(registry)
         self._add_history(registry)
+        self._add_outputs(registry)
+        self._add_alerts(registry)
+        self._add_drift(registry)
 
     def count_verdict(self, verdict: Verdict) -> None:
         """Count a verdict; a flow counts once in each stage."""
@@ -124,7 +133,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.bus_refused = Counter(
-            "tapline_bus_refused_events", "Events refused: malformed, of another schema version, or a fault of ours",
+            "tapline_bus_refused_events",
+            "Events refused: malformed, of another schema version, a fault of ours, or flows that came while stopping",
             ["url", "reason"], registry=registry,
         )  # fmt: skip
         self.sensor_counts = Gauge(
@@ -219,6 +229,58 @@ class Metrics:
         self.stream_missed = Counter(
             "tapline_stream_missed", "Verdicts that clients of /v1/stream were too slow for", registry=registry
         )
+
+    def _add_outputs(self, registry: CollectorRegistry) -> None:
+        self.output_records = Counter(
+            "tapline_output_records",
+            "Records by what became of them at an output: `received` + `recovered` from an earlier run's spool = "
+            "`written` + `dropped` for want of room + `failed` because it will never take them + those that wait",
+            ["output", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.output_queue = Gauge(
+            "tapline_output_queue_records", "Records that wait in memory for an output", ["output"], registry=registry
+        )
+        self.output_spool = Gauge(
+            "tapline_output_spool_records", "Records that wait on disk for an output", ["output"], registry=registry
+        )
+        self.output_up = Gauge(
+            "tapline_output_up", "1 while an output takes what is sent, 0 while it does not", ["output"],
+            registry=registry,
+        )  # fmt: skip
+
+    def _add_alerts(self, registry: CollectorRegistry) -> None:
+        self.alerts = Counter("tapline_alerts", "Alerts that rules made", ["rule", "severity"], registry=registry)
+        self.alerts_suppressed = Counter(
+            "tapline_alerts_suppressed", "Matches that made no alert, for there was one on the same shortly before",
+            ["rule"], registry=registry,
+        )  # fmt: skip
+        self.alert_rules = Gauge("tapline_alert_rules", "Alert rules at work", registry=registry)
+        self.alert_rules_up = Gauge(
+            "tapline_alert_rules_up", "1 while the newest alert rules are at work, 0 while they have mistakes",
+            registry=registry,
+        )  # fmt: skip
+        self.alert_rules_read = Counter(
+            "tapline_alert_rules_read", "Times that alert rules were read, by what came of it: `used`, or `refused`",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.alerts_forgotten = Counter(
+            "tapline_alerts_forgotten",
+            "What alert rules forgot for want of room: `early` verdicts that wait for their final ones, last alerts "
+            "that had `suppressed` others, what was `counted`",
+            ["memory"], registry=registry,
+        )  # fmt: skip
+
+    def _add_drift(self, registry: CollectorRegistry) -> None:
+        self.drift_distance = Gauge(
+            "tapline_drift_distance",
+            "How far what a model sees is from what was expected, 0 (the same) to 1: mix of `labels`, `confidence`, "
+            "`unknown` share or `embedding`, against its `baseline` or `last_week`",
+            ["model", "measure", "against"], registry=registry,
+        )  # fmt: skip
+        self.drift_limit = Gauge(
+            "tapline_drift_limit", "From where on somebody should look at `tapline_drift_distance`; 1: never",
+            ["model", "measure", "against"], registry=registry,
+        )  # fmt: skip
 
 
 def reference_table() -> str:

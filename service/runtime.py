@@ -10,6 +10,9 @@ from pathlib import Path
 import structlog
 
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
+from tapline.service.alerts.alert_watch import AlertWatch
+from tapline.service.drift.drift_monitor import DriftMonitor
+from tapline.service.drift.model_drift import ModelDrift
 from tapline.service.engines.loading import load_engines
 from tapline.service.engines.thread import EngineThread
 from tapline.service.gpu import gpu_collector
@@ -31,6 +34,7 @@ from tapline.service.process.completion import to_its_end
 from tapline.service.process.data_directory import DataDirectory
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.settings import Settings
+from tapline.service.sinks.outputs import Outputs
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.zeek_options import zeek_arguments
 from tapline.service.sources.zeek_process import ZeekLogs, zeeks_on
@@ -60,18 +64,30 @@ class Service:
         """
         Raises:
             CheckpointError, EngineError, StateError, TransportError: a model, the state or a sensor cannot be used.
+            OutputError: an output cannot be used as it is set.
             DataDirectoryError, HistoryError: the data directory is in use, or the history cannot be.
+            AlertRulesError: the alert rules have mistakes.
         """
         self.settings = settings
         self.metrics = Metrics()
         self.supervisor = Supervisor(self.metrics)
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
+        self.alerts: AlertWatch | None = None
+        if settings.alerts is not None:
+            self.alerts = AlertWatch(settings.alerts, lambda alert: told.alert(alert), self.metrics)
         repository, self.default_model = find_models(settings)
         self.data = DataDirectory(settings.data_dir) if settings.history == "sqlite" else None
         self.history = self._open_history()
         self.stream = VerdictStream(self.metrics)
-        told = Observers(self.stream, self.history, observer)
+        self.outputs = Outputs(settings.output, settings.data_dir, self.metrics)
+        self.drift = DriftMonitor(
+            self._model_directory,
+            self.metrics,
+            self._tell_drift,
+            directory=settings.data_dir / "drift" if settings.history != "none" else None,
+        )
+        told = Observers(self.stream, self.history, self.outputs, self.alerts, self.drift, observer)
         directories = trace_directories(settings.traces, repository)
         try_out(
             *directories,
@@ -80,7 +96,9 @@ class Service:
             precision=settings.precision,
             seconds=settings.model_trial_seconds,
         )
-        self.trace_models = TraceModels(settings, directories, self.metrics, self.supervisor, told.trace)
+        self.trace_models = TraceModels(
+            settings, directories, self.metrics, self.supervisor, told.trace, self.drift.logits
+        )
         for directory in directories:
             name = read_trace_checkpoint(directory, needs=()).name
             if settings.traces or not repository.versions(name):
@@ -90,7 +108,9 @@ class Service:
         )
         self.trace_models.encoders = self.models.encoders
         self.traces = self.trace_models.live
-        self.pipeline = LivePipeline(self.batcher, self.metrics, queue_flows=settings.live_queue_flows)
+        self.pipeline = LivePipeline(
+            self.batcher, self.metrics, queue_flows=settings.live_queue_flows, embedded=self.drift.embedding
+        )
         logs = ZeekLogs(settings.zeek_dir or settings.data_dir / "zeek", settings.zeek_logs_mb)
         self.zeeks = zeeks_on(settings.interface, logs, zeek_arguments(settings.zeek_script, settings.zeek_option))
         self.sensors = Sensors(
@@ -125,6 +145,22 @@ class Service:
             size_mb=settings.history_mb,
             content=settings.history_content,
         )
+
+    def _model_directory(self, name: str, version: str) -> Path:
+        """Where a model that serves lies; its directory need not bear the name of its version."""
+        try:
+            return self.models.repository.find(name, version)
+        except UnknownModelError:
+            return self.models.repository.find(name)
+
+    def _tell_drift(self, drift: ModelDrift) -> None:
+        """Tell of what a model sees now: the log and the alert rules; it is in metrics and on the pages already."""
+        for measure in drift.drifted:
+            log.info(
+                "drift", model=drift.model, against=measure.against, distance=measure.distance, what=measure.reason
+            )
+        if self.alerts is not None:
+            self.alerts.drift(drift)
 
     @property
     def batcher(self) -> Batcher:
@@ -225,6 +261,12 @@ class Service:
         await asyncio.to_thread(self.trace_models.warm_up)
         await self.models.start()
         keeping = [self.supervisor.start("history", self.history.run)] if self.history is not None else []
+        keeping += self.outputs.start(self.supervisor)
+        if self.alerts is not None:
+            keeping.append(self.supervisor.start("alert rules", self.alerts.run))
+        if self.settings.is_live:
+            self.drift.start()
+            keeping.append(self.supervisor.start("drift", self.drift.run))
         try:
             for name in self.settings.load_models:
                 await self.load_model(name)
@@ -242,10 +284,21 @@ class Service:
             await self.models.stop(self.settings.shutdown_seconds)
             self._give_up_engines()
             await self.supervisor.stop(keeping)
-            if self.history is not None:
-                await self.history.stop(self.settings.shutdown_seconds)
+            await asyncio.gather(self._stop_history(), self.outputs.stop(self.settings.shutdown_seconds))
+            await self.drift.stop()
             if self.data is not None:
                 self.data.release()
+
+    async def _stop_history(self) -> None:
+        if self.history is not None:
+            await self.history.stop(self.settings.shutdown_seconds)
+
+    def hang_up(self) -> None:
+        """What SIGHUP asks of a service that has no terminal: open files anew, and read the alert rules."""
+        log.info("reopening")
+        self.outputs.reopen()
+        if self.alerts is not None:
+            self.alerts.reload()
 
     def _give_up_engines(self) -> None:
         """Wait for no engine any more."""

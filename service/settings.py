@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tapline.service.engines.engine import EngineName, Precision
+from tapline.service.sinks.output_url import parse_outputs, shown_output
 from tapline.service.sources.bus.transport import shown_url
 from tapline.service.sources.zeek_options import zeek_arguments
 
@@ -38,6 +39,14 @@ OptionList = Annotated[list[str], NoDecode, BeforeValidator(_split_options)]
 """Several options of Zeek, which may have commas in them; in an environment variable, with `;` between them."""
 
 
+def _split_urls(value: object) -> object:
+    return value.split() if isinstance(value, str) else value
+
+
+UrlList = Annotated[list[str], NoDecode, BeforeValidator(_split_urls)]
+"""Several URLs, which may have commas in them; in an environment variable, with blanks between them."""
+
+
 def default_data_dir() -> Path:
     """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`."""
     base = os.environ.get("XDG_DATA_HOME", "")
@@ -58,6 +67,26 @@ class Settings(BaseSettings):
     allow_remote: bool = Field(False, description="listen on other than loopback addresses without an API key")
     served_names: TextList = Field(
         [], description="names (or addresses) that requests may call this service by, beside its own; may be repeated"
+    )
+    keys_file: Path | None = Field(
+        None, description="file of hashed keys, as `tapline keys add` writes it; it is read again when it changes"
+    )
+    keys: TextList = Field(
+        [], description="hashed key, NAME SCOPE sha256:HASH, as `tapline keys add` prints it; may be repeated"
+    )
+    rate_limit_per_minute: int = Field(
+        6000, ge=0, le=10_000_000, description="most requests of a key in a minute; 0 for no limit"
+    )
+    failed_keys_per_minute: int = Field(
+        20, ge=1, le=100_000, description="most wrong keys of a client address in a minute"
+    )
+    audit_log: Path | None = Field(
+        None, description="file of failed keys, sign-ins and changes, as JSON lines; they go to the log where not given"
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate (and its chain) to serve HTTPS with")
+    tls_key: Path | None = Field(None, description="PEM file of the key of that certificate, without passphrase")
+    forwarded_allow_ips: TextList = Field(
+        [], description="address or network of a proxy whose X-Forwarded-For and -Proto are believed; may be repeated"
     )
     repository: Path | None = Field(
         None, description="model repository, NAME/VERSION/ below it; the models that ship where not given"
@@ -153,6 +182,9 @@ class Settings(BaseSettings):
     parse_memory_mb: int = Field(
         2048, ge=256, description="most memory (address space) of a process that reads captures"
     )
+    alerts: Path | None = Field(
+        None, description="file of alert rules (TOML), read anew when it changes; no alerts where not given"
+    )
     zeek: TextList = Field(
         [], description="bus of a sensor: ws://host:port, wss://host:port or broker://host:port; may be repeated"
     )
@@ -187,6 +219,11 @@ class Settings(BaseSettings):
     spool_verdicts: int = Field(
         100_000, ge=0, le=10_000_000, description="most verdicts kept for a sensor that is away; 0 sends none back"
     )
+    output: UrlList = Field(
+        [],
+        description="where records of verdicts and alerts go: eve:FILE, syslog+tls://HOST, https://HOST/PATH, "
+        "kafka://HOST/TOPIC and more (docs/outputs.md); may be repeated (in the environment: with blanks between)",
+    )
     live_queue_flows: int = Field(20_000, ge=1, le=10_000_000, description="most live flows waiting; more are shed")
     replay: Path | None = Field(None, description="capture to play through the live path")
     speed: float = Field(
@@ -212,9 +249,35 @@ class Settings(BaseSettings):
             raise ValueError("expected a key without blanks at its ends, line ends and control characters")
         return key
 
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _are_addresses(cls, given: list[str]) -> list[str]:
+        for one in given:
+            try:
+                names_some = ipaddress.ip_network(one).prefixlen > 0
+            except ValueError:
+                names_some = False
+            if not names_some:
+                raise ValueError("expected addresses or networks of proxies, as 10.0.0.0/8; all else could be anybody")
+        return given
+
+    @field_serializer("keys", when_used="json")
+    def _show_names_of_keys(self, lines: list[str]) -> list[str]:
+        return [line.partition("sha256:")[0].strip() for line in lines]
+
     @field_serializer("zeek", when_used="json")
     def _show_no_passwords(self, urls: list[str]) -> list[str]:
         return [shown_url(url) for url in urls]
+
+    @field_validator("output")
+    @classmethod
+    def _outputs_are_understood(cls, texts: list[str]) -> list[str]:
+        parse_outputs(texts)
+        return texts
+
+    @field_serializer("output", when_used="json")
+    def _show_no_parameters(self, texts: list[str]) -> list[str]:
+        return [shown_output(text) for text in texts]
 
     @model_validator(mode="after")
     def _zeek_takes_it(self) -> Settings:
@@ -238,10 +301,18 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _stay_local(self) -> Settings:
-        if not self.allow_remote and self.api_key is None and not is_loopback(self.host):
+        has_keys = self.api_key is not None or self.keys or self.keys_file is not None
+        if not self.allow_remote and not has_keys and not is_loopback(self.host):
             raise ValueError(
-                f"listening on {self.host} would let others in: give an API key (--api-key), or --allow-remote"
+                f"listening on {self.host} would let others in: give keys (--keys-file, or one by --api-key), or "
+                "--allow-remote"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("a certificate without its key, or a key without: give --tls-cert and --tls-key, or none")
         return self
 
 

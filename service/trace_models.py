@@ -19,6 +19,7 @@ from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Part, Supervisor
 from tapline.service.settings import Settings
 from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.traces.live_model import Scored
 from tapline.service.traces.live_traces import LiveTraces, TraceWatcher
 from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
@@ -45,8 +46,9 @@ class TraceModels:
         metrics: Metrics,
         supervisor: Supervisor,
         watcher: TraceWatcher,
+        scored: Scored = lambda checkpoint, logits: None,
     ) -> None:
-        """`directories`: of the models that serve from the start.
+        """`directories`: of the models that serve from the start; `watcher` and `scored` as of `LiveTraces`.
 
         Raises:
             CheckpointError, EngineError: one cannot serve, or its window has no end where traffic has none.
@@ -61,7 +63,7 @@ class TraceModels:
         self._watching: dict[str, Part] | None = None
         if settings.is_live:
             room = Room(settings.trace_subjects, settings.trace_open_flows)
-            self.live = LiveTraces(metrics, room, watcher=watcher)
+            self.live = LiveTraces(metrics, room, watcher=watcher, scored=scored)
             if settings.state_dir is not None:
                 adopt_former(settings.state_dir)
         for directory in directories:

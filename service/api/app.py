@@ -12,7 +12,9 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tapline.installation import version
+from tapline.service.access.access import Access
 from tapline.service.api import errors, schemas
+from tapline.service.api.alerts_route import add_alerts
 from tapline.service.api.choice import ReadPorts, TraceNames, WithContent, choice_of
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ErrorBody, error_response
@@ -24,6 +26,7 @@ from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE, BodyLimit, Me
 from tapline.service.api.live_route import live
 from tapline.service.api.models_route import add_models, model_errors
 from tapline.service.api.openapi import CAPTURE_BODY, FLOWS_BODY, describe
+from tapline.service.api.sign_in import add_sign_in
 from tapline.service.api.stream_route import add_stream
 from tapline.service.api.uploads import NDJSON, classify_upload
 from tapline.service.api.wanted import Wanted
@@ -40,17 +43,25 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service, add_pages: Callable[[FastAPI], None] | None = None) -> FastAPI:
+def create_app(
+    service: Service, add_pages: Callable[[FastAPI], None] | None = None, access: Access | None = None
+) -> FastAPI:
     """The application around a service; its lifespan warms the service up and drains it.
 
-    `add_pages` adds the dashboard at `/`; without one `/` leads to the documentation.
+    `add_pages` adds the dashboard at `/`; without one `/` leads to the documentation. `access`: who is let in; as the
+    settings say where it is not given.
+
+    Raises:
+        KeysError: the settings' keys, or the audit log, cannot be used.
     """
+    let_in = access or Access(service.settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with service.running(), service.jobs.running():
             yield
         desk.close()
+        let_in.audit.close()
 
     app = FastAPIOffline(
         title="tapline",
@@ -64,7 +75,7 @@ def create_app(service: Service, add_pages: Callable[[FastAPI], None] | None = N
     for layer, options in (
         (BodyLimit, {"settings": service.settings}),
         (Wanted, {}),
-        (Gate, {"settings": service.settings}),
+        (Gate, {"settings": service.settings, "access": let_in, "metrics": service.metrics}),
         (Measured, {"metrics": service.metrics}),
     ):  # from the innermost to the outermost
         app.add_middleware(layer, **options)
@@ -72,9 +83,11 @@ def create_app(service: Service, add_pages: Callable[[FastAPI], None] | None = N
     add_jobs(app, service)
     add_models(app, service)
     add_history(app, service)
+    add_alerts(app, service)
     add_stream(app, service)
     _add_state(app, service)
-    describe(app, has_key=service.settings.api_key is not None)
+    add_sign_in(app, let_in)
+    describe(app, has_key=let_in.is_on)
     (add_pages or _add_way_to_docs)(app)
     return app
 

@@ -81,7 +81,7 @@ def flows_asked(
     """The filter of flows that a request asks for."""
     with history_errors():
         return FlowFilter(
-            **_times_and_host(since, until, host),
+            **times_and_host(since, until, host),
             port=port,
             label=label,
             nearest=nearest,
@@ -115,7 +115,7 @@ def traces_asked(
     """The filter of traces that a request asks for."""
     with history_errors():
         return TraceFilter(
-            **_times_and_host(since, until, host),
+            **times_and_host(since, until, host),
             subject=subject,
             label=label,
             nearest=nearest,
@@ -133,7 +133,12 @@ FlowsAsked = Annotated[FlowFilter, Depends(flows_asked)]
 TracesAsked = Annotated[TraceFilter, Depends(traces_asked)]
 
 
-def _times_and_host(since: str | None, until: str | None, host: str | None) -> dict[str, Any]:
+def times_and_host(since: str | None, until: str | None, host: str | None) -> dict[str, Any]:
+    """The fields of a filter that every kind of record has.
+
+    Raises:
+        FilterError: one cannot be understood.
+    """
     if host is not None:
         key_range(host)
     return {

@@ -1,84 +1,77 @@
 """Who may ask: checked from a request's head alone, before its body is read and before any route is looked for.
 
 A web page is a client, too. One that is foreign is known by `Origin` or `Sec-Fetch-Site`; one that has made its own
-name point here (DNS rebinding) by `Host`.
+name point here (DNS rebinding) by `Host`. Who has which key, and what it may do, `tapline.service.access` knows.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
+import math
 import re
-import secrets
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import quote
 
+from fastapi import Request
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tapline.service.access.access import CALLER, Access, Caller, TooManyFailuresError, WrongKeyError, given_keys
+from tapline.service.access.scopes import SAFE_METHODS, Wanted, wanted_scope
 from tapline.service.api.errors import ApiError, error_response
 from tapline.service.api.limits import limit_mb, too_large
+from tapline.service.api.page_headers import with_headers
+from tapline.service.metrics import Metrics
 from tapline.service.settings import Settings, is_loopback
 
-OPEN_ROUTES = ("/healthz", "/readyz")
-"""Routes that answer without an API key: what an orchestrator probes."""
-
-OPEN_PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
-"""The documentation, which is the same everywhere; a key can be entered there."""
-
-_OPEN_FILES = "/static-offline-docs/"
-_ASK_A_PERSON = 'Basic realm="tapline: any name, the API key as password", charset="UTF-8"'
-"""Lets a browser ask for the key: of pages, foreign ones cannot use what it remembers."""
+SIGN_IN = "/sign-in"
+MAX_ADDRESS_CHARS = 64
+"""Of what a proxy says that a client's address is."""
 
 _OWN_SITE = ("same-origin", "none")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::[0-9]{1,5})?")
-
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-]
-"""Keep what is answered out of foreign pages, whose browser these headers are for."""
+_POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 
 
 class Gate:
-    """Refuses, in this order: foreign hosts (421), foreign pages (403), requests without the key (401), bodies that
-    say they are too large (413)."""
+    """Refuses, in this order: foreign hosts (421), foreign pages (403), requests without a key (401), too many of a
+    client or of a key (429), keys without the scope (403), bodies that say they are too large (413)."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, access: Access, metrics: Metrics) -> None:
         self._app = app
         self._settings = settings
+        self._access = access
+        self._refused = metrics.requests_refused
         self._named = {_plain(name) for name in settings.served_names}
-        key = settings.api_key.get_secret_value() if settings.api_key else None
-        self._keys = _encodings(key) if key is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] == "websocket":  # of a page: one that is refused never opens
-            try:
-                self._check(scope)
-            except ApiError:
-                await send({"type": "websocket.close", "code": 1008})
-                return
-            await self._app(scope, receive, send)
-            return
-
-        async def guarded(message: dict[str, object]) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}  # type: ignore[misc]
-            await send(message)
-
         try:
-            self._check(scope)
+            caller = self._check(scope)
         except ApiError as error:
-            answer = error_response(error.status_code, error.code, error.detail, dict(error.headers or {}))
-            await answer(scope, receive, guarded)  # type: ignore[arg-type]
+            self._refused.labels(error.code).inc()
+            if scope["type"] == "websocket":  # of a page: one that is refused never opens
+                await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+                return
+            answer = error_response(error.status_code, error.code, str(error.detail), dict(error.headers or {}))
+            await answer(scope, receive, with_headers(scope, send))
             return
-        await self._app(scope, receive, guarded)  # type: ignore[arg-type]
+        scope[CALLER] = caller
+        if scope["type"] == "websocket":
+            connection = _Connection(caller, receive, send)
+            await self._app(scope, connection.receive, connection.send)
+            return
+        await self._app(scope, receive, with_headers(scope, _until_revoked(caller, _accounted(scope, caller, send))))
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> Caller:
+        """Who asks.
+
+        Raises:
+            ApiError: it may not.
+        """
         headers = Headers(scope=scope)
         host = headers.get("host")
         if host is not None and not self._serves(host):
@@ -86,19 +79,41 @@ class Gate:
                 421, "foreign_host", "this service is not served under that name: name it with --served-names"
             )
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if site not in _OWN_SITE or not self._is_own(origin, host):
-            raise ApiError(403, "foreign_page", "requests of pages from elsewhere are refused")
-        path = scope["path"]
-        is_open = path in OPEN_ROUTES or path in OPEN_PAGES or path.startswith(_OPEN_FILES)
-        if self._keys is not None and not is_open and not self._has_key(scope):
-            way = _ASK_A_PERSON if "text/html" in headers.get("accept", "") else "Bearer"
-            raise ApiError(
-                401, "unauthorized", "send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
-                headers={"WWW-Authenticate": way},
-            )  # fmt: skip
-        declared, most_mb = headers.get("content-length", ""), limit_mb(path, self._settings)
+        if site not in _OWN_SITE or not self._is_own(origin, host, scope["scheme"]):
+            raise _foreign_page()
+        method = scope.get("method", "WEBSOCKET")
+        wanted = wanted_scope(method, scope["path"])
+        caller = self._caller(scope, headers, method, wanted)
+        declared, most_mb = headers.get("content-length", ""), limit_mb(scope["path"], self._settings)
         if declared.isdigit() and int(declared) > most_mb << 20:
             raise too_large(most_mb)
+        return caller
+
+    def _caller(self, scope: Scope, headers: Headers, method: str, wanted: Wanted) -> Caller:
+        address = client_address(scope)
+        if wanted == "open" or not self._access.is_on:
+            return self._access.nobody(address)
+        try:
+            caller = self._access.by_key(given_keys(scope["headers"]), address)
+        except TooManyFailuresError as error:
+            raise too_many("too_many_wrong_keys", error.seconds) from None
+        except WrongKeyError:
+            raise _no_key(scope, headers) from None
+        if caller is None:
+            is_secure = scope["scheme"] in ("https", "wss")
+            caller = self._access.by_session(cookies(headers), address, secure=is_secure)
+            says_whence = "origin" in headers or "sec-fetch-site" in headers
+            if caller is not None and method not in SAFE_METHODS and not says_whence:
+                raise _foreign_page()  # browsers say it of whatever changes something
+        if caller is None:
+            raise _no_key(scope, headers)
+        if wait := self._access.rates.take(caller.name):
+            raise too_many("rate_limit", wait)
+        if not caller.may(wanted):
+            if method not in SAFE_METHODS:
+                caller.record(action_of(scope), "403 scope")
+            raise ApiError(403, "scope", f"this wants a key of the scope {wanted}")
+        return caller
 
     def _serves(self, host: str) -> bool:
         """Whether requests may call the service so: by its address, which no foreign name can pass for, or by a name
@@ -111,45 +126,132 @@ class Gate:
             return True
         return not is_loopback(self._settings.host) and _is_address(name)
 
-    def _is_own(self, origin: str | None, host: str | None) -> bool:
-        """Whether a page of that origin is the service's own."""
+    def _is_own(self, origin: str | None, host: str | None, scheme: str) -> bool:
+        """Whether a page of that origin is the service's own: where the request goes to, or, behind a proxy that
+        changes `Host`, one of its names on the port of its scheme."""
         if origin is None:
             return True
-        scheme, _, place = origin.partition("://")
+        its_scheme, _, place = origin.partition("://")
         found = _HOST.fullmatch(place)
-        if scheme not in ("http", "https") or found is None:
+        if (
+            its_scheme not in ("http", "https")
+            or found is None
+            or (scheme in ("https", "wss") and its_scheme == "http")
+        ):
             return False
-        return place.lower() == (host or "").lower() or _plain(found[1]) in self._named
-
-    def _has_key(self, scope: Scope) -> bool:
-        assert self._keys is not None
-        given: list[bytes] = []
-        for name, value in scope["headers"]:
-            if name == b"x-api-key":
-                given.append(value.strip())
-            elif name == b"authorization":
-                scheme, _, credentials = value.strip().partition(b" ")
-                if scheme.lower() == b"bearer":
-                    given.append(credentials.strip())
-                elif scheme.lower() == b"basic":
-                    given.append(_password(credentials.strip()))
-        return any(secrets.compare_digest(one, key) for one in given for key in self._keys)
+        return place.lower() == (host or "").lower() or _plain(place) in self._named
 
 
-def _password(credentials: bytes) -> bytes:
-    """The password of Basic authentication (RFC 7617), whatever the name; empty where there is none."""
+def caller_of(request: Request) -> Caller:
+    """Who asks, as the gate found."""
+    caller = request.scope[CALLER]
+    assert isinstance(caller, Caller)
+    return caller
+
+
+def client_address(scope: Scope) -> str:
+    """The address of a request's client."""
+    client = scope.get("client")
+    return str(client[0])[:MAX_ADDRESS_CHARS] if client else "-"
+
+
+def cookies(headers: Headers) -> dict[str, str]:
+    """The cookies of a request; none where they cannot be read."""
     try:
-        return base64.b64decode(credentials, validate=True).partition(b":")[2]
-    except binascii.Error:
-        return b""
+        return {name: morsel.value for name, morsel in SimpleCookie(headers.get("cookie", "")).items()}
+    except CookieError:
+        return {}
 
 
-def _encodings(key: str) -> list[bytes]:
-    """The bytes that clients send for a key: UTF-8, or ISO 8859-1 where their libraries take headers for that."""
-    try:
-        return list({key.encode(), key.encode("iso-8859-1")})
-    except UnicodeEncodeError:
-        return [key.encode()]
+def too_many(code: str, seconds: float) -> ApiError:
+    """The error of a client that has to wait."""
+    message = "too many wrong keys came from here" if code == "too_many_wrong_keys" else "too many requests of this key"
+    return ApiError(429, code, f"{message}: come again", headers={"Retry-After": str(math.ceil(seconds))})
+
+
+def action_of(scope: Scope) -> str:
+    """What a request does, for the account: method, path and query."""
+    query = scope.get("query_string", b"").decode("latin-1")
+    return f"{scope.get('method', 'WEBSOCKET')} {scope['path']}{'?' if query else ''}{query}"
+
+
+def _foreign_page() -> ApiError:
+    return ApiError(403, "foreign_page", "requests of pages from elsewhere are refused")
+
+
+def _no_key(scope: Scope, headers: Headers) -> ApiError:
+    """What is told who has no good key: a browser is led to where it can sign in."""
+    if scope.get("method") in ("GET", "HEAD") and "text/html" in headers.get("accept", ""):
+        query = scope.get("query_string", b"").decode("latin-1")
+        path = scope.get("raw_path", b"").decode("latin-1") or "/"
+        target = quote(path + ("?" + query if query else ""), safe="/")
+        return ApiError(303, "unauthorized", "sign in first", headers={"Location": f"{SIGN_IN}?next={target}"})
+    return ApiError(
+        401, "unauthorized", "send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`",
+        headers={"WWW-Authenticate": "Bearer"},
+    )  # fmt: skip
+
+
+def _accounted(scope: Scope, caller: Caller, send: Send) -> Send:
+    """Leaves a line of what changes something besides handing in traffic."""
+    method = scope["method"]
+    if method in SAFE_METHODS or not (method == "DELETE" or wanted_scope(method, scope["path"]) == "admin"):
+        return send
+
+    async def told(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            caller.record(action_of(scope), str(message["status"]))
+        await send(message)
+
+    return told
+
+
+def _until_revoked(caller: Caller, send: Send) -> Send:
+    """Ends an answer that has no stated length, as the stream of verdicts, when the caller may ask no more."""
+    if caller.digest is None:
+        return send
+    is_open = has_length = False
+
+    async def watched(message: Message) -> None:
+        nonlocal is_open, has_length
+        if message["type"] == "http.response.start":
+            is_open = True
+            has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", []))
+        elif message.get("more_body") and not has_length and not caller.may("read"):
+            if is_open:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            is_open = False
+        if is_open:
+            await send(message)
+
+    return watched
+
+
+class _Connection:
+    """A page's connection, which is closed when the caller may ask no more: nothing passes it afterwards."""
+
+    def __init__(self, caller: Caller, receive: Receive, send: Send) -> None:
+        self._caller = caller
+        self._receive = receive
+        self._send = send
+        self._is_open = True
+
+    async def receive(self) -> Message:
+        """The next message of the page, or its end."""
+        while (message := await self._receive())["type"] == "websocket.receive" and not await self._passes():
+            pass
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a message to the page."""
+        if await self._passes():
+            await self._send(message)
+
+    async def _passes(self) -> bool:
+        if self._is_open and not self._caller.may("read"):
+            self._is_open = False
+            await self._send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        return self._is_open
 
 
 def _plain(name: str) -> str:

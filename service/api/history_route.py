@@ -40,7 +40,7 @@ def add_history(app: FastAPI, service: Service) -> None:
         it may in another order than that of time: ask for less time.
         """
         with history_errors():
-            page = await _history(service).flows(wanted, sort=sort, ascending=ascending, limit=limit, cursor=cursor)
+            page = await history_of(service).flows(wanted, sort=sort, ascending=ascending, limit=limit, cursor=cursor)
         shown = page.items if content else [_without_content(flow) for flow in page.items]
         return _json({"flows": shown, "next": page.next})
 
@@ -48,7 +48,7 @@ def add_history(app: FastAPI, service: Service) -> None:
     async def flow(number: Number, content: Content = False) -> Response:
         """A flow by its number; 404 where there is none, or no more."""
         with history_errors():
-            found = await _history(service).flow_of(number)
+            found = await history_of(service).flow_of(number)
         if found is None:
             raise ApiError(404, "no_flow", "there is no flow of this number, or no more")
         return _json(found if content else _without_content(found))
@@ -64,7 +64,7 @@ def add_history(app: FastAPI, service: Service) -> None:
         """
         reason, live = service.no_live_traces(), service.traces
         with history_errors():
-            history = _history(service)
+            history = history_of(service)
             page = await history.traces(wanted, ascending=ascending, limit=limit, cursor=cursor)
             if reason is not None and not page.items and not (await history.traces(TraceFilter(), limit=1)).items:
                 raise ApiError(404, "no_traces", f"no live traces: {reason}")
@@ -77,7 +77,12 @@ def add_history(app: FastAPI, service: Service) -> None:
         return _json(answer)
 
 
-def _history(service: Service) -> History:
+def history_of(service: Service) -> History:
+    """The history.
+
+    Raises:
+        ApiError: 404, none is kept.
+    """
     if service.history is None:
         raise ApiError(404, "no_history", "no history is kept: start without --history none")
     return service.history

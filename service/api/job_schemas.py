@@ -39,6 +39,7 @@ class Job(Body):
         Literal["queued", "reading", "done", "failed", "cancelled"],
         Field(description="nothing follows `done`, `failed` and `cancelled`"),
     ]
+    owner: Annotated[str | None, Field(description="name of the key that handed it in; null where none was wanted")]
     path: Annotated[str | None, Field(description="below the directory `captures_dir`; null where it was uploaded")]
     started: Seconds
     ended: Seconds

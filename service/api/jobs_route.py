@@ -18,6 +18,7 @@ from tapline.service.api import job_schemas, schemas
 from tapline.service.api.asked import Ascending, Content, Cursor, FlowsAsked, Limit, TracesAsked, history_errors
 from tapline.service.api.choice import ReadPorts, TraceNames, choice_of
 from tapline.service.api.errors import ApiError, ErrorBody
+from tapline.service.api.gate import caller_of
 from tapline.service.api.job_bodies import SentCapture
 from tapline.service.api.limits import JOBS_ROUTE
 from tapline.service.api.models_route import model_errors
@@ -109,16 +110,17 @@ def _add_taking(app: FastAPI, service: Service) -> None:
         """Classify a capture in the background: as the multipart part `file`, as the body, or, as JSON `{"path": ...}`,
         one that lies below the directory of the setting `captures_dir`. `Location` says where the job is.
         """
+        owner = caller_of(request).owner
         wanted = choice_of(service.trace_models, ports, traces, content=False)
         chosen = None if wanted.traces is None else sorted(wanted.traces)
         options = JobOptions(model=model, traces=chosen, ports=wanted.ports)
         with model_errors(), job_errors():
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-                job = await service.jobs.submit_path(await _path(request), options)
+                job = await service.jobs.submit_path(await _path(request), options, owner)
             else:
                 sent = SentCapture(request)
                 await sent.begin()
-                job = await service.jobs.submit(sent.chunks(), name or sent.name, options)
+                job = await service.jobs.submit(sent.chunks(), name or sent.name, options, owner)
         return _json(_shown(job), 202, {"Location": f"{JOBS_ROUTE}/{job.id}"})
 
 
@@ -155,11 +157,13 @@ def _add_asking(app: FastAPI, service: Service) -> None:
             return _json(_shown(service.jobs.get(id)))
 
     @app.delete(JOBS_ROUTE + "/{id}", tags=["jobs"], response_model=job_schemas.Job, responses=_ERRORS)
-    async def delete(id: Id) -> Response:
+    async def delete(request: Request, id: Id) -> Response:
         """Cancel a job that waits or runs; remove one that has ended, with its capture and its result. The answer is
-        the job as it was left."""
+        the job as it was left. A job that another key handed in wants the scope *admin*."""
         with job_errors():
             found = service.jobs.get(id)
+            if not caller_of(request).owns(found.owner):
+                raise ApiError(403, "scope", "another key handed this job in: that wants a key of the scope admin")
             if found.has_ended:
                 await service.jobs.delete(id)
             else:

@@ -9,6 +9,7 @@ import msgspec
 from tapline.service.api import schemas
 from tapline.service.live.sensors import Sensor
 from tapline.service.runtime import Service
+from tapline.service.sinks.delivery import Delivery
 from tapline.service.sources.bus.source import SensorState
 
 TOP_SUBJECTS = 20
@@ -31,7 +32,16 @@ def live(service: Service) -> schemas.Live:
             for part in service.supervisor.parts.values()
         ],
         history=_history(service),
+        outputs=[_output(delivery) for delivery in service.outputs.deliveries],
+        alert_rules=_alert_rules(service),
     )
+
+
+def _alert_rules(service: Service) -> schemas.AlertRulesState | None:
+    watch = service.alerts
+    if watch is None:
+        return None
+    return schemas.AlertRulesState(path=str(watch.path), rules=watch.rules, problem=watch.problem)
 
 
 def _history(service: Service) -> schemas.HistoryState | None:
@@ -43,6 +53,22 @@ def _history(service: Service) -> schemas.HistoryState | None:
         used_bytes=history.used_bytes,
         problem=history.problem,
         **msgspec.structs.asdict(history.counts),
+    )
+
+
+def _output(delivery: Delivery) -> schemas.OutputState:
+    counts = delivery.counts
+    return schemas.OutputState(
+        name=delivery.name,
+        received=counts.received,
+        recovered=counts.recovered,
+        written=counts.written,
+        dropped=counts.dropped,
+        failed=counts.failed,
+        dropped_by={str(kind): records for kind, records in counts.dropped_by.items()},
+        queued=delivery.queued,
+        spooled=delivery.spooled,
+        problem=delivery.problem,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tapline.service.api.gate import OPEN_ROUTES
+from tapline.service.access.scopes import wanted_scope
 from tapline.service.api.job_schemas import CapturePath
 from tapline.service.api.schemas import FlowsRequest
 
@@ -74,11 +74,16 @@ def _completed(document: dict[str, Any], *, has_key: bool) -> dict[str, Any]:
     if has_key:
         components["securitySchemes"] = _KEYS
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
+            wanted = wanted_scope(method.upper(), path)
             answers = operation["responses"]
-            answers["403"] = {"description": "A page from elsewhere", **_ERROR}
+            answers["403"] = {"description": "A page from elsewhere, or a key without the scope", **_ERROR}
             answers["421"] = {"description": "Not served under that name", **_ERROR}
-            if has_key and path not in OPEN_ROUTES:
-                operation["security"] = [{name: []} for name in _KEYS]
-                answers["401"] = {"description": "Without the API key", **_ERROR}
+            if has_key and wanted != "open":
+                operation["security"] = [{name: [wanted]} for name in _KEYS]
+                operation["description"] = (
+                    f"{operation.get('description', '')}\n\nA key of the scope *{wanted}*.".strip()
+                )
+                answers["401"] = {"description": "Without a key", **_ERROR}
+                answers["429"] = {"description": "Too many requests of a key, or too many wrong keys", **_ERROR}
     return document

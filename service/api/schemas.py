@@ -397,6 +397,29 @@ class HistoryState(Body):
     problem: Annotated[str | None, Field(description="why nothing can be kept now")]
 
 
+class OutputState(Body):
+    """An output, and what became of its records: `received` and `recovered` are all the others together."""
+
+    name: str
+    received: int
+    recovered: Annotated[int, Field(description="that an earlier run had left in the spool")]
+    written: int
+    dropped: Annotated[int, Field(description="for want of room")]
+    failed: Annotated[int, Field(description="because the output will never take them")]
+    dropped_by: Annotated[dict[str, int], Field(description="what was dropped by kind: flows, traces, alerts")]
+    queued: Annotated[int, Field(description="that wait in memory")]
+    spooled: Annotated[int, Field(description="that wait on disk")]
+    problem: Annotated[str | None, Field(description="why nothing can be sent now, or that records are dropped")]
+
+
+class AlertRulesState(Body):
+    """The alert rules that are at work."""
+
+    path: str
+    rules: Annotated[int, Field(description="at work")]
+    problem: Annotated[str | None, Field(description="what is wrong with their newest version, which is not at work")]
+
+
 class Live(Body):
     """The live path: what came, what became of it, and where it comes from."""
 
@@ -407,6 +430,8 @@ class Live(Body):
     traces: Annotated[list[LiveTraces], Field(description="one for each trace model")]
     parts: Annotated[list[Part], Field(description="the long-lived tasks of the service")]
     history: Annotated[HistoryState | None, Field(description="null where none is kept")]
+    outputs: list[OutputState]
+    alert_rules: Annotated[AlertRulesState | None, Field(description="null where there are none")]
 
 
 class Health(Body):

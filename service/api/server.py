@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,12 +14,14 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from tapline.service.access.access import Access
+from tapline.service.access.tls import tls_context
 from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
 from tapline.service.process.log_lines import configure_logs
-from tapline.service.process.signals import stop_signals
+from tapline.service.process.signals import has_terminal, stop_signals
 from tapline.service.runtime import Service
-from tapline.service.settings import Settings
+from tapline.service.settings import Settings, is_loopback
 
 log = structlog.get_logger()
 
@@ -41,15 +44,36 @@ class GaveUpError(RuntimeError):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, except that SIGTERM, SIGINT and SIGHUP end it with status 0 once it has drained.
+    """uvicorn's server, except that SIGTERM and SIGINT end it with status 0 once it has drained, and so does SIGHUP
+    where there is a terminal; where there is none it calls `hang_up`.
 
     It also ends where a part of the service cannot be kept alive.
     """
 
-    def __init__(self, config: uvicorn.Config, gave_up: asyncio.Event, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        gave_up: asyncio.Event,
+        hang_up: Callable[[], None],
+        drain_seconds: float,
+        handshake_seconds: float,
+    ) -> None:
         super().__init__(config)
+        self._hang_up = hang_up
         self._gave_up = gave_up
         self._drain_seconds = drain_seconds
+        self._handshake_seconds = handshake_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; a client has no minute for its TLS handshake, which uvicorn has no setting for."""
+        loop = asyncio.get_running_loop()
+        create_server = loop.create_server
+        if self.config.ssl is not None:
+            loop.create_server = partial(create_server, ssl_handshake_timeout=self._handshake_seconds)  # type: ignore
+        try:
+            await super().startup(sockets)
+        finally:
+            loop.create_server = create_server  # type: ignore[method-assign]
 
     async def main_loop(self) -> None:
         watching = asyncio.create_task(self._stop_when_given_up(), name="gave up")
@@ -68,6 +92,8 @@ class _Server(uvicorn.Server):
         asked = stop_signals()
         for number in asked:
             loop.add_signal_handler(number, self._stop, number.name)
+        if signal.SIGHUP in asked and not has_terminal():
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             yield
         finally:
@@ -102,9 +128,10 @@ class _Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP.
+    """Serve until SIGTERM or SIGINT; SIGHUP ends it where there is a terminal, else it opens files anew.
 
     Raises:
+        KeysError, TlsError: keys, the audit log or the certificate cannot be used.
         CheckpointError, EngineError, TransportError: nothing can be served.
         JobsInUseError: the directory of jobs cannot be used, or another service has it.
         ListenError: the address cannot be listened on.
@@ -112,18 +139,22 @@ def serve(settings: Settings) -> None:
     """
     configure_logs()
     gc.freeze()  # what was imported stays: to look through it again and again would hold requests up for 100 ms
+    tls = tls_context(settings.tls_cert, settings.tls_key)
+    access = Access(settings)
     with _listening(settings) as listener:
         service = Service(settings)
         service.jobs.open()
         checkpoint = service.classifier.checkpoint
         host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if tls is not None else "http"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
         log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}")
+        _warn_of_clear_text(settings, access)
         add_pages = _pages(service)
         deadlines = Deadlines(settings.client_timeout_seconds, settings.client_min_bytes_per_second)
         config = uvicorn.Config(
-            create_app(service, add_pages),
+            create_app(service, add_pages, access),
             loop="asyncio",
             http=partial(DeadlineProtocol, deadlines=deadlines),  # type: ignore[arg-type]
             ws="websockets-sansio" if add_pages else "none",
@@ -131,13 +162,34 @@ def serve(settings: Settings) -> None:
             log_level="error",  # what is wrong with a request is answered, not logged
             access_log=False,
             server_header=False,
+            proxy_headers=bool(settings.forwarded_allow_ips),
+            forwarded_allow_ips=settings.forwarded_allow_ips,
             timeout_graceful_shutdown=round(settings.shutdown_seconds) + _CUT_OFF_SECONDS,
             h11_max_incomplete_event_size=64 << 10,
         )
-        _Server(config, service.supervisor.gave_up, settings.shutdown_seconds).run(sockets=[listener])
+        config.load()
+        config.ssl = tls
+        server = _Server(
+            config,
+            service.supervisor.gave_up,
+            service.hang_up,
+            drain_seconds=settings.shutdown_seconds,
+            handshake_seconds=settings.client_timeout_seconds,
+        )
+        server.run(sockets=[listener])
     log.info("stopped")
     if service.supervisor.failure:
         raise GaveUpError(service.supervisor.failure)
+
+
+def _warn_of_clear_text(settings: Settings, access: Access) -> None:
+    if (
+        access.is_on
+        and not is_loopback(settings.host)
+        and settings.tls_cert is None
+        and not settings.forwarded_allow_ips
+    ):
+        log.warning("keys come in clear text", hint="give --tls-cert and --tls-key, or put a proxy with TLS before it")
 
 
 def _pages(service: Service) -> Callable[[FastAPI], None] | None:

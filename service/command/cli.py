@@ -8,16 +8,17 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import msgspec
 import typer
-from rich.console import Console
 
 from tapline.installation import version
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
+from tapline.service.command.alerts_command import app as alerts_app
 from tapline.service.command.backup_command import backup, restore
+from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_classifier
 from tapline.service.command.classify import classify_inputs
 from tapline.service.command.config_command import app as config_app
 from tapline.service.command.config_command import check_config
@@ -26,6 +27,7 @@ from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.health_command import HealthError
 from tapline.service.command.health_command import health as ask_health
 from tapline.service.command.history_command import app as history_app
+from tapline.service.command.keys_command import app as keys_app
 from tapline.service.command.models_command import app as models_app
 from tapline.service.command.output import Format, Writers, report_writer, writer
 from tapline.service.command.serve_command import serve
@@ -34,12 +36,9 @@ from tapline.service.command.watch import watch
 from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.engines.engine import EngineError, EngineName
 from tapline.service.engines.thread import hanging_engine
-from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
-from tapline.service.inference.repository import newest_version, shipped_checkpoint
-from tapline.service.inference.trace_loading import NO_TRACES, trace_directories
+from tapline.service.inference.trace_loading import NO_TRACES
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.process_title import hide_passwords
-from tapline.service.python.chosen import open_classifier
 from tapline.service.python.offline import account
 from tapline.service.results.anonymise import AnonymiseKeyError, Anonymiser, read_key
 from tapline.service.results.records import (
@@ -56,7 +55,7 @@ from tapline.service.results.writers import Show, Writer
 from tapline.service.settings import Ports
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError, ReadOptions
-from tapline.service.sources.inputs import FlowInput, ReaderName, inputs_of, open_input
+from tapline.service.sources.inputs import FlowInput, inputs_of, open_input
 from tapline.service.sources.zeek_process import ZeekError
 from tapline.service.traces.window_state import StateError
 
@@ -71,22 +70,6 @@ app = typer.Typer(
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-Captures = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CAPTURE...",
-        help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, a directory of captures, or -",
-    ),
-]
-Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: run Zeek on the capture")]
-Traces = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME|DIR",
-        help="trace model that ships by its name, or another by its directory; repeatable; `none` for no traces "
-        "[default: all that ship]",
-    ),
-]
 NoContent = Annotated[
     bool,
     typer.Option("--no-content", help="leave payload out: content bytes and packet heads are empty in the result"),
@@ -200,7 +183,7 @@ def classify(
         captures, wanted = list(inputs_of(captures)), Where(where or [])
     except (CaptureError, WhereError) as error:
         _fail(str(error), EXIT_USAGE)
-    classifier = _classifier(
+    classifier = chosen_classifier(
         checkpoint, [NO_TRACES] if show == "flows" else traces or [], engine, errors,
         min_packets=min_packets, with_scores=scores, ports=ports == "on",
     )  # fmt: skip
@@ -224,24 +207,6 @@ def classify(
     incomplete = any(entry.error or entry.warning for entry in summary.inputs)
     if failed or incomplete or nothing_understood(summary.inputs):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _classifier(
-    checkpoint: Path | None, traces: list[str], engine: EngineName, errors: Console, **options: Any
-) -> Classifier:
-    """What classifies, with the trace models that fit; ends the command where a model is none. `options`: of it."""
-    try:
-        directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
-        return open_classifier(
-            directory,
-            trace_directories(traces),
-            engine,
-            required=bool(traces),
-            warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
-            **options,
-        )
-    except (CheckpointError, EngineError) as error:
-        _fail(str(error), EXIT_USAGE)
 
 
 @app.command()
@@ -293,8 +258,8 @@ app.command("check-config")(check_config)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")
-
-
+app.add_typer(alerts_app, name="alerts")
+app.add_typer(keys_app, name="keys")
 app.command("backup")(backup)
 app.command("restore")(restore)
 

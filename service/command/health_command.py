@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tapline.service.configuration.configuration import Configuration
 from tapline.service.configuration.problems import ConfigurationError
-from tapline.service.settings import Settings
 
 TIMEOUT_SECONDS = 5.0
 
@@ -41,7 +40,7 @@ def health_url(arguments: Sequence[str] = ()) -> str:
         if flag.startswith("--") and name in _FLAGS:
             flags[name] = value if is_whole else next(words, "")
     found = Configuration(flags, flags.pop(_CONFIG, None))
-    scheme = "https" if "tls_cert" in Settings.model_fields and found.value("tls_cert") else "http"
+    scheme = "https" if found.value("tls_cert") else "http"
     host = found.value("host")
     host = _WILDCARDS.get(host, host)
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{found.value('port')}/healthz"

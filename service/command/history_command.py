@@ -14,14 +14,15 @@ import sqlalchemy as sql
 import typer
 from sqlalchemy.exc import DBAPIError
 
+from tapline.service.alerts.alert import Severity
 from tapline.service.command.console import say
 from tapline.service.command.settings_options import Config, configuration
 from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.history.addresses import key_range
 from tapline.service.history.database import Database, HistoryError, SlowQueryError
-from tapline.service.history.export import ExportError, Kind, check_format, rows, write
-from tapline.service.history.filters import FilterError, FlowFilter, TraceFilter, time_us
-from tapline.service.history.history_tables import flows, traces, tries
+from tapline.service.history.export import ExportError, Filter, Kind, check_format, rows, write
+from tapline.service.history.filters import AlertFilter, FilterError, FlowFilter, TraceFilter, time_us
+from tapline.service.history.history_tables import alerts, flows, traces, tries
 from tapline.service.process.process_title import hide_passwords
 
 EXIT_FAILED = 1
@@ -49,12 +50,18 @@ def _text(words: str) -> Any:
 @app.command("show")
 def show(place: Place = None, data_dir: DataDir = None, config: Config = None) -> None:
     """Tell what the history holds: how much, and since when."""
-    with _opened(place, data_dir, config) as database, database.reading(60) as connection:
+    with opened(place, data_dir, config) as database, database.reading(60) as connection:
         for name, table, at in (
             ("flows", flows, flows.c.seen_us),
             ("traces", traces, traces.c.seen_us),
+            ("alerts", alerts, alerts.c.seen_us),
             ("minutes in which hosts tried what got no verdict", tries, tries.c.minute_us),
         ):
+            if not database.has(table):
+                typer.echo(
+                    f"{name}: none before the next start of the service, which brings this history to its version"
+                )
+                continue
             count = connection.execute(sql.select(sql.func.count()).select_from(table)).scalar() or 0
             first, last = connection.execute(sql.select(sql.func.min(at), sql.func.max(at))).one()
             span = f", {_shown(first)} to {_shown(last)}" if count else ""
@@ -83,6 +90,8 @@ def export(
     ] = None,
     suspicious: Annotated[bool | None, typer.Option("--suspicious/--not-suspicious", help="traces that are")] = None,
     subject: Annotated[str | None, _text("traces of this subject")] = None,
+    severity: Annotated[Severity | None, _text("alerts of this severity, or a higher one")] = None,
+    rule: Annotated[str | None, _text("alerts of this rule")] = None,
     final: Annotated[bool | None, typer.Option("--final/--early", help="final verdicts alone, or early ones")] = None,
     content: Annotated[
         bool, typer.Option("--content", help="with the first content bytes of flows, where the history keeps them")
@@ -91,11 +100,13 @@ def export(
     data_dir: DataDir = None,
     config: Config = None,
 ) -> None:
-    """Write verdicts to a file, oldest first, while the service may go on writing."""
+    """Write verdicts or alerts to a file, oldest first, while the service may go on writing."""
     given = {name: value for name, value in locals().items() if name in _ASKED and value is not None}
-    with _opened(place, data_dir, config) as database:
+    with opened(place, data_dir, config) as database:
         check_format(to)
         wanted = _filter(what, given)
+        if what == "alerts" and not database.has(alerts):
+            raise HistoryError(f"{database.shown} is of an earlier version, and has no alerts")
         whole = to.with_name(f".{to.name}.{os.getpid()}{to.suffix}")
         try:
             written = write(whole, what, rows(database, wanted), content=content)
@@ -107,11 +118,15 @@ def export(
 
 _ASKED = {
     "since", "until", "host", "port", "label", "nearest", "unknown", "min_confidence", "max_confidence", "model",
-    "sensor", "source", "unexpected_port", "suspicious", "subject", "final",
+    "sensor", "source", "unexpected_port", "suspicious", "subject", "severity", "rule",
+    "final",
 }  # fmt: skip
 
 
-def _filter(what: Kind, given: dict[str, Any]) -> FlowFilter | TraceFilter:
+_FILTERS: dict[Kind, type[Filter]] = {"flows": FlowFilter, "traces": TraceFilter, "alerts": AlertFilter}
+
+
+def _filter(what: Kind, given: dict[str, Any]) -> Filter:
     """The filter that options ask for.
 
     Raises:
@@ -122,7 +137,7 @@ def _filter(what: Kind, given: dict[str, Any]) -> FlowFilter | TraceFilter:
             given[f"{name}_us"] = time_us(given.pop(name))
     if "host" in given:
         key_range(given["host"])
-    kind: type[FlowFilter | TraceFilter] = FlowFilter if what == "flows" else TraceFilter
+    kind = _FILTERS[what]
     if other := set(given) - set(kind.__struct_fields__):
         raise FilterError(f"--{min(other).replace('_', '-')} is not for {what}")
     try:
@@ -132,7 +147,7 @@ def _filter(what: Kind, given: dict[str, Any]) -> FlowFilter | TraceFilter:
 
 
 @contextmanager
-def _opened(place: str | None, data_dir: Path | None, config: str | None) -> Iterator[Database]:
+def opened(place: str | None, data_dir: Path | None, config: str | None) -> Iterator[Database]:
     """A history that is there; what is wrong is said, and ends the command."""
     try:
         given = configuration(config, {"history": place, "data_dir": data_dir})

@@ -20,6 +20,7 @@ from tapline.service.command.console import make_console, say
 from tapline.service.hub.places import HubError
 from tapline.service.hub.pull import pull
 from tapline.service.hub.push import push
+from tapline.service.process.process_title import hide
 
 EXIT_USAGE = 2
 TIMEOUT_SECONDS = 120
@@ -30,14 +31,20 @@ app = typer.Typer(
 )
 
 Url = Annotated[str, typer.Option(help="where the service listens", envvar="TAPLINE_URL")]
-Key = Annotated[str | None, typer.Option(help="its API key [env TAPLINE_API_KEY]", show_default=False)]
+Key = Annotated[
+    str | None, typer.Option(help="its API key; better by env TAPLINE_API_KEY, or a file", show_default=False)
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(help="file that holds the API key alone", envvar="TAPLINE_API_KEY_FILE", show_default=False),
+]
 Name = Annotated[str, typer.Argument(help="name of the model")]
 
 
 @app.command("list")
-def list_models(url: Url = DEFAULT_URL, api_key: Key = None) -> None:
+def list_models(url: Url = DEFAULT_URL, api_key: Key = None, api_key_file: KeyFile = None) -> None:
     """Show the models of the repository, and those that serve."""
-    _show(_ask("GET", url, "/v1/models", api_key)["models"])
+    _show(_ask("GET", url, "/v1/models", _key(api_key, api_key_file))["models"])
 
 
 @app.command("load")
@@ -46,6 +53,7 @@ def load_model(
     version: Annotated[str, typer.Option(help="the newest where none is given")] = "",
     url: Url = DEFAULT_URL,
     api_key: Key = None,
+    api_key_file: KeyFile = None,
 ) -> None:
     """Load a model, or swap the one that serves for another version, with no gap.
 
@@ -53,16 +61,18 @@ def load_model(
     are closed with the verdicts of that one.
     """
     query = f"?{urllib.parse.urlencode({'version': version})}" if version else ""
-    model = _ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", api_key)
+    key = _key(api_key, api_key_file)
+    model = _ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/load{query}", key)
     _show([model])
     if model.get("closed_windows"):
         typer.echo(f"closed with the verdicts of the version before: {model['closed_windows']} live windows")
 
 
 @app.command("unload")
-def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
+def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: Key = None, api_key_file: KeyFile = None) -> None:
     """Serve a model no more."""
-    _show(_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/unload", api_key)["models"])
+    key = _key(api_key, api_key_file)
+    _show(_ask("POST", url, f"/v1/models/{urllib.parse.quote(name, safe='')}/unload", key)["models"])
 
 
 @app.command("pull")
@@ -127,16 +137,28 @@ def _needs(model: dict[str, Any]) -> str:
     return "-"
 
 
-def _ask(method: str, url: str, path: str, api_key: str | None) -> Any:
-    key = os.environ.get("TAPLINE_API_KEY") if api_key is None else api_key
+def _key(given: str | None, file: Path | None) -> str | None:
+    """The key to send: of the option, of the file, or of the environment; it ends where that is empty."""
+    if given is not None:
+        hide(given.encode())
+    try:
+        key = file.read_text("utf-8").strip() if given is None and file is not None else given
+    except (OSError, UnicodeDecodeError) as error:
+        _fail(f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'no text'}")
+    key = os.environ.get("TAPLINE_API_KEY") if key is None else key
     if key is not None and not key.strip():
         say("the API key is empty: give it a value, or leave it out")
         raise typer.Exit(EXIT_USAGE)
-    headers: dict[str, Any] = {"X-API-Key": key.encode()} if key is not None else {}
+    return key
+
+
+def _ask(method: str, url: str, path: str, key: str | None) -> Any:
     try:
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             raise ValueError("expected http:// or https://")
-        request = urllib.request.Request(url.rstrip("/") + path, method=method, headers=headers)
+        request = urllib.request.Request(url.rstrip("/") + path, method=method)
+        if key is not None:
+            request.add_unredirected_header("X-API-Key", key.encode())  # type: ignore[arg-type]
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:

@@ -8,6 +8,9 @@ import structlog
 import typer
 
 from tapline.models.checkpoint import CheckpointError
+from tapline.service.access.keys import KeysError
+from tapline.service.access.tls import TlsError
+from tapline.service.alerts.rule_file import AlertRulesError
 from tapline.service.command.console import say
 from tapline.service.command.settings_options import Config, configuration, with_settings
 from tapline.service.configuration.problems import ConfigurationError
@@ -15,7 +18,8 @@ from tapline.service.engines.engine import EngineError
 from tapline.service.history.database import HistoryError
 from tapline.service.jobs.job_store import JobsInUseError
 from tapline.service.process.data_directory import DataDirectoryError
-from tapline.service.process.process_title import hide_passwords
+from tapline.service.process.process_title import hide, hide_passwords
+from tapline.service.sinks.output_url import OutputError
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError, check_capture
 from tapline.service.sources.zeek_process import ZeekError
@@ -39,6 +43,8 @@ def serve(config: Config = None, **given: Any) -> None:
         found = configuration(config, given)
         settings = found.settings()
         hide_passwords([*settings.zeek, settings.history])
+        if given.get("api_key"):
+            hide(given["api_key"].encode())
         if settings.replay is not None:
             check_capture(settings.replay)
         if found.file is not None:
@@ -57,6 +63,19 @@ def serve(config: Config = None, **given: Any) -> None:
     except (ListenError, ZeekError, DataDirectoryError, JobsInUseError) as error:
         say(str(error))
         raise typer.Exit(EXIT_FAILED) from None
-    except (CheckpointError, EngineError, HistoryError, StateError, TransportError) as error:
+    except AlertRulesError as error:
+        for problem in error.lines:
+            say(problem)
+        raise typer.Exit(EXIT_USAGE) from None
+    except (
+        CheckpointError,
+        EngineError,
+        HistoryError,
+        KeysError,
+        OutputError,
+        StateError,
+        TlsError,
+        TransportError,
+    ) as error:
         say(str(error))
         raise typer.Exit(EXIT_USAGE) from None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
+from datetime import UTC, datetime
 from itertools import islice
 
 import structlog
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
+from tapline.service.alerts.alert import Alert
 from tapline.service.command.console import Cleaned, make_console
 from tapline.service.command.flow_rows import flow_rows
 from tapline.service.command.trace_table import TraceTable, recent_traces
@@ -41,6 +43,9 @@ FEWEST_TRACES = 6
 ENDED_TRACES = 50
 """Traces shown of the windows that were open when it ended."""
 
+SHOWN_ALERTS = 2
+"""The newest."""
+
 MAX_SENSOR_ROWS = 6
 TOP_LABELS = 10
 REFRESH_SECONDS = 0.5
@@ -55,6 +60,8 @@ class View(Observer):
         self.labels: Counter[str] = Counter()
         self.recent: deque[tuple[Flow, Verdict]] = deque(maxlen=RECENT_VERDICTS)
         self.traces: deque[TraceVerdict] = deque(maxlen=RECENT_TRACES)
+        self.alerts: deque[Alert] = deque(maxlen=SHOWN_ALERTS)
+        self.alerted = 0
         self.ending: TraceTable | None = None
         self._early: OrderedDict[str, str] = OrderedDict()
         self._last = (time.monotonic(), 0)
@@ -79,6 +86,11 @@ class View(Observer):
         if self.ending is not None and trace.verdict.final:
             self.ending.add(trace)
 
+    def alert(self, alert: Alert) -> None:
+        """Take an alert."""
+        self.alerts.append(alert)
+        self.alerted += 1
+
     def end(self) -> None:
         """From now on remember the verdicts on traces, for the time after the table."""
         self.ending = TraceTable(ENDED_TRACES)
@@ -89,6 +101,8 @@ class View(Observer):
         if service.sensors.sensors:
             above.append(self._sensors(service))
         above += [_ended(zeek) for zeek in service.zeeks if zeek.failure]
+        if self.alerts:
+            above.append(self._alerts())
         below: list[RenderableType] = []
         if service.traces is not None and service.traces.models:
             below.append(_trace_counts(service.traces, service.no_live_traces()))
@@ -115,6 +129,15 @@ class View(Observer):
             f"flows {counts.flows}   {rate:.0f}/s   verdicts {counts.delivered}   waiting {pipeline.waiting_flows}   "
             f"shed {counts.shed}   failed {counts.failed}   latency {spread}\n{labels}"
         )
+
+    def _alerts(self) -> Text:
+        """The newest alerts, a line each."""
+        found = Text(f"alerts {self.alerted}", no_wrap=True, overflow="ellipsis")
+        for alert in reversed(self.alerts):
+            at = datetime.fromtimestamp(alert.time_us / 1e6, UTC)
+            style = "red" if alert.severity in ("high", "critical") else "yellow"
+            found.append(f"\n{at:%H:%M:%S} {alert.severity} {alert.rule}: {alert.message}", style)
+        return found
 
     def _sensors(self, service: Service) -> Table:
         """What came from each sensor, those that are away first; of many the first ones."""

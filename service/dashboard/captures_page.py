@@ -8,6 +8,8 @@ from collections.abc import Callable
 from fastapi import Request
 from nicegui import background_tasks, ui
 
+from tapline.service.access.access import Caller
+from tapline.service.dashboard.allowed import accounted, is_allowed, refuse, signed_in
 from tapline.service.dashboard.board import ASKING, Board, address
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, joined, link, panel, tag, toned
 from tapline.service.dashboard.shown_traces import TRACE_COLUMNS, trace_rows
@@ -51,14 +53,15 @@ async (event) => {
 def captures_page(board: Board, request: Request) -> None:
     """Build the page."""
     with frame(request, "Captures"):
-        with panel("Hand in a capture"):
-            _drop_zone(board)
+        if (caller := signed_in(request)).may("classify"):
+            with panel("Hand in a capture"):
+                _drop_zone(board, caller)
         with panel("Captures"):
             table = PlainTable(COLUMNS, ("flows", "size"), "none yet")
     _follow(board, lambda: table.show(_row(job) for job in board.jobs.list()))
 
 
-def _drop_zone(board: Board) -> None:
+def _drop_zone(board: Board, caller: Caller) -> None:
     zone = ui.element("div").classes("drop").props('id=drop role=group aria-label="Drop captures here"')
     zone.on("dragover", js_handler="(event) => event.preventDefault()")
     zone.on("drop", js_handler=_UPLOAD)
@@ -74,8 +77,10 @@ def _drop_zone(board: Board) -> None:
             path.props("outlined dense stack-label")
 
             async def submit() -> None:
+                if not is_allowed(caller, "classify", "hand in a capture by its path"):
+                    return
                 try:
-                    await board.jobs.submit_path(path.value)
+                    await board.jobs.submit_path(path.value, owner=caller.owner)
                 except ASKING as error:
                     ui.notify(str(error), type="warning")
 
@@ -139,7 +144,7 @@ async def capture_page(board: Board, request: Request) -> None:
                     ui.link("Report, one page to send", f"/v1/jobs/{job.id}/report").props("download")
                     ui.link("JSON", f"/v1/jobs/{job.id}/result")
                     ui.link("CSV", f"/v1/jobs/{job.id}/result?format=csv")
-                _buttons(board, job)
+                _buttons(board, signed_in(request), job)
         if job.summary is not None:
             _summary(job)
         if job.state == "done":
@@ -157,13 +162,23 @@ async def capture_page(board: Board, request: Request) -> None:
     _follow(board, show)
 
 
-def _buttons(board: Board, job: Job) -> None:
+def _buttons(board: Board, caller: Caller, job: Job) -> None:
+    if not caller.owns(job.owner):
+        return
+
+    def may(action: str) -> bool:
+        if not caller.owns(job.owner):
+            refuse(caller, action, "another key handed this job in, so it wants a key of the scope admin")
+        return caller.owns(job.owner)
+
     async def cancel() -> None:
-        await board.jobs.cancel(job.id)
+        if may(action := f"cancel job {job.id}"):
+            await accounted(caller, action, lambda: board.jobs.cancel(job.id))
 
     async def delete() -> None:
-        await board.jobs.delete(job.id)
-        ui.navigate.to("/captures")
+        if may(action := f"delete job {job.id}"):
+            await accounted(caller, action, lambda: board.jobs.delete(job.id))
+            ui.navigate.to("/captures")
 
     if not job.has_ended:
         ui.button("Cancel", on_click=cancel).props("outline no-caps dense")

@@ -8,6 +8,8 @@ from nicegui import ui
 
 from tapline.models.flow import FlowError
 from tapline.models.verdict import Verdict
+from tapline.service.access.access import Caller
+from tapline.service.dashboard.allowed import is_allowed, signed_in
 from tapline.service.dashboard.board import ASKING, Board, address
 from tapline.service.dashboard.charts import payload_lengths
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, joined, panel, tag
@@ -48,8 +50,9 @@ async def flow_page(board: Board, request: Request) -> None:
             _lengths(board, flow)
         with panel("First bytes"):
             _content(flow)
-        with panel("What the model looked at"):
-            _asked(board, flow)
+        if (caller := signed_in(request)).may("classify"):
+            with panel("What the model looked at"):
+                _asked(board, caller, flow)
 
 
 def verdict_panel(verdict: Verdict) -> None:
@@ -131,12 +134,14 @@ def _content(flow: PastFlow) -> None:
         ui.label(hex_rows(data[:HEX_BYTES])).classes("mono hex").props("tabindex=0")
 
 
-def _asked(board: Board, flow: PastFlow) -> None:
+def _asked(board: Board, caller: Caller, flow: PastFlow) -> None:
     """Asked only on demand: it costs the engine a dozen flows."""
     ui.label(NOTE).classes("quiet")
     table = PlainTable(("shown", "label", "confidence"), ("confidence",), "")
 
     async def ask() -> None:
+        if not is_allowed(caller, "classify", "ask the model again"):
+            return
         button.disable()
         try:
             parts = await what_if(flow, board.service.models.batcher(flow.verdict.model))

@@ -11,6 +11,8 @@ from fastapi import Request
 from markupsafe import Markup, escape
 from nicegui import ui
 
+from tapline.service.dashboard.allowed import signed_in
+
 NAVIGATION = {
     "/": "Live", "/flows": "Flows", "/hosts": "Hosts", "/captures": "Captures", "/models": "Models", "/health": "Health"
 }  # fmt: skip
@@ -39,6 +41,8 @@ def frame(request: Request, title: str, *, heading: bool = True) -> Iterator[Non
                 if path == request.url.path:
                     link.props("aria-current=page")
         _theme_choice(request, theme)
+        if (caller := signed_in(request)).token is not None:
+            _sign_out(caller.name)
     with ui.element("div").classes("content").props("id=content") as content:
         if heading:
             ui.element("h1").add_slot("default", escape(title))
@@ -54,6 +58,13 @@ def _theme_choice(request: Request, theme: str) -> None:
     ui.button(icon=icon).props(f'flat round dense aria-label="Theme: {theme}; switch to {chosen}"').on(
         "click", js_handler=f"() => {{ document.cookie = '{cookie}'; location.reload(); }}"
     )
+
+
+def _sign_out(name: str) -> None:
+    """Whose key it is, and the button that ends the session."""
+    with ui.element("form").props('method=post action="/sign-out"').classes("who"):
+        ui.label(name).classes("quiet")
+        ui.element("button").props("type=submit").add_slot("default", "Sign out")
 
 
 @contextlib.contextmanager

@@ -12,9 +12,12 @@ from prometheus_client import Counter
 from tapline.service.dashboard.board import Board
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, html, panel, toned
 from tapline.service.dashboard.words import HISTORY_OUTCOMES, LIVE_OUTCOMES
+from tapline.service.sinks.delivery import Delivery
 
 READ_SECONDS = 5.0
 PART_COLUMNS = ("part", "state", "deaths", "last reason")
+
+OUTPUT_COLUMNS = ("output", "state", "written", "waiting", "dropped", "failed")
 
 FAILURE_WORDS = {
     "REJECTED": "were turned away: the service had no room",
@@ -39,6 +42,8 @@ def health_page(board: Board, request: Request) -> None:
                 skipped = PlainTable(("packets", "why"), ("packets",), "none")
             with panel("Requests for verdicts that failed"):
                 failed = PlainTable(("flows", "what"), ("flows",), "none")
+        with panel("Outputs"):
+            outputs = PlainTable(OUTPUT_COLUMNS, OUTPUT_COLUMNS[2:], "none is set")
         with panel("Long-lived parts of the service"):
             parts = PlainTable(PART_COLUMNS, ("deaths",), "none")
         with ui.row():
@@ -56,6 +61,7 @@ def health_page(board: Board, request: Request) -> None:
             failed.show(
                 [f"{count:,}", FAILURE_WORDS.get(why, why)] for why, count in _by_label(board.service.metrics.failures)
             )
+            outputs.show(_output_row(delivery) for delivery in board.service.outputs.deliveries)
             parts.show(_part_rows(board))
 
         show()
@@ -71,6 +77,18 @@ def _by_label(counter: Counter) -> list[tuple[str, int]]:
     samples = next(iter(counter.collect())).samples
     found = [(next(iter(each.labels.values())), int(each.value)) for each in samples if each.name.endswith("_total")]
     return sorted(((why, count) for why, count in found if count), key=lambda item: -item[1])
+
+
+def _output_row(delivery: Delivery) -> list[Cell]:
+    counts = delivery.counts
+    return [
+        delivery.name,
+        toned(delivery.problem, "alarm") if delivery.problem else toned("takes what comes", "good"),
+        f"{counts.written:,}",
+        f"{delivery.queued + delivery.spooled:,}",
+        f"{counts.dropped:,}",
+        f"{counts.failed:,}",
+    ]
 
 
 def _part_rows(board: Board) -> list[list[Cell]]:

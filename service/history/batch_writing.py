@@ -12,10 +12,11 @@ import sqlalchemy as sql
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
+from tapline.service.alerts.alert import Alert
 from tapline.service.history.addresses import address_key, split_keys
 from tapline.service.history.database import Database
-from tapline.service.history.history_tables import flows, minutes, traces, tries
-from tapline.service.history.rows import Row, flow_row, text, trace_row
+from tapline.service.history.history_tables import alerts, flows, minutes, traces, tries
+from tapline.service.history.rows import Row, alert_row, flow_row, text, trace_row
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 MINUTE_US = 60_000_000
@@ -49,7 +50,23 @@ class SeenTrace:
     trace: TraceVerdict
 
 
-Seen = SeenFlow | SeenTrace
+@dataclass(frozen=True, slots=True)
+class SeenAlert:
+    """An alert that the history is to keep."""
+
+    seen_us: int
+    alert: Alert
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Somebody has seen to the alert of this identifier."""
+
+    seen_us: int
+    id: str
+
+
+Seen = SeenFlow | SeenTrace | SeenAlert | Acknowledged
 
 
 def write_batch(connection: sql.Connection, database: Database, batch: Sequence[Seen], *, content: bool) -> None:
@@ -59,10 +76,14 @@ def write_batch(connection: sql.Connection, database: Database, batch: Sequence[
     source and model) in its place: number and `seen_us` stay. A final one stays: a capture that is played again gives
     rows of its own.
     """
-    judged, scored, left_out = [], [], []
+    judged, scored, left_out, warned, answered = [], [], [], [], []
     for index, seen in enumerate(batch):
         if isinstance(seen, SeenTrace):
             scored.append(trace_row(seen.seen_us, seen.trace))
+        elif isinstance(seen, SeenAlert):
+            warned.append(alert_row(seen.seen_us, seen.alert))
+        elif isinstance(seen, Acknowledged):
+            answered.append(seen)
         elif seen.verdict is None:
             left_out.append(seen)
         else:
@@ -74,6 +95,10 @@ def write_batch(connection: sql.Connection, database: Database, batch: Sequence[
     _keep(connection, database, traces, scored, ("subject", "start_us", "source", "model"), rollup)
     rollup.write(connection, database)
     _count_tries(connection, database, left_out)
+    database.insert_rows(connection, alerts, warned)
+    for each in answered:
+        of_it = (alerts.c.id == text(each.id), alerts.c.acknowledged_us.is_(None))
+        connection.execute(sql.update(alerts).where(*of_it).values(acknowledged_us=each.seen_us))
 
 
 @dataclass

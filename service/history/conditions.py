@@ -8,22 +8,26 @@ import sqlalchemy as sql
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
+from tapline.service.alerts.alert import Alert
 from tapline.service.history.addresses import address_key, key_range
-from tapline.service.history.filters import FlowFilter, TraceFilter, VerdictFilter
-from tapline.service.history.history_tables import flows, traces
+from tapline.service.history.filters import AlertFilter, FlowFilter, SeenFilter, TraceFilter, VerdictFilter
+from tapline.service.history.history_tables import alerts, flows, traces
 from tapline.service.history.rows import subject_key, text
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 Condition = sql.ColumnElement[bool]
 
-_EQUAL = ("label", "nearest", "unknown", "model", "source", "final", "sensor", "unexpected_port", "uid", "suspicious")
+_EQUAL = (
+    "label", "nearest", "unknown", "model", "source", "final", "sensor", "unexpected_port", "uid", "suspicious", "rule",
+    "kind",
+)  # fmt: skip
 """Fields of filters that are columns of the same name."""
 
 CLOCK_SLACK_US = 5_000_000
 """How far the clocks of services that share a database may differ: numbers rise with time no more exactly than so."""
 
 
-def conditions(table: sql.Table, wanted: VerdictFilter) -> list[Condition]:
+def conditions(table: sql.Table, wanted: SeenFilter) -> list[Condition]:
     """What a filter asks for of the columns of a table; times and hosts apart.
 
     They let the database use an index where one helps. `unexpected_port` and `suspicious` false are also those of
@@ -40,18 +44,25 @@ def conditions(table: sql.Table, wanted: VerdictFilter) -> list[Condition]:
             found.append(sql.or_(column.is_(False), column.is_(None)) if never else column.is_(value))
         else:
             found.append(column == text(value))
-    if wanted.min_confidence is not None:
-        found.append(table.c.confidence >= wanted.min_confidence)
-    if wanted.max_confidence is not None:
-        found.append(table.c.confidence <= wanted.max_confidence)
+    if isinstance(wanted, VerdictFilter):
+        if wanted.min_confidence is not None:
+            found.append(table.c.confidence >= wanted.min_confidence)
+        if wanted.max_confidence is not None:
+            found.append(table.c.confidence <= wanted.max_confidence)
     if isinstance(wanted, FlowFilter) and wanted.port is not None:
         found.append(flows.c.resp_p == wanted.port)
     if isinstance(wanted, TraceFilter) and wanted.subject is not None:
         found.append(traces.c.subject == text(wanted.subject).lower())
+    if isinstance(wanted, AlertFilter):
+        if wanted.severity is not None:
+            found.append(alerts.c.severity.in_(wanted.severities))
+        if wanted.acknowledged is not None:
+            at = alerts.c.acknowledged_us
+            found.append(at.is_not(None) if wanted.acknowledged else at.is_(None))
     return found
 
 
-def seen_between(table: sql.Table, wanted: VerdictFilter, connection: sql.Connection) -> list[Condition]:
+def seen_between(table: sql.Table, wanted: SeenFilter, connection: sql.Connection) -> list[Condition]:
     """The times of a filter, as a range of numbers that rows are read in, and exactly."""
     found: list[Condition] = []
     exact = table.c.seen_us + 0  # no index: rows are read in the order of their numbers
@@ -77,6 +88,14 @@ def in_network(column: sql.Column[Any], host: str, *, with_index: bool) -> Condi
     if with_index:
         return column.between(first, last)
     return sql.func.coalesce(column, b"").between(first, last)
+
+
+SIDES = {
+    flows: (flows.c.orig_key, flows.c.resp_key),
+    traces: (traces.c.subject_key,),
+    alerts: (alerts.c.orig_key, alerts.c.resp_key, alerts.c.subject_key),
+}
+"""The addresses of a table's records."""
 
 
 def flow_matches(wanted: FlowFilter, source: str, flow: Flow, verdict: Verdict) -> bool:
@@ -106,6 +125,23 @@ def trace_matches(wanted: TraceFilter, trace: TraceVerdict) -> bool:
         _verdict_matches(wanted, trace.source, trace.verdict)
         and (wanted.subject is None or wanted.subject.lower() == trace.subject.lower())
         and wanted.suspicious in (None, trace.suspicious is True)
+    )
+
+
+def alert_matches(wanted: AlertFilter, alert: Alert) -> bool:
+    """Whether an alert is asked for; times, and whether somebody has seen to it, are not looked at."""
+    if wanted.host is not None:
+        first, last = key_range(wanted.host)
+        keys = [subject_key(address) for address in (alert.orig_h, alert.resp_h, alert.subject)]
+        if not any(key is not None and first <= key <= last for key in keys):
+            return False
+    return (
+        alert.severity in wanted.severities
+        and wanted.rule in (None, alert.rule)
+        and wanted.kind in (None, alert.kind)
+        and wanted.label in (None, alert.label)
+        and wanted.model in (None, alert.model)
+        and wanted.uid in (None, alert.uid)
     )
 
 

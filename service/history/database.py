@@ -11,10 +11,14 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sql
+import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from tapline.service.history.history_tables import SCHEMA_VERSION, about, metadata
+from tapline.service.history.history_tables import ADDED, SCHEMA_VERSION, about, metadata
+
+FIRST_VERSION = 1
+"""The earliest version that can be brought to this one."""
 
 FILE_NAME = "history.db"
 """Of the default database, in the data directory."""
@@ -32,6 +36,8 @@ _STEPS_BETWEEN_LOOKS = 20_000
 
 _ROWS_IN_A_STATEMENT = (128, 16, 1)
 """Few sizes, so that few statements have to be prepared; the largest has fewer values than SQLite takes, 32,766."""
+
+log = structlog.get_logger()
 
 _ADVISORY_LOCK = 0x7461706C
 _SAMPLED_ROWS = 1000
@@ -81,10 +87,12 @@ class Database:
         if self.is_sqlite:
             sql.event.listen(self.engine, "connect", _prepare_sqlite)
             sql.event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        self.version = SCHEMA_VERSION
         self.insert = sqlite.insert if self.is_sqlite else postgresql.insert
 
     def open(self, *, create: bool = True) -> None:
-        """See that it is a history of this version; where there is nothing, make a new one if asked to `create` it.
+        """See that it is a history of this version. Where there is nothing, make a new one, and bring one of an earlier
+        version to this, if asked to `create`; else one of an earlier version is read as it is, without what it lacks.
 
         Raises:
             HistoryError: it is something else.
@@ -100,7 +108,8 @@ class Database:
             if not self.is_sqlite:
                 raise
             raise HistoryError(f"{self.shown} is not a history: {error.orig}") from None
-        if version == SCHEMA_VERSION:
+        if version is not None and FIRST_VERSION <= version <= SCHEMA_VERSION:
+            self.version = version
             return
         if version is None:
             raise HistoryError(f"{self.shown} is not a history: it holds other tables")
@@ -113,10 +122,10 @@ class Database:
         """The version of what is there, made where nothing is; None where it is something else."""
         with self.engine.connect() as connection:
             names = sql.inspect(connection).get_table_names()
-            if about.name in names or not create:
-                found: int | None = None
-                if about.name in names:
-                    found = connection.execute(sql.select(about.c.schema_version)).scalar()
+            found: int | None = None
+            if about.name in names:
+                found = connection.execute(sql.select(about.c.schema_version)).scalar()
+            if not create or (found is not None and not FIRST_VERSION <= found < SCHEMA_VERSION):
                 return found
         if self.is_sqlite and not names:
             self._lasting_pragmas()
@@ -129,8 +138,19 @@ class Database:
                 connection.execute(sql.insert(about).values(schema_version=SCHEMA_VERSION))
             elif about.name not in names:
                 return None
-            found = connection.execute(sql.select(about.c.schema_version)).scalar()  # another may have made it
+            return self._migrated(connection)
+
+    def _migrated(self, connection: sql.Connection) -> int | None:
+        """The version of a history once it is this one's, all in the transaction of `connection`; that of another that
+        cannot be brought here. Another service may have made or migrated it a moment ago."""
+        found: int | None = connection.execute(sql.select(about.c.schema_version)).scalar()
+        if found is None or not FIRST_VERSION <= found < SCHEMA_VERSION:
             return found
+        for version in range(found + 1, SCHEMA_VERSION + 1):
+            metadata.create_all(connection, ADDED[version], checkfirst=False)
+        connection.execute(sql.update(about).values(schema_version=SCHEMA_VERSION))
+        log.info("the history was brought to a new version", place=self.shown, before=found, now=SCHEMA_VERSION)
+        return SCHEMA_VERSION
 
     def _lasting_pragmas(self) -> None:
         """Set what a file of SQLite keeps of its own; outside of transactions, and before the first table."""
@@ -144,6 +164,10 @@ class Database:
             raise OperationalError(None, None, error) from error
         finally:
             connection.close()
+
+    def has(self, table: sql.Table) -> bool:
+        """Whether the history that was opened has a table; one of an earlier version lacks some."""
+        return not any(table in tables for version, tables in ADDED.items() if version > self.version)
 
     def close(self) -> None:
         """Close every connection that is not in use."""
@@ -227,7 +251,7 @@ class Database:
                 for name in ("page_count", "freelist_count", "page_size")
             )
             return (pages - free) * size
-        return sum(_used_by_table(connection, table) for table in metadata.tables.values())
+        return sum(_used_by_table(connection, table) for table in metadata.tables.values() if self.has(table))
 
     def give_back(self) -> None:
         """Make SQLite's file smaller by some pages where many are free. PostgreSQL does so itself."""

@@ -1,21 +1,21 @@
-"""The history as a file: flows or traces as rows of CSV or Parquet, in the order of time, in bounded memory."""
+"""The history as a file: flows, traces or alerts as rows of CSV or Parquet, in the order of time, in bounded memory."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import msgspec
 
 from tapline.models.foreign_text import sheet_cell
 from tapline.models.verdict import Verdict
 from tapline.service.history.database import Database
-from tapline.service.history.filters import FlowFilter, TraceFilter
+from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
 from tapline.service.history.history import MAX_PAGE
-from tapline.service.history.pages import flow_page, trace_page
-from tapline.service.history.past import Page, PastFlow, PastTrace
+from tapline.service.history.pages import alert_page, flow_page, trace_page
+from tapline.service.history.past import Page, PastAlert, PastFlow, PastTrace
 
 PAGE_SECONDS = 600.0
 """Longest time that a page of an export may take to be read."""
@@ -30,19 +30,27 @@ TRACE_COLUMNS = (
     "number", "seen_us", "source", "subject_kind", "subject", "start_us", "end_us", "flows", "cut", "label", "nearest",
     "confidence", "unknown", "alternatives", "model", "version", "final", "suspicion", "suspicious", "top_flows",
 )  # fmt: skip
+ALERT_COLUMNS = (
+    "number", "seen_us", "acknowledged_us", "id", "time_us", "rule", "severity", "kind", "message", "model", "version",
+    "suppressed", "source", "sensor", "label", "nearest", "confidence", "unknown", "final", "start_us", "end_us", "uid",
+    "community_id", "proto", "orig_h", "orig_p", "resp_h", "resp_p", "server_name", "port_label", "unexpected_port",
+    "subject", "subject_kind", "flows", "suspicion", "suspicious", "top_uids", "matches", "reason",
+)  # fmt: skip
 
 _TYPES = {
     "number": "int64", "seen_us": "int64", "start_us": "int64", "duration_us": "int64", "end_us": "int64",
     "orig_p": "uint16", "resp_p": "uint16", "up": "int64", "down": "int64", "orig_pkts": "int64", "resp_pkts": "int64",
     "orig_ip_bytes": "int64", "resp_ip_bytes": "int64", "flows": "int64", "cut": "int64", "confidence": "float64",
     "suspicion": "float64", "unknown": "bool", "final": "bool", "unexpected_port": "bool", "suspicious": "bool",
-    "payload_lengths": "lengths",
+    "payload_lengths": "lengths", "acknowledged_us": "int64", "time_us": "int64", "suppressed": "int64",
+    "matches": "int64", "top_uids": "texts",
 }  # fmt: skip
 """Of columns that are no text."""
 
 ROWS_IN_A_GROUP = 20_000
 
-Kind = Literal["flows", "traces"]
+Kind = Literal["flows", "traces", "alerts"]
+Filter = FlowFilter | TraceFilter | AlertFilter
 Row = dict[str, Any]
 
 
@@ -52,12 +60,25 @@ class ExportError(RuntimeError):
 
 def columns_of(kind: Kind, content: bool) -> tuple[str, ...]:
     """The columns of an export."""
-    if kind == "traces":
-        return TRACE_COLUMNS
+    if kind != "flows":
+        return TRACE_COLUMNS if kind == "traces" else ALERT_COLUMNS
     return FLOW_COLUMNS if content else FLOW_COLUMNS[:-2]
 
 
-def rows(database: Database, wanted: FlowFilter | TraceFilter) -> Iterator[Row]:
+def rows(database: Database, wanted: Filter) -> Iterator[Row]:
+    """As `records`, as rows of a table."""
+    return map(_row, records(database, wanted))
+
+
+@overload
+def records(database: Database, wanted: FlowFilter) -> Iterator[PastFlow]: ...
+@overload
+def records(database: Database, wanted: TraceFilter) -> Iterator[PastTrace]: ...
+@overload
+def records(database: Database, wanted: AlertFilter) -> Iterator[PastAlert]: ...
+
+
+def records(database: Database, wanted: Filter) -> Iterator[PastFlow | PastTrace | PastAlert]:
     """What a filter asks for, oldest first; page by page, so that no long question holds the database.
 
     Raises:
@@ -66,12 +87,14 @@ def rows(database: Database, wanted: FlowFilter | TraceFilter) -> Iterator[Row]:
     cursor = None
     while True:
         with database.reading(PAGE_SECONDS) as connection:
-            page: Page[PastFlow] | Page[PastTrace]
+            page: Page[PastFlow] | Page[PastTrace] | Page[PastAlert]
             if isinstance(wanted, FlowFilter):
                 page = flow_page(connection, wanted, "time", ascending=True, limit=MAX_PAGE, cursor=cursor)
-            else:
+            elif isinstance(wanted, TraceFilter):
                 page = trace_page(connection, wanted, ascending=True, limit=MAX_PAGE, cursor=cursor)
-        yield from map(_row, page.items)
+            else:
+                page = alert_page(connection, wanted, ascending=True, limit=MAX_PAGE, cursor=cursor)
+        yield from page.items
         if page.next is None:
             return
         cursor = page.next
@@ -105,7 +128,9 @@ def check_format(path: Path) -> None:
             ) from None
 
 
-def _row(past: PastFlow | PastTrace) -> Row:
+def _row(past: PastFlow | PastTrace | PastAlert) -> Row:
+    if isinstance(past, PastAlert):
+        return msgspec.structs.asdict(past)
     verdict = past.verdict
     row = {name: getattr(verdict, name) for name in Verdict.__struct_fields__}
     row |= {name: getattr(past, name) for name in past.__struct_fields__ if name != "verdict"}
@@ -129,7 +154,7 @@ def _write_csv(path: Path, columns: tuple[str, ...], found: Iterator[Row]) -> in
 
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        value = " ".join(map(str, value))
     return sheet_cell(value) if isinstance(value, str) else value
 
 
@@ -143,6 +168,7 @@ def _write_parquet(path: Path, columns: tuple[str, ...], found: Iterator[Row]) -
         "float64": pyarrow.float64,
         "bool": pyarrow.bool_,
         "lengths": lambda: pyarrow.list_(pyarrow.int32()),
+        "texts": lambda: pyarrow.list_(pyarrow.string()),
         "text": pyarrow.string,
     }
     schema = pyarrow.schema([(name, kinds[_TYPES.get(name, "text")]()) for name in columns])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 
 from tapline.models.flow import MAX_COUNT, MAX_NAME_CHARS
+from tapline.service.alerts.alert import AlertKind, Severity
 
 _SPAN = re.compile(r"([0-9]{1,6})([smhd])")
 _SPAN_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -24,15 +25,18 @@ class FilterError(ValueError):
     """A filter cannot be understood; the message says what was expected."""
 
 
-class VerdictFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What flows and traces are both asked for; None asks for nothing.
-
-    `since_us` and `until_us`: seen at or after, and before. `label` is the one shown, `unknown` for unknown ones;
-    `nearest` the nearest that the model knows.
-    """
+class SeenFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every record is asked for; None asks for nothing. `since_us`: seen at or after, `until_us`: seen before."""
 
     since_us: Time | None = None
     until_us: Time | None = None
+
+
+class VerdictFilter(SeenFilter, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What flows and traces are both asked for. `label` is the one shown, `unknown` for unknown ones; `nearest` the
+    nearest that the model knows.
+    """
+
     label: Text | None = None
     nearest: Text | None = None
     unknown: bool | None = None
@@ -60,6 +64,26 @@ class TraceFilter(VerdictFilter, frozen=True, kw_only=True, forbid_unknown_field
     subject: Text | None = None
     host: Text | None = None
     suspicious: bool | None = None
+
+
+class AlertFilter(SeenFilter, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which alerts. `severity`: this one or a higher; `host`: an address or a network, of either side or the subject;
+    `acknowledged`: those that somebody has seen to, or the others."""
+
+    severity: Severity | None = None
+    rule: Text | None = None
+    kind: AlertKind | None = None
+    host: Text | None = None
+    label: Text | None = None
+    model: Text | None = None
+    uid: Uid | None = None
+    acknowledged: bool | None = None
+
+    @property
+    def severities(self) -> tuple[str, ...]:
+        """The severities that are asked for."""
+        every = get_args(Severity)
+        return every if self.severity is None else every[every.index(self.severity) :]
 
 
 def time_us(text: str, now_us: int | None = None) -> int:

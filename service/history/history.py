@@ -15,18 +15,19 @@ from sqlalchemy.exc import DBAPIError
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
-from tapline.service.alerts.alert import Alert
+from tapline.service.alerts.alert import Alert, Severity
 from tapline.service.history import pages, sums
-from tapline.service.history.batch_writing import SeenFlow, SeenTrace
+from tapline.service.history.batch_writing import Acknowledged, SeenAlert, SeenFlow, SeenTrace
 from tapline.service.history.database import Database, HistoryError, SlowQueryError
-from tapline.service.history.filters import FlowFilter, TraceFilter
-from tapline.service.history.history_tables import flows, traces
+from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
+from tapline.service.history.history_tables import alerts, flows, traces
 from tapline.service.history.history_writer import HistoryWriter
 from tapline.service.history.past import (
     FlowSort,
     HistoryCounts,
     Hosts,
     Page,
+    PastAlert,
     PastFlow,
     PastTrace,
     SeriesKind,
@@ -35,7 +36,7 @@ from tapline.service.history.past import (
     Unclassified,
 )
 from tapline.service.history.retention import Retention
-from tapline.service.history.rows import past_flow, past_trace
+from tapline.service.history.rows import past_flow, past_trace, text
 from tapline.service.metrics import Metrics
 from tapline.service.traces.trace_verdict import TraceVerdict
 
@@ -53,7 +54,7 @@ READERS = 4
 MAX_ASKED = 64
 """Questions that may wait for a thread, or be answered; one more is told to come again."""
 
-_ANY_FLOW, _ANY_TRACE = FlowFilter(), TraceFilter()
+_ANY_FLOW, _ANY_TRACE, _ANY_ALERT = FlowFilter(), TraceFilter(), AlertFilter()
 _T = TypeVar("_T")
 
 
@@ -62,8 +63,8 @@ class HistoryBusyError(RuntimeError):
 
 
 class History:
-    """Verdicts in a database. `flow` and `trace` make it an observer of the service, in one event loop; they never
-    wait. Questions are answered in threads, each within `QUERY_SECONDS`, so that a slow one holds nobody up.
+    """Verdicts and alerts in a database. `flow`, `trace` and `alert` make it an observer of the service, in one event
+    loop; they never wait. Questions are answered in threads, each within `QUERY_SECONDS`: a slow one holds nobody up.
 
     `run` writes, under a supervisor, until it is cancelled; `stop` then writes what waits. All questions raise
     `FilterError` where a filter or a cursor cannot be understood, `SlowQueryError` where they take too long and
@@ -138,7 +139,16 @@ class History:
         self._writer.put(SeenTrace(time.time_ns() // 1000, trace))
 
     def alert(self, alert: Alert) -> None:
-        """Alerts are not kept."""
+        """Take an alert."""
+        self._writer.put(SeenAlert(time.time_ns() // 1000, alert))
+
+    async def acknowledge(self, identifier: str) -> bool:
+        """Note that somebody has seen to an alert; False where there is none of this identifier, or no more."""
+        query = sql.select(alerts.c.number).where(alerts.c.id == text(identifier)).limit(1)
+        if await self._ask(lambda connection: connection.execute(query).scalar()) is None:
+            return False
+        self._writer.put(Acknowledged(time.time_ns() // 1000, identifier))
+        return True
 
     async def flows(
         self,
@@ -170,6 +180,24 @@ class History:
         return await self._ask(
             lambda connection: pages.trace_page(connection, wanted, ascending=ascending, limit=limit, cursor=cursor)
         )
+
+    async def alerts(
+        self,
+        wanted: AlertFilter = _ANY_ALERT,
+        *,
+        ascending: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[PastAlert]:
+        """A page of alerts, newest first where nothing else is asked."""
+        limit = min(limit, MAX_PAGE)
+        return await self._ask(
+            lambda connection: pages.alert_page(connection, wanted, ascending=ascending, limit=limit, cursor=cursor)
+        )
+
+    async def alert_counts(self, wanted: AlertFilter = _ANY_ALERT) -> dict[Severity, int]:
+        """How many alerts there are, by severity."""
+        return await self._ask(lambda connection: pages.alert_counts(connection, wanted))
 
     async def flow_of(self, number: int) -> PastFlow | None:
         """A flow by its number, None where there is none, or no more."""

@@ -16,8 +16,9 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 1
-"""Of the tables; a database of another version is refused."""
+SCHEMA_VERSION = 2
+"""Of the tables. A database of version 1 has no alerts, and gets them when a service opens it; one of another is
+refused."""
 
 metadata = MetaData()
 
@@ -161,3 +162,34 @@ tries = Table(
 more of them than are kept."""
 
 Index("tries_orig", tries.c.orig_key, tries.c.minute_us)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("seen_us", BigInteger, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("uid", Text, nullable=False),
+    Column("orig_key", LargeBinary),
+    Column("resp_key", LargeBinary),
+    Column("subject_key", LargeBinary),
+    Column("acknowledged_us", BigInteger),
+    Column("record", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""An alert a row; `record` is all of it as JSON, the columns what is asked for. NULL keys are of what it has no address
+for, `acknowledged_us` is NULL until somebody has seen to it."""
+
+Index("alerts_seen", alerts.c.seen_us)
+Index("alerts_id", alerts.c.id)
+Index("alerts_orig", alerts.c.orig_key, alerts.c.number)
+Index("alerts_resp", alerts.c.resp_key, alerts.c.number)
+Index("alerts_host", alerts.c.subject_key, alerts.c.number)
+
+ADDED = {2: (alerts,)}
+"""By version the tables that it has more than the one before."""

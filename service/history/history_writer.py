@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
-from tapline.service.history.batch_writing import Seen, SeenFlow, write_batch
+from tapline.service.history.batch_writing import Seen, SeenFlow, SeenTrace, write_batch
 from tapline.service.history.database import Database, HistoryError
 from tapline.service.history.past import HistoryCounts
 from tapline.service.history.retention import Retention
@@ -191,8 +191,10 @@ class HistoryWriter:
 
 def _memory_bytes(seen: Seen) -> int:
     """What a record takes in memory, about."""
-    if not isinstance(seen, SeenFlow):
+    if isinstance(seen, SeenTrace):
         return _RECORD_BYTES + 500 * len(seen.trace.top_flows)
+    if not isinstance(seen, SeenFlow):
+        return _RECORD_BYTES
     flow = seen.flow
     content = len(flow.orig_bytes) + len(flow.resp_bytes) + sum([100 + len(head.data) for head in flow.heads])
     return _RECORD_BYTES + 36 * len(flow.payload_lengths) + content

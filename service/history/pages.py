@@ -1,4 +1,4 @@
-"""Pages of flows and traces out of the database, in the order that was asked for, each after the one before."""
+"""Pages of flows, traces and alerts out of the database, in the order that was asked for, each after the one before."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sql
 
-from tapline.service.history.conditions import Condition, conditions, in_network, seen_between
-from tapline.service.history.filters import FilterError, FlowFilter, TraceFilter, VerdictFilter
-from tapline.service.history.history_tables import flows, traces
-from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
-from tapline.service.history.rows import past_flow, past_trace
+from tapline.service.alerts.alert import Severity
+from tapline.service.history.conditions import SIDES, Condition, conditions, in_network, seen_between
+from tapline.service.history.filters import AlertFilter, FilterError, FlowFilter, SeenFilter, TraceFilter
+from tapline.service.history.history_tables import alerts, flows, traces
+from tapline.service.history.past import FlowSort, Page, PastAlert, PastFlow, PastTrace
+from tapline.service.history.rows import past_alert, past_flow, past_trace
 
 FEW_ROWS = 20_000
 """A network with fewer rows is looked for by the index of addresses; of one with more the newest rows are soon found in
 the order of time."""
+
+COUNTED_ALERTS = 100_000
 
 _SORTS: dict[str, sql.Column[Any]] = {"confidence": flows.c.confidence, "bytes": flows.c.ip_bytes}
 _Item = TypeVar("_Item")
@@ -46,6 +49,22 @@ def trace_page(
     return _page(_rows(connection, traces, wanted, None, ascending, limit, cursor), past_trace, None, limit)
 
 
+def alert_page(
+    connection: sql.Connection, wanted: AlertFilter, *, ascending: bool, limit: int, cursor: str | None
+) -> Page[PastAlert]:
+    """A page of alerts; raises as `flow_page`."""
+    return _page(_rows(connection, alerts, wanted, None, ascending, limit, cursor), past_alert, None, limit)
+
+
+def alert_counts(connection: sql.Connection, wanted: AlertFilter) -> dict[Severity, int]:
+    """How many alerts a filter asks for, by severity, of the newest `COUNTED_ALERTS`; raises as `flow_page`."""
+    asked = seen_between(alerts, wanted, connection)
+    newest = matching(connection, alerts, wanted, asked, [alerts.c.number.desc()], COUNTED_ALERTS)
+    severity = newest.with_only_columns(alerts.c.severity).subquery().c.severity
+    query = sql.select(severity, sql.func.count()).group_by(severity)
+    return {severity: int(count) for severity, count in connection.execute(query)}
+
+
 def _page(
     rows: list[sql.RowMapping],
     item: Callable[[sql.RowMapping], _Item],
@@ -62,7 +81,7 @@ def _page(
 def _rows(
     connection: sql.Connection,
     table: sql.Table,
-    wanted: VerdictFilter,
+    wanted: SeenFilter,
     sort: sql.Column[Any] | None,
     ascending: bool,
     limit: int,
@@ -79,7 +98,7 @@ def _rows(
 def matching(
     connection: sql.Connection,
     table: sql.Table,
-    wanted: VerdictFilter,
+    wanted: SeenFilter,
     asked: list[Condition],
     order: list[sql.UnaryExpression[Any]],
     limit: int,
@@ -89,11 +108,11 @@ def matching(
     Of an address the first rows of each side are found by its index, in order, and merged.
     """
     asked = [*conditions(table, wanted), *asked]
-    host = wanted.host if isinstance(wanted, FlowFilter | TraceFilter) else None
+    host = wanted.host if isinstance(wanted, FlowFilter | TraceFilter | AlertFilter) else None
     plain = sql.select(table)
     if host is None:
         return plain.where(*asked).order_by(*order).limit(limit)
-    sides = [flows.c.orig_key, flows.c.resp_key] if table is flows else [traces.c.subject_key]
+    sides = SIDES[table]
     few = all(_is_rare(connection, side, host) for side in sides)
     found = [in_network(side, host, with_index=few) for side in sides]
     if few or len(sides) == 1 or not _is_equality(found[0]):

@@ -8,6 +8,7 @@ import msgspec
 
 from tapline.models.trace import SubjectKind
 from tapline.models.verdict import Verdict
+from tapline.service.alerts.alert import Alert
 from tapline.service.traces.trace_verdict import TopFlow
 
 Item = TypeVar("Item")
@@ -75,6 +76,15 @@ class PastTrace(TraceRecord, frozen=True, kw_only=True):
     """A trace verdict of the history; `number` as of `PastFlow`."""
 
     number: int
+
+
+class PastAlert(Alert, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """An alert of the history; `number` and `seen_us` as of `PastFlow`. `acknowledged_us` is when somebody first said
+    that they have seen to it."""
+
+    number: int
+    seen_us: int
+    acknowledged_us: int | None = None
 
 
 class Page(msgspec.Struct, Generic[Item], frozen=True):
@@ -147,7 +157,8 @@ class Unclassified(msgspec.Struct, frozen=True, kw_only=True):
 
 class HistoryCounts(msgspec.Struct):
     """What became of what was given to the history: `kept` in the database; `shed` because the queue was full;
-    `failed` because the database refused it; `pending`, on its way. In records: verdicts, and flows without one."""
+    `failed` because the database refused it; `pending`, on its way. In records: verdicts, flows without one, alerts and
+    what was seen to."""
 
     kept: int = 0
     shed: int = 0

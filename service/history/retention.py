@@ -7,7 +7,7 @@ import time
 import sqlalchemy as sql
 
 from tapline.service.history.database import Database
-from tapline.service.history.history_tables import flows, minutes, traces, tries
+from tapline.service.history.history_tables import alerts, flows, minutes, traces, tries
 
 ROLL_UP_DAYS = 400
 """How long counts by minute and label are kept, which is a year and a month; or as long as flows, if that is longer."""
@@ -20,7 +20,12 @@ _ROOM_LEFT = 0.98
 
 _DAY_US = 86_400_000_000
 
-_TIMES = {flows: flows.c.seen_us, traces: traces.c.seen_us, tries: tries.c.minute_us, minutes: minutes.c.minute_us}
+_TIMES = {
+    flows: flows.c.seen_us, traces: traces.c.seen_us, alerts: alerts.c.seen_us, tries: tries.c.minute_us,
+    minutes: minutes.c.minute_us,
+}  # fmt: skip
+_AGING = (flows, traces, alerts, tries)
+"""What is kept for as many days as the history is; counts by minute are kept longer."""
 
 
 class Retention:
@@ -42,7 +47,7 @@ class Retention:
         now_us = time.time_ns() // 1000
         with self._database.engine.begin() as connection:
             self._measure(connection)
-            more = [_delete(connection, table, now_us - self._age_us) for table in (flows, traces, tries)]
+            more = [_delete(connection, table, now_us - self._age_us) for table in _AGING]
             more.append(_delete(connection, minutes, now_us - max(self._age_us, ROLL_UP_DAYS * _DAY_US)))
             if self._is_over:
                 more.append(self._delete_oldest(connection, now_us))
@@ -56,7 +61,7 @@ class Retention:
 
     def _delete_oldest(self, connection: sql.Connection, now_us: int) -> bool:
         """Delete from the table whose oldest row is the oldest; counts by minute only where nothing else is left."""
-        oldest = {table: _oldest_us(connection, table) for table in (flows, traces, tries)}
+        oldest = {table: _oldest_us(connection, table) for table in _AGING}
         found = {table: at for table, at in oldest.items() if at is not None} or {minutes: 0}
         table = min(found, key=lambda each: found[each])
         return _delete(connection, table, now_us + _DAY_US)

@@ -11,9 +11,10 @@ from sqlalchemy import RowMapping
 from tapline.models.flow import Flow
 from tapline.models.server_name import server_name
 from tapline.models.verdict import Alternative, Verdict
+from tapline.service.alerts.alert import Alert
 from tapline.service.community_id import community_id
 from tapline.service.history.addresses import address_key, address_text
-from tapline.service.history.past import FlowRecord, PastFlow, PastTrace, TraceRecord
+from tapline.service.history.past import FlowRecord, PastAlert, PastFlow, PastTrace, TraceRecord
 from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
 
 Row = dict[str, Any]
@@ -173,6 +174,31 @@ def trace_row(seen_us: int, trace: TraceVerdict) -> Row:
         "suspicious": trace.suspicious,
         "top_flows": text(_JSON.encode(trace.top_flows).decode()),
     }
+
+
+def alert_row(seen_us: int, alert: Alert) -> Row:
+    """The row of an alert that nobody has seen to."""
+    return {
+        "seen_us": seen_us,
+        "id": text(alert.id),
+        "rule": text(alert.rule),
+        "severity": alert.severity,
+        "kind": alert.kind,
+        "model": alert.model,
+        "label": alert.label,
+        "uid": text(alert.uid),
+        "orig_key": subject_key(alert.orig_h),
+        "resp_key": subject_key(alert.resp_h),
+        "subject_key": subject_key(alert.subject),
+        "acknowledged_us": None,
+        "record": text(_JSON.encode(alert).decode()),
+    }
+
+
+def past_alert(row: RowMapping) -> PastAlert:
+    """The record of a row."""
+    kept = {name: row[name] for name in ("number", "seen_us", "acknowledged_us")}
+    return msgspec.convert({**msgspec.json.decode(row["record"]), **kept}, PastAlert)
 
 
 def subject_key(subject: str) -> bytes | None:

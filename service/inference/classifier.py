@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from tapline.models.context import transport_of
 from tapline.models.encode import Mm4flowFeatures, TokenBatch, encode
@@ -36,11 +37,13 @@ class FlowOutcome:
     """What one pass over a flow gave: its verdict, and what each trace model reads of it.
 
     `verdict` is None for a flow of too few packets, which only its traces asked about. `features` has an entry for each
-    trace model that has what it needs of the flow.
+    trace model that has what it needs of the flow. `embedding` is the flow network's, float32 [2 width], a row of its
+    whole batch's: who keeps it copies it. None where nothing was computed.
     """
 
     verdict: Verdict | None
     features: tuple[FlowFeatures, ...] = ()
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 class Classifier:
@@ -179,7 +182,11 @@ class Classifier:
         )
         finite = np.asarray(np.isfinite(scores.embeddings).all(axis=1))
         return [
-            FlowOutcome(self._verdict(flow, verdict), tuple(each for given in encoded_by for each in given[row]))
+            FlowOutcome(
+                self._verdict(flow, verdict),
+                tuple(each for given in encoded_by for each in given[row]),
+                scores.embeddings[row],
+            )
             if is_finite and verdict is not None
             else None
             for row, (flow, verdict, is_finite) in enumerate(zip(flows, found, finite.tolist(), strict=True))

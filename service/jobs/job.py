@@ -51,10 +51,14 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     ports: bool | None = None
 
 
+AS_BY_DEFAULT = JobOptions()
+
+
 class Job(msgspec.Struct, kw_only=True):
     """One job as it stands. Times are seconds since the epoch, None where it has not come to that.
 
     * `path`: the capture below the configured directory; None where it was uploaded, and is kept with the job.
+    * `owner`: the name of the key that handed it in; None where no key was wanted.
     * `modified_ns`: when the file at `path` was last written, in nanoseconds since the epoch.
     * `size_bytes`, `read_bytes`: of the capture, as stored; `share` of it has been read, from 0 to 1.
     * `flows`: that were found so far.
@@ -65,8 +69,9 @@ class Job(msgspec.Struct, kw_only=True):
     id: str
     name: str
     created: float
-    options: JobOptions = JobOptions()
+    options: JobOptions = AS_BY_DEFAULT
     state: State = "queued"
+    owner: str | None = None
     path: str | None = None
     modified_ns: int | None = None
     started: float | None = None

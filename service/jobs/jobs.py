@@ -23,6 +23,7 @@ from tapline.service.inference.served import ServedModels
 from tapline.service.jobs.capture_files import captures_below, open_below
 from tapline.service.jobs.changes import Changes
 from tapline.service.jobs.job import (
+    AS_BY_DEFAULT,
     Job,
     JobError,
     JobOptions,
@@ -103,8 +104,7 @@ class Jobs:
             self.open()
         self._queued.set()
         self._tell()
-        numbers = range(1, self._settings.max_jobs + 1)
-        parts = [self._supervisor.start(f"jobs {number}", self._run) for number in numbers]
+        parts = [self._supervisor.start(f"jobs {1 + n}", self._run) for n in range(self._settings.max_jobs)]
         parts.append(self._supervisor.start("old jobs", self._sweep_for_ever))
         try:
             yield
@@ -119,7 +119,8 @@ class Jobs:
         self,
         chunks: AsyncIterator[bytes],
         name: str,
-        options: JobOptions = JobOptions(),  # noqa: B008 (frozen)
+        options: JobOptions = AS_BY_DEFAULT,
+        owner: str | None = None,
     ) -> Job:
         """Keep a capture that comes in pieces, and queue it. Where that fails or is cancelled, nothing is kept.
 
@@ -138,14 +139,14 @@ class Jobs:
                 if not size_bytes:
                     raise JobError("the capture is empty")
                 name = PurePath(name).name[:MAX_NAME] or "capture"
-                job = Job(id=id, name=name, created=time.time(), options=options, size_bytes=size_bytes)
+                job = Job(id=id, name=name, created=time.time(), options=options, owner=owner, size_bytes=size_bytes)
                 if await self._fit(await self._disk(self._store.size_bytes, id)):
                     raise NoRoomError(f"jobs that wait and run take all of the {self._settings.jobs_mb} MiB for jobs")
                 await self._disk(self._store.save, job)
             self._metrics.upload_bytes.inc(size_bytes)
             return self._enqueue(job)
 
-    async def submit_path(self, path: str, options: JobOptions = JobOptions()) -> Job:  # noqa: B008 (frozen)
+    async def submit_path(self, path: str, options: JobOptions = AS_BY_DEFAULT, owner: str | None = None) -> Job:
         """Queue a capture that lies below the directory `captures_dir`; it is read where it lies, not copied.
 
         Raises:
@@ -161,7 +162,7 @@ class Jobs:
                 raise JobError(f"expected a capture of 1 byte to {self._settings.max_job_mb} MiB")
             id = await self._disk(self._store.new)
             job = Job(
-                id=id, name=PurePath(path).name[:MAX_NAME], created=time.time(), options=options,
+                id=id, name=PurePath(path).name[:MAX_NAME], created=time.time(), options=options, owner=owner,
                 size_bytes=status.st_size, path=path, modified_ns=status.st_mtime_ns,
             )  # fmt: skip
             async with self._or_removed(id):

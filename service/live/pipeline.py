@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
+from tapline.models.verdict import Verdict
 from tapline.service.inference.batcher import Batcher, VerdictError
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.inference.fair_queue import FairQueue, HeavyHitters
@@ -32,6 +35,9 @@ RECENT_LATENCIES = 4096
 
 Deliver = Callable[[Flow, FlowOutcome | None], None]
 """Is told of a flow what came of it; None where there was nothing to ask about it."""
+
+Embedded = Callable[[Verdict, NDArray[np.float32]], None]
+"""Is told of the embedding from which a verdict came, float32 [2 width], which it copies where it keeps it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,12 +78,21 @@ class LiveCounts:
 class LivePipeline:
     """Takes flows without ever waiting, and delivers a verdict for each that is not shed."""
 
-    def __init__(self, batcher: Batcher, metrics: Metrics, *, queue_flows: int) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        metrics: Metrics,
+        *,
+        queue_flows: int,
+        embedded: Embedded = lambda verdict, embedding: None,
+    ) -> None:
+        """`embedded` is told of what was computed of each flow that has a verdict."""
         self.counts = LiveCounts()
         self.shed_by_subject = HeavyHitters()
         self.latencies_seconds: deque[float] = deque(maxlen=RECENT_LATENCIES)
         self._batcher = batcher
         self._metrics = metrics
+        self._embedded = embedded
         self._queue: FairQueue[LiveFlow] = FairQueue(queue_flows, self._shed)
         self._queued: dict[str, LiveFlow] = {}
         self._open: OrderedDict[str, _Early] = OrderedDict()
@@ -190,6 +205,8 @@ class LivePipeline:
             seconds = time.perf_counter() - live.arrived_at
             self.latencies_seconds.append(seconds)
             self._metrics.live_seconds.observe(seconds)
+            if outcome.embedding is not None:
+                self._embedded(outcome.verdict, outcome.embedding)
         self._tell(flow, outcome, live.deliver)
 
     def _tell(self, flow: Flow, outcome: FlowOutcome | None, deliver: Deliver) -> None:

@@ -1,4 +1,4 @@
-"""Verdicts as they come, for those who listen: each has a queue of its own, and no verdict waits for any of them."""
+"""Verdicts and alerts as they come, for those who listen: each has a queue of its own, nothing waits for any of them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
-from tapline.service.history.conditions import flow_matches, trace_matches
-from tapline.service.history.filters import FlowFilter, TraceFilter
+from tapline.service.alerts.alert import Alert
+from tapline.service.history.conditions import alert_matches, flow_matches, trace_matches
+from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
 from tapline.service.history.past import FlowRecord, TraceRecord
 from tapline.service.history.rows import flow_record, trace_record
 from tapline.service.live.observer import Observer
@@ -26,18 +27,26 @@ MAX_LISTENERS = 16
 """Beyond, those who would listen are told to come again."""
 
 QUEUE = 2000
-"""Verdicts that wait for a listener; where more come, the oldest are missed."""
+"""Verdicts and alerts that wait for a listener; where more come, the oldest are missed."""
 
 LOOK_SECONDS = 0.1
 MOST_LOOKED_AT, MOST_HEARD = 1000, 100
 """How often a listener is served, how many verdicts are then compared with its filter, and how many it gets at most:
 what many listeners cost is bounded so, whatever comes."""
 
-EventKind = Literal["flow", "trace"]
+EventKind = Literal["flow", "trace", "alert"]
 
 
 class ListenersError(RuntimeError):
     """As many listen as may."""
+
+
+class Wants(NamedTuple):
+    """What one who listens wants; None: none of that kind."""
+
+    flows: FlowFilter | None
+    traces: TraceFilter | None
+    alerts: AlertFilter | None = None
 
 
 class FlowEvent:
@@ -51,9 +60,9 @@ class FlowEvent:
         self._flow = flow
         self._verdict = verdict
 
-    def is_wanted(self, flows: FlowFilter | None, traces: TraceFilter | None) -> bool:
+    def is_wanted(self, wanted: Wants) -> bool:
         """Whether filters want it."""
-        return flows is not None and flow_matches(flows, self._source, self._flow, self._verdict)
+        return wanted.flows is not None and flow_matches(wanted.flows, self._source, self._flow, self._verdict)
 
     @cached_property
     def record(self) -> FlowRecord:
@@ -75,9 +84,9 @@ class TraceEvent:
         self._seen_us = time.time_ns() // 1000
         self._trace = trace
 
-    def is_wanted(self, flows: FlowFilter | None, traces: TraceFilter | None) -> bool:
+    def is_wanted(self, wanted: Wants) -> bool:
         """Whether filters want it."""
-        return traces is not None and trace_matches(traces, self._trace)
+        return wanted.traces is not None and trace_matches(wanted.traces, self._trace)
 
     @cached_property
     def record(self) -> TraceRecord:
@@ -90,16 +99,33 @@ class TraceEvent:
         return msgspec.json.encode(self.record)
 
 
-Event = FlowEvent | TraceEvent
+class AlertEvent:
+    """An alert on its way to listeners; members as of `FlowEvent`."""
+
+    kind: EventKind = "alert"
+
+    def __init__(self, alert: Alert) -> None:
+        self.record = alert
+
+    def is_wanted(self, wanted: Wants) -> bool:
+        """Whether filters want it."""
+        return wanted.alerts is not None and alert_matches(wanted.alerts, self.record)
+
+    @cached_property
+    def json(self) -> bytes:
+        """The alert as JSON."""
+        return msgspec.json.encode(self.record)
+
+
+Event = FlowEvent | TraceEvent | AlertEvent
 
 
 class Listener:
-    """One who listens, to flows and traces that its filters want; None: to none of them."""
+    """One who listens, to what its filters want."""
 
-    def __init__(self, flows: FlowFilter | None, traces: TraceFilter | None, metrics: Metrics) -> None:
+    def __init__(self, wanted: Wants, metrics: Metrics) -> None:
         self.missed = 0
-        self._flows = flows
-        self._traces = traces
+        self._wanted = wanted
         self._metrics = metrics
         self._queue: deque[Event] = deque()
         self._came = asyncio.Event()
@@ -140,7 +166,7 @@ class Listener:
         found: list[Event] = []
         for _ in range(min(MOST_LOOKED_AT, len(self._queue))):
             event = self._queue.popleft()
-            if event.is_wanted(self._flows, self._traces):
+            if event.is_wanted(self._wanted):
                 found.append(event)
                 if len(found) >= MOST_HEARD:
                     break
@@ -148,7 +174,7 @@ class Listener:
 
 
 class VerdictStream(Observer):
-    """Hands verdicts on to who listens. An observer of the service: used in its event loop, it never waits."""
+    """Hands verdicts and alerts on to who listens. An observer of the service, in its event loop: it never waits."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -164,20 +190,27 @@ class VerdictStream(Observer):
         if self._listeners:
             self._put(TraceEvent(trace))
 
+    def alert(self, alert: Alert) -> None:
+        """Tell those who listen of an alert."""
+        if self._listeners:
+            self._put(AlertEvent(alert))
+
     def _put(self, event: Event) -> None:
         for listener in self._listeners:
             listener.put(event)
 
     @contextlib.contextmanager
-    def listening(self, flows: FlowFilter | None, traces: TraceFilter | None) -> Iterator[Listener]:
-        """Listen while the block runs.
+    def listening(
+        self, flows: FlowFilter | None, traces: TraceFilter | None, alerts: AlertFilter | None = None
+    ) -> Iterator[Listener]:
+        """Listen while the block runs; filters as of `Wants`.
 
         Raises:
             ListenersError: as many listen as may.
         """
         if len(self._listeners) >= MAX_LISTENERS:
             raise ListenersError(f"{MAX_LISTENERS} clients listen already: come again")
-        listener = Listener(flows, traces, self._metrics)
+        listener = Listener(Wants(flows, traces, alerts), self._metrics)
         self._listeners.add(listener)
         self._metrics.stream_clients.set(len(self._listeners))
         try:

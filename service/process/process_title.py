@@ -1,4 +1,4 @@
-"""What other users see of this process in `ps`: the addresses of sensors without their passwords."""
+"""What other users see of this process in `ps`: addresses of sensors without their passwords, and no keys."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from urllib.parse import urlsplit
 
 
 def hide_passwords(urls: Iterable[str]) -> None:
-    """Overwrite with `*` what stands before the `@` of these addresses, in the arguments that the kernel shows of us.
+    """Overwrite with `*` what stands before the `@` of these addresses."""
+    for url in urls:
+        if userinfo := _userinfo(url):
+            hide(userinfo.encode(), before=b"@")
+
+
+def hide(secret: bytes, before: bytes = b"\0") -> None:
+    """Overwrite a secret with `*`, wherever it stands before this in the arguments that the kernel shows of us.
 
     Linux alone, where the arguments are memory of the process (proc_pid_cmdline(5)); elsewhere nothing happens.
     """
-    secrets = [userinfo.encode() for url in urls if (userinfo := _userinfo(url))]
-    if not secrets or sys.platform != "linux":
+    if sys.platform != "linux":
         return
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = (int(field) for field in fields[45:47])  # arg_start and arg_end, the 48th and 49th of proc_pid_stat(5)
     shown = ctypes.string_at(start, end - start)
-    for secret in secrets:
-        at = shown.find(secret + b"@")
-        while at >= 0:
-            ctypes.memset(start + at, ord("*"), len(secret))
-            at = shown.find(secret + b"@", at + 1)
+    at = shown.find(secret + before)
+    while at >= 0:
+        ctypes.memset(start + at, ord("*"), len(secret))
+        at = shown.find(secret + before, at + 1)
 
 
 def _userinfo(url: str) -> str:

@@ -1,7 +1,8 @@
-"""The signals that ask a command to stop in order."""
+"""The signals that ask a command to stop in order, and what SIGHUP asks of one that has no terminal."""
 
 from __future__ import annotations
 
+import os
 import signal
 
 
@@ -11,3 +12,13 @@ def stop_signals() -> list[signal.Signals]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         asked.append(signal.SIGHUP)
     return asked
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal (termios(3)), whose end is told by SIGHUP. To a daemon, which has
+    none, that signal says: open your files anew."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

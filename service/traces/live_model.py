@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.flow import Flow
@@ -31,6 +34,9 @@ CHECK_SECONDS = 1.0
 
 BATCH_TRACES = 64
 SAVE_SECONDS = 60.0
+
+Scored = Callable[[TracegramCheckpoint, NDArray[np.float32]], None]
+"""Is told of logits float32 [n, classes], in a thread of the model's."""
 
 Deliver = Callable[[str, TraceVerdict], None]
 """Takes the name of a source, and a verdict on a trace of it."""
@@ -64,13 +70,16 @@ class LiveModel:
         deliver: Deliver,
         *,
         state: TraceState | None = None,
+        scored: Scored = lambda checkpoint, logits: None,
     ) -> None:
-        """`deliver` is told of every verdict; without a `state` open windows are closed at the end."""
+        """`deliver` is told of every verdict, `scored` of the logits of windows that are over; without a `state` open
+        windows are closed at the end."""
         self.name = scorer.checkpoint.name
         self._versions = [_Version(windows, scorer)]
         self._metrics = metrics
         self._state = state
         self._deliver = deliver
+        self._scored = scored
         self._counted = WindowCounts()
         self._work = asyncio.Event()
         self._scoring = asyncio.Lock()
@@ -214,7 +223,9 @@ class LiveModel:
         started = time.perf_counter()
         found: list[TraceVerdict | None] = [None] * len(jobs)
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._thread, version.scorer.score_each, jobs)
+            found = await asyncio.get_running_loop().run_in_executor(
+                self._thread, version.scorer.score_each, jobs, partial(self._watch, version.checkpoint)
+            )
         finally:
             self._metrics.trace_score_seconds.labels(self.name).observe(time.perf_counter() - started)
             self._metrics.trace_failures.labels(self.name).inc(found.count(None))
@@ -226,6 +237,9 @@ class LiveModel:
             except Exception as error:  # of a sink: it costs this verdict, not the others
                 self._metrics.trace_failures.labels(self.name).inc()
                 self._log.error("emit", "a verdict was not delivered", error=type(error).__name__, exc_info=error)
+
+    def _watch(self, checkpoint: TracegramCheckpoint, jobs: Sequence[ScoreJob], logits: NDArray[np.float32]) -> None:
+        self._scored(checkpoint, logits[[job.final for job in jobs]])
 
     def _emit(self, version: _Version, job: ScoreJob, trace: TraceVerdict) -> None:
         if not job.final and not _is_worth_giving(version, job, trace):

@@ -9,7 +9,7 @@ from tapline.models.flow import Flow
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
-from tapline.service.traces.live_model import LiveModel
+from tapline.service.traces.live_model import LiveModel, Scored
 from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import TraceVerdict, traced
@@ -30,12 +30,14 @@ class LiveTraces:
         room: Room,
         *,
         watcher: TraceWatcher = lambda trace: None,
+        scored: Scored = lambda checkpoint, logits: None,
     ) -> None:
-        """`watcher` is told of every verdict."""
+        """`watcher` is told of every verdict, `scored` as of `LiveModel`."""
         self.room = room
         self.models: dict[str, LiveModel] = {}
         self._metrics = metrics
         self._watcher = watcher
+        self._scored = scored
         self._sinks: dict[str, TraceWatcher] = {}
         self._supervisor: Supervisor | None = None
 
@@ -51,7 +53,7 @@ class LiveTraces:
 
     def add(self, windows: TraceWindows, scorer: TraceScorer, state: TraceState | None = None) -> LiveModel:
         """Take flows for one more model; `state` as of `LiveModel`."""
-        model = LiveModel(windows, scorer, self._metrics, self._deliver, state=state)
+        model = LiveModel(windows, scorer, self._metrics, self._deliver, state=state, scored=self._scored)
         self.models[model.name] = model
         if self._supervisor is not None:
             model.start(self._supervisor)

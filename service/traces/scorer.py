@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -25,6 +25,14 @@ log = structlog.get_logger()
 SHARE_DIGITS = 6
 
 
+Watch = Callable[[Sequence[ScoreJob], NDArray[np.float32]], None]
+"""Is told of windows that were scored, and of their logits float32 [n, classes]."""
+
+
+def _nobody(jobs: Sequence[ScoreJob], logits: NDArray[np.float32]) -> None:
+    """Watches nothing."""
+
+
 class TraceScorer:
     """Scores windows with a trace checkpoint. Several threads may ask; the engine is asked by one at a time."""
 
@@ -38,26 +46,28 @@ class TraceScorer:
         """Run the engine on what fills it, so that the first real traces wait for nothing."""
         self.thread.call(lambda: warm_up(self.engine))
 
-    def score_each(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict | None]:
+    def score_each(self, jobs: Sequence[ScoreJob], watch: Watch = _nobody) -> list[TraceVerdict | None]:
         """As `score`, but whatever the engine raises costs one trace its verdict, and none of the others theirs.
 
         An engine that does not answer costs all of them theirs: it would not answer any sooner for one.
         """
         try:
-            return self.score(jobs)
+            return self.score(jobs, watch)
         except EngineStalledError as error:
             log.error("trace engine stalled", model=self.checkpoint.name, reason=str(error), traces=len(jobs))
             return [None] * len(jobs)
         except Exception as error:
             if len(jobs) > 1:
                 middle = len(jobs) // 2
-                return self.score_each(jobs[:middle]) + self.score_each(jobs[middle:])
+                return self.score_each(jobs[:middle], watch) + self.score_each(jobs[middle:], watch)
             name = self.checkpoint.name
             log.error("trace engine failed", model=name, error=type(error).__name__, flows=len(jobs[0].flows))
             return [None]
 
-    def score(self, jobs: Sequence[ScoreJob]) -> list[TraceVerdict | None]:
+    def score(self, jobs: Sequence[ScoreJob], watch: Watch = _nobody) -> list[TraceVerdict | None]:
         """One verdict for each window, in order; None where the network's numbers for it are not finite.
+
+        `watch` is told of the logits, in this thread.
 
         Raises:
             EngineError: the engine gave another number of scores than it got traces, or shares of other flows.
@@ -66,6 +76,7 @@ class TraceScorer:
         if not jobs:
             return []
         scores = self.scores(jobs)
+        watch(jobs, scores.logits)
         found = verdicts(scores.logits, self.checkpoint)
         suspected = self._suspicions(scores.logits)
         return [

@@ -117,6 +117,7 @@ class BusSource:
         self._take_ack = take_ack
         self._on_connected = on_connected
         self._closed = False
+        self._late_flows = 0
         self._log = QuietLog(log, url=transport.url)
         self._finished: dict[str, None] = {}
         self.end_marker = asyncio.Event()
@@ -128,7 +129,9 @@ class BusSource:
         try:
             await self.transport.run(self._receive)
         finally:
-            if self.state.connected:
+            if self._closed:
+                log.info("sensor left", url=self.state.url, late_flows=self._late_flows)
+            elif self.state.connected:
                 self._disconnected(Disconnected("the task of the connection ended"))
 
     async def confirm_finished(self) -> None:
@@ -137,7 +140,7 @@ class BusSource:
             await self.transport.publish(finished_ack_event(self._finished.popitem()[0]))
 
     def close(self) -> None:
-        """Take no more flows; the connection stays for the acknowledgements of verdicts."""
+        """Take no more flows; the connection stays for the acknowledgements of verdicts. What comes is counted."""
         self._closed = True
 
     def _receive(self, incoming: Incoming) -> None:
@@ -158,7 +161,10 @@ class BusSource:
     def _handle(self, event: BusEvent) -> None:
         parsed = parse_event(event)
         if isinstance(parsed, FlowEvent):
-            if not self._closed:
+            if self._closed:
+                self._late_flows += 1
+                self._metrics.bus_refused.labels(self.state.url, "stopping").inc()
+            else:
                 self._flow(parsed)
         elif isinstance(parsed, Stats):
             self._stats(parsed)

@@ -17,9 +17,10 @@ START = "{before}; from tapline.service.command.cli import main; main()"
 
 
 class Server:
-    """A running service; `log` is what it wrote."""
+    """A running service; `log` is what it wrote. `tls`: the context of clients, where it serves HTTPS."""
 
-    def __init__(self, folder, checkpoint, *flags, before="pass", cwd=None, env=None):
+    def __init__(self, folder, checkpoint, *flags, before="pass", cwd=None, env=None, tls=None):
+        self._tls = tls
         self._log = folder / "service.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
         environment["XDG_DATA_HOME"] = str(folder)  # data directories of its own
@@ -35,7 +36,7 @@ class Server:
         assert self.process.poll() is None, self.log
         lines = [line for line in self.log.splitlines() if "event=serving" in line]
         if lines and self.port is None:
-            self.port = int(lines[0].split("url=http://127.0.0.1:")[1].split()[0])
+            self.port = int(lines[0].split("://127.0.0.1:")[1].split()[0])
         return self.port is not None and self.answers("/healthz")
 
     @property
@@ -61,7 +62,11 @@ class Server:
 
     def ask(self, method, path, body=None, headers=None):
         """Status and body of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_SECONDS)
+        place = ("127.0.0.1", self.port)
+        if self._tls is not None:
+            connection = http.client.HTTPSConnection(*place, timeout=WAIT_SECONDS, context=self._tls)
+        else:
+            connection = http.client.HTTPConnection(*place, timeout=WAIT_SECONDS)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()

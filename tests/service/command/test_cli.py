@@ -204,7 +204,7 @@ def test_only_loopback_without_a_key(monkeypatch):
     result = tapline("serve")
     assert result.returncode == 2
     assert result.stderr.strip() == (
-        "listening on 0.0.0.0 would let others in: give an API key (--api-key), or --allow-remote"
+        "listening on 0.0.0.0 would let others in: give keys (--keys-file, or one by --api-key), or --allow-remote"
     )
     assert tapline("serve", "--host", "127.0.0.1", "--port", "99999").returncode == 2
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from tapline.service.command.cli import app
 from tapline.service.history.export import ROWS_IN_A_GROUP
 from tests.service.command.cli_runner import tapline
 from tests.service.history.kept import BUS, flow, settled, trace, verdict
+from tests.service.history.test_alerts import ALERTS, VERSION_1
 from tests.service.history.test_history import VARIED, ask, keep
 
 
@@ -22,6 +24,8 @@ def folder(tmp_path_factory):
     async def body(history):
         await keep(history, *VARIED, (flow("formula", server_name="=1+1", orig_bytes=b"GET"), verdict()))
         history.trace(trace(suspicion=0.5, suspicious=True))
+        for one in ALERTS:
+            history.alert(one)
         await settled(history)
 
     ask(f"sqlite:///{folder / 'history.db'}", body, content=True)
@@ -64,6 +68,33 @@ def test_traces_are_exported_with_their_flows(folder, tmp_path):
     assert json.loads(row["top_flows"])[0]["server_name"] == "cam.example"
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_alerts_are_exported(folder, tmp_path, name):
+    options = ("export", "--show", "alerts", "--severity", "high", "--host", "10.0.0.0/8", "--to", tmp_path / name)
+    result = run(folder, *options)
+    assert (result.returncode, result.stderr) == (0, f"{tmp_path / name}: 1 alerts\n")
+    if name == "out.csv":
+        with (tmp_path / name).open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert (row["top_uids"], row["suspicion"]) == ("C1 C\0", "")
+    else:
+        (row,) = parquet.read_table(tmp_path / name).to_pylist()
+        assert (row["top_uids"], row["suspicion"]) == (["C1", "C\0"], None)
+    assert (row["id"], row["rule"], row["severity"], row["subject"]) == ("c", "malware", "critical", "10.0.1.7")
+
+
+def test_a_history_of_version_1_is_read_as_it_is(tmp_path):
+    shutil.copy(VERSION_1, tmp_path / "history.db")
+    result = run(tmp_path, "show")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[0].startswith("flows: 5, 20")
+    assert result.stdout.splitlines()[2].startswith("alerts: none before the next start")
+    assert run(tmp_path, "export", "--to", tmp_path / "out.csv").returncode == 0
+    result = run(tmp_path, "export", "--show", "alerts", "--to", tmp_path / "alerts.csv")
+    assert (result.returncode, "is of an earlier version, and has no alerts" in result.stderr) == (2, True)
+    assert not (tmp_path / "alerts.csv").exists()
+
+
 def test_more_than_a_page_and_a_group_come_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("tapline.service.history.export.ROWS_IN_A_GROUP", 700)
     monkeypatch.setattr("tapline.service.history.export.MAX_PAGE", 300)
@@ -92,7 +123,8 @@ def test_more_than_a_page_and_a_group_come_whole(tmp_path, monkeypatch):
 def test_what_it_holds_is_told(folder):
     result = run(folder, "show")
     assert result.returncode == 0
-    flows, traces, tries, size = result.stdout.splitlines()
+    flows, traces, alerts, tries, size = result.stdout.splitlines()
+    assert alerts.startswith("alerts: 5, 20")
     assert flows.startswith("flows: 6, 20")
     assert traces.startswith("traces: 1, 20")
     assert tries.endswith(": 0")
@@ -107,6 +139,8 @@ def test_what_it_holds_is_told(folder):
         (["export", "--to", "out.csv", "--since", "x"], "expected a time such as"),
         (["export", "--to", "out.csv", "--port", "70000"], "`int` <= 65535"),
         (["export", "--to", "out.csv", "--show", "traces", "--port", "53"], "--port is not for traces"),
+        (["export", "--to", "out.csv", "--rule", "scan"], "--rule is not for flows"),
+        (["export", "--to", "out.csv", "--show", "alerts", "--unknown"], "--unknown is not for alerts"),
         (["export", "--to", "/nonexistent/out.csv"], "No such file or directory"),
     ],
 )

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from tapline.service.history.filters import FlowFilter, TraceFilter
+from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
 from tapline.service.live.verdict_stream import MAX_LISTENERS, MOST_HEARD, QUEUE, ListenersError, VerdictStream
 from tapline.service.metrics import Metrics
 from tests.service.history.kept import BUS, flow, trace, verdict
+from tests.service.history.test_alerts import ALERTS
 
 ANY = FlowFilter(), TraceFilter()
 
@@ -47,6 +48,22 @@ def test_only_what_filters_want_is_heard():
             return [event.record.uid for event in await hearing]
 
     assert listen(body) == ["250"]
+
+
+def test_alerts_are_heard_by_those_who_want_them():
+    async def body(stream):
+        high = AlertFilter(severity="high", host="10.0.0.0/8")
+        with stream.listening(*ANY, high) as listener, stream.listening(*ANY) as other:
+            for one in ALERTS:
+                stream.alert(one)
+            stream.flow(BUS, flow("a"), verdict())
+            heard = [(event.kind, json.loads(event.json)) for event in await listener.next(10)]
+            return heard, [event.kind for event in await other.next(10)]
+
+    ((first, alert), (second, _)), others = listen(body)
+    assert (first, alert["id"], alert["rule"], second) == ("alert", "c", "malware", "flow")
+    assert "orig_p" not in alert
+    assert others == ["flow"]
 
 
 def test_silence_ends_in_time():

@@ -1,0 +1,70 @@
+"""Sessions of browsers that have signed in: in memory, bounded in number and time, by tokens that nobody can guess."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MAX_SESSIONS = 512
+"""Beyond, the one that was longest out of use ends."""
+
+IDLE_SECONDS = 3600.0
+"""How long a session lasts without use; an open page of the dashboard is use."""
+
+ABSOLUTE_SECONDS = 12 * 3600.0
+"""How long a session lasts at all."""
+
+_TOKEN_BYTES = 32
+
+
+@dataclass
+class Session:
+    """One browser: the digest of the key that opened it, and when it was opened and last used (of the clock)."""
+
+    key_digest: bytes
+    opened: float
+    used: float
+
+
+class Sessions:
+    """All sessions; of their tokens hashes alone are kept."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._open: OrderedDict[bytes, Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, key_digest: bytes) -> str:
+        """Open a session; the token that the browser keeps."""
+        token, now = secrets.token_urlsafe(_TOKEN_BYTES), self._clock()
+        self._open[_hash(token)] = Session(key_digest, now, now)
+        while len(self._open) > MAX_SESSIONS:
+            self._open.popitem(last=False)
+        return token
+
+    def use(self, token: str) -> Session | None:
+        """The session of a token, which is used by that; None where there is none, or no more."""
+        place, now = _hash(token), self._clock()
+        session = self._open.get(place)
+        if session is None:
+            return None
+        if now - session.used >= IDLE_SECONDS or now - session.opened >= ABSOLUTE_SECONDS:
+            del self._open[place]
+            return None
+        session.used = now
+        self._open.move_to_end(place)
+        return session
+
+    def end(self, token: str) -> None:
+        """End the session of a token, if there is one."""
+        self._open.pop(_hash(token), None)
+
+
+def _hash(token: str) -> bytes:
+    """What is kept of a token: that it is looked up by this tells nobody how much of a guess is right."""
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,79 @@
+"""Sets of networks and names that flows are held against, made once: looking one up costs the same however large."""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import re
+import socket
+from collections import defaultdict
+from collections.abc import Iterable
+
+_BITS = {4: 32, 6: 128}
+
+
+class NetworkSet:
+    """Addresses and networks of both versions; a look costs one probe for each length of prefix that occurs."""
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        """`networks`: addresses, or networks in CIDR.
+
+        Raises:
+            ValueError: one is neither.
+        """
+        prefixes: dict[tuple[int, int], set[int]] = defaultdict(set)
+        for text in networks:
+            network = ipaddress.ip_network(text, strict=False)
+            shift = _BITS[network.version] - network.prefixlen
+            prefixes[network.version, shift].add(int(network.network_address) >> shift)
+        self._prefixes = {
+            version: [(shift, starts) for (found, shift), starts in prefixes.items() if found == version]
+            for version in _BITS
+        }
+
+    def __contains__(self, address: str) -> bool:
+        """Whether an address is in one of them; False of a text that is none, as a MAC."""
+        version = 6 if ":" in address else 4
+        if not self._prefixes[version]:
+            return False
+        try:
+            packed = socket.inet_pton(socket.AF_INET6 if version == 6 else socket.AF_INET, address)
+        except (OSError, ValueError):
+            return False
+        number = int.from_bytes(packed)
+        return any(number >> shift in starts for shift, starts in self._prefixes[version])
+
+
+class NameSet:
+    """Names and globs (`*`, `?`, `[...]`), in capitals or not; `*.example.org` is also asked about `example.org`'s
+    subdomains at the cost of a name."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._names: set[str] = set()
+        self._suffixes: set[str] = set()
+        globs = []
+        for pattern in patterns:
+            lower = pattern.lower()
+            if not _is_glob(lower):
+                self._names.add(lower)
+            elif lower.startswith("*.") and not _is_glob(lower[2:]):
+                self._suffixes.add(lower[2:])
+            else:
+                globs.append(fnmatch.translate(lower))
+        self._globs = re.compile("|".join(globs)) if globs else None
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a name is one of them, or meets a glob."""
+        lower = name.lower()
+        if lower in self._names or (self._globs is not None and self._globs.match(lower) is not None):
+            return True
+        parent = lower
+        while self._suffixes and "." in parent:
+            parent = parent.partition(".")[2]
+            if parent in self._suffixes:
+                return True
+        return False
+
+
+def _is_glob(text: str) -> bool:
+    return any(letter in text for letter in "*?[")

@@ -1,0 +1,344 @@
+"""Reads a file of alert rules and the lists beside it; says of every mistake where it is and what was expected."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import tomllib
+import zoneinfo
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from tapline.models.foreign_text import clean
+from tapline.service.alerts.allow_lists import Entry, Members, checked_entry, line_entry
+from tapline.service.alerts.rule_models import (
+    MAX_ENTRIES,
+    MAX_RULES,
+    RULES,
+    AllowList,
+    ListOf,
+    Rule,
+    bare,
+)
+from tapline.service.alerts.time_windows import zone_of
+from tapline.service.toml_lines import Path as Place
+from tapline.service.toml_lines import TomlLines
+
+MAX_FILE_BYTES = 1 << 20
+MAX_LIST_BYTES = 8 << 20
+MAX_PROBLEMS = 50
+"""Most mistakes that are told of one file."""
+
+MAX_SHOWN_CHARS = 40
+
+_TOP = ("timezone", "list", "rule")
+_EXPECTED_TOP = ": expected timezone, [list.NAME] and [[rule]]"
+_LOOKED_UP: dict[str, ListOf] = {
+    "host": "networks", "originator": "networks", "responder": "networks", "server_name": "server names",
+    "label": "labels", "nearest": "labels", "port_label": "labels",
+}  # fmt: skip
+"""Which lists the conditions name that can name any."""
+
+Lists = dict[str, Members | None]
+_T = TypeVar("_T", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A mistake: in which file, on which line, and what was expected."""
+
+    path: Path
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.text}"
+
+
+class AlertRulesError(ValueError):
+    """Rules cannot be used; the message has a line for each mistake."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        shown = problems[:MAX_PROBLEMS]
+        more = [f"… and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        self.problems = problems
+        self.lines = [*map(str, shown), *more]
+        super().__init__("\n".join(self.lines))
+
+
+@dataclass(frozen=True)
+class RuleFile:
+    """What a file says: rules in its order, and its lists; `paths`, all that was read for it."""
+
+    rules: list[Rule]
+    lists: dict[str, Members]
+    zone: datetime.tzinfo
+    paths: list[Path]
+
+
+def read_rules(path: Path) -> RuleFile:
+    """
+    Raises:
+        AlertRulesError: the file or a list beside it cannot be read, or has mistakes.
+    """
+    return _Reading(path).result()
+
+
+def rules_paths(path: Path) -> list[Path]:
+    """The file, and those that it names for lists as far as it can be read: what to look at for changes."""
+    try:
+        tables = tomllib.loads(path.read_text("utf-8")).get("list", {})
+    except (OSError, ValueError):
+        return [path]
+    named = [table.get("file") for table in tables.values() if isinstance(table, dict)] if tables else []
+    return [path, *(path.parent / name for name in named if isinstance(name, str))]
+
+
+@dataclass
+class _Reading:
+    """One reading of a file; problems are collected, and raised together at its end."""
+
+    path: Path
+    problems: list[Problem] = field(default_factory=list)
+    lines: TomlLines | None = None
+    document: str = ""
+
+    def result(self) -> RuleFile:
+        self.document = self._text(self.path, MAX_FILE_BYTES)
+        try:
+            tables = tomllib.loads(self.document)
+        except tomllib.TOMLDecodeError as error:
+            line = getattr(error, "lineno", None) or _line_in(str(error), self.document)
+            raise AlertRulesError([Problem(self.path, line, f"this is no TOML: {error}")]) from None
+        for key in tables:
+            if key not in _TOP:
+                self._say((key,), f"unknown key `{_shown_key(key)}`{_nearest(key, _TOP) or _EXPECTED_TOP}")
+        zone = self._zone(("timezone",), tables.get("timezone", "UTC"))
+        paths = [self.path]
+        lists = dict(self._lists(tables.get("list", {}), zone, paths))
+        rules = list(self._rules(tables.get("rule", []), lists))
+        if self.problems:
+            raise AlertRulesError(sorted(self.problems, key=lambda found: (found.path != self.path, found.line)))
+        return RuleFile(rules, {name: found for name, found in lists.items() if found is not None}, zone, paths)
+
+    def _text(self, path: Path, limit: int) -> str:
+        """The text of a file.
+
+        Raises:
+            AlertRulesError: it cannot be read, or is larger than the limit.
+        """
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise AlertRulesError([Problem(path, 1, "expected a file")])
+        try:
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+            if len(data) > limit:
+                raise AlertRulesError([Problem(path, 1, f"expected at most {limit >> 20} MiB")])
+            return data.decode("utf-8")
+        except OSError as error:
+            raise AlertRulesError([Problem(path, 1, f"cannot be read: {error.strerror}")]) from None
+        except UnicodeDecodeError as error:
+            line = data[: error.start].count(b"\n") + 1
+            raise AlertRulesError([Problem(path, line, "expected UTF-8")]) from None
+
+    def _say(self, place: Place, text: str) -> None:
+        if self.lines is None:
+            self.lines = TomlLines(self.document)
+        self.problems.append(Problem(self.path, self.lines.line(place), text))
+
+    def _zone(self, place: Place, name: object, title: str = "") -> datetime.tzinfo:
+        try:
+            return zone_of(name if isinstance(name, str) else "")
+        except ValueError as error:
+            near = _nearest(name, zoneinfo.available_timezones()) if isinstance(name, str) else ""
+            self._say(place, f"{title}timezone: {error}, got {_shown(name)}{near}")
+            return datetime.UTC
+
+    def _lists(self, tables: object, zone: datetime.tzinfo, paths: list[Path]) -> Iterator[tuple[str, Members | None]]:
+        """The lists by name, None for one of no kind."""
+        if not isinstance(tables, dict):
+            self._say(("list",), f"list: expected tables [list.NAME], got {_shown(tables)}")
+            return
+        for name, table in tables.items():
+            place: Place = ("list", name)
+            self._checked(AllowList, table, place, f"list {_shown_key(name)}")
+            if not isinstance(table, dict) or table.get("of") not in get_args(ListOf):
+                yield name, None
+                continue
+            of: ListOf = table["of"]
+            entries = list(self._entries(of, table.get("entries"), place, zone))
+            if isinstance(file := table.get("file"), str):
+                paths.append(self.path.parent / file)
+                entries += self._file_entries(of, paths[-1], place, zone)
+            yield name, Members(of, entries)
+
+    def _entries(self, of: ListOf, given: object, place: Place, zone: datetime.tzinfo) -> Iterator[Entry]:
+        """Those that can be looked up; what the schema refuses is left out without a word."""
+        for number, entry in enumerate(given if isinstance(given, list) else []):
+            table = entry if isinstance(entry, dict) else {"value": entry}
+            value, until = table.get("value"), table.get("until")
+            if not isinstance(value, str) or not isinstance(until, datetime.date | None):
+                continue
+            try:
+                yield checked_entry(of, value, until, zone)
+            except ValueError as error:
+                self._say((*place, "entries", number), f"list {place[-1]}: {error}, got {_shown(value)}")
+
+    def _file_entries(self, of: ListOf, path: Path, place: Place, zone: datetime.tzinfo) -> list[Entry]:
+        try:
+            lines = self._text(path, MAX_LIST_BYTES).splitlines()
+        except AlertRulesError as error:
+            self._say((*place, "file"), f"list {place[-1]}: file: {path}: {error.problems[0].text}")
+            return []
+        entries: list[Entry] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = line_entry(of, line, zone)
+            except ValueError as error:
+                self.problems.append(Problem(path, number, f"{error}, got {_shown(line.strip())}"))
+                continue
+            if entry is not None:
+                entries.append(entry)
+        if len(entries) > MAX_ENTRIES:
+            self._say((*place, "file"), f"list {place[-1]}: expected at most {MAX_ENTRIES} entries, got {len(entries)}")
+        return entries
+
+    def _rules(self, tables: object, lists: Lists) -> Iterator[Rule]:
+        if not isinstance(tables, list):
+            self._say(("rule",), "rule: expected [[rule]], with two brackets")
+            return
+        if len(tables) > MAX_RULES:
+            self._say(("rule",), f"expected at most {MAX_RULES} rules, got {len(tables)}")
+        names: set[str] = set()
+        for number, table in enumerate(tables):
+            place: Place = ("rule", number)
+            if not isinstance(table, dict):
+                self._say(place, f"rule {number + 1}: expected a table [[rule]], got {_shown(table)}")
+                continue
+            name = table.get("name")
+            title = f"rule {_shown_key(name)}" if isinstance(name, str) else f"rule {number + 1}"
+            if isinstance(name, str):
+                if name in names:
+                    self._say((*place, "name"), f"{title}: another rule has this name: expected one of its own")
+                names.add(name)
+            kind = table.get("kind", "flow")
+            model = RULES.get(kind) if isinstance(kind, str) else None
+            if model is None:
+                near = _nearest(kind, RULES) if isinstance(kind, str) else ""
+                self._say((*place, "kind"), f"{title}: kind: expected flow, trace or drift, got {_shown(kind)}{near}")
+                continue
+            self._check_references(model, table, place, title, lists)
+            rule = self._checked(model, table, place, title)
+            if rule is not None:
+                yield rule
+
+    def _check_references(
+        self, model: type[Rule], table: dict[str, Any], place: Place, title: str, lists: Lists
+    ) -> None:
+        """See that the time zone of a rule is known, and the lists that it names are there and of the right kind."""
+        if isinstance(zone := table.get("timezone"), str):
+            self._zone((*place, "timezone"), zone, f"{title}: ")
+        for key in model.model_fields:
+            for number, given in enumerate(_texts(table.get(key))):
+                if key != "allow" and not bare(given).startswith("@"):
+                    continue
+                name = given if key == "allow" else bare(given)[1:]
+                of = _LOOKED_UP.get(key)
+                if name not in lists:
+                    text = f"there is no [list.{_shown_key(name)}]{_nearest(name, lists)}"
+                elif key != "allow" and (found := lists[name]) is not None and found.of != of:
+                    text = f"expected a list of {of}, it is one of {found.of}" if of else "expected no list here"
+                else:
+                    continue
+                self._say((*place, key, number), f"{title}: {key}: {text}, got {_shown(given)}")
+
+    def _checked(self, model: type[_T], table: object, place: Place, title: str) -> _T | None:
+        try:
+            return model.model_validate(table)
+        except ValidationError as error:
+            for found in error.errors(include_url=False):
+                self._tell(model, found, place, title)
+            return None
+
+    def _tell(self, model: type[BaseModel], found: ErrorDetails, place: Place, title: str) -> None:
+        """Say what pydantic found in the words of the others."""
+        path = tuple(part for part in found["loc"] if part not in _UNION_MEMBERS)
+        key = ".".join(part for part in path if isinstance(part, str))
+        if found["type"] == "extra_forbidden":
+            fields = _fields_at(model, path[:-1])
+            near = _nearest(str(path[-1]), fields)
+            others = [kind for kind, other in RULES.items() if key in other.model_fields and model in RULES.values()]
+            if others:
+                near = f": it is of rules of kind {' or '.join(others)}"
+            self._say((*place, *path), f"{title}: unknown key `{_shown_key(key)}`{near}")
+            return
+        if found["type"] == "missing":
+            self._say((*place, *path[:-1]), f"{title}: expected a key `{key}`, there is none")
+            return
+        text = found["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
+        if not path and found["type"] == "value_error":  # it names its own key
+            named = text.partition(":")[0].split(".")
+            self._say((*place, *named), f"{title}: {text}")
+            return
+        got = "" if isinstance(found["input"], dict) else f", got {_shown(found['input'])}"
+        self._say((*place, *path), f"{title}: {key}: {_lower(text)}{got}")
+
+
+_UNION_MEMBERS = ("str", "int", "date", "datetime")
+"""What pydantic puts into the place of a value of several types."""
+
+
+def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
+    """The keys of the table at a place of a model."""
+    for part in path:
+        if not isinstance(part, str):
+            continue
+        found = next(iter(_models_in(model.model_fields[part].annotation)), None)
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models_in(inner)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name.lower(), list(names), n=1)
+    return f", did you mean `{found[0]}`?" if found else ""
+
+
+def _texts(value: object) -> list[str]:
+    """The texts of a condition, as a list where it is one."""
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _shown(value: object) -> str:
+    """A value as it is shown in a message: short, and as TOML writes it."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "an array"
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return clean(text.lower() if isinstance(value, bool) else text, MAX_SHOWN_CHARS)
+
+
+def _shown_key(key: str) -> str:
+    return clean(key, MAX_SHOWN_CHARS)
+
+
+def _line_in(message: str, document: str) -> int:
+    """The line that tomllib's message names; its end where it names that."""
+    _, found, rest = message.partition("at line ")
+    return int(rest.partition(",")[0]) if found else document.count("\n") + 1

@@ -1,0 +1,56 @@
+"""What classifies in a command, by its options: those of inputs and models that several commands have alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tapline.models.checkpoint import CheckpointError
+from tapline.service.command.console import say
+from tapline.service.engines.engine import EngineError, EngineName
+from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
+from tapline.service.inference.repository import newest_version, shipped_checkpoint
+from tapline.service.inference.trace_loading import trace_directories
+from tapline.service.python.chosen import open_classifier
+from tapline.service.sources.inputs import ReaderName
+
+EXIT_USAGE = 2
+
+Captures = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CAPTURE...",
+        help="pcap or pcapng (plain, gzip, zstd), NDJSON of `tapline features`, a directory of captures, or -",
+    ),
+]
+Reader = Annotated[ReaderName, typer.Option(help="auto: the built-in one; zeek: run Zeek on the capture")]
+Traces = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|DIR",
+        help="trace model that ships by its name, or another by its directory; repeatable; `none` for no traces "
+        "[default: all that ship]",
+    ),
+]
+
+
+def chosen_classifier(
+    checkpoint: Path | None, traces: list[str], engine: EngineName, errors: Console, **options: Any
+) -> Classifier:
+    """What classifies, with the trace models that fit; ends the command where a model is none. `options`: of it."""
+    try:
+        directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
+        return open_classifier(
+            directory,
+            trace_directories(traces),
+            engine,
+            required=bool(traces),
+            warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
+            **options,
+        )
+    except (CheckpointError, EngineError) as error:
+        say(str(error))
+        raise typer.Exit(EXIT_USAGE) from None

@@ -1,0 +1,89 @@
+"""Sessions and rates: bounded in number and in time."""
+
+import pytest
+
+from tapline.service.access import rates, sessions
+from tapline.service.access.rates import Rates, client_of
+from tapline.service.access.sessions import Sessions
+from tests.service.access.test_keys import Clock
+
+DIGEST = bytes(32)
+
+
+def test_a_session_lasts_while_it_is_used_and_not_for_ever():
+    clock = Clock()
+    found = Sessions(clock)
+    token = found.begin(DIGEST)
+    assert found.use(token).key_digest == DIGEST
+    assert found.use(token + "x") is None
+    for _ in range(int(sessions.ABSOLUTE_SECONDS // sessions.IDLE_SECONDS)):
+        clock.now += sessions.IDLE_SECONDS - 1
+        assert found.use(token) is not None
+    clock.now += sessions.IDLE_SECONDS - 1
+    assert found.use(token) is None
+    assert len(found) == 0
+
+
+def test_a_session_ends_without_use_and_when_it_is_ended():
+    clock = Clock()
+    found = Sessions(clock)
+    idle, ended = found.begin(DIGEST), found.begin(DIGEST)
+    found.end(ended)
+    found.end(ended)
+    assert found.use(ended) is None
+    clock.now += sessions.IDLE_SECONDS
+    assert found.use(idle) is None
+
+
+def test_of_too_many_sessions_the_one_longest_out_of_use_ends():
+    found = Sessions(Clock())
+    first, second = found.begin(DIGEST), found.begin(DIGEST)
+    found.use(first)
+    for _ in range(sessions.MAX_SESSIONS - 1):
+        found.begin(DIGEST)
+    assert len(found) == sessions.MAX_SESSIONS
+    assert found.use(second) is None
+    assert found.use(first) is not None
+
+
+def test_tokens_are_not_kept():
+    found = Sessions(Clock())
+    token = found.begin(DIGEST)
+    assert token not in repr(vars(found))
+    assert len(token) >= 43  # 256 bits
+
+
+def test_a_bucket_is_full_at_first_and_fills_evenly():
+    clock = Clock()
+    found = Rates(60, clock)
+    assert [found.take("a") for _ in range(60)] == [0.0] * 60
+    assert found.take("a") == pytest.approx(1)
+    assert found.take("b") == 0
+    clock.now += 0.5
+    assert found.take("a") == pytest.approx(0.5)
+    clock.now += 0.5
+    assert found.take("a") == 0
+    clock.now += 3600
+    assert [found.take("a") for _ in range(61)].count(0.0) == 60
+
+
+def test_no_limit():
+    assert {Rates(0, Clock()).take("a") for _ in range(1000)} == {0.0}
+
+
+def test_buckets_are_bounded():
+    found = Rates(1, Clock())
+    for number in range(rates.MAX_BUCKETS + 10):
+        found.take(str(number))
+    assert len(found._buckets) == rates.MAX_BUCKETS
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"), ("-", "-"), ("testclient", "testclient"),
+    ],
+)  # fmt: skip
+def test_what_counts_as_one_client(address, client):
+    assert client_of(address) == client

@@ -1,0 +1,113 @@
+"""`/v1/alerts`: alerts that the live path made come back through filters and pages, and are seen to; `/v1/drift`."""
+
+import pytest
+
+from tapline.service.api import alert_schemas
+from tapline.service.api.stream_route import _wanted
+from tapline.service.drift.model_drift import DriftMeasure, ModelDrift
+from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
+from tests.service.api.client import api_client
+from tests.service.api.test_history_route import get, service_of, wait
+from tests.service.history.test_alerts import ALERTS
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture(scope="module")
+def client(checkpoint_dir, tmp_path_factory):
+    """A service that has told of some alerts, and watches a model."""
+    service = service_of(checkpoint_dir, tmp_path_factory.mktemp("alerts"))
+    with api_client(service) as client:
+        for one in ALERTS:
+            service.history.alert(one)
+        wait(lambda: not service.history.counts.pending)
+        client.service = service
+        yield client
+
+
+def ids(page):
+    return "".join(one["id"] for one in page["alerts"])
+
+
+def test_alerts_have_the_documented_form_and_come_page_by_page(client):
+    found, cursor = "", {}
+    while True:
+        page = get(client, "/v1/alerts", limit=2, **cursor)
+        alert_schemas.Alerts.model_validate(page)
+        found += ids(page)
+        if page["next"] is None:
+            break
+        cursor = {"cursor": page["next"]}
+    assert found == "edcba"
+
+
+def test_every_field_of_an_alert_is_documented():
+    assert set(alert_schemas.Alert.model_fields) == {
+        *ALERTS[0].__struct_fields__,
+        "number",
+        "seen_us",
+        "acknowledged_us",
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"severity": "high"}, "cb"),
+        ({"host": "10.0.0.0/8", "since": "5m", "ascending": True}, "ac"),
+        ({"kind": "drift"}, "e"),
+        ({"rule": "scan", "uid": "C2", "model": "random"}, "b"),
+        ({"label": "unknown", "acknowledged": False}, "d"),
+        ({"until": "2001-09-09T00:00:00"}, ""),
+    ],
+)
+def test_alerts_are_found_by_filters(client, asked, expected):
+    assert ids(get(client, "/v1/alerts", **asked)) == expected
+
+
+@pytest.mark.parametrize("asked", [{"severity": "worst"}, {"host": "nobody"}, {"kind": "flows"}, {"cursor": "x"}])
+def test_what_cannot_be_understood_is_refused(client, asked):
+    get(client, "/v1/alerts", 422, **asked)
+
+
+def test_an_alert_is_seen_to(client):
+    assert client.post("/v1/alerts/a/acknowledge").status_code == 204
+    wait(lambda: ids(get(client, "/v1/alerts", acknowledged=True)) == "a")
+    answer = client.post("/v1/alerts/nobody's/acknowledge")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_alert")
+
+
+def test_without_a_history_there_are_none(checkpoint_dir, tmp_path):
+    with api_client(service_of(checkpoint_dir, tmp_path, history="none")) as client:
+        assert "--history none" in get(client, "/v1/alerts", 404)
+        assert client.post("/v1/alerts/a/acknowledge").status_code == 404
+
+
+def test_drift_is_told(client):
+    assert get(client, "/v1/drift") == {"models": [], "problem": None}
+    measure = DriftMeasure("labels", "last week", 0.5, 0.4, "mix of labels: DNS 60.0%, was 20.0%")
+    client.service.drift.newest["flows"] = ModelDrift("flows", "1", 1, 2, 400, [measure])
+    answer = get(client, "/v1/drift")
+    alert_schemas.Drift.model_validate(answer)
+    assert answer["models"][0]["measures"][0]["reason"] == measure.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "expected"),
+    [
+        ({}, None, "fta"),
+        ({}, "alert", "a"),
+        ({}, "flow", "f"),
+        ({"port": 53}, None, "f"),
+        ({"uid": "C1"}, None, "fa"),
+        ({"suspicious": True}, None, "t"),
+        ({"severity": "high"}, None, "a"),
+        ({"nearest": "ssh"}, None, "ft"),
+        ({"severity": "high"}, "flow", ""),
+    ],
+)
+def test_a_filter_of_the_stream_leaves_out_what_does_not_have_it(asked, kind, expected):
+    kinds = (FlowFilter, TraceFilter, AlertFilter)
+    given = [of(**{name: value for name, value in asked.items() if name in of.__struct_fields__}) for of in kinds]
+    found = _wanted(*given, kind)
+    assert "".join(letter for letter, wanted in zip("fta", found, strict=True) if wanted is not None) == expected
