@@ -112,6 +112,7 @@ class Engine:
                 ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", "bookworm", root],
                 check=True, timeout=900, stdout=self._log, stderr=self._log,
             )  # fmt: skip
+            (root / BUNDLE.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(BUNDLE, root / BUNDLE.relative_to("/"))
             if (root / "usr/bin/python3").exists():
                 (root / "usr/bin/python").symlink_to("python3")

@@ -45,6 +45,9 @@ MISSED = series("tapline_bus_missed_flows_total", sensor="tap")
 UNKNOWN = series("tapline_verdicts_total", label="unknown", stage="final")
 KNOWN = series("tapline_verdicts_total", label="TLS", stage="final")
 SLOW, FAST, ALL = (series("tapline_live_seconds_bucket", le=le) for le in ("5.0", "10.0", "+Inf"))
+DRIFT = {"model": "flow-protocols", "measure": "labels", "against": "baseline"}
+DISTANCE, LIMIT = (series(f"tapline_drift_{name}", **DRIFT) for name in ("distance", "limit"))
+REFUSED = series("tapline_requests_refused_total", reason="unauthorized")
 
 CASES = [
     gauge("TaplineDown", "up", "0x180", "1x180"),
@@ -70,6 +73,13 @@ CASES = [
          labels={"instance": "a"}),
     counter("TaplineSuspiciousTrace", "tapline_suspicious_traces_total", "instance", "model",
             model="intrusion", stage="final"),
+    Case("TaplineDrift", {DISTANCE: "0.6x180", LIMIT: "0.3x180"}, {DISTANCE: "0.2x180", LIMIT: "0.3x180"}, at="2h30m",
+         labels={"instance": "a", "job": "tapline", **DRIFT}),
+    gauge("TaplineRulesRefused", "tapline_alert_rules_up", "0x180", "1x180"),
+    gauge("TaplineOutputDown", "tapline_output_up", "0x180", "1x180", output="eve"),
+    counter("TaplineOutputLosesRecords", "tapline_output_records_total", "instance", "output", "outcome",
+            output="eve", outcome="dropped"),
+    Case("TaplineWrongKeys", {REFUSED: "0+120x180"}, {REFUSED: "0+6x180"}, labels={"instance": "a"}),
 ]  # fmt: skip
 
 
