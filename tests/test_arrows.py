@@ -80,15 +80,16 @@ ARROWS = {
         "service/history service/inference service/jobs service/live service/metrics service/process service/results "
         "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces"
     ),
+    "service/backup": "models service/history service/jobs service/traces",
     "service/python": (
         "models service/community_id service/engines service/inference service/live service/metrics service/process "
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/access service/alerts service/api service/configuration service/doctor service/drift "
-        "service/engines service/history service/hub service/inference service/jobs service/live service/process "
-        "service/python service/results service/runtime service/settings service/sinks service/sources "
-        "service/sources/bus service/sources/packets service/traces"
+        "models service/access service/alerts service/api service/backup service/configuration service/doctor "
+        "service/drift service/engines service/history service/hub service/inference service/jobs service/live "
+        "service/process service/python service/results service/runtime service/settings service/sinks "
+        "service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",
