@@ -10,7 +10,7 @@ ON_TWO_CORES = -n 2 --dist loadfile
 # Each worker has a core: torch and scikit-learn with a thread for each would wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-fast check fuzz soak notebooks clean
+.PHONY: run test test-fast check fuzz soak notebooks site links clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -41,6 +41,16 @@ soak: .venv-dev/installed
 notebooks: .venv-dev/installed
 	.venv-dev/bin/python -m tests.notebooks $(NOTEBOOKS)
 
+# The documentation site, from the pages of the repository: open build/site/index.html. Warnings are errors.
+SPHINX = .venv-dev/bin/sphinx-build --conf-dir docs --nitpicky --fail-on-warning --keep-going
+
+site: .venv-dev/installed
+	$(SPHINX) . build/site
+
+# Asks every host that a page links to whether the page is there: needs a connection.
+links: .venv-dev/installed
+	$(SPHINX) --builder linkcheck . build/links
+
 # What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
 test-fast: .venv-$(notdir $(PYTHON))/installed
 	.venv-$(notdir $(PYTHON))/bin/pytest $(ON_TWO_CORES) tests/models tests/service -m "$(WHICH)"
@@ -66,4 +76,4 @@ python:
 	$(PYTHON) is $$($(PYTHON) -V 2>&1): name another, as in make run PYTHON=python3.12" >&2; exit 1; }
 
 clean:
-	rm -rf .venv .venv-dev .venv-python* $(DATA)
+	rm -rf .venv .venv-dev .venv-python* build $(DATA)

@@ -43,12 +43,13 @@ ARROWS = {
     "service/results": "models service/community_id service/traces",
     "service/classifying": "models service/inference service/metrics service/results service/sources service/traces",
     "service/sinks": (
-        "models service/alerts service/community_id service/metrics service/process service/sources/bus "
-        "service/traces"
+        "models service/alerts service/community_id service/metrics service/process service/sources/bus service/traces"
     ),
     "service/toml_lines": "",
     "service/alerts": "models service/community_id service/drift service/metrics service/toml_lines service/traces",
-    "service/drift": "models service/metrics service/process service/traces",
+    "service/drift": (
+        "models service/engines service/inference service/metrics service/process service/sources service/traces"
+    ),
     "service/live": (
         "models service/alerts service/history service/inference service/metrics service/process service/sinks "
         "service/sources service/sources/bus service/traces"
@@ -70,23 +71,24 @@ ARROWS = {
         "service/sources/bus"
     ),
     "service/dashboard": (
-        "models service/access service/engines service/history service/inference service/jobs service/live "
-        "service/process service/results service/runtime service/sinks service/traces"
+        "models service/access service/alerts service/drift service/engines service/history service/inference "
+        "service/jobs service/live service/process service/results service/runtime service/sinks service/traces"
     ),
     "service/api": (
         "models service/access service/alerts service/classifying service/dashboard service/drift service/engines "
         "service/history service/inference service/jobs service/live service/metrics service/process service/results "
         "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces"
     ),
+    "service/backup": "models service/history service/jobs service/traces",
     "service/python": (
         "models service/community_id service/engines service/inference service/live service/metrics service/process "
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/access service/alerts service/api service/configuration service/doctor service/engines "
-        "service/history service/hub service/inference service/jobs service/live service/process service/python "
-        "service/results service/runtime service/settings service/sinks service/sources service/sources/bus "
-        "service/sources/packets service/traces"
+        "models service/access service/alerts service/api service/backup service/configuration service/doctor "
+        "service/drift service/engines service/history service/hub service/inference service/jobs service/live "
+        "service/process service/python service/results service/runtime service/settings service/sinks "
+        "service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",

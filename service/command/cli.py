@@ -17,6 +17,7 @@ from tapline.installation import version
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.alerts_command import app as alerts_app
+from tapline.service.command.backup_command import backup, restore
 from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_classifier
 from tapline.service.command.classify import classify_inputs
 from tapline.service.command.config_command import app as config_app
@@ -24,6 +25,8 @@ from tapline.service.command.config_command import check_config
 from tapline.service.command.console import make_console, make_streams_safe, say
 from tapline.service.command.doctor_command import doctor
 from tapline.service.command.flow_rows import SORT_HELP
+from tapline.service.command.health_command import HealthError
+from tapline.service.command.health_command import health as ask_health
 from tapline.service.command.history_command import app as history_app
 from tapline.service.command.keys_command import app as keys_app
 from tapline.service.command.models_command import app as models_app
@@ -261,6 +264,23 @@ app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")
 app.add_typer(alerts_app, name="alerts")
 app.add_typer(keys_app, name="keys")
+app.command("backup")(backup)
+app.command("restore")(restore)
+
+
+@app.command("health")
+def health_command(
+    pid: Annotated[
+        int | None, typer.Option(min=1, help="the service that is this process, wherever its own flags let it listen")
+    ] = None,
+) -> None:
+    """Say whether the service of this environment answers: status 0 if it does, 1 if not."""
+    try:
+        typer.echo(f"{ask_health(pid)} answers")
+    except ConfigurationError as error:
+        _fail("; ".join(error.problems), EXIT_USAGE)
+    except HealthError as error:
+        _fail(str(error), EXIT_FAILED)
 
 
 @app.command("watch")

@@ -1,14 +1,11 @@
 """An alert from its rule to every output: a real Zeek on one end of a wire, a real capture sent down the other."""
 
-import contextlib
 import json
 import logging
 import os
 import shutil
 import socket
-import ssl
 import subprocess
-import threading
 import time
 
 import dpkt
@@ -53,7 +50,8 @@ def wire():
         pytest.skip("no virtual interfaces can be made here")
     try:
         for device in (SENDING, TAPPED):
-            subprocess.run(["sysctl", "-qw", f"net.ipv6.conf.{device}.disable_ipv6=1"], capture_output=True, check=False)
+            quiet = f"net.ipv6.conf.{device}.disable_ipv6=1"  # nothing of the kernel's own on it
+            subprocess.run(["sysctl", "-qw", quiet], capture_output=True, check=False)
             subprocess.run(["ip", "link", "set", device, "mtu", "9000", "up"], check=True)
         yield
     finally:
@@ -105,7 +103,8 @@ def test_an_alert_is_in_every_output(wire, cluster, tmp_path):
         f"kafka://{cluster}/alerts?records=alerts",
     ):
         flags += ["--output", output]
-    with syslog.running(), webhook.running(), Server(tmp_path, shipped_checkpoint("flow-protocols"), *flags) as server:
+    model = shipped_checkpoint("flow-protocols")
+    with syslog.running(), webhook.running(), Server(tmp_path, model, *flags) as server:
         server.wait(lambda: connected(server))
         send_capture(DATA / "captures" / "android.pcap")
         server.wait(lambda: alerts_of(server))

@@ -1,0 +1,1 @@
+"""What outlives a service, in one file to keep elsewhere, and back again."""

@@ -1,0 +1,49 @@
+"""The systemd units: systemd takes them, their exposure is as docs/deployment.md says, and they name what there is."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.deployment.settings_named import misspelt_settings
+from tests.paths import ROOT
+
+UNITS = ROOT / "deploy" / "systemd"
+EXPOSURE = {"tapline.service": 1.4, "tapline-zeek.service": 2.3}
+"""Most that `systemd-analyze security` may say, of 10; its weights differ a little between versions."""
+
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+
+
+def analyze(*arguments):
+    done = subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout + done.stderr
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", EXPOSURE)
+def test_exposure_is_what_the_page_says(unit):
+    said = analyze("security", "--offline=true", "--no-pager", UNITS / unit)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
+    assert found, said
+    assert float(found[1]) <= EXPOSURE[unit] + 0.2
+    assert f"| `{unit}` | {EXPOSURE[unit]} |" in (ROOT / "docs" / "deployment.md").read_text()
+
+
+@needs_systemd
+def test_systemd_takes_the_units(tmp_path):
+    """With programs that are there: it says so where they are not, and nothing else."""
+    for unit in EXPOSURE:
+        text = re.sub(r"(?m)^(ExecStart=)\S+", r"\1/bin/true", (UNITS / unit).read_text())
+        (tmp_path / unit).write_text(text)
+    said = [
+        line
+        for line in analyze("verify", *tmp_path.iterdir()).splitlines()
+        if str(tmp_path) in line or "tapline" in line
+    ]
+    assert said == []
+
+
+def test_settings_that_units_name_are_settings():
+    assert misspelt_settings("\n".join(path.read_text() for path in UNITS.iterdir())) == []
