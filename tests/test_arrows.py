@@ -73,9 +73,9 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/alerts service/api service/engines service/history service/hub service/inference service/jobs service/live "
-        "service/process service/python service/results service/runtime service/settings service/sources "
-        "service/sources/bus service/sources/packets service/traces"
+        "models service/alerts service/api service/engines service/history service/hub service/inference "
+        "service/jobs service/live service/process service/python service/results service/runtime service/settings "
+        "service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",
