@@ -97,7 +97,7 @@ def _ready(rule: Rule, file: RuleFile) -> ReadyRule:
         if networks:
             others.append(_holding(_Patterns(networks, file.lists, NetworkSet), addresses))
     if isinstance(rule, FlowRule) and rule.server_name:
-        others.append(_holding(_Patterns(rule.server_name, file.lists, NameSet), lambda facts: [facts.server_name]))
+        others.append(_holding(_Patterns(rule.server_name, file.lists, NameSet), lambda facts: facts.server_names))
     if isinstance(rule, VerdictRule) and rule.allow:
         others.append(_not_allowed([file.lists[name] for name in rule.allow]))
     counted = rule.counted.by if rule.counted is not None else []
@@ -109,9 +109,9 @@ _NAMES: dict[str, Callable[[Facts], list[str]]] = {
     "nearest": lambda facts: [facts.nearest],
     "model": lambda facts: [facts.model],
     "source": lambda facts: [facts.source],
-    "sensor": lambda facts: [facts.flow.sensor] if facts.flow else [],
+    "sensor": lambda facts: [facts.flow.sensor] if facts.flow and facts.flow.sensor else [],
     "proto": lambda facts: [facts.flow.proto] if facts.flow else [],
-    "port_label": lambda facts: [facts.port_label],
+    "port_label": lambda facts: [facts.port_label] if facts.port_label else [],
     "subject": lambda facts: [facts.trace.subject] if facts.trace else [],
 }
 _BY_VERDICT = ("label", "nearest", "model")
