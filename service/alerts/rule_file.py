@@ -308,7 +308,9 @@ class _Reading:
             self._say((*place, *named), f"{title}: {text}")
             return
         got = "" if isinstance(found["input"], dict) else f", got {_shown(found['input'])}"
-        self._say((*place, *path), f"{title}: {key}: {text}{got}")
+        choices = re.findall("'([^']+)'", text) if found["type"] == "literal_error" else []
+        near = _nearest(str(found["input"]), choices)
+        self._say((*place, *path), f"{title}: {key}: {text}{got}{near}")
 
 
 _UNION_MEMBERS = ("str", "int", "date", "datetime")
