@@ -43,7 +43,8 @@ ARROWS = {
     "service/results": "models service/community_id service/traces",
     "service/classifying": "models service/inference service/metrics service/results service/sources service/traces",
     "service/sinks": (
-        "models service/alerts service/community_id service/metrics service/process service/sources/bus service/traces"
+        "models service/alerts service/community_id service/metrics service/process service/sources/bus "
+        "service/traces"
     ),
     "service/toml_lines": "",
     "service/alerts": "models service/community_id service/drift service/metrics service/toml_lines service/traces",
@@ -67,7 +68,8 @@ ARROWS = {
         "service/sources/bus service/trace_models"
     ),
     "service/doctor": (
-        "models service/engines service/inference service/runtime service/settings service/sources service/sources/bus"
+        "models service/engines service/inference service/runtime service/settings service/sources "
+        "service/sources/bus"
     ),
     "service/dashboard": (
         "models service/access service/alerts service/drift service/engines service/history service/inference "
