@@ -232,10 +232,25 @@ class Delivery:
             if not from_spool:
                 self._in_flight = self._queue.take(sender.batch_records, sender.batch_bytes)
             self._sending = True
-        batch = from_spool or [pending.record for pending in self._in_flight]
+        batch = from_spool or self._made()
         if batch:
             self._send(batch, is_spooled=bool(from_spool))
         self._sending = False
+
+    def _made(self) -> list[Record]:
+        """The records of what is in flight. One that cannot be made, by a fault of ours, costs itself."""
+        made: list[Pending] = []
+        for pending in self._in_flight:
+            try:
+                _ = pending.record
+            except Exception as error:
+                self._log.error("fault", "a record could not be made", error=type(error).__name__, exc_info=error)
+            else:
+                made.append(pending)
+        with self._lock:
+            self._count("failed", len(self._in_flight) - len(made))
+            self._in_flight = made
+        return [pending.record for pending in made]
 
     def _send(self, batch: Sequence[Record], *, is_spooled: bool) -> None:
         failed: Sequence[Record] = ()
@@ -299,15 +314,15 @@ class Delivery:
         while self._spool is not None:
             with self._lock:
                 batch = self._in_flight = self._queue.take(SPOOLED_AT_ONCE)
-            if not batch or not self._to_spool(self._spool, batch):
+            if not batch or not self._to_spool(self._spool):
                 return
 
-    def _to_spool(self, spool: DiskSpool, batch: Sequence[Pending]) -> bool:
-        """Write records to the spool; those that cannot be written wait on in the queue."""
+    def _to_spool(self, spool: DiskSpool) -> bool:
+        """Write what is in flight to the spool; whether all of it is there. The rest waits on in the queue."""
         rest: Sequence[Record] = ()
         dropped: Counter[RecordKind] = Counter()
         try:
-            dropped = spool.append([pending.record for pending in batch])
+            dropped = spool.append(self._made())
         except SpoolError as error:
             rest = error.rest
             self._log.error("spool", "the spool cannot be written", reason=str(error))

@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.delivery import Delivery
 from tapline.service.sinks.disk_spool import DiskSpool
+from tapline.service.sinks.output_queue import Pending
 from tapline.service.sinks.output_url import EveOutput
 from tapline.service.sinks.sender import AwayError
 from tests.service.sinks.records import ToldSender, add_up, numbered, numbers, pending, sending, until
@@ -241,6 +242,22 @@ async def test_a_fault_of_ours_costs_its_batch_and_not_the_part(deliver):
         await until(lambda: delivery.queued == 0)
     assert numbers(sender.lines) == [2, 3, 4, 5]
     assert (delivery.counts.written, delivery.counts.failed) == (4, 2)
+
+
+@pytest.mark.parametrize("spool", [True, False])
+async def test_a_record_that_cannot_be_made_costs_itself(deliver, spool):
+    sender = ToldSender()
+    sender.away = "nobody there" if spool else None
+    delivery = deliver(sender, spool=spool)
+    for number in range(3):
+        delivery.put(pending("flows", number))
+        delivery.put(Pending("flows", 10, lambda: 1 // 0))
+    async with sending(delivery):
+        await until(lambda: delivery.counts.failed == 3)
+        sender.away = None
+        await until(lambda: delivery.counts.written == 3)
+    assert numbers(sender.lines) == [0, 1, 2]
+    assert add_up(delivery)
 
 
 async def test_the_other_side_may_ask_for_a_longer_pause_and_a_reopen_ends_it(deliver):
