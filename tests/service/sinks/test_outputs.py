@@ -18,7 +18,7 @@ from tests.service.api.served import Server
 from tests.service.sinks.records import ALERT, FLOW, TRACE, VERDICT, outputs_of, until
 
 ANDROID = DATA / "captures" / "android.pcap"
-FLAGS = ("--history", "none", "--dashboard", "off", "--replay", ANDROID, "--speed", 0)
+FLAGS = ("--history", "none", "--replay", ANDROID, "--speed", 0)
 NO_TERMINAL = "import os; os.setsid()"
 A_TERMINAL = "import fcntl, os, termios; os.setsid(); ends = os.openpty(); fcntl.ioctl(ends[1], termios.TIOCSCTTY, 0)"
 
@@ -92,6 +92,8 @@ def test_a_service_writes_reopens_keeps_what_is_away_and_sends_it_after_a_restar
         metrics = server.ask("GET", "/metrics")[1].decode()
         assert f'tapline_output_records_total{{outcome="written",output="eve:{eve}"}} {given["written"]}.0' in metrics
         assert 'tapline_output_up{output="soc"} 0.0' in metrics
+        page = server.ask("GET", "/health")[1].decode()
+        assert all(text in page for text in (f"eve:{eve}", "takes what comes", "the server answers 503"))
         eve.rename(tmp_path / "eve.json.1")
         server.process.send_signal(signal.SIGHUP)
         server.wait(lambda: "event=reopening" in server.log)
