@@ -116,10 +116,10 @@ class Delivery:
         with self._lock:
             self._count("received", 1)
             if self._over:
-                self._drop(Counter([pending.kind]))
+                self._drop(pending.kind, 1)
                 return
             if dropped := self._queue.put(pending):
-                self._drop(Counter(each.kind for each in dropped))
+                self._drop_where_full(dropped)
             if 0 < self._notify_at <= len(self._queue):
                 self._changed.notify()
 
@@ -328,7 +328,8 @@ class Delivery:
             self._log.error("spool", "the spool cannot be written", reason=str(error))
         with self._lock:
             self._in_flight = []
-            self._drop(dropped)
+            for kind, records in dropped.items():
+                self._drop(kind, records)
             self._drop_where_full(self._queue.put_back(map(Pending.of, rest)))
         return not rest
 
@@ -346,7 +347,7 @@ class Delivery:
             self._spool_queue()
         with self._lock:
             left = self._queue.take(len(self._queue))
-            self._drop(Counter(pending.kind for pending in left))
+            self._drop_where_full(left)
         if self._spool is not None and usable:
             self._spool.close()
         if not hangs:
@@ -355,15 +356,15 @@ class Delivery:
             log.warning("records were not sent", output=self.name, spooled=self.spooled, dropped=len(left))
 
     def _drop_where_full(self, dropped: Sequence[Pending]) -> None:
-        self._drop(Counter(pending.kind for pending in dropped))
+        for pending in dropped:
+            self._drop(pending.kind, 1)
 
-    def _drop(self, dropped: Counter[RecordKind]) -> None:
+    def _drop(self, kind: RecordKind, records: int) -> None:
         """Count what was dropped."""
-        if total := dropped.total():
-            self.counts.dropped_by += dropped
-            self._count("dropped", total)
-            self._dropped_at = time.monotonic()
-            self._log.warning("dropped", "records were dropped", records=total)
+        self.counts.dropped_by[kind] += records
+        self._count("dropped", records)
+        self._dropped_at = time.monotonic()
+        self._log.warning("dropped", "records were dropped", records=records)
 
     def _count(self, outcome: str, records: int) -> None:
         setattr(self.counts, outcome, getattr(self.counts, outcome) + records)
