@@ -1,5 +1,6 @@
 """Outputs of a service: who is told what, SIGHUP and restarts of real processes, and that others cost nothing."""
 
+import asyncio
 import json
 import os
 import signal
@@ -65,6 +66,34 @@ async def test_a_spool_that_no_output_has_any_more_is_told(tmp_path, capsys):
         await until(lambda: outputs.deliveries[0].spooled == 1)
     Outputs([], tmp_path, Metrics())
     assert "not set any more" in capsys.readouterr().out
+
+
+async def test_a_process_that_is_killed_leaves_its_spool_to_the_next(serve, tmp_path):
+    hook = serve()
+    url = f"{hook.url()}name=soc"
+    hook.answers = lambda _: (503, {})
+    code = f"""
+import asyncio, os, signal
+from pathlib import Path
+from tests.service.sinks.records import ALERT, outputs_of, until
+
+async def main():
+    async with outputs_of(Path({str(tmp_path)!r}), {url!r}) as outputs:
+        for _ in range(100):
+            outputs.alert(ALERT)
+        await until(lambda: outputs.deliveries[0].spooled == 100)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    killed = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    before, hook.answers = len(hook.posts), lambda _: (200, {})
+    async with outputs_of(tmp_path, url) as outputs:
+        (delivery,) = outputs.deliveries
+        assert delivery.counts.recovered == 100
+        await until(lambda: delivery.counts.written == 100)
+    assert sum(len(found) for *_, found in hook.posts[before:]) == 100
 
 
 async def test_two_services_do_not_share_a_spool(tmp_path):
