@@ -177,7 +177,7 @@ class Delivery:
         while self._wait_for_work():
             if self._take_reopen():
                 self._sender.reopen()
-            if self.spooled:
+            if self.spooled or self._queue.is_half_full:  # what is slow has the room on disk, too
                 self._spool_queue()
             self._send_next()
 
@@ -226,7 +226,7 @@ class Delivery:
             try:
                 from_spool = self._spool.first(sender.batch_records, sender.batch_bytes)
             except OSError as error:
-                self._pause(AwayError(f"the spool cannot be read: {reason_of(error)}"))
+                self._give_up_piece(self._spool, reason_of(error))
                 return
         with self._lock:
             if not from_spool:
@@ -236,6 +236,13 @@ class Delivery:
         if batch:
             self._send(batch, is_spooled=bool(from_spool))
         self._sending = False
+
+    def _give_up_piece(self, spool: DiskSpool, reason: str) -> None:
+        """A file of the spool cannot be read: others can."""
+        self._log.error("unreadable", "a file of the spool cannot be read, its records are lost", reason=reason)
+        with self._lock:
+            for kind, records in spool.give_up_first().items():
+                self._drop(kind, records)
 
     def _made(self) -> list[Record]:
         """The records of what is in flight. One that cannot be made, by a fault of ours, costs itself."""
@@ -256,10 +263,16 @@ class Delivery:
         failed: Sequence[Record] = ()
         rest: Sequence[Record] = ()
         away: AwayError | None = None
+        broken = [record for record in batch if is_spooled and not record.is_whole]
         try:
-            failed = self._sender.send(batch)
+            failed = [
+                *self._sender.send([record for record in batch if record not in broken] if broken else batch),
+                *broken,
+            ]
         except AwayError as error:
-            away, rest = error, batch if error.rest is None else error.rest
+            away, rest = error, batch
+            if error.rest is not None:
+                rest, failed = error.rest, broken
         except Exception as error:  # a fault of ours with what is in the batch: it costs the batch, not those after it
             failed = batch
             self._log.error("fault", "records could not be sent", error=type(error).__name__, exc_info=error)

@@ -19,6 +19,15 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     kind: RecordKind
     line: bytes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is JSON: what was on a disk may have suffered."""
+        try:
+            msgspec.json.decode(self.line)
+        except msgspec.DecodeError:
+            return False
+        return True
+
 
 class Pending:
     """A record that is made when somebody first needs it, once for all outputs.
@@ -68,6 +77,11 @@ class OutputQueue:
 
     def __len__(self) -> int:
         return self._records
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether more than half of the room is taken."""
+        return 2 * self._records > self._max_records or 2 * self._bytes > self._max_bytes
 
     def put(self, pending: Pending) -> list[Pending]:
         """Take a record; what was dropped for it, itself perhaps."""
