@@ -183,14 +183,14 @@ def test_equal_values_lie_on_no_edge_of_a_bin():
 
 def test_a_quiet_fortnight_is_quiet_and_a_strange_day_is_told():
     watching = Watching(baseline=baseline_of())
-    vectors = embeddings(3, n=40)
+    vectors = embeddings(3, n=200)
     for day in range(14):
         drift = watching.day(vectors=vectors)
         assert drift.drifted == []
         assert {each.against for each in drift.measures} == ({"baseline"} if day < 3 else {"baseline", "last week"})
         assert (drift.verdicts, drift.model, drift.version) == (24 * len(QUIET), "flows", "1")
         assert drift.start_us == round((watching.clock.at - 24 * HOUR) * 1e6)
-    drift = watching.day(STRANGE, vectors=embeddings(4, centre=2.0, n=40))
+    drift = watching.day(STRANGE, vectors=embeddings(4, centre=2.0, n=200))
     every = [(measure, against) for against in ("baseline", "last week")
              for measure in ("labels", "confidence", "unknown", "embedding")]  # fmt: skip
     assert drifted(drift) == every
