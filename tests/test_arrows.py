@@ -42,7 +42,9 @@ ARROWS = {
     "service/classifying": ("models service/inference service/metrics service/results service/sources service/traces"),
     "service/sinks": "models service/community_id service/metrics service/sources/bus service/traces",
     "service/alerts": "",
-    "service/drift": "",
+    "service/drift": (
+        "models service/engines service/inference service/metrics service/process service/sources service/traces"
+    ),
     "service/live": (
         "models service/alerts service/history service/inference service/metrics service/process service/sinks "
         "service/sources service/sources/bus service/traces"
@@ -55,16 +57,16 @@ ARROWS = {
         "service/results service/settings service/sources service/trace_models service/traces"
     ),
     "service/runtime": (
-        "models service/engines service/gpu service/history service/inference service/jobs service/live "
+        "models service/drift service/engines service/gpu service/history service/inference service/jobs service/live "
         "service/metrics service/process service/settings service/sources service/sources/bus service/trace_models"
     ),
     "service/dashboard": (
-        "models service/engines service/history service/inference service/jobs service/live service/process "
-        "service/results service/runtime service/traces"
+        "models service/alerts service/drift service/engines service/history service/inference service/jobs "
+        "service/live service/process service/results service/runtime service/traces"
     ),
     "service/api": (
-        "models service/classifying service/dashboard service/engines service/history service/inference "
-        "service/jobs service/live service/metrics service/process service/results service/runtime "
+        "models service/alerts service/classifying service/dashboard service/drift service/engines service/history "
+        "service/inference service/jobs service/live service/metrics service/process service/results service/runtime "
         "service/settings service/sources/bus service/trace_models service/traces"
     ),
     "service/python": (
@@ -72,9 +74,9 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/api service/engines service/history service/hub service/inference service/jobs service/live "
-        "service/process service/python service/results service/runtime service/settings service/sources "
-        "service/sources/bus service/sources/packets service/traces"
+        "models service/alerts service/api service/drift service/engines service/history service/hub "
+        "service/inference service/jobs service/live service/process service/python service/results service/runtime "
+        "service/settings service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",

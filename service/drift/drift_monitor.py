@@ -18,6 +18,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from tapline.installation import install_command
 from tapline.models.baseline import Baseline, Projection, read_baseline
 from tapline.models.checkpoint import BASELINE, CheckpointError, TracegramCheckpoint, read_any_manifest
 from tapline.models.flow import Flow
@@ -123,7 +124,7 @@ class DriftMonitor:
         """`tell` is told of every comparison, drifted or not. `directory`: where hours are kept over a restart, if
         it can be used."""
         self.newest: dict[str, ModelDrift] = {}
-        self.problem = None if has_scipy() else "SciPy is not installed: pip install 'tapline-traffic[drift]'"
+        self.problem = None if has_scipy() else f"SciPy is not installed: {install_command('drift')}"
         self._find = find
         self._metrics = metrics
         self._tell = tell

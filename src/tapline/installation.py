@@ -13,7 +13,7 @@ import msgspec
 DISTRIBUTION = "tapline-traffic"
 """The name on the package index: `tapline` there is somebody else's."""
 
-Extra = Literal["gpu", "hub", "pandas", "search", "train"]
+Extra = Literal["drift", "gpu", "hub", "pandas", "search", "train"]
 
 PACKAGE = Path(__file__).parent
 """The folder of the package."""

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from tapline.installation import install_command
 from tapline.models.baseline import Baseline, Projection, principal_axes, read_baseline
 from tapline.models.checkpoint import BASELINE, CheckpointError, read_any_manifest
 from tapline.models.checkpoint_writing import write_checkpoint
@@ -326,7 +327,7 @@ def test_without_scipy_it_says_so(monkeypatch):
     monkeypatch.setattr("tapline.service.drift.drift_monitor.has_scipy", lambda: False)
     watching = Watching(baseline=baseline_of())
     assert watching.day().measures == []
-    assert "pip install 'tapline-traffic[drift]'" in watching.monitor.problem
+    assert watching.monitor.problem == f"SciPy is not installed: {install_command('drift')}"
 
 
 def shipped_copy(checkpoint_dir, tmp_path):
