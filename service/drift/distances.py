@@ -116,7 +116,7 @@ def _embedding_words(now: Counts, before: Counts) -> str:
 
 
 def _moved(now: float, before: float) -> str:
-    return f"{now:.1%}, was {before:.1%}"
+    return f"{now:.1%} (was {before:.1%})"
 
 
 _MEASURES: dict[Measure, tuple[Callable[[Counts, Counts], float], Callable[[Counts, Counts], str]]] = {

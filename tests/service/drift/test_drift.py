@@ -128,9 +128,9 @@ def test_distances_are_those_of_scipy():
     assert found["confidence"].distance == pytest.approx(0.25)
     assert found["unknown"].distance == pytest.approx(0.5)
     assert "embedding" not in found
-    assert found["labels"].reason == "mix of labels: tls 50.0%, was 100.0%, unknown 50.0%, was 0.0%"
-    assert found["confidence"].reason == "mean confidence 72.5%, was 97.5%"
-    assert found["unknown"].reason == "unknown 50.0%, was 0.0%"
+    assert found["labels"].reason == "mix of labels: tls 50.0% (was 100.0%), unknown 50.0% (was 0.0%)"
+    assert found["confidence"].reason == "mean confidence 72.5% (was 97.5%)"
+    assert found["unknown"].reason == "unknown 50.0% (was 0.0%)"
 
 
 def test_too_few_verdicts_are_not_compared():
