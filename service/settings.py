@@ -81,7 +81,9 @@ class Settings(BaseSettings):
         20, ge=1, le=100_000, description="most wrong keys of a client address in a minute"
     )
     audit_log: Path | None = Field(
-        None, description="file of failed keys, sign-ins and changes, as JSON lines; they go to the log where not given"
+        None,
+        description="file of failed keys, sign-ins and changes, as JSON lines; they go to the log where not given",
+        json_schema_extra={"exposes": "written"},
     )
     tls_cert: Path | None = Field(None, description="PEM file of the certificate (and its chain) to serve HTTPS with")
     tls_key: Path | None = Field(None, description="PEM file of the key of that certificate, without passphrase")
