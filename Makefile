@@ -10,7 +10,7 @@ ON_TWO_CORES = -n 2 --dist loadfile
 # Each worker has a core: torch and scikit-learn with a thread for each would wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-fast check fuzz soak notebooks clean
+.PHONY: run test test-fast check fuzz soak notebooks release clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -40,6 +40,17 @@ soak: .venv-dev/installed
 # Runs the notebooks of docs/notebooks and writes what they give; `make notebooks NOTEBOOKS=1-first-look` for one.
 notebooks: .venv-dev/installed
 	.venv-dev/bin/python -m tests.notebooks $(NOTEBOOKS)
+
+# What is published: wheel and source, the bill of materials of an install with these constraints, and their hashes.
+release: .venv-dev/installed
+	@test -n "$(VERSION)" || { echo "name the release: make release VERSION=1.2.3" >&2; exit 1; }
+	rm -rf dist
+	SETUPTOOLS_SCM_PRETEND_VERSION=$(VERSION) .venv-dev/bin/python -m hatchling build -d dist
+	$(PYTHON) -m venv dist/installed
+	dist/installed/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	.venv-dev/bin/cyclonedx-py environment --output-reproducible -o dist/sbom.cdx.json dist/installed/bin/python
+	rm -rf dist/installed
+	cd dist && sha256sum *.whl *.tar.gz *.json > SHA256SUMS
 
 # What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
 test-fast: .venv-$(notdir $(PYTHON))/installed

@@ -1,4 +1,4 @@
-"""docker-compose.yml is brought up: the service, Debian's Prometheus under the public image's name, a real Zeek beside."""
+"""docker-compose.yml is brought up: the service, Prometheus of Debian under the public name, a real Zeek beside."""
 
 import json
 import shutil
