@@ -48,11 +48,13 @@ UrlList = Annotated[list[str], NoDecode, BeforeValidator(_split_urls)]
 
 
 def default_data_dir() -> Path:
-    """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`; `/var/lib/tapline` for a
-    user without a home, as of a container that runs under any number."""
+    """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`; `/var/lib/tapline` of a user
+    without a home."""
     base = os.environ.get("XDG_DATA_HOME", "")
+    if base.startswith("/"):
+        return Path(base) / "tapline"
     try:
-        return (Path(base) if base.startswith("/") else Path("~/.local/share").expanduser()) / "tapline"
+        return Path("~/.local/share/tapline").expanduser()
     except RuntimeError:
         return Path("/var/lib/tapline")
 

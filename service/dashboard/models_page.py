@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import Request
@@ -10,9 +10,11 @@ from nicegui import ui
 
 from tapline.models.card_header import headline_of, read_card
 from tapline.models.checkpoint import Checkpoint, CheckpointError, TracegramCheckpoint
+from tapline.service.access.access import Caller
+from tapline.service.dashboard.allowed import accounted, is_allowed, signed_in
 from tapline.service.dashboard.board import Board, address
 from tapline.service.dashboard.frame import PlainTable, frame, panel, tag
-from tapline.service.dashboard.shown_drift import DRIFT_COLUMNS, drift_rows, drift_state
+from tapline.service.dashboard.shown_drift import DRIFT_COLUMNS, drift_meanings, drift_rows, drift_state
 from tapline.service.engines.engine import EngineError
 from tapline.service.inference.repository import UnknownModelError
 from tapline.service.inference.served import ModelBusyError
@@ -27,7 +29,7 @@ def models_page(board: Board, request: Request) -> None:
     with frame(request, "Models"):
         for name in sorted({*service.models.repository.names(), *serving}):
             with panel(name):
-                _model(board, name, serving.get(name))
+                _model(board, signed_in(request), name, serving.get(name))
 
 
 def _serving(board: Board) -> dict[str, Checkpoint | TracegramCheckpoint]:
@@ -35,7 +37,7 @@ def _serving(board: Board) -> dict[str, Checkpoint | TracegramCheckpoint]:
     return found | {name: scorer.checkpoint for name, scorer in board.service.trace_models.scorers.items()}
 
 
-def _model(board: Board, name: str, serving: Checkpoint | TracegramCheckpoint | None) -> None:
+def _model(board: Board, caller: Caller, name: str, serving: Checkpoint | TracegramCheckpoint | None) -> None:
     service = board.service
     versions = service.models.repository.versions(name)
     if serving is None:
@@ -53,14 +55,21 @@ def _model(board: Board, name: str, serving: Checkpoint | TracegramCheckpoint | 
         version = ui.select(versions, value=versions[-1] if versions else None, label="version").props("outlined dense")
 
         async def load() -> None:
-            await _ask(service.load_model(name, version.value), f"{name} {version.value} serves")
+            chosen = version.value
+            await _ask(
+                caller,
+                f"load model {name} {chosen}",
+                lambda: service.load_model(name, chosen),
+                f"{name} {chosen} serves",
+            )
 
         async def unload() -> None:
-            await _ask(service.unload_model(name), f"{name} serves no more")
+            await _ask(caller, f"unload model {name}", lambda: service.unload_model(name), f"{name} serves no more")
 
-        ui.button("Load", on_click=load).props("unelevated no-caps")
-        if serving is not None and name != service.models.default:
-            ui.button("Unload", on_click=unload).props("outline no-caps")
+        if caller.may("admin"):
+            ui.button("Load", on_click=load).props("unelevated no-caps")
+            if serving is not None and name != service.models.default:
+                ui.button("Unload", on_click=unload).props("outline no-caps")
         if versions:
             ui.link("Card: data, figures, limits", address("/card", {"model": name, "version": versions[-1]}))
 
@@ -76,12 +85,16 @@ def _drift(board: Board, name: str) -> None:
         ui.label(drift_state(drift, problem)).classes("quiet")
         if drift is not None and drift.measures:
             PlainTable(DRIFT_COLUMNS, ("distance", "limit")).show(drift_rows(drift))
+            for meaning in drift_meanings(drift):
+                ui.label(meaning)
 
 
-async def _ask(change: Awaitable[object], done: str) -> None:
+async def _ask(caller: Caller, action: str, change: Callable[[], Awaitable[object]], done: str) -> None:
     """Change what serves, say how it went."""
+    if not is_allowed(caller, "admin", action):
+        return
     try:
-        await change
+        await accounted(caller, action, change)
     except _REFUSALS as error:
         ui.notify(str(error), type="warning", multi_line=True)
         return
