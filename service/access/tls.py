@@ -1,23 +1,25 @@
-"""The certificate that the service shows, checked before anything starts."""
+"""The certificate that the service shows: checked before anything starts, and taken anew when it was renewed."""
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
 
+import structlog
+
+log = structlog.get_logger()
+
 
 class TlsError(ValueError):
     """The certificate cannot be used; the message says which file, and what was expected."""
 
 
-def tls_context(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """A context for servers, of TLS 1.2 and newer; None where there is no certificate.
+def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """A context for servers, of TLS 1.2 and newer.
 
     Raises:
         TlsError: a file cannot be read, is no PEM, needs a passphrase, or the two do not belong together.
     """
-    if cert is None or key is None:
-        return None
     for flag, path in (("--tls-cert", cert), ("--tls-key", key)):
         try:
             path.read_bytes()
@@ -34,6 +36,44 @@ def tls_context(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
     except ssl.SSLError as error:
         raise TlsError(_problem(cert, key, error)) from None
     return context
+
+
+class Certificate:
+    """A certificate, its key, and the context that shows it."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        """
+        Raises:
+            TlsError: as of `tls_context`.
+        """
+        self._cert, self._key = cert, key
+        self._stamp = self._stamp_now()
+        self.context = tls_context(cert, key)
+
+    def refresh(self) -> None:
+        """Show new connections what is in the files now, if that has changed and can be used."""
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            tls_context(self._cert, self._key)
+        except TlsError as error:  # as while one of the two is new and the other is not yet
+            log.warning("the certificate of before is shown", problem=str(error))
+            return
+        self.context.load_cert_chain(self._cert, self._key)
+        log.info("a new certificate is shown", file=str(self._cert))
+
+    def _stamp_now(self) -> list[tuple[int, int] | None]:
+        return [_changed(self._cert), _changed(self._key)]
+
+
+def _changed(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 class _NeedsPassphraseError(Exception):

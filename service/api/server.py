@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tapline.service.access.access import Access
-from tapline.service.access.tls import tls_context
+from tapline.service.access.tls import Certificate
 from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
 from tapline.service.engines.providers import idle_gpu
@@ -54,23 +54,25 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
+        settings: Settings,
         gave_up: asyncio.Event,
         hang_up: Callable[[], None],
-        drain_seconds: float,
-        handshake_seconds: float,
+        certificate: Certificate | None,
     ) -> None:
         super().__init__(config)
+        self._settings = settings
         self._hang_up = hang_up
         self._gave_up = gave_up
-        self._drain_seconds = drain_seconds
-        self._handshake_seconds = handshake_seconds
+        self._certificate = certificate
+        config.ssl = certificate.context if certificate is not None else None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; a client has no minute for its TLS handshake, which uvicorn has no setting for."""
         loop = asyncio.get_running_loop()
         create_server = loop.create_server
         if self.config.ssl is not None:
-            loop.create_server = partial(create_server, ssl_handshake_timeout=self._handshake_seconds)  # type: ignore
+            seconds = self._settings.client_timeout_seconds
+            loop.create_server = partial(create_server, ssl_handshake_timeout=seconds)  # type: ignore
         try:
             await super().startup(sockets)
         finally:
@@ -103,21 +105,25 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let requests finish within the limit, then cut their connections off, which ends them in order."""
-        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._cut_off)
+        timer = asyncio.get_running_loop().call_later(self._settings.shutdown_seconds, self._cut_off)
         try:
             await super().shutdown(sockets)
         finally:
             timer.cancel()
 
     def _cut_off(self) -> None:
-        log.info("cutting requests off", requests=len(self.server_state.tasks), after_seconds=self._drain_seconds)
+        log.info(
+            "cutting requests off", requests=len(self.server_state.tasks), after_seconds=self._settings.shutdown_seconds
+        )
         for connection in list(self.server_state.connections):
             if isinstance(connection, DeadlineProtocol):
                 connection.transport.abort()
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; once a second connections are checked."""
+        """Called ten times a second; once a second connections and the certificate are checked."""
         if counter % _TICKS_PER_SECOND == 0:
+            if self._certificate is not None:
+                self._certificate.refresh()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, DeadlineProtocol):
                     connection.check()
@@ -140,14 +146,14 @@ def serve(settings: Settings) -> None:
     """
     configure_logs()
     gc.freeze()  # what was imported stays: to look through it again and again would hold requests up for 100 ms
-    tls = tls_context(settings.tls_cert, settings.tls_key)
+    certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     access = Access(settings)
     with _listening(settings) as listener:
         service = Service(settings)
         service.jobs.open()
         checkpoint = service.classifier.checkpoint
         host, port = listener.getsockname()[:2]
-        scheme = "https" if tls is not None else "http"
+        scheme = "https" if certificate is not None else "http"
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
         provider = service.classifier.provider
@@ -172,15 +178,7 @@ def serve(settings: Settings) -> None:
             h11_max_incomplete_event_size=64 << 10,
         )
         config.load()
-        config.ssl = tls
-        server = _Server(
-            config,
-            service.supervisor.gave_up,
-            service.hang_up,
-            drain_seconds=settings.shutdown_seconds,
-            handshake_seconds=settings.client_timeout_seconds,
-        )
-        server.run(sockets=[listener])
+        _Server(config, settings, service.supervisor.gave_up, service.hang_up, certificate).run(sockets=[listener])
     log.info("stopped")
     if service.supervisor.failure:
         raise GaveUpError(service.supervisor.failure)

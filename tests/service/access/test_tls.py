@@ -46,7 +46,6 @@ def test_files_that_cannot_be_used(files, tmp_path):
         with pytest.raises(TlsError) as raised:
             tls_context(cert_path, key_path)
         assert str(raised.value).startswith(said)
-    assert tls_context(None, None) is None
 
 
 def test_old_protocols_are_refused(files):
@@ -95,3 +94,20 @@ def test_a_service_with_tls(checkpoint_dir, files, tmp_path):
             assert not clear.recv(100).startswith(b"HTTP")
         assert server.stop() == 0
         assert "Traceback" not in server.log
+
+
+@pytest.mark.whole
+def test_a_renewed_certificate_is_shown_without_a_restart(checkpoint_dir, files, tmp_path):
+    cert, key, context = files
+    flags = ("--traces", "none", "--dashboard", "off", "--tls-cert", cert, "--tls-key", key)
+    with Server(tmp_path, checkpoint_dir, *flags, tls=context) as server:
+        (tmp_path / "new").mkdir()
+        new_cert, new_key, new_context = certificate(tmp_path / "new", "127.0.0.1")
+        new_cert.replace(cert)  # one after the other, as they come
+        server.wait(lambda: "the certificate of before is shown" in server.log)
+        assert server.answers("/healthz")
+        new_key.replace(key)
+        server.wait(lambda: "a new certificate is shown" in server.log)
+        assert not server.answers("/healthz")  # the client knows the CA of before alone
+        server._tls = new_context
+        assert server.answers("/healthz")
