@@ -10,12 +10,12 @@ import sqlalchemy as sql
 
 from tapline.service.alerts.alert import Alert
 from tapline.service.history.conditions import alert_matches
-from tapline.service.history.database import Database, HistoryError
+from tapline.service.history.database import Database
 from tapline.service.history.export import rows
 from tapline.service.history.filters import AlertFilter
 from tapline.service.history.history_tables import about, alerts
 from tests.paths import DATA
-from tests.service.history.kept import BUS, flow, history, running, settled, verdict
+from tests.service.history.kept import BUS, flow, running, settled, verdict
 from tests.service.history.test_history import VARIED, ask, uids
 
 VERSION_1 = DATA / "history" / "version-1.db"
@@ -235,16 +235,6 @@ def test_a_migration_that_fails_leaves_version_1(place):
     database.open()
     assert "alerts" in schema(database)
     database.close()
-
-
-def test_a_history_of_a_later_version_is_refused(place):
-    database = Database(place, DATA)
-    database.open()
-    with database.engine.begin() as connection:
-        connection.execute(sql.update(about).values(schema_version=3))
-    database.close()
-    with pytest.raises(HistoryError, match="of version 3, and this tapline keeps version 2"):
-        history(place)
 
 
 def test_alerts_are_exported(place):
