@@ -53,16 +53,16 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
 ENTRYPOINT ["tapline"]
 # Loopback only, as everywhere: publish it with `--host 0.0.0.0` and a key (TAPLINE_API_KEY), or share a network namespace.
 CMD ["serve"]
-ARG VERSION
-ARG REVISION
 LABEL org.opencontainers.image.title="tapline" \
       org.opencontainers.image.description="Deep models on live network traffic" \
-      org.opencontainers.image.licenses="BSD-3-Clause" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.licenses="BSD-3-Clause"
 
 FROM runtime AS cpu
 COPY --from=libraries-cpu /opt/tapline /opt/tapline
+# What differs with every build stands below the libraries, whose layer is then the one of the version before.
+ARG VERSION
+ARG REVISION
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
 COPY --from=own-cpu /own /opt/tapline
 
 # Below the stages of `cpu`, so that a builder which makes every stage up to its target makes none of these for it.
@@ -81,6 +81,9 @@ RUN /opt/builder/bin/pip --python /opt/tapline/bin/python install --no-cache-dir
 
 FROM runtime AS gpu
 COPY --from=libraries-gpu /opt/tapline /opt/tapline
+ARG VERSION
+ARG REVISION
+LABEL org.opencontainers.image.version="${VERSION}" org.opencontainers.image.revision="${REVISION}"
 COPY --from=own-gpu /own /opt/tapline
 CMD ["serve", "--engine", "torch"]
 
