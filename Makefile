@@ -10,7 +10,7 @@ ON_TWO_CORES = -n 2 --dist loadfile
 # Each worker has a core: torch and scikit-learn with a thread for each would wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-fast check fuzz soak notebooks site links clean
+.PHONY: run test test-fast check fuzz soak notebooks site links release clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -50,6 +50,17 @@ site: .venv-dev/installed
 # Asks every host that a page links to whether the page is there: needs a connection.
 links: .venv-dev/installed
 	$(SPHINX) --builder linkcheck . build/links
+
+# What is published: wheel and source, the bill of materials of an install with these constraints, and their hashes.
+release: .venv-dev/installed
+	@test -n "$(VERSION)" || { echo "name the release: make release VERSION=1.2.3" >&2; exit 1; }
+	rm -rf dist
+	SETUPTOOLS_SCM_PRETEND_VERSION=$(VERSION) .venv-dev/bin/python -m hatchling build -d dist
+	$(PYTHON) -m venv dist/installed
+	dist/installed/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo dist/*.whl)[cpu,kafka,postgresql,ui]"
+	.venv-dev/bin/cyclonedx-py environment --output-reproducible -o dist/sbom.cdx.json dist/installed/bin/python
+	rm -rf dist/installed
+	cd dist && sha256sum *.whl *.tar.gz *.json > SHA256SUMS
 
 # What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
 test-fast: .venv-$(notdir $(PYTHON))/installed

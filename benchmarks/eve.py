@@ -3,8 +3,8 @@
     python benchmarks/eve.py [--flows 100000] [--outputs 1]
 
 The flows of a bundled capture are given again and again, with other uids, as fast as they are taken. Printed are the
-time of the event loop for a flow, the CPU time of the process for a flow (the record made, written and accounted for), and
-the bytes of a record. Ends by itself.
+time of the event loop for a flow, the CPU time of the process for a flow (the record made, written and accounted for),
+and the bytes of a record. Ends by itself.
 """
 
 from __future__ import annotations

@@ -48,9 +48,15 @@ UrlList = Annotated[list[str], NoDecode, BeforeValidator(_split_urls)]
 
 
 def default_data_dir() -> Path:
-    """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`."""
+    """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`; `/var/lib/tapline` of a user
+    without a home."""
     base = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(base) if base.startswith("/") else Path("~/.local/share").expanduser()) / "tapline"
+    if base.startswith("/"):
+        return Path(base) / "tapline"
+    try:
+        return Path("~/.local/share/tapline").expanduser()
+    except RuntimeError:
+        return Path("/var/lib/tapline")
 
 
 class Settings(BaseSettings):
@@ -81,7 +87,9 @@ class Settings(BaseSettings):
         20, ge=1, le=100_000, description="most wrong keys of a client address in a minute"
     )
     audit_log: Path | None = Field(
-        None, description="file of failed keys, sign-ins and changes, as JSON lines; they go to the log where not given"
+        None,
+        description="file of failed keys, sign-ins and changes, as JSON lines; they go to the log where not given",
+        json_schema_extra={"exposes": "written"},
     )
     tls_cert: Path | None = Field(None, description="PEM file of the certificate (and its chain) to serve HTTPS with")
     tls_key: Path | None = Field(None, description="PEM file of the key of that certificate, without passphrase")

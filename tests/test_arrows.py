@@ -34,7 +34,7 @@ ARROWS = {
     "service/sources/bus": "models service/metrics service/process",
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
     "service/settings": "service/engines service/sinks service/sources service/sources/bus",
-    "service/configuration": "models service/settings service/sources",
+    "service/configuration": "models service/access service/settings service/sinks service/sources service/toml_lines",
     "service/access": "models service/settings",
     "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
@@ -67,7 +67,8 @@ ARROWS = {
         "service/sources/bus service/trace_models"
     ),
     "service/doctor": (
-        "models service/engines service/inference service/runtime service/settings service/sources service/sources/bus"
+        "models service/engines service/inference service/runtime service/settings service/sinks service/sources "
+        "service/sources/bus"
     ),
     "service/dashboard": (
         "models service/access service/alerts service/drift service/engines service/history service/inference "

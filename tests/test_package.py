@@ -1,5 +1,6 @@
 """What an install puts where, and that a user's own folders do not hide it."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -52,6 +53,28 @@ def test_a_wheel_holds_one_package_and_all_of_it(wheel):
     assert scripts <= names
     templates = {f"tapline/service/results/templates/report.{kind}" for kind in ("html", "css")}
     assert templates | {"tapline/py.typed", "tapline/models/zoo/flow-protocols/2/model.onnx"} <= names
+
+
+def test_a_wheel_carries_licence_notice_and_the_cards_of_its_checkpoints(wheel):
+    names = wheel.namelist()
+    (licences,) = {name.rpartition("/")[0] for name in names if name.endswith("/licenses/LICENSE")}
+    notice = wheel.read(f"{licences}/NOTICE.md").decode()
+    assert notice == (ROOT / "NOTICE.md").read_text()
+    checkpoints = sorted(name.rpartition("/")[0] for name in names if name.endswith("/checkpoint.json"))
+    assert len(checkpoints) >= 3
+    for folder in checkpoints:
+        name, version = folder.split("/")[-2:]
+        assert f"| `{name}` {version} |" in notice  # with what it learned from, and on which terms
+        card = wheel.read(f"{folder}/README.md").decode()
+        assert 'license: "bsd-3-clause"' in card
+        assert "\n## Data\n" in card
+        assert json.loads(wheel.read(f"{folder}/checkpoint.json"))["provenance"]
+
+
+def test_a_wheel_holds_no_capture_test_or_cache(wheel):
+    ends = {Path(name).suffix for name in wheel.namelist()}
+    assert ends <= {".py", ".typed", ".zeek", ".json", ".md", ".onnx", ".safetensors", ".html", ".css", ".toml", ""}
+    assert [name for name in wheel.namelist() if "/tests/" in name or "__pycache__" in name] == []
 
 
 def test_an_install_leaves_nothing_else():

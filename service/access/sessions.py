@@ -46,7 +46,7 @@ class Sessions:
         """Open a session; the token that the browser keeps."""
         token, now = secrets.token_urlsafe(_TOKEN_BYTES), self._clock()
         of_key = [place for place, session in self._open.items() if session.key_digest == key_digest]
-        for place in of_key[: len(of_key) + 1 - MAX_OF_KEY]:
+        for place in of_key[: max(0, len(of_key) + 1 - MAX_OF_KEY)]:
             del self._open[place]
         self._open[_hash(token)] = Session(key_digest, now, now)
         while len(self._open) > MAX_SESSIONS:

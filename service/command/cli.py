@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import msgspec
 import typer
@@ -89,7 +89,7 @@ AnonymiseKey = Annotated[
         help="key of --anonymise, of 64 hex digits, so that another run replaces alike [default: by chance, forgotten]",
     ),
 ]
-NOT_OF_WATCH = {"history": "none", "state_dir": None, "host": "127.0.0.1"}
+NOT_OF_WATCH: dict[str, Any] = {"history": "none", "state_dir": None, "output": [], "host": "127.0.0.1"}
 """What a configuration says to a service, and not to who looks beside it: what both would write, where one listens."""
 
 PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"

@@ -14,7 +14,7 @@ from tapline.service.access.access import Caller
 from tapline.service.dashboard.allowed import accounted, is_allowed, signed_in
 from tapline.service.dashboard.board import Board, address
 from tapline.service.dashboard.frame import PlainTable, frame, panel, tag
-from tapline.service.dashboard.shown_drift import DRIFT_COLUMNS, drift_rows, drift_state
+from tapline.service.dashboard.shown_drift import DRIFT_COLUMNS, drift_meanings, drift_rows, drift_state
 from tapline.service.engines.engine import EngineError
 from tapline.service.inference.repository import UnknownModelError
 from tapline.service.inference.served import ModelBusyError
@@ -85,6 +85,8 @@ def _drift(board: Board, name: str) -> None:
         ui.label(drift_state(drift, problem)).classes("quiet")
         if drift is not None and drift.measures:
             PlainTable(DRIFT_COLUMNS, ("distance", "limit")).show(drift_rows(drift))
+            for meaning in drift_meanings(drift):
+                ui.label(meaning)
 
 
 async def _ask(caller: Caller, action: str, change: Callable[[], Awaitable[object]], done: str) -> None:

@@ -7,7 +7,7 @@ from tapline.service.drift.distances import MIN_VERDICTS, NEVER
 from tapline.service.drift.drift_monitor import MIN_DAYS
 from tapline.service.drift.model_drift import DriftMeasure, Measure, ModelDrift
 
-DRIFT_COLUMNS = ("compared with", "distance", "limit", "what moved", "what it means")
+DRIFT_COLUMNS = ("compared with", "distance", "limit", "what moved")
 
 MEANINGS: dict[Measure, str] = {
     "labels": "Other traffic than it was: look under Flows or Hosts for what came or went. The model may be as right "
@@ -22,6 +22,17 @@ MEANINGS: dict[Measure, str] = {
 def drift_rows(drift: ModelDrift) -> list[list[Cell]]:
     """A row for each comparison."""
     return [_row(each) for each in drift.measures]
+
+
+def drift_meanings(drift: ModelDrift) -> list[str]:
+    """What it means, a sentence or two for each measure that moved."""
+    moved = {each.measure: f"{each.measure.capitalize()}: {MEANINGS[each.measure]}" for each in drift.drifted}
+    found = list(moved.values())
+    if any(each.limit >= NEVER for each in drift.measures):
+        found.append(
+            "What has no limit is for information: the model was made from captures, which no network is like."
+        )
+    return found or ["All of it is within what is usual."]
 
 
 def drift_state(drift: ModelDrift | None, problem: str | None) -> str:
@@ -42,13 +53,9 @@ def drift_state(drift: ModelDrift | None, problem: str | None) -> str:
 
 def _row(each: DriftMeasure) -> list[Cell]:
     limit = "-" if each.limit >= NEVER else f"{each.limit:.2f}"
-    meaning = MEANINGS[each.measure] if each.drifted else "Within what is usual."
-    if each.limit >= NEVER:
-        meaning = "For information: the model was made from captures, which no network is like."
     return [
         each.against,
         toned(f"{each.distance:.2f}", "caution" if each.drifted else ""),
         limit,
         each.reason,
-        meaning,
     ]

@@ -55,7 +55,7 @@ def checks(settings: Settings) -> list[Check]:
         CaptureRights(has_interface),
         *interface_checks(settings.interface),
         *(Sensor(url) for url in settings.zeek),
-        Port(settings.host, settings.port),
+        Port(settings.host, settings.port, tls=settings.tls_cert is not None),
         Disk(settings),
         Resources(settings),
         Clock(),

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import socket
+import ssl
 import sys
 import tempfile
 import urllib.error
@@ -22,6 +23,7 @@ from pathlib import Path
 from tapline.installation import DISTRIBUTION, version
 from tapline.service.doctor.finding import Finding
 from tapline.service.settings import Settings
+from tapline.service.sinks.output_url import EveOutput, parse_outputs
 
 ANSWER_SECONDS = 3
 LEAST_FREE_MB = 1024
@@ -88,6 +90,14 @@ def _places(settings: Settings) -> list[_Place]:
     if settings.interface:
         logs = settings.zeek_dir or settings.data_dir / "zeek"
         places.append(_Place("Zeek's logs", logs, settings.zeek_logs_mb * len(settings.interface) or None))
+    for output in parse_outputs(settings.output):
+        if isinstance(output, EveOutput):
+            bound = output.rotate_mb * (output.keep + 1) or None
+            places.append(_Place("EVE", Path(output.path).absolute().parent, bound))
+        elif output.spool_mb:
+            places.append(_Place("what waits for outputs", settings.data_dir, output.spool_mb))
+    if settings.audit_log is not None:
+        places.append(_Place("audit log", settings.audit_log.absolute().parent, 0))
     if settings.state_dir is not None:
         places.append(_Place("open windows", settings.state_dir, 0))
     return places
@@ -123,8 +133,8 @@ class Port:
 
     what = "port"
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
+    def __init__(self, host: str, port: int, *, tls: bool = False) -> None:
+        self._host, self._port, self._tls = host, port, tls
 
     def run(self) -> Iterator[Finding]:
         """Listen for a moment."""
@@ -138,7 +148,7 @@ class Port:
             socket.create_server(address, family=family).close()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            if _is_tapline(self._host, self._port):
+            if _is_tapline(self._host, self._port, tls=self._tls):
                 yield Finding(what, "ok", "a tapline serves there already")
             else:
                 yield Finding(
@@ -149,11 +159,15 @@ class Port:
         yield Finding(what, "ok", f"free on {self._host}")
 
 
-def _is_tapline(host: str, port: int) -> bool:
+def _is_tapline(host: str, port: int, *, tls: bool) -> bool:
+    """Whether a tapline answers; its certificate is not checked, for nothing is told to it."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    url = f"http://{f'[{name}]' if ':' in name else name}:{port}/healthz"
+    url = f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}/healthz"
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
+        with opener.open(url, timeout=ANSWER_SECONDS) as answer:
             return bool(json.loads(answer.read(1024)) == {"status": "ok"})
     except (OSError, ValueError, urllib.error.URLError):
         return False

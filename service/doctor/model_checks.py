@@ -109,7 +109,7 @@ class Checkpoints:
             return Finding(f"{self.what} {directory.parent.name}", "problem", str(error), "Export or pull it again.")
         checkpoint = engine.checkpoint
         what = f"{self.what} {checkpoint.name}"
-        found = f"version {checkpoint.version} loads, on {engine.provider}"
+        found = f"version {checkpoint.version} loads, computed by {engine.provider}"
         if reason := idle_gpu(engine.provider):
             return Finding(what, "warning", found, f"{reason}.")
         return Finding(what, "ok", found)

@@ -36,7 +36,7 @@ def has_scipy() -> bool:
 def compare(now: Counts, before: Sequence[Counts], against: Against, *, training: bool = False) -> list[DriftMeasure]:
     """What moved from any of several earlier counts, each measure from the one to which it is nearest.
 
-    `training`: `before` is what the model was made from, which is no network's traffic: distances are no reason to look.
+    `training`: `before` is what the model was made from, which is no network's: its distances never are beyond a limit.
     Counts of too few verdicts, or embeddings, are left out, and so is a measure of which nothing is left.
     """
     found: list[DriftMeasure] = []
@@ -116,7 +116,7 @@ def _embedding_words(now: Counts, before: Counts) -> str:
 
 
 def _moved(now: float, before: float) -> str:
-    return f"{now:.1%}, was {before:.1%}"
+    return f"{now:.1%} (was {before:.1%})"
 
 
 _MEASURES: dict[Measure, tuple[Callable[[Counts, Counts], float], Callable[[Counts, Counts], str]]] = {

@@ -120,6 +120,9 @@ def test_what_a_key_may_not_is_not_offered(context, server):
     page.goto(server.url + "/captures")
     page.get_by_role("heading", name="Captures").first.wait_for()
     assert page.get_by_label("Choose captures").count() == 0
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.get_by_role("button", name="Sign out").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     cookie = context.cookies()[0]
     assert (cookie["httpOnly"], cookie["sameSite"], cookie["name"]) == (True, "Strict", "tapline_session")
 
@@ -202,6 +205,10 @@ def test_the_documentation_works_with_a_key(context, server):
     assert answered.value.request.headers["authorization"] == f"Bearer {server.keys['read']}"
     page.locator(".live-responses-table").get_by_text('"random"').first.wait_for()
     assert problems == []
+    page.goto(server.url + "/redoc")
+    page.get_by_role("heading", name="tapline").first.wait_for()
+    assert [said for said in problems if "cdn.redoc.ly/redoc/logo" not in said] == []  # which is not fetched
+    assert all("has been blocked" in said for said in problems)
 
 
 FOREIGN = """<!doctype html><title>foreign</title><form id=form method=post enctype=text/plain action="URL/v1/jobs">

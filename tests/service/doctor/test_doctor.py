@@ -27,7 +27,7 @@ def test_a_machine_that_is_well(checkpoint_dir, tmp_path):
     told = json.loads(result.stdout)
     by_name = {entry["what"]: entry for entry in told["findings"]}
     assert (result.returncode, told["problems"]) == (0, 0), told
-    assert by_name["checkpoint random"]["found"] == "version 1 loads, on CPUExecutionProvider"
+    assert by_name["checkpoint random"]["found"] == "version 1 loads, computed by CPUExecutionProvider"
     assert by_name["capture rights"]["outcome"] == "not applicable"
     assert {entry["outcome"] for entry in told["findings"]} <= {"ok", "warning", "not applicable"}
     assert all(entry["advice"] for entry in told["findings"] if entry["outcome"] in ("warning", "problem"))

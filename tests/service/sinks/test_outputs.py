@@ -1,5 +1,6 @@
 """Outputs of a service: who is told what, SIGHUP and restarts of real processes, and that others cost nothing."""
 
+import asyncio
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from tests.service.api.served import Server
 from tests.service.sinks.records import ALERT, FLOW, TRACE, VERDICT, outputs_of, until
 
 ANDROID = DATA / "captures" / "android.pcap"
-FLAGS = ("--history", "none", "--dashboard", "off", "--replay", ANDROID, "--speed", 0)
+FLAGS = ("--history", "none", "--replay", ANDROID, "--speed", 0)
 NO_TERMINAL = "import os; os.setsid()"
 A_TERMINAL = "import fcntl, os, termios; os.setsid(); ends = os.openpty(); fcntl.ioctl(ends[1], termios.TIOCSCTTY, 0)"
 
@@ -67,6 +68,34 @@ async def test_a_spool_that_no_output_has_any_more_is_told(tmp_path, capsys):
     assert "not set any more" in capsys.readouterr().out
 
 
+async def test_a_process_that_is_killed_leaves_its_spool_to_the_next(serve, tmp_path):
+    hook = serve()
+    url = f"{hook.url()}name=soc"
+    hook.answers = lambda _: (503, {})
+    code = f"""
+import asyncio, os, signal
+from pathlib import Path
+from tests.service.sinks.records import ALERT, outputs_of, until
+
+async def main():
+    async with outputs_of(Path({str(tmp_path)!r}), {url!r}) as outputs:
+        for _ in range(100):
+            outputs.alert(ALERT)
+        await until(lambda: outputs.deliveries[0].spooled == 100)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    killed = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    before, hook.answers = len(hook.posts), lambda _: (200, {})
+    async with outputs_of(tmp_path, url) as outputs:
+        (delivery,) = outputs.deliveries
+        assert delivery.counts.recovered == 100
+        await until(lambda: delivery.counts.written == 100)
+    assert sum(len(found) for *_, found in hook.posts[before:]) == 100
+
+
 async def test_two_services_do_not_share_a_spool(tmp_path):
     async with outputs_of(tmp_path, "syslog+tcp://127.0.0.1:9"):
         with pytest.raises(OutputError, match="another service uses"):
@@ -92,6 +121,8 @@ def test_a_service_writes_reopens_keeps_what_is_away_and_sends_it_after_a_restar
         metrics = server.ask("GET", "/metrics")[1].decode()
         assert f'tapline_output_records_total{{outcome="written",output="eve:{eve}"}} {given["written"]}.0' in metrics
         assert 'tapline_output_up{output="soc"} 0.0' in metrics
+        page = server.ask("GET", "/health")[1].decode()
+        assert all(text in page for text in (f"eve:{eve}", "takes what comes", "the server answers 503"))
         eve.rename(tmp_path / "eve.json.1")
         server.process.send_signal(signal.SIGHUP)
         server.wait(lambda: "event=reopening" in server.log)
