@@ -23,7 +23,7 @@ from tests.paths import DATA, ROOT
 
 LONGEST_SECONDS = 240
 CAPTURES = ("android.pcap", "telegram_videocall.pcapng")
-FOLDERS = ("tests", "models", "zeek", "docs", "deploy", "training", "benchmarks", "service")
+FOLDERS = ("benchmarks", "deploy", "docs", "tests", "zeek")
 _SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 _PROMPT = "$ "
 
@@ -106,6 +106,7 @@ class Reader:
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",
             "COLUMNS": "160",
+            "LINES": "60",
             "TERM": "xterm",
             "OMP_NUM_THREADS": "1",
             "TAPLINE_PORT": str(self._port),

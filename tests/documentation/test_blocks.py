@@ -87,6 +87,7 @@ def test_what_runs_elsewhere_does():
 
 
 @pytest.mark.whole
+@pytest.mark.timeout(900)  # a page of many commands, each of which starts a process
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE and any(map(is_run, blocks(page)))])
 def test_every_block_runs(page, tmp_path, monkeypatch):
     text = "".join(block.text for block in blocks(page) if is_run(block))
