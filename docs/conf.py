@@ -23,6 +23,7 @@ include_patterns = [
     "models/zoo/*/*/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "NOTICE.md",
 ]
 exclude_patterns = [".*", "build", "src", "tests", "service", "docs/extensions"]
 
@@ -43,4 +44,3 @@ html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 linkcheck_ignore = [r"https?://(127\.0\.0\.1|localhost)[:/]", r"https://host/"]
 linkcheck_timeout = 20
-suppress_warnings = ["toc.not_readable"]  # until the pages of the table of contents are all there
