@@ -17,10 +17,10 @@ import msgspec
 
 from tapline.models.card_header import MAX_CARD_BYTES
 from tapline.models.checkpoint import (
+    BASELINE,
     CARD,
     ENCODER_ONNX,
     ENCODER_ONNX_INT8,
-    BASELINE,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     ONNX,
