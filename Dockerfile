@@ -29,7 +29,7 @@ RUN SETUPTOOLS_SCM_PRETEND_VERSION=${VERSION} /opt/builder/bin/pip wheel --no-ca
 FROM builder AS libraries-cpu
 ARG EXTRAS
 RUN python -m venv --without-pip /opt/tapline \
-    && /opt/builder/bin/python requirements.py ${EXTRAS} > requirements.txt \
+    && /opt/builder/bin/python requirements.py cpu ${EXTRAS} > requirements.txt \
     && /opt/builder/bin/pip --python /opt/tapline/bin/python install --no-cache-dir --constraint constraints.txt -r requirements.txt
 
 FROM libraries-cpu AS own-cpu
@@ -69,7 +69,7 @@ COPY --from=own-cpu /own /opt/tapline
 FROM builder AS libraries-gpu
 ARG EXTRAS
 RUN python -m venv --without-pip /opt/tapline \
-    && /opt/builder/bin/python requirements.py gpu ${EXTRAS} > requirements.txt \
+    && /opt/builder/bin/python requirements.py gpu torch ${EXTRAS} > requirements.txt \
     && /opt/builder/bin/pip --python /opt/tapline/bin/python install --no-cache-dir --constraint constraints.txt -r requirements.txt
 
 FROM libraries-gpu AS own-gpu

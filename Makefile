@@ -10,7 +10,7 @@ ON_TWO_CORES = -n 2 --dist loadfile
 # Each worker has a core: torch and scikit-learn with a thread for each would wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-fast check fuzz soak notebooks release clean
+.PHONY: run test test-fast check fuzz soak notebooks site links release clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -41,13 +41,23 @@ soak: .venv-dev/installed
 notebooks: .venv-dev/installed
 	.venv-dev/bin/python -m tests.notebooks $(NOTEBOOKS)
 
+# The documentation site, from the pages of the repository: open build/site/index.html. Warnings are errors.
+SPHINX = .venv-dev/bin/sphinx-build --conf-dir docs --nitpicky --fail-on-warning --keep-going
+
+site: .venv-dev/installed
+	$(SPHINX) . build/site
+
+# Asks every host that a page links to whether the page is there: needs a connection.
+links: .venv-dev/installed
+	$(SPHINX) --builder linkcheck . build/links
+
 # What is published: wheel and source, the bill of materials of an install with these constraints, and their hashes.
 release: .venv-dev/installed
 	@test -n "$(VERSION)" || { echo "name the release: make release VERSION=1.2.3" >&2; exit 1; }
 	rm -rf dist
 	SETUPTOOLS_SCM_PRETEND_VERSION=$(VERSION) .venv-dev/bin/python -m hatchling build -d dist
 	$(PYTHON) -m venv dist/installed
-	dist/installed/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	dist/installed/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo dist/*.whl)[cpu,kafka,postgresql,ui]"
 	.venv-dev/bin/cyclonedx-py environment --output-reproducible -o dist/sbom.cdx.json dist/installed/bin/python
 	rm -rf dist/installed
 	cd dist && sha256sum *.whl *.tar.gz *.json > SHA256SUMS
@@ -58,7 +68,7 @@ test-fast: .venv-$(notdir $(PYTHON))/installed
 
 .venv/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[ui]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,ui]'
 	touch $@
 
 .venv-dev/installed: pyproject.toml constraints.txt | python
@@ -77,4 +87,4 @@ python:
 	$(PYTHON) is $$($(PYTHON) -V 2>&1): name another, as in make run PYTHON=python3.12" >&2; exit 1; }
 
 clean:
-	rm -rf .venv .venv-dev .venv-python* $(DATA)
+	rm -rf .venv .venv-dev .venv-python* build $(DATA)

@@ -18,12 +18,11 @@ from tapline.models.checkpoint import (
     Checkpoint,
     CheckpointError,
     FileRecord,
-    TracegramCheckpoint,
     file_sha256,
     verify_context,
 )
 
-_C = TypeVar("_C", Checkpoint, TracegramCheckpoint)
+_C = TypeVar("_C", bound=AnyCheckpoint)
 
 
 def write_checkpoint(directory: Path, checkpoint: _C, write_files: Callable[[Path], None]) -> _C:

@@ -12,6 +12,7 @@ import structlog
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
 from tapline.service.alerts.alert_watch import AlertWatch
 from tapline.service.drift.drift_monitor import DriftMonitor
+from tapline.service.drift.drift_state import DRIFT_DIRECTORY
 from tapline.service.drift.model_drift import ModelDrift
 from tapline.service.engines.loading import load_engines
 from tapline.service.engines.thread import EngineThread
@@ -85,7 +86,7 @@ class Service:
             self._model_directory,
             self.metrics,
             self._tell_drift,
-            directory=settings.data_dir / "drift" if settings.history != "none" else None,
+            directory=settings.data_dir / DRIFT_DIRECTORY if settings.history != "none" else None,
         )
         told = Observers(self.stream, self.history, self.outputs, self.alerts, self.drift, observer)
         directories = trace_directories(settings.traces, repository)

@@ -87,7 +87,9 @@ class Settings(BaseSettings):
         20, ge=1, le=100_000, description="most wrong keys of a client address in a minute"
     )
     audit_log: Path | None = Field(
-        None, description="file of failed keys, sign-ins and changes, as JSON lines; they go to the log where not given"
+        None,
+        description="file of failed keys, sign-ins and changes, as JSON lines; they go to the log where not given",
+        json_schema_extra={"exposes": "written"},
     )
     tls_cert: Path | None = Field(None, description="PEM file of the certificate (and its chain) to serve HTTPS with")
     tls_key: Path | None = Field(None, description="PEM file of the key of that certificate, without passphrase")
@@ -154,7 +156,7 @@ class Settings(BaseSettings):
     captures_dir: Path | None = Field(
         None, description="directory of captures that jobs may name by their paths below it; none where not given"
     )
-    engine: EngineName = Field("onnx", description="onnx (CPU) or torch (extra `gpu`)")
+    engine: EngineName = Field("onnx", description="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
     ports: Ports = Field("on", description="off: verdicts on flows do not read ports, unless a request asks for it")
     model_trial_seconds: float = Field(

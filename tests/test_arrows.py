@@ -33,17 +33,23 @@ ARROWS = {
     "service/process": "models service/metrics",
     "service/sources/bus": "models service/metrics service/process",
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
-    "service/settings": "service/engines service/sources service/sources/bus",
-    "service/configuration": "models service/settings service/sources",
+    "service/settings": "service/engines service/sinks service/sources service/sources/bus",
+    "service/configuration": "models service/access service/settings service/sinks service/sources service/toml_lines",
+    "service/access": "models service/settings",
     "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
-    "service/traces": ("models service/community_id service/engines service/inference service/metrics service/process"),
+    "service/traces": "models service/community_id service/engines service/inference service/metrics service/process",
     "service/history": "models service/alerts service/community_id service/metrics service/process service/traces",
     "service/results": "models service/community_id service/traces",
-    "service/classifying": ("models service/inference service/metrics service/results service/sources service/traces"),
-    "service/sinks": "models service/community_id service/metrics service/sources/bus service/traces",
-    "service/alerts": "",
-    "service/drift": "",
+    "service/classifying": "models service/inference service/metrics service/results service/sources service/traces",
+    "service/sinks": (
+        "models service/alerts service/community_id service/metrics service/process service/sources/bus service/traces"
+    ),
+    "service/toml_lines": "",
+    "service/alerts": "models service/community_id service/drift service/metrics service/toml_lines service/traces",
+    "service/drift": (
+        "models service/engines service/inference service/metrics service/process service/sources service/traces"
+    ),
     "service/live": (
         "models service/alerts service/history service/inference service/metrics service/process service/sinks "
         "service/sources service/sources/bus service/traces"
@@ -52,21 +58,26 @@ ARROWS = {
         "models service/engines service/inference service/metrics service/process service/settings service/traces"
     ),
     "service/jobs": (
-        "models service/classifying service/history service/inference service/metrics service/process "
-        "service/results service/settings service/sources service/trace_models service/traces"
+        "models service/classifying service/history service/inference service/metrics service/process service/results "
+        "service/settings service/sources service/trace_models service/traces"
     ),
     "service/runtime": (
-        "models service/engines service/gpu service/history service/inference service/jobs service/live "
-        "service/metrics service/process service/settings service/sources service/sources/bus service/trace_models"
+        "models service/alerts service/drift service/engines service/gpu service/history service/inference "
+        "service/jobs service/live service/metrics service/process service/settings service/sinks service/sources "
+        "service/sources/bus service/trace_models"
+    ),
+    "service/doctor": (
+        "models service/engines service/inference service/runtime service/settings service/sinks service/sources "
+        "service/sources/bus"
     ),
     "service/dashboard": (
-        "models service/engines service/history service/inference service/jobs service/live service/process "
-        "service/results service/runtime service/traces"
+        "models service/access service/alerts service/drift service/engines service/history service/inference "
+        "service/jobs service/live service/process service/results service/runtime service/sinks service/traces"
     ),
     "service/api": (
-        "models service/classifying service/dashboard service/engines service/history service/inference "
-        "service/jobs service/live service/metrics service/process service/results service/runtime "
-        "service/settings service/sources/bus service/trace_models service/traces"
+        "models service/access service/alerts service/classifying service/dashboard service/drift service/engines "
+        "service/history service/inference service/jobs service/live service/metrics service/process service/results "
+        "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces"
     ),
     "service/backup": "models service/history service/jobs service/traces",
     "service/python": (
@@ -74,9 +85,10 @@ ARROWS = {
         "service/results service/sources service/sources/bus service/traces"
     ),
     "service/command": (
-        "models service/api service/backup service/configuration service/engines service/history service/hub "
-        "service/inference service/jobs service/live service/process service/python service/results service/runtime "
-        "service/settings service/sources service/sources/bus service/sources/packets service/traces"
+        "models service/access service/alerts service/api service/backup service/configuration service/doctor "
+        "service/drift service/engines service/history service/hub service/inference service/jobs service/live "
+        "service/process service/python service/results service/runtime service/settings service/sinks "
+        "service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",

@@ -24,20 +24,20 @@ class Installed:
 @pytest.mark.parametrize(
     ("origin", "command"),
     [
-        (None, "pip install 'tapline-traffic[gpu]==1.2.3'"),
-        ({"url": "file:///opt/my%20tap", "dir_info": {"editable": True}}, "pip install -e '/opt/my tap[gpu]'"),
-        ({"url": "file:///opt/tap", "dir_info": {}}, "pip install '/opt/tap[gpu]'"),
-        ({"url": f"{URL}.whl", "archive_info": {}}, f"pip install 'tapline-traffic[gpu] @ {URL}.whl'"),
+        (None, "pip install 'tapline-traffic[cpu]==1.2.3'"),
+        ({"url": "file:///opt/my%20tap", "dir_info": {"editable": True}}, "pip install -e '/opt/my tap[cpu]'"),
+        ({"url": "file:///opt/tap", "dir_info": {}}, "pip install '/opt/tap[cpu]'"),
+        ({"url": f"{URL}.whl", "archive_info": {}}, f"pip install 'tapline-traffic[cpu] @ {URL}.whl'"),
         (
             {"url": URL, "vcs_info": {"vcs": "git", "commit_id": "0a1b", "requested_revision": "v1"}},
-            f"pip install 'tapline-traffic[gpu] @ git+{URL}@0a1b'",
+            f"pip install 'tapline-traffic[cpu] @ git+{URL}@0a1b'",
         ),
     ],
     ids=["index", "editable", "folder", "file", "git"],
 )
 def test_an_extra_is_added_from_where_tapline_came(monkeypatch, origin, command):
     monkeypatch.setattr(installation, "distribution", lambda name: Installed(origin))
-    assert installation.install_command("gpu") == command
+    assert installation.install_command("cpu") == command
     assert installation.version() == "1.2.3"
 
 

@@ -60,7 +60,7 @@ class Caller:
     def scope(self) -> Scope | None:
         """What it may do now; None where its key or its session is no more."""
         if self.digest is None:
-            return "admin"
+            return None if self.access.is_on else "admin"
         if self.token is not None and self.access.sessions.use(self.token) is None:
             return None
         key = self.access.key_of(self.digest)
@@ -110,7 +110,7 @@ class Access:
         return next(filter(None, [ring.find(digest) for ring in rings]), None)
 
     def nobody(self, address: str) -> Caller:
-        """Who asks where no key is wanted of anybody."""
+        """Who asks without a key: it may everything where no keys are set, else nothing."""
         return Caller(NOBODY, address, self)
 
     def by_key(self, given: Sequence[bytes], address: str) -> Caller | None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 MAX_SESSIONS = 512
 """Beyond, the one that was longest out of use ends."""
 
+MAX_OF_KEY = 64
+"""Beyond, of one key its own: no key ends the sessions of all others by signing in again and again."""
+
 IDLE_SECONDS = 3600.0
 """How long a session lasts without use; an open page of the dashboard is use."""
 
@@ -42,6 +45,9 @@ class Sessions:
     def begin(self, key_digest: bytes) -> str:
         """Open a session; the token that the browser keeps."""
         token, now = secrets.token_urlsafe(_TOKEN_BYTES), self._clock()
+        of_key = [place for place, session in self._open.items() if session.key_digest == key_digest]
+        for place in of_key[: max(0, len(of_key) + 1 - MAX_OF_KEY)]:
+            del self._open[place]
         self._open[_hash(token)] = Session(key_digest, now, now)
         while len(self._open) > MAX_SESSIONS:
             self._open.popitem(last=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tapline.models.foreign_text import clean
 from tapline.service.alerts.alert import Alert
-from tapline.service.alerts.rule_facts import Facts, identifier
+from tapline.service.alerts.rule_facts import Facts, readers
 from tapline.service.alerts.rule_models import IDENTIFIERS, MESSAGE_NAMES, Rule
 from tapline.service.community_id import community_id
 
@@ -129,7 +129,8 @@ def _value(name: str, rule: Rule, facts: Facts, suppressed: int, counted: Counte
     if name in own:
         return own[name]
     if name in IDENTIFIERS[facts.kind] or facts.flow is not None:
-        return identifier(facts, name) or "-"
+        (read,) = readers(facts.kind, [name])
+        return str(read(facts)) or "-"
     return "-"
 
 

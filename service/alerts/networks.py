@@ -8,6 +8,7 @@ import re
 import socket
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 
 _BITS = {4: 32, 6: 128}
 
@@ -33,15 +34,25 @@ class NetworkSet:
 
     def __contains__(self, address: str) -> bool:
         """Whether an address is in one of them; False of a text that is none, as a MAC."""
-        version = 6 if ":" in address else 4
-        if not self._prefixes[version]:
+        prefixes = self._prefixes[6 if ":" in address else 4]
+        if not prefixes:
             return False
-        try:
-            packed = socket.inet_pton(socket.AF_INET6 if version == 6 else socket.AF_INET, address)
-        except (OSError, ValueError):
+        number = _number(address)
+        if number is None:
             return False
-        number = int.from_bytes(packed)
-        return any(number >> shift in starts for shift, starts in self._prefixes[version])
+        for shift, starts in prefixes:  # noqa: SIM110 - on the path of every flow
+            if number >> shift in starts:
+                return True
+        return False
+
+
+@lru_cache(4096)
+def _number(address: str) -> int | None:
+    """The value of an address, None of a text that is none; each rule asks for the same ones."""
+    try:
+        return int.from_bytes(socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address))
+    except (OSError, ValueError):
+        return None
 
 
 class NameSet:

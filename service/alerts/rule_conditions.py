@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tapline.service.alerts.allow_lists import Members
 from tapline.service.alerts.networks import NameSet, NetworkSet
-from tapline.service.alerts.rule_facts import Facts
+from tapline.service.alerts.rule_facts import Facts, Reader, readers
 from tapline.service.alerts.rule_file import RuleFile
 from tapline.service.alerts.rule_models import DriftRule, FlowRule, Rule, TraceRule, VerdictRule, bare, ports_of
 from tapline.service.alerts.time_windows import WeekTimes, zone_of
@@ -19,11 +19,13 @@ Condition = Callable[[Facts], bool]
 @dataclass(frozen=True, slots=True)
 class ReadyRule:
     """A rule with its conditions. `by_verdict` follow from label, nearest label, model, unknown and stage alone: their
-    answer is the same for every flow that got the same."""
+    answer is the same for every flow that got the same. `counted_by` and `suppressed_by` read identifiers."""
 
     rule: Rule
     by_verdict: list[Condition]
     others: list[Condition]
+    counted_by: list[Reader]
+    suppressed_by: list[Reader]
 
 
 def ready_rules(file: RuleFile) -> list[ReadyRule]:
@@ -42,9 +44,14 @@ class _Patterns:
 
     def holds(self, values: Iterable[str], time_us: int) -> bool:
         """Whether any value is wanted, and none unwanted."""
-        if self._unwanted is not None and any(self._unwanted(value, time_us) for value in values):
-            return False
-        return self._wanted is None or any(self._wanted(value, time_us) for value in values)
+        unwanted, wanted = self._unwanted, self._wanted
+        found = wanted is None
+        for value in values:  # no generators: on the path of every flow
+            if unwanted is not None and unwanted(value, time_us):
+                return False
+            if not found and wanted is not None and wanted(value, time_us):
+                found = True
+        return found
 
 
 def _split(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -90,10 +97,11 @@ def _ready(rule: Rule, file: RuleFile) -> ReadyRule:
         if networks:
             others.append(_holding(_Patterns(networks, file.lists, NetworkSet), addresses))
     if isinstance(rule, FlowRule) and rule.server_name:
-        others.append(_holding(_Patterns(rule.server_name, file.lists, NameSet), lambda facts: [facts.server_name]))
+        others.append(_holding(_Patterns(rule.server_name, file.lists, NameSet), lambda facts: facts.server_names))
     if isinstance(rule, VerdictRule) and rule.allow:
         others.append(_not_allowed([file.lists[name] for name in rule.allow]))
-    return ReadyRule(rule, by_verdict, others)
+    counted = rule.counted.by if rule.counted is not None else []
+    return ReadyRule(rule, by_verdict, others, readers(rule.kind, counted), readers(rule.kind, rule.suppressed_by))
 
 
 _NAMES: dict[str, Callable[[Facts], list[str]]] = {
@@ -101,9 +109,9 @@ _NAMES: dict[str, Callable[[Facts], list[str]]] = {
     "nearest": lambda facts: [facts.nearest],
     "model": lambda facts: [facts.model],
     "source": lambda facts: [facts.source],
-    "sensor": lambda facts: [facts.flow.sensor] if facts.flow else [],
+    "sensor": lambda facts: [facts.flow.sensor] if facts.flow and facts.flow.sensor else [],
     "proto": lambda facts: [facts.flow.proto] if facts.flow else [],
-    "port_label": lambda facts: [facts.port_label],
+    "port_label": lambda facts: [facts.port_label] if facts.port_label else [],
     "subject": lambda facts: [facts.trace.subject] if facts.trace else [],
 }
 _BY_VERDICT = ("label", "nearest", "model")
@@ -195,6 +203,13 @@ def _not_allowed(lists: list[Members]) -> Condition:
         "server names": lambda facts: facts.server_names,
         "labels": lambda facts: (facts.label, facts.nearest),
     }
-    return lambda facts: (
-        not any(members.has(value, facts.time_us) for members in lists for value in values[members.of](facts))
-    )
+    asked = [(members.has, values[members.of]) for members in lists]
+
+    def holds(facts: Facts) -> bool:
+        for has, of in asked:
+            for value in of(facts):
+                if has(value, facts.time_us):
+                    return False
+        return True
+
+    return holds

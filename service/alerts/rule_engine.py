@@ -12,7 +12,7 @@ from tapline.service.alerts.alert import Alert
 from tapline.service.alerts.alert_making import Counted, make_alert
 from tapline.service.alerts.alert_state import Remembered, SlidingCount
 from tapline.service.alerts.rule_conditions import ReadyRule
-from tapline.service.alerts.rule_facts import Facts, identifier
+from tapline.service.alerts.rule_facts import Facts
 from tapline.service.alerts.rule_models import Rule, UnknownShare
 
 MAX_EARLY = 50_000
@@ -65,7 +65,7 @@ class RuleEngine:
                 if not holds(facts):
                     break
             else:
-                alert = self._matched(ready.rule, facts)
+                alert = self._matched(ready, facts)
                 if alert is not None:
                     found.append(alert)
         return found
@@ -84,27 +84,27 @@ class RuleEngine:
             ]
         return found
 
-    def _matched(self, rule: Rule, facts: Facts) -> Alert | None:
+    def _matched(self, ready: ReadyRule, facts: Facts) -> Alert | None:
         """What comes of a match: an alert, or None where it is suppressed, or counted and not enough yet."""
-        counted: Counted | None = None
+        rule, counted = ready.rule, None
         key = (rule.name, facts.identity)
         before = self._early.pop(key)
         if not facts.final:
             self._early.put(key, facts.unknown)
         if rule.counted is not None:
-            counted = self._count(rule, facts, before)
+            counted = self._count(ready, facts, before)
             if counted is None:
                 return None
         elif before is not None:
             return None
-        return self._unless_suppressed(rule, facts, counted)
+        return self._unless_suppressed(ready, facts, counted)
 
-    def _count(self, rule: Rule, facts: Facts, before: bool | None) -> Counted | None:
+    def _count(self, ready: ReadyRule, facts: Facts, before: bool | None) -> Counted | None:
         """Count a match; what was counted, where that is enough for an alert. `before`: whether an earlier verdict on
         the same said unknown, None where there was none."""
-        wanted = rule.counted
+        wanted = ready.rule.counted
         assert wanted is not None
-        key = (rule.name, wanted.seconds, *(identifier(facts, name) for name in wanted.by))
+        key = (ready.rule.name, wanted.seconds, *[read(facts) for read in ready.counted_by])
         count = self._counts.get(key)
         if count is None:
             count = SlidingCount(wanted.seconds)
@@ -122,11 +122,11 @@ class RuleEngine:
         count.clear()
         return found
 
-    def _unless_suppressed(self, rule: Rule, facts: Facts, counted: Counted | None) -> Alert | None:
+    def _unless_suppressed(self, ready: ReadyRule, facts: Facts, counted: Counted | None) -> Alert | None:
+        rule = ready.rule
         if not rule.suppress.seconds:
             return make_alert(rule, facts, 0, counted)
-        by = rule.suppressed_by
-        key = (rule.name, by, *(identifier(facts, name) for name in by))
+        key = (rule.name, rule.suppressed_by, *[read(facts) for read in ready.suppressed_by])
         told = self._told.get(key)
         if told is not None and abs(facts.time_us - told.time_us) < rule.suppress.seconds * 1e6:
             told.suppressed += 1

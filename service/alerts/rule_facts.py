@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol
 
 import msgspec
@@ -174,19 +176,21 @@ def drift_facts(drift: ModelDrift, time_us: int) -> list[Facts]:
     ]  # fmt: skip
 
 
-def identifier(facts: Facts, name: str) -> str:
-    """The value of one of `IDENTIFIERS`, as text."""
-    flow, trace, measure = facts.flow, facts.trace, facts.measure
-    if name in ("label", "nearest", "model", "source", "server_name", "port_label"):
-        return str(getattr(facts, name))
-    if flow is not None:
-        return str(getattr(flow, _OF_FLOWS[name]))
-    if trace is not None:
-        return str(getattr(trace, name))
-    return str(getattr(measure, name))
+Reader = Callable[[Facts], object]
+"""Reads one identifier."""
 
 
-_OF_FLOWS = {
-    "originator": "orig_h", "responder": "resp_h", "port": "resp_p", "originator_port": "orig_p", "sensor": "sensor",
-    "proto": "proto", "uid": "uid",
+def readers(kind: RuleKind, names: Iterable[str]) -> list[Reader]:
+    """What reads identifiers of `IDENTIFIERS`, and further fields of a record by these names, of facts of a kind."""
+    return [attrgetter(_PLACES[kind].get(name, name)) for name in names]
+
+
+_PLACES: dict[RuleKind, dict[str, str]] = {
+    "flow": {
+        "originator": "flow.orig_h", "responder": "flow.resp_h", "port": "flow.resp_p", "originator_port":
+        "flow.orig_p", "sensor": "flow.sensor", "proto": "flow.proto", "uid": "flow.uid",
+    },
+    "trace": {"subject": "trace.subject"},
+    "drift": {"measure": "measure.measure", "against": "measure.against"},
 }  # fmt: skip
+"""Where facts have what is not among their own fields."""

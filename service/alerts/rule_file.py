@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 import tomllib
 import zoneinfo
 from collections.abc import Iterable, Iterator
@@ -19,11 +20,13 @@ from tapline.service.alerts.allow_lists import Entry, Members, checked_entry, li
 from tapline.service.alerts.rule_models import (
     MAX_ENTRIES,
     MAX_RULES,
+    NAME_EXPECTED,
     RULES,
     AllowList,
     ListOf,
     Rule,
     bare,
+    is_name,
 )
 from tapline.service.alerts.time_windows import zone_of
 from tapline.service.toml_lines import Path as Place
@@ -33,6 +36,9 @@ MAX_FILE_BYTES = 1 << 20
 MAX_LIST_BYTES = 8 << 20
 MAX_PROBLEMS = 50
 """Most mistakes that are told of one file."""
+
+MAX_FOUND = 500
+"""Most mistakes that are looked for: to say what is nearest to each costs time."""
 
 MAX_SHOWN_CHARS = 40
 
@@ -45,6 +51,7 @@ _LOOKED_UP: dict[str, ListOf] = {
 """Which lists the conditions name that can name any."""
 
 Lists = dict[str, Members | None]
+_SHOULD = re.compile(r"\A(?:Input|String|List|Value) should (?:be|have) (.*?)(?: after validation, not [0-9]+)?\Z")
 _T = TypeVar("_T", bound=BaseModel)
 
 
@@ -65,7 +72,8 @@ class AlertRulesError(ValueError):
 
     def __init__(self, problems: list[Problem]) -> None:
         shown = problems[:MAX_PROBLEMS]
-        more = [f"… and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        left_out = "many" if len(problems) >= MAX_FOUND else len(problems) - len(shown)
+        more = [f"… and {left_out} more"] if left_out else []
         self.problems = problems
         self.lines = [*map(str, shown), *more]
         super().__init__("\n".join(self.lines))
@@ -149,7 +157,17 @@ class _Reading:
     def _say(self, place: Place, text: str) -> None:
         if self.lines is None:
             self.lines = TomlLines(self.document)
-        self.problems.append(Problem(self.path, self.lines.line(place), text))
+        self._add(Problem(self.path, self.lines.line(place), text))
+
+    def _add(self, problem: Problem) -> None:
+        """Take note of a mistake.
+
+        Raises:
+            AlertRulesError: there are so many that no further one is looked for.
+        """
+        self.problems.append(problem)
+        if len(self.problems) >= MAX_FOUND:
+            raise AlertRulesError(self.problems)
 
     def _zone(self, place: Place, name: object, title: str = "") -> datetime.tzinfo:
         try:
@@ -166,7 +184,10 @@ class _Reading:
             return
         for name, table in tables.items():
             place: Place = ("list", name)
-            self._checked(AllowList, table, place, f"list {_shown_key(name)}")
+            title = f"list {_shown_key(name)}"
+            if not is_name(name):
+                self._say(place, f"{title}: {NAME_EXPECTED} in its name")
+            self._checked(AllowList, table, place, title)
             if not isinstance(table, dict) or table.get("of") not in get_args(ListOf):
                 yield name, None
                 continue
@@ -200,7 +221,7 @@ class _Reading:
             try:
                 entry = line_entry(of, line, zone)
             except ValueError as error:
-                self.problems.append(Problem(path, number, f"{error}, got {_shown(line.strip())}"))
+                self._add(Problem(path, number, f"{error}, got {_shown(line.strip())}"))
                 continue
             if entry is not None:
                 entries.append(entry)
@@ -214,6 +235,7 @@ class _Reading:
             return
         if len(tables) > MAX_RULES:
             self._say(("rule",), f"expected at most {MAX_RULES} rules, got {len(tables)}")
+            return
         names: set[str] = set()
         for number, table in enumerate(tables):
             place: Place = ("rule", number)
@@ -280,13 +302,15 @@ class _Reading:
         if found["type"] == "missing":
             self._say((*place, *path[:-1]), f"{title}: expected a key `{key}`, there is none")
             return
-        text = found["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
+        text = _SHOULD.sub(r"expected \1", found["msg"].removeprefix("Value error, "))
         if not path and found["type"] == "value_error":  # it names its own key
             named = text.partition(":")[0].split(".")
             self._say((*place, *named), f"{title}: {text}")
             return
         got = "" if isinstance(found["input"], dict) else f", got {_shown(found['input'])}"
-        self._say((*place, *path), f"{title}: {key}: {_lower(text)}{got}")
+        choices = re.findall("'([^']+)'", text) if found["type"] == "literal_error" else []
+        near = _nearest(str(found["input"]), choices)
+        self._say((*place, *path), f"{title}: {key}: {text}{got}{near}")
 
 
 _UNION_MEMBERS = ("str", "int", "date", "datetime")
@@ -320,10 +344,6 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 def _texts(value: object) -> list[str]:
     """The texts of a condition, as a list where it is one."""
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def _shown(value: object) -> str:

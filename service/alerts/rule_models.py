@@ -39,6 +39,8 @@ MAX_SUPPRESS_SECONDS = 90 * 86_400.0
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES = 24 * 60
 
+MAX_NAME_CHARS = 64
+NAME_EXPECTED = "expected letters, digits and . _ - in between, at most 64"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _HOURS = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])-(?:([01]?[0-9]|2[0-3]):([0-5][0-9])|24:00)")
 
@@ -159,9 +161,14 @@ def _pattern(text: str) -> str:
     return text
 
 
+def is_name(text: str) -> bool:
+    """Whether a rule or a list may be called so."""
+    return len(text) <= MAX_NAME_CHARS and _NAME.fullmatch(text) is not None
+
+
 def _name(text: str) -> str:
-    if _NAME.fullmatch(text) is None:
-        raise ValueError("expected letters, digits and . _ - in between")
+    if not is_name(text):
+        raise ValueError(NAME_EXPECTED)
     return text
 
 
@@ -183,7 +190,7 @@ Ports = Annotated[
     list[Annotated[int | str, BeforeValidator(_ports)]], BeforeValidator(_listed), Field(min_length=1, max_length=100)
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(max_length=64), AfterValidator(_name)]
+Name = Annotated[str, AfterValidator(_name)]
 Seconds = Annotated[float, Field(ge=1, le=MAX_SECONDS)]
 Identifiers = Annotated[list[Annotated[str, Field(max_length=64)]], BeforeValidator(_listed), Field(max_length=6)]
 Moment = datetime.datetime | datetime.date
@@ -204,6 +211,9 @@ class TimeWindow(Table):
         "mon-sun"
     ]
     hours: Annotated[str, AfterValidator(_minute_range)] = "00:00-24:00"
+
+
+Times = Annotated[list[TimeWindow], BeforeValidator(_listed), Field(min_length=1, max_length=100)]
 
 
 class Suppress(Table):
@@ -243,8 +253,8 @@ class Rule(Table):
     severity: Severity = "medium"
     message: Annotated[str, Field(max_length=500)] = ""
     model: Patterns | None = None
-    during: Annotated[list[TimeWindow], BeforeValidator(_listed)] | None = None
-    outside: Annotated[list[TimeWindow], BeforeValidator(_listed)] | None = None
+    during: Times | None = None
+    outside: Times | None = None
     timezone: Text | None = None
     suppress: Suppress = Suppress()
 
@@ -336,8 +346,8 @@ class TraceRule(VerdictRule):
 class DriftRule(Rule):
     """A rule about what a model sees: what is beyond its own limit, or `min_distance` where that is given."""
 
-    measure: Annotated[list[Measure], BeforeValidator(_listed)] | None = None
-    against: Annotated[list[Against], BeforeValidator(_listed)] | None = None
+    measure: Annotated[list[Measure], BeforeValidator(_listed), Field(min_length=1)] | None = None
+    against: Annotated[list[Against], BeforeValidator(_listed), Field(min_length=1)] | None = None
     min_distance: Share | None = None
 
 

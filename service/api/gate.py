@@ -9,11 +9,11 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote
 
 from fastapi import Request
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tapline.service.access.access import CALLER, Access, Caller, TooManyFailuresError, WrongKeyError, given_keys
@@ -64,7 +64,8 @@ class Gate:
             connection = _Connection(caller, receive, send)
             await self._app(scope, connection.receive, connection.send)
             return
-        await self._app(scope, receive, with_headers(scope, _until_revoked(caller, _accounted(scope, caller, send))))
+        with _Account(scope, caller, send) as account:
+            await self._app(scope, receive, with_headers(scope, _until_revoked(caller, account.send)))
 
     def _check(self, scope: Scope) -> Caller:
         """Who asks.
@@ -101,7 +102,7 @@ class Gate:
             raise _no_key(scope, headers) from None
         if caller is None:
             is_secure = scope["scheme"] in ("https", "wss")
-            caller = self._access.by_session(cookies(headers), address, secure=is_secure)
+            caller = self._access.by_session(HTTPConnection(scope).cookies, address, secure=is_secure)
             says_whence = "origin" in headers or "sec-fetch-site" in headers
             if caller is not None and method not in SAFE_METHODS and not says_whence:
                 raise _foreign_page()  # browsers say it of whatever changes something
@@ -132,12 +133,8 @@ class Gate:
         if origin is None:
             return True
         its_scheme, _, place = origin.partition("://")
-        found = _HOST.fullmatch(place)
-        if (
-            its_scheme not in ("http", "https")
-            or found is None
-            or (scheme in ("https", "wss") and its_scheme == "http")
-        ):
+        own_schemes = ("https",) if scheme in ("https", "wss") else ("http", "https")  # a proxy may have taken TLS off
+        if its_scheme not in own_schemes or _HOST.fullmatch(place) is None:
             return False
         return place.lower() == (host or "").lower() or _plain(place) in self._named
 
@@ -153,14 +150,6 @@ def client_address(scope: Scope) -> str:
     """The address of a request's client."""
     client = scope.get("client")
     return str(client[0])[:MAX_ADDRESS_CHARS] if client else "-"
-
-
-def cookies(headers: Headers) -> dict[str, str]:
-    """The cookies of a request; none where they cannot be read."""
-    try:
-        return {name: morsel.value for name, morsel in SimpleCookie(headers.get("cookie", "")).items()}
-    except CookieError:
-        return {}
 
 
 def too_many(code: str, seconds: float) -> ApiError:
@@ -192,18 +181,31 @@ def _no_key(scope: Scope, headers: Headers) -> ApiError:
     )  # fmt: skip
 
 
-def _accounted(scope: Scope, caller: Caller, send: Send) -> Send:
-    """Leaves a line of what changes something besides handing in traffic."""
-    method = scope["method"]
-    if method in SAFE_METHODS or not (method == "DELETE" or wanted_scope(method, scope["path"]) == "admin"):
-        return send
+class _Account:
+    """Leaves a line of a request that changes something besides handing in traffic, however it ends."""
 
-    async def told(message: Message) -> None:
+    def __init__(self, scope: Scope, caller: Caller, send: Send) -> None:
+        method = scope["method"]
+        changes = method == "DELETE" or wanted_scope(method, scope["path"]) == "admin"
+        self._record = (lambda outcome: caller.record(action_of(scope), outcome)) if changes else None
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        """Send a message on."""
         if message["type"] == "http.response.start":
-            caller.record(action_of(scope), str(message["status"]))
-        await send(message)
+            self._tell(str(message["status"]))
+        await self._send(message)
 
-    return told
+    def __enter__(self) -> _Account:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._tell("500" if isinstance(error[1], Exception) else "not answered")
+
+    def _tell(self, outcome: str) -> None:
+        record, self._record = self._record, None
+        if record is not None:
+            record(outcome)
 
 
 def _until_revoked(caller: Caller, send: Send) -> Send:

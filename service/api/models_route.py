@@ -67,7 +67,9 @@ def add_models(app: FastAPI, service: Service) -> None:
 def _models(service: Service) -> list[dict[str, Any]]:
     repository = service.models.repository
     loaded: dict[str, Checkpoint | TracegramCheckpoint] = {**service.models.loaded()}
-    loaded |= {name: scorer.checkpoint for name, scorer in service.trace_models.scorers.items()}
+    scorers = service.trace_models.scorers
+    loaded |= {name: scorer.checkpoint for name, scorer in scorers.items()}
+    providers = service.models.providers() | {name: scorer.engine.provider for name, scorer in scorers.items()}
     entries = []
     for name in sorted({*repository.names(), *loaded}):
         entry: dict[str, Any] = {"name": name, "versions": repository.versions(name), "default": False}
@@ -77,5 +79,6 @@ def _models(service: Service) -> list[dict[str, Any]]:
             entry |= {field: getattr(checkpoint, field, None) for field in fields}
             entry["min_flows"] = checkpoint.trace.min_flows if isinstance(checkpoint, TracegramCheckpoint) else None
             entry["default"] = name == service.models.default
+            entry["provider"] = providers[name]
         entries.append(entry)
     return entries

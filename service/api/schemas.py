@@ -317,6 +317,9 @@ class Model(Body):
     min_packets: int | None = None
     min_flows: Annotated[int | None, Field(description="fewest flows of a trace that gets a verdict")] = None
     metrics: dict[str, object] | None = None
+    provider: Annotated[
+        str | None, Field(description="what computes: an execution provider of ONNX Runtime, or torch's device")
+    ] = None
     closed_windows: Annotated[
         int | None,
         Field(

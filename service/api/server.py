@@ -18,6 +18,7 @@ from tapline.service.access.access import Access
 from tapline.service.access.tls import tls_context
 from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
+from tapline.service.engines.providers import idle_gpu
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.signals import has_terminal, stop_signals
 from tapline.service.runtime import Service
@@ -149,7 +150,10 @@ def serve(settings: Settings) -> None:
         scheme = "https" if tls is not None else "http"
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
-        log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}")
+        provider = service.classifier.provider
+        log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}", provider=provider)
+        if reason := idle_gpu(provider):
+            log.warning("no gpu computes", reason=reason)
         _warn_of_clear_text(settings, access)
         add_pages = _pages(service)
         deadlines = Deadlines(settings.client_timeout_seconds, settings.client_min_bytes_per_second)

@@ -21,7 +21,7 @@ from tapline.service.access.access import (
 )
 from tapline.service.access.sessions import ABSOLUTE_SECONDS
 from tapline.service.api.errors import ApiError
-from tapline.service.api.gate import SIGN_IN, client_address, cookies, too_many
+from tapline.service.api.gate import SIGN_IN, client_address, too_many
 
 SIGN_OUT = "/sign-out"
 MAX_FORM_BYTES = 4096
@@ -100,6 +100,8 @@ def add_sign_in(app: FastAPI, access: Access) -> None:
                          dict(refusal.headers or {}))  # fmt: skip
         assert caller is not None
         assert caller.digest is not None
+        if wait := access.rates.take(caller.name):
+            raise too_many("rate_limit", wait)
         _end(request, access)
         answer = RedirectResponse(_local(target), 303)
         secure = _is_secure(request)
@@ -123,13 +125,12 @@ def add_sign_in(app: FastAPI, access: Access) -> None:
 
 
 def _session(request: Request, access: Access) -> Caller | None:
-    found = cookies(request.headers)
-    return access.by_session(found, client_address(request.scope), secure=_is_secure(request))
+    return access.by_session(request.cookies, client_address(request.scope), secure=_is_secure(request))
 
 
 def _end(request: Request, access: Access) -> None:
     """End the session that a browser has, so that signing in always begins a new one."""
-    for name, token in cookies(request.headers).items():
+    for name, token in request.cookies.items():
         if name in (COOKIE, SECURE_COOKIE):
             access.sessions.end(token)
 

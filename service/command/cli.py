@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import msgspec
 import typer
@@ -23,6 +23,7 @@ from tapline.service.command.classify import classify_inputs
 from tapline.service.command.config_command import app as config_app
 from tapline.service.command.config_command import check_config
 from tapline.service.command.console import make_console, make_streams_safe, say
+from tapline.service.command.doctor_command import doctor
 from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.health_command import HealthError
 from tapline.service.command.health_command import health as ask_health
@@ -88,7 +89,7 @@ AnonymiseKey = Annotated[
         help="key of --anonymise, of 64 hex digits, so that another run replaces alike [default: by chance, forgotten]",
     ),
 ]
-NOT_OF_WATCH = {"history": "none", "state_dir": None, "host": "127.0.0.1"}
+NOT_OF_WATCH: dict[str, Any] = {"history": "none", "state_dir": None, "output": [], "host": "127.0.0.1"}
 """What a configuration says to a service, and not to who looks beside it: what both would write, where one listens."""
 
 PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
@@ -172,7 +173,9 @@ def classify(
     anonymise: Anonymise = False,
     anonymise_key: AnonymiseKey = None,
     reader: Reader = "auto",
-    engine: Annotated[EngineName, typer.Option(help="onnx (CPU) or torch (extra `gpu`)")] = "onnx",
+    engine: Annotated[
+        EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
+    ] = "onnx",
 ) -> None:
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
@@ -255,6 +258,7 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
 
 app.command("serve")(serve)
 app.command("check-config")(check_config)
+app.command("doctor")(doctor)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(history_app, name="history")

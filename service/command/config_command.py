@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tapline.service.access.keys import KeysError
+from tapline.service.alerts.rule_file import AlertRulesError, read_rules
 from tapline.service.command.console import make_console, say
 from tapline.service.command.settings_options import Config, configuration, with_settings
 from tapline.service.configuration.configuration import Configuration
@@ -45,13 +47,16 @@ def check_config(
     try:
         found = configuration(config, given)
         settings = found.settings()
-    except ConfigurationError as error:
+        exposed = exposures(settings)
+        if settings.alerts is not None:
+            read_rules(settings.alerts)
+    except (ConfigurationError, AlertRulesError, KeysError) as error:
+        problems = error.problems if not isinstance(error, KeysError) else [error]
         if format_ == "json":
-            typer.echo(json.dumps({"problems": error.problems}, indent=2))
-        for problem in error.problems:
-            say(problem)
+            typer.echo(json.dumps({"problems": list(map(str, problems))}, indent=2))
+        for problem in problems:
+            say(str(problem))
         raise typer.Exit(EXIT_USAGE) from None
-    exposed = exposures(settings)
     if format_ == "json":
         typer.echo(json.dumps(_as_json(found, settings, exposed), indent=2))
         return

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.checkpoint_files import HUB_PREFIX
+from tapline.service.command.baseline_command import baseline
 from tapline.service.command.console import make_console, say
 from tapline.service.hub.places import HubError
 from tapline.service.hub.pull import pull
@@ -27,7 +28,8 @@ TIMEOUT_SECONDS = 120
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 app = typer.Typer(
-    no_args_is_help=True, help="List, load and unload the models of a running service; pull and push checkpoints."
+    no_args_is_help=True,
+    help="List, load and unload the models of a running service; pull and push checkpoints, and give them baselines.",
 )
 
 Url = Annotated[str, typer.Option(help="where the service listens", envvar="TAPLINE_URL")]
@@ -113,8 +115,11 @@ def push_model(
     typer.echo(f"pushed {directory} to {target}{at}")
 
 
+app.command("baseline")(baseline)
+
+
 def _show(models: list[dict[str, Any]]) -> None:
-    table = Table("name", "kind", "serving", "versions", "labels", "needs", box=None, pad_edge=False)
+    table = Table("name", "kind", "serving", "versions", "labels", "needs", "runs on", box=None, pad_edge=False)
     for model in models:
         serving = model["version"] or "-"
         table.add_row(
@@ -124,6 +129,7 @@ def _show(models: list[dict[str, Any]]) -> None:
             ", ".join(model["versions"]),
             str(len(model["labels"] or [])) if model["version"] else "-",
             _needs(model),
+            (model.get("provider") or "-").removesuffix("ExecutionProvider"),
         )
     make_console().print(table)
 

@@ -11,20 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapline.service.configuration.problems import ConfigurationError, unknown
+from tapline.service.toml_lines import TomlLines
 
 FILE_NAME = "tapline.toml"
 NO_FILE = "none"
 MAX_BYTES = 256 << 10
-_MAX_STARTS = 500
-"""Lines that are tried as the first of a setting, at most: a text of many lines may look like settings."""
-
-_START = re.compile(r"""[ \t]*(?:\[+[ \t]*)?["']?([A-Za-z0-9_-]+)["']?[ \t]*[=.\]]""")
 _AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a file holds: values by the names of settings, and the lines where they stand, as far as they were found.
+    """What a file holds: values by the names of settings, and the lines where they stand.
 
     `others_read`: everybody on this machine may read it.
     """
@@ -36,7 +33,7 @@ class ConfigFile:
 
     def where(self, name: str) -> str:
         """`/etc/tapline/tapline.toml:3`, the place of a setting."""
-        return f"{self.path}:{self.lines[name]}" if name in self.lines else str(self.path)
+        return f"{self.path}:{self.lines[name]}"
 
 
 def default_places() -> list[Path]:
@@ -81,10 +78,12 @@ def read_file(path: Path, names: Collection[str]) -> ConfigFile:
     if len(content) > MAX_BYTES:
         raise ConfigurationError([f"{path}: expected at most {MAX_BYTES >> 10} KiB of settings, it is larger"])
     values, text = _parsed(path, content)
-    found = ConfigFile(path, values, _lines(text, values), stat.S_ISREG(mode) and bool(mode & stat.S_IROTH))
+    lines = TomlLines(text)
+    numbers = {name: lines.line((name,)) for name in values}
+    found = ConfigFile(path, values, numbers, stat.S_ISREG(mode) and bool(mode & stat.S_IROTH))
     wrong = [name for name in values if name not in names or _is_table(values[name])]
     if wrong:
-        wrong.sort(key=lambda name: found.lines.get(name, 0))
+        wrong.sort(key=numbers.__getitem__)
         raise ConfigurationError(f"{found.where(name)}: {_wrong(name, values[name], names)}" for name in wrong)
     return found
 
@@ -117,22 +116,3 @@ def _wrong(name: str, value: object, names: Collection[str]) -> str:
 
 def _is_table(value: object) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
-
-
-def _lines(text: str, names: Collection[str]) -> dict[str, int]:
-    """The first line of each of the names: there what stands before it is whole. `tomllib` tells no lines."""
-    found: dict[str, int] = {}
-    lines, whole, starts = text.split("\n"), 0, 0
-    for index, line in enumerate(lines):
-        start = _START.match(line)
-        if not start or start[1] not in names or start[1] in found:
-            continue
-        starts += 1
-        if starts > _MAX_STARTS:
-            break
-        try:
-            tomllib.loads("\n".join(lines[whole:index]))
-        except tomllib.TOMLDecodeError:
-            continue  # it is a line of a text or list
-        found[start[1]], whole = index + 1, index
-    return found

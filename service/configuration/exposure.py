@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,12 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
+from tapline.service.access.key_file import KeyFile
+from tapline.service.access.keys import API_KEY, AccessKey, KeyRing, read_line
+from tapline.service.access.scopes import SCOPES, Scope
 from tapline.service.settings import Settings, is_loopback
+from tapline.service.sinks.output_url import EveOutput, parse_outputs
+from tapline.service.sinks.outputs import SPOOLS
 
 Section = Literal["reached", "flows", "written", "sent", "read"]
 
@@ -29,8 +35,14 @@ TITLES: dict[Section, str] = {
     "read": "What is read",
 }
 
+_MAY: dict[Scope, str] = {
+    "read": "verdicts, metrics and the dashboard",
+    "classify": "that, and captures, flows and jobs of its own",
+    "admin": "everything: also to load models",
+}
+
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:\S")
-_TOLD = {"host", "zeek", "interface", "replay", "data_dir", "history", "zeek_dir", "zeek_key", "api_key"}
+_TOLD = {"host", "zeek", "interface", "replay", "data_dir", "history", "zeek_dir", "output", "forwarded_allow_ips"}
 """Settings of which a sentence is made here."""
 
 
@@ -45,15 +57,19 @@ class Exposure:
 
 
 def exposures(settings: Settings) -> list[Exposure]:
-    """Everything that the settings expose, in the order of `TITLES`; without secrets."""
-    found = [*_reached(settings), *_flows(settings), *_written(settings), *_by_table(settings)]
+    """Everything that the settings expose, in the order of `TITLES`; without secrets.
+
+    Raises:
+        KeysError: keys, or their file, cannot be used.
+    """
+    found = [*_reached(settings), *_flows(settings), *_written(settings), *_sent(settings), *_by_table(settings)]
     return sorted(found, key=lambda entry: list(TITLES).index(entry.section))
 
 
 def _reached(settings: Settings) -> Iterator[Exposure]:
     here = is_loopback(settings.host)
-    keyed = any(getattr(settings, name, None) for name in ("api_key", "keys", "keys_file"))
-    scheme = "https" if getattr(settings, "tls_cert", None) else "http"
+    keyed = bool(settings.api_key or settings.keys or settings.keys_file)
+    scheme = "https" if settings.tls_cert else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     who = "this machine alone" if here else "every machine that has a way to this one"
     encrypted = "encrypted" if scheme == "https" else "not encrypted"
@@ -61,15 +77,35 @@ def _reached(settings: Settings) -> Iterator[Exposure]:
         "reached", f"{scheme}://{host}:{settings.port}", f"{who}; {encrypted}", not here and scheme == "http"
     )
     pages = "with the dashboard at /" if settings.dashboard == "on" else "without a dashboard"
-    if keyed:
-        yield Exposure("reached", "with a key", f"what the key is for, {pages}")
+    for scope, names in keys_by_scope(settings).items():
+        yield Exposure("reached", f"with a key of {scope}", f"{_MAY[scope]} ({', '.join(names)})")
     yield Exposure(
         "reached",
         "with no key",
-        "/healthz, /readyz, /docs" if keyed else f"everything, {pages}: also to load models and to read the history",
+        "/healthz, /readyz, /docs, and to sign in"
+        if keyed
+        else f"everything, {pages}: also to load models and to read the history",
         not keyed and not here,
     )
+    for network in settings.forwarded_allow_ips:
+        yield Exposure("reached", f"by the proxy {network}", "which is believed whom it asks for")
     yield Exposure("reached", "by other names", ", ".join(settings.served_names) or "by none but its own")
+
+
+def keys_by_scope(settings: Settings) -> dict[Scope, list[str]]:
+    """The names of the keys that let in, by what they may do.
+
+    Raises:
+        KeysError: keys, or their file, cannot be used.
+    """
+    own = [AccessKey(API_KEY, "admin", b"")] if settings.api_key is not None else []
+    given = [read_line(line) for line in settings.keys]
+    file = KeyFile(settings.keys_file, time.monotonic).ring() if settings.keys_file is not None else KeyRing()
+    found: dict[Scope, list[str]] = {}
+    for scope in SCOPES:
+        if names := [key.name for key in (*own, *given, *file) if key.scope == scope]:
+            found[scope] = names
+    return found
 
 
 def _flows(settings: Settings) -> Iterator[Exposure]:
@@ -101,6 +137,20 @@ def _written(settings: Settings) -> Iterator[Exposure]:
         bound = f"{settings.zeek_logs_mb:,} MiB" if settings.zeek_logs_mb else "no bound"
         logs = settings.zeek_dir or settings.data_dir / "zeek"
         yield Exposure("written", str(logs), f"logs of Zeek: {bound} for each run", not settings.zeek_logs_mb)
+
+
+def _sent(settings: Settings) -> Iterator[Exposure]:
+    """Outputs: files as what is written, others as what is sent, with the bounds of what waits."""
+    for output in parse_outputs(settings.output):
+        what = ", ".join(output.records)
+        if isinstance(output, EveOutput):
+            kept = f"{output.keep + 1} files of {output.rotate_mb:,} MiB" if output.rotate_mb else "files without bound"
+            yield Exposure("written", output.path, f"{what}: {kept}", not output.rotate_mb)
+            continue
+        yield Exposure("sent", output.shown, what)
+        if output.spool_mb:
+            spools = str(settings.data_dir / SPOOLS)
+            yield Exposure("written", spools, f"what waits for {output.shown}: {output.spool_mb:,} MiB")
 
 
 def _by_table(settings: Settings) -> Iterator[Exposure]:

@@ -14,6 +14,7 @@ CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 OTHER_VARIABLES = {
     CONFIG_VARIABLE: "the file of settings, or none",
     f"{ENV_PREFIX}URL": "where `tapline models` finds a running service",
+    f"{ENV_PREFIX}API_KEY_FILE": "the file with the key that `tapline models` shows to a service",
     f"{ENV_PREFIX}TARGET": "which image docker-compose.yml builds: cpu or gpu",
     OWNER_VARIABLE: "set for each Zeek that tapline starts: whose it is",
 }

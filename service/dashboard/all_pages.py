@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 from nicegui import ui
 
+from tapline.service.dashboard.alerts_page import alert_page, alerts_page
 from tapline.service.dashboard.board import Board
 from tapline.service.dashboard.captures_page import capture_page, captures_page
 from tapline.service.dashboard.flow_page import flow_page
@@ -17,7 +18,8 @@ from tapline.service.dashboard.trace_page import trace_page
 from tapline.service.dashboard.unusual import Unusual
 
 PATHS = (
-    "/", "/flows", "/flow", "/hosts", "/host", "/trace", "/captures", "/capture", "/models", "/card", "/health",
+    "/", "/alerts", "/alert", "/flows", "/flow", "/hosts", "/host", "/trace", "/captures", "/capture", "/models",
+    "/card", "/health",
 )  # fmt: skip
 
 BUILD_SECONDS = 15.0
@@ -31,6 +33,14 @@ def add_pages(board: Board) -> None:
     @ui.page("/")
     def live(request: Request) -> None:
         live_page(board, reading, request)
+
+    @ui.page("/alerts", response_timeout=BUILD_SECONDS)
+    async def alerts(request: Request) -> None:
+        await alerts_page(board, request)
+
+    @ui.page("/alert", response_timeout=BUILD_SECONDS)
+    async def alert(request: Request) -> None:
+        await alert_page(board, request)
 
     @ui.page("/flows", response_timeout=BUILD_SECONDS)
     async def flows(request: Request) -> None:

@@ -14,7 +14,8 @@ from nicegui import ui
 from tapline.service.dashboard.allowed import signed_in
 
 NAVIGATION = {
-    "/": "Live", "/flows": "Flows", "/hosts": "Hosts", "/captures": "Captures", "/models": "Models", "/health": "Health"
+    "/": "Live", "/alerts": "Alerts", "/flows": "Flows", "/hosts": "Hosts", "/captures": "Captures",
+    "/models": "Models", "/health": "Health",
 }  # fmt: skip
 THEMES = ("auto", "light", "dark")
 THEME_COOKIE = "tapline_theme"

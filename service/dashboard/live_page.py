@@ -9,6 +9,7 @@ from fastapi import Request
 from nicegui import ui
 
 from tapline.models.verdict import UNKNOWN
+from tapline.service.alerts.alert import Severity
 from tapline.service.dashboard.activity import STEP_SECONDS
 from tapline.service.dashboard.board import ASKING, Board
 from tapline.service.dashboard.charts import verdict_rates
@@ -17,11 +18,15 @@ from tapline.service.dashboard.shown_flows import flow_table, rows
 from tapline.service.dashboard.shown_traces import TRACE_COLUMNS, trace_rows
 from tapline.service.dashboard.unusual import Unusual
 from tapline.service.dashboard.words import percent, rate, span
+from tapline.service.history.filters import AlertFilter
 from tapline.service.live.sensors import Sensor
 
 NEWEST = 15
 READ_SECONDS = 5.0
 """How often what is in the history is read anew, once for all pages."""
+
+ALERT_SECONDS = 86_400
+"""Alerts that are counted are no older."""
 
 LATE_SECONDS = 30.0
 """A sensor that is so far behind is marked; its counters come every ten seconds."""
@@ -35,6 +40,7 @@ class LiveReading:
     def __init__(self, board: Board, unusual: Unusual) -> None:
         self.flows: list[list[Cell]] = []
         self.traces: list[list[Cell]] = []
+        self.alerts: dict[Severity, int] = {}
         self.problem: str | None = None
         self.unusual = unusual
         self._board = board
@@ -48,6 +54,8 @@ class LiveReading:
         try:
             self.flows = rows((await self._board.history.flows(limit=NEWEST)).items)
             self.traces = trace_rows((await self._board.history.traces(limit=NEWEST)).items)
+            since_us = round((time.time() - ALERT_SECONDS) * 1e6)
+            self.alerts = await self._board.history.alert_counts(AlertFilter(since_us=since_us, acknowledged=False))
             await self.unusual.look()
             self.problem = self._board.history.problem
         except ASKING as error:
@@ -78,6 +86,7 @@ def live_page(board: Board, reading: LiveReading, request: Request) -> None:
         async def show() -> None:
             await reading.refresh()
             _show_figures(board, figures)
+            _show_alerts(reading.alerts, figures["alerts"])
             chart.options.clear()
             chart.options.update(verdict_rates(board.activity.steps))
             notes.set_content(reading.unusual.html)
@@ -97,6 +106,7 @@ _FIGURES = {
     "latency p99": "of 99 verdicts in a hundred",
     "waiting": "flows in the queue",
     "shed / s": "flows dropped because the queue was full",
+    "alerts": "of the last 24 hours that nobody has seen to",
 }
 
 
@@ -111,6 +121,11 @@ def _show_figures(board: Board, figures: dict[str, Figure]) -> None:
     figures["latency p99"].show(span(latency[1]) if latency else "-")
     figures["waiting"].show(f"{pipeline.waiting_flows:,}", "caution" if pipeline.queue_share > 0.5 else "")
     figures["shed / s"].show(rate(shed), "alarm" if shed else "")
+
+
+def _show_alerts(counts: dict[Severity, int], figure: Figure) -> None:
+    grave = counts.get("high", 0) + counts.get("critical", 0)
+    figure.show(f"{sum(counts.values()):,}", "alarm" if grave else "caution" if counts else "")
 
 
 def _behind(lag_seconds: float | None) -> Cell:

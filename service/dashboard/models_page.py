@@ -13,7 +13,8 @@ from tapline.models.checkpoint import Checkpoint, CheckpointError, TracegramChec
 from tapline.service.access.access import Caller
 from tapline.service.dashboard.allowed import accounted, is_allowed, signed_in
 from tapline.service.dashboard.board import Board, address
-from tapline.service.dashboard.frame import frame, panel, tag
+from tapline.service.dashboard.frame import PlainTable, frame, panel, tag
+from tapline.service.dashboard.shown_drift import DRIFT_COLUMNS, drift_meanings, drift_rows, drift_state
 from tapline.service.engines.engine import EngineError
 from tapline.service.inference.repository import UnknownModelError
 from tapline.service.inference.served import ModelBusyError
@@ -47,6 +48,7 @@ def _model(board: Board, caller: Caller, name: str, serving: Checkpoint | Traceg
         ui.html(tag(f"version {serving.version} serves{default}", "good"), sanitize=False)
         ui.label(f"A model {kind}; {len(serving.labels)} labels.")
         ui.label(measured(serving.metrics)).classes("quiet")
+        _drift(board, name)
         with ui.expansion("labels").props("dense"):
             ui.label(", ".join(serving.labels))
     with ui.row().style("align-items: center"):
@@ -70,6 +72,21 @@ def _model(board: Board, caller: Caller, name: str, serving: Checkpoint | Traceg
                 ui.button("Unload", on_click=unload).props("outline no-caps")
         if versions:
             ui.link("Card: data, figures, limits", address("/card", {"model": name, "version": versions[-1]}))
+
+
+def _drift(board: Board, name: str) -> None:
+    """What the model sees now, beside what it was measured on and last week; of live traffic."""
+    if not board.service.settings.is_live:
+        return
+    drift, problem = board.service.drift.newest.get(name), board.service.drift.problem
+    words = "drift: what it sees now, beside what was expected"
+    moved = len(drift.drifted) if drift is not None else 0
+    with ui.expansion(f"{words} ({moved} moved)" if moved else words, value=bool(moved)).props("dense"):
+        ui.label(drift_state(drift, problem)).classes("quiet")
+        if drift is not None and drift.measures:
+            PlainTable(DRIFT_COLUMNS, ("distance", "limit")).show(drift_rows(drift))
+            for meaning in drift_meanings(drift):
+                ui.label(meaning)
 
 
 async def _ask(caller: Caller, action: str, change: Callable[[], Awaitable[object]], done: str) -> None:

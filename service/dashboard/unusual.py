@@ -1,5 +1,5 @@
 """What is unusual now: new labels, ports that say something else, hosts that try many ports, suspicious hosts, more
-unknown traffic than usual, sensors that lose traffic."""
+unknown traffic than usual, models that see other things than they did, sensors that lose traffic."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Unusual:
             SlowQueryError: the history took too long.
         """
         notes = [*self._sensors(), *await self._suspicious(), *await self._ports(), *await self._scans()]
-        notes += await self._labels()
+        notes += [*await self._labels(), *self._drift()]
         if not notes:
             self.html = Markup('<p class="quiet">nothing in the last hour</p>')
             return
@@ -61,6 +61,14 @@ class Unusual:
                 if account.stats is not None and account.stats.loss_percent > 1:
                     text = f"{name}: Zeek itself misses {account.stats.loss_percent:.1f} % of the traffic"
                     found.append(_note("caution", "Capture loss", escape(text)))
+        return found
+
+    def _drift(self) -> list[Markup]:
+        found = []
+        for drift in self._board.service.drift.newest.values():
+            for each in drift.drifted:
+                text = f"{drift.model}, against {each.against}: {each.reason}"
+                found.append(_note("caution", "Drift", link(text, "/models")))
         return found
 
     async def _suspicious(self) -> list[Markup]:

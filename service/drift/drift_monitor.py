@@ -18,6 +18,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from tapline.installation import install_command
 from tapline.models.baseline import Baseline, Projection, read_baseline
 from tapline.models.checkpoint import BASELINE, CheckpointError, TracegramCheckpoint, read_any_manifest
 from tapline.models.flow import Flow
@@ -90,8 +91,10 @@ class _Watched:
         self.axes = sha256
 
     def take_samples(self) -> list[NDArray[np.float32]]:
-        """The samples since this was asked last; other threads may add some meanwhile."""
-        return [self.samples.popleft() for _ in range(len(self.samples))]
+        """The samples since this was asked last."""
+        found = list(self.samples)
+        self.samples.clear()
+        return found
 
     def snapshot(self) -> ModelHours:
         """What is remembered, as it is now: only the newest hour still changes."""
@@ -121,12 +124,13 @@ class DriftMonitor:
         """`tell` is told of every comparison, drifted or not. `directory`: where hours are kept over a restart, if
         it can be used."""
         self.newest: dict[str, ModelDrift] = {}
-        self.problem = None if has_scipy() else "SciPy is not installed: pip install 'tapline-traffic[drift]'"
+        self.problem = None if has_scipy() else f"SciPy is not installed: {install_command('drift')}"
         self._find = find
         self._metrics = metrics
         self._tell = tell
         self._clock = clock
         self._models: dict[str, _Watched] = {}
+        self._logits: deque[tuple[str, str, NDArray[np.float32]]] = deque(maxlen=MAX_SAMPLES)
         self._log = QuietLog(log)
         self._state: DriftState | None = None
         self._saved: dict[str, ModelHours] = {}
@@ -162,10 +166,8 @@ class DriftMonitor:
         self._watched(verdict.model, verdict.version).samples.append(embedding.copy())
 
     def logits(self, checkpoint: TracegramCheckpoint, logits: NDArray[np.float32]) -> None:
-        """Take samples of what a trace network computes, float32 [n, classes]; where verdicts of it came already."""
-        watched = self._models.get(checkpoint.name)
-        if watched is not None and watched.version == checkpoint.version:
-            watched.samples.extend(logits.copy())
+        """Take samples of what a trace network computes, float32 [n, classes]."""
+        self._logits.extend((checkpoint.name, checkpoint.version, row.copy()) for row in logits)
 
     async def run(self) -> None:
         """Look every few minutes, until cancelled."""
@@ -175,6 +177,10 @@ class DriftMonitor:
 
     async def look(self) -> None:
         """Compare and save what was counted until now, and tell of it."""
+        for _ in range(len(self._logits)):
+            name, version, row = self._logits.popleft()
+            if (known := self._models.get(name)) is not None and known.version == version:
+                known.samples.append(row)
         for watched in list(self._models.values()):
             if not watched.is_known:
                 watched.learn(*await asyncio.to_thread(self._read, watched.model, watched.version))

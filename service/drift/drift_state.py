@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from tapline.models.checkpoint import CheckpointError
 from tapline.models.foreign_text import clean
 from tapline.service.drift.counts import KEPT_HOURS, Hour
 from tapline.service.process.files import write_all
@@ -18,6 +19,10 @@ log = structlog.get_logger()
 
 STATE_VERSION = 1
 MAX_FILES = 64
+DRIFT_DIRECTORY = "drift"
+"""In the data directory."""
+
+_FAULTS = (OSError, DamageError, msgspec.DecodeError, UnicodeDecodeError)
 _NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})\.drift")
 
 
@@ -30,6 +35,21 @@ class ModelHours(msgspec.Struct, forbid_unknown_fields=True):
     axes: str
     hours: list[Hour]
     state_version: int = STATE_VERSION
+
+
+def read_hours(directory: Path, model: str) -> ModelHours:
+    """What a service that may run remembers of a model.
+
+    Raises:
+        CheckpointError: it remembers none of this name, or the file cannot be used.
+    """
+    path = directory / f"{model}.drift"
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: nothing is remembered of this model: name the data directory") from None
+    except _FAULTS as error:
+        raise CheckpointError(f"{path}: cannot be used: {clean(str(error))}") from None
 
 
 class DriftState:
@@ -51,7 +71,7 @@ class DriftState:
         for path in paths[:MAX_FILES]:
             try:
                 kept = _read(path)
-            except (OSError, DamageError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            except _FAULTS as error:
                 log.warning("what was remembered of a model is left out", file=str(path), reason=clean(str(error)))
             else:
                 found[kept.model] = kept

@@ -15,6 +15,9 @@ EngineName = Literal["onnx", "torch"]
 Precision = Literal["float32", "bfloat16", "int8"]
 """What an engine computes with: float32 by any, int8 by ONNX Runtime, bfloat16 by torch."""
 
+GPU_PROVIDER = "CUDAExecutionProvider"
+"""ONNX Runtime's name of what computes on a GPU of NVIDIA."""
+
 
 class EngineError(RuntimeError):
     """An engine cannot be had or cannot run a checkpoint; the message says what to do."""
@@ -54,9 +57,13 @@ class Timing:
 
 
 class Engine(Protocol):
-    """Runs one checkpoint. A flow's scores do not depend on the flows beside it, to rounding."""
+    """Runs one checkpoint. A flow's scores do not depend on the flows beside it, to rounding.
+
+    `provider` is what computes: an execution provider of ONNX Runtime, or torch's device.
+    """
 
     checkpoint: Checkpoint
+    provider: str
 
     def run(self, batch: TokenBatch) -> Scores:
         """Scores of every flow of the batch, in its order."""

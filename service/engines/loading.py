@@ -26,15 +26,16 @@ def load_engine(
         EngineError: the engine is not installed, refuses the model, or has no such precision.
     """
     check_precision(name, precision)
-    if name == "torch":
-        try:
+    try:
+        if name == "torch":
             from tapline.service.engines.torch_engine import TorchEngine
-        except ModuleNotFoundError as error:
-            raise missing_torch(error) from None
-        return TorchEngine(directory, threads, precision, device)
-    from tapline.service.engines.onnx_engine import OnnxEngine
 
-    return OnnxEngine(directory, threads, precision)
+            return TorchEngine(directory, threads, precision, device)
+        from tapline.service.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine(directory, threads, precision)
+    except ModuleNotFoundError as error:
+        raise missing_library(name, error) from None
 
 
 def load_engines(name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32") -> list[Engine]:
@@ -53,7 +54,7 @@ def count_devices(name: EngineName) -> int:
     try:
         from tapline.service.engines.torch_common import count_gpus
     except ModuleNotFoundError as error:
-        raise missing_torch(error) from None
+        raise missing_library(name, error) from None
     return max(1, count_gpus())
 
 
@@ -67,15 +68,16 @@ def load_trace_engine(
         EngineError: the engine is not installed, or has no such precision.
     """
     check_precision(name, precision)
-    if name == "torch":
-        try:
+    try:
+        if name == "torch":
             from tapline.service.engines.torch_trace_engine import TorchTraceEngine
-        except ModuleNotFoundError as error:
-            raise missing_torch(error) from None
-        return TorchTraceEngine(directory, threads, precision, device)
-    from tapline.service.engines.onnx_trace_engine import OnnxTraceEngine
 
-    return OnnxTraceEngine(directory, threads, precision)
+            return TorchTraceEngine(directory, threads, precision, device)
+        from tapline.service.engines.onnx_trace_engine import OnnxTraceEngine
+
+        return OnnxTraceEngine(directory, threads, precision)
+    except ModuleNotFoundError as error:
+        raise missing_library(name, error) from None
 
 
 def check_precision(name: EngineName, precision: Precision) -> None:
@@ -89,8 +91,14 @@ def check_precision(name: EngineName, precision: Precision) -> None:
         raise EngineError(f"the {name} engine does not compute in {precision}: use --engine {other}, or float32")
 
 
-def missing_torch(error: ModuleNotFoundError) -> EngineError:
-    """What to say where torch, or what comes with it, is not installed."""
+def missing_library(name: EngineName, error: ModuleNotFoundError) -> EngineError:
+    """What to say where the library of an engine, or what comes with it, is not installed."""
+    if name == "torch":
+        return EngineError(
+            f"the torch engine needs {error.name}: install the extra `torch` ({install_command('torch')}), or use "
+            "--engine onnx"
+        )
     return EngineError(
-        f"the torch engine needs {error.name}: install the extra `gpu` ({install_command('gpu')}), or use --engine onnx"
+        f"the onnx engine needs {error.name}: install the extra `cpu` ({install_command('cpu')}), or `gpu` in its "
+        "place where there is a GPU of NVIDIA"
     )

@@ -30,6 +30,7 @@ class OnnxEngine:
             outputs={"logits": (None, self._classes), "embedding": (None, self._width)},
             threads=threads,
         )
+        self.provider = self._session.provider
 
     def run(self, batch: TokenBatch) -> Scores:
         """Scores of every flow of the batch, in its order."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,19 +16,23 @@ from numpy.typing import NDArray
 
 from tapline.models.checkpoint import AnyCheckpoint, CheckpointError, read_file
 from tapline.models.foreign_text import clean
-from tapline.service.engines.engine import EngineError
+from tapline.service.engines.engine import GPU_PROVIDER, EngineError
 from tapline.service.engines.onnx_file import OnnxFileError, check_onnx
 
 _SILENT = 4
-_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+CPU = "CPUExecutionProvider"
 
 Shape = tuple[int, ...]
 
 
 class Session:
-    """A graph whose inputs and outputs are the ones asked for; a run gives what was asked for, or an error."""
+    """A graph whose inputs and outputs are the ones asked for; a run gives what was asked for, or an error.
+
+    `provider` is the execution provider of ONNX Runtime that computes it.
+    """
 
     def __init__(self, name: str, session: Any) -> None:
+        self.provider: str = session.get_providers()[0]
         self._name = name
         self._session = session
 
@@ -56,8 +63,8 @@ def open_session(
     outputs: Mapping[str, tuple[int | None, ...]],
     threads: int = 0,
 ) -> Session:
-    """A session of a file of a checkpoint, on a GPU where ONNX Runtime has CUDA, otherwise on the CPU with `threads`
-    threads, 0: one for each core that this process may use.
+    """A session of a file of a checkpoint, on a GPU where ONNX Runtime has CUDA and can use it, otherwise on the CPU
+    with `threads` threads, 0: one for each core that this process may use.
 
     `inputs` are all that the graph reads; `outputs` are among what it gives, with their shapes, None where any size is
     right.
@@ -75,9 +82,7 @@ def open_session(
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         check_onnx(content)
-        available = onnxruntime.get_available_providers()
-        providers = [provider for provider in _PROVIDERS if provider in available]
-        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        session = _session(content, options)
         _check_names(path, session, inputs, outputs)
     except (OnnxFileError, MemoryError) as error:
         raise CheckpointError(f"{path}: {error or 'there is not enough memory'}: export it again") from None
@@ -86,6 +91,29 @@ def open_session(
     except Exception as error:
         raise CheckpointError(f"{path}: ONNX Runtime refuses it: {type(error).__name__}: export it again") from error
     return Session(name, session)
+
+
+def _session(content: bytes, options: Any) -> Any:
+    """The session on the best provider that can be used. ONNX Runtime's own way back to the CPU writes to standard
+    output, which is for results: it is off."""
+    if GPU_PROVIDER in available_providers():
+        _load_cuda()
+        with contextlib.suppress(Exception):  # what is wrong with the graph itself is said by the CPU as well
+            return onnxruntime.InferenceSession(content, options, providers=[GPU_PROVIDER, CPU], enable_fallback=0)
+    return onnxruntime.InferenceSession(content, options, providers=[CPU], enable_fallback=0)
+
+
+def available_providers() -> list[str]:
+    """The execution providers that this build of ONNX Runtime has; whether they can be used is seen by using them."""
+    found: list[str] = onnxruntime.get_available_providers()
+    return found
+
+
+@functools.cache
+def _load_cuda() -> None:
+    """Load the libraries of CUDA that wheels brought, once; what it would print of those it did not find is lost."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
 
 
 def _check_names(

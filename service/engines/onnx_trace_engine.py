@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine for traces on CPU: the default, needs no torch."""
+"""The ONNX Runtime engine for traces on CPU, or CUDA where its provider is: the default, needs no torch."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class OnnxTraceEngine:
             outputs={"logits": (None, self._classes), "importance": (None, None)},
             threads=threads,
         )
+        self.provider = self._trace.provider
 
     def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
         """Features of every flow, [n, F], in order; [n, 0] where their context says all."""

@@ -50,6 +50,11 @@ def pick_device(number: int) -> torch.device:
     return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def provider_of(device: torch.device) -> str:
+    """What computes, as engines say it: `torch on cuda:0`."""
+    return f"torch on {device}"
+
+
 def set_threads(threads: int) -> None:
     """torch's own threads for the whole process; 0 leaves them."""
     if threads:

@@ -1,4 +1,4 @@
-"""The torch engine: the same scores from `model.safetensors`, on a GPU where there is one. Needs the extra `gpu`.
+"""The torch engine: the same scores from `model.safetensors`, on a GPU where there is one. Needs the extra `torch`.
 
 On a GPU sequences are packed and no padding is computed; on a CPU pieces of similar length are padded, which is faster
 there, and ONNX Runtime faster still.
@@ -18,7 +18,14 @@ from tapline.models.mm4flow import Mm4flow
 from tapline.models.mm4flow_packed import Packed, packed_forward
 from tapline.service.engines.engine import Precision, Scores
 from tapline.service.engines.pieces import padding, piece_inputs, pieces
-from tapline.service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
+from tapline.service.engines.torch_common import (
+    copied_back,
+    load_weights,
+    on_device,
+    pick_device,
+    provider_of,
+    set_threads,
+)
 
 MAX_PACKED_TOKENS = 131_072
 """Tokens of one pass over packed sequences: bounds the memory of a GPU."""
@@ -45,7 +52,9 @@ class TorchEngine:
         load_weights(
             directory, self.checkpoint, model, lambda name: ".cls." in name
         )  # masked-token heads are for training
-        self._runner = Mm4flowRunner(model, self.checkpoint.network, pick_device(device), precision, packed)
+        chosen = pick_device(device)
+        self.provider = provider_of(chosen)
+        self._runner = Mm4flowRunner(model, self.checkpoint.network, chosen, precision, packed)
 
     def run(self, batch: TokenBatch) -> Scores:
         """Scores of every flow of the batch, in its order."""

@@ -15,7 +15,14 @@ from tapline.models.flow import Flow
 from tapline.models.packet_tokens import PacketTokens, encode_packets, pad_packets
 from tapline.models.tracegram import FlowEncoder, Tracegram, is_for_training
 from tapline.service.engines.engine import Precision
-from tapline.service.engines.torch_common import copied_back, load_weights, on_device, pick_device, set_threads
+from tapline.service.engines.torch_common import (
+    copied_back,
+    load_weights,
+    on_device,
+    pick_device,
+    provider_of,
+    set_threads,
+)
 from tapline.service.engines.torch_engine import Mm4flowRunner
 from tapline.service.engines.trace_engine import TraceInput, TraceScores, no_encoder, packet_pieces, trace_pieces
 
@@ -30,6 +37,7 @@ class TorchTraceEngine:
         self.checkpoint = read_trace_checkpoint(directory, needs=())
         set_threads(threads)
         self._device = pick_device(device)
+        self.provider = provider_of(self._device)
         own = self.checkpoint.mm4flow
         model = Tracegram(self.checkpoint.network, mm4flow=own.network if own else None)
         load_weights(directory, self.checkpoint, model, is_for_training)

@@ -53,9 +53,13 @@ class TraceScores:
 
 
 class TraceEngine(Protocol):
-    """Runs one trace checkpoint. Neither a flow's feature nor a trace's scores depend on what is beside it."""
+    """Runs one trace checkpoint. Neither a flow's feature nor a trace's scores depend on what is beside it.
+
+    `provider` is what computes, as of `Engine`.
+    """
 
     checkpoint: TracegramCheckpoint
+    provider: str
 
     def embed(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
         """Features of every flow by the checkpoint's own encoder, float32 [n, F], in order; [n, 0] where their context

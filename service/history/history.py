@@ -36,7 +36,7 @@ from tapline.service.history.past import (
     Unclassified,
 )
 from tapline.service.history.retention import Retention
-from tapline.service.history.rows import past_flow, past_trace, text
+from tapline.service.history.rows import past_alert, past_flow, past_trace, text
 from tapline.service.metrics import Metrics
 from tapline.service.traces.trace_verdict import TraceVerdict
 
@@ -194,6 +194,12 @@ class History:
         return await self._ask(
             lambda connection: pages.alert_page(connection, wanted, ascending=ascending, limit=limit, cursor=cursor)
         )
+
+    async def alert_of(self, number: int) -> PastAlert | None:
+        """An alert by its number, None where there is none, or no more."""
+        query = sql.select(alerts).where(alerts.c.number == number)
+        row = await self._ask(lambda connection: connection.execute(query).mappings().one_or_none())
+        return past_alert(row) if row is not None else None
 
     async def alert_counts(self, wanted: AlertFilter = _ANY_ALERT) -> dict[Severity, int]:
         """How many alerts there are, by severity."""

@@ -96,6 +96,11 @@ class Classifier:
             thread.close()
 
     @property
+    def provider(self) -> str:
+        """What computes, as of `Engine`."""
+        return self._engine.provider
+
+    @property
     def heads(self) -> HeadsKind:
         """What sources should keep of packet heads: the most that any trace model needs."""
         asked = {encoder.heads for encoder in self.encoders}

@@ -73,6 +73,10 @@ class ServedModels:
         """The checkpoints that serve, by name."""
         return {name: batcher.classifier.checkpoint for name, batcher in self._batchers.items()}
 
+    def providers(self) -> dict[str, str]:
+        """What computes each model that serves, by name."""
+        return {name: batcher.classifier.provider for name, batcher in self._batchers.items()}
+
     @property
     def waiting_flows(self) -> int:
         """Flows in all queues."""
@@ -119,7 +123,7 @@ class ServedModels:
         else:
             await batcher.replace(classifiers)
         self._show(checkpoint)
-        log.info("model loaded", model=name, version=checkpoint.version)
+        log.info("model loaded", model=name, version=checkpoint.version, provider=classifiers[0].provider)
 
     async def unload(self, name: str, drain_seconds: float) -> None:
         """Serve a model no more; what waits for it is finished within the limit.

@@ -1,4 +1,4 @@
-"""Verdicts and alerts as they come, for those who listen: each has a queue of its own, nothing waits for any of them."""
+"""Verdicts and alerts as they come, for those who listen: each has a queue of its own, nothing waits for them."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def classify(
         ports: whether verdicts on flows read ports, where the model knows any.
         threads: of the engines, 0 for one per core; a model that is loaded has its own.
         reader: as of `read`.
-        engine: `onnx`, or `torch` (extra `gpu`).
+        engine: `onnx`, or `torch` (extra `torch`).
         on_error: as of `read`.
 
     Raises:

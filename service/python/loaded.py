@@ -45,7 +45,7 @@ def load(
     Args:
         model: name or checkpoint directory; of a directory of versions the newest.
         threads: of the engine, 0 for one per core.
-        engine: `onnx`, or `torch` (extra `gpu`).
+        engine: `onnx`, or `torch` (extra `torch`).
         flow_model: whose embeddings a trace model reads, where it reads those of one.
 
     Raises:

@@ -116,10 +116,10 @@ class Delivery:
         with self._lock:
             self._count("received", 1)
             if self._over:
-                self._drop(Counter([pending.kind]))
+                self._drop(pending.kind, 1)
                 return
             if dropped := self._queue.put(pending):
-                self._drop(Counter(each.kind for each in dropped))
+                self._drop_where_full(dropped)
             if 0 < self._notify_at <= len(self._queue):
                 self._changed.notify()
 
@@ -177,7 +177,7 @@ class Delivery:
         while self._wait_for_work():
             if self._take_reopen():
                 self._sender.reopen()
-            if self.spooled:
+            if self.spooled or self._queue.is_half_full:  # what is slow has the room on disk, too
                 self._spool_queue()
             self._send_next()
 
@@ -226,25 +226,53 @@ class Delivery:
             try:
                 from_spool = self._spool.first(sender.batch_records, sender.batch_bytes)
             except OSError as error:
-                self._pause(AwayError(f"the spool cannot be read: {reason_of(error)}"))
+                self._give_up_piece(self._spool, reason_of(error))
                 return
         with self._lock:
             if not from_spool:
                 self._in_flight = self._queue.take(sender.batch_records, sender.batch_bytes)
             self._sending = True
-        batch = from_spool or [pending.record for pending in self._in_flight]
+        batch = from_spool or self._made()
         if batch:
             self._send(batch, is_spooled=bool(from_spool))
         self._sending = False
+
+    def _give_up_piece(self, spool: DiskSpool, reason: str) -> None:
+        """A file of the spool cannot be read: others can."""
+        self._log.error("unreadable", "a file of the spool cannot be read, its records are lost", reason=reason)
+        with self._lock:
+            for kind, records in spool.give_up_first().items():
+                self._drop(kind, records)
+
+    def _made(self) -> list[Record]:
+        """The records of what is in flight. One that cannot be made, by a fault of ours, costs itself."""
+        made: list[Pending] = []
+        for pending in self._in_flight:
+            try:
+                _ = pending.record
+            except Exception as error:
+                self._log.error("fault", "a record could not be made", error=type(error).__name__, exc_info=error)
+            else:
+                made.append(pending)
+        with self._lock:
+            self._count("failed", len(self._in_flight) - len(made))
+            self._in_flight = made
+        return [pending.record for pending in made]
 
     def _send(self, batch: Sequence[Record], *, is_spooled: bool) -> None:
         failed: Sequence[Record] = ()
         rest: Sequence[Record] = ()
         away: AwayError | None = None
+        broken = [record for record in batch if is_spooled and not record.is_whole]
         try:
-            failed = self._sender.send(batch)
+            failed = [
+                *self._sender.send([record for record in batch if record not in broken] if broken else batch),
+                *broken,
+            ]
         except AwayError as error:
-            away, rest = error, batch if error.rest is None else error.rest
+            away, rest = error, batch
+            if error.rest is not None:
+                rest, failed = error.rest, broken
         except Exception as error:  # a fault of ours with what is in the batch: it costs the batch, not those after it
             failed = batch
             self._log.error("fault", "records could not be sent", error=type(error).__name__, exc_info=error)
@@ -299,21 +327,22 @@ class Delivery:
         while self._spool is not None:
             with self._lock:
                 batch = self._in_flight = self._queue.take(SPOOLED_AT_ONCE)
-            if not batch or not self._to_spool(self._spool, batch):
+            if not batch or not self._to_spool(self._spool):
                 return
 
-    def _to_spool(self, spool: DiskSpool, batch: Sequence[Pending]) -> bool:
-        """Write records to the spool; those that cannot be written wait on in the queue."""
+    def _to_spool(self, spool: DiskSpool) -> bool:
+        """Write what is in flight to the spool; whether all of it is there. The rest waits on in the queue."""
         rest: Sequence[Record] = ()
         dropped: Counter[RecordKind] = Counter()
         try:
-            dropped = spool.append([pending.record for pending in batch])
+            dropped = spool.append(self._made())
         except SpoolError as error:
             rest = error.rest
             self._log.error("spool", "the spool cannot be written", reason=str(error))
         with self._lock:
             self._in_flight = []
-            self._drop(dropped)
+            for kind, records in dropped.items():
+                self._drop(kind, records)
             self._drop_where_full(self._queue.put_back(map(Pending.of, rest)))
         return not rest
 
@@ -331,7 +360,7 @@ class Delivery:
             self._spool_queue()
         with self._lock:
             left = self._queue.take(len(self._queue))
-            self._drop(Counter(pending.kind for pending in left))
+            self._drop_where_full(left)
         if self._spool is not None and usable:
             self._spool.close()
         if not hangs:
@@ -340,15 +369,15 @@ class Delivery:
             log.warning("records were not sent", output=self.name, spooled=self.spooled, dropped=len(left))
 
     def _drop_where_full(self, dropped: Sequence[Pending]) -> None:
-        self._drop(Counter(pending.kind for pending in dropped))
+        for pending in dropped:
+            self._drop(pending.kind, 1)
 
-    def _drop(self, dropped: Counter[RecordKind]) -> None:
+    def _drop(self, kind: RecordKind, records: int) -> None:
         """Count what was dropped."""
-        if total := dropped.total():
-            self.counts.dropped_by += dropped
-            self._count("dropped", total)
-            self._dropped_at = time.monotonic()
-            self._log.warning("dropped", "records were dropped", records=total)
+        self.counts.dropped_by[kind] += records
+        self._count("dropped", records)
+        self._dropped_at = time.monotonic()
+        self._log.warning("dropped", "records were dropped", records=records)
 
     def _count(self, outcome: str, records: int) -> None:
         setattr(self.counts, outcome, getattr(self.counts, outcome) + records)

@@ -224,6 +224,18 @@ class DiskSpool:
                 return [Record(kind, line[:-1]) for line in self._kinds[kind].first_lines(max_records, max_bytes)]
         return []
 
+    def give_up_first(self) -> Counter[RecordKind]:
+        """Delete the file of those that are next to be sent, which cannot be read; how many records went with it."""
+        lost: Counter[RecordKind] = Counter()
+        for kind in reversed(RECORD_KINDS):
+            if self._kinds[kind].pieces:
+                lost[kind] = self._kinds[kind].pieces[0].records
+                with contextlib.suppress(OSError):
+                    self._kinds[kind].drop_first()
+                break
+        self._measure()
+        return lost
+
     def sent(self, records: Sequence[Record]) -> None:
         """Forget these, which are the first ones of their kind.
 

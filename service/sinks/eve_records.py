@@ -130,6 +130,7 @@ def eve_trace(seen_us: int, trace: TraceVerdict) -> bytes:
 
 def eve_alert(alert: Alert) -> bytes:
     """The record of an alert; what it is about stands where the records of flows and traces have it."""
+    given = msgspec.to_builtins(alert)  # without what does not apply
     return _line({
         "timestamp": timestamp(alert.time_us),
         **({"flow_id": flow_id(alert.uid)} if alert.uid else {}),
@@ -157,7 +158,7 @@ def eve_alert(alert: Alert) -> bytes:
             "version": alert.version,
             **({"start": timestamp(alert.start_us), "end": timestamp(alert.end_us)} if alert.start_us else {}),
             **({"unknown": alert.unknown, "final": alert.final} if alert.label else {}),
-            **_filled(**{name: getattr(alert, name) for name in _SAME_OF_ALERTS}),
+            **{name: given[name] for name in _SAME_OF_ALERTS if name in given},
         },
     })  # fmt: skip
 

@@ -19,6 +19,15 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     kind: RecordKind
     line: bytes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is JSON: what was on a disk may have suffered."""
+        try:
+            msgspec.json.decode(self.line)
+        except msgspec.DecodeError:
+            return False
+        return True
+
 
 class Pending:
     """A record that is made when somebody first needs it, once for all outputs.
@@ -69,17 +78,26 @@ class OutputQueue:
     def __len__(self) -> int:
         return self._records
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether more than half of the room is taken."""
+        return 2 * self._records > self._max_records or 2 * self._bytes > self._max_bytes
+
     def put(self, pending: Pending) -> list[Pending]:
         """Take a record; what was dropped for it, itself perhaps."""
         self._waiting[pending.kind].append(pending)
-        return self._added([pending])
+        self._records += 1
+        self._bytes += pending.size_bytes
+        return self._make_room()
 
     def put_back(self, batch: Iterable[Pending]) -> list[Pending]:
         """Take records again that were taken out, before all others of their kind; what was dropped for them."""
         returned = list(batch)
         for pending in reversed(returned):
             self._waiting[pending.kind].appendleft(pending)
-        return self._added(returned)
+            self._records += 1
+            self._bytes += pending.size_bytes
+        return self._make_room()
 
     def take(self, max_records: int, max_bytes: int = 1 << 62) -> list[Pending]:
         """The next records, alerts first, then traces, then flows, the oldest of each first; the first of them always
@@ -95,9 +113,7 @@ class OutputQueue:
         self._bytes -= size
         return taken
 
-    def _added(self, added: list[Pending]) -> list[Pending]:
-        self._records += len(added)
-        self._bytes += sum([pending.size_bytes for pending in added])
+    def _make_room(self) -> list[Pending]:
         dropped: list[Pending] = []
         while self._records > self._max_records or self._bytes > self._max_bytes:
             waiting = next(self._waiting[kind] for kind in RECORD_KINDS if self._waiting[kind])

@@ -27,6 +27,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=300)]
 
 _PARAMETERS = re.compile(r"\?.*", re.DOTALL)
+_URL = re.compile("[!-~]+")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -139,6 +140,10 @@ def parse_output(text: str) -> Output:
         ports = [server.port for server in servers]  # reading it checks it
     except ValueError:
         raise OutputError(f"{scheme}: expected a host with a port from 1 to 65535") from None
+    if 0 in ports:
+        raise OutputError(f"{scheme}: expected a host with a port from 1 to 65535")
+    if not _URL.fullmatch(where):
+        raise OutputError("expected no blanks and only ASCII in the URL: write %20 and the like")
     if not where.startswith("//") or not all(server.hostname for server in servers):
         raise OutputError(f"expected {scheme}://HOST")
     if "@" in parts.netloc:

@@ -105,7 +105,7 @@ def test_rules_say_what_to_do_and_each_has_a_case():
     assert [rule["alert"] for rule in rules()] == [case.alert for case in CASES]
     for rule in rules():
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
-        assert set(rule["annotations"]) == {"summary", "action"}
+        assert set(rule["annotations"]) == {"summary", "action", "runbook"}
 
 
 @needs_promtool

@@ -19,7 +19,12 @@ def write(name: str) -> None:
         cell.metadata = {"tags": tags} if tags else {}
     done.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+        "language_info": {
+            "file_extension": ".py",
+            "mimetype": "text/x-python",
+            "name": "python",
+            "pygments_lexer": "ipython3",
+        },
     }
     nbformat.validate(done)
     nbformat.write(done, NOTEBOOKS / f"{name}.ipynb")

@@ -18,6 +18,7 @@ from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.logs import LogDirectory, is_log_directory
 from tapline.service.sources.zeek_process import package_scripts
+from tests.documentation.pages import blocks, text_of
 from tests.paths import DATA, ROOT
 from tests.zeek.clusters import free_ports
 
@@ -26,8 +27,8 @@ import zat_logs
 
 RECORDED = DATA / "zat"
 CAPTURE = DATA / "captures" / "android.pcap"
-PAGE = (ROOT / "docs" / "zeek-logs.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PAGE = text_of("docs/zeek-logs.md")
+BLOCKS = [block.text for block in blocks("docs/zeek-logs.md", "python")]
 HEAD = "#separator \\x09\n#set_separator\t,\n#empty_field\t(empty)\n#unset_field\t-\n#path\tx\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tapline.installation import install_command
+from tapline.installation import Extra, install_command
 
 
 def main() -> None:
@@ -12,5 +12,6 @@ def main() -> None:
     try:
         from tapline.training.commands.tapline_train import main as run
     except ModuleNotFoundError as error:
-        sys.exit(f"tapline-train needs {error.name}: install the extra `train` ({install_command('train')})")
+        extra: Extra = "cpu" if error.name == "onnxruntime" else "train"
+        sys.exit(f"tapline-train needs {error.name}: install the extra `{extra}` ({install_command(extra)})")
     run()

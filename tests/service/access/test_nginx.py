@@ -14,13 +14,14 @@ import websockets.sync.client
 
 from tapline.service.access.key_file import add_key
 from tapline.service.access.keys import make_key
-from tests.paths import ROOT
+from tests.paths import DATA, ROOT
 from tests.service.access.certificates import certificate
-from tests.service.api.served import WAIT_SECONDS, Server, udp_capture
+from tests.service.api.served import WAIT_SECONDS, Server, head, udp_capture
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 NAME = "tapline.example"
 CLIENT = "127.0.0.2"
+CAPTURE = DATA / "captures" / "android.pcap"
 
 pytestmark = [
     pytest.mark.whole,
@@ -101,9 +102,9 @@ def proxied(checkpoint_dir, tmp_path_factory):
     cert, tls_key, context = certificate(folder, NAME)
     key, text = make_key("soc", "admin")
     add_key(folder / "keys", key)
-    flags = ("--traces", "none", "--keys-file", folder / "keys", "--audit-log", folder / "audit",
-             "--served-names", NAME, "--forwarded-allow-ips", "127.0.0.1", "--replay", "tests/data/captures/android.pcap")  # fmt: skip
-    with Server(folder, checkpoint_dir, *flags, cwd=ROOT) as server:
+    flags = ["--traces", "none", "--keys-file", folder / "keys", "--audit-log", folder / "audit"]
+    flags += ["--served-names", NAME, "--forwarded-allow-ips", "127.0.0.1", "--replay", CAPTURE]
+    with Server(folder, checkpoint_dir, *flags) as server:
         found = Proxied(folder, server, text, context)
         with running_nginx(folder, found.port, server.port, cert, tls_key):
             server.wait(lambda: _answers(found))
@@ -123,18 +124,14 @@ def test_a_large_capture_passes_as_it_comes(proxied):
     assert status == 200
     assert json.loads(body)["summary"]["flows"] == 5000
     with proxied.connect() as client:  # who has no key is told before the capture is sent
-        client.sendall(
-            f"POST /v1/classify/pcap HTTP/1.1\r\nHost: {NAME}:{proxied.port}\r\nContent-Length: {1 << 29}\r\n\r\n".encode()
-            + bytes(1000)
-        )
+        client.sendall(head(f"Content-Length: {1 << 29}", host=f"{NAME}:{proxied.port}") + bytes(1000))
         assert client.recv(100).startswith(b"HTTP/1.1 401")
 
 
 def test_verdicts_are_not_held_back(proxied):
     with proxied.connect() as client:
-        client.sendall(
-            f"GET /v1/stream HTTP/1.1\r\nHost: {NAME}:{proxied.port}\r\nX-API-Key: {proxied.key}\r\n\r\n".encode()
-        )
+        key = f"X-API-Key: {proxied.key}"
+        client.sendall(head(key, path="/v1/stream", method="GET", host=f"{NAME}:{proxied.port}"))
         said = b""
         while b": verdicts from now on" not in said:
             piece = client.recv(4096)
@@ -198,16 +195,8 @@ def test_who_asks_is_known_and_cannot_be_forged(proxied):
 def test_without_the_setting_no_address_is_believed(checkpoint_dir, tmp_path):
     key, text = make_key("soc", "admin")
     add_key(tmp_path / "keys", key)
-    flags = (
-        "--traces",
-        "none",
-        "--dashboard",
-        "off",
-        "--keys-file",
-        tmp_path / "keys",
-        "--audit-log",
-        tmp_path / "audit",
-    )
+    flags = ["--traces", "none", "--dashboard", "off"]
+    flags += ["--keys-file", tmp_path / "keys", "--audit-log", tmp_path / "audit"]
     with Server(tmp_path, checkpoint_dir, *flags, env={"FORWARDED_ALLOW_IPS": "*"}) as server:
         server.ask("POST", "/v1/models/none/load", None, {"X-Forwarded-For": "203.0.113.9", "X-API-Key": text})
         assert json.loads((tmp_path / "audit").read_text())["client"] == "127.0.0.1"

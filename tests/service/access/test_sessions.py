@@ -39,11 +39,21 @@ def test_of_too_many_sessions_the_one_longest_out_of_use_ends():
     found = Sessions(Clock())
     first, second = found.begin(DIGEST), found.begin(DIGEST)
     found.use(first)
-    for _ in range(sessions.MAX_SESSIONS - 1):
-        found.begin(DIGEST)
+    for number in range(1, sessions.MAX_SESSIONS):
+        found.begin(number.to_bytes(32, "big"))
     assert len(found) == sessions.MAX_SESSIONS
     assert found.use(second) is None
     assert found.use(first) is not None
+
+
+def test_a_key_that_signs_in_again_and_again_ends_its_own_sessions_alone():
+    found = Sessions(Clock())
+    other = found.begin(bytes([1]) * 32)
+    tokens = [found.begin(DIGEST) for _ in range(3 * sessions.MAX_OF_KEY)]
+    assert len(found) == sessions.MAX_OF_KEY + 1
+    assert found.use(other) is not None
+    assert found.use(tokens[-1]) is not None
+    assert found.use(tokens[0]) is None
 
 
 def test_tokens_are_not_kept():

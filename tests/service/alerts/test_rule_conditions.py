@@ -44,6 +44,10 @@ FLOWS = [
     ("server_name", '"*.example.org"', ({"server_name": "a.b.Example.org"}, {}), ({"server_name": "example.org"}, {})),
     ("server_name", '"example.org"', ({"server_name": "example.org"}, {}), ({"server_name": "a.example.org"}, {})),
     ("server_name", '"ex?mple.[on]*"', ({"server_name": "example.org"}, {}), ({"server_name": "exxample.org"}, {})),
+    ("server_name", '"*"', ({"server_name": "a"}, {}), ({}, {})),  # one that there is
+    ("server_name", '"!*"', ({}, {}), ({"server_name": "a"}, {})),
+    ("port_label", '"*"', ({}, UNEXPECTED), ({}, {})),
+    ("sensor", '"*"', ({}, {}), ({"sensor": ""}, {})),
     ("server_name", '"!*.org"', ({"server_name": "example.com"}, {}), ({"server_name": "example.org"}, {})),
     ("during", '{days = "tue", hours = "22:00-23:00"}', ({}, {}), None),
     ("during", '{days = "mon"}', None, ({}, {})),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tapline.service.alerts.rule_file import MAX_FILE_BYTES, MAX_PROBLEMS, read_rules
+from tapline.service.alerts.rule_file import MAX_FILE_BYTES, MAX_FOUND, MAX_PROBLEMS, AlertRulesError, read_rules
+from tapline.service.alerts.rule_models import MAX_RULES, NAME_EXPECTED
 from tests.paths import DATA
 from tests.service.alerts.ruled import mistakes, rule, written
 
@@ -41,6 +42,8 @@ ONE = [
     (rule(kind='"drift"', label='"x"'), 4, "rule r: unknown key `label`: it is of rules of kind flow or trace"),
     (rule(label='"!!x"'), 3, f'rule r: label: {PATTERN}, got "!!x"'),
     (rule(sensor='"@x"') + LABELS, 3, 'rule r: sensor: expected no list here, got "@x"'),
+    (rule(during="[]"), 3, "rule r: during: expected at least 1 item, got an array"),
+    ('[list."a b"]\nof = "labels"\n', 1, f"list a b: {NAME_EXPECTED} in its name"),
     (rule(**NEVER), 1, "rule r: min_confidence 0.9 is more than max_confidence 0.1: nothing can meet both"),
     (rule(**TWICE), 1, "rule r: rate and unknown_share: expected one of them; make two rules"),
 ]
@@ -80,6 +83,14 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_what_is_told_is_bounded_and_safe(tmp_path):
     said = mistakes(tmp_path, "".join(f'[[rule]]\nname = "r{number}"\nx = 1\n' for number in range(MAX_PROBLEMS + 5)))
     assert (len(said), said[-1]) == (MAX_PROBLEMS + 1, "… and 5 more")
+    many = "".join(f'[[rule]]\nname = "r{number}"\ntimezone = "Mars"\nx = 1\n' for number in range(MAX_RULES))
+    assert mistakes(tmp_path, many)[-1] == "… and many more"
+    with pytest.raises(AlertRulesError) as error:
+        read_rules(written(tmp_path, many))
+    assert len(error.value.problems) == MAX_FOUND
+    assert mistakes(tmp_path, many + rule()) == [
+        f"rules.toml:1: expected at most {MAX_RULES} rules, got {MAX_RULES + 1}"
+    ]
     said = mistakes(tmp_path, rule(severity='"\\u001b[31m' + "x" * 5000 + '"', **{'"\\u001b"': "1"}))
     assert all("\x1b" not in line and len(line) < 300 for line in said)
     assert len(said) == 2

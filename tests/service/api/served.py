@@ -114,9 +114,9 @@ class Server:
         self.process.wait()
 
 
-def head(*lines, path="/v1/classify/pcap", method="POST"):
+def head(*lines, path="/v1/classify/pcap", method="POST", host="127.0.0.1"):
     """The head of a request."""
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *lines, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode()
 
 
 def read_answer(client):

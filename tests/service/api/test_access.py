@@ -372,6 +372,29 @@ def test_every_change_leaves_a_line_without_the_key(own):
     assert (own.folder / "audit.jsonl").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_change_that_fails_leaves_a_line(own, monkeypatch):
+    async def broken(*_):
+        raise RuntimeError("disk")
+
+    monkeypatch.setattr(own.service, "unload_model", broken)
+    with pytest.raises(RuntimeError):
+        own.post("/v1/models/none/unload", headers=own.keys.headers("admin"))
+    assert [(line["action"], line["outcome"]) for line in account(own)] == [("POST /v1/models/none/unload", "500")]
+
+
+def test_cookies_of_others_on_this_host_are_no_hindrance(own):
+    sign_in(own, own.keys.of["read"])
+    token = own.cookies["tapline_session"]
+    own.cookies.clear()
+    headers = {"cookie": f'theirs={{"a": [1, "b"]}}; tapline_session={token}; x'}
+    assert own.get("/metrics", headers=headers).status_code == 200
+
+
+def test_who_has_no_key_may_nothing_on_open_routes_either(client):
+    access = next(layer.kwargs["access"] for layer in client.app.user_middleware if "access" in layer.kwargs)
+    assert not access.nobody("192.0.2.1").may("read")
+
+
 def test_the_account_can_be_rotated_and_where_it_fails_goes_to_the_log(own, capsys):
     (own.folder / "audit.jsonl").rename(own.folder / "audit.jsonl.1")
     own.post("/v1/models/none/load", headers=own.keys.headers("admin"))

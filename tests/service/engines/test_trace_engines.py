@@ -283,5 +283,5 @@ def test_pieces_by_length_hold_every_row_once_with_little_padding(counts):
 
 def test_torch_missing_is_explained(trace_checkpoint_dir, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tapline.service.engines.torch_trace_engine", None)
-    with pytest.raises(EngineError, match=r"install the extra `gpu` \(pip install .*\[gpu\].*\)"):
+    with pytest.raises(EngineError, match=r"install the extra `torch` \(pip install .*\[torch\].*\)"):
         load_trace_engine("torch", trace_checkpoint_dir)

@@ -7,16 +7,12 @@ import shutil
 import pytest
 import structlog
 
+from tests.documentation.pages import blocks
 from tests.paths import DATA, ROOT
 from tests.service.sources.bus.sensors import WebSocketSensor
 from tests.service.sources.bus.test_events import flow_event
 
-BLOCKS = re.compile(r"(?ms)^```python\n(.*?)^```$")
 ANDROID = DATA / "captures" / "android.pcap"
-
-
-def blocks(page):
-    return BLOCKS.findall((ROOT / page).read_text())
 
 
 async def watch(namespace, capsys):
@@ -43,10 +39,10 @@ def test_every_block_runs(tmp_path, monkeypatch, capsys):
     for place in ("capture.pcap", "captures/other.pcap"):
         shutil.copy(ANDROID, place)
     namespace = {"__name__": "page"}
-    found = blocks("docs/python.md")
+    found = [block for block in blocks("docs/python.md", "python") if block.mark != "not run"]
     assert len(found) == 10
     for block in found:
-        exec(compile(block, "docs/python.md", "exec"), namespace)
+        exec(compile(block.text, str(block), "exec"), namespace)
     said = capsys.readouterr().out
     assert len(namespace["df"]) == 66
     assert "132 of 138 flows" in said
@@ -57,7 +53,7 @@ def test_every_block_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_lines_of_the_readme_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    (block,) = blocks("README.md")
+    (block,) = blocks("README.md", "python")
     namespace = {"__name__": "page"}
-    exec(compile(block, "README.md", "exec"), namespace)
+    exec(compile(block.text, str(block), "exec"), namespace)
     assert len(namespace["df"]) == 66

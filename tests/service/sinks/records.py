@@ -33,7 +33,7 @@ ALERT = Alert(
     "01HFQ", 1_700_000_003_000_001, "tls-on-odd-port", "high", "flow", "TLS on port 8444", "flow-protocols", "2",
     source="ws://sensor:27759", sensor="gate", label="TLS", nearest="TLS", confidence=0.98, start_us=FLOW.start_us,
     end_us=FLOW.start_us + FLOW.duration_us, uid=FLOW.uid, community_id="1:x=", proto="tcp", orig_h="10.0.0.5",
-    orig_p=49152, resp_h="192.0.2.7", resp_p=8444, suppressed=3,
+    orig_p=49152, resp_h="192.0.2.7", resp_p=8444, suppressed=3, port_label="TLS",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.delivery import Delivery
 from tapline.service.sinks.disk_spool import DiskSpool
+from tapline.service.sinks.output_queue import Pending
 from tapline.service.sinks.output_url import EveOutput
 from tapline.service.sinks.sender import AwayError
 from tests.service.sinks.records import ToldSender, add_up, numbered, numbers, pending, sending, until
@@ -241,6 +242,76 @@ async def test_a_fault_of_ours_costs_its_batch_and_not_the_part(deliver):
         await until(lambda: delivery.queued == 0)
     assert numbers(sender.lines) == [2, 3, 4, 5]
     assert (delivery.counts.written, delivery.counts.failed) == (4, 2)
+
+
+@pytest.mark.parametrize("spool", [True, False])
+async def test_a_record_that_cannot_be_made_costs_itself(deliver, spool):
+    sender = ToldSender()
+    sender.away = "nobody there" if spool else None
+    delivery = deliver(sender, spool=spool)
+    for number in range(3):
+        delivery.put(pending("flows", number))
+        delivery.put(Pending("flows", 10, lambda: 1 // 0))
+    async with sending(delivery):
+        await until(lambda: delivery.counts.failed == 3)
+        sender.away = None
+        await until(lambda: delivery.counts.written == 3)
+    assert numbers(sender.lines) == [0, 1, 2]
+    assert add_up(delivery)
+
+
+async def test_a_slow_receiver_has_the_room_on_disk_too(deliver):
+    sender = ToldSender(batch_records=1)
+    sender.gate.clear()
+    delivery = deliver(sender, spool=True, records=100)
+    async with sending(delivery):
+        delivery.put(pending("flows", 0))
+        await until(sender.inside.is_set)
+        for number in range(1, 91):
+            delivery.put(pending("flows", number))
+        sender.gate.set()
+        await until(lambda: delivery.counts.written >= 2)
+        for number in range(91, 150):
+            delivery.put(pending("flows", number))
+        await until(lambda: delivery.counts.written == 150)
+    assert numbers(sender.lines) == list(range(150))
+    assert delivery.counts.dropped == 0
+
+
+async def test_a_file_of_the_spool_that_is_gone_costs_itself(deliver, tmp_path):
+    sender = ToldSender()
+    sender.away = "nobody there"
+    delivery = deliver(sender, spool=True)
+    async with sending(delivery):
+        delivery.put(pending("flows", 0))
+        await until(lambda: delivery.spooled == 1)
+        for path in (tmp_path / "spool").glob("flows-*"):
+            path.unlink()
+        delivery.put(pending("traces", 1))
+        await until(lambda: delivery.spooled in (1, 2) and delivery.queued == 0)
+        sender.away = None
+        await until(lambda: delivery.counts.written == 1)
+    assert numbers(sender.lines) == [1]
+    assert delivery.counts.dropped_by == {"flows": 1}
+    assert add_up(delivery)
+
+
+async def test_a_record_that_suffered_on_disk_costs_itself(deliver, tmp_path):
+    sender = ToldSender()
+    sender.away = "nobody there"
+    delivery = deliver(sender, spool=True)
+    async with sending(delivery):
+        for number in range(5):
+            delivery.put(pending("flows", number))
+        await until(lambda: delivery.spooled == 5)
+    (path,) = (tmp_path / "spool").glob("flows-*")
+    path.write_bytes(path.read_bytes().replace(b'"number":2', b"\0" * 10))
+    sender.away = None
+    again = deliver(sender, spool=True)
+    async with sending(again):
+        await until(lambda: again.spooled == 0)
+    assert numbers(sender.lines) == [0, 1, 3, 4]
+    assert (again.counts.recovered, again.counts.written, again.counts.failed) == (5, 4, 1)
 
 
 async def test_the_other_side_may_ask_for_a_longer_pause_and_a_reopen_ends_it(deliver):

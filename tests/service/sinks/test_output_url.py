@@ -1,6 +1,8 @@
 """The text of an output: what it means, what is wrong with it, and that nothing secret is shown."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tapline.service.sinks.output_url import (
     SCHEMES,
@@ -65,6 +67,11 @@ def test_a_file_may_have_slashes_before_it(path):
         ("syslog+tls:h", "expected syslog+tls://HOST"),
         ("syslog+tls://h:0x", "port from 1 to 65535"),
         ("syslog+tcp://h:70000", "port from 1 to 65535"),
+        ("syslog+tcp://h:0", "port from 1 to 65535"),
+        ("kafka://a:9092,b:0/t", "port from 1 to 65535"),
+        ("https://h/a b", "no blanks"),
+        ("https://h/a\r\nX: y", "no blanks"),
+        ("https://h/ä", "only ASCII"),
         ("syslog+tcp://h/path", "no path"),
         ("syslog+tcp://h?ca=/a", "ca is for syslog+tls"),
         ("syslog+tls://h?facility=kern", "facility=kern: expected"),
@@ -111,3 +118,15 @@ def test_a_text_that_is_no_url_is_not_shown():
     with pytest.raises(OutputError) as error:
         parse_outputs(["hunter2"])
     assert "hunter2" not in str(error.value)
+
+
+@given(st.sampled_from(SCHEMES), st.text(max_size=60))
+def test_any_text_is_an_output_or_an_error(scheme, rest):
+    text = f"{scheme}:{rest}"
+    try:
+        output = parse_output(text)
+    except OutputError:
+        assert shown_output(text).startswith((f"{scheme}:", "..."))
+    else:
+        assert shown_output(text) == output.shown
+        assert output.shown.isprintable()

@@ -1,14 +1,11 @@
 """Webhooks to a real HTTP server that answers, fails, redirects, hangs and drips."""
 
 import base64
-import contextlib
 import json
 import re
 import ssl
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import trustme
@@ -21,71 +18,6 @@ from tests.paths import ROOT
 from tests.service.sinks.records import add_up, numbered, outputs_of, pending, until
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
-
-
-class Hook(ThreadingHTTPServer):
-    """Answers as it is told: `answers` takes the numbers of a batch and gives a status and headers."""
-
-    daemon_threads = True
-
-    def __init__(self, context=None):
-        self.answers = lambda numbers: (200, {})
-        self.posts = []
-        self.hang = threading.Event()
-        self.drip = False
-        super().__init__(("127.0.0.1", 0), Answer)
-        if context is not None:
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
-
-    def handle_error(self, *_):
-        """A client that gives up is expected."""
-
-    def url(self, scheme="http"):
-        return f"{scheme}://localhost:{self.server_port}/hooks/T0?"
-
-
-class Answer(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        found = [record["number"] for record in json.loads(body)["records"]]
-        self.server.posts.append((self.path, dict(self.headers), body, found))
-        status, headers = self.server.answers(found)
-        if status is None:
-            self.server.hang.wait(20)
-            return
-        if self.server.drip:
-            with contextlib.suppress(OSError):
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-                while not self.server.hang.wait(0.02):
-                    self.wfile.write(b"x")
-            return
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        """Says nothing."""
-
-
-@pytest.fixture
-def serve():
-    """Starts servers, which are stopped at the end."""
-    started = []
-
-    def start(context=None):
-        started.append(Hook(context))
-        return started[-1]
-
-    yield start
-    for hook in started:
-        hook.hang.set()
-        hook.shutdown()
-        hook.thread.join(20)
-        hook.server_close()
 
 
 @pytest.fixture
