@@ -48,13 +48,11 @@ UrlList = Annotated[list[str], NoDecode, BeforeValidator(_split_urls)]
 
 
 def default_data_dir() -> Path:
-    """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`; `/var/lib/tapline` of a user
-    without a home."""
+    """Where data is kept by default: `$XDG_DATA_HOME/tapline` or `~/.local/share/tapline`; `/var/lib/tapline` for a
+    user without a home, as of a container that runs under any number."""
     base = os.environ.get("XDG_DATA_HOME", "")
-    if base.startswith("/"):
-        return Path(base) / "tapline"
     try:
-        return Path("~/.local/share/tapline").expanduser()
+        return (Path(base) if base.startswith("/") else Path("~/.local/share").expanduser()) / "tapline"
     except RuntimeError:
         return Path("/var/lib/tapline")
 

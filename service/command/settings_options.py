@@ -14,18 +14,9 @@ from pydantic.fields import FieldInfo
 
 from tapline.service.configuration.config_file import NO_FILE, default_places
 from tapline.service.configuration.configuration import Configuration
+from tapline.service.configuration.settings_table import homely
 from tapline.service.configuration.variables import CONFIG_VARIABLE, variable
 from tapline.service.settings import Settings
-
-
-def homely(value: object) -> object:
-    """A default as it is shown: the same whoever reads it."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # this user has none
-        return value
-    return f"~/{value.relative_to(home)}" if isinstance(value, Path) and value.is_relative_to(home) else value
-
 
 Config = Annotated[
     str | None,

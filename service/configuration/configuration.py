@@ -135,12 +135,16 @@ def _is_empty(name: str, value: object) -> bool:
 
 
 def _at_home(name: str, value: object) -> object:
-    """A path with its `~` put out in full, which a shell does for flags and nobody for a file."""
+    """A path with its `~` put out in full, which a shell does for flags and nobody for a file.
+
+    Raises:
+        ConfigurationError: this user has no home.
+    """
     if Path in _kinds(name) and isinstance(value, str) and value.startswith("~"):
         try:
             return Path(value).expanduser()
         except RuntimeError:
-            return value
+            raise ConfigurationError([f"{name}: {value}: this user has no home: give the path in full"]) from None
     return value
 
 

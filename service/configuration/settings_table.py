@@ -49,10 +49,18 @@ def markdown() -> str:
 def default_of(field: FieldInfo) -> object:
     """The default, in a home written as `~`, so that it is the same whoever asks; None where there is none."""
     if field.default_factory is not None:
-        path = default_data_dir()
-        return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+        return str(homely(default_data_dir()))
     default: object = field.default
     return default
+
+
+def homely(value: object) -> object:
+    """A default as it is shown: the same whoever reads it."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # this user has none
+        return value
+    return f"~/{value.relative_to(home)}" if isinstance(value, Path) and value.is_relative_to(home) else value
 
 
 def expected(field: FieldInfo) -> str:

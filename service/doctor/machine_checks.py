@@ -51,20 +51,23 @@ class Disk:
     def run(self) -> Iterator[Finding]:
         """Ask each file system for its free room, and add up what may grow on it."""
         together: defaultdict[int, list[_Place]] = defaultdict(list)
+        closed: defaultdict[Path, list[_Place]] = defaultdict(list)
         for place in self._places:
             there = _existing(place.path)
-            if not os.access(there, os.W_OK | os.X_OK):
-                yield Finding(
-                    f"{self.what} {place.path}", "problem", f"this user may not write {there}",
-                    f"Give it to the user of the service, or name another for the {place.name}.",
-                )  # fmt: skip
-            else:
+            if os.access(there, os.W_OK | os.X_OK):
                 together[there.stat().st_dev].append(place)
+            else:
+                closed[there].append(place)
+        for there, places in closed.items():
+            yield Finding(
+                f"{self.what} {_paths(places)}", "problem", f"this user may not write {there}",
+                f"Give it to the user of the service, or name another place for {_names(places)}.",
+            )  # fmt: skip
         for places in together.values():
             yield self._room(places)
 
     def _room(self, places: list[_Place]) -> Finding:
-        what = f"{self.what} {', '.join(sorted({str(place.path) for place in places}))}"
+        what = f"{self.what} {_paths(places)}"
         free_mb = shutil.disk_usage(_existing(places[0].path)).free >> 20
         used_mb = sum(_used_mb(place.path) for place in places if place.path != Path(tempfile.gettempdir()))
         bounds = [place.may_grow_mb for place in places]
@@ -80,6 +83,14 @@ class Disk:
                 "--max-uploads), or give it more room.",
             )  # fmt: skip
         return Finding(what, "ok", found)
+
+
+def _paths(places: list[_Place]) -> str:
+    return ", ".join(sorted({str(place.path) for place in places}))
+
+
+def _names(places: list[_Place]) -> str:
+    return ", ".join(dict.fromkeys(place.name for place in places))
 
 
 def _places(settings: Settings) -> list[_Place]:
@@ -147,7 +158,7 @@ class Port:
             family, _, _, _, address = found[0]
             socket.create_server(address, family=family).close()
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = (error.strerror or str(error)).partition(" (")[0].lower()
             if _is_tapline(self._host, self._port, tls=self._tls):
                 yield Finding(what, "ok", "a tapline serves there already")
             else:

@@ -72,6 +72,14 @@ def test_lists_and_paths_of_a_file(file, monkeypatch):
     assert settings.zeek_option == ["X::y={1, 2}"]
 
 
+def test_a_home_that_is_not_there(file, monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert refused({}, file("data_dir = '~/tap'")) == ["data_dir: ~/tap: this user has no home: give the path in full"]
+
+
 def test_what_is_wrong_names_its_place(file, monkeypatch):
     path = file("port = 99999\nmax_uploads = 'x'\n")
     monkeypatch.setenv("TAPLINE_MAX_JOBS", "0")

@@ -2,10 +2,19 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 from tapline.service.configuration.configuration import Configuration
-from tapline.service.configuration.settings_table import WIDTH, default_of, example, expected, markdown, with_table
-from tapline.service.settings import Settings
+from tapline.service.configuration.settings_table import (
+    WIDTH,
+    default_of,
+    example,
+    expected,
+    homely,
+    markdown,
+    with_table,
+)
+from tapline.service.settings import Settings, default_data_dir
 from tests.paths import ROOT
 from tests.service.command.cli_runner import tapline
 
@@ -63,3 +72,15 @@ def test_the_page_has_the_table_as_it_is(monkeypatch):
         "write it anew: python -m tapline.service.configuration.settings_table docs/configuration.md"
     )
     assert markdown().count("\n") == len(Settings.model_fields) + 2
+
+
+def test_who_has_no_home_runs_all_the_same(monkeypatch):
+    monkeypatch.delenv("XDG_DATA_HOME")
+
+    def homeless(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_data_dir() == Path("/var/lib/tapline") == homely(default_data_dir())
+    assert '#data_dir = "/var/lib/tapline"' in example()
