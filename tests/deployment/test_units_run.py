@@ -22,7 +22,7 @@ def machine(engine, tmp_path):
     (tmp_path / "Dockerfile").write_text(
         "FROM debian:bookworm-systemd\nCOPY --from=tapline:1 /opt/tapline /opt/tapline\n"
     )
-    engine.make_base("debian:bookworm-systemd", ["systemd", "dbus", "procps", "python3", "ca-certificates"])
+    engine.make_base("debian:bookworm-systemd", ["systemd", "dbus", "python3", "ca-certificates"])
     engine.docker("build", "--tag", "machine", tmp_path)
     engine.stop()
     engine.start(apart=True)
