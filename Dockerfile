@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Two images: `cpu` (ONNX Runtime, no torch) and `gpu` (torch with CUDA from its wheels; the host needs NVIDIA's driver and
+# Two images: `cpu` (ONNX Runtime, no torch) and `gpu` (that, and torch, with CUDA from wheels; the host needs NVIDIA's driver and
 # container toolkit). Layers, from the one that changes least: interpreter, libraries, tapline itself with its checkpoints.
 #   docker build --target cpu -t tapline:cpu .
 #   docker build --target gpu -t tapline:gpu .

@@ -43,8 +43,7 @@ ARROWS = {
     "service/results": "models service/community_id service/traces",
     "service/classifying": "models service/inference service/metrics service/results service/sources service/traces",
     "service/sinks": (
-        "models service/alerts service/community_id service/metrics service/process service/sources/bus "
-        "service/traces"
+        "models service/alerts service/community_id service/metrics service/process service/sources/bus service/traces"
     ),
     "service/toml_lines": "",
     "service/alerts": "models service/community_id service/drift service/metrics service/toml_lines service/traces",

@@ -24,16 +24,18 @@ ROUTES: dict[str, Wanted] = {
     "GET /static-offline-docs/{file:path}": "open",  # the documentation is the same everywhere
     "GET /sign-in": "open", "POST /sign-in": "open", "POST /sign-out": "open",
     "GET /metrics": "read", "GET /v1/live": "read", "GET /v1/stream": "read", "GET /v1/alerts": "read",
+    "GET /v1/drift": "read",
     "GET /v1/flows": "read", "GET /v1/flows/{number}": "read", "GET /v1/traces": "read", "GET /v1/models": "read",
     "GET /v1/jobs": "read", "GET /v1/jobs/{id}": "read", "GET /v1/jobs/{id}/result": "read",
     "GET /v1/jobs/{id}/report": "read", "GET /v1/jobs/{id}/flows": "read", "GET /v1/jobs/{id}/traces": "read",
     "GET /v1/jobs/{id}/flows/{number}": "read", "GET /v1/jobs/{id}/flows/{number}/packets": "read",
     "POST /v1/classify/pcap": "classify", "POST /v1/classify/flows": "classify", "POST /v1/jobs": "classify",
+    "POST /v1/alerts/{id}/acknowledge": "classify",
     "DELETE /v1/jobs/{id}": "classify",  # a job of somebody else wants admin, which the route asks
     "POST /v1/models/{name}/load": "admin", "POST /v1/models/{name}/unload": "admin",
     "GET /": "read", "GET /flows": "read", "GET /flow": "read", "GET /hosts": "read", "GET /host": "read",
     "GET /trace": "read", "GET /captures": "read", "GET /capture": "read", "GET /models": "read", "GET /card": "read",
-    "GET /health": "read", "GET /alerts": "read",
+    "GET /health": "read", "GET /alerts": "read", "GET /alert": "read",
     "GET /_nicegui/{file:path}": "read",
     "GET /_nicegui_ws/{rest:path}": "read", "POST /_nicegui_ws/{rest:path}": "read",
     "WEBSOCKET /_nicegui_ws/{rest:path}": "read",  # what is pressed on a page is checked where it is done

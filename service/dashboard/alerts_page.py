@@ -10,6 +10,7 @@ from markupsafe import Markup
 from nicegui import ui
 
 from tapline.service.alerts.alert import Alert, Severity
+from tapline.service.dashboard.allowed import accounted, is_allowed, signed_in
 from tapline.service.dashboard.board import ASKING, Board, address
 from tapline.service.dashboard.frame import Cell, PlainTable, Tone, frame, joined, link, panel, tag
 from tapline.service.dashboard.shown_flows import host_cell
@@ -92,9 +93,13 @@ async def alert_page(board: Board, request: Request) -> None:
             seen.set_text("" if at_us is None else f"Somebody has seen to it: {moment(at_us)}.")
             button.set_visibility(at_us is None)
 
+        caller, action = signed_in(request), f"see to alert {alert.id}"
+
         async def acknowledge() -> None:
+            if not is_allowed(caller, "classify", action):
+                return
             try:
-                await board.history.acknowledge(alert.id)
+                await accounted(caller, action, lambda: board.history.acknowledge(alert.id))
             except ASKING as error:
                 ui.notify(str(error), type="warning")
                 return
