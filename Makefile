@@ -5,12 +5,13 @@ DATA ?= .tapline
 CAPTURE ?= tests/data/captures/android.pcap
 
 SECONDS ?= 600
+DAY_SECONDS ?= 20
 WHICH ?= not slow
 ON_TWO_CORES = -n 2 --dist loadfile
 # Each worker has a core: torch and scikit-learn with a thread for each would wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-fast check fuzz soak notebooks site links release clean
+.PHONY: run test test-fast check fuzz soak week notebooks site links release clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
@@ -36,6 +37,11 @@ fuzz: .venv-dev/installed
 # A service under mixed traffic with faults injected; memory, descriptors, threads and accounting are checked at the end.
 soak: .venv-dev/installed
 	.venv-dev/bin/python -m tests.soak $(SECONDS)
+
+# A week in minutes: rotation, swaps of models, receivers that are away, a restart, a kill; what was published, kept and
+# sent is held side by side. `make week BEFORE=/opt/old/bin/tapline` lets an earlier version serve on Monday.
+week: .venv-dev/installed
+	.venv-dev/bin/python -m tests.week --day $(DAY_SECONDS) $(if $(BEFORE),--before $(BEFORE))
 
 # Runs the notebooks of docs/notebooks and writes what they give; `make notebooks NOTEBOOKS=1-first-look` for one.
 notebooks: .venv-dev/installed
