@@ -26,68 +26,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.model = Info("tapline_model", "A model that serves", ["name"], registry=registry)
-        self.requests = Counter(
-            "tapline_requests", "HTTP requests by route and status", ["route", "status"], registry=registry
-        )
-        self.request_seconds = Histogram(
-            "tapline_request_seconds", "Time to answer a request", ["route"], buckets=_SLOW, registry=registry
-        )
-        self.requests_refused = Counter(
-            "tapline_requests_refused",
-            "Requests that the gate refused: `foreign_host`, `foreign_page`, `unauthorized`, `scope`, `rate_limit`, "
-            "`too_many_wrong_keys`, `too_large`",
-            ["reason"], registry=registry,
-        )  # fmt: skip
-        self.upload_bytes = Counter("tapline_upload_bytes", "Bytes of captures received", registry=registry)
-        self.uploads_active = Gauge("tapline_uploads_active", "Captures being worked on", registry=registry)
-        self.jobs = Gauge("tapline_jobs", "Jobs that have not ended, by state", ["state"], registry=registry)
-        self.jobs_ended = Counter("tapline_jobs_ended", "Jobs that ended, by how", ["state"], registry=registry)
-        self.jobs_removed = Counter(
-            "tapline_jobs_removed", "Ended jobs deleted without being asked to: for their `age`, or for want of `room`",
-            ["reason"], registry=registry,
-        )  # fmt: skip
-        self.packets = Counter("tapline_packets", "Packets read from captures", registry=registry)
-        self.packets_skipped = Counter(
-            "tapline_packets_skipped", "Packets left out while reading, by reason", ["reason"], registry=registry
-        )
-        self.verdicts = Counter(
-            "tapline_verdicts", "Flow verdicts by label (`unknown` for unknown ones), early and final apart",
-            ["label", "stage"], registry=registry,
-        )  # fmt: skip
-        self.unexpected_ports = Counter(
-            "tapline_unexpected_ports",
-            "Flow verdicts on a port that says something else, by model, early and final apart", ["model", "stage"],
-            registry=registry,
-        )  # fmt: skip
-        self.flows_left_out = Counter(
-            "tapline_flows_left_out", "Flows that were not classified, by reason", ["reason"], registry=registry
-        )
-        self.failures = Counter(
-            "tapline_failures", "Flows that got no verdict: REJECTED, CANCELED, BACKEND, OTHER", ["reason"],
-            registry=registry,
-        )  # fmt: skip
-        self.queue_flows = Gauge("tapline_queue_flows", "Flows waiting for the engine", registry=registry)
-        self.queue_seconds = Histogram(
-            "tapline_queue_seconds", "Time a flow waits for its batch", buckets=_FAST, registry=registry
-        )
-        self.encode_seconds = Histogram(
-            "tapline_encode_seconds", "Time to encode a batch", buckets=_FAST, registry=registry
-        )
-        self.compute_seconds = Histogram(
-            "tapline_compute_seconds", "Time of the engine for a batch", buckets=_SLOW, registry=registry
-        )
-        self.batch_flows = Histogram("tapline_batch_flows", "Flows in a batch", buckets=_POWERS, registry=registry)
-        self.batch_tokens = Histogram(
-            "tapline_batch_tokens", "Tokens in a batch, without padding", buckets=(*_POWERS, 2.0**18), registry=registry
-        )
-        self.computed_tokens = Counter(
-            "tapline_computed_tokens", "Tokens that the engine computed: real ones, and padding", ["kind"],
-            registry=registry,
-        )  # fmt: skip
-        self.lengths_out_of_vocabulary = Counter(
-            "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
-        )
+        self._add_requests(registry)
+        self._add_verdicts(registry)
+        self._add_engines(registry)
         self.part_up = Gauge(
             "tapline_part_up", "1 while a long-lived part of the service runs, 0 while it is down", ["part"],
             registry=registry,
@@ -119,6 +60,74 @@ class Metrics:
         self.computed_tokens.labels("real").inc(timing.tokens)
         self.computed_tokens.labels("padding").inc(timing.padding_tokens)
         self.lengths_out_of_vocabulary.inc(timing.lengths_out_of_vocabulary)
+
+    def _add_requests(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "tapline_requests", "HTTP requests by route and status", ["route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "tapline_request_seconds", "Time to answer a request", ["route"], buckets=_SLOW, registry=registry
+        )
+        self.requests_refused = Counter(
+            "tapline_requests_refused",
+            "Requests that the gate refused: `foreign_host`, `foreign_page`, `unauthorized`, `scope`, `rate_limit`, "
+            "`too_many_wrong_keys`, `too_large`",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+        self.upload_bytes = Counter("tapline_upload_bytes", "Bytes of captures received", registry=registry)
+        self.uploads_active = Gauge("tapline_uploads_active", "Captures being worked on", registry=registry)
+        self.jobs = Gauge("tapline_jobs", "Jobs that have not ended, by state", ["state"], registry=registry)
+        self.jobs_ended = Counter("tapline_jobs_ended", "Jobs that ended, by how", ["state"], registry=registry)
+        self.jobs_removed = Counter(
+            "tapline_jobs_removed", "Ended jobs deleted without being asked to: for their `age`, or for want of `room`",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+        self.packets = Counter("tapline_packets", "Packets read from captures", registry=registry)
+        self.packets_skipped = Counter(
+            "tapline_packets_skipped", "Packets left out while reading, by reason", ["reason"], registry=registry
+        )
+
+    def _add_verdicts(self, registry: CollectorRegistry) -> None:
+        self.model = Info("tapline_model", "A model that serves", ["name"], registry=registry)
+        self.verdicts = Counter(
+            "tapline_verdicts", "Flow verdicts by label (`unknown` for unknown ones), early and final apart",
+            ["label", "stage"], registry=registry,
+        )  # fmt: skip
+        self.unexpected_ports = Counter(
+            "tapline_unexpected_ports",
+            "Flow verdicts on a port that says something else, by model, early and final apart", ["model", "stage"],
+            registry=registry,
+        )  # fmt: skip
+        self.flows_left_out = Counter(
+            "tapline_flows_left_out", "Flows that were not classified, by reason", ["reason"], registry=registry
+        )
+        self.failures = Counter(
+            "tapline_failures", "Flows that got no verdict: REJECTED, CANCELED, BACKEND, OTHER", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+
+    def _add_engines(self, registry: CollectorRegistry) -> None:
+        self.queue_flows = Gauge("tapline_queue_flows", "Flows waiting for the engine", registry=registry)
+        self.queue_seconds = Histogram(
+            "tapline_queue_seconds", "Time a flow waits for its batch", buckets=_FAST, registry=registry
+        )
+        self.encode_seconds = Histogram(
+            "tapline_encode_seconds", "Time to encode a batch", buckets=_FAST, registry=registry
+        )
+        self.compute_seconds = Histogram(
+            "tapline_compute_seconds", "Time of the engine for a batch", buckets=_SLOW, registry=registry
+        )
+        self.batch_flows = Histogram("tapline_batch_flows", "Flows in a batch", buckets=_POWERS, registry=registry)
+        self.batch_tokens = Histogram(
+            "tapline_batch_tokens", "Tokens in a batch, without padding", buckets=(*_POWERS, 2.0**18), registry=registry
+        )
+        self.computed_tokens = Counter(
+            "tapline_computed_tokens", "Tokens that the engine computed: real ones, and padding", ["kind"],
+            registry=registry,
+        )  # fmt: skip
+        self.lengths_out_of_vocabulary = Counter(
+            "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
+        )
 
     def _add_live(self, registry: CollectorRegistry) -> None:
         self.bus_connected = Gauge("tapline_bus_connected", "1 while a sensor is connected", ["url"], registry=registry)

@@ -114,7 +114,18 @@ class Service:
         )
         logs = ZeekLogs(settings.zeek_dir or settings.data_dir / "zeek", settings.zeek_logs_mb)
         self.zeeks = zeeks_on(settings.interface, logs, zeek_arguments(settings.zeek_script, settings.zeek_option))
-        self.sensors = Sensors(
+        self.sensors = self._open_sensors(told)
+        self.replay: Replay | None = None
+        if settings.replay:
+            self.replay = Replay(
+                settings.replay, settings.speed, self.pipeline, told, self.traces, lambda: self.classifier.heads
+            )
+        self.jobs = Jobs(settings, self.models, self.trace_models, self.metrics, self.supervisor)
+        self._uploads = 0
+
+    def _open_sensors(self, told: Observers) -> Sensors:
+        settings = self.settings
+        return Sensors(
             [*settings.zeek, *(zeek.url for zeek in self.zeeks)],
             self.pipeline,
             self.metrics,
@@ -126,13 +137,6 @@ class Service:
             supervisor=self.supervisor,
             names={zeek.url: zeek.name for zeek in self.zeeks},
         )
-        self.replay: Replay | None = None
-        if settings.replay:
-            self.replay = Replay(
-                settings.replay, settings.speed, self.pipeline, told, self.traces, lambda: self.classifier.heads
-            )
-        self.jobs = Jobs(settings, self.models, self.trace_models, self.metrics, self.supervisor)
-        self._uploads = 0
 
     def _open_history(self) -> History | None:
         settings = self.settings

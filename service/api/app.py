@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tapline.installation import version
 from tapline.service.access.access import Access
-from tapline.service.api import errors, schemas
+from tapline.service.api import errors, live_schemas, schemas
 from tapline.service.api.alerts_route import add_alerts
 from tapline.service.api.choice import ReadPorts, TraceNames, WithContent, choice_of
 from tapline.service.api.desk import Desk
@@ -149,8 +149,8 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/live", tags=["live"], response_model=schemas.Live)
-    async def live_account() -> schemas.Live:
+    @app.get("/v1/live", tags=["live"], response_model=live_schemas.Live)
+    async def live_account() -> live_schemas.Live:
         """The live path: counts, what was shed and of whom, and the state of every sensor."""
         return live(service)
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import msgspec
 
-from tapline.service.api import schemas
+from tapline.service.api import live_schemas
 from tapline.service.live.sensors import Sensor
 from tapline.service.runtime import Service
 from tapline.service.sinks.delivery import Delivery
@@ -15,20 +15,20 @@ from tapline.service.sources.bus.source import SensorState
 TOP_SUBJECTS = 20
 
 
-def live(service: Service) -> schemas.Live:
+def live(service: Service) -> live_schemas.Live:
     """Everything that came in live and what became of it."""
     pipeline = service.pipeline
-    return schemas.Live(
+    return live_schemas.Live(
         counts=dataclasses.asdict(pipeline.counts),
         waiting=pipeline.waiting_flows,
         shed_by_subject=[
-            schemas.Subject(subject=subject, flows=flows)
+            live_schemas.Subject(subject=subject, flows=flows)
             for subject, flows in pipeline.shed_by_subject.top(TOP_SUBJECTS)
         ],
         buses=[_bus(sensor) for sensor in service.sensors.sensors],
         traces=_traces(service),
         parts=[
-            schemas.Part(name=part.name, running=part.running, deaths=part.deaths, reason=part.reason)
+            live_schemas.Part(name=part.name, running=part.running, deaths=part.deaths, reason=part.reason)
             for part in service.supervisor.parts.values()
         ],
         history=_history(service),
@@ -37,18 +37,18 @@ def live(service: Service) -> schemas.Live:
     )
 
 
-def _alert_rules(service: Service) -> schemas.AlertRulesState | None:
+def _alert_rules(service: Service) -> live_schemas.AlertRulesState | None:
     watch = service.alerts
     if watch is None:
         return None
-    return schemas.AlertRulesState(path=str(watch.path), rules=watch.rules, problem=watch.problem)
+    return live_schemas.AlertRulesState(path=str(watch.path), rules=watch.rules, problem=watch.problem)
 
 
-def _history(service: Service) -> schemas.HistoryState | None:
+def _history(service: Service) -> live_schemas.HistoryState | None:
     history = service.history
     if history is None:
         return None
-    return schemas.HistoryState(
+    return live_schemas.HistoryState(
         place=history.place,
         used_bytes=history.used_bytes,
         problem=history.problem,
@@ -56,9 +56,9 @@ def _history(service: Service) -> schemas.HistoryState | None:
     )
 
 
-def _output(delivery: Delivery) -> schemas.OutputState:
+def _output(delivery: Delivery) -> live_schemas.OutputState:
     counts = delivery.counts
-    return schemas.OutputState(
+    return live_schemas.OutputState(
         name=delivery.name,
         received=counts.received,
         recovered=counts.recovered,
@@ -72,10 +72,10 @@ def _output(delivery: Delivery) -> schemas.OutputState:
     )
 
 
-def _traces(service: Service) -> list[schemas.LiveTraces]:
+def _traces(service: Service) -> list[live_schemas.LiveTraces]:
     models = service.traces.models if service.traces is not None else {}
     return [
-        schemas.LiveTraces(
+        live_schemas.LiveTraces(
             model=name,
             version=model.checkpoint.version,
             open_windows=model.open_windows,
@@ -86,9 +86,9 @@ def _traces(service: Service) -> list[schemas.LiveTraces]:
     ]
 
 
-def _bus(sensor: Sensor) -> schemas.Bus:
+def _bus(sensor: Sensor) -> live_schemas.Bus:
     state = sensor.source.state
-    return schemas.Bus(
+    return live_schemas.Bus(
         url=state.url,
         connected=state.connected,
         peer_version=state.peer_version,
@@ -101,11 +101,11 @@ def _bus(sensor: Sensor) -> schemas.Bus:
     )
 
 
-def _sensor(name: str, account: SensorState) -> schemas.Sensor:
+def _sensor(name: str, account: SensorState) -> live_schemas.Sensor:
     zeek = None
     if account.stats is not None:
         zeek = {key: float(value) for key, value in msgspec.structs.asdict(account.stats).items() if key != "sensor"}
-    return schemas.Sensor(
+    return live_schemas.Sensor(
         name=name,
         flows=account.flows,
         early=account.early,
