@@ -3,9 +3,9 @@
 # container toolkit). Layers, from the one that changes least: interpreter, libraries, tapline itself with its checkpoints.
 #   docker build --target cpu -t tapline:cpu .
 #   docker build --target gpu -t tapline:gpu .
-#   docker build --target cpu --build-arg EXTRAS='kafka parquet postgresql ui' -t tapline:cpu .   # 170 MB more: Parquet
+#   docker build --target cpu --build-arg EXTRAS='drift kafka parquet postgresql ui' -t tapline:cpu .   # 170 MB more: Parquet
 ARG PYTHON=3.12-slim-bookworm
-ARG EXTRAS="kafka postgresql ui"
+ARG EXTRAS="drift kafka postgresql ui"
 
 # What builds: an environment with pip, which no image holds.
 FROM python:${PYTHON} AS builder
