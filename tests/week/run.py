@@ -139,10 +139,13 @@ async def _week(folder: Path, day_seconds: float, before: str | None, chance: ra
         syslog, webhook = SyslogServer(), WebhookServer()
         service = ServiceProcess(folder, free_port(), _options(folder, sensor.url))
         parts = Week(folder, Traffic(sensor, chance), service, syslog, webhook, day_seconds)
-        async with _receivers(parts) as away:
-            await _days(parts, away, before)
-        await _judge(parts, report)
-        await parts.service.end()
+        try:
+            async with _receivers(parts) as away:
+                await _days(parts, away, before)
+            await _judge(parts, report)
+            await parts.service.end()
+        finally:
+            service.kill()
     report.check(service.ended[-1] == 0, f"processes ended with {service.ended}")
     return report
 

@@ -79,6 +79,12 @@ class ServiceProcess:
         self.ended.append(await asyncio.to_thread(self.process.wait, STOP_SECONDS))
         self.ends.append((asked, number == signal.SIGKILL))
 
+    def kill(self) -> None:
+        """Leave nothing behind, however the week ended."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
     def log_text(self) -> str:
         """What it has logged."""
         return (self.folder / "log").read_text(errors="replace")
