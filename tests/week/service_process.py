@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -37,7 +38,15 @@ class ServiceProcess:
         """Start it and wait until it is ready."""
         log = (self.folder / "log").open("ab")
         words = [*self.command, "serve", "--port", str(self.port), "--dashboard", "off", *self.options]
-        self.process = subprocess.Popen(words, cwd=ROOT, stderr=log, stdout=log, start_new_session=True)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TAPLINE_")}
+        self.process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env={**environment, "TAPLINE_CONFIG": "none"},
+            stderr=log,
+            stdout=log,
+            start_new_session=True,
+        )
         log.close()
         async with asyncio.timeout(START_SECONDS), self.client() as client:
             while True:

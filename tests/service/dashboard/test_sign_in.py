@@ -140,7 +140,7 @@ def test_a_capture_by_one_key_is_deleted_by_another_that_may(browser, server):
         assert reader.get_by_role("button", name="Delete").count() == 0
         admin = connected(sign_in(contexts[2], server, server.keys["admin"], path))
         admin.get_by_role("button", name="Delete").first.click()
-        admin.get_by_role("button", name="Delete").last.click()
+        admin.get_by_role("dialog").get_by_role("button", name="Delete").click()
         admin.wait_for_url(server.url + "/captures")
         job = path.partition("job=")[2]
         assert (account(server)[-1]["key"], account(server)[-1]["action"]) == ("admin", f"delete job {job}")
