@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import threading
+import time
 
 import pytest
 
@@ -50,6 +51,8 @@ def spare(server):
         with contextlib.suppress(ValueError):
             remove_key(path, name)
         add_key(path, type(key)(name, scope, key.digest))
+        while server.ask("GET", "/v1/models", headers={"X-API-Key": text})[0] != 200:  # it is read once a second
+            time.sleep(0.4)
         return text
 
     yield become
