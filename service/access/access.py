@@ -17,7 +17,7 @@ from tapline.service.access.key_file import KeyFile
 from tapline.service.access.keys import API_KEY, AccessKey, KeyRing, KeysError, digest_of, is_generated, read_line
 from tapline.service.access.rates import Rates, client_of
 from tapline.service.access.scopes import Scope, Wanted, covers
-from tapline.service.access.sessions import Sessions
+from tapline.service.access.sessions import End, Session, Sessions
 from tapline.service.settings import Settings
 
 MOST_GIVEN = 2
@@ -64,6 +64,8 @@ class Caller:
         if self.token is not None and self.access.sessions.use(self.token) is None:
             return None
         key = self.access.key_of(self.digest)
+        if key is None and self.token is not None:
+            self.access.sessions.end(self.token, "key revoked")
         return key.scope if key is not None else None
 
     def may(self, wanted: Wanted) -> bool:
@@ -93,9 +95,9 @@ class Access:
         Raises:
             KeysError: keys, or the audit log, cannot be used.
         """
-        self.sessions = Sessions(clock)
         self.rates = Rates(settings.rate_limit_per_minute, clock)
         self.audit = Audit(settings.audit_log)
+        self.sessions = Sessions(clock, self._session_ended)
         self._failures = Rates(settings.failed_keys_per_minute, clock)
         self._file = KeyFile(settings.keys_file, clock) if settings.keys_file is not None else None
         self._given = KeyRing(_lines(settings.keys))
@@ -141,9 +143,12 @@ class Access:
             return None
         key = self.key_of(session.key_digest)
         if key is None:
-            self.sessions.end(token or "")
+            self.sessions.end(token or "", "key revoked")
             return None
         return Caller(key.name, address, self, key.digest, token)
+
+    def _session_ended(self, session: Session, why: End) -> None:
+        self.audit.record(session.address, session.key_name, "end session", why)
 
     def _find(self, given: bytes, address: str) -> AccessKey | None:
         digest = digest_of(given)

@@ -58,13 +58,20 @@ class KeyFile:
         try:
             text, self._stamp = _read(self.path)
         except KeysError as error:
+            removed = sorted(key.name for key in self._ring)
             self._stamp, self._ring = _stamp(self.path), KeyRing()
-            log.error("no key of the file counts", problem=str(error))
+            log.error("no key of the file counts", problem=str(error), removed=removed)
             return
+        before = {key.name: key for key in self._ring}
         self._ring, problems = parse(text)
+        now = {key.name: key for key in self._ring}
         for problem in problems:
             log.error("a line of keys does not count", file=str(self.path), problem=problem)
-        log.info("keys were read again", file=str(self.path), keys=len(self._ring))
+        log.info(
+            "keys were read again", file=str(self.path), keys=len(self._ring), added=sorted(now.keys() - before.keys()),
+            removed=sorted(before.keys() - now.keys()),
+            changed=sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
+        )  # fmt: skip
 
 
 def parse(text: str) -> tuple[KeyRing, list[str]]:

@@ -86,6 +86,8 @@ class ModelDrift(Body):
     end_us: int
     verdicts: int
     measures: Annotated[list[DriftMeasure], Field(description="empty where there is too little to compare")]
+    min_verdicts: Annotated[int, Field(description="so many verdicts are wanted: fewer are not compared")]
+    problem: Annotated[str | None, Field(description="why `measures` is empty; null where it is not")]
 
 
 class Drift(Body):

@@ -92,7 +92,7 @@ def add_alerts(app: FastAPI, service: Service) -> None:
     async def drift() -> Response:
         """How far what each model sees now is from its baseline and from last week, as of the last look some minutes
         ago."""
-        return _json({"models": list(service.drift.newest.values()), "problem": service.drift.problem})
+        return _json({"models": list(service.drift.standing().values()), "problem": service.drift.problem})
 
 
 def _json(answer: object) -> Response:

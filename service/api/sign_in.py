@@ -19,7 +19,7 @@ from tapline.service.access.access import (
     TooManyFailuresError,
     WrongKeyError,
 )
-from tapline.service.access.sessions import ABSOLUTE_SECONDS
+from tapline.service.access.sessions import ABSOLUTE_SECONDS, End
 from tapline.service.api.errors import ApiError
 from tapline.service.api.gate import SIGN_IN, client_address, too_many
 
@@ -102,12 +102,12 @@ def add_sign_in(app: FastAPI, access: Access) -> None:
         assert caller.digest is not None
         if wait := access.rates.take(caller.name):
             raise too_many("rate_limit", wait)
-        _end(request, access)
+        _end(request, access, "signed in anew")
         answer = RedirectResponse(_local(target), 303)
         secure = _is_secure(request)
         answer.set_cookie(
-            SECURE_COOKIE if secure else COOKIE, access.sessions.begin(caller.digest), httponly=True, secure=secure,
-            samesite="strict", path="/", max_age=int(ABSOLUTE_SECONDS),
+            SECURE_COOKIE if secure else COOKIE, access.sessions.begin(caller.digest, caller.name, address),
+            httponly=True, secure=secure, samesite="strict", path="/", max_age=int(ABSOLUTE_SECONDS),
         )  # fmt: skip
         caller.record("sign in", "done")
         return answer
@@ -117,7 +117,7 @@ def add_sign_in(app: FastAPI, access: Access) -> None:
         """End the session."""
         if (caller := _session(request, access)) is not None:
             caller.record("sign out", "done")
-        _end(request, access)
+        _end(request, access, "signed out")
         answer = RedirectResponse(SIGN_IN if access.is_on else "/", 303)
         for name, secure in ((COOKIE, False), (SECURE_COOKIE, True)):
             answer.delete_cookie(name, secure=secure, httponly=True, samesite="strict")
@@ -128,11 +128,11 @@ def _session(request: Request, access: Access) -> Caller | None:
     return access.by_session(request.cookies, client_address(request.scope), secure=_is_secure(request))
 
 
-def _end(request: Request, access: Access) -> None:
-    """End the session that a browser has, so that signing in always begins a new one."""
+def _end(request: Request, access: Access, why: End) -> None:
+    """End the session that a browser has; signing in, too, always begins a new one."""
     for name, token in request.cookies.items():
         if name in (COOKIE, SECURE_COOKIE):
-            access.sessions.end(token)
+            access.sessions.end(token, why)
 
 
 def _is_secure(request: Request) -> bool:

@@ -19,7 +19,7 @@ from tapline.service.command.terminal import (
 )
 from tapline.service.results.records import Summary, TraceSummary
 from tapline.service.results.selection import FirstRows
-from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, TraceVerdict
+from tapline.service.traces.trace_verdict import IMPORTANCE_NOTE, NEAREST_NOTE, TopFlow, TraceVerdict, shown_confidence
 
 SHOWN_FLOWS = 3
 """Flows shown of a trace; the other formats name more."""
@@ -139,9 +139,7 @@ def _label_text(trace: TraceVerdict) -> Text:
 
 def _confidence_text(trace: TraceVerdict) -> str:
     """The confidence in what `_label_text` says."""
-    if trace.suspicious is False and trace.suspicion is not None:
-        return f"{1 - trace.suspicion:.2f}"
-    return f"{trace.verdict.confidence:.2f}"
+    return f"{shown_confidence(trace.verdict, trace.suspicion, trace.suspicious):.2f}"
 
 
 def _suspicious_text(trace: TraceVerdict) -> Text | None:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from typing import get_args
 
-import msgspec
 from fastapi import Request
 from markupsafe import Markup
 from nicegui import ui
 
 from tapline.service.alerts.alert import Alert, Severity
+from tapline.service.alerts.alert_watch import AlertWatch
 from tapline.service.dashboard.allowed import accounted, is_allowed, signed_in
-from tapline.service.dashboard.board import ASKING, Board, address
+from tapline.service.dashboard.board import ASKING, Board, address, asked
 from tapline.service.dashboard.frame import Cell, PlainTable, Tone, frame, joined, link, panel, tag
 from tapline.service.dashboard.shown_flows import host_cell
 from tapline.service.dashboard.words import counted, moment, percent
-from tapline.service.history.filters import AlertFilter, FilterError, time_us
+from tapline.service.history.filters import AlertFilter
 from tapline.service.history.past import Page, PastAlert
 
 PAGE_ALERTS = 100
 READ_SECONDS = 5.0
 
 COLUMNS = ("UTC", "severity", "what", "about", "rule")
-NOTHING = (
-    "No alert is like this. Alerts are made by rules, and there are none until you give some: "
+NOTHING = "No alert is like this."
+NO_RULES = (
+    "Alerts are made by rules, and there are none until you give some: "
     "start with --alerts RULES.toml, as docs/alerts.md says."
 )
 FIELDS = {
@@ -32,7 +33,7 @@ FIELDS = {
     "host": ("host or network", "10.0.0.5 or 10.0.0.0/8"),
     "label": ("label", "ssh, or unknown"),
 }
-TONES: dict[Severity, Tone] = {"low": "quiet", "medium": "caution", "high": "alarm", "critical": "alarm"}
+TONES: dict[Severity, Tone] = {"low": "quiet", "medium": "caution", "high": "alarm", "critical": "grave"}
 
 
 async def alerts_page(board: Board, request: Request) -> None:
@@ -43,19 +44,21 @@ async def alerts_page(board: Board, request: Request) -> None:
             _filters(query)
         with panel():
             problem = ui.label().classes("caution").props("role=alert")
+            rules = ui.html("", sanitize=False)
             count = ui.label().classes("quiet")
             nothing = ui.label()
-            table = PlainTable(COLUMNS, (), "")
+            table = PlainTable(COLUMNS, (), "", stacked=True)
             pages = ui.row()
 
         async def show() -> None:
+            rules.set_content(rules_state(board.service.alerts))
             try:
                 page = await _find(board, query)
             except ASKING as error:
                 problem.set_text(str(error))
                 return
             problem.set_text("")
-            nothing.set_text("" if page.items else NOTHING)
+            nothing.set_text("" if page.items else NOTHING if board.service.alerts else f"{NOTHING} {NO_RULES}")
             count.set_text(f"{PAGE_ALERTS} of more" if page.next else counted(len(page.items), "alert"))
             table.show(map(_row, page.items))
             pages.clear()
@@ -87,13 +90,14 @@ async def alert_page(board: Board, request: Request) -> None:
     with frame(request, alert.message or alert.rule), panel("Alert"):
         PlainTable(("", " ")).show(_facts(alert))
         seen = ui.label().classes("quiet")
+        caller, action = signed_in(request), f"see to alert {alert.id}"
         button = ui.button("I have seen to it").props("unelevated no-caps")
 
         def tell(at_us: int | None) -> None:
             seen.set_text("" if at_us is None else f"Somebody has seen to it: {moment(at_us)}.")
-            button.set_visibility(at_us is None)
-
-        caller, action = signed_in(request), f"see to alert {alert.id}"
+            button.set_visibility(at_us is None and caller.may("classify"))
+            if at_us is None and not caller.may("classify"):
+                seen.set_text("Nobody has seen to it. To say so wants a key of the scope classify.")
 
         async def acknowledge() -> None:
             if not is_allowed(caller, "classify", action):
@@ -110,24 +114,20 @@ async def alert_page(board: Board, request: Request) -> None:
         tell(alert.acknowledged_us)
 
 
+def rules_state(watch: AlertWatch | None) -> Markup:
+    """How many rules are at work, and what is wrong with those that are not; nothing where none were given."""
+    if watch is None:
+        return Markup("")
+    at_work = f"{counted(watch.rules, 'rule')} of {watch.path.name} at work"
+    if watch.problem is None:
+        return Markup('<span class="quiet">{}</span>').format(at_work)
+    return Markup('<span class="alarm" role="alert">{}</span>').format(
+        f"The rules have mistakes; those before them work on ({at_work}): {watch.problem}"
+    )
+
+
 async def _find(board: Board, query: dict[str, str]) -> Page[PastAlert]:
-    return await board.history.alerts(alert_filter(query), limit=PAGE_ALERTS, cursor=query.get("cursor"))
-
-
-def alert_filter(query: dict[str, str]) -> AlertFilter:
-    """The filter of a page's address; times as people write them.
-
-    Raises:
-        FilterError: it cannot be understood.
-    """
-    given: dict[str, object] = {}
-    for name, text in query.items():
-        if name in AlertFilter.__struct_fields__ and text.strip():
-            given[name] = time_us(text) if name in ("since_us", "until_us") else text.strip()
-    try:
-        return msgspec.convert(given, AlertFilter, strict=False)
-    except msgspec.ValidationError as error:
-        raise FilterError(f"{error}".replace("`$.", "`").replace(" - at", ", at")) from None
+    return await board.history.alerts(asked(query, AlertFilter), limit=PAGE_ALERTS, cursor=query.get("cursor"))
 
 
 def _filters(query: dict[str, str]) -> None:

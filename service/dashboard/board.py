@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlencode
 
 import msgspec
 
 from tapline.service.dashboard.activity import Activity
 from tapline.service.history.database import SlowQueryError
-from tapline.service.history.filters import FilterError, FlowFilter, time_us
+from tapline.service.history.filters import AlertFilter, FilterError, FlowFilter, time_us
 from tapline.service.history.history import History, HistoryBusyError
 from tapline.service.history.past import PastFlow
 from tapline.service.jobs.job import JobError
@@ -24,6 +26,9 @@ class NoHistoryError(RuntimeError):
 
 ASKING = (FilterError, SlowQueryError, HistoryBusyError, JobError, NoHistoryError)
 """What may be wrong with a question; the message is for people."""
+
+
+Filter = TypeVar("Filter", FlowFilter, AlertFilter)
 
 
 @dataclass
@@ -62,6 +67,15 @@ def flow_address(flow: PastFlow, job: str | None) -> str:
 
 
 def flow_filter(query: Mapping[str, str]) -> FlowFilter:
+    """The filter of flows of a page's address.
+
+    Raises:
+        FilterError: it cannot be understood.
+    """
+    return asked(query, FlowFilter)
+
+
+def asked(query: Mapping[str, str], kind: type[Filter]) -> Filter:
     """The filter of a page's address; times as people write them.
 
     Raises:
@@ -69,10 +83,19 @@ def flow_filter(query: Mapping[str, str]) -> FlowFilter:
     """
     given: dict[str, object] = {}
     for name, text in query.items():
-        if name not in FlowFilter.__struct_fields__ or not text.strip():
+        if name not in kind.__struct_fields__ or not text.strip():
             continue
         given[name] = time_us(text) if name in ("since_us", "until_us") else text.strip()
     try:
-        return msgspec.convert(given, FlowFilter, strict=False)
+        return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise FilterError(f"{error}".replace("`$.", "`").replace(" - at", ", at")) from None
+        raise FilterError(_expected(f"{error}", kind)) from None
+
+
+def _expected(problem: str, kind: type[msgspec.Struct]) -> str:
+    """What is wrong with a filter; of a field that is one of some words, these."""
+    named = re.search(r"`\$\.(\w+)`", problem)
+    for wanted in get_args(get_type_hints(kind)[named[1]]) if named is not None else ():
+        if named is not None and get_origin(wanted) is Literal:
+            return f"`{named[1]}`: expected one of {', '.join(map(str, get_args(wanted)))}"
+    return problem.replace("`$.", "`").replace(" - at", ", at")

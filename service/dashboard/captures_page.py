@@ -56,6 +56,8 @@ def captures_page(board: Board, request: Request) -> None:
         if (caller := signed_in(request)).may("classify"):
             with panel("Hand in a capture"):
                 _drop_zone(board, caller)
+        else:
+            ui.label("Handing in captures wants a key of the scope classify.").classes("quiet")
         with panel("Captures"):
             table = PlainTable(COLUMNS, ("flows", "size"), "none yet")
     _follow(board, lambda: table.show(_row(job) for job in board.jobs.list()))

@@ -155,7 +155,13 @@ def _time_axes(name: str) -> Options:
     return {
         **_frame(),
         "legend": {"type": "scroll", "bottom": 0, "textStyle": _TEXT, "icon": "roundRect", "itemWidth": 12},
-        "grid": {"left": 8, "right": 14, "top": 34, "bottom": 34, "containLabel": True},
+        "grid": {
+            "left": 8,
+            "right": 32,
+            "top": 34,
+            "bottom": 34,
+            "containLabel": True,
+        },  # half of the last tick's label
         "tooltip": {"trigger": "axis"},
         "xAxis": {"type": "time", **_axis(), "splitLine": {"show": False}},
         "yAxis": {"type": "value", "name": name, "minInterval": 0, **_axis()},

@@ -23,7 +23,20 @@ THEME_COOKIE = "tapline_theme"
 _STYLE = Path(__file__).with_name("dashboard.css").read_text()
 _DARK = {"light": False, "dark": True}
 
-Tone = Literal["", "quiet", "good", "caution", "alarm"]
+Tone = Literal["", "quiet", "good", "caution", "alarm", "grave"]
+
+ASK_SECONDS = 2
+
+_LEAVE = f"""<script>
+setInterval(async () => {{
+  if (!window.socket || window.socket.connected) return;
+  try {{
+    const answer = await fetch('/v1/models', {{cache: 'no-store'}});
+    if (answer.status === 401) location.reload();
+  }} catch {{ /* the service is gone: the page waits for it */ }}
+}}, {ASK_SECONDS * 1000});
+</script>"""
+"""Leads a page whose session has ended to where one signs in: it has lost its connection, and would stay as it was."""
 
 
 @contextlib.contextmanager
@@ -32,6 +45,9 @@ def frame(request: Request, title: str, *, heading: bool = True) -> Iterator[Non
     ui.page_title(f"{title} · tapline")
     ui.add_css(_STYLE)
     theme = request.cookies.get(THEME_COOKIE, "auto")
+    caller = signed_in(request)
+    if caller.token is not None:
+        ui.add_body_html(_LEAVE)
     ui.dark_mode(_DARK.get(theme))
     ui.colors(primary="#2f7ea8")
     with ui.header(elevated=False), ui.element("div").classes("bar"):
@@ -42,7 +58,7 @@ def frame(request: Request, title: str, *, heading: bool = True) -> Iterator[Non
                 if path == request.url.path:
                     link.props("aria-current=page")
         _theme_choice(request, theme)
-        if (caller := signed_in(request)).token is not None:
+        if caller.token is not None:
             _sign_out(caller.name)
     with ui.element("div").classes("content").props("id=content") as content:
         if heading:
@@ -95,9 +111,15 @@ class Figure:
 
 
 class PlainTable:
-    """A table of few rows that is shown as a whole."""
+    """A table of few rows that is shown as a whole.
 
-    def __init__(self, columns: Sequence[str], numbers: Iterable[str] = (), empty: str = "nothing yet") -> None:
+    `stacked`: where the window is narrow, cells from the third on stand below each other.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], numbers: Iterable[str] = (), empty: str = "nothing yet", *, stacked: bool = False
+    ) -> None:
+        self._kinds = "plain stacked" if stacked else "plain"
         self._columns = columns
         self._numbers = set(numbers)
         self._empty = empty
@@ -110,7 +132,7 @@ class PlainTable:
         body = Markup("").join(
             Markup("<tr>{}</tr>").format(
                 Markup("").join(
-                    Markup("<td{}>{}</td>").format(self._kind(column), html(cell))
+                    Markup('<td{} data-column="{}">{}</td>').format(self._kind(column), column, html(cell))
                     for column, cell in zip(self._columns, row, strict=True)
                 )
             )
@@ -123,7 +145,7 @@ class PlainTable:
             Markup('<th scope="col"{}>{}</th>').format(self._kind(column), column) for column in self._columns
         )
         head = Markup("<thead><tr>{}</tr></thead>").format(heads) if any(map(str.strip, self._columns)) else ""
-        self._html.set_content(Markup('<table class="plain">{}<tbody>{}</tbody></table>').format(head, body))
+        self._html.set_content(Markup('<table class="{}">{}<tbody>{}</tbody></table>').format(self._kinds, head, body))
 
     def _kind(self, column: str) -> Markup:
         return Markup(' class="number"') if column in self._numbers else Markup("")

@@ -9,6 +9,7 @@ from fastapi import Request
 from nicegui import ui
 from prometheus_client import Counter
 
+from tapline.service.alerts.alert_watch import AlertWatch
 from tapline.service.dashboard.board import Board
 from tapline.service.dashboard.frame import Cell, PlainTable, frame, html, panel, toned
 from tapline.service.dashboard.words import HISTORY_OUTCOMES, LIVE_OUTCOMES
@@ -17,6 +18,7 @@ from tapline.service.sinks.delivery import Delivery
 READ_SECONDS = 5.0
 PART_COLUMNS = ("part", "state", "deaths", "last reason")
 
+RULES_COLUMNS = ("at work", "file", "state")
 OUTPUT_COLUMNS = ("output", "state", "written", "waiting", "dropped", "failed")
 
 FAILURE_WORDS = {
@@ -44,6 +46,8 @@ def health_page(board: Board, request: Request) -> None:
                 failed = PlainTable(("flows", "what"), ("flows",), "none")
         with panel("Outputs"):
             outputs = PlainTable(OUTPUT_COLUMNS, OUTPUT_COLUMNS[2:], "none is set")
+        with panel("Alert rules"):
+            rules = PlainTable(RULES_COLUMNS, RULES_COLUMNS[:1], "none: start with --alerts RULES.toml")
         with panel("Long-lived parts of the service"):
             parts = PlainTable(PART_COLUMNS, ("deaths",), "none")
         with ui.row():
@@ -62,6 +66,7 @@ def health_page(board: Board, request: Request) -> None:
                 [f"{count:,}", FAILURE_WORDS.get(why, why)] for why, count in _by_label(board.service.metrics.failures)
             )
             outputs.show(_output_row(delivery) for delivery in board.service.outputs.deliveries)
+            rules.show(_rules_rows(board.service.alerts))
             parts.show(_part_rows(board))
 
         show()
@@ -89,6 +94,13 @@ def _output_row(delivery: Delivery) -> list[Cell]:
         f"{counts.dropped:,}",
         f"{counts.failed:,}",
     ]
+
+
+def _rules_rows(watch: AlertWatch | None) -> list[list[Cell]]:
+    if watch is None:
+        return []
+    state = toned("as the file says", "good") if watch.problem is None else toned(watch.problem, "alarm")
+    return [[watch.rules, str(watch.path), state]]
 
 
 def _part_rows(board: Board) -> list[list[Cell]]:

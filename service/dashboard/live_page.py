@@ -71,11 +71,10 @@ def live_page(board: Board, reading: LiveReading, request: Request) -> None:
         with panel("Verdicts by label, last ten minutes"):
             chart = ui.echart(verdict_rates(board.activity.steps), renderer="svg").style("height: 300px; width: 100%")
             chart.props('role=img aria-label="Verdicts a second by label over the last ten minutes"')
-        with ui.element("div").classes("two"):
-            with panel("Unusual now"):
-                notes = ui.html("", sanitize=False)
-            with panel("Sensors"):
-                sensors = PlainTable(SENSOR_COLUMNS, SENSOR_COLUMNS[2:], "no sensor: start with --interface or --zeek")
+        with panel("Unusual now"):
+            notes = ui.html("", sanitize=False)
+        with panel("Sensors"):
+            sensors = PlainTable(SENSOR_COLUMNS, SENSOR_COLUMNS[2:], "no sensor: start with --interface or --zeek")
         with panel("Newest verdicts on flows"):
             flows = flow_table("no verdicts yet: hand in a capture under Captures, or start with --interface, --zeek "
                                "or --replay")  # fmt: skip

@@ -27,6 +27,8 @@ def models_page(board: Board, request: Request) -> None:
     service = board.service
     serving = _serving(board)
     with frame(request, "Models"):
+        if not signed_in(request).may("admin"):
+            ui.label("Loading and unloading want a key of the scope admin.").classes("quiet")
         for name in sorted({*service.models.repository.names(), *serving}):
             with panel(name):
                 _model(board, signed_in(request), name, serving.get(name))
@@ -52,33 +54,35 @@ def _model(board: Board, caller: Caller, name: str, serving: Checkpoint | Traceg
         with ui.expansion("labels").props("dense"):
             ui.label(", ".join(serving.labels))
     with ui.row().style("align-items: center"):
-        version = ui.select(versions, value=versions[-1] if versions else None, label="version").props("outlined dense")
-
-        async def load() -> None:
-            chosen = version.value
-            await _ask(
-                caller,
-                f"load model {name} {chosen}",
-                lambda: service.load_model(name, chosen),
-                f"{name} {chosen} serves",
-            )
-
-        async def unload() -> None:
-            await _ask(caller, f"unload model {name}", lambda: service.unload_model(name), f"{name} serves no more")
-
         if caller.may("admin"):
-            ui.button("Load", on_click=load).props("unelevated no-caps")
-            if serving is not None and name != service.models.default:
-                ui.button("Unload", on_click=unload).props("outline no-caps")
+            _change(board, caller, name, versions, may_unload=serving is not None and name != service.models.default)
         if versions:
             ui.link("Card: data, figures, limits", address("/card", {"model": name, "version": versions[-1]}))
+
+
+def _change(board: Board, caller: Caller, name: str, versions: list[str], *, may_unload: bool) -> None:
+    """Load a version, or unload the model."""
+    service = board.service
+    version = ui.select(versions, value=versions[-1] if versions else None, label="version").props("outlined dense")
+
+    async def load() -> None:
+        chosen = version.value
+        action, done = f"load model {name} {chosen}", f"{name} {chosen} serves"
+        await _ask(caller, action, lambda: service.load_model(name, chosen), done)
+
+    async def unload() -> None:
+        await _ask(caller, f"unload model {name}", lambda: service.unload_model(name), f"{name} serves no more")
+
+    ui.button("Load", on_click=load).props("unelevated no-caps")
+    if may_unload:
+        ui.button("Unload", on_click=unload).props("outline no-caps")
 
 
 def _drift(board: Board, name: str) -> None:
     """What the model sees now, beside what it was measured on and last week; of live traffic."""
     if not board.service.settings.is_live:
         return
-    drift, problem = board.service.drift.newest.get(name), board.service.drift.problem
+    drift, problem = board.service.drift.standing().get(name), board.service.drift.problem
     words = "drift: what it sees now, beside what was expected"
     moved = len(drift.drifted) if drift is not None else 0
     with ui.expansion(f"{words} ({moved} moved)" if moved else words, value=bool(moved)).props("dense"):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tapline.service.dashboard.frame import Cell, toned
-from tapline.service.drift.distances import MIN_VERDICTS, NEVER
+from tapline.service.drift.distances import NEVER
 from tapline.service.drift.drift_monitor import MIN_DAYS
-from tapline.service.drift.model_drift import DriftMeasure, Measure, ModelDrift
+from tapline.service.drift.model_drift import MIN_VERDICTS, DriftMeasure, Measure, ModelDrift
 
 DRIFT_COLUMNS = ("compared with", "distance", "limit", "what moved")
 
@@ -40,10 +40,10 @@ def drift_state(drift: ModelDrift | None, problem: str | None) -> str:
     if problem is not None:
         return f"Not compared: {problem}."
     if drift is None:
-        return "Nothing to compare yet."
-    said = f"{drift.verdicts:,} verdicts in the last 24 hours."
+        return f"Nothing to compare yet: no verdict since the start, of the {MIN_VERDICTS} that are wanted."
     if drift.verdicts < MIN_VERDICTS:
-        return f"{said} They are compared from {MIN_VERDICTS} on."
+        return f"Nothing to compare yet: {drift.verdicts} of {MIN_VERDICTS} verdicts in the last 24 hours."
+    said = f"{drift.verdicts:,} verdicts in the last 24 hours."
     if not any(each.against == "last week" for each in drift.measures):
         said += f" They are compared with last week once {MIN_DAYS} days of it had as many."
     if not any(each.against == "baseline" for each in drift.measures):

@@ -11,6 +11,7 @@ from tapline.service.dashboard.frame import Cell, joined, link, tag
 from tapline.service.dashboard.shown_flows import host_cell
 from tapline.service.dashboard.words import moment, percent
 from tapline.service.history.past import PastTrace
+from tapline.service.traces.trace_verdict import shown_confidence
 
 TRACE_COLUMNS = ("UTC", "host", "label", "confidence", "flows", "model")
 
@@ -26,7 +27,7 @@ def _row(trace: PastTrace, at: str, number: int, job: str | None) -> list[Cell]:
         link(at, address("/trace", {"job": job, "number": number})),
         host_cell(trace.subject, None, job),
         trace_label(trace),
-        percent(verdict.confidence) if trace.suspicion is None else percent(trace.suspicion),
+        percent(shown_confidence(verdict, trace.suspicion, trace.suspicious)),
         trace.flows,
         f"{verdict.model} {verdict.version}",
     ]
@@ -36,7 +37,7 @@ def trace_label(trace: PastTrace) -> Markup:
     """The label, whether the trace is suspicious, and whether it is still open."""
     words: list[Cell] = []
     if trace.suspicious is not None:
-        words.append(tag("suspicious", "alarm") if trace.suspicious else "not suspicious")
+        words.append(tag(f"suspicious {percent(trace.suspicion)}", "alarm") if trace.suspicious else "not suspicious")
     if trace.suspicious is not False:
         words.append(tag(trace.verdict.label) if trace.verdict.unknown else trace.verdict.label)
     if not trace.verdict.final:

@@ -18,8 +18,8 @@ from tapline.models.checkpoint import BASELINE, CARD, Checkpoint, read_any_check
 from tapline.models.checkpoint_writing import write_checkpoint
 from tapline.models.verdict import Verdict
 from tapline.service.drift.counts import Counts, total
-from tapline.service.drift.distances import MIN_VERDICTS
 from tapline.service.drift.drift_state import ModelHours
+from tapline.service.drift.model_drift import MIN_VERDICTS
 from tapline.service.engines.loading import load_engine
 from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.inference.classifier import Classifier

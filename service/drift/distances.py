@@ -12,10 +12,7 @@ import numpy as np
 
 from tapline.models.baseline import CONFIDENCE_BINS
 from tapline.service.drift.counts import Counts
-from tapline.service.drift.model_drift import Against, DriftMeasure, Measure
-
-MIN_VERDICTS = 300
-"""Fewer are not compared: two samples of the same traffic would seem to differ."""
+from tapline.service.drift.model_drift import MIN_VERDICTS, Against, DriftMeasure, Measure
 
 NEVER = 1.0
 """A limit that no distance is beyond."""

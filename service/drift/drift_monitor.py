@@ -34,9 +34,9 @@ from tapline.service.drift.counts import (
     of_baseline,
     total,
 )
-from tapline.service.drift.distances import MIN_VERDICTS, compare, has_scipy
+from tapline.service.drift.distances import compare, has_scipy
 from tapline.service.drift.drift_state import DriftState, ModelHours
-from tapline.service.drift.model_drift import DriftMeasure, ModelDrift
+from tapline.service.drift.model_drift import MIN_VERDICTS, DriftMeasure, ModelDrift
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.traces.trace_verdict import TraceVerdict
@@ -197,6 +197,15 @@ class DriftMonitor:
             if drift.measures:
                 self._tell(drift)
 
+    def standing(self) -> dict[str, ModelDrift]:
+        """By model what was found at the last look; of one that was not looked at yet how many verdicts it has."""
+        hour = self._hour()
+        counted = {
+            name: self._found(watched, _day(list(watched.hours), hour, 0).verdicts, hour, [])
+            for name, watched in self._models.items() if name not in self.newest
+        }  # fmt: skip
+        return {**self.newest, **counted}
+
     async def stop(self) -> None:
         """Save, and end; nothing may be counted any more."""
         for watched in self._models.values():
@@ -246,8 +255,14 @@ class DriftMonitor:
             week = [_day(kept.hours, hour, days) for days in range(1, WEEK_DAYS + 1)]
             if sum(day.verdicts >= MIN_VERDICTS for day in week) >= MIN_DAYS:
                 measures += compare(now, week, "last week")
+        return self._found(kept, now.verdicts, hour, measures)
+
+    def _found(self, kept: ModelHours | _Watched, verdicts: int, hour: int, measures: list[DriftMeasure]) -> ModelDrift:
         start_us = (hour - DAY_HOURS + 1) * HOUR_SECONDS * 1_000_000
-        return ModelDrift(kept.model, kept.version, start_us, round(self._clock() * 1e6), now.verdicts, measures)
+        problem = None if measures else self.problem or _too_little(verdicts)
+        return ModelDrift(
+            kept.model, kept.version, start_us, round(self._clock() * 1e6), verdicts, measures, problem=problem
+        )  # fmt: skip
 
     def _save(self, kept: ModelHours) -> None:
         if self._state is None:
@@ -265,6 +280,13 @@ class DriftMonitor:
                 labels = (drift.model, each.measure, each.against.replace(" ", "_"))
                 self._metrics.drift_distance.labels(*labels).set(each.distance)
                 self._metrics.drift_limit.labels(*labels).set(each.limit)
+
+
+def _too_little(verdicts: int) -> str:
+    """Why so many verdicts were compared with nothing."""
+    if verdicts < MIN_VERDICTS:
+        return f"too few verdicts in the last 24 hours: {verdicts} of {MIN_VERDICTS}"
+    return f"no baseline to compare with, and no {MIN_DAYS} days of the last week with {MIN_VERDICTS} verdicts each"
 
 
 def _counted(projection: Projection | None, samples: list[NDArray[np.float32]]) -> NDArray[np.int64] | None:

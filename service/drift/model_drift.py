@@ -9,6 +9,9 @@ import msgspec
 Measure = Literal["labels", "confidence", "unknown", "embedding"]
 """What is compared: the mix of labels, confidence, the share of unknown, the distance of embeddings."""
 
+MIN_VERDICTS = 300
+"""Fewer are not compared: two samples of the same traffic would seem to differ."""
+
 Against = Literal["baseline", "last week"]
 """What it is compared with: what the checkpoint was measured on, or this service's own last week."""
 
@@ -29,7 +32,8 @@ class DriftMeasure(msgspec.Struct, frozen=True):
 
 
 class ModelDrift(msgspec.Struct, frozen=True):
-    """What was seen of one model from `start_us` to `end_us`, `verdicts` in number, beside what was expected."""
+    """What was seen of one model from `start_us` to `end_us`, `verdicts` in number of the `min_verdicts` that are
+    wanted, beside what was expected; `problem` says why `measures` is empty."""
 
     model: str
     version: str
@@ -37,6 +41,8 @@ class ModelDrift(msgspec.Struct, frozen=True):
     end_us: int
     verdicts: int
     measures: list[DriftMeasure]
+    min_verdicts: int = MIN_VERDICTS
+    problem: str | None = None
 
     @property
     def drifted(self) -> list[DriftMeasure]:

@@ -148,3 +148,8 @@ class TraceVerdict(msgspec.Struct, frozen=True, gc=False):
     top_flows: list[TopFlow]
     suspicion: float | None = None
     suspicious: bool | None = None
+
+
+def shown_confidence(verdict: Verdict, suspicion: float | None, suspicious: bool | None) -> float:
+    """The confidence in what tables say of a trace: in *not suspicious* where it is that, else in the nearest label."""
+    return 1 - suspicion if suspicious is False and suspicion is not None else verdict.confidence

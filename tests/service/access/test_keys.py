@@ -4,8 +4,9 @@ import hashlib
 import os
 
 import pytest
+from structlog.testing import capture_logs
 
-from tapline.service.access.key_file import MAX_FILE_BYTES, KeyFile, add_key, keys_of, parse, remove_key
+from tapline.service.access.key_file import LOOK_SECONDS, MAX_FILE_BYTES, KeyFile, add_key, keys_of, parse, remove_key
 from tapline.service.access.keys import KeyRing, KeysError, digest_of, is_generated, make_key, new_key, read_line
 
 
@@ -106,6 +107,25 @@ def test_a_file_that_others_can_write_lets_nobody_in(path, mode):
     for use in (lambda: KeyFile(path, Clock()), lambda: keys_of(path), lambda: remove_key(path, "a")):
         with pytest.raises(KeysError, match="chmod go-w"):
             use()
+
+
+def test_a_file_that_was_read_again_is_logged_by_the_names_that_came_and_went(path):
+    for name in ("a", "b", "c"):
+        add_key(path, make_key(name, "read")[0])
+    clock = Clock()
+    file = KeyFile(path, clock)
+    remove_key(path, "a")
+    add_key(path, make_key("d", "admin")[0])
+    path.write_text(path.read_text().replace("b read", "b classify"))
+    with capture_logs() as told:
+        clock.now += LOOK_SECONDS
+        file.ring()
+        path.chmod(0o666)
+        clock.now += LOOK_SECONDS
+        file.ring()
+    read, refused = told
+    assert (read["added"], read["removed"], read["changed"]) == (["d"], ["a"], ["b"])
+    assert refused["removed"] == ["b", "c", "d"]
 
 
 def test_files_that_are_none(path, tmp_path):

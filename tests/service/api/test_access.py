@@ -212,6 +212,7 @@ def test_a_session_from_sign_in_to_sign_out(own):
     told = [(line["key"], line["action"], line["outcome"]) for line in account(own)]
     assert told == [
         ("read", "sign in", "done"), ("read", "POST /v1/models/x/load", "403 scope"), ("read", "sign out", "done"),
+        ("read", "end session", "signed out"),
     ]  # fmt: skip
 
 
@@ -236,6 +237,8 @@ def test_signing_in_again_ends_the_session_before(own):
     before = own.cookies["tapline_session"]
     sign_in(own, own.keys.of["admin"])
     assert own.cookies["tapline_session"] != before
+    ends = [(line["key"], line["outcome"]) for line in account(own) if line["action"] == "end session"]
+    assert ends == [("read", "signed in anew")]
     own.cookies.clear()
     own.cookies["tapline_session"] = before
     assert own.get("/metrics").status_code == 401
@@ -251,6 +254,8 @@ def test_a_session_has_what_its_key_has_now(own, change, status):
     else:
         own.keys.path.write_text(own.keys.path.read_text().replace("admin admin", "admin classify"))
     assert own.post("/v1/models/none/load", headers=headers).status_code == status
+    ends = [(line["key"], line["outcome"]) for line in account(own) if line["action"] == "end session"]
+    assert ends == ([("admin", "key revoked")] if change == "remove" else [])
     own.cookies.clear()
 
 

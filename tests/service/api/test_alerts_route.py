@@ -8,6 +8,8 @@ from tapline.service.drift.model_drift import DriftMeasure, ModelDrift
 from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
 from tests.service.api.client import api_client
 from tests.service.api.test_history_route import get, service_of, wait
+from tests.service.drift.test_drift import verdict
+from tests.service.history.kept import flow
 from tests.service.history.test_alerts import ALERTS
 
 pytestmark = pytest.mark.whole
@@ -90,6 +92,17 @@ def test_drift_is_told(client):
     answer = get(client, "/v1/drift")
     alert_schemas.Drift.model_validate(answer)
     assert answer["models"][0]["measures"][0]["reason"] == measure.reason
+
+
+def test_drift_of_too_few_verdicts_says_how_many_there_are_of_how_many(client):
+    """Counted at once, not at the next look some minutes later."""
+    monitor = client.service.drift
+    monitor.newest.pop("flows", None)
+    for _ in range(66):
+        monitor.flow("live", flow(), verdict("tls", 0.9))
+    [found] = [model for model in get(client, "/v1/drift")["models"] if model["model"] == "flows"]
+    assert (found["verdicts"], found["min_verdicts"], found["measures"]) == (66, 300, [])
+    assert found["problem"] == "too few verdicts in the last 24 hours: 66 of 300"
 
 
 @pytest.mark.parametrize(

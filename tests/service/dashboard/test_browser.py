@@ -51,6 +51,8 @@ def test_every_page(visit, server, scheme, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert page.evaluate("document.body.classList.contains('body--dark')") == (scheme == "dark"), path
         assert page.get_by_role("main").count() == 1, path
+        last = page.get_by_label("Pages").get_by_role("link").last.bounding_box()
+        assert last["x"] + last["width"] <= width, path  # no page is out of sight
 
 
 def test_alerts_are_shown_as_they_come_and_seen_to(visit, server):
@@ -63,6 +65,12 @@ def test_alerts_are_shown_as_they_come_and_seen_to(visit, server):
         write_batch(connection, database, [SeenAlert(time.time_ns() // 1000, one) for one in ALERTS], content=False)
     database.close()
     page.locator("table tbody tr").nth(len(ALERTS) - 1).wait_for()  # without a reload
+    page = visit(width=NARROW).open("/alerts")
+    cells = page.locator("table tbody tr").first.locator("td")
+    cells.nth(4).wait_for()
+    boxes = [cells.nth(number).bounding_box() for number in range(5)]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= NARROW for box in boxes)
+    assert boxes[1]["y"] < boxes[2]["y"] < boxes[3]["y"] < boxes[4]["y"]  # what, about and rule below each other
     page = visit().open("/alerts?severity=high&acknowledged=false")
     rows = page.locator("table tbody tr")
     rows.nth(1).wait_for()

@@ -32,8 +32,8 @@ def test_a_row_says_what_moved_and_below_stands_what_it_means():
     ("found", "problem", "said"),
     [
         (None, "SciPy is not installed: install it", "Not compared: SciPy is not installed: install it."),
-        (None, None, "Nothing to compare yet."),
-        (drift(verdicts=12), None, "12 verdicts in the last 24 hours. They are compared from 300 on."),
+        (None, None, "Nothing to compare yet: no verdict since the start, of the 300 that are wanted."),
+        (drift(verdicts=66), None, "Nothing to compare yet: 66 of 300 verdicts in the last 24 hours."),
         (drift(MADE_FROM), None, "once 3 days of it had as many"),
         (drift(QUIET), None, "The checkpoint has no baseline: `tapline models baseline` makes one."),
         (drift(QUIET, MADE_FROM, verdicts=48_213), None, "48,213 verdicts in the last 24 hours."),

@@ -13,9 +13,12 @@ import pytest
 from tapline.service.access.key_file import add_key, remove_key
 from tapline.service.access.keys import make_key
 from tapline.service.access.scopes import SCOPES
+from tapline.service.history.batch_writing import SeenAlert, write_batch
+from tapline.service.history.database import Database
 from tests.conftest import make_checkpoint
 from tests.paths import DATA
 from tests.service.api.served import Server
+from tests.service.history.test_alerts import ALERTS
 
 pytestmark = [pytest.mark.whole, pytest.mark.slow]
 
@@ -120,9 +123,12 @@ def test_the_page(browser, server, scheme, width):
 def test_what_a_key_may_not_is_not_offered(context, server):
     page = connected(sign_in(context, server, server.keys["read"]))
     assert page.get_by_role("button", name="Load").count() == 0
+    assert page.get_by_label("version").count() == 0
+    page.get_by_text("want a key of the scope admin").wait_for()
     page.goto(server.url + "/captures")
     page.get_by_role("heading", name="Captures").first.wait_for()
     assert page.get_by_label("Choose captures").count() == 0
+    page.get_by_text("wants a key of the scope classify").wait_for()
     page.set_viewport_size({"width": 400, "height": 800})
     page.get_by_role("button", name="Sign out").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
@@ -169,11 +175,43 @@ def test_what_is_pressed_counts_with_the_scope_of_now(context, server, spare):
 
 
 def test_a_page_of_a_revoked_key_is_cut_off(context, server, spare):
+    """It goes to where one signs in by itself, and nothing that it showed stays."""
     page = connected(sign_in(context, server, spare("read"), "/health"))
     remove_key(server.folder / "keys", "spare")
-    page.wait_for_function("() => !window.socket.connected")
-    page.goto(server.url + "/health")
     page.wait_for_url(server.url + "/sign-in?next=/health")
+    assert "Live flows" not in page.locator("body").inner_text()
+    line = account(server)[-1]
+    assert (line["key"], line["action"], line["outcome"]) == ("spare", "end session", "key revoked")
+    assert "removed=['spare']" in server.log
+
+
+def test_to_see_to_an_alert_wants_more_than_reading(context, server, spare):
+    """Neither a page nor the API lets a key that reads; one whose scope sinks is refused at the button, too."""
+    path = next(server.folder.glob("**/history.db"))
+    database = Database(f"sqlite:///{path}", path.parent)
+    with database.engine.begin() as connection:
+        write_batch(connection, database, [SeenAlert(time.time_ns() // 1000, ALERTS[0])], content=False)
+    database.close()
+    [alert] = json.loads(server.ask("GET", "/v1/alerts", headers={"X-API-Key": server.keys["read"]})[1])["alerts"]
+    place, see = f"/v1/alerts/{alert['id']}/acknowledge", f"see to alert {alert['id']}"
+    assert server.ask("POST", place, headers={"X-API-Key": server.keys["read"]})[0] == 403
+    assert account(server)[-1]["outcome"] == "403 scope"
+    key = spare("read")
+    page = connected(sign_in(context, server, key, f"/alert?number={alert['number']}"))
+    page.get_by_text("To say so wants a key of the scope classify.").wait_for()
+    assert page.get_by_role("button", name="I have seen to it").count() == 0
+    spare("classify")
+    button = page.get_by_role("button", name="I have seen to it")
+    server.wait(lambda: page.reload() and connected(page) and button.count())
+    spare("read")  # which counts from the next look at the file on
+    asked = "(place) => fetch(place, {method: 'POST'}).then((answer) => answer.status === 403)"
+    server.wait(lambda: page.evaluate(asked, "/v1/alerts/none/acknowledge"))
+    button.click()
+    page.get_by_text("Not done: that wants a key of the scope classify").wait_for()
+    line = account(server)[-1]
+    assert (line["key"], line["action"], line["outcome"]) == ("spare", see, "403 scope")
+    assert b'"acknowledged_us"' not in server.ask("GET", "/v1/alerts", headers={"X-API-Key": server.keys["read"]})[1]
+    assert server.ask("POST", place, headers={"X-API-Key": server.keys["classify"]})[0] == 204
 
 
 def test_signing_out(context, server):
@@ -183,7 +221,7 @@ def test_signing_out(context, server):
     connected(other)
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url(server.url + "/sign-in")
-    other.wait_for_function("() => !window.socket.connected")
+    other.wait_for_url(server.url + "/sign-in?next=/models")
     page.goto(server.url + "/models")
     page.wait_for_url(server.url + "/sign-in?next=/models")
     assert context.cookies() == []

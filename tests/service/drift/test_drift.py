@@ -15,9 +15,10 @@ from tapline.models.checkpoint import BASELINE, CheckpointError, read_any_manife
 from tapline.models.checkpoint_writing import write_checkpoint
 from tapline.models.verdict import Verdict
 from tapline.service.drift.counts import KEPT_HOURS, Counts
-from tapline.service.drift.distances import LIMITS, MIN_VERDICTS, NEVER, compare
+from tapline.service.drift.distances import LIMITS, NEVER, compare
 from tapline.service.drift.drift_monitor import MAX_SAMPLES, DriftMonitor
 from tapline.service.drift.drift_state import ModelHours
+from tapline.service.drift.model_drift import MIN_VERDICTS
 from tapline.service.metrics import Metrics
 from tapline.service.traces.state_files import framed
 from tests.service.history.kept import BUS, flow, trace
