@@ -45,7 +45,7 @@ def test_metrics_and_bounds():
 
 def test_examples_are_rules(tmp_path):
     examples = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-    listed = re.search(r"```\n(# hosts.*?)```", PAGE, re.DOTALL)[1]
+    listed = re.search(r"```(?:text)?\n(# hosts.*?)```", PAGE, re.DOTALL)[1]
     written(tmp_path, "vpn.example.org\n", "partners.txt")
     assert len(examples) == 4
     assert mistakes(tmp_path, "".join(examples)) == []
