@@ -85,7 +85,8 @@ ARROWS = {
     "service/api": (
         "models service/access service/alerts service/classifying service/dashboard service/drift service/engines "
         "service/history service/inference service/jobs service/live service/metrics service/process service/results "
-        "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces"
+        "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces "
+        "service/validation_words"
     ),
     "service/backup": "models service/history service/jobs service/traces",
     "service/python": (

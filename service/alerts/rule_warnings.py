@@ -41,7 +41,10 @@ def _warnings(file: RuleFile, known: Known) -> Iterator[tuple[tuple[str | int, .
     for number, rule in enumerate(file.rules):
         title = f"rule {rule.name}"
         if rule.kind == "drift" and not has_scipy():
-            yield ("rule", number), f"{title}: SciPy is not installed, so it never fires: install tapline-traffic[drift]"
+            yield (
+                ("rule", number),
+                f"{title}: SciPy is not installed, so it never fires: install tapline-traffic[drift]",
+            )
         if isinstance(rule, VerdictRule) and not rule.model_fields_set - _NO_CONDITIONS:
             yield ("rule", number), f"{title}: it has no condition, so it holds for every {rule.kind}"
         for key, place, pattern in _patterns(rule):

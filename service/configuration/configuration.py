@@ -61,7 +61,9 @@ class Configuration:
             problems += error.problems
         if problems:
             values = self._value_problems(whole=False)
-            raise ConfigurationError([*problems, *(said for said in values if not link or variable("port") not in said)])
+            raise ConfigurationError(
+                [*problems, *(said for said in values if not link or variable("port") not in said)]
+            )
 
     def origin(self, name: str) -> Origin:
         """Where the value of a setting comes from."""
@@ -156,7 +158,8 @@ class Configuration:
         name = str(item["loc"][0])
         origin = self.origin(name)
         where = f"{origin.where}: {name}" if origin.means == "file" else origin.where or name
-        came = "" if item["type"] == "value_error" or _may_hide(name, item["input"]) else f", got {shown(item['input'])}"
+        is_shown = item["type"] != "value_error" and not _may_hide(name, item["input"])
+        came = f", got {shown(item['input'])}" if is_shown else ""
         return [f"{where}: {text}{came}" for text in sentences(item)]
 
 

@@ -13,9 +13,7 @@ def test_every_mistake_is_told_with_its_line(tmp_path):
     assert mistakes(tmp_path, (DATA / "alerts" / "mistakes.toml").read_text()) == said.splitlines()
 
 
-DATE = (
-    "expected a date such as 2026-12-31, or a time with its offset such as 2026-12-31T18:00:00Z, got \"soon\""
-)
+DATE = 'expected a date such as 2026-12-31, or a time with its offset such as 2026-12-31T18:00:00Z, got "soon"'
 TWO = "this is no TOML: `{}` is there twice, first on line {}"
 ZONE = "expected a time zone that is known here, such as Europe/Zurich or UTC"
 PATTERN = "expected a text, a glob or @list, with at most one ! before it"
