@@ -11,6 +11,7 @@ import structlog
 
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
 from tapline.service.alerts.alert_watch import AlertWatch
+from tapline.service.alerts.rule_warnings import Known
 from tapline.service.drift.drift_monitor import DriftMonitor
 from tapline.service.drift.drift_state import DRIFT_DIRECTORY
 from tapline.service.drift.model_drift import ModelDrift
@@ -20,6 +21,7 @@ from tapline.service.gpu import gpu_collector
 from tapline.service.history.history import History
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.known_models import names_and_labels
 from tapline.service.inference.repository import ZOO, Repository, UnknownModelError, newest_version, versions_directory
 from tapline.service.inference.served import ServedModels
 from tapline.service.inference.trace_loading import fitting, trace_directories
@@ -75,9 +77,12 @@ class Service:
         if settings.engine == "torch" and (gpus := gpu_collector()):
             self.metrics.registry.register(gpus)
         self.alerts: AlertWatch | None = None
-        if settings.alerts is not None:
-            self.alerts = AlertWatch(settings.alerts, lambda alert: told.alert(alert), self.metrics)
         repository, self.default_model = find_models(settings)
+        if settings.alerts is not None:
+            self.alerts = AlertWatch(
+                settings.alerts, lambda alert: told.alert(alert), self.metrics,
+                known=lambda: Known(*names_and_labels([repository, Repository(ZOO)], log.warning)),
+            )  # fmt: skip
         self.data = DataDirectory(settings.data_dir) if settings.history == "sqlite" else None
         self.history = self._open_history()
         self.stream = VerdictStream(self.metrics)

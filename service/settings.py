@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -15,7 +16,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from tapline.service.engines.engine import EngineName, Precision
 from tapline.service.sinks.output_url import parse_outputs, shown_output
 from tapline.service.sources.bus.transport import shown_url
-from tapline.service.sources.zeek_options import zeek_arguments
+from tapline.service.sources.zeek_options import ZeekOptionError, zeek_arguments
+from tapline.service.validation_words import ProblemsError
 
 ENV_PREFIX = "TAPLINE_"
 
@@ -287,14 +289,9 @@ class Settings(BaseSettings):
     def _show_no_parameters(self, texts: list[str]) -> list[str]:
         return [shown_output(text) for text in texts]
 
-    @model_validator(mode="after")
-    def _zeek_takes_it(self) -> Settings:
-        zeek_arguments(self.zeek_script, self.zeek_option)
-        return self
-
     @field_serializer("history", when_used="json")
     def _show_no_password(self, url: str) -> str:
-        return shown_url(url)
+        return shown_url(url) if "://" in url else url
 
     @property
     def is_live(self) -> bool:
@@ -302,26 +299,28 @@ class Settings(BaseSettings):
         return bool(self.zeek or self.interface or self.replay)
 
     @model_validator(mode="after")
-    def _replay_alone(self) -> Settings:
-        if self.replay and (self.zeek or self.interface):
-            raise ValueError("a replay beside live traffic: give --replay, or --zeek and --interface")
+    def _goes_together(self) -> Settings:
+        if problems := list(self._contradictions()):
+            raise ProblemsError(problems)
         return self
 
-    @model_validator(mode="after")
-    def _stay_local(self) -> Settings:
+    def _contradictions(self) -> Iterator[str]:
+        """What is wrong with the values of several settings together."""
+        for script, option in [([one], []) for one in self.zeek_script] + [([], [one]) for one in self.zeek_option]:
+            try:
+                zeek_arguments(script, option)
+            except ZeekOptionError as error:
+                yield str(error)
+        if self.replay and (self.zeek or self.interface):
+            yield "a replay beside live traffic: give --replay, or --zeek and --interface"
         has_keys = self.api_key is not None or self.keys or self.keys_file is not None
         if not self.allow_remote and not has_keys and not is_loopback(self.host):
-            raise ValueError(
+            yield (
                 f"listening on {self.host} would let others in: give keys (--keys-file, or one by --api-key), or "
                 "--allow-remote"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _tls_is_whole(self) -> Settings:
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("a certificate without its key, or a key without: give --tls-cert and --tls-key, or none")
-        return self
+            yield "a certificate without its key, or a key without: give --tls-cert and --tls-key, or none"
 
 
 def is_list(field: FieldInfo | None) -> bool:

@@ -1,10 +1,15 @@
-"""Which line of a TOML file a value stands on, which `tomllib` does not say."""
+"""Reads TOML, says what is wrong with it in words for people, and on which line of a file a value stands, which
+`tomllib` does not say."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
+from tapline.models.foreign_text import clean
+
+_SHOWN_CHARS = 64
 _CLOSINGS = ("]", '"""', "'''")
 """What the last line of a statement over several lines holds."""
 
@@ -14,9 +19,62 @@ MAX_READ_CHARS = 8 << 20
 Path = tuple[str | int, ...]
 """Where a value is: the keys of tables, and places in arrays from 0."""
 
+_AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_TWICE = ("Cannot overwrite", "Cannot declare", "Cannot mutate", "Cannot redefine", "Duplicate")
+"""How messages of `tomllib` begin that are about a name that is there already."""
+
+_LINES_LOOKED_BACK = 200
+"""How many lines a statement that repeats a name may have for its name to be told."""
+
+
+class TomlError(ValueError):
+    """A text is no TOML: on which `line`, from 1, and why."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        self.line = line
+        super().__init__(reason)
+
+
+def read_toml(document: str) -> dict[str, Any]:
+    """The tables of a document.
+
+    Raises:
+        TomlError: it is none; a name that is there twice is told with both of its lines.
+    """
+    try:
+        return tomllib.loads(document)
+    except RecursionError:
+        raise TomlError(1, "expected values, got lists in lists without end") from None
+    except tomllib.TOMLDecodeError as error:
+        at = _AT.search(str(error))
+        line = int(at[1]) if at and at[1] else document.count("\n") + 1
+        reason = _AT.sub("" if at and at[1] else " at its end", str(error))
+        reason = reason[:1].lower() + reason[1:]
+        if str(error).startswith(_TWICE):
+            line, reason = _repeated(document.splitlines(), line) or (line, reason)
+        raise TomlError(line, reason) from None
+
+
+def _repeated(lines: list[str], end: int) -> tuple[int, str] | None:
+    """The line of a statement whose name is there already, and what to say of it; `end`: its last line."""
+    for start in range(end - 1, max(-1, end - _LINES_LOOKED_BACK), -1):
+        before = "\n".join(lines[:start])
+        statement = _read("\n".join(lines[start:end]))
+        if not statement or _read(before) is None:
+            continue
+        above = TomlLines(before)
+        path: Path = () if lines[start].lstrip().startswith("[") else above.table
+        value: Any = statement
+        while isinstance(value, dict) and value and above.has((*path, next(iter(value)))):
+            key = next(iter(value))
+            path, value = (*path, key), value[key]
+        name = ".".join(part for part in path if isinstance(part, str))
+        return start + 1, f"`{clean(name, _SHOWN_CHARS)}` is there twice, first on line {above.line(path)}"
+    return None
+
 
 class TomlLines:
-    """The lines of a document that `tomllib` has read, from 1.
+    """The lines of a document that `tomllib` has read, from 1; `table` is the last one that it opens.
 
     A statement that is complete by itself is one of the document, too, so each is found by reading it alone; the
     elements of an array over several lines are found likewise. Bounded by `MAX_READ_CHARS`.
@@ -26,7 +84,7 @@ class TomlLines:
         self._found: dict[Path, int] = {}
         self._tables: dict[Path, int] = {}
         lines = document.splitlines()
-        table: Path = ()
+        self.table: Path = ()
         start = read_chars = 0
         for end in range(1, len(lines) + 1):
             if end - start > 1 and not any(closing in lines[end - 1] for closing in _CLOSINGS):
@@ -39,10 +97,10 @@ class TomlLines:
             if statement is None:
                 continue
             if lines[start].lstrip().startswith("["):
-                table = self._header(statement, is_array=lines[start].lstrip().startswith("[["))
-                self._keep(table, start + 1)
+                self.table = self._header(statement)
+                self._keep(self.table, start + 1)
             else:
-                self._take(table, statement, lines[start:end], start + 1)
+                self._take(self.table, statement, lines[start:end], start + 1)
             start = end
 
     def line(self, path: Path) -> int:
@@ -51,7 +109,11 @@ class TomlLines:
             path = path[:-1]
         return self._found.get(path, 1)
 
-    def _header(self, statement: dict[str, Any], *, is_array: bool) -> Path:
+    def has(self, path: Path) -> bool:
+        """Whether a value is there."""
+        return path in self._found
+
+    def _header(self, statement: dict[str, Any]) -> Path:
         """The path of a table by its header: in an array of tables it is the next, or in the newest one."""
         path: Path = ()
         value: Any = statement
@@ -78,7 +140,10 @@ class TomlLines:
                 self._take((*path, place), inner, [lines[line]], first + line)
 
     def _keep(self, path: Path, line: int) -> None:
-        self._found.setdefault(path, line)
+        """Keep where a value stands, and with it what it is the first of."""
+        while path and path not in self._found:
+            self._found[path] = line
+            path = path[:-1]
 
 
 def _read(text: str) -> dict[str, Any] | None:

@@ -33,8 +33,11 @@ ARROWS = {
     "service/process": "models service/metrics",
     "service/sources/bus": "models service/metrics service/process",
     "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
-    "service/settings": "service/engines service/sinks service/sources service/sources/bus",
-    "service/configuration": "models service/access service/settings service/sinks service/sources service/toml_lines",
+    "service/settings": "service/engines service/sinks service/sources service/sources/bus service/validation_words",
+    "service/configuration": (
+        "models service/access service/settings service/sinks service/sources service/toml_lines "
+        "service/validation_words"
+    ),
     "service/access": "models service/settings",
     "service/hub": "models",
     "service/inference": "models service/engines service/metrics service/process",
@@ -43,10 +46,15 @@ ARROWS = {
     "service/results": "models service/community_id service/traces",
     "service/classifying": "models service/inference service/metrics service/results service/sources service/traces",
     "service/sinks": (
-        "models service/alerts service/community_id service/metrics service/process service/sources/bus service/traces"
+        "models service/alerts service/community_id service/metrics service/process service/sources/bus "
+        "service/traces service/validation_words"
     ),
-    "service/toml_lines": "",
-    "service/alerts": "models service/community_id service/drift service/metrics service/toml_lines service/traces",
+    "service/toml_lines": "models",
+    "service/validation_words": "models",
+    "service/alerts": (
+        "models service/community_id service/drift service/metrics service/toml_lines service/traces "
+        "service/validation_words"
+    ),
     "service/drift": (
         "models service/engines service/inference service/metrics service/process service/sources service/traces"
     ),
@@ -77,7 +85,8 @@ ARROWS = {
     "service/api": (
         "models service/access service/alerts service/classifying service/dashboard service/drift service/engines "
         "service/history service/inference service/jobs service/live service/metrics service/process service/results "
-        "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces"
+        "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces "
+        "service/validation_words"
     ),
     "service/backup": "models service/history service/jobs service/traces",
     "service/python": (

@@ -95,9 +95,12 @@ def message(rule: Rule, facts: Facts, suppressed: int, counted: Counted | None) 
     """What an alert says: the rule's template, or one of its kind, with values that are fit to be shown."""
     template = rule.message or _DEFAULT_MESSAGES[rule.kind]
     if not rule.message and counted is not None:
-        by = ", ".join(f"{name} {{{name}}}" for name in (rule.counted.by if rule.counted else []))
+        asked = rule.counted
+        by = "".join(f", {name} {{{name}}}" for name in (asked.by if asked else []))
         what = "{share} of {matches} flows unknown" if counted.share is not None else "{matches} matches"
-        template = f"{what}: {by}" if by else what
+        last = "" if counted.share is not None or (asked and "label" in asked.by) else ", the last {label}"
+        within = f" in {asked.seconds:g} s" if asked else ""
+        template = f"{{rule}}: {what}{within}{by}{last}"
     if suppressed and "{suppressed}" not in template:
         template += " ({suppressed} more since the last alert)"
     values = {

@@ -17,8 +17,9 @@ from tapline.service.alerts.alert import Alert, Severity
 from tapline.service.alerts.rule_conditions import ReadyRule, ready_rules
 from tapline.service.alerts.rule_engine import RuleEngine
 from tapline.service.alerts.rule_facts import Facts, drift_facts, flow_facts, trace_facts
-from tapline.service.alerts.rule_file import AlertRulesError, read_rules, rules_paths
+from tapline.service.alerts.rule_file import AlertRulesError, Problem, read_rules, rules_paths
 from tapline.service.alerts.rule_models import Rule
+from tapline.service.alerts.rule_warnings import Known, rule_warnings
 from tapline.service.drift.model_drift import ModelDrift
 from tapline.service.metrics import Metrics
 from tapline.service.traces.trace_verdict import TraceVerdict
@@ -48,13 +49,16 @@ class AlertWatch:
         tell: Callable[[Alert], None],
         metrics: Metrics,
         *,
+        known: Callable[[], Known] | None = None,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        """
+        """`known`: models that there are, by which it warns of rules that can never fire; without it warns of none.
+
         Raises:
             AlertRulesError: a file cannot be read or has mistakes; the message names all of them.
         """
         self.path = path
+        self._known = known
         self.problem: str | None = None
         self.rules = 0
         self._tell = tell
@@ -68,9 +72,10 @@ class AlertWatch:
             lambda memory: metrics.alerts_forgotten.labels(memory).inc(),
         )
         self._seen = self._read = _look([path])
-        ready, paths = _load(path)
+        ready, paths, warnings = _load(path, known)
         self._read = self._seen = _look(paths) | self._read
         self._use(ready)
+        self._log("alert rules", warnings)
 
     async def run(self) -> None:
         """Look for changed rules about once a second, until cancelled."""
@@ -92,13 +97,13 @@ class AlertWatch:
             return
         seen = self._seen
         try:
-            ready, paths = await asyncio.to_thread(_load, self.path)
+            ready, paths, warnings = await asyncio.to_thread(_load, self.path, self._known)
         except AlertRulesError as error:
             self._refuse(error)
             paths = await asyncio.to_thread(rules_paths, self.path)
         else:
             self._use(ready)
-            log.info("alert rules read", path=str(self.path), rules=self.rules)
+            self._log("alert rules read", warnings)
         looks = await asyncio.to_thread(_look, paths)
         self._read = self._seen = {path: seen.get(path, look) for path, look in looks.items()}
 
@@ -133,6 +138,11 @@ class AlertWatch:
         self._metrics.alert_rules_up.set(1)
         self._metrics.alert_rules_read.labels("used").inc()
 
+    def _log(self, event: str, warnings: list[Problem]) -> None:
+        log.info(event, path=str(self.path), rules=self.rules, warnings=len(warnings))
+        for warning in warnings[:LOGGED_PROBLEMS]:
+            log.warning("strange alert rule", where=clean(str(warning)))
+
     def _account(self, rules: list[Rule]) -> None:
         """Begin the counters of new rules at 0, and end those of rules that are gone."""
         names = {(rule.name, rule.severity) for rule in rules}
@@ -154,14 +164,14 @@ class AlertWatch:
         log.error("the alert rules have mistakes: those before them work on", mistakes=len(error.problems))
 
 
-def _load(path: Path) -> tuple[list[ReadyRule], list[Path]]:
-    """The rules of a file made ready, and all files that they were read from.
+def _load(path: Path, known: Callable[[], Known] | None) -> tuple[list[ReadyRule], list[Path], list[Problem]]:
+    """The rules of a file made ready, all files that they were read from, and what to warn of.
 
     Raises:
         AlertRulesError: as of `read_rules`.
     """
     file = read_rules(path)
-    return ready_rules(file), file.paths
+    return ready_rules(file), file.paths, rule_warnings(file, known()) if known is not None else []
 
 
 def _look(paths: Iterable[Path]) -> _Look:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tapline.service.alerts.networks import NameSet, NetworkSet
+from tapline.models.foreign_text import clean
+from tapline.service.alerts.networks import NameSet, NetworkSet, host_bits
 from tapline.service.alerts.rule_models import ListOf, check_network
 
 _LINE = re.compile(r"(?P<value>\S+)(?:\s+until\s+(?P<until>\S+))?")
@@ -51,6 +53,18 @@ def checked_entry(
     if of == "networks":
         check_network(value)
     return Entry(value, None if until is None else _end_us(until, zone))
+
+
+def entry_note(of: ListOf, entry: Entry) -> str | None:
+    """What is to be said of an entry that is no mistake, and hardly meant; None of others."""
+    if entry.until_us is not None and entry.until_us <= time.time() * 1e6:
+        return f"`{clean(entry.value, 64)}` counts no more since {_moment(entry.until_us)}: take it out, or set `until`"
+    return host_bits(entry.value) if of == "networks" else None
+
+
+def _moment(time_us: int) -> str:
+    moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=time_us)
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _end_us(until: datetime.date | datetime.datetime, zone: datetime.tzinfo) -> int:

@@ -86,5 +86,16 @@ class NameSet:
         return False
 
 
+def host_bits(network: str) -> str | None:
+    """What to say of a network that is written by an address in it, which is taken for all of it; None of others."""
+    address, slash, _ = network.partition("/")
+    if not slash:
+        return None
+    whole = ipaddress.ip_network(network, strict=False)
+    if ipaddress.ip_address(address) == whole.network_address:
+        return None
+    return f'"{network}" is all of {whole}: write that, or the address alone, "{address}"'
+
+
 def _is_glob(text: str) -> bool:
     return any(letter in text for letter in "*?[")

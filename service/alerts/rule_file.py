@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tapline.models.foreign_text import clean
-from tapline.service.alerts.allow_lists import Entry, Members, checked_entry, line_entry
+from tapline.service.alerts.allow_lists import Entry, Members, checked_entry, entry_note, line_entry
 from tapline.service.alerts.rule_models import (
     MAX_ENTRIES,
     MAX_RULES,
@@ -30,7 +30,9 @@ from tapline.service.alerts.rule_models import (
 )
 from tapline.service.alerts.time_windows import zone_of
 from tapline.service.toml_lines import Path as Place
-from tapline.service.toml_lines import TomlLines
+from tapline.service.toml_lines import TomlError, TomlLines, read_toml
+from tapline.service.validation_words import MAX_SHOWN_CHARS, in_words
+from tapline.service.validation_words import shown as _shown
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LIST_BYTES = 8 << 20
@@ -39,8 +41,6 @@ MAX_PROBLEMS = 50
 
 MAX_FOUND = 500
 """Most mistakes that are looked for: to say what is nearest to each costs time."""
-
-MAX_SHOWN_CHARS = 40
 
 _TOP = ("timezone", "list", "rule")
 _EXPECTED_TOP = ": expected timezone, [list.NAME] and [[rule]]"
@@ -51,7 +51,6 @@ _LOOKED_UP: dict[str, ListOf] = {
 """Which lists the conditions name that can name any."""
 
 Lists = dict[str, Members | None]
-_SHOULD = re.compile(r"\A(?:Input|String|List|Value) should (?:be|have) (.*?)(?: after validation, not [0-9]+)?\Z")
 _T = TypeVar("_T", bound=BaseModel)
 
 
@@ -81,12 +80,15 @@ class AlertRulesError(ValueError):
 
 @dataclass(frozen=True)
 class RuleFile:
-    """What a file says: rules in its order, and its lists; `paths`, all that was read for it."""
+    """What a file says: rules in its order, and its lists; `paths`, all that was read for it, the file itself first.
+    `notes`: what is no mistake in its lists, and hardly meant."""
 
     rules: list[Rule]
     lists: dict[str, Members]
     zone: datetime.tzinfo
     paths: list[Path]
+    document: str = ""
+    notes: tuple[Problem, ...] = ()
 
 
 def read_rules(path: Path) -> RuleFile:
@@ -115,14 +117,14 @@ class _Reading:
     problems: list[Problem] = field(default_factory=list)
     lines: TomlLines | None = None
     document: str = ""
+    notes: list[Problem] = field(default_factory=list)
 
     def result(self) -> RuleFile:
         self.document = self._text(self.path, MAX_FILE_BYTES)
         try:
-            tables = tomllib.loads(self.document)
-        except tomllib.TOMLDecodeError as error:
-            line = getattr(error, "lineno", None) or _line_in(str(error), self.document)
-            raise AlertRulesError([Problem(self.path, line, f"this is no TOML: {error}")]) from None
+            tables = read_toml(self.document)
+        except TomlError as error:
+            raise AlertRulesError([Problem(self.path, error.line, f"this is no TOML: {error}")]) from None
         for key in tables:
             if key not in _TOP:
                 self._say((key,), f"unknown key `{_shown_key(key)}`{_nearest(key, _TOP) or _EXPECTED_TOP}")
@@ -132,7 +134,8 @@ class _Reading:
         rules = list(self._rules(tables.get("rule", []), lists))
         if self.problems:
             raise AlertRulesError(sorted(self.problems, key=lambda found: (found.path != self.path, found.line)))
-        return RuleFile(rules, {name: found for name, found in lists.items() if found is not None}, zone, paths)
+        members = {name: found for name, found in lists.items() if found is not None}
+        return RuleFile(rules, members, zone, paths, self.document, tuple(self.notes))
 
     def _text(self, path: Path, limit: int) -> str:
         """The text of a file.
@@ -154,10 +157,13 @@ class _Reading:
             line = data[: error.start].count(b"\n") + 1
             raise AlertRulesError([Problem(path, line, "expected UTF-8")]) from None
 
-    def _say(self, place: Place, text: str) -> None:
+    def _line(self, place: Place) -> int:
         if self.lines is None:
             self.lines = TomlLines(self.document)
-        self._add(Problem(self.path, self.lines.line(place), text))
+        return self.lines.line(place)
+
+    def _say(self, place: Place, text: str) -> None:
+        self._add(Problem(self.path, self._line(place), text))
 
     def _add(self, problem: Problem) -> None:
         """Take note of a mistake.
@@ -206,7 +212,10 @@ class _Reading:
             if not isinstance(value, str) or not isinstance(until, datetime.date | None):
                 continue
             try:
-                yield checked_entry(of, value, until, zone)
+                entry = checked_entry(of, value, until, zone)
+                if note := entry_note(of, entry):
+                    self.notes.append(Problem(self.path, self._line((*place, "entries", number)), note))
+                yield entry
             except ValueError as error:
                 self._say((*place, "entries", number), f"list {place[-1]}: {error}, got {_shown(value)}")
 
@@ -225,6 +234,8 @@ class _Reading:
                 continue
             if entry is not None:
                 entries.append(entry)
+                if note := entry_note(of, entry):
+                    self.notes.append(Problem(path, number, note))
         if len(entries) > MAX_ENTRIES:
             self._say((*place, "file"), f"list {place[-1]}: expected at most {MAX_ENTRIES} entries, got {len(entries)}")
         return entries
@@ -253,7 +264,7 @@ class _Reading:
             if model is None:
                 near = _nearest(kind, RULES) if isinstance(kind, str) else ""
                 self._say((*place, "kind"), f"{title}: kind: expected flow, trace or drift, got {_shown(kind)}{near}")
-                continue
+                model, table = _likely(kind, table)
             self._check_references(model, table, place, title, lists)
             rule = self._checked(model, table, place, title)
             if rule is not None:
@@ -283,13 +294,17 @@ class _Reading:
         try:
             return model.model_validate(table)
         except ValidationError as error:
+            told = set()
             for found in error.errors(include_url=False):
-                self._tell(model, found, place, title)
+                path = tuple(part for part in found["loc"] if part not in _UNION_MEMBERS)
+                if (path, in_words(found)) not in told:  # of a value of several types there is one of each
+                    told.add((path, in_words(found)))
+                    self._tell(model, found, (place, path), title)
             return None
 
-    def _tell(self, model: type[BaseModel], found: ErrorDetails, place: Place, title: str) -> None:
-        """Say what pydantic found in the words of the others."""
-        path = tuple(part for part in found["loc"] if part not in _UNION_MEMBERS)
+    def _tell(self, model: type[BaseModel], found: ErrorDetails, at: tuple[Place, Place], title: str) -> None:
+        """Say what pydantic found in the words of the others; `at`: the place of the table, and that in it."""
+        place, path = at
         key = ".".join(part for part in path if isinstance(part, str))
         if found["type"] == "extra_forbidden":
             fields = _fields_at(model, path[:-1])
@@ -302,7 +317,7 @@ class _Reading:
         if found["type"] == "missing":
             self._say((*place, *path[:-1]), f"{title}: expected a key `{key}`, there is none")
             return
-        text = _SHOULD.sub(r"expected \1", found["msg"].removeprefix("Value error, "))
+        text = in_words(found)
         if not path and found["type"] == "value_error":  # it names its own key
             named = text.partition(":")[0].split(".")
             self._say((*place, *named), f"{title}: {text}")
@@ -315,6 +330,14 @@ class _Reading:
 
 _UNION_MEMBERS = ("str", "int", "date", "datetime")
 """What pydantic puts into the place of a value of several types."""
+
+
+def _likely(kind: object, table: dict[str, Any]) -> tuple[type[Rule], dict[str, Any]]:
+    """The model by which to look at the rest of a rule whose kind is none, and that rest: by the nearest kind, else the
+    one that has most of its keys."""
+    near = difflib.get_close_matches(kind.lower(), RULES, n=1) if isinstance(kind, str) else []
+    likely = near[0] if near else max(RULES, key=lambda name: len(table.keys() & RULES[name].model_fields.keys()))
+    return RULES[likely], {**table, "kind": likely}
 
 
 def _fields_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
@@ -346,19 +369,5 @@ def _texts(value: object) -> list[str]:
     return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
-def _shown(value: object) -> str:
-    """A value as it is shown in a message: short, and as TOML writes it."""
-    if isinstance(value, dict | list):
-        return "a table" if isinstance(value, dict) else "an array"
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    return clean(text.lower() if isinstance(value, bool) else text, MAX_SHOWN_CHARS)
-
-
 def _shown_key(key: str) -> str:
     return clean(key, MAX_SHOWN_CHARS)
-
-
-def _line_in(message: str, document: str) -> int:
-    """The line that tomllib's message names; its end where it names that."""
-    _, found, rest = message.partition("at line ")
-    return int(rest.partition(",")[0]) if found else document.count("\n") + 1

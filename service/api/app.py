@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -22,6 +22,7 @@ from tapline.service.api.flows_route import classify_body
 from tapline.service.api.gate import Gate
 from tapline.service.api.history_route import add_history
 from tapline.service.api.jobs_route import add_jobs
+from tapline.service.api.known_query import known_query
 from tapline.service.api.limits import CAPTURE_ROUTE, FLOWS_ROUTE, BodyLimit, Measured
 from tapline.service.api.live_route import live
 from tapline.service.api.models_route import add_models, model_errors
@@ -68,6 +69,7 @@ def create_app(
         version=version(),
         summary="Deep models on network traffic: what each flow is.",
         lifespan=lifespan,
+        dependencies=[Depends(known_query)],
     )
     app.state.service = service
     errors.install(app)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from tapline.service.inference.batcher import QueueFullError, VerdictError
 from tapline.service.runtime import BusyError
+from tapline.service.validation_words import in_words
 
 log = structlog.get_logger()
 
@@ -93,7 +94,10 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        found = [f"{_place(item)}: {item['msg']}" for item in error.errors()[:MAX_MESSAGES]]
+        found = [
+            f"{_place(item)}: {item['msg'] if item['type'] == 'json_invalid' else in_words(item)}"
+            for item in error.errors()[:MAX_MESSAGES]
+        ]
         return error_response(422, "invalid", "; ".join(found))
 
     async def unknown(request: Request, error: Exception) -> JSONResponse:

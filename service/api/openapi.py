@@ -78,6 +78,10 @@ def _completed(document: dict[str, Any], *, has_key: bool) -> dict[str, Any]:
             wanted = wanted_scope(method.upper(), path)
             answers = operation["responses"]
             answers["403"] = {"description": "A page from elsewhere, or a key without the scope", **_ERROR}
+            if path.startswith("/v1/"):
+                answers.setdefault(
+                    "422", {"description": "A parameter is wrong, or there is none of its name", **_ERROR}
+                )
             answers["421"] = {"description": "Not served under that name", **_ERROR}
             if has_key and wanted != "open":
                 operation["security"] = [{name: [wanted]} for name in _KEYS]

@@ -39,20 +39,30 @@ class AlertWriter(Protocol):
 
 
 class AlertLines:
-    """One JSON record a line, as `GET /v1/alerts` has them."""
+    """One JSON record a line, as `GET /v1/alerts` has them, in the order of time; `in_order`: they come in it."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: TextIO, *, in_order: bool) -> None:
         self._file = file
+        self._in_order = in_order
+        self._waiting: list[Alert] = []
 
     def add(self, alert: Alert) -> None:
-        """Write the alert."""
+        """Write the alert, or keep it until all are known."""
+        if self._in_order:
+            self._write(alert)
+        else:
+            self._waiting.append(alert)
+
+    def _write(self, alert: Alert) -> None:
         self._file.write(msgspec.json.encode(alert).decode() + "\n")
 
     def suppressed(self, rule: Rule) -> None:
         """The alerts themselves say how many."""
 
     def finish(self) -> None:
-        """All is written."""
+        """Write what was kept."""
+        for alert in sorted(self._waiting, key=lambda alert: alert.time_us):
+            self._write(alert)
 
 
 class AlertTable:

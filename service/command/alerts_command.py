@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
 import sys
 from collections.abc import Callable, Iterator
@@ -12,13 +11,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
-from tapline.models.verdict import UNKNOWN
 from tapline.service.alerts.rule_conditions import ready_rules
 from tapline.service.alerts.rule_engine import RuleEngine
 from tapline.service.alerts.rule_facts import Facts, flow_facts, trace_facts
 from tapline.service.alerts.rule_file import AlertRulesError, RuleFile, read_rules
-from tapline.service.alerts.rule_models import Rule, VerdictRule, bare
+from tapline.service.alerts.rule_warnings import Known, rule_warnings
 from tapline.service.command.alert_output import AlertLines, AlertTable, AlertWriter
 from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_classifier
 from tapline.service.command.console import make_console, say
@@ -29,6 +26,7 @@ from tapline.service.engines.engine import EngineError
 from tapline.service.history.export import records
 from tapline.service.history.filters import FlowFilter, TraceFilter, time_us
 from tapline.service.history.past import PastFlow, PastTrace
+from tapline.service.inference.known_models import names_and_labels
 from tapline.service.inference.repository import ZOO, Repository
 from tapline.service.python.offline import OfflineRun, Result
 from tapline.service.results.records import InputSummary, input_problem
@@ -59,14 +57,19 @@ def check(
     repository: Annotated[
         Path | None, typer.Option(help="model repository of the service [default: the models that ship]")
     ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with status 1 where there are warnings")] = False,
 ) -> None:
-    """Say what is wrong with rules, line by line; and which labels no model has."""
+    """Say what is wrong with rules, line by line; and warn of those that can never fire, or always."""
     file = _read(rules)
-    for note in strange_labels(file, repository):
-        say(f"{rules}: {note}")
+    warnings = rule_warnings(file, known_models(repository))
+    for warning in warnings:
+        say(f"{warning.path}:{warning.line}: warning: {warning.text}")
     off = sum(not rule.enabled for rule in file.rules)
-    lists = f", {len(file.lists)} lists" if file.lists else ""
-    typer.echo(f"{rules}: {len(file.rules)} rules{f', {off} of them switched off' if off else ''}{lists}: no mistakes")
+    parts = [_counted(len(file.rules), "rule"), *([f"{off} of them switched off"] if off else [])]
+    parts += [_counted(len(file.lists), "list")] if file.lists else []
+    typer.echo(f"{rules}: {', '.join(parts)}: {_counted(len(warnings), 'warning') if warnings else 'no mistakes'}")
+    if warnings and strict:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command("test")
@@ -97,7 +100,7 @@ def on_captures(
 
     run = OfflineRun(names, reader, classifier, shown=lambda name, source: progress(errors, name, source), ended=ended)
     try:
-        _apply(file, _capture_facts(run), format_, limit)
+        _apply(file, _capture_facts(run), format_, limit, in_order=False)
     except EngineError as error:
         say(str(error))
         raise typer.Exit(EXIT_FAILED) from None
@@ -124,7 +127,7 @@ def history(
         since_us, until_us = (time_us(text) if text is not None else None for text in (since, until))
         flows = records(database, FlowFilter(since_us=since_us, until_us=until_us))
         traces = records(database, TraceFilter(since_us=since_us, until_us=until_us))
-        _apply(file, _history_facts(flows, traces), format_, limit)
+        _apply(file, _history_facts(flows, traces), format_, limit, in_order=True)
 
 
 def _read(path: Path) -> RuleFile:
@@ -137,11 +140,13 @@ def _read(path: Path) -> RuleFile:
         raise typer.Exit(EXIT_USAGE) from None
 
 
-def _apply(file: RuleFile, facts: Iterator[Facts], format_: str, limit: int) -> None:
-    """Write what rules make of facts."""
+def _apply(file: RuleFile, facts: Iterator[Facts], format_: str, limit: int, *, in_order: bool) -> None:
+    """Write what rules make of facts; `in_order`: these come in the order of time."""
     ready = [each for each in ready_rules(file) if each.rule.kind != "drift"]
     writer: AlertWriter = (
-        AlertTable(sys.stdout, limit, [each.rule for each in ready]) if format_ == "table" else AlertLines(sys.stdout)
+        AlertTable(sys.stdout, limit, [each.rule for each in ready])
+        if format_ == "table"
+        else AlertLines(sys.stdout, in_order=in_order)
     )
     engine = RuleEngine(ready, writer.suppressed, _tell_once())
     for each in facts:
@@ -182,31 +187,11 @@ def _history_facts(flows: Iterator[PastFlow | PastTrace], traces: Iterator[PastF
             yield trace_facts(past, past.seen_us)
 
 
-def strange_labels(file: RuleFile, repository: Path | None) -> Iterator[str]:
-    """Of each label that rules name and no model has, and so never fires: a note with the nearest that one has."""
-    known = {label.lower(): label for label in _labels(Repository(repository or ZOO))}
-    for rule in file.rules:
-        for key in ("label", "nearest", "port_label"):
-            for pattern in _names(rule, key):
-                if pattern.lower() not in {*known, UNKNOWN}:
-                    near = difflib.get_close_matches(pattern.lower(), list(known), n=1)
-                    hint = f", did you mean `{known[near[0]]}`?" if near else ""
-                    yield f"rule {rule.name}: {key}: no model here has the label `{pattern}`{hint}"
+def known_models(repository: Path | None) -> Known:
+    """Those of a repository, and those that ship."""
+    roots = [ZOO] if repository is None else [repository, ZOO]
+    return Known(*names_and_labels(map(Repository, roots), say))
 
 
-def _names(rule: Rule, key: str) -> list[str]:
-    patterns = getattr(rule, key, None) if isinstance(rule, VerdictRule) else None
-    plain = [bare(pattern) for pattern in patterns or []]
-    return [pattern for pattern in plain if not pattern.startswith("@") and not any(sign in pattern for sign in "*?[")]
-
-
-def _labels(repository: Repository) -> Iterator[str]:
-    for name in repository.names():
-        try:
-            directory = repository.find(name)
-            is_trace = checkpoint_kind(directory) == "tracegram"
-            found = read_trace_checkpoint(directory, needs=()) if is_trace else read_checkpoint(directory, needs=())
-        except CheckpointError as error:
-            say(str(error))
-            continue
-        yield from found.labels
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"

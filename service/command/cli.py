@@ -273,12 +273,15 @@ def health_command(
     pid: Annotated[
         int | None, typer.Option(min=1, help="the service that is this process, wherever its own flags let it listen")
     ] = None,
+    config: Config = None,
 ) -> None:
     """Say whether the service of this environment answers: status 0 if it does, 1 if not."""
     try:
-        typer.echo(f"{ask_health(pid)} answers")
+        typer.echo(f"{ask_health(pid, config)} answers")
     except ConfigurationError as error:
-        _fail("; ".join(error.problems), EXIT_USAGE)
+        for problem in error.problems:
+            say(problem)
+        raise typer.Exit(EXIT_USAGE) from None
     except HealthError as error:
         _fail(str(error), EXIT_FAILED)
 

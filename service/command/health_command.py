@@ -26,8 +26,9 @@ class HealthError(RuntimeError):
     """The service does not answer as a healthy one does; the message says how it did."""
 
 
-def health_url(arguments: Sequence[str] = ()) -> str:
-    """Where a service says whether it is alive, by its command line, the environment and its file of settings.
+def health_url(arguments: Sequence[str] = (), config: str | None = None) -> str:
+    """Where a service says whether it is alive, by its command line, the environment and its file of settings; that is
+    `config` where the command line names none.
 
     Raises:
         ConfigurationError: they cannot be used.
@@ -39,7 +40,7 @@ def health_url(arguments: Sequence[str] = ()) -> str:
         name = flag.removeprefix("--").replace("-", "_")
         if flag.startswith("--") and name in _FLAGS:
             flags[name] = value if is_whole else next(words, "")
-    found = Configuration(flags, flags.pop(_CONFIG, None))
+    found = Configuration(flags, flags.pop(_CONFIG, config))
     scheme = "https" if found.value("tls_cert") else "http"
     host = found.value("host")
     host = _WILDCARDS.get(host, host)
@@ -78,13 +79,13 @@ def ask(url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         raise HealthError(f"{url} does not answer: {getattr(reason, 'strerror', None) or reason}") from None
 
 
-def health(pid: int | None = None) -> str:
+def health(pid: int | None = None, config: str | None = None) -> str:
     """Ask the service that this environment describes, or that which runs as process `pid`; gives the URL asked.
 
     Raises:
         HealthError, ConfigurationError: it is not healthy, or the settings are none.
     """
-    url = health_url(arguments_of(pid) if pid is not None else [])
+    url = health_url(arguments_of(pid) if pid is not None else [], config)
     ask(url)
     return url
 

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tapline.service.configuration.problems import ConfigurationError, unknown
-from tapline.service.toml_lines import TomlLines
+from tapline.service.toml_lines import TomlError, TomlLines, read_toml
 
 FILE_NAME = "tapline.toml"
 NO_FILE = "none"
 MAX_BYTES = 256 << 10
-_AT = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 
 @dataclass(frozen=True)
 class ConfigFile:
     """What a file holds: values by the names of settings, and the lines where they stand.
 
-    `others_read`: everybody on this machine may read it.
+    `others_read`: everybody on this machine may read it. `problems`: sentences about names that are none, whose values
+    are not among the others.
     """
 
     path: Path
     values: Mapping[str, object]
     lines: Mapping[str, int]
     others_read: bool = False
+    problems: tuple[str, ...] = ()
 
     def where(self, name: str) -> str:
         """`/etc/tapline/tapline.toml:3`, the place of a setting."""
@@ -62,10 +61,10 @@ def _is_there(place: Path) -> bool:
 
 
 def read_file(path: Path, names: Collection[str]) -> ConfigFile:
-    """Read a file, in which only settings of these names may stand.
+    """Read a file, in which only settings of these names may stand; others are among its `problems`.
 
     Raises:
-        ConfigurationError: it cannot be read, is no TOML, everybody may write it, or it has names that are none.
+        ConfigurationError: it cannot be read, is no TOML, or everybody may write it.
     """
     try:
         with path.open("rb") as file:
@@ -80,30 +79,26 @@ def read_file(path: Path, names: Collection[str]) -> ConfigFile:
     values, text = _parsed(path, content)
     lines = TomlLines(text)
     numbers = {name: lines.line((name,)) for name in values}
-    found = ConfigFile(path, values, numbers, stat.S_ISREG(mode) and bool(mode & stat.S_IROTH))
     wrong = [name for name in values if name not in names or _is_table(values[name])]
-    if wrong:
-        wrong.sort(key=numbers.__getitem__)
-        raise ConfigurationError(f"{found.where(name)}: {_wrong(name, values[name], names)}" for name in wrong)
-    return found
+    wrong.sort(key=numbers.__getitem__)
+    problems = tuple(f"{path}:{numbers[name]}: {_wrong(name, values[name], names)}" for name in wrong)
+    known = {name: value for name, value in values.items() if name not in wrong}
+    return ConfigFile(path, known, numbers, stat.S_ISREG(mode) and bool(mode & stat.S_IROTH), problems)
 
 
 def _parsed(path: Path, content: bytes) -> tuple[dict[str, object], str]:
     try:
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
-        return tomllib.loads(text), text
+        return read_toml(text), text
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigurationError([f"{path}:{line}: expected text in UTF-8"]) from None
-    except RecursionError:
-        raise ConfigurationError([f"{path}: expected settings, got lists in lists without end"]) from None
-    except tomllib.TOMLDecodeError as error:
-        at = _AT.search(str(error))
-        place = f"{path}:{at[1]}" if at and at[1] else str(path)
-        reason = _AT.sub(" at its end" if at and not at[1] else "", str(error))
-        raise ConfigurationError(
-            [f'{place}: no TOML: {reason}: write name = 8000, true, "text" or ["a", "b"]']
-        ) from None
+    except TomlError as error:
+        raise ConfigurationError([f"{path}:{error.line}: this is no TOML: {error}{_hint(error)}"]) from None
+
+
+def _hint(error: TomlError) -> str:
+    return "" if "twice" in str(error) else ': write name = 8000, true, "text" or ["a", "b"]'
 
 
 def _wrong(name: str, value: object, names: Collection[str]) -> str:

@@ -16,6 +16,7 @@ from tapline.service.configuration.config_file import ConfigFile, find_file, rea
 from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.configuration.variables import CONFIG_VARIABLE, linked, misspelt, variable
 from tapline.service.settings import Settings, is_list
+from tapline.service.validation_words import sentences, shown
 
 Means = Literal["flag", "environment", "file", "default"]
 
@@ -39,26 +40,30 @@ class Configuration:
         `flags`: values by the names of settings; what is not among them was not given.
 
         Raises:
-            ConfigurationError: the file cannot be used, or a variable of the environment is misspelt.
+            ConfigurationError: the file cannot be used, or a name in it or of the environment is misspelt; what is
+                wrong with values is told, too.
         """
         names = Settings.model_fields
         problems = misspelt(environment, names)
-        if link := linked(environment):
-            problems.append(link)
+        link = linked(environment)
+        problems += [link] if link is not None else []
         named = file if file is not None else environment.get(CONFIG_VARIABLE)
         if named is not None and not named.strip():
             raise ConfigurationError([f"{'--config' if file is not None else CONFIG_VARIABLE} is empty: name a file"])
+        self._flags = flags
+        self._environment = {name.upper(): value for name, value in environment.items()}
         self.file: ConfigFile | None = None
         try:
             path = find_file(named)
             self.file = read_file(path, names) if path is not None else None
-            problems += _others_secrets(self.file) if self.file is not None else []
+            problems += [*self.file.problems, *_others_secrets(self.file)] if self.file is not None else []
         except ConfigurationError as error:
             problems += error.problems
         if problems:
-            raise ConfigurationError(problems)
-        self._flags = flags
-        self._environment = {name.upper(): value for name, value in environment.items()}
+            values = self._value_problems(whole=False)
+            raise ConfigurationError(
+                [*problems, *(said for said in values if not link or variable("port") not in said)]
+            )
 
     def origin(self, name: str) -> Origin:
         """Where the value of a setting comes from."""
@@ -76,14 +81,40 @@ class Configuration:
         Raises:
             ConfigurationError: values are not what was expected, or do not go together.
         """
+        if problems := self._value_problems(whole=True):
+            raise ConfigurationError(problems)
+        return Settings(**self._given())
+
+    def _given(self) -> dict[str, Any]:
+        """What flags and the file give; the environment is read by the settings themselves.
+
+        Raises:
+            ConfigurationError: this user has no home.
+        """
         found = {name: _at_home(name, value) for name, value in self._in_file() if self.origin(name).means == "file"}
-        given = {**found, **self._flags}
-        if empty := [self._empty(name) for name, value in given.items() if _is_empty(name, value)]:
-            raise ConfigurationError(empty)
+        return {**found, **self._flags}
+
+    def _value_problems(self, *, whole: bool) -> list[str]:
+        """What is wrong with values, and where that is nothing and they are the `whole`, with how they go together."""
         try:
-            return Settings(**given)
+            given = self._given()
+        except ConfigurationError as error:
+            return error.problems
+        named = {name: self._environment.get(variable(name)) for name in Settings.model_fields} | given
+        empty = [name for name, value in named.items() if _is_empty(name, value)]
+        without = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in empty}
+        problems = [self._empty(name) for name in sorted(empty, key=self._order)]
+        try:
+            Settings(**given | without)
         except ValidationError as error:
-            raise ConfigurationError(map(self._problem, error.errors())) from None
+            for item in error.errors():
+                if item["loc"] or (whole and not problems):
+                    problems += self._problems(item)
+        return problems
+
+    def _order(self, name: str) -> int:
+        """By its line where it stands in the file."""
+        return self.file.lines.get(name, 0) if self.file is not None else 0
 
     def value(self, name: str) -> Any:
         """One setting, checked by itself: for commands that do with few.
@@ -108,7 +139,9 @@ class Configuration:
             kind: Any = Annotated[field.annotation, field]
             return TypeAdapter(kind).validate_python(given)
         except ValidationError as error:
-            raise ConfigurationError([f"{origin.where}: {item['msg']}" for item in error.errors()]) from None
+            raise ConfigurationError(
+                text for item in error.errors() for text in self._problems({**item, "loc": (name, *item["loc"])})
+            ) from None
 
     def _in_file(self) -> Collection[tuple[str, object]]:
         return self.file.values.items() if self.file is not None else ()
@@ -118,16 +151,22 @@ class Configuration:
         told = f"{origin.where}: {name}" if origin.means == "file" else origin.where
         return f"{told} is empty: give it a value, or leave it out"
 
-    def _problem(self, item: ErrorDetails) -> str:
-        """A sentence about a value, with the place where it was given."""
-        message = item["msg"].removeprefix("Value error, ")
+    def _problems(self, item: ErrorDetails) -> list[str]:
+        """Sentences about a value, with the place where it was given."""
         if not item["loc"]:
-            return message
+            return list(sentences(item))
         name = str(item["loc"][0])
         origin = self.origin(name)
-        if origin.means == "file":
-            return f"{origin.where}: {name}: {message}"
-        return f"{origin.where or name}: {message}"
+        where = f"{origin.where}: {name}" if origin.means == "file" else origin.where or name
+        is_shown = item["type"] != "value_error" and not _may_hide(name, item["input"])
+        came = f", got {shown(item['input'])}" if is_shown else ""
+        return [f"{where}: {text}{came}" for text in sentences(item)]
+
+
+def _may_hide(name: str, value: object) -> bool:
+    """Whether a value may hold a secret."""
+    is_many = is_list(Settings.model_fields[name])
+    return SecretStr in _kinds(name) or is_many or _has_password(value) or name == "history"
 
 
 def _is_empty(name: str, value: object) -> bool:

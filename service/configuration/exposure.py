@@ -37,7 +37,7 @@ TITLES: dict[Section, str] = {
 
 _MAY: dict[Scope, str] = {
     "read": "verdicts, metrics and the dashboard",
-    "classify": "that, and captures, flows and jobs of its own",
+    "classify": "verdicts, metrics and the dashboard, and captures, flows and jobs of its own",
     "admin": "everything: also to load models",
 }
 

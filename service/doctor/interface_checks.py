@@ -109,17 +109,19 @@ class InterfaceOffloads:
             return
         arriving = _named(active, JOINS_WHAT_ARRIVES)
         sent = _named(active, JOINS_WHAT_IS_SENT)
-        off = " ".join(f"{name} off" for name in [*arriving, *sent])
-        command = f"ethtool -K {self._interface} {off}"
+        command, for_sent = (
+            f"ethtool -K {self._interface} {' '.join(f'{name} off' for name in names)}" for names in (arriving, sent)
+        )
+        own = f"; where this host's own packets are watched, too: {for_sent}" if sent else ""
         if arriving:
             yield Finding(
                 what, "problem", f"{', '.join(arriving)}: packets are joined, so that their lengths are not those sent",
-                f"Also at the next start of the machine: {command}",
+                f"Also at the next start of the machine: {command}{own}",
             )  # fmt: skip
         elif sent:
             yield Finding(
                 what, "warning", f"{', '.join(sent)}: this host's own packets are seen before they are cut to size",
-                f"On a tap that only receives it is nothing; else: {command}",
+                f"On a tap that only receives it is nothing; else: {for_sent}",
             )  # fmt: skip
         else:
             yield Finding(what, "ok", "none joins packets")

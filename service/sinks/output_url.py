@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import msgspec
 
 from tapline.models.foreign_text import clean
+from tapline.service.validation_words import ProblemsError
 
 RecordKind = Literal["flows", "traces", "alerts"]
 """What can be sent, in the order in which it is dropped where there is no room: flows first, alerts last."""
@@ -33,6 +34,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 class OutputError(ValueError):
     """An output cannot be used as it is set; the message says why, and shows no parameter's value but a wrong one."""
+
+
+class OutputsError(ProblemsError, OutputError):
+    """Outputs cannot be used: a sentence for each thing that is wrong."""
 
 
 class OutputOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,20 +167,24 @@ def parse_outputs(texts: Sequence[str]) -> list[Output]:
     """The outputs that URLs name, no two of one name and no two files the same.
 
     Raises:
-        OutputError: as of `parse_output`; the message shows the URL without its parameters.
+        OutputsError: as of `parse_output`, of all of them; the message shows URLs without their parameters.
     """
     found: dict[str, Output] = {}
+    problems = []
     for text in texts:
         try:
             output = parse_output(text)
         except OutputError as error:
-            raise OutputError(f"{shown_output(text)}: {error}") from None
+            problems.append(f"{shown_output(text)}: {error}")
+            continue
         if output.name in found:
-            raise OutputError(f"{output.name} is there twice: give one of them a name of its own, ?name=NAME")
+            problems.append(f"{output.name} is there twice: give one of them a name of its own, ?name=NAME")
         found[output.name] = output
     files = [output.path for output in found.values() if isinstance(output, EveOutput)]
     if len(set(files)) < len(files):
-        raise OutputError("one file is written by two outputs: give each a file of its own")
+        problems.append("one file is written by two outputs: give each a file of its own")
+    if problems:
+        raise OutputsError(problems)
     return list(found.values())
 
 

@@ -50,7 +50,7 @@ def test_a_service_with_bad_rules_does_not_start(tmp_path):
         2,
         [
             "3: rule r: unknown key `lable`, did you mean `label`?",
-            "4: rule r: unknown: expected a valid boolean, got 3",
+            "4: rule r: unknown: expected true or false, got 3",
         ],
     )
 

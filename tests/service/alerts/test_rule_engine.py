@@ -114,7 +114,8 @@ def test_matches_in_a_time_make_one_alert(tmp_path):
     found = [ruled.flow(second, uid=str(second)) for second in seconds]
     assert [len(alerts) for alerts in found] == [0, 0, 1, 0, 0, 0]
     (alert,) = found[2]
-    assert (alert.kind, alert.matches, alert.uid, alert.message) == ("rate", 3, "59", "3 matches: originator 10.0.0.5")
+    assert (alert.kind, alert.matches, alert.uid) == ("rate", 3, "59")
+    assert alert.message == "r: 3 matches in 60 s, originator 10.0.0.5, the last tls"
     assert T0_US - 2_000_000 <= alert.start_us <= T0_US
     assert alert.end_us == T0_US + 59_000_000
 
@@ -139,7 +140,7 @@ def test_an_unknown_share_needs_enough_flows(tmp_path):
     ruled = Ruled(tmp_path, rule(unknown_share=SHARE, suppress=EACH))
     found = [ruled.flow(number, uid=str(number), said={"unknown": number in (0, 3)}) for number in range(4)]
     assert [len(alerts) for alerts in found] == [0, 0, 0, 1]
-    assert found[3][0].message == "50% of 4 flows unknown: sensor gate"
+    assert found[3][0].message == "r: 50% of 4 flows unknown in 3600 s, sensor gate"
 
 
 def test_a_share_goes_by_the_newest_verdict_of_each_flow(tmp_path):

@@ -13,6 +13,8 @@ def test_every_mistake_is_told_with_its_line(tmp_path):
     assert mistakes(tmp_path, (DATA / "alerts" / "mistakes.toml").read_text()) == said.splitlines()
 
 
+DATE = 'expected a date such as 2026-12-31, or a time with its offset such as 2026-12-31T18:00:00Z, got "soon"'
+TWO = "this is no TOML: `{}` is there twice, first on line {}"
 ZONE = "expected a time zone that is known here, such as Europe/Zurich or UTC"
 PATTERN = "expected a text, a glob or @list, with at most one ! before it"
 TWICE = {"rate": '{count = 2, seconds = 9, by = "label"}', "unknown_share": "{min = 0.5, seconds = 9}"}
@@ -21,12 +23,19 @@ LABELS = '[list.x]\nof = "labels"\n'
 
 ONE = [
     # rules, the line that is named, what is said of it
-    ('[[rule]]\nname = "a\n', 2, "this is no TOML: Illegal character '\\n' (at line 2, column 10)"),
-    ('[[rule]]\nname = ["a"\n', 3, "this is no TOML: Unclosed array (at end of document)"),
+    ('[[rule]]\nname = "a\n', 2, "this is no TOML: illegal character '\\n'"),
+    ('[[rule]]\nname = ["a"\n', 3, "this is no TOML: unclosed array at its end"),
     ('[rule]\nname = "a"\n', 1, "rule: expected [[rule]], with two brackets"),
     ("rule = [3]\n", 1, "rule 1: expected a table [[rule]], got 3"),
     ("\n[[rule]]\n", 2, "rule 1: expected a key `name`, there is none"),
-    ("[[list]]\n", 1, "list: expected tables [list.NAME], got an array"),
+    ("[[list]]\n", 1, "list: expected tables [list.NAME], got a list"),
+    (rule() + "\n[[rules]]\nname = 'x'\n", 4, "unknown key `rules`, did you mean `rule`?"),
+    (rule(suppress="60"), 3, "rule r: suppress: expected a table, got 60"),
+    ('[list.x]\nof = "labels"\nentries = [{value = "x", until = "soon"}]\n', 3, f"list x: entries.until: {DATE}"),
+    ("[[rule]]\nname = 'r'\n\nlabel = [\n'x']\nlabel = 'y'\n", 6, TWO.format("rule.label", 4)),
+    ("[list.a]\nof = 'labels'\n\n[list.a]\n", 4, TWO.format("list.a", 1)),
+    ("a.b = 1\na.c = 1\na.b = 2\n", 3, TWO.format("a.b", 1)),
+    ("a = {b = 1, b = 2}\n", 1, "this is no TOML: duplicate inline table key 'b'"),
     (rule(kind="3"), 3, "rule r: kind: expected flow, trace or drift, got 3"),
     (rule(timezone='"Mars"'), 3, f'rule r: timezone: {ZONE}, got "Mars"'),
     (
@@ -42,7 +51,7 @@ ONE = [
     (rule(kind='"drift"', label='"x"'), 4, "rule r: unknown key `label`: it is of rules of kind flow or trace"),
     (rule(label='"!!x"'), 3, f'rule r: label: {PATTERN}, got "!!x"'),
     (rule(sensor='"@x"') + LABELS, 3, 'rule r: sensor: expected no list here, got "@x"'),
-    (rule(during="[]"), 3, "rule r: during: expected at least 1 item, got an array"),
+    (rule(during="[]"), 3, "rule r: during: expected at least 1 in a list, got a list"),
     ('[list."a b"]\nof = "labels"\n', 1, f"list a b: {NAME_EXPECTED} in its name"),
     (rule(**NEVER), 1, "rule r: min_confidence 0.9 is more than max_confidence 0.1: nothing can meet both"),
     (rule(**TWICE), 1, "rule r: rate and unknown_share: expected one of them; make two rules"),
@@ -52,6 +61,16 @@ ONE = [
 @pytest.mark.parametrize(("text", "line", "said"), ONE)
 def test_one_mistake(tmp_path, text, line, said):
     assert mistakes(tmp_path, text) == [f"rules.toml:{line}: {said}"]
+
+
+def test_a_wrong_kind_hides_nothing(tmp_path):
+    assert mistakes(tmp_path, rule(kind='"flows"', severity='"High"', lable='"x"')) == [
+        'rules.toml:3: rule r: kind: expected flow, trace or drift, got "flows", did you mean `flow`?',
+        "rules.toml:4: rule r: severity: expected 'low', 'medium', 'high' or 'critical', got \"High\", "
+        "did you mean `high`?",
+        "rules.toml:5: rule r: unknown key `lable`, did you mean `label`?",
+    ]
+    assert len(mistakes(tmp_path, rule(kind="3", suspicious="true", subject="3"))) == 2
 
 
 def test_a_list_in_a_file_is_told_by_its_own_lines(tmp_path):

@@ -9,7 +9,8 @@ from tapline.service.alerts.rule_conditions import ready_rules
 from tapline.service.alerts.rule_engine import RuleEngine
 from tapline.service.alerts.rule_facts import flow_facts, trace_facts
 from tapline.service.alerts.rule_file import read_rules
-from tapline.service.command.alerts_command import strange_labels
+from tapline.service.alerts.rule_warnings import rule_warnings
+from tapline.service.command.alerts_command import known_models
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.service.inference.trace_loading import trace_directories
@@ -25,7 +26,7 @@ def test_each_rule_is_explained_and_names_labels_that_there_are(tmp_path):
     path = written(tmp_path, TEXT)
     file = read_rules(path)
     assert len(file.rules) > 12
-    assert list(strange_labels(file, None)) == []
+    assert rule_warnings(file, known_models(None)) == []
     assert [found.group() for found in re.finditer(r"(?<!\n)\n\[\[rule\]\]", TEXT)] == ["\n[[rule]]"] * len(file.rules)
     before = re.findall(r"(.*)\n\[\[rule\]\]", TEXT)
     assert all(line.startswith("# ") for line in before)

@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from tapline.service.alerts import rule_warnings
+from tapline.service.alerts.rule_file import read_rules
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tests.paths import DATA
@@ -63,15 +65,55 @@ def test_check_says_every_mistake(tmp_path):
     ]
 
 
-def test_check_names_labels_that_no_model_has(tmp_path):
-    labels = '["SHH", "tls", "!nothing-like-it", "*", "unknown", "cerber", "@mine"]'
-    mine = '[list.mine]\nof = "labels"\n'
-    result = tapline("alerts", "check", written(tmp_path, rule(label=labels) + mine))
-    assert result.returncode == 0
-    assert [line.split(": ", 1)[1] for line in result.stderr.splitlines()] == [
-        "rule r: label: no model here has the label `SHH`, did you mean `SSH`?",
-        "rule r: label: no model here has the label `nothing-like-it`",
+STRANGE = """\
+[[rule]]
+name = "r"
+label = ["SHH", "tls", "!nothing-like-it", "*", "unknown", "cerber", "@mine"]
+model = ["intrusoin",
+  "iot-*", "flow-protocols"]
+originator = "192.168.2.16/24"
+proto = ["TCPP", "TCP", "47"]
+allow = "own"
+
+[[rule]]
+name = "all"
+severity = "low"
+
+[list.mine]
+of = "labels"
+
+[list.own]
+of = "networks"
+entries = [
+  {value = "10.0.0.1", until = 2020-01-01},
+  "10.0.0.0/8",
+]
+"""
+
+
+def test_check_warns_of_what_can_hardly_be_meant(tmp_path):
+    path = written(tmp_path, STRANGE)
+    result, strict = tapline("alerts", "check", path), tapline("alerts", "check", path, "--strict")
+    assert (result.returncode, strict.returncode, strict.stderr) == (0, 1, result.stderr)
+    assert [line.removeprefix(f"{path}:") for line in result.stderr.splitlines()] == [
+        "3: warning: rule r: label: no model here has the label `SHH`, did you mean `SSH`?",
+        "3: warning: rule r: label: no model here has the label `nothing-like-it`",
+        "4: warning: rule r: model: no model here is called `intrusoin`, did you mean `intrusion`?",
+        '6: warning: rule r: originator: "192.168.2.16/24" is all of 192.168.2.0/24: write that, or the address alone, '
+        '"192.168.2.16"',
+        "7: warning: rule r: proto: expected tcp, udp, icmp or the number of an IP protocol: no flow has `TCPP`, "
+        "did you mean `tcp`?",
+        "10: warning: rule all: it has no condition, so it holds for every flow",
+        "20: warning: `10.0.0.1` counts no more since 2020-01-02T00:00:00Z: take it out, or set `until`",
     ]
+    assert result.stdout == f"{path}: 2 rules, 2 lists: 7 warnings\n"
+
+
+def test_rules_about_drift_need_scipy(tmp_path, monkeypatch):
+    monkeypatch.setattr(rule_warnings, "has_scipy", lambda: False)
+    file = read_rules(written(tmp_path, rule(kind='"drift"')))
+    [said] = rule_warnings.rule_warnings(file, rule_warnings.Known((), ()))
+    assert (said.line, "SciPy is not installed" in said.text) == (1, True)
 
 
 def test_a_capture_as_a_person_sees_it(rules, monkeypatch):
@@ -82,7 +124,7 @@ def test_a_capture_as_a_person_sees_it(rules, monkeypatch):
     assert result.stderr == "not asked, for they are about drift: moved\n"
     assert max(map(len, lines)) <= 80
     assert "10:46:24  high  tls" in lines
-    assert "  5 matches: originator 192.168.2.16" in lines
+    assert "  much-dns: 5 matches in 60 s, originator 192.168.2.16, the last DNS" in lines
     assert ["tls", "high", "2", "26"] in [line.split() for line in lines]
     assert lines[-2:] == ["7 alerts by 3 of 4 rules, 29 suppressed.", "Never fired: never"]
 
@@ -91,6 +133,8 @@ def test_a_capture_for_programs(rules):
     result = tapline("alerts", "test", rules, ANDROID, "--format", "ndjson")
     alerts = [json.loads(line) for line in result.stdout.splitlines()]
     assert [alert["rule"] for alert in alerts].count("tls") == 2
+    times = [alert["time_us"] for alert in alerts]
+    assert times == sorted(times)
     (dns,) = (alert for alert in alerts if alert["rule"] == "much-dns")
     assert (dns["kind"], dns["matches"], dns["orig_h"], dns["source"]) == ("rate", 5, "192.168.2.16", str(ANDROID))
     assert 0 <= dns["time_us"] - dns["start_us"] < 70e6

@@ -67,6 +67,17 @@ def test_an_answer_of_200_is_health():
     assert (done.returncode, done.stdout) == (0, f"http://127.0.0.1:{port}/healthz answers\n")
 
 
+def test_a_file_of_settings_says_where_to_ask(tmp_path):
+    file = tmp_path / "tapline.toml"
+    with answering(200) as port:
+        file.write_text(f"port = {port}\n")
+        done = tapline("health", "--config", file)
+    assert (done.returncode, done.stdout) == (0, f"http://127.0.0.1:{port}/healthz answers\n")
+    file.write_text("prot = 1\n")
+    done = tapline("health", "--config", file)
+    assert (done.returncode, done.stderr) == (2, f"{file}:1: prot: no such setting: did you mean port?\n")
+
+
 def test_a_certificate_for_another_name_is_taken():
     with answering(200, tls=True) as port:
         ask(f"https://127.0.0.1:{port}/healthz")

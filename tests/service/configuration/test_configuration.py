@@ -88,8 +88,45 @@ def test_what_is_wrong_names_its_place(file, monkeypatch):
     assert sorted(text.partition(" ")[0] for text in found.value.problems) == [
         "--speed:", f"{path}:1:", f"{path}:2:", "TAPLINE_MAX_JOBS:",
     ]  # fmt: skip
-    with pytest.raises(ConfigurationError, match=rf"{path}:1: Input should be less"):
+    with pytest.raises(ConfigurationError, match=rf"{path}:1: port: expected at most 65535, got 99999"):
         Configuration({}, path).value("port")
+
+
+def test_everything_is_told_at_once_in_our_words(file, monkeypatch):
+    outputs = "output = ['eve:/tmp/a?rotate=5', 'syslog+tsl://h']"
+    path = file(f"prot = 1\nport = 'eight'\nhost = ' '\nengine = 'onxn'\n{outputs}\ntraces = 3\n")
+    monkeypatch.setenv("TAPLINE_MAX_JOBS", "many")
+    monkeypatch.setenv("TAPLINE_MAX_UPLOADS", "")
+    monkeypatch.setenv("TAPLINE_HISTORY_DAY", "1")
+    said = tapline("check-config", "--config", path, "--speed", "0").stderr.splitlines()
+    plain = [line.removeprefix(f"{path}:") for line in said]
+    assert plain[:4] == [
+        "TAPLINE_HISTORY_DAY: no such setting: did you mean TAPLINE_HISTORY_DAYS?",
+        "1: prot: no such setting: did you mean port?",
+        "TAPLINE_MAX_UPLOADS is empty: give it a value, or leave it out",
+        "3: host is empty: give it a value, or leave it out",
+    ]
+    outputs = [line.partition(": output: ")[2] for line in plain if line.startswith("5: ")]
+    assert sorted(line for line in plain[4:] if not line.startswith("5: ")) == [
+        '2: port: expected a whole number, got "eight"',
+        "4: engine: expected 'onnx' or 'torch', got \"onxn\"",
+        "6: traces: expected a list",
+        'TAPLINE_MAX_JOBS: expected a whole number, got "many"',
+    ]
+    assert [text.partition(";")[0][:60] for text in outputs] == [
+        "eve:/tmp/a: unknown parameter rotate, did you mean rotate_mb?"[:60],
+        "...: expected a URL that begins with eve:, http:, https:, kafka:"[:60],
+    ]
+
+
+def test_all_contradictions_are_told(file):
+    said = refused({"host": "0.0.0.0", "tls_cert": "a", "replay": "b", "interface": ["c"], "zeek_option": ["x", "y"]})
+    assert [text.partition(":")[0] for text in said] == [
+        *["--zeek-option"] * 2, "a replay beside live traffic", "listening on 0.0.0.0 would let others in",
+        "a certificate without its key, or a key without",
+    ]  # fmt: skip
+    with pytest.raises(ConfigurationError, match=r"--api-key: expected a text$"):
+        Configuration({"api_key": 3}).settings()
 
 
 def test_an_empty_value_names_its_place(file, monkeypatch):
@@ -169,11 +206,12 @@ def test_serve_says_all_of_it_and_ends_with_2(file, monkeypatch):
     result = tapline("serve", "--config", path)
     assert (result.returncode, result.stderr) == (
         2,
-        "TAPLINE_MAX_JOB: no such setting: did you mean TAPLINE_MAX_JOBS?\n",
+        "TAPLINE_MAX_JOB: no such setting: did you mean TAPLINE_MAX_JOBS?\n"
+        f"{path}:1: port: expected at most 65535, got 99999\n",
     )
     monkeypatch.delenv("TAPLINE_MAX_JOB")
     result = tapline("serve", "--config", path)
-    assert (result.returncode, result.stderr) == (2, f"{path}:1: port: Input should be less than or equal to 65535\n")
+    assert (result.returncode, result.stderr) == (2, f"{path}:1: port: expected at most 65535, got 99999\n")
     assert tapline("watch", "--config", path, "--zeek", "ws://127.0.0.1:1").stderr == result.stderr
 
 

@@ -52,7 +52,7 @@ def test_what_is_wrong_is_told_in_80_columns(tmp_path, monkeypatch):
 def test_a_configuration_that_is_refused_is_no_machine(tmp_path):
     result = tapline("doctor", "--port", "99999")
     assert (result.returncode, result.stdout) == (2, "")
-    assert "--port: Input should be" in result.stderr
+    assert "--port: expected at most" in result.stderr
 
 
 def test_a_damaged_checkpoint_is_a_problem(checkpoint_dir, tmp_path):
