@@ -18,7 +18,8 @@ from tapline.service.sinks.put_aside import PutAside
 from tapline.service.sinks.sender import AwayError, reason_of
 
 FILE_MODE = 0o640
-"""Who ships the file reads it as a member of its group."""
+FOLDER_MODE = 0o750
+"""Who ships the file reads it as a member of its group, whatever the umask of the service."""
 
 _TAIL_BYTES = 1 << 20
 
@@ -91,11 +92,11 @@ class EveFile:
         return file
 
     def _open(self) -> io.FileIO:
-        self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _make_folder(self._path.parent)
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(self._path.stat().st_mode):
                 raise OSError("it is not a regular file")
-        file = io.FileIO(self._path, "a+b", opener=lambda path, flags: os.open(path, flags, FILE_MODE))
+        file = io.FileIO(self._path, "a+b", opener=_open_or_make)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _cut_torn_line(file)
@@ -121,6 +122,26 @@ class EveFile:
             return True
         ours = os.fstat(file.fileno())
         return (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino)
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it; one that is there stays as it is."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+        path.chmod(FOLDER_MODE)
+
+
+def _open_or_make(path: str, flags: int) -> int:
+    """Open a file with the mode that it has, or make it with ours."""
+    try:
+        made = os.open(path, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    except FileExistsError:
+        return os.open(path, flags, FILE_MODE)
+    os.fchmod(made, FILE_MODE)
+    return made
 
 
 def _cut_torn_line(file: io.FileIO) -> None:

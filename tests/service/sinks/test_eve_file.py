@@ -50,12 +50,38 @@ def aside(path):
     return sorted(each for each in path.parent.iterdir() if each != path)
 
 
-def test_lines_are_appended_and_a_group_may_read_them(opened, path):
+def test_lines_are_appended(opened, path):
     opened().send([numbered("flows", number) for number in range(3)])
     opened_again = path.read_bytes()
     assert opened_again.endswith(b"}\n")
     assert numbers(lines(path)) == [0, 1, 2]
-    assert stat.S_IMODE(path.stat().st_mode) & 0o137 == 0
+
+
+@pytest.fixture
+def umask_of_a_unit():
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask_of_a_unit")
+@pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
+def test_a_group_may_read_all_of_it_whatever_the_umask(opened, path, compress):
+    eve = opened(f"?rotate_mb=1&compress={compress}")
+    for number in range(8):
+        eve.send([large(number)])
+    eve.close()
+    assert len(aside(path)) == 2
+    assert {stat.S_IMODE(each.stat().st_mode) for each in [path, *aside(path)]} == {0o640}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+
+
+@pytest.mark.usefixtures("umask_of_a_unit")
+def test_a_file_that_is_there_keeps_its_mode(opened, path):
+    path.parent.mkdir()
+    path.touch(0o600)
+    opened().send([numbered("flows", 0)])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_restart_appends(opened, path):
