@@ -14,7 +14,7 @@ import zstandard
 
 from tapline.service.sinks.eve_file import EveFile
 from tapline.service.sinks.output_queue import Record
-from tapline.service.sinks.output_url import parse_output
+from tapline.service.sinks.output_url import OutputError, parse_output
 from tapline.service.sinks.sender import AwayError
 from tests.service.sinks.records import numbered, numbers, outputs_of, pending, until
 
@@ -219,7 +219,7 @@ def test_what_a_killed_process_left_of_a_line_is_cut_off(opened, path, torn):
 def test_a_file_of_something_else_is_left_alone(opened, path):
     path.parent.mkdir()
     path.write_bytes(b"x" * (2 << 20))
-    with pytest.raises(AwayError, match="expected a file of JSON lines"):
+    with pytest.raises(OutputError, match="expected a file of JSON lines"):
         opened().send([numbered("flows", 0)])
     assert path.stat().st_size == 2 << 20
 
@@ -231,7 +231,7 @@ def test_what_is_no_regular_file_is_not_waited_for(opened, path, kind):
         os.mkfifo(path)
     else:
         path.mkdir()
-    with pytest.raises(AwayError, match="not a regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         opened().send([numbered("flows", 0)])
 
 
