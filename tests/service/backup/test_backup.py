@@ -254,7 +254,8 @@ def test_what_is_there_is_kept_aside_or_not_touched(backed_up, filled, tmp_path)
     _, aside = restore(backed_up, filled, replace=True)
     assert uids(filled.history) == ["C0", "C1", "C2"]
     assert (filled.state / "random" / SNAPSHOT).read_bytes() == b"open windows"
-    assert {folder.parent for folder in aside} == {filled.data_dir, filled.jobs, filled.state, filled.models}
+    asked = {filled.data_dir, filled.jobs, filled.data_dir / "drift", filled.state, filled.models}
+    assert {folder.parent for folder in aside} == asked
     kept_aside = next(folder for folder in aside if folder.parent == filled.data_dir)
     assert len(uids(kept_aside / HISTORY)) > 3
     restore(backed_up, filled, replace=True)  # what lies aside is in nobody's way
