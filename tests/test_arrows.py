@@ -88,7 +88,7 @@ ARROWS = {
         "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces "
         "service/validation_words"
     ),
-    "service/backup": "models service/history service/jobs service/traces",
+    "service/backup": "models service/drift service/history service/jobs service/traces",
     "service/python": (
         "models service/community_id service/engines service/inference service/live service/metrics service/process "
         "service/results service/sources service/sources/bus service/traces"

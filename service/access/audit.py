@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +34,22 @@ NOBODY = "-"
 _MAX_ACTION_CHARS = 200
 
 
+@dataclass
+class _Failures:
+    """Failed keys of a client that wait for their line: how many, and when the first and the last of them came."""
+
+    timer: asyncio.TimerHandle | None
+    count: int = 0
+    first: str = ""
+    last: str = ""
+
+    def add(self, time: str) -> None:
+        """One more."""
+        self.first = self.first or time
+        self.last = time
+        self.count += 1
+
+
 class Audit:
     """Writes the account: JSON lines appended to a file, or lines of the log where there is none.
 
@@ -46,16 +63,16 @@ class Audit:
             KeysError: the file cannot be written.
         """
         self._path = path
-        self._failed: dict[str, tuple[int, asyncio.TimerHandle | None]] = {}
+        self._failed: dict[str, _Failures] = {}
         try:
             self._append("")
         except OSError as error:
             raise KeysError(f"--audit-log {path}: cannot be written: {_reason(error)}") from None
 
-    def record(self, address: str, key: str, action: str, outcome: str, **more: int) -> None:
+    def record(self, address: str, key: str, action: str, outcome: str, **more: int | str) -> None:
         """Write a line."""
         line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "client": address, "key": key,
+            "time": _now(), "client": address, "key": key,
             "action": clean(action, _MAX_ACTION_CHARS), "outcome": outcome, **more,
         }  # fmt: skip
         if self._path is not None:
@@ -74,11 +91,10 @@ class Audit:
         if client not in self._failed and len(self._failed) >= MAX_CLIENTS:
             client = OTHERS
         if client in self._failed:
-            count, timer = self._failed[client]
-            self._failed[client] = (count + 1, timer)
+            self._failed[client].add(_now())
             return
         self.record(address if client != OTHERS else OTHERS, NOBODY, "give a key", "refused")
-        self._failed[client] = (0, _later(SUMMARY_SECONDS, lambda: self._sum_up(client)))
+        self._failed[client] = _Failures(_later(SUMMARY_SECONDS, lambda: self._sum_up(client)))
 
     def close(self) -> None:
         """Tell of all failures that wait for their line."""
@@ -86,11 +102,11 @@ class Audit:
             self._sum_up(client)
 
     def _sum_up(self, client: str) -> None:
-        count, timer = self._failed.pop(client)
-        if timer is not None:
-            timer.cancel()
-        if count:
-            self.record(client, NOBODY, "give a key", "refused", times=count)
+        failures = self._failed.pop(client)
+        if failures.timer is not None:
+            failures.timer.cancel()
+        if count := failures.count:
+            self.record(client, NOBODY, "give a key", "refused", times=count, first=failures.first, last=failures.last)
 
     def _append(self, text: str) -> None:
         if self._path is None:
@@ -107,6 +123,10 @@ def _later(seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle | No
         return asyncio.get_running_loop().call_later(seconds, call)
     except RuntimeError:  # nothing runs: what is left is told by `close`
         return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _reason(error: OSError) -> str:

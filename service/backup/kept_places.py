@@ -10,11 +10,12 @@ import sqlalchemy as sql
 
 from tapline.models.checkpoint import MANIFEST
 from tapline.service.backup.archive import BackupError
+from tapline.service.drift.drift_state import DRIFT_DIRECTORY, FILE_NAMES
 from tapline.service.history.database import FILE_NAME
 from tapline.service.jobs.job_store import JOB_ID
 from tapline.service.traces.window_state import JOURNAL, SNAPSHOT
 
-HISTORY, JOBS, STATE, MODELS = "history.db", "jobs", "state", "models"
+HISTORY, JOBS, STATE, MODELS, DRIFT = "history.db", "jobs", "state", "models", DRIFT_DIRECTORY
 """Parts of a backup, by their names in it."""
 
 
@@ -39,19 +40,22 @@ class Places:
 
     def folder(self, part: str) -> Path | None:
         """The folder of a part that is one."""
-        return {JOBS: self.jobs, STATE: self.state, MODELS: self.models}[part]
+        return {JOBS: self.jobs, STATE: self.state, MODELS: self.models, DRIFT: self.data_dir / DRIFT}[part]
 
     def entries(self, part: str) -> list[Path]:
-        """What belongs to a part, directly below its folder: one folder for each job or model."""
+        """What belongs to a part, directly below its folder: one folder for each job or model, a file for each model's
+        drift."""
         folder = self.folder(part)
         if folder is None or not folder.is_dir():
             return []
-        return sorted(
-            path for path in folder.iterdir() if path.is_dir() and not path.is_symlink() and _is_of(part, path)
-        )
+        return sorted(path for path in folder.iterdir() if not path.is_symlink() and _is_of(part, path))
 
 
 def _is_of(part: str, path: Path) -> bool:
+    if part == DRIFT:
+        return path.is_file() and FILE_NAMES.fullmatch(path.name) is not None
+    if not path.is_dir():
+        return False
     if part == JOBS:
         return JOB_ID.fullmatch(path.name) is not None
     if part == STATE:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tapline.service.backup.archive import BackupError, BackupWriter, Table
-from tapline.service.backup.kept_places import HISTORY, JOBS, MODELS, STATE, STATE_FILES, Places, files_below
+from tapline.service.backup.kept_places import DRIFT, HISTORY, JOBS, MODELS, STATE, STATE_FILES, Places, files_below
 from tapline.service.jobs.job import Job
 from tapline.service.jobs.job_store import CAPTURE, RECORD, RESULT
 
@@ -38,6 +38,8 @@ def make_backup(places: Places, path: Path, *, captures: bool) -> tuple[Table, i
                 for name in STATE_FILES:
                     with contextlib.suppress(FileNotFoundError):
                         writer.add(f"{STATE}/{folder.name}/{name}", folder / name)
+            for file in places.entries(DRIFT):
+                writer.add(f"{DRIFT}/{file.name}", file)
             for folder in places.entries(MODELS):
                 for file in files_below(folder):
                     writer.add(f"{MODELS}/{folder.name}/{file.relative_to(folder).as_posix()}", file)

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from tapline.service.backup.archive import BackupError, Table, sync_folders, unpack
-from tapline.service.backup.kept_places import HISTORY, JOBS, MODELS, STATE, Places
+from tapline.service.backup.kept_places import DRIFT, HISTORY, JOBS, MODELS, STATE, Places
 from tapline.service.history.database import Database, HistoryError
 
 _SIDE_FILES = ("", "-wal", "-shm", "-journal")
@@ -32,13 +32,32 @@ def restore(path: Path, places: Places, *, replace: bool) -> tuple[Table, list[P
     if not path.is_file():
         raise BackupError(f"{path}: there is no such backup")
     try:
-        places.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _no_service(places), tempfile.TemporaryDirectory(prefix=".restore-", dir=places.data_dir) as staging:
+        with (
+            _data_dir(places.data_dir),
+            _no_service(places),
+            tempfile.TemporaryDirectory(prefix=".restore-", dir=places.data_dir) as staging,
+        ):
             table = unpack(path, Path(staging))
             _check(table, Path(staging), places)
             return table, _put(Path(staging), table, places, replace)
     except OSError as error:
         raise BackupError(f"{path} cannot be restored: {error.filename or ''}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _data_dir(folder: Path) -> Iterator[None]:
+    """The folder is there; where it was not, it is gone again after an error."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        yield
+    except (BackupError, OSError):
+        with contextlib.suppress(OSError):  # something is in it that is not ours
+            if made:
+                (folder / "lock").unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -84,7 +103,7 @@ def _put(staging: Path, table: Table, places: Places, replace: bool) -> list[Pat
     moves: list[tuple[Path, Path]] = []
     if HISTORY in table.files and places.history is not None:
         moves.append((staging / HISTORY, places.history))
-    for part in (JOBS, STATE, MODELS):
+    for part in (JOBS, STATE, DRIFT, MODELS):
         folder, new = places.folder(part), staging / part
         if folder is not None and new.is_dir():
             moves += [(path, folder / path.name) for path in sorted(new.iterdir())]
@@ -112,7 +131,7 @@ def _replaced(table: Table, places: Places) -> list[Path]:
     found = []
     if HISTORY in table.files and places.history is not None:
         found += [places.history.with_name(places.history.name + suffix) for suffix in _SIDE_FILES]
-    for part in (JOBS, STATE):
+    for part in (JOBS, STATE, DRIFT):
         if table.count(part):
             found += places.entries(part)
     return found

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tapline.service.backup.archive import BackupError, Table
-from tapline.service.backup.kept_places import HISTORY, JOBS, MODELS, STATE, Places, history_file
+from tapline.service.backup.kept_places import DRIFT, HISTORY, JOBS, MODELS, STATE, Places, history_file
 from tapline.service.backup.making import make_backup
 from tapline.service.backup.restoring import restore as put_back
 from tapline.service.command.console import say
@@ -86,6 +86,6 @@ def _places(
 
 def _told(table: Table) -> str:
     parts = ["the history"] if HISTORY in table.files else []
-    counts = {"jobs": JOBS, "trace models' open windows": STATE, "models": MODELS}
+    counts = {"jobs": JOBS, "trace models' open windows": STATE, "models": MODELS, "models' drift": DRIFT}
     parts += [f"{name}: {count}" for name, part in counts.items() if (count := table.count(part))]
     return ", ".join(parts) or "nothing was there"

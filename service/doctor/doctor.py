@@ -12,6 +12,7 @@ from tapline.service.doctor.finding import Check, Finding
 from tapline.service.doctor.interface_checks import interface_checks
 from tapline.service.doctor.machine_checks import Clock, Disk, Port, Python, Resources
 from tapline.service.doctor.model_checks import Checkpoints, Gpu, OnnxRuntime
+from tapline.service.doctor.output_checks import output_checks
 from tapline.service.doctor.zeek_checks import CaptureRights, ZeekPackage, ZeekVersion
 from tapline.service.settings import Settings
 from tapline.service.sources.bus.transport import shown_url
@@ -55,6 +56,7 @@ def checks(settings: Settings) -> list[Check]:
         CaptureRights(has_interface),
         *interface_checks(settings.interface),
         *(Sensor(url) for url in settings.zeek),
+        *output_checks(settings.output),
         Port(settings.host, settings.port, tls=settings.tls_cert is not None),
         Disk(settings),
         Resources(settings),

@@ -23,7 +23,7 @@ DRIFT_DIRECTORY = "drift"
 """In the data directory."""
 
 _FAULTS = (OSError, DamageError, msgspec.DecodeError, UnicodeDecodeError)
-_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})\.drift")
+FILE_NAMES = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})\.drift")
 
 
 class ModelHours(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,7 +67,7 @@ class DriftState:
     def load(self) -> dict[str, ModelHours]:
         """What was saved, by model. A file that is not whole is left out, with a warning, and replaced later."""
         found = {}
-        paths = [path for path in sorted(self._directory.iterdir()) if _NAME.fullmatch(path.name)]
+        paths = [path for path in sorted(self._directory.iterdir()) if FILE_NAMES.fullmatch(path.name)]
         for path in paths[:MAX_FILES]:
             try:
                 kept = _read(path)

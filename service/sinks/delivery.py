@@ -11,13 +11,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.sinks.disk_spool import DiskSpool, SpoolError
+from tapline.service.sinks.other_side import OtherSide
+from tapline.service.sinks.output_counts import OutputCounts
 from tapline.service.sinks.output_queue import OutputQueue, Pending, Record
 from tapline.service.sinks.output_url import OutputOptions, RecordKind
 from tapline.service.sinks.sender import AwayError, Sender, reason_of
@@ -38,20 +39,6 @@ DROPPED_SECONDS = 60.0
 """So long a drop is a problem that is shown."""
 
 _GRACE_SECONDS = 0.5
-
-
-@dataclass
-class OutputCounts:
-    """What became of the records of an output: `received` + `recovered` (from the spool of an earlier run) = `written`
-    + `dropped` (for want of room) + `failed` (never to be taken) + those that wait. `dropped_by` kind adds up to
-    `dropped`."""
-
-    received: int = 0
-    recovered: int = 0
-    written: int = 0
-    dropped: int = 0
-    failed: int = 0
-    dropped_by: Counter[RecordKind] = field(default_factory=Counter)
 
 
 class Delivery:
@@ -76,8 +63,6 @@ class Delivery:
         self._over = False
         self._reopen = False
         self._thread: threading.Thread | None = None
-        self._away: str | None = None
-        self._failures = 0
         self._dropped_at = -math.inf
         self._log = QuietLog(log, output=self.name)
         self._outcomes = {
@@ -86,8 +71,7 @@ class Delivery:
         }
         metrics.output_queue.labels(self.name).set_function(lambda: self.queued)
         metrics.output_spool.labels(self.name).set_function(lambda: self.spooled)
-        self._up = metrics.output_up.labels(self.name)
-        self._up.set(1)
+        self._other_side = OtherSide(self.name, metrics.output_up.labels(self.name), self._log)
         if self.spooled:
             self._count("recovered", self.spooled)
             log.info("records of an earlier run wait", output=self.name, records=self.spooled)
@@ -105,8 +89,8 @@ class Delivery:
     @property
     def problem(self) -> str | None:
         """What is wrong with it now, or None."""
-        if self._away is not None:
-            return self._away
+        if self._other_side.away is not None:
+            return self._other_side.away
         if time.monotonic() - self._dropped_at < DROPPED_SECONDS:
             return "records are dropped: more come than it takes"
         return None
@@ -150,11 +134,13 @@ class Delivery:
         """Send what waits within a limit; then keep the rest in the spool, or drop it where there is none."""
         with self._lock:
             self._until = time.monotonic() + limit_seconds
+            nothing_waits = not self.queued and not self.spooled
             self._changed.notify()
         if self._thread is None or not self._thread.is_alive():  # it died, or never ran
             self._start(lambda _: None)
         assert self._thread is not None
-        await asyncio.to_thread(self._thread.join, limit_seconds + _GRACE_SECONDS)
+        seconds = 0 if nothing_waits else limit_seconds
+        await asyncio.to_thread(self._thread.join, seconds + _GRACE_SECONDS)
         await asyncio.to_thread(self._finish)
 
     def _start(self, tell: Callable[[BaseException | None], object]) -> None:
@@ -177,6 +163,10 @@ class Delivery:
         while self._wait_for_work():
             if self._take_reopen():
                 self._sender.reopen()
+                self._other_side.probe_soon()
+            if self._is_to_be_probed():
+                self._probe()
+                continue
             if self.spooled or self._queue.is_half_full:  # what is slow has the room on disk, too
                 self._spool_queue()
             self._send_next()
@@ -192,19 +182,42 @@ class Delivery:
                     return True
                 if len(self._queue) >= self._sender.batch_records:
                     return True
+                if self._is_to_be_probed():
+                    return True
                 if not len(self._queue):
-                    self._wait(1, None)
+                    self._wait(1, self._other_side.probe_in_seconds)
                     continue
                 gathered = gathered or time.monotonic() + self._sender.gather_seconds
                 if (left := gathered - time.monotonic()) <= 0:
                     return True
                 self._wait(self._sender.batch_records, left)
 
+    def _is_to_be_probed(self) -> bool:
+        """Whether nothing waits whose sending would tell how the other side is, and that was long ago, or never."""
+        idle = not len(self._queue) and not self.spooled and self._until is None
+        return idle and self._other_side.probe_in_seconds <= 0
+
+    def _probe(self) -> None:
+        """Look whether the other side is there; while it is away, so often as records would be tried again."""
+        away: AwayError | None = None
+        self._sending = True
+        try:
+            self._sender.probe()
+        except AwayError as error:
+            away = error
+        except Exception as error:  # a fault of ours: records are sent all the same
+            self._log.error("fault", "an output could not be looked at", error=type(error).__name__, exc_info=error)
+        with self._lock:
+            self._sending = False
+            if self._over:
+                return
+        self._note(away)
+
     def _is_over(self) -> bool:
         if self._until is None:
             return False
         waiting = len(self._queue) + self.spooled
-        given_up = self._away is not None and self._spool is not None
+        given_up = self._other_side.away is not None and self._spool is not None
         return not waiting or given_up or time.monotonic() > self._until
 
     def _wait(self, records: int, seconds: float | None) -> None:
@@ -290,12 +303,14 @@ class Delivery:
             self._forget(batch)
         if failed:
             self._log.error("failed", "records will never be taken", records=len(failed))
+        self._note(away)
+
+    def _note(self, away: AwayError | None) -> None:
+        """Say how the other side is, and wait where it is away."""
         if away is not None:
             self._pause(away)
-        elif self._away is not None:
-            log.info("an output is back", output=self.name)
-            self._away, self._failures = None, 0
-            self._up.set(1)
+        else:
+            self._other_side.is_here()
 
     def _forget(self, batch: Sequence[Record]) -> None:
         assert self._spool is not None
@@ -306,12 +321,9 @@ class Delivery:
 
     def _pause(self, away: AwayError) -> None:
         """Say why nothing can be sent, and wait before it is tried again; what comes meanwhile goes to the spool."""
-        self._away = str(away)
-        self._up.set(0)
-        self._log.warning("away", "an output cannot be written", reason=self._away)
-        self._failures += 1
+        self._other_side.is_away(str(away), records_wait=bool(len(self._queue) or self.spooled))
         wanted = min(away.retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS)
-        until = time.monotonic() + max(pause_seconds(self._failures), wanted)
+        until = time.monotonic() + max(pause_seconds(self._other_side.failures), wanted)
         while (left := until - time.monotonic()) > 0:
             self._spool_queue()
             with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
@@ -13,14 +14,17 @@ from pathlib import Path
 
 from tapline.service.process.files import write_all
 from tapline.service.sinks.output_queue import Record
-from tapline.service.sinks.output_url import EveOutput
+from tapline.service.sinks.output_url import EveOutput, OutputError
 from tapline.service.sinks.put_aside import PutAside
 from tapline.service.sinks.sender import AwayError, reason_of
 
 FILE_MODE = 0o640
-"""Who ships the file reads it as a member of its group."""
+FOLDER_MODE = 0o750
+"""Who ships the file reads it as a member of its group, whatever the umask of the service."""
 
 _TAIL_BYTES = 1 << 20
+_PASSING = frozenset({errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE})
+"""Another process that still writes the file, and a full disk: no reason to refuse a start."""
 
 
 class EveFile:
@@ -35,12 +39,34 @@ class EveFile:
     gather_seconds = 0.25
 
     def __init__(self, output: EveOutput) -> None:
+        """
+        Raises:
+            OutputError: the file cannot be written, for a reason that does not pass by itself.
+        """
         self._path = Path(output.path).absolute()
         self._max_bytes = output.rotate_mb << 20
         self._period_seconds = output.rotate_hours * 3600
         self._aside = PutAside(self._path, output.keep, output.compress)
         self._file: io.FileIO | None = None
         self._period = 0
+        try:
+            self._open()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise OutputError(
+                    f"{output.shown} cannot be written: {reason_of(error)}: name another, or let this user write it"
+                ) from None
+
+    def probe(self) -> None:
+        """Open the file, where it is not.
+
+        Raises:
+            AwayError: it cannot be opened.
+        """
+        try:
+            self._current()
+        except OSError as error:
+            raise AwayError(f"{self._path} cannot be written: {reason_of(error)}") from None
 
     def send(self, records: Sequence[Record]) -> Sequence[Record]:
         """Write records; where the disk is full, none of them.
@@ -76,9 +102,7 @@ class EveFile:
 
     def _ready(self, more_bytes: int) -> io.FileIO:
         """The file to write so much to."""
-        if self._file is not None and self._is_gone(self._file):
-            self.reopen()
-        file = self._file or self._open()
+        file = self._current()
         size = os.fstat(file.fileno()).st_size
         too_large = self._max_bytes and size + more_bytes > self._max_bytes
         too_old = self._period_seconds and self._period_of(time.time()) != self._period
@@ -90,19 +114,24 @@ class EveFile:
             self._period = self._period_of(time.time())
         return file
 
+    def _current(self) -> io.FileIO:
+        if self._file is not None and self._is_gone(self._file):
+            self.reopen()
+        return self._file or self._open()
+
     def _open(self) -> io.FileIO:
-        self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _make_folder(self._path.parent)
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(self._path.stat().st_mode):
                 raise OSError("it is not a regular file")
-        file = io.FileIO(self._path, "a+b", opener=lambda path, flags: os.open(path, flags, FILE_MODE))
+        file = io.FileIO(self._path, "a+b", opener=_open_or_make)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _cut_torn_line(file)
             found = os.fstat(file.fileno())
         except BlockingIOError:
             file.close()
-            raise OSError("another process writes it") from None
+            raise OSError(errno.EAGAIN, "another process writes it") from None
         except BaseException:
             file.close()
             raise
@@ -121,6 +150,26 @@ class EveFile:
             return True
         ours = os.fstat(file.fileno())
         return (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino)
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it; one that is there stays as it is."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+        path.chmod(FOLDER_MODE)
+
+
+def _open_or_make(path: str, flags: int) -> int:
+    """Open a file with the mode that it has, or make it with ours."""
+    try:
+        made = os.open(path, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    except FileExistsError:
+        return os.open(path, flags, FILE_MODE)
+    os.fchmod(made, FILE_MODE)
+    return made
 
 
 def _cut_torn_line(file: io.FileIO) -> None:

@@ -97,6 +97,23 @@ class KafkaSender:
         self._trouble = ""
         return [records[number] for number in refused]
 
+    def probe(self) -> None:
+        """Ask a broker for the topic.
+
+        Raises:
+            AwayError: none answers, or there is no such topic for us.
+        """
+        if self._producer is None:
+            self._producer = self._reconnected()
+        try:
+            topics = self._producer.list_topics(self._output.topic, self._output.timeout_seconds).topics
+            problem = topics[self._output.topic].error if self._output.topic in topics else None
+        except self._kafka.KafkaException as error:
+            problem = error.args[0]
+        if problem is not None and problem.code() != self._kafka.KafkaError.LEADER_NOT_AVAILABLE:  # it is being made
+            raise AwayError(f"{self._output.shown}: {clean(self._trouble or problem.str())}")
+        self._trouble = ""
+
     def reopen(self) -> None:
         """Connect anew, by the files as they are then, before the next record."""
         self._producer = None

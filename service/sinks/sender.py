@@ -37,6 +37,14 @@ class Sender(Protocol):
         """
         ...
 
+    def probe(self) -> None:
+        """See whether the other side is there, sending it nothing, within the same time.
+
+        Raises:
+            AwayError: it is not.
+        """
+        ...
+
     def reopen(self) -> None:
         """Let go of what is open, and open it anew when next needed: somebody has put another in its place."""
         ...

@@ -79,10 +79,24 @@ class SyslogSender:
             frames = [b"%d %b" % (len(message), message) for message in map(self._message, records)]  # RFC 6587, 3.4.1
             connection.sendall(b"".join(frames))
         except (OSError, OutputError) as error:
-            self.reopen()
-            reason = reason_of(error) if isinstance(error, OSError) else str(error)
-            raise AwayError(f"{self._output.shown}: {reason}") from None
+            raise self._away(error) from None
         return ()
+
+    def probe(self) -> None:
+        """Connect, where no connection is open, and keep it; of UDP this says no more than that the name is known.
+
+        Raises:
+            AwayError: the receiver cannot be reached.
+        """
+        try:
+            self._connected()
+        except (OSError, OutputError) as error:
+            raise self._away(error) from None
+
+    def _away(self, error: OSError | OutputError) -> AwayError:
+        self.reopen()
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        return AwayError(f"{self._output.shown}: {reason}")
 
     def reopen(self) -> None:
         """Connect anew before the next message, by the files of TLS as they are then."""

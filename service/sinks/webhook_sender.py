@@ -71,6 +71,18 @@ class WebhookSender:
                 raise AwayError(f"{self._output.shown}: {_problem(status)}", rest, retry_after)
         return refused
 
+    def probe(self) -> None:
+        """Connect, over TLS too, and close; nothing is posted.
+
+        Raises:
+            AwayError: the server cannot be reached.
+        """
+        try:
+            with self._connection() as connection:
+                connection.connect()
+        except (OSError, OutputError) as error:
+            raise self._away(error) from None
+
     def reopen(self) -> None:
         """Nothing stays open."""
 
@@ -86,8 +98,11 @@ class WebhookSender:
                 wanted = answer.headers.get("Retry-After", "")
                 return answer.status, float(wanted) if wanted.isascii() and wanted.isdigit() else 0.0
         except (OSError, http.client.HTTPException, OutputError) as error:
-            reason = reason_of(error) if isinstance(error, OSError) else str(error) or type(error).__name__
-            raise AwayError(f"{self._output.shown}: {reason}") from None
+            raise self._away(error) from None
+
+    def _away(self, error: Exception) -> AwayError:
+        reason = reason_of(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        return AwayError(f"{self._output.shown}: {reason}")
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[http.client.HTTPConnection]:

@@ -45,5 +45,20 @@ def test_systemd_takes_the_units(tmp_path):
     assert said == []
 
 
+def test_every_place_that_names_a_user_names_the_one_that_the_recipe_makes():
+    """Shippers, logrotate and keys need a user and a group that are there before the service is, and stay."""
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    made = re.search(r"useradd --system --user-group .* (\S+)\n", page)
+    assert made is not None
+    for unit in EXPOSURE:
+        text = (UNITS / unit).read_text()
+        name = unit.removesuffix(".service")
+        assert f"\nUser={name}\nGroup={name}\n" in text
+        assert "DynamicUser" not in text
+        assert f"user `{name}`" in page or made[1] == name
+    assert f"create 0640 {made[1]} {made[1]}\n" in (ROOT / "docs" / "outputs.md").read_text()
+    assert f"chgrp {made[1]} " in (ROOT / "docs" / "access.md").read_text()
+
+
 def test_settings_that_units_name_are_settings():
     assert misspelt_settings("\n".join(path.read_text() for path in UNITS.iterdir())) == []

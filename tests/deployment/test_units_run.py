@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import pytest
 
@@ -16,13 +17,19 @@ RIGHTS = ("SYS_ADMIN", "NET_ADMIN", "SYS_NICE", "SYS_PTRACE", "DAC_READ_SEARCH")
 """What systemd itself needs to make what the unit asks for."""
 
 
+def made_user():
+    """The line of the recipe that makes the user of the unit."""
+    [line] = re.findall(r"(?m)^\$ sudo (useradd .*)$", (ROOT / "docs" / "deployment.md").read_text())
+    return line
+
+
 @pytest.fixture
 def machine(engine, tmp_path):
     """Runs a command in a container with systemd as its init, in a network of its own."""
     (tmp_path / "Dockerfile").write_text(
-        "FROM debian:bookworm-systemd\nCOPY --from=tapline:1 /opt/tapline /opt/tapline\n"
+        f"FROM debian:bookworm-systemd\nCOPY --from=tapline:1 /opt/tapline /opt/tapline\nRUN {made_user()}\n"
     )
-    engine.make_base("debian:bookworm-systemd", ["systemd", "dbus", "python3", "ca-certificates"])
+    engine.make_base("debian:bookworm-systemd", ["systemd", "dbus", "passwd", "python3", "ca-certificates"])
     engine.docker("build", "--tag", "machine", tmp_path)
     engine.stop()
     engine.start(apart=True)
@@ -71,4 +78,4 @@ def test_the_service_runs_hardened_reloads_and_ends_in_order(engine, machine):
     assert (show(machine, "MainPID"), show(machine, "ActiveState")) == (main, "active")
     machine("systemctl", "stop", "tapline")
     assert (show(machine, "Result"), show(machine, "ExecMainStatus")) == ("success", "0")
-    assert machine("ls", "/var/lib/private/tapline/data").split() == ["history.db", "jobs", "lock"]
+    assert machine("ls", "/var/lib/tapline/data").split() == ["history.db", "jobs", "lock"]

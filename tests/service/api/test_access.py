@@ -337,6 +337,7 @@ def test_failures_are_summed_up(checkpoint_dir, tmp_path):
     first, rest = account(client)
     assert (first["client"], first["key"], "times" in first) == ("testclient", "-", False)
     assert (rest["action"], rest["outcome"], rest["times"]) == ("give a key", "refused", 4)
+    assert first["time"] <= rest["first"] <= rest["last"] <= rest["time"]
 
 
 def test_failures_of_many_clients_are_bounded(tmp_path, monkeypatch):

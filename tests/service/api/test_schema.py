@@ -35,7 +35,9 @@ def excluded(operation):
     """Checks that do not hold here: no description says all of what makes a capture, a flow, a time or a network, and
     one good key of two is enough."""
     names = ["ignored_auth"]
-    if operation.path in (CAPTURE_ROUTE, FLOWS_ROUTE, JOBS_ROUTE) or operation.path.endswith(("/flows", "/traces", "/alerts")):
+    if operation.path in (CAPTURE_ROUTE, FLOWS_ROUTE, JOBS_ROUTE) or operation.path.endswith(
+        ("/flows", "/traces", "/alerts")
+    ):
         names.append("positive_data_acceptance")
     return CHECKS.get_by_names(names)
 

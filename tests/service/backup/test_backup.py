@@ -1,6 +1,7 @@
 """Backups beside what is written, and restores that are whole or did not happen."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -17,6 +18,7 @@ from tapline.service.backup.archive import TABLE, BackupError, unpack
 from tapline.service.backup.kept_places import HISTORY, Places, history_file
 from tapline.service.backup.making import make_backup
 from tapline.service.backup.restoring import restore
+from tapline.service.drift.drift_state import DriftState, ModelHours
 from tapline.service.jobs.job import Job
 from tapline.service.jobs.job_store import CAPTURE, RESULT, JobStore
 from tapline.service.traces.window_state import JOURNAL, SNAPSHOT
@@ -74,6 +76,8 @@ def filled(tmp_path):
     (found.jobs / IDS[0] / RESULT).write_bytes(b"result")
     (found.state / "random" / SNAPSHOT).write_bytes(b"open windows")
     (found.state / "random" / JOURNAL).write_bytes(b"closed windows")
+    with contextlib.closing(DriftState(found.data_dir / "drift")) as drift:
+        drift.save(ModelHours("own", "1", "", []))
     (found.models / "own" / "1" / "checkpoint.json").write_bytes(b"{}")
     return found
 
@@ -100,8 +104,18 @@ def test_what_is_backed_up_comes_back(filled, tmp_path):
     assert (new.jobs / IDS[1] / CAPTURE).read_bytes() == b"capture"  # it begins again
     assert content(new.state) == content(filled.state)
     assert content(new.models) == content(filled.models)
+    assert content(new.data_dir / "drift") == content(filled.data_dir / "drift")
+    assert "own.drift" in content(new.data_dir / "drift")
     assert {path.name for path in tmp_path.iterdir()} == {"old", "new", "backup.tar.zst"}
     assert [path.name for path in new.data_dir.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_restore_that_fails_makes_no_folder(backed_up, tmp_path):
+    backed_up.write_bytes(backed_up.read_bytes()[:-10])
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(BackupError, match=r"whole backup|damaged"):
+        restore(backed_up, places(tmp_path / "new"), replace=False)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_captures_of_ended_jobs_come_on_request(filled, tmp_path):
@@ -240,7 +254,8 @@ def test_what_is_there_is_kept_aside_or_not_touched(backed_up, filled, tmp_path)
     _, aside = restore(backed_up, filled, replace=True)
     assert uids(filled.history) == ["C0", "C1", "C2"]
     assert (filled.state / "random" / SNAPSHOT).read_bytes() == b"open windows"
-    assert {folder.parent for folder in aside} == {filled.data_dir, filled.jobs, filled.state, filled.models}
+    asked = {filled.data_dir, filled.jobs, filled.data_dir / "drift", filled.state, filled.models}
+    assert {folder.parent for folder in aside} == asked
     kept_aside = next(folder for folder in aside if folder.parent == filled.data_dir)
     assert len(uids(kept_aside / HISTORY)) > 3
     restore(backed_up, filled, replace=True)  # what lies aside is in nobody's way

@@ -1,6 +1,7 @@
 """The command: every check for what settings ask, bounded in time, with what to do and an exit status."""
 
 import json
+import socket
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ from tapline.service.doctor import model_checks
 from tapline.service.doctor.doctor import Sensor, bounded, checks
 from tapline.service.doctor.finding import Finding
 from tapline.service.doctor.model_checks import Checkpoints, Gpu, OnnxRuntime
+from tapline.service.doctor.output_checks import output_checks
 from tapline.service.engines.engine import GPU_PROVIDER
 from tapline.service.settings import Settings
 from tests.service.command.cli_runner import tapline
@@ -106,14 +108,28 @@ def test_gpus(monkeypatch, gpus, offered, outcome):
 
 
 def test_a_sensor_that_is_away():
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as bus:
         url = f"ws://user:pw@127.0.0.1:{bus.getsockname()[1]}"
         found = only(Sensor(url))
         assert (found.outcome, "pw" in found.what) == ("ok", False)
     away = only(Sensor(url))
     assert (away.outcome, "connection refused" in away.found) == ("problem", True)
+
+
+def test_outputs_are_looked_at_as_a_service_does(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        there, udp = output_checks(
+            [f"syslog+tcp://127.0.0.1:{port}", f"syslog+udp://127.0.0.1:{port}", f"eve:{tmp_path / 'eve.json'}"]
+        )
+        found = only(udp)
+        assert [only(there).outcome, found.outcome, "UDP says no more" in found.found] == ["ok", "ok", True]
+    assert not (tmp_path / "eve.json").exists()
+    away, secret = output_checks(
+        [f"http://127.0.0.1:{port}/hook", f"https://localhost:{port}/x?secret_file={tmp_path / 'none'}"]
+    )
+    assert (only(away).outcome, "refused" in only(away).found) == ("problem", True)
+    assert (only(secret).outcome, "secret_file" in only(secret).found) == ("problem", True)
 
 
 def test_a_check_that_hangs_or_breaks_costs_itself_alone():
@@ -143,8 +159,11 @@ def test_a_check_that_hangs_or_breaks_costs_itself_alone():
 
 
 def test_every_kind_of_check_is_asked():
-    names = {check.what for check in checks(Settings(interface=["lo"], zeek=["ws://127.0.0.1:1"]))}
+    names = {
+        check.what
+        for check in checks(Settings(interface=["lo"], zeek=["ws://127.0.0.1:1"], output=["syslog+tcp://127.0.0.1:1"]))
+    }
     assert names == {
         "Python", "ONNX Runtime", "GPU", "checkpoint", "Zeek", "Zeek package", "capture rights", "interface", "MTU",
-        "offloads", "sensor", "port", "disk", "memory and cores", "clock",
+        "offloads", "sensor", "output", "port", "disk", "memory and cores", "clock",
     }  # fmt: skip

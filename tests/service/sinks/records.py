@@ -69,6 +69,7 @@ class ToldSender:
         self.inside = threading.Event()
         self.reopened = threading.Event()
         self.closed = False
+        self.probes = 0
 
     def send(self, records):
         self.inside.set()
@@ -79,6 +80,12 @@ class ToldSender:
         refused = [record for record in records if record.line in self.refuses]
         self.lines += [record.line for record in records if record not in refused]
         return refused
+
+    def probe(self):
+        self.gate.wait(20)
+        self.probes += 1
+        if self.away is not None:
+            raise AwayError(self.away)
 
     def reopen(self):
         self.reopened.set()

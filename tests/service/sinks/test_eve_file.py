@@ -14,7 +14,7 @@ import zstandard
 
 from tapline.service.sinks.eve_file import EveFile
 from tapline.service.sinks.output_queue import Record
-from tapline.service.sinks.output_url import parse_output
+from tapline.service.sinks.output_url import OutputError, parse_output
 from tapline.service.sinks.sender import AwayError
 from tests.service.sinks.records import numbered, numbers, outputs_of, pending, until
 
@@ -50,12 +50,38 @@ def aside(path):
     return sorted(each for each in path.parent.iterdir() if each != path)
 
 
-def test_lines_are_appended_and_a_group_may_read_them(opened, path):
+def test_lines_are_appended(opened, path):
     opened().send([numbered("flows", number) for number in range(3)])
     opened_again = path.read_bytes()
     assert opened_again.endswith(b"}\n")
     assert numbers(lines(path)) == [0, 1, 2]
-    assert stat.S_IMODE(path.stat().st_mode) & 0o137 == 0
+
+
+@pytest.fixture
+def umask_of_a_unit():
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask_of_a_unit")
+@pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
+def test_a_group_may_read_all_of_it_whatever_the_umask(opened, path, compress):
+    eve = opened(f"?rotate_mb=1&compress={compress}")
+    for number in range(8):
+        eve.send([large(number)])
+    eve.close()
+    assert len(aside(path)) == 2
+    assert {stat.S_IMODE(each.stat().st_mode) for each in [path, *aside(path)]} == {0o640}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+
+
+@pytest.mark.usefixtures("umask_of_a_unit")
+def test_a_file_that_is_there_keeps_its_mode(opened, path):
+    path.parent.mkdir()
+    path.touch(0o600)
+    opened().send([numbered("flows", 0)])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_restart_appends(opened, path):
@@ -193,7 +219,7 @@ def test_what_a_killed_process_left_of_a_line_is_cut_off(opened, path, torn):
 def test_a_file_of_something_else_is_left_alone(opened, path):
     path.parent.mkdir()
     path.write_bytes(b"x" * (2 << 20))
-    with pytest.raises(AwayError, match="expected a file of JSON lines"):
+    with pytest.raises(OutputError, match="expected a file of JSON lines"):
         opened().send([numbered("flows", 0)])
     assert path.stat().st_size == 2 << 20
 
@@ -205,7 +231,7 @@ def test_what_is_no_regular_file_is_not_waited_for(opened, path, kind):
         os.mkfifo(path)
     else:
         path.mkdir()
-    with pytest.raises(AwayError, match="not a regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         opened().send([numbered("flows", 0)])
 
 
