@@ -54,6 +54,9 @@ MAX_GAP = 1_000_000_000
 
 MAX_VERSION_CHARS = 32
 
+STARTING_SECONDS = 10.0
+"""So long a sensor that has not connected yet is no reason for a warning: a Zeek that starts takes seconds."""
+
 
 @dataclass
 class SensorState:
@@ -227,7 +230,10 @@ class BusSource:
             self.state.away_since = time.monotonic()
         self.state.connected, self.state.reason = False, disconnected.reason
         self._metrics.bus_connected.labels(self.state.url).set(0)
-        self._log.warning("connection", "sensor not connected, trying again", reason=disconnected.reason)
+        if not self.state.connections and time.monotonic() - self.state.away_since < STARTING_SECONDS:
+            self._log.info("starting", "sensor not connected yet", reason=disconnected.reason)
+        else:
+            self._log.warning("connection", "sensor not connected, trying again", reason=disconnected.reason)
 
 
 def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None, name: str | None = None) -> Transport:

@@ -6,13 +6,14 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 from websockets.asyncio.server import serve
 
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.zeek_sink import ZeekSink, verdict_row
 from tapline.service.sources.bus import transport
 from tapline.service.sources.bus.events import BusEvent, VerdictsAck, verdicts_event
-from tapline.service.sources.bus.source import BusSource, make_transport
+from tapline.service.sources.bus.source import STARTING_SECONDS, BusSource, make_transport
 from tapline.service.sources.bus.transport import Disconnected, TlsFiles, TransportError, pause_seconds, shown_url
 from tests.conftest import make_flows
 from tests.service.sources.bus.sensors import NativeSensor, WebSocketSensor, native_is_importable
@@ -410,3 +411,15 @@ def test_unacknowledged_batches_are_sent_again_after_a_reconnection():
 
     play(sensor, body)
     assert sensor.received[0] == sensor.received[1]
+
+
+def test_a_sensor_that_still_starts_is_no_warning():
+    source = Receiver("ws://127.0.0.1:9").source
+    with structlog.testing.capture_logs() as said:
+        source._receive(Disconnected("connection refused"))
+        source.state.away_since -= STARTING_SECONDS
+        source._receive(Disconnected("connection refused"))
+    assert [(line["log_level"], line["event"]) for line in said] == [
+        ("info", "sensor not connected yet"),
+        ("warning", "sensor not connected, trying again"),
+    ]
