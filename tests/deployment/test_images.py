@@ -15,7 +15,7 @@ from tests.zeek.clusters import free_ports
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(2400), needs_engine]
 
 CAPTURE = DATA / "captures" / "android.pcap"
-OWN_MB = 400
+OWN_MB = 560
 """Most that the image may hold beside its base."""
 
 KEY = {"X-API-Key": "a-key-of-the-test"}
