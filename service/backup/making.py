@@ -56,7 +56,7 @@ def _add_history(writer: BackupWriter, file: Path, target: Path) -> None:
         os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         with (
             contextlib.closing(
-                sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", _BUSY_SECONDS, uri=True)
+                sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", timeout=_BUSY_SECONDS, uri=True)
             ) as source,
             contextlib.closing(sqlite3.connect(copy)) as kept,
         ):
