@@ -1,0 +1,17 @@
+##! Extraction and packing in script, for sensors without the plugin.
+
+@load ./state
+@load ./filters
+@load ./features
+@load ./heads
+@load ./content
+@load ./publish
+@load ./record
+@load ./batch
+
+module Tapline;
+
+export {
+	## Whether the plugin extracts and packs.
+	const native = F;
+}
