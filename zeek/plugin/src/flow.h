@@ -107,6 +107,9 @@ public:
     Signal AddStream(int side, uint64_t seq, const uint8_t* data, size_t size, const Options& options);
 
     bool HasAllContent() const { return content[0].is_done && content[1].is_done; }
+    // Whether the next packet's head will be kept.
+    bool WantsHead() const { return ! has_begun || heads_left > 0; }
+
     uint64_t PayloadPackets() const { return ahead + back; }
 
     // Grows with everything that a verdict may depend on.

@@ -3,6 +3,7 @@
 #include <zeek/Conn.h>
 #include <zeek/Func.h>
 #include <zeek/IP.h>
+#include <zeek/Reporter.h>
 #include <zeek/RunState.h>
 #include <zeek/TunnelEncapsulation.h>
 #include <zeek/analyzer/Component.h>
@@ -54,7 +55,7 @@ public:
         // Not the base class: it has nothing to do.
         auto* tcp = TCP();
         auto* endpoint = tcp ? (is_orig ? tcp->Orig() : tcp->Resp()) : nullptr;
-        if ( ! endpoint || ! endpoint->contents_processor || size < 0 )
+        if ( ! kept->conn || ! endpoint || ! endpoint->contents_processor || size < 0 )
             return;
         uint64_t seq = endpoint->contents_processor->DataSeq() - size;
         int side = is_orig == is_as_it_began(*kept) ? 0 : 1;
@@ -78,6 +79,11 @@ void update_record(const KeptPtr& kept, zeek::RecordVal& connection) {
     // Without payload there is nothing to find, unless such flows are published too.
     if ( kept->flow.PayloadPackets() > 0 || settings.options.publish_without_payload )
         keep(connection, kept);
+}
+
+bool is_in_tunnel(const zeek::Connection& conn) {
+    auto encapsulation = conn.GetEncapsulation();
+    return encapsulation && encapsulation->Depth() > 0;
 }
 
 void end(Kept& kept) {
@@ -200,8 +206,13 @@ bool is_wanted(zeek::Connection* conn) {
     static const auto is_wanted = zeek::id::find_func("Tapline::is_wanted");
     if ( ! is_wanted || ! (settings.options.filtering || (observe && observe->HasBodies())) )
         return true;
-    auto result = is_wanted->Invoke(conn->GetVal());
-    return ! result || result->AsBool();
+    try {
+        auto result = is_wanted->Invoke(conn->GetVal());
+        return ! result || result->AsBool();
+    } catch ( zeek::InterpreterException& ) {
+        // Zeek reported it.
+        return true;
+    }
 }
 
 } // namespace
@@ -259,10 +270,9 @@ void add_packet(Kept& kept, const zeek::IP_Hdr& ip) {
     packet.header_bytes = ip.HdrLen();
     packet.ip_bytes = ip.TotalLen();
     packet.payload_bytes = ip.PayloadLen();
-    if ( ! kept.is_tunneled ) {
-        const auto& encapsulation = kept.conn->GetEncapsulation();
-        kept.is_tunneled = encapsulation && encapsulation->Depth() > 0;
-    }
+    // Only these need to know.
+    if ( ! kept.is_tunneled && (kept.flow.WantsHead() || packet.ip_bytes == 0) )
+        kept.is_tunneled = is_in_tunnel(*kept.conn);
     LazyFrame frame(current_frame);
     act_on(kept, kept.flow.AddPacket(packet, settings.options, kept.is_tunneled, frame));
 }
