@@ -29,10 +29,7 @@ bool Plugin::Configure(const tapline::Options& options) {
         return false;
     tapline::find_connection_fields();
     tapline::settings.is_configured = true;
-    // Zeek would print a line for each packet analyzer that it puts in another's place.
-    EnableHook(zeek::plugin::HOOK_REPORTER);
     tapline::watch_refused();
-    DisableHook(zeek::plugin::HOOK_REPORTER);
     EnableHook(zeek::plugin::HOOK_SETUP_ANALYZER_TREE);
     EnableHook(zeek::plugin::HOOK_DRAIN_EVENTS);
     return true;

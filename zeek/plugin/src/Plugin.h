@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include <zeek/EventHandler.h>
 #include <zeek/plugin/Plugin.h>
 
 #include "flow.h"
@@ -16,14 +15,6 @@ public:
 
     void HookSetupAnalyzerTree(zeek::Connection* conn) override;
     void HookDrainEvents() override;
-
-    // While it is enabled: silence.
-    bool HookReporter(const std::string& prefix, const zeek::EventHandlerPtr event, const zeek::Connection* conn,
-                      const zeek::ValPList* addl, bool location, const zeek::detail::Location* location1,
-                      const zeek::detail::Location* location2, bool time, const std::string& message) override {
-        return false;
-    }
-
     void Done() override;
 
 protected:
