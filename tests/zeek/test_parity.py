@@ -8,6 +8,7 @@ import pytest
 
 from tests.paths import ROOT
 from tests.zeek.parity import Parity, Side, captures_of, differences
+from tests.zeek.published import published
 
 TRACES = ROOT / "zeek" / "tests" / "Traces"
 PLUGIN = os.environ.get("ZEEK_PLUGIN_PATH", "")
@@ -38,12 +39,32 @@ def test_whatever_differs_is_named(native, kinds):
     assert sorted(kind for kind, _ in differences(side(), native)) == kinds
 
 
-@pytest.mark.zeek
-@pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")
-@pytest.mark.skipif(not PLUGIN, reason="no ZEEK_PLUGIN_PATH with the plugin")
+def live(test):
+    """Marks a test that needs Zeek and the plugin."""
+    for mark in (
+        pytest.mark.zeek,
+        pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH"),
+        pytest.mark.skipif(not PLUGIN, reason="no ZEEK_PLUGIN_PATH with the plugin"),
+    ):
+        test = mark(test)
+    return test
+
+
+@live
 @pytest.mark.parametrize("options", [[], ["Tapline::heads=full", "Tapline::content_bytes=40"]])
 @pytest.mark.parametrize("capture", captures_of([TRACES]), ids=lambda path: path.name)
 def test_the_same_by_scripts_and_plugin(capture, options):
     scripts, found = Parity(Path(PLUGIN), bare=True, options=options).compare(capture)
     assert scripts.status == 0
     assert found == []
+
+
+@live
+@pytest.mark.parametrize("name", ["tcp-http.pcap", "tls.pcap", "flip-ntp.pcap", "gap.pcap", "tunnel-vxlan.pcap"])
+@pytest.mark.parametrize("options", [[], ["Tapline::early_packets=2", "Tapline::publish_without_payload=T"]])
+def test_the_same_is_published(name, options):
+    by_scripts, stats = published(TRACES / name, options=options)
+    by_plugin, native_stats = published(TRACES / name, Path(PLUGIN), options)
+    assert by_scripts
+    assert by_plugin == by_scripts
+    assert native_stats == stats
