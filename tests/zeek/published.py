@@ -53,7 +53,8 @@ def _take_all(port, process):
             connection = connect(f"ws://127.0.0.1:{port}{HANDSHAKE_PATH}", compression=None, open_timeout=20)
             break
         except (OSError, InvalidHandshake):
-            assert process.poll() is None and time.monotonic() < deadline, "Zeek serves no bus"
+            assert process.poll() is None, "Zeek ended"
+            assert time.monotonic() < deadline, "Zeek serves no bus"
             time.sleep(0.05)
     flows, stats = {}, []
     with connection:
