@@ -12,6 +12,11 @@ export {
 	const native = T;
 }
 
+redef record connection += {
+	## What the plugin keeps of a connection.
+	tapline_flow: opaque of tapline_flow &optional;
+};
+
 # What native_remove says of a connection: one of these, ...
 const without_payload_code = 0;
 const filtered_code = 1;
@@ -26,8 +31,9 @@ const gaps_unit = 0x20;
 # `observe` has a body.
 function configure()
 	{
-	native_configure(content_bytes, heads, early_packets, early_interval, early_bytes, publish_without_payload,
-	    |exclude_networks| + |exclude_ports| > 0);
+	if ( ! native_configure(content_bytes, heads, early_packets, early_interval, early_bytes, publish_without_payload,
+	    |exclude_networks| + |exclude_ports| > 0) )
+		Reporter::fatal("Tapline's plugin does not belong to these scripts");
 	}
 
 # Runs once the options have their new values.
