@@ -83,12 +83,12 @@ event zeek_init() &priority=5
 	Option::set_change_handler("Tapline::exclude_ports", ports_changed);
 	}
 
-function pack(c: connection, final: bool, shard: count, server_name: string): count
+function pack(c: connection, final: bool, shard: count, server_name: string): count &is_used
 	{
 	return native_pack(c, final, shard, server_name);
 	}
 
-function take(shard: count): string
+function take(shard: count): string &is_used
 	{
 	return native_take(shard);
 	}
@@ -106,7 +106,7 @@ function flow_record(c: connection, final: bool): Flow
 	return f;
 	}
 
-event early_due(c: connection)
+event early_due(c: connection) &is_used
 	{
 	if ( ! zeek_is_terminating() && native_early(c) )
 		publish(c, F);

@@ -73,15 +73,23 @@ private:
     zeek::packet_analysis::AnalyzerPtr watched;
 };
 
+// Which analyzer another one gives packets of a protocol to. Registering a second one would do too, but Zeek prints a line for
+// each that it puts in another's place.
+struct Dispatch : zeek::packet_analysis::Analyzer {
+    static zeek::packet_analysis::AnalyzerPtr& To(const zeek::packet_analysis::Analyzer& parent, int protocol) {
+        return const_cast<zeek::packet_analysis::AnalyzerPtr&>((parent.*&Dispatch::Lookup)(protocol));
+    }
+};
+
 } // namespace
 
 void watch_refused() {
     const auto& ip = zeek::packet_mgr->GetAnalyzer("IP");
-    constexpr std::pair<const char*, int> protocols[] = {
-        {"TCP", IPPROTO_TCP}, {"UDP", IPPROTO_UDP}, {"ICMP", IPPROTO_ICMP}, {"ICMP", IPPROTO_ICMPV6}};
-    for ( const auto& [name, protocol] : protocols )
-        if ( const auto& watched = zeek::packet_mgr->GetAnalyzer(name); ip && watched )
-            ip->RegisterProtocol(protocol, std::make_shared<Watcher>(watched));
+    if ( ! ip )
+        return;
+    for ( int protocol : {IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMP, IPPROTO_ICMPV6} )
+        if ( auto& watched = Dispatch::To(*ip, protocol) )
+            watched = std::make_shared<Watcher>(watched);
 }
 
 } // namespace tapline

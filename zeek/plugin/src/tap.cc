@@ -231,6 +231,7 @@ void attach(zeek::Connection* conn) {
         keep(*conn->GetVal(), left_out);
         return;
     }
+    source_link_type();
     auto kept = zeek::make_intrusive<Kept>(conn);
     if ( ! attach_tap(conn, kept) )
         attach_analyzer(conn, kept);
@@ -255,8 +256,13 @@ bool current_frame(Frame& frame) {
 }
 
 int source_link_type() {
-    zeek::iosource::PktSrc* source = zeek::iosource_mgr->GetPktSrc();
-    return source ? source->LinkType() : -1;
+    // Asked at the first packet: when Zeek ends, its source is gone before the last flows are published.
+    static int link_type = -1;
+    if ( link_type >= 0 )
+        return link_type;
+    if ( zeek::iosource::PktSrc* source = zeek::iosource_mgr->GetPktSrc() )
+        link_type = source->LinkType();
+    return link_type;
 }
 
 void add_packet(Kept& kept, const zeek::IP_Hdr& ip) {
