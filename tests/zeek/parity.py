@@ -42,6 +42,9 @@ event zeek_done() &priority=-100
 	}
 """
 
+WARNINGS_OF_SCRIPTS = re.compile(r"^warning in .*(does not have any callers|cannot be invoked)")
+"""What Zeek says of the scripts when it starts, whatever the capture."""
+
 EXPLAINED: dict[str, str] = {}
 """Kinds of differences, as regular expressions, that are not faults, and why not."""
 
@@ -92,7 +95,8 @@ def run_zeek(capture: Path, plugin: Path | None, bare: bool, options: Sequence[s
         for line in done.stdout.splitlines():
             if line.startswith("counters "):
                 side.counters = json.loads(line.removeprefix("counters "))
-        side.said = [line.replace(str(capture), "CAPTURE") for line in done.stderr.splitlines() if line]
+        said = [line.replace(str(capture), "CAPTURE") for line in done.stderr.splitlines()]
+        side.said = [line for line in said if line and not WARNINGS_OF_SCRIPTS.search(line)]
         side.logs = {name: read_log(folder / f"{name}.log") for name in LOGS}
         return side
 

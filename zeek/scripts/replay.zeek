@@ -21,7 +21,7 @@ redef exit_only_after_terminate = T;
 
 global clients = 0;
 global started = F;
-global ended = F;
+global at_end = F;
 
 event zeek_init() &priority=-10
 	{
@@ -50,7 +50,7 @@ function leave_if_alone()
 event Cluster::websocket_client_lost(endpoint: Cluster::EndpointInfo, code: count, reason: string)
 	{
 	--clients;
-	if ( ended && ! zeek_is_terminating() )
+	if ( at_end && ! zeek_is_terminating() )
 		leave_if_alone();
 	}
 
@@ -66,7 +66,7 @@ event pass_a_day()
 		}
 	publish_stats();
 	Cluster::publish(stats_topic, Tapline::finished, format_version, sensor_name, counters$seq);
-	ended = T;
+	at_end = T;
 	leave_if_alone();
 	}
 
