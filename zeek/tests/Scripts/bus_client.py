@@ -1,7 +1,7 @@
 """A small bus client for the tests: prints each event as a line of JSON, answers the end marker, sends verdicts.
 
-A batch of flows is printed without its packed argument, then each of its flows as an event `Tapline::flow`, with the arguments
-of version 1 and the server's name behind them.
+A batch of flows is printed without its packed argument, then each of its flows as an event `Tapline::flow`: with the
+arguments of version 1, and the server's name behind them.
 
 usage: bus_client.py PORT TOPIC... [--verdicts] [--traces] [--record FILE] [--drain] [--seconds N]
                      [--earlier] [--ca FILE] [--certificate FILE]
