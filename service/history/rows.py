@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ def text(foreign: str) -> str:
     return foreign.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def pack_lengths(lengths: list[int]) -> bytes:
+def pack_lengths(lengths: Sequence[int]) -> bytes:
     """Signed lengths in little-endian, of two bytes each where all fit."""
     kind = _SHORT if all(-0x8000 <= length < 0x8000 for length in lengths) else _LONG
     return kind + struct.pack(f"<{len(lengths)}{kind.decode()}", *lengths) if lengths else b""
