@@ -19,6 +19,13 @@ export {
 
 redef exit_only_after_terminate = T;
 
+# Beyond these bounds ZeroMQ's queues shed what is published.
+@ifdef ( Cluster::Backend::ZeroMQ::xpub_sndhwm )
+redef Cluster::Backend::ZeroMQ::xpub_sndhwm = 0;
+redef Cluster::Backend::ZeroMQ::xsub_rcvhwm = 0;
+redef Cluster::Backend::ZeroMQ::onloop_queue_hwm = 0;
+@endif
+
 global clients = 0;
 global started = F;
 global at_end = F;
