@@ -1,19 +1,27 @@
 """A flow's payload lengths and packet heads as sequences over bytes, without an object for each packet.
 
 Sources that read many flows give `Flow` these in the place of lists. They are equal to lists of the same items, and
-whatever reads packets by the batch takes the bytes of either from here.
+who reads the packets of many flows takes those of either as arrays from here.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
-from tapline.models.flow import PacketHead
+import numpy as np
+from numpy.typing import NDArray
+
+from tapline.models.flow import Flow, PacketHead
 
 _Item = TypeVar("_Item")
-_LENGTH_BYTES, _GAP_BYTES, _SIZE_BYTES = 4, 8, 2
+LENGTH_BYTES = 4
+"""Of `PackedLengths.packed` for each length."""
+
+_GAP_BYTES, _SIZE_BYTES = 8, 2
+_NUMBERS_BYTES = _GAP_BYTES + _SIZE_BYTES
 
 
 class _Packed(Sequence[_Item], Generic[_Item]):
@@ -75,16 +83,11 @@ class PackedHeads(_Packed[PacketHead]):
     def items(self) -> list[PacketHead]:
         """All of it as a list."""
         numbers = struct.unpack_from(f"<{self._count}Q{self._count}H", self.packed)
-        at, found = len(self) * (_GAP_BYTES + _SIZE_BYTES), []
+        at, found = len(self) * _NUMBERS_BYTES, []
         for gap_us, size in zip(numbers[: self._count], numbers[self._count :], strict=True):
             found.append(PacketHead(gap_us, self.packed[at : at + size]))
             at += size
         return found
-
-    @property
-    def data(self) -> bytes:
-        """The bytes of the heads, end to end."""
-        return self.packed[len(self) * (_GAP_BYTES + _SIZE_BYTES) :]
 
 
 def pack_lengths(lengths: Sequence[int]) -> PackedLengths:
@@ -101,3 +104,62 @@ def pack_heads(heads: Sequence[PacketHead]) -> PackedHeads:
     gaps_us, pieces = [head.gap_us for head in heads], [head.data for head in heads]
     numbers = struct.pack(f"<{len(heads)}Q{len(heads)}H", *gaps_us, *map(len, pieces))
     return PackedHeads(len(heads), numbers + b"".join(pieces))
+
+
+def head_bytes(heads: Sequence[PacketHead]) -> int:
+    """How many bytes the heads have together."""
+    if isinstance(heads, PackedHeads):
+        return len(heads.packed) - _NUMBERS_BYTES * len(heads)
+    return sum([len(head.data) for head in heads])
+
+
+@dataclass(frozen=True)
+class JoinedLengths:
+    """The payload lengths of n flows end to end, int32 [sum], and how many are of each flow, int64 [n]."""
+
+    lengths: NDArray[np.int32]
+    counts: NDArray[np.int64]
+
+
+def join_lengths(flows: Sequence[Flow], most: int) -> JoinedLengths:
+    """The payload lengths of the flows, the first `most` of each."""
+    kept = [pack_lengths(flow.payload_lengths).packed[: most * LENGTH_BYTES] for flow in flows]
+    counts = np.fromiter(map(len, kept), np.int64, len(kept)) // LENGTH_BYTES
+    return JoinedLengths(np.frombuffer(b"".join(kept), "<i4").astype(np.int32, copy=False), counts)
+
+
+@dataclass(frozen=True)
+class JoinedHeads:
+    """The heads of n flows end to end: gaps and sizes int64 [sum], `data` their bytes, and how many heads are of each
+    flow, int64 [n]."""
+
+    gaps_us: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    data: bytes
+    counts: NDArray[np.int64]
+
+
+def join_heads(flows: Sequence[Flow], most: int | None = None) -> JoinedHeads:
+    """The heads of the flows, or the first `most` of each."""
+    heads = [pack_heads(flow.heads) for flow in flows]
+    all_counts = [len(each) for each in heads]
+    counts = all_counts if most is None else [min(count, most) for count in all_counts]
+    gaps_us = b"".join([each.packed[: _GAP_BYTES * count] for each, count in zip(heads, counts, strict=True)])
+    sizes = np.frombuffer(
+        b"".join(
+            [
+                each.packed[_GAP_BYTES * whole : _GAP_BYTES * whole + _SIZE_BYTES * count]
+                for each, whole, count in zip(heads, all_counts, counts, strict=True)
+            ]
+        ),
+        "<u2",
+    ).astype(np.int64)
+    kept = np.array(counts, np.int64)
+    ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))[np.concatenate(([0], np.cumsum(kept)))]
+    data = b"".join(
+        [
+            each.packed[_NUMBERS_BYTES * whole : _NUMBERS_BYTES * whole + size]
+            for each, whole, size in zip(heads, all_counts, np.diff(ends).tolist(), strict=True)
+        ]
+    )
+    return JoinedHeads(np.frombuffer(gaps_us, "<u8").astype(np.int64), sizes, data, kept)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
@@ -17,6 +21,17 @@ _POWERS = tuple(float(2**n) for n in range(0, 17, 2))
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class BatchHistogram(Histogram):
+    """A histogram that takes many values at once, at little more than the cost of one."""
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """As `observe` of each."""
+        counts = collections.Counter(bisect_left(self._upper_bounds, value) for value in values)
+        for bucket, number in counts.items():
+            self._buckets[bucket].inc(number)
+        self._sum.inc(sum(values))
 
 
 class Metrics:
@@ -44,12 +59,19 @@ class Metrics:
         self._add_alerts(registry)
         self._add_drift(registry)
 
-    def count_verdict(self, verdict: Verdict) -> None:
-        """Count a verdict; a flow counts once in each stage."""
-        stage = "final" if verdict.final else "early"
-        self.verdicts.labels(verdict.label, stage).inc()
-        if verdict.unexpected_port:
-            self.unexpected_ports.labels(verdict.model, stage).inc()
+    def count_verdicts(self, verdicts: Iterable[Verdict]) -> None:
+        """Count verdicts; a flow counts once in each stage."""
+        counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        unexpected: collections.Counter[tuple[str, str]] = collections.Counter()
+        for verdict in verdicts:
+            stage = "final" if verdict.final else "early"
+            counts[verdict.label, stage] += 1
+            if verdict.unexpected_port:
+                unexpected[verdict.model, stage] += 1
+        for labels, number in counts.items():
+            self.verdicts.labels(*labels).inc(number)
+        for labels, number in unexpected.items():
+            self.unexpected_ports.labels(*labels).inc(number)
 
     def observe_batch(self, timing: Timing, flows: int) -> None:
         """Count a batch of the engine and what it cost."""
@@ -108,7 +130,7 @@ class Metrics:
 
     def _add_engines(self, registry: CollectorRegistry) -> None:
         self.queue_flows = Gauge("tapline_queue_flows", "Flows waiting for the engine", registry=registry)
-        self.queue_seconds = Histogram(
+        self.queue_seconds = BatchHistogram(
             "tapline_queue_seconds", "Time a flow waits for its batch", buckets=_FAST, registry=registry
         )
         self.encode_seconds = Histogram(
@@ -156,10 +178,11 @@ class Metrics:
         self.live_flows = Counter(
             "tapline_live_flows",
             "Live flows by what became of them: received = delivered + superseded + shed + skipped + failed + waiting; "
-            "`flows` counts each uid once, `reused` the deliveries that needed no computing",
+            "`flows` counts each uid once, `reused` the deliveries that needed no computing, `expired` those of the shed "
+            "that had waited past their deadline",
             ["outcome"], registry=registry,
         )  # fmt: skip
-        self.live_seconds = Histogram(
+        self.live_seconds = BatchHistogram(
             "tapline_live_seconds", "From a flow's arrival to its verdict's delivery", buckets=_FAST, registry=registry
         )
         self.verdicts_returned = Counter(

@@ -115,7 +115,11 @@ class Service:
         self.trace_models.encoders = self.models.encoders
         self.traces = self.trace_models.live
         self.pipeline = LivePipeline(
-            self.batcher, self.metrics, queue_flows=settings.live_queue_flows, embedded=self.drift.embedding
+            self.batcher,
+            self.metrics,
+            queue_flows=settings.live_queue_flows,
+            deadline_seconds=settings.live_deadline_seconds,
+            embedded=self.drift.embedding,
         )
         logs = ZeekLogs(settings.zeek_dir or settings.data_dir / "zeek", settings.zeek_logs_mb)
         self.zeeks = zeeks_on(settings.interface, logs, zeek_arguments(settings.zeek_script, settings.zeek_option))

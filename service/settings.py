@@ -235,6 +235,12 @@ class Settings(BaseSettings):
         "kafka://HOST/TOPIC and more (docs/outputs.md); may be repeated (in the environment: with blanks between)",
     )
     live_queue_flows: int = Field(20_000, ge=1, le=10_000_000, description="most live flows waiting; more are shed")
+    live_deadline_seconds: float = Field(
+        0.5,
+        ge=0,
+        le=3600,
+        description="longest wait of a live flow under overload, ten times that in a burst: later ones are shed; 0: none",
+    )
     replay: Path | None = Field(None, description="capture to play through the live path")
     speed: float = Field(
         1.0, ge=0, description="speed of the replay: 2 is twice as fast as it was, 0 as fast as it goes"

@@ -1,7 +1,8 @@
 """Collects flows from many callers into batches for one model: bounded, fair, urgent work first, each answered once.
 
 Every engine of the model has a lane: a task that takes the next batch and a thread that computes it. Lanes share the
-queue, so that a model can be replaced by another while flows keep coming.
+queue, so that a model can be replaced by another while flows keep coming. Flows of the live path wait with it (`Feed`)
+until an engine is ready, and are then one caller among the others.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from typing import Protocol
 
 from tapline.models.flow import Flow
 from tapline.service.engines.thread import EngineStalledError
@@ -31,11 +33,46 @@ class VerdictError(RuntimeError):
     """Flows get no verdicts because the service is stopping."""
 
 
+Answers = asyncio.Future[list[FlowOutcome | None]]
+"""Outcomes of flows in order, None where the engine failed on a flow; cancelled by who does not want them any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """Flows that a feed hands over, when each came by `time.perf_counter`, and where their outcomes go."""
+
+    flows: Sequence[Flow]
+    arrived_at: Sequence[float]
+    answers: Answers
+
+
+class Feed(Protocol):
+    """Flows that wait elsewhere until an engine is ready for them."""
+
+    @property
+    def busy_since(self) -> float:
+        """Since when there have always been some, by `time.perf_counter`, where there are some now."""
+        ...
+
+    @property
+    def queued_flows(self) -> int:
+        """How many there are."""
+        ...
+
+    def hand_over(self, number: int) -> Fed | None:
+        """At most so many, for the batch that is about to be computed; none where all were given up just now."""
+        ...
+
+
+_FED = "live"
+"""The name by which flows of a feed take turns with those of callers."""
+
+
 @dataclass(eq=False)
 class _Group:
     """Flows submitted together; answered when the last has its outcome."""
 
-    done: asyncio.Future[list[FlowOutcome | None]]
+    done: Answers
     outcomes: list[FlowOutcome | None]
     missing: int
 
@@ -53,7 +90,7 @@ class _Item:
     group: _Group
     index: int
     ports: bool | None
-    queued_at: float = field(default_factory=time.perf_counter)
+    queued_at: float
     answered: bool = False
 
     def answer(self, outcome: FlowOutcome | None) -> None:
@@ -98,7 +135,8 @@ class Batcher:
         self._delay_seconds = max_queue_delay_ms / 1000
         self._metrics = metrics
         self._lanes = [_lane(classifier) for classifier in classifiers]
-        self._queue: FairQueue[_Item] = FairQueue(max_queue_size, lambda subject, item: None)
+        self._queue: FairQueue[_Item] = FairQueue()
+        self._feed: Feed | None = None
         self._waiting_since = 0.0
         self._arrived = asyncio.Event()
         self._forming = asyncio.Lock()
@@ -120,6 +158,16 @@ class Batcher:
     def waiting_flows(self) -> int:
         """Flows in the queue."""
         return len(self._queue)
+
+    @contextlib.contextmanager
+    def fed_by(self, feed: Feed) -> Iterator[Callable[[], None]]:
+        """Take flows of a feed, too, while the block runs; gives what to call when it has some again."""
+        self._feed = feed
+        self._arrived.set()
+        try:
+            yield self._arrived.set
+        finally:
+            self._feed = None
 
     def start(self) -> None:
         """Start the lanes; call once, in the event loop that will submit."""
@@ -151,7 +199,7 @@ class Batcher:
 
     def submit(
         self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = True, ports: bool | None = None
-    ) -> asyncio.Future[list[FlowOutcome | None]]:
+    ) -> Answers:
         """Queue flows; the future gives their outcomes in order, None where the engine failed on a flow.
 
         Callers of one name share a turn; without a name, every call is a caller of its own. `ports`: whether verdicts
@@ -162,18 +210,25 @@ class Batcher:
             VerdictError: the service is stopping.
         """
         self.check_room(len(flows))
-        group = _Group(asyncio.get_running_loop().create_future(), [None] * len(flows), len(flows))
+        answers: Answers = asyncio.get_running_loop().create_future()
         if not flows:
-            group.done.set_result([])
-            return group.done
+            answers.set_result([])
+            return answers
+        now = time.perf_counter()
         if not self._queue:
-            self._waiting_since = time.perf_counter()
-        name, tokens = caller or f"call {next(self._callers)}", self.classifier.tokens
-        for index, flow in enumerate(flows):
-            self._queue.put(name, _Item(flow, group, index, ports), tokens=tokens(flow), urgent=urgent)
+            self._waiting_since = now
+        name = caller or f"call {next(self._callers)}"
+        self._put(name, Fed(flows, [now] * len(flows), answers), urgent=urgent, ports=ports)
         self._metrics.queue_flows.set(len(self._queue))
         self._arrived.set()
-        return group.done
+        return answers
+
+    def _put(self, name: str, fed: Fed, *, urgent: bool, ports: bool | None) -> None:
+        group = _Group(fed.answers, [None] * len(fed.flows), len(fed.flows))
+        tokens = self.classifier.tokens
+        for index, (flow, queued_at) in enumerate(zip(fed.flows, fed.arrived_at, strict=True)):
+            item = _Item(flow, group, index, ports, queued_at)
+            self._queue.put(name, item, tokens=tokens(flow), urgent=urgent)
 
     def check_room(self, flows: int) -> None:
         """See whether so many flows can be queued now.
@@ -201,7 +256,7 @@ class Batcher:
 
     async def _submit_when_room(
         self, flows: Sequence[Flow], caller: str, *, urgent: bool, ports: bool | None
-    ) -> asyncio.Future[list[FlowOutcome | None]]:
+    ) -> Answers:
         async with self._room:
             await self._room.wait_for(lambda: self._stopping or len(self._queue) + len(flows) <= self.max_queue_size)
             return self.submit(flows, caller=caller, urgent=urgent, ports=ports)
@@ -213,7 +268,7 @@ class Batcher:
             EngineStalledError: its engine hangs. Who starts the lane again hears of it until the engine answers.
         """
         engine = lane.classifier.thread
-        while not (lane.retired or engine.is_closed) and (self._queue or not self._stopping):
+        while not (lane.retired or engine.is_closed) and (self._waiting or not self._stopping):
             engine.check()
             batch = await self._next_batch(lane)
             try:
@@ -229,7 +284,7 @@ class Batcher:
     async def _next_batch(self, lane: _Lane) -> list[_Item]:
         """What is next, without those nobody waits for any more; empty when there is nothing more for this lane."""
         async with self._forming:
-            while not self._queue:
+            while not self._waiting:
                 if lane.retired or self._stopping:
                     return []
                 self._arrived.clear()
@@ -237,19 +292,37 @@ class Batcher:
             if lane.retired:
                 return []
             await self._fill()
+            self._take_over()
             items = self._queue.take(self.max_batch_size, self._max_batch_tokens)
         self._metrics.queue_flows.set(len(self._queue))
         batch = [item for item in items if not item.group.done.done()]
         self._metrics.failures.labels("CANCELED").inc(len(items) - len(batch))
         now = time.perf_counter()
-        for item in batch:
-            self._metrics.queue_seconds.observe(now - item.queued_at)
+        self._metrics.queue_seconds.observe_all([now - item.queued_at for item in batch])
         return batch
+
+    @property
+    def _waiting(self) -> int:
+        """Flows here and in the feed."""
+        return len(self._queue) + (self._feed.queued_flows if self._feed is not None else 0)
+
+    def _take_over(self) -> None:
+        """Let as many flows of the feed as fill a batch take turns with those that callers submitted. They come no
+        sooner, so that it is theirs to say until now which, and beyond the bound of this queue, which is for callers."""
+        room = self.max_batch_size - self._queue.waiting_of(_FED)
+        if self._feed is not None and room > 0 and self._feed.queued_flows:
+            fed = self._feed.hand_over(room)
+            if fed is not None:
+                self._put(_FED, fed, urgent=True, ports=None)
 
     async def _fill(self) -> None:
         """Wait until the queue holds a full batch, or its first flow has waited long enough."""
-        while len(self._queue) < self.max_batch_size and self._queue.tokens < self._max_batch_tokens:
-            left = self._waiting_since + self._delay_seconds - time.perf_counter()
+        while self._waiting < self.max_batch_size and self._queue.tokens < self._max_batch_tokens:
+            since = [self._waiting_since] if self._queue else []
+            since += [self._feed.busy_since] if self._feed is not None and self._feed.queued_flows else []
+            if not since:
+                return
+            left = min(since) + self._delay_seconds - time.perf_counter()
             if left <= 0 or self._stopping:
                 return
             self._arrived.clear()
@@ -276,9 +349,8 @@ class Batcher:
         self.failing = all(outcome is None for outcome in found)
         self._metrics.failures.labels("BACKEND").inc(found.count(None))
         self._metrics.observe_batch(classifier.last_timing, len(batch))
+        self._metrics.count_verdicts(outcome.verdict for outcome in found if outcome is not None and outcome.verdict)
         for item, outcome in zip(batch, found, strict=True):
-            if outcome is not None and outcome.verdict is not None:
-                self._metrics.count_verdict(outcome.verdict)
             item.answer(outcome)
 
     def _cancel_queued(self) -> None:

@@ -1,13 +1,13 @@
-"""The bounded queue in front of an engine: overload costs those who send most, and urgent work goes first.
+"""The queue in front of an engine: whoever waits takes turns, and urgent work goes first.
 
-Items leave in turn by subject, urgent ones before the others, and when the queue is full the subject with most items in
-it loses its newest. A flood is shed, the others get their verdicts, and the counts per subject keep the flood visible.
+Under overload its owner takes the newest first, and trims it at those who send most: a flood is shed, the others get
+their verdicts, and counts per subject keep the flood visible.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable
+import heapq
+from collections import Counter, OrderedDict, deque
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -17,7 +17,8 @@ BULK_EVERY = 8
 
 
 class HeavyHitters:
-    """Counts by key in bounded space: the space-saving algorithm (Metwally et al., ICDT 2005).
+    """Counts by key in bounded space and constant time: the space-saving algorithm and its stream summary (Metwally et
+    al., ICDT 2005).
 
     A count is never below the true one, and above it by at most the smallest count kept.
     """
@@ -25,25 +26,40 @@ class HeavyHitters:
     def __init__(self, size: int = 1024) -> None:
         self._size = size
         self._counts: dict[str, int] = {}
+        self._by_count: dict[int, OrderedDict[str, None]] = {}
+        self._smallest = 1
 
     def add(self, key: str) -> None:
         """Count one."""
-        counts = self._counts
-        if key in counts:
-            counts[key] += 1
-        elif len(counts) < self._size:
-            counts[key] = 1
+        count = self._counts.get(key)
+        if count is None:
+            if len(self._counts) < self._size:
+                self._smallest = count = 0
+            else:
+                count = self._smallest
+                replaced = next(iter(self._by_count[count]))
+                del self._counts[replaced]
+                self._leave(replaced, count)
         else:
-            smallest = min(counts, key=counts.__getitem__)
-            counts[key] = counts.pop(smallest) + 1
+            self._leave(key, count)
+        self._counts[key] = count + 1
+        self._by_count.setdefault(count + 1, OrderedDict())[key] = None
+        if self._smallest not in self._by_count:
+            self._smallest += 1  # whoever was the only one there has one more now
+
+    def _leave(self, key: str, count: int) -> None:
+        same = self._by_count[count]
+        del same[key]
+        if not same:
+            del self._by_count[count]
 
     def top(self, number: int) -> list[tuple[str, int]]:
         """The keys with the largest counts."""
-        return sorted(self._counts.items(), key=lambda entry: (-entry[1], entry[0]))[:number]
+        return heapq.nsmallest(number, self._counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 class _Turns(OrderedDict[str, deque[tuple[Item, int]]], Generic[Item]):
-    """The queues of the subjects, whose turn it is first."""
+    """The queues of the subjects, whose turn it is first, and whose came up last at the end."""
 
     def add(self, subject: str, item: Item, tokens: int) -> None:
         """Queue an item behind the others of its subject."""
@@ -52,83 +68,90 @@ class _Turns(OrderedDict[str, deque[tuple[Item, int]]], Generic[Item]):
             queue = self[subject] = deque()
         queue.append((item, tokens))
 
-    def next_tokens(self) -> int:
-        """The tokens of the item whose turn it is."""
-        return next(iter(self.values()))[0][1]
+    def next(self, *, newest: bool) -> tuple[str, int]:
+        """The subject whose turn it is, and the tokens of its item."""
+        subject = next(reversed(self)) if newest else next(iter(self))
+        return subject, self[subject][-1 if newest else 0][1]
+
+    def take(self, subject: str, *, newest: bool) -> tuple[Item, int]:
+        """An item of the subject with its tokens; the subject's next turn comes after those of all others."""
+        queue = self[subject]
+        found = queue.pop() if newest else queue.popleft()
+        if queue:
+            self.move_to_end(subject, last=not newest)
+        else:
+            del self[subject]
+        return found
 
 
 class FairQueue(Generic[Item]):
-    """A queue of at most `size` items, fair by subject; every operation takes constant time.
+    """A queue that is fair by subject: items leave in turn, urgent ones before the others, in constant time.
 
-    `tokens` of an item is what computing it costs; the queue adds them up.
+    `tokens` of an item is what computing it costs; the queue adds them up. Its owner bounds it.
     """
 
-    def __init__(self, size: int, on_shed: Callable[[str, Item], None]) -> None:
-        self.size = size
+    def __init__(self) -> None:
         self.tokens = 0
-        self._on_shed = on_shed
         self._queued = 0
         self._urgent: _Turns[Item] = _Turns()
         self._bulk: _Turns[Item] = _Turns()
-        self._count_of: dict[str, int] = {}
-        self._by_count: dict[int, OrderedDict[str, None]] = {}
-        self._largest = 0
 
     def __len__(self) -> int:
         return self._queued
 
-    def put(self, subject: str, item: Item, *, tokens: int = 0, urgent: bool = False) -> None:
-        """Queue an item; where there is no room, the newest item of the subject with most items is shed instead.
+    def waiting_of(self, subject: str) -> int:
+        """Items of a subject."""
+        return len(self._urgent.get(subject, ())) + len(self._bulk.get(subject, ()))
 
-        Of that subject, what is not urgent is shed first.
-        """
+    def put(self, subject: str, item: Item, *, tokens: int = 0, urgent: bool = False) -> None:
+        """Queue an item."""
         (self._urgent if urgent else self._bulk).add(subject, item, tokens)
         self._queued += 1
         self.tokens += tokens
-        self._resized(subject, 1)
-        if self._queued > self.size:
-            heaviest = next(reversed(self._by_count[self._largest]))
-            turns = self._bulk if heaviest in self._bulk else self._urgent
-            self._on_shed(heaviest, self._remove(turns, heaviest, newest=True))
 
-    def take(self, number: int, max_tokens: int | None = None) -> list[Item]:
-        """Up to so many items, one of each subject in turn; no more tokens than `max_tokens`, but for a first item."""
+    def take(self, number: int, max_tokens: int | None = None, *, newest: bool = False) -> list[Item]:
+        """Up to so many items, one of each subject in turn; no more tokens than `max_tokens`, but for a first item.
+
+        With `newest` a subject that has just come goes before those that wait, and of each its newest item: under
+        overload that is what is fresh, of those who send least.
+        """
         found: list[Item] = []
-        before = self.tokens
+        taken = 0
         while self._queued and len(found) < number:
             bulk_turn = self._bulk and len(found) % BULK_EVERY == BULK_EVERY - 1
             turns = self._bulk if bulk_turn or not self._urgent else self._urgent
-            taken = before - self.tokens
-            if found and max_tokens is not None and taken + turns.next_tokens() > max_tokens:
+            subject, tokens = turns.next(newest=newest)
+            if found and max_tokens is not None and taken + tokens > max_tokens:
                 break
-            subject = next(iter(turns))
-            found.append(self._remove(turns, subject, newest=False))
-            if subject in turns:
-                turns.move_to_end(subject)
+            found.append(turns.take(subject, newest=newest)[0])
+            taken += tokens
+            self._queued -= 1
+        self.tokens -= taken
         return found
 
-    def _remove(self, turns: _Turns[Item], subject: str, *, newest: bool) -> Item:
+    def remove(self, subject: str, item: Item, *, tokens: int = 0, urgent: bool = False) -> None:
+        """Take an item out, put as said here; in constant time where it is the oldest of its subject."""
+        turns = self._urgent if urgent else self._bulk
         queue = turns[subject]
-        item, tokens = queue.pop() if newest else queue.popleft()
-        self._queued -= 1
-        self.tokens -= tokens
+        queue.remove((item, tokens))
         if not queue:
             del turns[subject]
-        self._resized(subject, -1)
-        return item
+        self._queued -= 1
+        self.tokens -= tokens
 
-    def _resized(self, subject: str, change: int) -> None:
-        """Keep the subjects by the number of their items, and the largest such number."""
-        before = self._count_of.pop(subject, 0)
-        now = before + change
-        if before:
-            same = self._by_count[before]
-            del same[subject]
-            if not same:
-                del self._by_count[before]
-        if now:
-            self._count_of[subject] = now
-            self._by_count.setdefault(now, OrderedDict())[subject] = None
-        self._largest = max(self._largest, now)
-        while self._largest and self._largest not in self._by_count:
-            self._largest -= 1
+    def trim(self, number: int) -> list[Item]:
+        """Take out so many items: one by one the oldest of the subject that has most then, what is not urgent first.
+        Takes time by the number of subjects."""
+        counts = Counter({subject: len(queue) for subject, queue in self._urgent.items()})
+        counts.update({subject: len(queue) for subject, queue in self._bulk.items()})
+        heaviest = [(-count, subject) for subject, count in counts.items()]
+        heapq.heapify(heaviest)
+        found = []
+        for _ in range(min(number, self._queued)):
+            count, subject = heaviest[0]
+            urgent = subject not in self._bulk
+            item, tokens = (self._urgent if urgent else self._bulk)[subject][0]
+            self.remove(subject, item, tokens=tokens, urgent=urgent)
+            heapq.heapreplace(heaviest, (count + 1, subject))
+            found.append(item)
+        return found

@@ -1,4 +1,7 @@
-"""The live path: flows from any source through the fair queue and the batcher to the sinks, each flow counted once."""
+"""The live path: flows from any source through the live queue and the batcher to the sinks, each flow counted once.
+
+Who wants verdicts is told flow by flow; all else that can happens once for those that came or were computed together.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 
 import msgspec
 import numpy as np
@@ -16,9 +19,10 @@ from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
-from tapline.service.inference.batcher import Batcher, VerdictError
+from tapline.service.inference.batcher import Answers, Batcher, Fed
 from tapline.service.inference.classifier import FlowOutcome
-from tapline.service.inference.fair_queue import FairQueue, HeavyHitters
+from tapline.service.inference.fair_queue import HeavyHitters
+from tapline.service.live.live_queue import Deliver, LiveFlow, LiveQueue
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 
@@ -27,26 +31,11 @@ log = structlog.get_logger()
 OPEN_FLOWS = 65_536
 """Early verdicts remembered until the flow's end; the oldest are forgotten first."""
 
-BATCHES_AT_ONCE = 2
-"""Batches between this queue and the engine: one computed, one ready. More would undo the queue's fairness."""
-
 RECENT_LATENCIES = 4096
 
 
-Deliver = Callable[[Flow, FlowOutcome | None], None]
-"""Is told of a flow what came of it; None where there was nothing to ask about it."""
-
 Embedded = Callable[[Verdict, NDArray[np.float32]], None]
 """Is told of the embedding from which a verdict came, float32 [2 width], which it copies where it keeps it."""
-
-
-@dataclass(slots=True, eq=False)
-class LiveFlow:
-    """A flow on its way, and who is told what came of it."""
-
-    flow: Flow
-    deliver: Deliver
-    arrived_at: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,12 +46,13 @@ class _Early:
     outcome: FlowOutcome | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class LiveCounts:
     """What became of the flows.
 
     `received` = `delivered` + `superseded` + `shed` + `skipped` + `failed` + those still waiting. `flows` counts each
-    uid once, `reused` the deliveries that needed no computing, `superseded` the early forms replaced while they waited.
+    uid once, `reused` the deliveries that needed no computing, `superseded` the early forms replaced while they waited,
+    `expired` those of the shed that had waited past their deadline.
     """
 
     received: int = 0
@@ -71,12 +61,13 @@ class LiveCounts:
     reused: int = 0
     superseded: int = 0
     shed: int = 0
+    expired: int = 0
     skipped: int = 0
     failed: int = 0
 
 
 class LivePipeline:
-    """Takes flows without ever waiting, and delivers a verdict for each that is not shed."""
+    """Takes flows without ever waiting, and delivers a verdict for each that is not shed. A feed of its batcher."""
 
     def __init__(
         self,
@@ -84,22 +75,26 @@ class LivePipeline:
         metrics: Metrics,
         *,
         queue_flows: int,
+        deadline_seconds: float = 0.0,
         embedded: Embedded = lambda verdict, embedding: None,
     ) -> None:
-        """`embedded` is told of what was computed of each flow that has a verdict."""
+        """`deadline_seconds` as of `LiveQueue`; `embedded` is told of what was computed of each flow that has a
+        verdict."""
         self.counts = LiveCounts()
         self.shed_by_subject = HeavyHitters()
         self.latencies_seconds: deque[float] = deque(maxlen=RECENT_LATENCIES)
         self._batcher = batcher
         self._metrics = metrics
         self._embedded = embedded
-        self._queue: FairQueue[LiveFlow] = FairQueue(queue_flows, self._shed)
-        self._queued: dict[str, LiveFlow] = {}
+        self._queue = LiveQueue(queue_flows, self._shed, deadline_seconds=deadline_seconds)
         self._open: OrderedDict[str, _Early] = OrderedDict()
-        self._arrived = asyncio.Event()
         self._in_flight = 0
+        self._working: set[Answers] = set()
         self._log = QuietLog(log)
-        self._working: set[asyncio.Task[None]] = set()
+        self._counters = {each.name: metrics.live_flows.labels(each.name) for each in fields(LiveCounts)}
+        self._shown = dict.fromkeys(self._counters, 0)
+        self._not_shown: list[float] | None = None
+        self._wake: Callable[[], None] = lambda: None
 
     @property
     def waiting_flows(self) -> int:
@@ -111,54 +106,59 @@ class LivePipeline:
         """How full the queue is, 0 to 1."""
         return len(self._queue) / self._queue.size
 
-    def _count(self, outcome: str, flows: int = 1) -> None:
-        setattr(self.counts, outcome, getattr(self.counts, outcome) + flows)
-        self._metrics.live_flows.labels(outcome).inc(flows)
+    def take(self, flow: Flow, deliver: Deliver, *, expires: bool = True) -> None:
+        """Take a flow; `deliver` is called with its outcome, later or at once, unless it is shed.
 
-    def take(self, flow: Flow, deliver: Deliver) -> None:
-        """Take a flow; `deliver` is called with its outcome, later or at once, unless it is shed."""
-        self._count("received")
+        `expires` False: it has no deadline, because its source waits for room.
+        """
+        self._show_soon()
+        self.counts.received += 1
         if not self._batcher.classifier.accepts(flow):
             self._skip(flow)
             self._tell(flow, None, deliver)
             return
-        live = LiveFlow(flow, deliver)
-        queued = self._queued.get(flow.uid)
+        queued = self._queue.find(flow.uid)
         if queued is not None:  # the early form still waits: the final one takes its place
-            self._count("superseded")
+            self.counts.superseded += 1
             queued.flow, queued.deliver = flow, deliver
             return
+        live = LiveFlow(flow, deliver, flow.orig_h, time.perf_counter(), not flow.complete, expires)
         early = self._open.get(flow.uid)
         if early is None:
-            self._count("flows")
+            self.counts.flows += 1
         elif early.outcome is not None and early.input_hash == self._batcher.classifier.input_hash(flow):
             self._reuse(live, early.outcome)
             return
         if not flow.complete:
             self._remember(flow.uid, early or _Early())
-        self._queued[flow.uid] = live
-        self._queue.put(flow.orig_h, live, urgent=not flow.complete)
-        self._metrics.live_queue_flows.set(len(self._queue))
-        self._arrived.set()
+        self._queue.put(live)
 
     async def run(self) -> None:
         """Feed the batcher until cancelled."""
-        slots = asyncio.Semaphore(BATCHES_AT_ONCE)
-        async with asyncio.TaskGroup() as tasks:  # where a batch fails, the others are accounted for, and this ends
-            while True:
-                await slots.acquire()
-                while not len(self._queue):
-                    self._arrived.clear()
-                    await self._arrived.wait()
-                batch = self._queue.take(self._batcher.max_batch_size)
-                self._metrics.live_queue_flows.set(len(self._queue))
-                for live in batch:
-                    self._queued.pop(live.flow.uid, None)
-                self._in_flight += len(batch)
-                task = tasks.create_task(self._classify(batch))
-                self._working.add(task)
-                task.add_done_callback(self._working.discard)
-                task.add_done_callback(lambda _: slots.release())
+        with self._batcher.fed_by(self) as self._wake:
+            await asyncio.get_running_loop().create_future()
+
+    @property
+    def busy_since(self) -> float:
+        """As of `Feed`."""
+        return self._queue.busy_since
+
+    @property
+    def queued_flows(self) -> int:
+        """As of `Feed`: flows that no engine has begun with."""
+        return len(self._queue)
+
+    def hand_over(self, number: int) -> Fed | None:
+        """As of `Feed`."""
+        self._show_soon()
+        batch = self._queue.take(number)
+        if not batch:
+            return None
+        answers: Answers = asyncio.get_running_loop().create_future()
+        answers.add_done_callback(lambda _: self._answered(batch, answers))
+        self._working.add(answers)
+        self._in_flight += len(batch)
+        return Fed([live.flow for live in batch], [live.arrived_at for live in batch], answers)
 
     async def drain(self, limit_seconds: float) -> None:
         """Wait until no flow waits for a verdict, at most so long; `run` must be running."""
@@ -172,23 +172,21 @@ class LivePipeline:
         if self._working:
             await asyncio.wait(set(self._working), timeout=limit_seconds)
 
-    async def _classify(self, batch: list[LiveFlow]) -> None:
-        found: list[FlowOutcome | None] = []
-        try:
-            found = await self._batcher.classify([live.flow for live in batch], caller="live", urgent=True)
-        except VerdictError:
-            return  # the service is stopping
-        finally:
-            self._in_flight -= len(batch)
-            self._count("failed", len(batch) - len(found))
-        for live, outcome in zip(batch, found, strict=True):
+    def _answered(self, batch: list[LiveFlow], answers: Answers) -> None:
+        self._show_soon()
+        self._working.discard(answers)
+        self._in_flight -= len(batch)
+        if answers.cancelled() or answers.exception() is not None:  # the service is stopping
+            self.counts.failed += len(batch)
+            return
+        for live, outcome in zip(batch, answers.result(), strict=True):
             if outcome is None:
-                self._count("failed")
+                self.counts.failed += 1
             else:
                 self._deliver(live, outcome)
 
     def _skip(self, flow: Flow) -> None:
-        self._count("skipped")
+        self.counts.skipped += 1
         reason = "below_min_packets" if flow.payload_lengths else "without_payload"
         self._metrics.flows_left_out.labels(reason).inc()
 
@@ -201,16 +199,14 @@ class LivePipeline:
         if outcome.verdict is None:
             self._skip(flow)
         else:
-            self._count("delivered")
-            seconds = time.perf_counter() - live.arrived_at
-            self.latencies_seconds.append(seconds)
-            self._metrics.live_seconds.observe(seconds)
-            if outcome.embedding is not None:
-                self._embedded(outcome.verdict, outcome.embedding)
+            self.counts.delivered += 1
+            self._show_soon().append(time.perf_counter() - live.arrived_at)
         self._tell(flow, outcome, live.deliver)
 
     def _tell(self, flow: Flow, outcome: FlowOutcome | None, deliver: Deliver) -> None:
         try:
+            if outcome is not None and outcome.verdict is not None and outcome.embedding is not None:
+                self._embedded(outcome.verdict, outcome.embedding)
             deliver(flow, outcome)
         except Exception as error:  # of a sink: it costs this verdict, not the others
             self._metrics.failures.labels("OTHER").inc()
@@ -226,12 +222,34 @@ class LivePipeline:
         if early.verdict is None:
             self._deliver(live, early)
             return
-        self._count("reused")
+        self.counts.reused += 1
         final = msgspec.structs.replace(early.verdict, final=live.flow.complete)
-        self._metrics.count_verdict(final)
+        self._metrics.count_verdicts([final])
         self._deliver(live, FlowOutcome(final))
 
-    def _shed(self, subject: str, live: LiveFlow) -> None:
-        self._queued.pop(live.flow.uid, None)
-        self._count("shed")
-        self.shed_by_subject.add(subject)
+    def _shed(self, flows: list[LiveFlow], expired: bool) -> None:
+        self.counts.shed += len(flows)
+        self.counts.expired += len(flows) if expired else 0
+        for live in flows:
+            self.shed_by_subject.add(live.subject)
+
+    def _show_soon(self) -> list[float]:
+        """Bring metrics up to date, and wake the batcher, when all that comes at once has come. Gives the latencies
+        that are not shown yet."""
+        if self._not_shown is None:
+            self._not_shown = []
+            asyncio.get_running_loop().call_soon(self._show)
+        return self._not_shown
+
+    def _show(self) -> None:
+        latencies, self._not_shown = self._not_shown or [], None
+        self.latencies_seconds.extend(latencies)
+        self._metrics.live_seconds.observe_all(latencies)
+        self._metrics.live_queue_flows.set(len(self._queue))
+        for name, counter in self._counters.items():
+            flows = getattr(self.counts, name)
+            if flows != self._shown[name]:
+                counter.inc(flows - self._shown[name])
+                self._shown[name] = flows
+        if len(self._queue):
+            self._wake()

@@ -19,7 +19,8 @@ from tapline.service.traces.live_traces import LiveTraces
 log = structlog.get_logger()
 
 FULL_QUEUE_SHARE = 0.8
-"""Replay waits while the queue is fuller than this: it must not shed what a tap would have spread over time."""
+"""Replay waits while the queue is fuller than this: it must not shed what a tap would have spread over time. Nor do its
+flows have a deadline."""
 
 READ_SECONDS = 24 * 3600.0
 _MEMORY_BYTES = 4 << 30
@@ -87,7 +88,7 @@ class Replay:
     async def _take(self, flow: Flow) -> None:
         while self._pipeline.queue_share > FULL_QUEUE_SHARE:
             await asyncio.sleep(0.005)
-        self._pipeline.take(flow, self._deliver)
+        self._pipeline.take(flow, self._deliver, expires=False)
 
     @property
     def source(self) -> str:

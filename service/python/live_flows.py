@@ -35,6 +35,9 @@ ENGINE_SECONDS = 60.0
 WAITING_FLOWS = 20_000
 """Flows that wait for a verdict; where more come, the subjects that send most are shed first (`counts.shed`)."""
 
+DEADLINE_SECONDS = 0.5
+"""Longest wait of a flow under overload, ten times that in a burst; later ones are shed (`counts.expired`)."""
+
 HELD_RESULTS = 10_000
 """Results that wait to be taken; where more come, the oldest are missed (`missed`)."""
 
@@ -169,7 +172,9 @@ class Stream:
         metrics = Metrics()
         supervisor = Supervisor(metrics)
         batcher = Batcher([classifier], metrics, supervisor=supervisor)
-        self._pipeline = LivePipeline(batcher, metrics, queue_flows=WAITING_FLOWS)
+        self._pipeline = LivePipeline(
+            batcher, metrics, queue_flows=WAITING_FLOWS, deadline_seconds=DEADLINE_SECONDS
+        )
         self._sensors = Sensors(
             self._urls, self._pipeline, metrics, tls=self._tls, observer=_Listener(self), supervisor=supervisor
         )

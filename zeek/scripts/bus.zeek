@@ -5,16 +5,9 @@
 @load ./main
 @load ./server_names
 
-# From 8.1 on a single Zeek has no cluster backend unless one is loaded, and drops what is published. Broker's connects
-# nothing and listens nowhere; where Zeek is built without it, ZeroMQ's runs its exchange on ports 5555 and 5556.
 @ifdef ( Cluster::CLUSTER_BACKEND_NONE )
 @if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE && ! Cluster::is_enabled() && ! Supervisor::is_supervisor() )
-@ifdef ( Cluster::CLUSTER_BACKEND_BROKER )
-@load frameworks/cluster/backend/broker
-@else
-@load frameworks/cluster/backend/zeromq
-redef Cluster::Backend::ZeroMQ::run_proxy_thread = T;
-@endif
+@load ./exchange
 @endif
 @endif
 

@@ -187,6 +187,8 @@ class BusSource:
             self._late_flows += late
             self._metrics.bus_refused.labels(self.state.url, "stopping").inc(late)
             return
+        if not event.runs:
+            return
         name = self._name(event.sensor)
         sensor = self.state.sensors.setdefault(name, SensorState())
         if sensor.format != event.format:
@@ -260,7 +262,7 @@ class BusSource:
 def format_hint(sensor: SensorState) -> str | None:
     """What to do about the format in which a sensor sends its flows, None where it is the one of this release."""
     if 0 < sensor.format < BATCH_VERSION:
-        return "update its tapline package: it sends every flow in an event of its own, which costs both ends more"
+        return "update its tapline package: an event for each flow costs it and this service more"
     return None
 
 

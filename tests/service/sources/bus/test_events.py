@@ -30,6 +30,9 @@ def flow_event(**changes):
     return BusEvent("tapline/flows/0", "Tapline::flow", args)
 
 
+FLOW = parse_event(flow_event()).runs[0].flows[0]
+
+
 def test_a_flow():
     event = parse_event(flow_event())
     assert (event.topic, event.sensor, event.format, event.refused) == ("tapline/flows/0", "tap-1", 1, ())

@@ -1,0 +1,127 @@
+"""Live flows that wait for an engine: bounded in number and, under overload, in time.
+
+A queue that fills makes everyone wait its whole length and gives no more verdicts for it. So a flow has a deadline here,
+by the time that it has waited, which is what CoDel controls (RFC 8289). Flows past it step back behind those in time. As
+there, a burst is no overload: a queue that empties within `BURST` deadlines gets around to all of them. In one that
+stands for longer they are shed, before anything is computed of them.
+
+Under overload the newest go first, of those who send least. That, and to see by when it was last empty whether a queue
+stands, because what leaves it has waited least, is how Maurer's servers do it ("Fail at Scale", ACM Queue 13(8), 2015).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tapline.models.flow import Flow
+from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.inference.fair_queue import FairQueue
+
+BURST = 10
+"""A queue stands after so many deadlines. RFC 8289 (4.3) has the delay that is aimed at as a tenth of the interval."""
+
+FRESH_SHARE = 0.5
+"""The newest go first where the oldest in time has waited so large a share of its deadline: under overload there are
+always some just below it."""
+
+TRIM_SHARE = 1 / 64
+"""A full queue is trimmed by so much of its size at once, because finding who sends most takes a look at all."""
+
+
+Deliver = Callable[[Flow, FlowOutcome | None], None]
+"""Is told of a flow what came of it; None where there was nothing to ask about it."""
+
+
+@dataclass(slots=True, eq=False)
+class LiveFlow:
+    """A flow on its way, and who is told what came of it. `expires`: it has a deadline."""
+
+    flow: Flow
+    deliver: Deliver
+    subject: str
+    arrived_at: float
+    urgent: bool
+    expires: bool = True
+    waiting: bool = True
+
+
+OnShed = Callable[[list[LiveFlow], bool], None]
+"""Is told of flows that are shed, and whether they expired, or there was no room."""
+
+
+class LiveQueue:
+    """At most `size` flows, fair by originator; `on_shed` is told of those that it gives up."""
+
+    def __init__(
+        self,
+        size: int,
+        on_shed: OnShed,
+        *,
+        deadline_seconds: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`deadline_seconds` 0: flows wait as long as there is room."""
+        self.size = size
+        self.busy_since = 0.0
+        self._on_shed = on_shed
+        self._deadline_seconds = deadline_seconds
+        self._clock = clock
+        self._in_time: FairQueue[LiveFlow] = FairQueue()
+        self._late: FairQueue[LiveFlow] = FairQueue()
+        self._by_uid: dict[str, LiveFlow] = {}
+        self._by_age: deque[LiveFlow] = deque()
+
+    def __len__(self) -> int:
+        return len(self._by_uid)
+
+    def find(self, uid: str) -> LiveFlow | None:
+        """The flow of this name that waits."""
+        return self._by_uid.get(uid)
+
+    def put(self, live: LiveFlow) -> None:
+        """Queue a flow that has just arrived; where there is no room, those who send most lose their oldest ones."""
+        if not self._by_uid:
+            self.busy_since = live.arrived_at
+        self._by_uid[live.flow.uid] = live
+        self._in_time.put(live.subject, live, urgent=live.urgent)
+        if self._deadline_seconds and live.expires:
+            self._by_age.append(live)
+            if len(self._by_age) > 2 * self.size:  # the oldest of it are there, and hold up those that left before them
+                self._by_age = deque(live for live in self._by_age if live.waiting)
+        if len(self) > self.size:
+            number = max(1, int(self.size * TRIM_SHARE))
+            trimmed = self._late.trim(number)
+            self._shed(trimmed + self._in_time.trim(number - len(trimmed)), expired=False)
+
+    def take(self, number: int) -> list[LiveFlow]:
+        """The next flows to compute, at most so many."""
+        newest = self._deadline_seconds > 0 and self._look_at_the_time()
+        found = self._in_time.take(number, newest=newest)
+        found += self._late.take(number - len(found), newest=newest)
+        self._leave(found)
+        return found
+
+    def _look_at_the_time(self) -> bool:
+        """Put back or shed what is past its deadline; whether the newest go first."""
+        now, deadline, by_age = self._clock(), self._deadline_seconds, self._by_age
+        while by_age and (not by_age[0].waiting or now - by_age[0].arrived_at > deadline):
+            live = by_age.popleft()
+            if live.waiting:
+                self._in_time.remove(live.subject, live, urgent=live.urgent)
+                self._late.put(live.subject, live, urgent=live.urgent)
+        if now - self.busy_since > BURST * deadline:
+            self._shed(self._late.take(len(self._late)), expired=True)
+        return bool(self._late or (by_age and now - by_age[0].arrived_at > FRESH_SHARE * deadline))
+
+    def _shed(self, flows: list[LiveFlow], *, expired: bool) -> None:
+        self._leave(flows)
+        if flows:
+            self._on_shed(flows, expired)
+
+    def _leave(self, flows: list[LiveFlow]) -> None:
+        for live in flows:
+            live.waiting = False
+            del self._by_uid[live.flow.uid]
