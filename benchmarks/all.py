@@ -35,7 +35,7 @@ def commands(captures: list[str], big: str, *, quick: bool) -> dict[str, list[st
         "reload": [*few, "--reloads", "5" if quick else "50"],
         "consumer": ["--flows", "5000" if quick else "30000"],
         "reader": [big, "--repeat", "1"],
-        "sensor": [big],
+        "sensor": ["seconds", big, "--repeats", "1"],
         "end_to_end": [big],
     }
 

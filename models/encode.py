@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tapline.models.flow import MAX_CONTENT_BYTES, MAX_PAYLOAD_LENGTHS, Flow
 from tapline.models.own_addresses import Content, content_without_addresses
+from tapline.models.packed_packets import join_lengths
 
 FEATURE_VERSION = 1
 """Version of the encoding; a checkpoint of another version is refused."""
@@ -119,12 +120,10 @@ def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _encode_lengths(flows: Sequence[Flow], limit: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    kept = [flow.payload_lengths[:limit] for flow in flows]
-    counts = np.fromiter(map(len, kept), np.int64, len(kept))
-    offsets = _offsets(counts + 2)
-    lengths = np.fromiter(chain.from_iterable(kept), np.int32, int(counts.sum()))
-    magnitudes = np.abs(lengths)
-    values = np.where(lengths > 0, 5, 6) + 2 * magnitudes
+    joined = join_lengths(flows, limit)
+    offsets = _offsets(joined.counts + 2)
+    magnitudes = np.abs(joined.lengths)
+    values = np.where(joined.lengths > 0, 5, 6) + 2 * magnitudes
     values[magnitudes > MAX_LENGTH] = UNK
     return _fill(offsets, [(offsets[:-1], CLS), (offsets[1:] - 1, SEP)], values), offsets
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -45,7 +45,7 @@ HeadsKind = Literal["none", "header", "full"]
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Length = Annotated[int, msgspec.Meta(ge=-MAX_PAYLOAD_LENGTH, le=MAX_PAYLOAD_LENGTH)]
-Lengths = Annotated[list[Length], msgspec.Meta(max_length=MAX_PAYLOAD_LENGTHS)]
+Lengths = Annotated[Sequence[Length], msgspec.Meta(max_length=MAX_PAYLOAD_LENGTHS)]
 LinkType = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 ServerName = Annotated[str, msgspec.Meta(max_length=MAX_SERVER_NAME_CHARS)]
@@ -76,7 +76,8 @@ class PacketHead(msgspec.Struct, gc=False):
 class Flow(msgspec.Struct, gc=False):
     """One Zeek connection: what the models read of it and its conn fields.
 
-    The types of the fields are its bounds: whatever decodes a flow checks them, and `check_flow` the rest.
+    The types of the fields are its bounds: whatever decodes a flow checks them, and `check_flow` the rest. Payload
+    lengths and heads are lists, or the same packed (`models.packed_packets`), from sources that read many flows.
 
     At most `MAX_PAYLOAD_LENGTHS` lengths, `MAX_CONTENT_BYTES` bytes each way, and the heads of the first
     packets that fill `HEADS_TOKEN_BUDGET` tokens (each costs `HEAD_TOKEN_COST` and its length; the last is cut to what
@@ -115,7 +116,9 @@ class Flow(msgspec.Struct, gc=False):
     resp_ip_bytes: Count = 0
     link_type: LinkType = 0
     heads_kind: HeadsKind = "none"
-    heads: Annotated[list[PacketHead], msgspec.Meta(max_length=MAX_PACKET_HEADS)] = msgspec.field(default_factory=list)
+    heads: Annotated[Sequence[PacketHead], msgspec.Meta(max_length=MAX_PACKET_HEADS)] = msgspec.field(
+        default_factory=list
+    )
     service: Name = ""
     conn_state: Name = ""
     sensor: Name = ""
@@ -227,7 +230,8 @@ class FlowLine(msgspec.Struct, gc=False, forbid_unknown_fields=True, omit_defaul
     bytes_types: _Tokens | msgspec.UnsetType = msgspec.UNSET
 
 
-_SAME_IN_JSON = [name for name in Flow.__struct_fields__ if name not in {"orig_bytes", "resp_bytes", "heads"}]
+_OTHER_IN_JSON = {"payload_lengths", "orig_bytes", "resp_bytes", "heads"}
+_SAME_IN_JSON = [name for name in Flow.__struct_fields__ if name not in _OTHER_IN_JSON]
 
 
 def flow_to_line(flow: Flow, community_id: str = "") -> FlowLine:
@@ -235,6 +239,7 @@ def flow_to_line(flow: Flow, community_id: str = "") -> FlowLine:
     return FlowLine(
         **{name: getattr(flow, name) for name in _SAME_IN_JSON},
         community_id=community_id,
+        payload_lengths=list(flow.payload_lengths),
         orig_bytes=flow.orig_bytes.hex(),
         resp_bytes=flow.resp_bytes.hex(),
         heads=[PacketHeadLine(head.gap_us, head.data.hex()) for head in flow.heads],
@@ -250,6 +255,7 @@ def line_to_flow(line: FlowLine) -> Flow:
     return check_flow(
         Flow(
             **{name: getattr(line, name) for name in _SAME_IN_JSON},
+            payload_lengths=line.payload_lengths,
             orig_bytes=bytes.fromhex(line.orig_bytes),
             resp_bytes=bytes.fromhex(line.resp_bytes),
             heads=[PacketHead(head.gap_us, bytes.fromhex(head.data)) for head in line.heads],

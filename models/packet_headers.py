@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
+from tapline.models.packed_packets import join_heads
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -39,7 +40,7 @@ class HeadBytes:
     """The heads of n flows end to end, to be written to.
 
     `raw` uint8 [sum + TAIL]; head h is `raw[starts[h]:ends[h]]`, of flow `flow[h]`, with link-type byte `links[h]`.
-    Flow f has the heads `first[f]:first[f + 1]`. All but `raw` int64.
+    `gaps_us[h]` after the flow's packet before. Flow f has the heads `first[f]:first[f + 1]`. All but `raw` int64.
     """
 
     raw: Bytes
@@ -48,6 +49,7 @@ class HeadBytes:
     flow: Ints
     links: Ints
     first: Ints
+    gaps_us: Ints
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,13 @@ class IpHeaders:
 
 def gather(flows: Sequence[Flow], most: int | None = None) -> HeadBytes:
     """The heads of the flows, or the first `most` of each, copied."""
-    counts = np.fromiter((len(flow.heads[:most]) for flow in flows), np.int64, len(flows))
-    pieces = [head.data for flow in flows for head in flow.heads[:most]]
-    sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
-    ends = np.cumsum(sizes)
-    raw = np.frombuffer(bytearray(b"".join(pieces) + bytes(TAIL)), np.uint8)
+    joined = join_heads(flows, most)
+    ends = np.cumsum(joined.sizes)
+    raw = np.frombuffer(bytearray(joined.data + bytes(TAIL)), np.uint8)
     links = np.fromiter((flow.link_type for flow in flows), np.int64, len(flows))
-    first = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
-    return HeadBytes(raw, ends - sizes, ends, np.repeat(np.arange(len(flows)), counts), np.repeat(links, counts), first)
+    first = np.concatenate((np.zeros(1, np.int64), np.cumsum(joined.counts)))
+    flow, link = (np.repeat(each, joined.counts) for each in (np.arange(len(flows)), links))
+    return HeadBytes(raw, ends - joined.sizes, ends, flow, link, first, joined.gaps_us)
 
 
 def find_headers(heads: HeadBytes, flows: Sequence[Flow]) -> tuple[IpHeaders, IpHeaders]:

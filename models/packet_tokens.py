@@ -84,8 +84,7 @@ def encode_packets(flows: Sequence[Flow], features: TracegramFeatures | None = N
     clear_inner_link(heads, outer, inner)
     for headers in (outer, inner):
         clear_hosts(heads, headers, features.zero_checksums)
-    gaps_us = np.fromiter((head.gap_us for flow in flows for head in flow.heads), np.int64, len(heads.starts))
-    return _assemble(heads, ends, gaps_us, features.max_tokens)
+    return _assemble(heads, ends, features.max_tokens)
 
 
 def pad_packets(batch: PacketTokens, rows: NDArray[np.int64], length: int | None = None) -> NDArray[np.int64]:
@@ -99,7 +98,7 @@ def pad_packets(batch: PacketTokens, rows: NDArray[np.int64], length: int | None
     return padded
 
 
-def _assemble(heads: HeadBytes, ends: NDArray[np.int64], gaps_us: NDArray[np.int64], max_tokens: int) -> PacketTokens:
+def _assemble(heads: HeadBytes, ends: NDArray[np.int64], max_tokens: int) -> PacketTokens:
     """The sequences: class, heads and end of every flow, each cut to `max_tokens`."""
     sizes = ends - heads.starts
     filled = np.concatenate((np.zeros(1, np.int64), np.cumsum(HEAD_TOKEN_COST + sizes)))
@@ -112,7 +111,7 @@ def _assemble(heads: HeadBytes, ends: NDArray[np.int64], gaps_us: NDArray[np.int
     at = filled[:-1] + 2 * heads.flow + 1
     tokens[at] = PACKET_START
     tokens[at + 1] = heads.links
-    times = (gaps_us / 1e6).astype(">f8").view(np.uint8).reshape(-1, 8)
+    times = (heads.gaps_us / 1e6).astype(">f8").view(np.uint8).reshape(-1, 8)
     tokens[at[:, None] + np.arange(2, HEAD_TOKEN_COST)] = times
     ramp = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     tokens[np.repeat(at + HEAD_TOKEN_COST, sizes) + ramp] = heads.raw[np.repeat(heads.starts, sizes) + ramp]

@@ -62,7 +62,7 @@ def server_name(flow: Flow) -> str:
     for content in (flow.orig_bytes, flow.resp_bytes):
         for parse in parsers if content else ():
             try:
-                return _checked(parse(content))
+                return host_name(parse(content))
             except _NoRequestError:
                 continue
     return ""
@@ -100,8 +100,8 @@ def _expect(condition: bool) -> None:
         raise _NoRequestError
 
 
-def _checked(name: bytes) -> str:
-    """The name as text, where it is short enough and a host name or an address."""
+def host_name(name: bytes) -> str:
+    """The name as text, where it is short enough and a host name or an address; else ""."""
     if len(name) <= MAX_SERVER_NAME_CHARS and (_HOST_NAME.fullmatch(name) or _is_ipv6(name)):
         return name.decode("ascii")
     return ""

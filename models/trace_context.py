@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.flow import Flow, ip_protocol_number
+from tapline.models.packed_packets import join_heads, join_lengths
 from tapline.models.packet_headers import HeadBytes, IpHeaders, directions, find_headers, gather
 
 Field = str
@@ -146,13 +147,12 @@ def trace_context(flows: Sequence[Flow], fields: Sequence[Field]) -> NDArray[np.
 
 def _packet_fields(flows: Sequence[Flow]) -> dict[Field, NDArray[np.int64]]:
     """Every field of `PACKETS`, int64 [n]."""
+    first, heads = join_lengths(flows, LENGTHS), join_heads(flows, GAPS + 1)
     lengths = np.zeros((len(flows), LENGTHS), np.int64)
-    gaps_us = np.full((len(flows), GAPS), -1, np.int64)
-    for row, flow in enumerate(flows):
-        first = flow.payload_lengths[:LENGTHS]
-        lengths[row, : len(first)] = first
-        gaps = [head.gap_us for head in flow.heads[1 : GAPS + 1]]
-        gaps_us[row, : len(gaps)] = gaps
+    lengths[np.arange(LENGTHS) < first.counts[:, None]] = first.lengths
+    gaps_us = np.full((len(flows), GAPS + 1), -1, np.int64)
+    gaps_us[np.arange(GAPS + 1) < heads.counts[:, None]] = heads.gaps_us
+    gaps_us = gaps_us[:, 1:]
     hashed = np.where(lengths == 0, ABSENT, 1 + lengths % _HASHED)
     logs = np.minimum(_SIZE_BUCKETS, np.rint(4 * np.log2(np.maximum(np.abs(lengths), 1)))).astype(np.int64)
     sizes = np.select([lengths > 0, lengths < 0], [1 + logs, 2 + _SIZE_BUCKETS + logs], ABSENT)

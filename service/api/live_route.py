@@ -10,7 +10,7 @@ from tapline.service.api import live_schemas
 from tapline.service.live.sensors import Sensor
 from tapline.service.runtime import Service
 from tapline.service.sinks.delivery import Delivery
-from tapline.service.sources.bus.source import SensorState
+from tapline.service.sources.bus.source import SensorState, format_hint
 
 TOP_SUBJECTS = 20
 
@@ -107,6 +107,8 @@ def _sensor(name: str, account: SensorState) -> live_schemas.Sensor:
         zeek = {key: float(value) for key, value in msgspec.structs.asdict(account.stats).items() if key != "sensor"}
     return live_schemas.Sensor(
         name=name,
+        format=account.format,
+        hint=format_hint(account),
         flows=account.flows,
         early=account.early,
         missed=account.missed,

@@ -13,6 +13,8 @@ class Sensor(Body):
     """The account of one sensor on a bus; counters are the service's own but for those under `zeek`."""
 
     name: str
+    format: Annotated[int, Field(description="of the events that its flows come in, 0 before the first")] = 0
+    hint: Annotated[str | None, Field(description="what to do about that format, null where it is the newest")] = None
     flows: int
     early: int
     missed: Annotated[int, Field(description="flows that never came, by the sensor's numbering")]

@@ -20,6 +20,7 @@ from tapline.service.dashboard.unusual import Unusual
 from tapline.service.dashboard.words import percent, rate, span
 from tapline.service.history.filters import AlertFilter
 from tapline.service.live.sensors import Sensor
+from tapline.service.sources.bus.source import SensorState, format_hint
 
 NEWEST = 15
 READ_SECONDS = 5.0
@@ -31,7 +32,7 @@ ALERT_SECONDS = 86_400
 LATE_SECONDS = 30.0
 """A sensor that is so far behind is marked; its counters come every ten seconds."""
 
-SENSOR_COLUMNS = ("sensor", "state", "behind", "flows", "missed", "lost by Zeek", "verdicts waiting")
+SENSOR_COLUMNS = ("sensor", "state", "format", "behind", "flows", "missed", "lost by Zeek", "verdicts waiting")
 
 
 class LiveReading:
@@ -74,7 +75,7 @@ def live_page(board: Board, reading: LiveReading, request: Request) -> None:
         with panel("Unusual now"):
             notes = ui.html("", sanitize=False)
         with panel("Sensors"):
-            sensors = PlainTable(SENSOR_COLUMNS, SENSOR_COLUMNS[2:], "no sensor: start with --interface or --zeek")
+            sensors = PlainTable(SENSOR_COLUMNS, SENSOR_COLUMNS[3:], "no sensor: start with --interface or --zeek")
         with panel("Newest verdicts on flows"):
             flows = flow_table("no verdicts yet: hand in a capture under Captures, or start with --interface, --zeek "
                                "or --replay")  # fmt: skip
@@ -133,16 +134,24 @@ def _behind(lag_seconds: float | None) -> Cell:
     return toned(span(max(0.0, lag_seconds)), "caution" if lag_seconds > LATE_SECONDS else "")
 
 
+def _format(account: SensorState) -> Cell:
+    """Of the events that its flows come in, and what to do about it."""
+    if not account.format:
+        return "-"
+    hint = format_hint(account)
+    return toned(f"{account.format}: {hint}", "caution") if hint else str(account.format)
+
+
 def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:
     state = sensor.source.state
     connection = toned("connected", "good") if state.connected else toned(state.reason or "not connected", "alarm")
     if not state.sensors:
-        return [[state.url, connection, "-", 0, 0, "-", sensor.pending_verdicts]]
+        return [[state.url, connection, "-", "-", 0, 0, "-", sensor.pending_verdicts]]
     found: list[Sequence[Cell]] = []
     for name, account in state.sensors.items():
         loss = account.stats.loss_percent if account.stats is not None else -1.0
         found.append([
-            name or state.url, connection, _behind(account.lag_seconds), f"{account.flows:,}",
+            name or state.url, connection, _format(account), _behind(account.lag_seconds), f"{account.flows:,}",
             toned(f"{account.missed:,}", "caution" if account.missed else ""),
             "-" if loss < 0 else toned(f"{loss:.2f} %", "caution" if loss > 1 else ""),
             f"{sensor.pending_verdicts:,}",

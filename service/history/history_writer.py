@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
+from tapline.models.packed_packets import head_bytes
 from tapline.service.history.batch_writing import Seen, SeenFlow, SeenTrace, write_batch
 from tapline.service.history.database import Database, HistoryError
 from tapline.service.history.past import HistoryCounts
@@ -196,7 +197,7 @@ def _memory_bytes(seen: Seen) -> int:
     if not isinstance(seen, SeenFlow):
         return _RECORD_BYTES
     flow = seen.flow
-    content = len(flow.orig_bytes) + len(flow.resp_bytes) + sum([100 + len(head.data) for head in flow.heads])
+    content = len(flow.orig_bytes) + len(flow.resp_bytes) + 100 * len(flow.heads) + head_bytes(flow.heads)
     return _RECORD_BYTES + 36 * len(flow.payload_lengths) + content
 
 

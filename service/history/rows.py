@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 from sqlalchemy import RowMapping
 
+from tapline.models import packed_packets
 from tapline.models.flow import Flow
 from tapline.models.server_name import server_name
 from tapline.models.verdict import Alternative, Verdict
@@ -32,10 +35,14 @@ def text(foreign: str) -> str:
     return foreign.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def pack_lengths(lengths: list[int]) -> bytes:
+def pack_lengths(lengths: Sequence[int]) -> bytes:
     """Signed lengths in little-endian, of two bytes each where all fit."""
-    kind = _SHORT if all(-0x8000 <= length < 0x8000 for length in lengths) else _LONG
-    return kind + struct.pack(f"<{len(lengths)}{kind.decode()}", *lengths) if lengths else b""
+    if not lengths:
+        return b""
+    values = np.frombuffer(packed_packets.pack_lengths(lengths).packed, "<i4")
+    if values.min() >= -0x8000 and values.max() < 0x8000:
+        return _SHORT + values.astype("<i2").tobytes()
+    return _LONG + values.tobytes()
 
 
 def unpack_lengths(packed: bytes) -> list[int]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tapline.models.context import transport_of
 from tapline.models.encode import Mm4flowFeatures, TokenBatch, encode
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
+from tapline.models.packed_packets import LENGTH_BYTES, head_bytes, pack_heads, pack_lengths
 from tapline.models.verdict import Verdict, context_terms, flow_verdicts
 from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
 from tapline.service.engines.thread import EngineStalledError, EngineThread
@@ -119,13 +120,12 @@ class Classifier:
         lengths = max(read.payload_lengths for read in self._reads)
         content = max(read.content_bytes for read in self._reads)
         reads_heads = self._reads_heads or self._reads_context
-        heads = tuple((head.gap_us, head.data) for head in flow.heads) if reads_heads else ()
+        packets = pack_lengths(flow.payload_lengths).packed[: LENGTH_BYTES * lengths]
+        heads = pack_heads(flow.heads).packed if reads_heads else b""
         parts = flow.orig_bytes[:content], flow.resp_bytes[:content]
         context = (transport_of(flow), flow.orig_p, flow.resp_p) if self._terms is not None else ()
         volume = flow.orig_pkts, flow.resp_pkts, flow.orig_ip_bytes, flow.resp_ip_bytes
-        return hash(
-            (tuple(flow.payload_lengths[:lengths]), *parts, heads, context, volume if self._reads_context else ())
-        )
+        return hash((packets, *parts, heads, context, volume if self._reads_context else ()))
 
     def is_judged(self, flow: Flow) -> bool:
         """Whether the flow gets a verdict of its own: there is payload, in as many packets as are asked for."""
@@ -133,7 +133,7 @@ class Classifier:
 
     def tokens(self, flow: Flow) -> int:
         """The tokens that the models read of a flow: what computing it costs."""
-        heads = sum(HEAD_TOKEN_COST + len(head.data) for head in flow.heads) if self._reads_heads else 0
+        heads = HEAD_TOKEN_COST * len(flow.heads) + head_bytes(flow.heads)
         return self._reads_heads * heads + sum(_tokens(flow, read) for read in self._reads)
 
     def classify_each(self, flows: Sequence[Flow], ports: Sequence[bool] | None = None) -> list[FlowOutcome | None]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from tapline.models.flow import Flow
+from tapline.models.packed_packets import head_bytes
 from tapline.models.verdict import Verdict
 from tapline.service.alerts.alert import Alert
 from tapline.service.metrics import Metrics
@@ -156,5 +157,5 @@ def _now_us() -> int:
 
 
 def _flow_bytes(flow: Flow) -> int:
-    content = len(flow.orig_bytes) + len(flow.resp_bytes) + sum([100 + len(head.data) for head in flow.heads])
+    content = len(flow.orig_bytes) + len(flow.resp_bytes) + 100 * len(flow.heads) + head_bytes(flow.heads)
     return _FLOW_BYTES + 36 * len(flow.payload_lengths) + content

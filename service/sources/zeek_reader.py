@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from tapline.models.flow import Flow, ServerName
-from tapline.service.sources.bus.events import BusEvent, EventError, FlowEvent, parse_event
+from tapline.service.sources.bus.events import BusEvent, EventError, FlowsEvent, parse_event
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.logs import DAMAGED, open_log
 from tapline.service.sources.packets.columns import BlockDecoder
@@ -225,9 +225,10 @@ def _parse(line: bytes) -> Flow | None:
         name = msgspec.convert(record.get("server_name", ""), ServerName)
     except (msgspec.DecodeError, EventError, KeyError):
         return None
-    assert isinstance(event, FlowEvent)
-    event.flow.server_name = name
-    return event.flow
+    assert isinstance(event, FlowsEvent)
+    flow = event.runs[0].flows[0]
+    flow.server_name = name
+    return flow
 
 
 def _reason(folder: Path) -> str:

@@ -19,7 +19,7 @@ from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.sensors import Sensors
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
-from tapline.service.sources.bus.events import FlowEvent, VerdictsAck, parse_event
+from tapline.service.sources.bus.events import FlowsEvent, VerdictsAck, parse_event
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.bus.websocket_frames import event_of, parse_frame
 from tapline.service.sources.capture import CaptureReader, ReadOptions
@@ -73,7 +73,7 @@ def last_forms(flows):
 def test_a_recorded_session_gives_the_tokens_of_the_builtin_reader():
     events = list(recorded_events())
     assert None not in events
-    flows = [event.flow for event in events if isinstance(event, FlowEvent)]
+    flows = [flow for event in events if isinstance(event, FlowsEvent) for run in event.runs for flow in run.flows]
     assert {flow.complete for flow in flows} == {True, False}
     ours, zeeks = tokens(builtin(RECORDED)), tokens(last_forms(flows))
     assert set(zeeks) == set(ours)
@@ -82,7 +82,8 @@ def test_a_recorded_session_gives_the_tokens_of_the_builtin_reader():
 
 def test_a_recorded_session_is_numbered_without_a_hole_and_acknowledged():
     events = list(recorded_events())
-    assert [event.seq for event in events if isinstance(event, FlowEvent)] == list(range(1, 58))
+    runs = [run for event in events if isinstance(event, FlowsEvent) for run in event.runs]
+    assert [(run.seq, len(run.flows)) for run in runs] == [(seq, 1) for seq in range(1, 58)]
     acks = [event for event in events if isinstance(event, VerdictsAck)]
     assert all(ack.logged == 1 for ack in acks)
     assert len(acks) - len({ack.batch for ack in acks}) == 2  # two batches came twice: logged once, acknowledged twice

@@ -11,7 +11,6 @@ import signal
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
@@ -19,9 +18,9 @@ from websockets.exceptions import ConnectionClosed
 
 from tapline.models.flow import Flow, flow_to_line
 from tapline.service.inference.trace_loading import SHIPPED_TRACES
-from tapline.service.sources.bus.events import BusEvent, Count
 from tapline.service.sources.capture import ReadOptions, read_capture
 from tapline.service.traces.window_state import JOURNAL
+from tests.batches import flows_event
 from tests.fuzz import captures, frames
 from tests.fuzz.mutation import spoil
 from tests.paths import DATA
@@ -60,17 +59,17 @@ class Load:
         while loop.time() < until:
             for flow in self.random.sample(flows, 10):
                 uid = f"S{self.sent}"
-                for complete in (False, True):
-                    self.sent += 1
-                    with contextlib.suppress(ConnectionClosed):  # cut in this moment: the service misses it
-                        await sensor.publish(flow_event(flow, uid, self.sent, complete=complete))
+                forms = [msgspec.structs.replace(flow, uid=uid, complete=complete) for complete in (False, True)]
+                with contextlib.suppress(ConnectionClosed):  # cut in this moment: the service misses them
+                    await sensor.publish(flows_event(forms, self.sent + 1))
+                self.sent += len(forms)
             await asyncio.sleep(20 / FLOWS_PER_SECOND)
 
     async def last_flow(self, sensor: AcknowledgingSensor) -> None:
         """Publish one more flow when nothing is cut any more, by whose number those before it are missed."""
         await sensor.wait_for_client()
         self.sent += 1
-        await sensor.publish(flow_event(real_flows()[0], "last", self.sent, complete=True))
+        await sensor.publish(flows_event([msgspec.structs.replace(real_flows()[0], uid="last")], self.sent))
 
     async def wrong_frames(self, sensor: AcknowledgingSensor) -> None:
         """Publish frames that are malformed."""
@@ -185,15 +184,3 @@ class Load:
 def real_flows() -> list[Flow]:
     """The flows of a real capture."""
     return [flow for flow in read_capture(ANDROID, ReadOptions(heads="header")) if flow.payload_lengths]
-
-
-def flow_event(flow: Flow, uid: str, seq: int, *, complete: bool) -> BusEvent:
-    """A flow as a sensor publishes it, fresh."""
-    args: list[Any] = [
-        1, "tap-a", seq, complete, uid, flow.start_us, flow.duration_us, flow.orig_h, flow.orig_p, flow.resp_h,
-        flow.resp_p, flow.proto, flow.service, flow.conn_state, flow.orig_pkts, flow.resp_pkts, flow.orig_ip_bytes,
-        flow.resp_ip_bytes, flow.up, flow.down, ",".join(map(str, flow.payload_lengths)), flow.orig_bytes.hex(),
-        flow.resp_bytes.hex(), flow.link_type, flow.heads_kind,
-        ";".join(f"{head.gap_us}:{head.data.hex()}" for head in flow.heads),
-    ]  # fmt: skip
-    return BusEvent("tapline/flows/0", "Tapline::flow", [Count(arg) if type(arg) is int else arg for arg in args])

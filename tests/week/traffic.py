@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import msgspec
 from websockets.exceptions import ConnectionClosed
 
+from tests.batches import flows_event
 from tests.service.sources.bus.sensors import AcknowledgingSensor
-from tests.soak.load import flow_event, real_flows
+from tests.soak.load import real_flows
 
 MONDAY_US = 1_767_571_200_000_000
 """2026-01-05, midnight UTC: when the week begins."""
@@ -49,8 +50,11 @@ class Traffic:
     async def _publish(self, uid: str, start_us: int) -> None:
         flow = msgspec.structs.replace(self.random.choice(real_flows()), start_us=start_us)
         heard = bool(self.sensor.connections)
-        for complete in (False, True) if self.random.random() < 0.5 else (True,):
-            self.events += 1
-            with contextlib.suppress(ConnectionClosed):
-                await self.sensor.publish(flow_event(flow, uid, self.events, complete=complete))
+        forms = [
+            msgspec.structs.replace(flow, uid=uid, complete=complete)
+            for complete in ((False, True) if self.random.random() < 0.5 else (True,))
+        ]
+        with contextlib.suppress(ConnectionClosed):
+            await self.sensor.publish(flows_event(forms, self.events + 1))
+        self.events += len(forms)
         self.published[uid] = time.monotonic() if heard and self.sensor.connections else None

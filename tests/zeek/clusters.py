@@ -30,18 +30,28 @@ def zeek_version():
     return int(major), int(minor)
 
 
-def has_zeromq():
-    """Whether Zeek was built with the ZeroMQ backend."""
+def backends():
+    """The backends that Zeek was built with, of those here."""
     if shutil.which("zeek") is None:
-        return False
-    return "ZeroMQ" in subprocess.run(["zeek", "-N"], capture_output=True, text=True, check=True).stdout
+        return ["zeromq"]
+    plugins = subprocess.run(["zeek", "-N"], capture_output=True, text=True, check=True).stdout
+    return [name for name in BACKENDS if f"Cluster_Backend_{name}".lower() in plugins.lower()]
 
 
-def backend_scripts(backend):
-    """What of Zeek's own to load for a backend, by Zeek's version."""
-    if zeek_version() < (8, 1):
-        return [] if backend == "broker" else ["frameworks/cluster/backend/zeromq/connect"]
-    return BACKENDS[backend]
+def backend_arguments(backend, xpub, xsub):
+    """What to load and to set for a backend, by Zeek's version; ZeroMQ's exchange has the two ports."""
+    if backend == "broker":
+        return [] if zeek_version() < (8, 1) else BACKENDS[backend]
+    scripts = ["frameworks/cluster/backend/zeromq/connect"] if zeek_version() < (8, 1) else BACKENDS[backend]
+    return scripts + [
+        f"Cluster::Backend::ZeroMQ::{name}_endpoint=tcp://127.0.0.1:{port}"
+        for name, port in (
+            ("listen_xpub", xpub),
+            ("connect_xsub", xpub),
+            ("listen_xsub", xsub),
+            ("connect_xpub", xsub),
+        )
+    ]
 
 
 def free_ports(count):
@@ -59,18 +69,13 @@ class Cluster:
         ports = dict(zip([*TYPES, "bus", "xpub", "xsub"], free_ports(len(TYPES) + 3), strict=True))
         self.port = ports["bus"]
         self._layout = _layout(ports)
-        self._scripts = [*backend_scripts(backend), *scripts, str(ROOT / "tests" / "zeek" / "play.zeek")]
-        self._options = [f"Tapline::listen_port={self.port}/tcp", "Tapline::sensor=s1"]
-        if backend == "zeromq":
-            self._options += [
-                f"Cluster::Backend::ZeroMQ::{name}_endpoint=tcp://127.0.0.1:{ports[socket_name]}"
-                for name, socket_name in (
-                    ("listen_xpub", "xpub"),
-                    ("connect_xsub", "xpub"),
-                    ("listen_xsub", "xsub"),
-                    ("connect_xpub", "xsub"),
-                )
-            ]
+        self._arguments = [
+            *backend_arguments(backend, ports["xpub"], ports["xsub"]),
+            *scripts,
+            str(ROOT / "tests" / "zeek" / "play.zeek"),
+            f"Tapline::listen_port={self.port}/tcp",
+            "Tapline::sensor=s1",
+        ]
         self._nodes = {}
 
     def start(self, *names):
@@ -82,7 +87,7 @@ class Cluster:
             capture = ["-C", "-r", str(CAPTURES[name])] if name in CAPTURES else []
             with (place / "said").open("w") as said:
                 self._nodes[name] = subprocess.Popen(
-                    ["zeek", *capture, *self._scripts, *self._options],
+                    ["zeek", *capture, *self._arguments],
                     cwd=place,
                     env={**os.environ, "CLUSTER_NODE": name},
                     stdin=subprocess.DEVNULL,

@@ -4,17 +4,15 @@ import json
 import logging
 import os
 import shutil
-import socket
-import subprocess
 import time
 
-import dpkt
 import pytest
 
 from tapline.service.inference.repository import shipped_checkpoint
 from tests.paths import DATA
 from tests.service.api.served import Server
 from tests.week.receivers import SyslogServer, WebhookServer, identity
+from tests.zeek.wire import TAPPED, send_capture, wire
 
 confluent_kafka = pytest.importorskip("confluent_kafka")
 
@@ -25,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="capturing takes root"),
 ]
 
-SENDING, TAPPED = "tapline-tx", "tapline-rx"
 RULES = """
 [[rule]]
 name = "names-in-the-clear"
@@ -39,33 +36,10 @@ QUIET.setLevel(logging.CRITICAL + 1)
 SECONDS = 120
 
 
-@pytest.fixture
-def wire():
-    """Two ends of a wire that carries what is sent on it and nothing else."""
-    subprocess.run(["ip", "link", "del", SENDING], capture_output=True, check=False)
-    made = subprocess.run(
-        ["ip", "link", "add", SENDING, "type", "veth", "peer", "name", TAPPED], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("no virtual interfaces can be made here")
-    try:
-        for device in (SENDING, TAPPED):
-            quiet = f"net.ipv6.conf.{device}.disable_ipv6=1"  # nothing of the kernel's own on it
-            subprocess.run(["sysctl", "-qw", quiet], capture_output=True, check=False)
-            subprocess.run(["ip", "link", "set", device, "mtu", "9000", "up"], check=True)
+@pytest.fixture(autouse=True)
+def tapped_wire():
+    with wire():
         yield
-    finally:
-        subprocess.run(["ip", "link", "del", SENDING], check=True)
-
-
-def send_capture(path):
-    """Send the frames of a capture down the wire, as fast as a tap of an office sees them."""
-    with path.open("rb") as file, socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
-        sender.bind((SENDING, 0))
-        for number, (_, frame) in enumerate(dpkt.pcap.Reader(file)):
-            sender.send(frame)
-            if number % 20 == 0:
-                time.sleep(0.002)
 
 
 @pytest.fixture
@@ -89,7 +63,7 @@ def in_topic(brokers, topic, count):
         consumer.close()
 
 
-def test_an_alert_is_in_every_output(wire, cluster, tmp_path):
+def test_an_alert_is_in_every_output(cluster, tmp_path):
     syslog, webhook = SyslogServer(), WebhookServer()
     (tmp_path / "rules.toml").write_text(RULES)
     eve, secret = tmp_path / "eve.json", tmp_path / "secret"

@@ -17,7 +17,7 @@ from tapline.service.sinks import zeek_sink as sink
 from tapline.service.sources.bus.events import TraceVerdictRow
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.capture import CaptureReader
-from tests.zeek.clusters import CAPTURES, Cluster, has_zeromq
+from tests.zeek.clusters import CAPTURES, Cluster, backends
 
 pytestmark = [pytest.mark.zeek, pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")]
 
@@ -87,10 +87,7 @@ def uids(lines):
     return sorted(line["uid"] for line in lines)
 
 
-BY = ["broker", pytest.param("zeromq", marks=pytest.mark.skipif(not has_zeromq(), reason="Zeek without ZeroMQ"))]
-
-
-@pytest.mark.parametrize("backend", BY)
+@pytest.mark.parametrize("backend", backends())
 def test_what_is_acknowledged_is_in_the_loggers_log(backend, checkpoint_dir, tmp_path):
     async def main():
         cluster = Cluster(tmp_path, backend)
@@ -113,7 +110,7 @@ def test_what_is_acknowledged_is_in_the_loggers_log(backend, checkpoint_dir, tmp
     assert [path.parent.name for path in tmp_path.glob("*/tapline*.log")] == ["logger", "logger"]
 
 
-@pytest.mark.parametrize("backend", BY)
+@pytest.mark.parametrize("backend", backends())
 def test_nothing_is_acknowledged_while_no_logger_is_there_to_write_it(backend, checkpoint_dir, tmp_path):
     async def main():
         cluster = Cluster(tmp_path, backend)

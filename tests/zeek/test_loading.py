@@ -1,22 +1,20 @@
-"""Each documented way of loading the package serves the bus: by path and by zkg, with all of Zeek's scripts, with none,
-under the Supervisor, compiled; clusters are in `test_cluster`, but one without a backend is told here what to load."""
+"""Each documented way of loading the package serves the bus: by path, with all of Zeek's scripts, with none, under the
+Supervisor, compiled; clusters are in `test_cluster`, what zkg installs in `test_zkg`, but a cluster without a backend is
+told here what to load."""
 
 import asyncio
 import contextlib
 import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tapline.service.sources.bus.source import make_transport
 from tapline.service.sources.bus.transport import Connected, TlsFiles
-from tests.zeek.clusters import ROOT, STOP_SECONDS, backend_scripts, free_ports, zeek_version
+from tests.zeek.clusters import ROOT, STOP_SECONDS, backend_arguments, backends, free_ports, zeek_version
 
 pytestmark = [pytest.mark.zeek, pytest.mark.skipif(shutil.which("zeek") is None, reason="no zeek on PATH")]
-needs_zkg = pytest.mark.skipif(shutil.which("zkg") is None, reason="no zkg on PATH")
 README = (ROOT / "zeek" / "README.md").read_text()
 STAYS = "exit_only_after_terminate=T"
 """In the place of an interface, which needs rights."""
@@ -114,11 +112,12 @@ def test_by_path(line, checkout):
     check(documented(line), checkout)
 
 
-def test_under_the_supervisor(checkout):
-    manager, worker = free_ports(2)
+@pytest.mark.parametrize("backend", backends())
+def test_under_the_supervisor(backend, checkout):
+    manager, worker, xpub, xsub = free_ports(4)
     (checkout / "cluster.zeek").write_text(SUPERVISED.format(manager=manager, worker=worker))
     command = documented("zeek -j ./zeek/scripts cluster.zeek")
-    check([*command[:2], *backend_scripts("broker"), *command[2:]], checkout)
+    check([*command[:2], *backend_arguments(backend, xpub, xsub), *command[2:]], checkout)
 
 
 @pytest.mark.parametrize("bare", [[], ["-b"]])
@@ -144,43 +143,3 @@ def test_a_cluster_without_a_backend_is_told_what_to_load(checkout):
     assert result.returncode != 0
     assert "Tapline needs a cluster backend" in result.stderr
     assert "frameworks/cluster/backend/zeromq" in result.stderr
-
-
-@pytest.fixture
-def zkg(tmp_path):
-    """Installs the package with zkg from a repository in a folder of some name; gives the environment for Zeek."""
-
-    def install(name):
-        repository = tmp_path / "sources" / name
-        repository.mkdir(parents=True)
-        shutil.copy(ROOT / "zkg.meta", repository)
-        shutil.copytree(ROOT / "zeek", repository / "zeek", ignore=shutil.ignore_patterns(".tmp", "tests"))
-        git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "init.defaultBranch=main"]
-        for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
-            subprocess.run([*git, *words], cwd=repository, check=True)
-        places = {place: tmp_path / "zkg" / place for place in ("state_dir", "script_dir", "plugin_dir", "bin_dir")}
-        places["script_dir"] = tmp_path / "zkg" / "site"
-        for place in places.values():
-            place.mkdir(parents=True)
-        config = tmp_path / "zkg" / "config"
-        lines = [f"{key} = {place}" for key, place in places.items()]
-        config.write_text("[sources]\n[paths]\n" + "\n".join(lines) + "\n")
-        zkg = ["zkg", "--configfile", str(config)]
-        subprocess.run([*zkg, "install", "--force", "--skiptests", str(repository)], check=True, timeout=120)
-        exports = subprocess.run([*zkg, "env"], check=True, capture_output=True, text=True, timeout=60).stdout
-        code = f"{exports}\nexec {sys.executable} -c 'import os; print(os.environ[\"ZEEKPATH\"])'"
-        path = subprocess.run(["sh", "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-        return {**os.environ, "ZEEKPATH": path}
-
-    return install
-
-
-@needs_zkg
-@pytest.mark.parametrize("name", ["tapline", "a-copy-of-it"])
-@pytest.mark.parametrize(
-    "line", ["zeek -i eth0 local.zeek", "zeek -i eth0 -O ZAM --optimize-files=/tapline/ local.zeek"]
-)
-def test_by_zkg(name, line, zkg, tmp_path):
-    environment = zkg(name)
-    Path(tmp_path / "local.zeek").write_text("@load tapline\n")
-    check(documented(line), tmp_path, environment)

@@ -3,17 +3,14 @@
 @load base/frameworks/cluster
 @load base/utils/site
 @load ./main
+@load ./server_names
+@ifndef ( Tapline::native_pack )
+@load ./batch
+@endif
 
-# From 8.1 on a single Zeek has no cluster backend unless one is loaded, and drops what is published. Broker's connects
-# nothing and listens nowhere; where Zeek is built without it, ZeroMQ's runs its exchange on ports 5555 and 5556.
 @ifdef ( Cluster::CLUSTER_BACKEND_NONE )
 @if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE && ! Cluster::is_enabled() && ! Supervisor::is_supervisor() )
-@ifdef ( Cluster::CLUSTER_BACKEND_BROKER )
-@load frameworks/cluster/backend/broker
-@else
-@load frameworks/cluster/backend/zeromq
-redef Cluster::Backend::ZeroMQ::run_proxy_thread = T;
-@endif
+@load ./exchange
 @endif
 @endif
 
@@ -51,6 +48,12 @@ export {
 	## Flows that are published together at most.
 	const publish_together = 64;
 
+	## Version of a batch of flows. A reader refuses versions it does not know.
+	const batch_version = 2;
+
+	## Flows of one shard, packed as the README of the package says: they are numbered from `seq` on.
+	global flows: event(version: count, sensor: string, seq: count, flows: count, packed: string);
+
 	## Whether this process is the one that serves the bus and takes verdicts.
 	global is_serving: function(): bool;
 
@@ -72,65 +75,93 @@ function is_serving(): bool
 	return ! Cluster::is_enabled() || serves(Cluster::node);
 	}
 
-function subject(f: Flow): addr
+function subject(id: conn_id): addr
 	{
 	if ( shard_by == "orig" )
-		return f$orig_h;
+		return id$orig_h;
 	if ( shard_by == "resp" )
-		return f$resp_h;
-	return Site::is_local_addr(f$resp_h) && ! Site::is_local_addr(f$orig_h) ? f$resp_h : f$orig_h;
+		return id$resp_h;
+	return Site::is_local_addr(id$resp_h) && ! Site::is_local_addr(id$orig_h) ? id$resp_h : id$orig_h;
 	}
 
-function topic_of(f: Flow): string
+function shard_of(id: conn_id): count
 	{
-	local shard = cat(fnv1a32(subject(f)) % shards);
-	while ( |shard| < |cat(shards - 1)| )
-		shard = "0" + shard;
-	return flows_topic + shard;
+	return shards == 1 ? 0 : fnv1a32(subject(id)) % shards;
+	}
+
+function topic_of(shard: count): string
+	{
+	local number = cat(shard);
+	while ( |number| < |cat(shards - 1)| )
+		number = "0" + number;
+	return flows_topic + number;
 	}
 
 # A service that takes some shards only must see holes in those alone, so each shard counts by itself.
-global shard_seqs: table[string] of count &default=0;
+global shard_seqs: table[count] of count &default=0;
 
-type Flows: vector of Flow;
+# Flows that wait to go out together, by shard: one event for many costs less, and wakes the threads of the bus once.
+global waiting: table[count] of count;
+
+# Names of their servers, by uid.
+global waiting_names: table[string] of string;
+
+# Whether the end of `publish_delay` is awaited.
+global publication_due = F;
 
 # Runs before flows go out together.
-global publishing: hook(flows: Flows);
+global publishing: hook(names: table[string] of string);
 
-# Flows that go out together, which wakes the threads of the bus once and not for each.
-global waiting: Flows;
+function publish_shard(shard: count)
+	{
+	local n = waiting[shard];
+	delete waiting[shard];
+	Cluster::publish(topic_of(shard), Tapline::flows, batch_version, sensor_name, shard_seqs[shard] + 1, n, take(shard));
+	shard_seqs[shard] += n;
+	}
+
+function tell_names()
+	{
+	if ( |waiting_names| == 0 )
+		return;
+	hook publishing(waiting_names);
+	waiting_names = table();
+	}
 
 function publish_waiting()
 	{
-	hook publishing(waiting);
-	local topic = flows_topic + "0";
-	for ( _, f in waiting )
-		{
-		if ( shards > 1 )
-			{
-			topic = topic_of(f);
-			f$seq = ++shard_seqs[topic];
-			}
-		Cluster::publish(topic, Tapline::flow, f$version, f$sensor, f$seq, f$final, f$uid, f$start_us,
-		    f$duration_us, f$orig_h, f$orig_p, f$resp_h, f$resp_p, f$proto, f$service, f$conn_state, f$orig_pkts,
-		    f$resp_pkts, f$orig_ip_bytes, f$resp_ip_bytes, f$up, f$down, f$payload_lengths, f$orig_bytes,
-		    f$resp_bytes, f$link_type, f$heads_kind, f$heads);
-		}
-	waiting = vector();
+	tell_names();
+	local due: vector of count = vector();
+	for ( shard in waiting )
+		due += shard;
+	for ( _, shard_due in due )
+		publish_shard(shard_due);
 	}
 
 event publish_due()
 	{
+	publication_due = F;
 	publish_waiting();
 	}
 
-hook deliver(c: connection, f: Flow)
+hook deliver(c: connection, final: bool)
 	{
-	waiting += f;
-	if ( |waiting| >= publish_together || publish_delay == 0sec )
-		publish_waiting();
-	else if ( |waiting| == 1 )
+	local name = server_name(c);
+	if ( name != "" )
+		waiting_names[c$uid] = name;
+	local shard = shard_of(c$id);
+	local n = pack(c, final, shard, name);
+	waiting[shard] = n;
+	if ( n >= publish_together || publish_delay == 0sec )
+		{
+		tell_names();
+		publish_shard(shard);
+		}
+	else if ( ! publication_due )
+		{
+		publication_due = T;
 		schedule publish_delay { publish_due() };
+		}
 	}
 
 function open_server()

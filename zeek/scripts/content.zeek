@@ -1,7 +1,7 @@
 ##! First content bytes of a connection, each way: TCP in order up to the first gap, UDP datagrams joined. Other
 ##! protocols have none.
 
-@load ./main
+@load ./state
 
 module Tapline;
 

@@ -1,8 +1,10 @@
-##! What every way of running the package needs: features and publication, without a place to publish to.
+##! What every way of running the package needs: features and publication, without a place to publish to. The package's
+##! plugin extracts and packs them where it is installed, otherwise scripts do; both publish the same.
 
 @load ./main
-@load ./features
-@load ./heads
-@load ./content
 @load ./server_names
-@load ./publish
+@ifdef ( Tapline::native_pack )
+@load ./native
+@else
+@load ./extraction
+@endif

@@ -1,7 +1,8 @@
 ##! Signed payload lengths of a connection, and where its other features start. Does the least it can per packet:
 ##! a connection that has all it needs is only counted.
 
-@load ./main
+@load ./state
+@load ./filters
 @load ./heads
 
 module Tapline;
@@ -63,13 +64,6 @@ function source_port(c: connection, p: pkt_hdr): count
 	return p?$icmp ? p$icmp$icmp_type : captured_source_port(c, p);
 	}
 
-function is_excluded(c: connection): bool
-	{
-	local id = c$id;
-	return id$orig_h in exclude_networks || id$resp_h in exclude_networks || id$orig_p in exclude_ports ||
-	    id$resp_p in exclude_ports;
-	}
-
 function begin(c: connection, p: pkt_hdr)
 	{
 	if ( source_link < 0 )
@@ -81,7 +75,7 @@ function begin(c: connection, p: pkt_hdr)
 		st$same_host = T;
 		st$first_p = source_port(c, p);
 		}
-	if ( (|exclude_networks| + |exclude_ports| > 0 && is_excluded(c)) || ! hook observe(c) )
+	if ( ! is_wanted(c) )
 		st$observed = F;
 	else if ( heads != "none" )
 		st$heads_left = heads_token_budget;

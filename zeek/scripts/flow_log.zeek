@@ -10,9 +10,9 @@ export {
 	global log_policy_flow: Log::PolicyHook;
 }
 
-hook deliver(c: connection, f: Flow)
+hook deliver(c: connection, final: bool)
 	{
-	Log::write(FLOW_LOG, f);
+	Log::write(FLOW_LOG, flow_record(c, final));
 	}
 
 event zeek_init() &priority=5

@@ -1,7 +1,7 @@
 ##! Packet heads: the first bytes of a connection's first packets, as captured, from the link layer on. Knows where the
 ##! headers of the current packet lie; leaves lengths and publication to others.
 
-@load ./main
+@load ./state
 
 module Tapline;
 
@@ -233,10 +233,8 @@ function add_head(c: connection, p: pkt_hdr, payload: count)
 	if ( st$heads_left < head_token_cost )
 		st$heads_left = 0;
 	local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
-	local hex = bytestring_to_hexstr(keep < packet$caplen ? packet$data[0:keep] : packet$data);
-	if ( |st$heads| == 0 )
-		st$heads = "0:" + hex;
-	else
-		st$heads += cat(";", now_us > st$last_packet_us ? now_us - st$last_packet_us : 0, ":", hex);
+	st$heads += keep < packet$caplen ? packet$data[0:keep] : packet$data;
+	st$head_sizes += keep;
+	st$head_gaps_us += |st$head_gaps_us| > 0 && now_us > st$last_packet_us ? now_us - st$last_packet_us : 0;
 	st$last_packet_us = now_us;
 	}

@@ -44,18 +44,12 @@ function known_name(uid: string): string
 	return uid in older_names ? older_names[uid] : "";
 	}
 
-hook publishing(flows: Flows)
+hook publishing(names: table[string] of string)
 	{
-	local known: table[string] of string;
-	for ( _, f in flows )
-		if ( f?$server_name )
-			known[f$uid] = f$server_name;
-	if ( |known| == 0 )
-		return;
 	if ( is_serving() )
-		remember_names(known);
+		remember_names(names);
 	else
-		Cluster::publish(names_topic, Tapline::server_names, known);
+		Cluster::publish(names_topic, Tapline::server_names, names);
 	}
 
 event server_names(known: table[string] of string) &is_used

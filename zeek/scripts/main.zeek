@@ -1,10 +1,11 @@
-##! The package's contract: options, the flow record, the events on the bus, per-connection state and counters.
+##! The package's contract: options, the flow record, what an extraction gives (in script or native), counters.
 ##! The other files of the package fill and send what is declared here.
 
 module Tapline;
 
 export {
-	## Version of the flow record and of every event of the package. A reader refuses versions it does not know.
+	## Version of the flow record and of every event but :zeek:see:`Tapline::flows`. A reader refuses versions it does not
+	## know.
 	const format_version = 1;
 
 	## Names this sensor in every event. Empty: the host name on the bus, nothing in log files. In a cluster the
@@ -47,7 +48,7 @@ export {
 	## Tokens that a head costs before its bytes: packet start, link type and eight bytes of time.
 	const head_token_cost = 10;
 
-	## What is published of a flow. The README of the package explains every field.
+	## What is published of a flow, as logs have it. The README of the package explains every field.
 	type Flow: record {
 		version: count &log;
 		sensor: string &log;
@@ -75,20 +76,25 @@ export {
 		link_type: count &log;
 		heads_kind: string &log;
 		heads: string &log;
-		## Of the server that the client asked for, where Zeek knows it. The event does not carry it.
+		## Of the server that the client asked for, where Zeek knows it.
 		server_name: string &log &optional;
 	};
 
-	## One flow, early or final: the fields of :zeek:type:`Tapline::Flow` up to `heads`, flat, because the bus sends records by
-	## position and cuts times to milliseconds.
-	global flow: event(version: count, sensor: string, seq: count, final: bool, uid: string, start_us: count,
-	    duration_us: count, orig_h: addr, orig_p: count, resp_h: addr, resp_p: count, proto: string,
-	    service: string, conn_state: string, orig_pkts: count, resp_pkts: count, orig_ip_bytes: count,
-	    resp_ip_bytes: count, up: count, down: count, payload_lengths: string, orig_bytes: string,
-	    resp_bytes: string, link_type: count, heads_kind: string, heads: string);
+	## Takes a flow somewhere, early or final: onto the bus, into a log. Runs for each publication.
+	global deliver: hook(c: connection, final: bool);
 
-	## Takes a flow somewhere: the bus, a log. Runs for each publication.
-	global deliver: hook(c: connection, f: Flow);
+	## What is published of a flow, for bodies of :zeek:see:`Tapline::deliver` that want it as a record. `seq` is the number
+	## of publications so far, all shards together.
+	global flow_record: function(c: connection, final: bool): Flow;
+
+	## Runs for each connection with payload that Zeek removed and no filter left out, before its final publication.
+	global ended: hook(c: connection);
+
+	## Packs a flow behind those of the shard that wait; how many wait now. The README says how, at `Tapline::flows`.
+	global pack: function(c: connection, final: bool, shard: count, server_name: string): count;
+
+	## The shard's batch in base64; a new one begins.
+	global take: function(shard: count): string;
 
 	## What became of the flows so far. Every connection that Zeek removed is in exactly one of `finals`,
 	## `unchanged`, `without_payload` and `filtered`.
@@ -113,59 +119,24 @@ export {
 
 	## The counters of this Zeek process.
 	global counters = Counters();
-
-	## State of one connection, bounded whatever its length. Directions are kept relative to the sender of its first
-	## packet, since Zeek may decide later that this was the responder.
-	type State: record {
-		## Sender of the first packet.
-		first_h: addr;
-		## Both endpoints are one host, so that only the ports tell the direction; then that of the first packet.
-		same_host: bool &default=F;
-		first_p: count &default=0;
-		## F: left out by a filter.
-		observed: bool &default=T;
-		## Payload packets from the first packet's sender, and back.
-		ahead: count &default=0;
-		back: count &default=0;
-		## First payload lengths, positive from the first packet's sender.
-		lengths: vector of int &default=vector();
-		## First content bytes; these two follow Zeek's own idea of the originator.
-		orig_bytes: string &default="";
-		resp_bytes: string &default="";
-		## Where their TCP streams go on, 0 before they start; and whether there will be no more bytes.
-		orig_next: count &default=0;
-		resp_next: count &default=0;
-		orig_done: bool &default=F;
-		resp_done: bool &default=F;
-		## Packet heads as they are sent, and the tokens left for more.
-		heads: string &default="";
-		heads_left: count &default=0;
-		last_packet_us: count &default=0;
-		## An early publication is due or done; what it covered; the connection is gone.
-		early_due: bool &default=F;
-		early: bool &default=F;
-		early_mark: count &default=0;
-		closed: bool &default=F;
-		## The name of the server that the client asked for.
-		server_name: string &default="";
-	};
 }
-
-redef record connection += {
-	tapline: Tapline::State &optional;
-};
-
-# Declared here for the files that use them before the one that owns them is read.
 
 # The flow is due for its early publication: raised once the current packet's content is in, or by the deadline.
 global early_due: event(c: connection);
-global extension_bytes: function(ip6: ip6_hdr): count;
-global transport_bytes: function(c: connection, p: pkt_hdr): count;
-global make_early_due: function(c: connection);
-global sent_by_orig: function(c: connection): bool;
 
 # The name in use; `sensor` is what the site asked for.
 global sensor_name = sensor;
+
+# An extraction, in script or native, says so when a flow is to be published.
+function publish(c: connection, final: bool)
+	{
+	++counters$seq;
+	if ( final )
+		++counters$finals;
+	else
+		++counters$early;
+	hook deliver(c, final);
+	}
 
 event zeek_init() &priority=10
 	{

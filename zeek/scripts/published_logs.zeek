@@ -1,7 +1,6 @@
 ##! ps.log and raw.log in the layout of the published MM4flow scripts, so that their tools read what this package sees.
 
 @load ./main
-@load ./publish
 
 module Tapline;
 
@@ -33,14 +32,13 @@ export {
 	};
 }
 
-# Run-length coding of the kept lengths, positive from the originator.
-function runs(c: connection): vector of string
+# Run-length coding of lengths as the record has them.
+function runs(payload_lengths: string): vector of string
 	{
 	local coded: vector of string = vector();
-	local sign = sent_by_orig(c) ? +1 : -1;
-	local last = +0;
+	local last = "";
 	local times = 0;
-	for ( _, n in c$tapline$lengths )
+	for ( _, n in split_string(payload_lengths, /,/) )
 		{
 		if ( n == last )
 			{
@@ -48,28 +46,25 @@ function runs(c: connection): vector of string
 			next;
 			}
 		if ( times > 0 )
-			coded += fmt("%d:%d", sign * last, times);
+			coded += fmt("%s:%d", last, times);
 		last = n;
 		times = 1;
 		}
 	if ( times > 0 )
-		coded += fmt("%d:%d", sign * last, times);
+		coded += fmt("%s:%d", last, times);
 	return coded;
 	}
 
-event connection_state_remove(c: connection) &priority=-5
+hook ended(c: connection)
 	{
-	if ( ! c?$tapline || ! c$tapline$observed )
-		return;
-	local st = c$tapline;
+	local f = flow_record(c, T);
 	local transport = get_port_transport_proto(c$id$resp_p);
-	local straight = sent_by_orig(c);
-	if ( st$ahead + st$back > 0 )
-		Log::write(PS_LOG, PsInfo($ts=c$start_time, $uid=c$uid, $id=c$id, $proto=transport,
-		    $up=straight ? st$ahead : st$back, $down=straight ? st$back : st$ahead, $ps=runs(c)));
-	if ( |st$orig_bytes| + |st$resp_bytes| > 0 )
-		Log::write(RAW_LOG, RawInfo($ts=c$start_time, $uid=c$uid, $id=c$id, $proto=transport,
-		    $fwd_raw=bytestring_to_hexstr(st$orig_bytes), $bwd_raw=bytestring_to_hexstr(st$resp_bytes)));
+	if ( f$payload_lengths != "" )
+		Log::write(PS_LOG, PsInfo($ts=c$start_time, $uid=c$uid, $id=c$id, $proto=transport, $up=f$up, $down=f$down,
+		    $ps=runs(f$payload_lengths)));
+	if ( |f$orig_bytes| + |f$resp_bytes| > 0 )
+		Log::write(RAW_LOG, RawInfo($ts=c$start_time, $uid=c$uid, $id=c$id, $proto=transport, $fwd_raw=f$orig_bytes,
+		    $bwd_raw=f$resp_bytes));
 	}
 
 event zeek_init() &priority=5

@@ -19,9 +19,16 @@ export {
 
 redef exit_only_after_terminate = T;
 
+# Beyond these bounds ZeroMQ's queues shed what is published.
+@ifdef ( Cluster::Backend::ZeroMQ::xpub_sndhwm )
+redef Cluster::Backend::ZeroMQ::xpub_sndhwm = 0;
+redef Cluster::Backend::ZeroMQ::xsub_rcvhwm = 0;
+redef Cluster::Backend::ZeroMQ::onloop_queue_hwm = 0;
+@endif
+
 global clients = 0;
 global started = F;
-global ended = F;
+global at_end = F;
 
 event zeek_init() &priority=-10
 	{
@@ -50,7 +57,7 @@ function leave_if_alone()
 event Cluster::websocket_client_lost(endpoint: Cluster::EndpointInfo, code: count, reason: string)
 	{
 	--clients;
-	if ( ended && ! zeek_is_terminating() )
+	if ( at_end && ! zeek_is_terminating() )
 		leave_if_alone();
 	}
 
@@ -66,7 +73,7 @@ event pass_a_day()
 		}
 	publish_stats();
 	Cluster::publish(stats_topic, Tapline::finished, format_version, sensor_name, counters$seq);
-	ended = T;
+	at_end = T;
 	leave_if_alone();
 	}
 

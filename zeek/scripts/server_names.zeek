@@ -15,13 +15,18 @@ export {
 	global server_name: function(c: connection): string;
 }
 
+redef record connection += {
+	## The name of the server that the client asked for.
+	tapline_server_name: string &optional;
+};
+
 # It is foreign text: what no host name and no address may have makes it none.
 function note_name(c: connection, name: string)
 	{
-	if ( ! c?$tapline || c$tapline$server_name != "" || |name| > max_server_name )
+	if ( c?$tapline_server_name || |name| > max_server_name )
 		return;
 	if ( name == /[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?/ || is_valid_ip(name) )
-		c$tapline$server_name = name;
+		c$tapline_server_name = name;
 	}
 
 event ssl_extension_server_name(c: connection, is_client: bool, names: string_vec)
@@ -45,18 +50,16 @@ function note_host(c: connection)
 
 event http_message_done(c: connection, is_orig: bool, stat: http_message_stat)
 	{
-	if ( is_orig && c?$tapline && c$tapline$server_name == "" )
+	if ( is_orig && ! c?$tapline_server_name )
 		note_host(c);
 	}
 @endif
 
 function server_name(c: connection): string
 	{
-	if ( ! c?$tapline )
-		return "";
 @ifdef ( HTTP::Info )
-	if ( c$tapline$server_name == "" )
+	if ( ! c?$tapline_server_name )
 		note_host(c);
 @endif
-	return c$tapline$server_name;
+	return c?$tapline_server_name ? c$tapline_server_name : "";
 	}

@@ -32,8 +32,14 @@ from tapline.models.flow import (
 from tapline.models.flow import (
     Count as FlowCount,
 )
+from tapline.service.sources.bus.flow_batches import MAX_BATCH_FLOWS, BatchError, read_batch
 
 SCHEMA_VERSION = 1
+"""Of every event but `Tapline::flows`."""
+
+BATCH_VERSION = 2
+"""Of `Tapline::flows`; sensors before it send each flow alone, by `Tapline::flow`."""
+
 FLOWS_TOPIC = "tapline/flows/"
 STATS_TOPIC = "tapline/stats"
 VERDICTS_TOPIC = "tapline/verdicts"
@@ -67,12 +73,25 @@ class BusEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowEvent:
-    """`Tapline::flow`: a flow and its place in what the sensor sent."""
+class FlowRun:
+    """Flows that a sensor numbered one after the other, the first of them `seq`; never empty."""
 
-    flow: Flow
     seq: int
+    flows: Sequence[Flow]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsEvent:
+    """`Tapline::flow` (format 1) or `Tapline::flows` (format 2): flows and their places in what the sensor sent.
+
+    `refused` has an error for each flow between the runs that is out of bounds.
+    """
+
     topic: str
+    sensor: str
+    format: int
+    runs: Sequence[FlowRun]
+    refused: Sequence[EventError] = ()
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -110,7 +129,7 @@ class VerdictsAck(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     logged: FlowCount
 
 
-SensorEvent = FlowEvent | Stats | Finished | VerdictsAck
+SensorEvent = FlowsEvent | Stats | Finished | VerdictsAck
 
 
 class _FlowArgs(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -143,6 +162,15 @@ class _FlowArgs(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=
     heads: str
 
 
+class _FlowsArgs(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The arguments of `Tapline::flows` behind the schema version."""
+
+    sensor: Name
+    seq: FlowCount
+    flows: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH_FLOWS)]
+    packed: str
+
+
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 _LENGTHS: msgspec.json.Decoder[Lengths] = msgspec.json.Decoder(Lengths)
 _PLACE = re.compile(r"`\$\[(\d+)\]`")
@@ -159,15 +187,15 @@ def parse_event(event: BusEvent) -> SensorEvent | None:
     return parser(event) if parser else None
 
 
-def _read(event: BusEvent, kind: type[_Record]) -> _Record:
+def _read(event: BusEvent, kind: type[_Record], version: int = SCHEMA_VERSION) -> _Record:
     """The arguments as a record, when version, number, types and bounds are those of the contract."""
     args = event.args
     if not args or type(args[0]) is not int:
         raise EventError(f"{event.name}: no schema version")
-    if args[0] != SCHEMA_VERSION:
-        version = args[0] if 0 <= args[0] <= MAX_COUNT else "unknown to us"
+    if args[0] != version:
+        found = args[0] if 0 <= args[0] <= MAX_COUNT else "unknown to us"
         raise SchemaVersionError(
-            f"{event.name} of schema version {version}: this service reads version {SCHEMA_VERSION}, "
+            f"{event.name} of schema version {found}: this service reads version {version}, "
             "install the tapline package of the same release on the sensor"
         )
     if len(args) - 1 != len(kind.__struct_fields__):
@@ -187,7 +215,7 @@ def _named(message: str, kind: type[msgspec.Struct]) -> str:
     return _PLACE.sub(lambda match: f"`{kind.__struct_fields__[int(match[1])]}`", message)
 
 
-def _parse_flow(event: BusEvent) -> FlowEvent:
+def _parse_flow(event: BusEvent) -> FlowsEvent:
     args = _read(event, _FlowArgs)
     flow = Flow(
         args.uid, args.start_us, args.duration_us, args.orig_h, args.orig_p, args.resp_h, args.resp_p, args.proto,
@@ -197,12 +225,35 @@ def _parse_flow(event: BusEvent) -> FlowEvent:
         args.sensor, args.final,
     )  # fmt: skip
     try:
-        return FlowEvent(check_flow(flow), args.seq, event.topic)
+        run = FlowRun(args.seq, [check_flow(flow)])
     except FlowError as error:
         raise EventError(f"{event.name}: {error}") from None
+    return FlowsEvent(event.topic, args.sensor, SCHEMA_VERSION, [run])
 
 
-def _lengths(text: str) -> list[int]:
+def _parse_flows(event: BusEvent) -> FlowsEvent:
+    args = _read(event, _FlowsArgs, BATCH_VERSION)
+    try:
+        found = read_batch(args.packed, args.flows, args.sensor)
+    except BatchError as error:
+        raise EventError(f"{event.name}: {error}") from None
+    refused = [EventError(f"{event.name}: {each}") for each in found if isinstance(each, FlowError)]
+    return FlowsEvent(event.topic, args.sensor, BATCH_VERSION, _runs(args.seq, found), refused)
+
+
+def _runs(seq: int, found: Sequence[Flow | FlowError]) -> list[FlowRun]:
+    """The flows between those that were refused; the first of all has the number `seq`."""
+    runs, flows = [], list[Flow]()
+    for number, each in enumerate([*found, None], seq):
+        if isinstance(each, Flow):
+            flows.append(each)
+        elif flows:
+            runs.append(FlowRun(number - len(flows), flows))
+            flows = []
+    return runs
+
+
+def _lengths(text: str) -> Lengths:
     try:
         return _LENGTHS.decode(f"[{text}]")
     except msgspec.ValidationError as error:
@@ -239,6 +290,7 @@ def _heads(text: str) -> list[PacketHead]:
 
 _PARSERS: dict[str, Callable[[BusEvent], SensorEvent]] = {
     "Tapline::flow": _parse_flow,
+    "Tapline::flows": _parse_flows,
     "Tapline::stats": lambda event: _read(event, Stats),
     "Tapline::finished": lambda event: _read(event, Finished),
     "Tapline::verdicts_ack": lambda event: _read(event, VerdictsAck),

@@ -16,12 +16,14 @@ from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.sources.bus.events import (
     ACKS_TOPIC,
+    BATCH_VERSION,
     FLOWS_TOPIC,
     STATS_TOPIC,
     BusEvent,
     EventError,
     Finished,
-    FlowEvent,
+    FlowRun,
+    FlowsEvent,
     SchemaVersionError,
     Stats,
     VerdictsAck,
@@ -60,9 +62,11 @@ STARTING_SECONDS = 10.0
 
 @dataclass
 class SensorState:
-    """The account of one sensor. `lag_seconds`: how far behind this machine's clock its packets were, by its last
-    counters; of a sensor that reads a capture that is the capture's age."""
+    """The account of one sensor. `format`: of the events that its flows come in, 0 before the first. `lag_seconds`: how
+    far behind this machine's clock its packets were, by its last counters; of a sensor that reads a capture that is the
+    capture's age."""
 
+    format: int = 0
     flows: int = 0
     early: int = 0
     missed: int = 0
@@ -71,10 +75,11 @@ class SensorState:
     lag_seconds: float | None = None
     last_seq: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
-    def place(self, topic: str, seq: int) -> int:
-        """Take the number of an event of a topic; returns how many before it never came."""
+    def place(self, topic: str, run: FlowRun) -> int:
+        """Take the numbers of flows of a topic; returns how many before them never came."""
+        seq = run.seq
         last = self.last_seq.pop(topic, None)
-        self.last_seq[topic] = seq
+        self.last_seq[topic] = seq + len(run.flows) - 1
         if len(self.last_seq) > MAX_TOPICS:
             self.last_seq.popitem(last=False)
         if last is None:
@@ -163,12 +168,8 @@ class BusSource:
 
     def _handle(self, event: BusEvent) -> None:
         parsed = parse_event(event)
-        if isinstance(parsed, FlowEvent):
-            if self._closed:
-                self._late_flows += 1
-                self._metrics.bus_refused.labels(self.state.url, "stopping").inc()
-            else:
-                self._flow(parsed)
+        if isinstance(parsed, FlowsEvent):
+            self._flows(parsed)
         elif isinstance(parsed, Stats):
             self._stats(parsed)
         elif isinstance(parsed, VerdictsAck):
@@ -178,18 +179,40 @@ class BusSource:
                 self._finished[parsed.sensor] = None
             self.end_marker.set()
 
-    def _flow(self, event: FlowEvent) -> None:
-        flow = event.flow
-        name = self._name(flow.sensor)
+    def _flows(self, event: FlowsEvent) -> None:
+        for error in event.refused:
+            self._refuse(error)
+        if self._closed:
+            late = sum(len(run.flows) for run in event.runs)
+            self._late_flows += late
+            self._metrics.bus_refused.labels(self.state.url, "stopping").inc(late)
+            return
+        if not event.runs:
+            return
+        name = self._name(event.sensor)
         sensor = self.state.sensors.setdefault(name, SensorState())
-        missed = sensor.place(event.topic, event.seq)
+        if sensor.format != event.format:
+            sensor.format = event.format
+            self._log.info("format", "sensor sends flows", sensor=name, format=event.format, hint=format_hint(sensor))
+        for run in event.runs:
+            self._run_of(name, sensor, event.topic, run)
+
+    def _run_of(self, name: str, sensor: SensorState, topic: str, run: FlowRun) -> None:
+        missed = sensor.place(topic, run)
         if missed:
             self._metrics.bus_missed.labels(name).inc(missed)
             self._log.warning("gap", "flows of a sensor are missing", sensor=name, missed=missed)
-        sensor.flows += 1
-        sensor.early += not flow.complete
-        self._metrics.bus_flows.labels(name, "final" if flow.complete else "early").inc()
-        self._take_flow(flow)
+        final = sum(flow.complete for flow in run.flows)
+        early = len(run.flows) - final
+        sensor.flows += len(run.flows)
+        sensor.early += early
+        self._metrics.bus_flows.labels(name, "final").inc(final)
+        self._metrics.bus_flows.labels(name, "early").inc(early)
+        for flow in run.flows:
+            try:
+                self._take_flow(flow)
+            except Exception as error:  # it costs this flow, not those beside it
+                self._fault(error)
 
     def _stats(self, stats: Stats) -> None:
         name = self._name(stats.sensor)
@@ -234,6 +257,13 @@ class BusSource:
             self._log.info("starting", "sensor not connected yet", reason=disconnected.reason)
         else:
             self._log.warning("connection", "sensor not connected, trying again", reason=disconnected.reason)
+
+
+def format_hint(sensor: SensorState) -> str | None:
+    """What to do about the format in which a sensor sends its flows, None where it is the one of this release."""
+    if 0 < sensor.format < BATCH_VERSION:
+        return "update its tapline package: an event for each flow costs it and this service more"
+    return None
 
 
 def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None, name: str | None = None) -> Transport:

@@ -15,11 +15,12 @@ from tapline.service.command.watch import FEWEST_VERDICTS, View
 from tapline.service.sources.bus.events import BusEvent
 from tapline.service.sources.bus.source import BusState, SensorState
 from tapline.service.sources.capture import read_capture
+from tests.batches import flows_event
 from tests.paths import ROOT
 from tests.service.command.cli_runner import CODE
 from tests.service.history.test_alerts import alert
 from tests.service.sources.bus.sensors import WebSocketSensor
-from tests.service.sources.bus.test_events import flow_event
+from tests.service.sources.bus.test_events import FLOW
 
 pytestmark = pytest.mark.whole
 
@@ -32,7 +33,7 @@ async def watch(sensor, options):
             *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
         )
         await sensor.wait_for_client()
-        await sensor.publish(flow_event())
+        await sensor.publish(flows_event([FLOW], 7, sensor="tap-1"))
         await sensor.publish(BusEvent("tapline/stats", "Tapline::finished", [1, "tap-1", 1]))
         acknowledged = 0
         while not any(name == "Tapline::finished_ack" for name, _ in sensor.received):
@@ -82,7 +83,7 @@ async def watch_until_a_verdict(sensor):
             *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
         )
         await sensor.wait_for_client()
-        await sensor.publish(flow_event())
+        await sensor.publish(flows_event([FLOW], 7, sensor="tap-1"))
         while not any(name == "Tapline::verdicts" for name, _ in sensor.received):
             await asyncio.sleep(0.02)
         process.send_signal(signal.SIGINT)

@@ -25,6 +25,13 @@ def test_a_sensor_that_is_well_and_one_that_cannot_judge_its_loss():
     assert (row["behind"], row["lost by Zeek"], row["missed"]) == ("0 ms", "-", "0")
 
 
+def test_a_sensor_of_an_earlier_format_is_told_to_be_updated():
+    [row] = rows(gate=SensorState(format=1))
+    assert "1: update its tapline package" in row["format"]
+    assert "caution" in row["format"]
+    assert [rows(gate=SensorState(format=number))[0]["format"] for number in (0, 2)] == ["-", "2"]
+
+
 def test_a_sensor_that_is_gone_says_why_and_foreign_names_are_text():
     [row] = rows(connected=False, reason="connection refused")
     assert "alarm" in row["state"]

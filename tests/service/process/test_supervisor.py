@@ -11,7 +11,7 @@ from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
-from tapline.service.sources.bus.events import BusEvent, Count, EventError, FlowEvent, Stats
+from tapline.service.sources.bus.events import BusEvent, Count, EventError, FlowsEvent, Stats
 from tests.conftest import make_trace_checkpoint
 from tests.paths import ROOT
 from tests.service.sources.bus.sensors import AcknowledgingSensor
@@ -398,4 +398,4 @@ def test_events_of_tests_are_real_ones():
 
     event = flow_event("C1", 1)
     parsed = parse_event(BusEvent(event.topic, event.name, [_plain(arg) for arg in event.args]))
-    assert isinstance(parsed, FlowEvent)
+    assert isinstance(parsed, FlowsEvent)

@@ -6,19 +6,22 @@ import gc
 import threading
 
 import pytest
+from msgspec import structs
 
 import tapline
 from tapline.service.python import live_flows
 from tapline.service.sources.bus.events import BusEvent
 from tapline.service.sources.bus.transport import TransportError
+from tests.batches import flows_event
 from tests.paths import DATA
 from tests.service.sources.bus.sensors import WebSocketSensor
-from tests.service.sources.bus.test_events import flow_event
+from tests.service.sources.bus.test_events import FLOW
 
 pytestmark = pytest.mark.whole
 
 SECONDS = 60
-EARLY, FINAL = flow_event(), flow_event(_2=8, _3=True, _18=3, _20="517,-1448,64,9")
+LONGER = structs.replace(FLOW, complete=True, up=3, payload_lengths=[517, -1448, 64, 9])
+EARLY, FINAL = (flows_event([flow], seq, sensor="tap-1") for flow, seq in ((FLOW, 7), (LONGER, 8)))
 
 
 def play(body):
@@ -146,8 +149,7 @@ def test_what_is_not_taken_is_bounded_and_counted(checkpoint_dir, monkeypatch):
     async def body(sensor):
         async with tapline.stream(sensor.url, model=checkpoint_dir) as live:
             await sensor.wait_for_client()
-            for number in range(5):
-                await sensor.publish(flow_event(_2=number, _4=f"C{number}"))
+            await sensor.publish(flows_event([structs.replace(FLOW, uid=f"C{number}") for number in range(5)], 1))
             while live.counts.delivered < 5:
                 await asyncio.sleep(0.01)
             assert live.missed == 2

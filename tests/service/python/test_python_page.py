@@ -7,10 +7,11 @@ import shutil
 import pytest
 import structlog
 
+from tests.batches import flows_event
 from tests.documentation.pages import blocks
 from tests.paths import DATA, ROOT
 from tests.service.sources.bus.sensors import WebSocketSensor
-from tests.service.sources.bus.test_events import flow_event
+from tests.service.sources.bus.test_events import FLOW
 
 ANDROID = DATA / "captures" / "android.pcap"
 
@@ -20,7 +21,7 @@ async def watch(namespace, capsys):
     async with asyncio.timeout(60), WebSocketSensor().running() as sensor:
         task = asyncio.ensure_future(namespace["watch"](sensor.url))
         await sensor.wait_for_client()
-        await sensor.publish(flow_event())
+        await sensor.publish(flows_event([FLOW], 7, sensor="tap-1"))
         said = ""
         while "\n" not in said:
             assert not task.done(), task

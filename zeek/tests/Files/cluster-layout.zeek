@@ -5,5 +5,3 @@ redef Cluster::nodes = {
 };
 redef Cluster::manager_is_logger = T;
 redef Cluster::retry_interval = 1sec;
-redef Broker::default_listen_retry = 1sec;
-redef Broker::default_connect_retry = 1sec;

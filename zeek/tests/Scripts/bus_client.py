@@ -1,5 +1,8 @@
 """A small bus client for the tests: prints each event as a line of JSON, answers the end marker, sends verdicts.
 
+A batch of flows is printed without its packed argument, then each of its flows as an event `Tapline::flow`: with the
+arguments of version 1, and the server's name behind them.
+
 usage: bus_client.py PORT TOPIC... [--verdicts] [--traces] [--record FILE] [--drain] [--seconds N]
                      [--earlier] [--ca FILE] [--certificate FILE]
 """
@@ -8,15 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import ssl
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+decode_flows = runpy.run_path(str(Path(__file__).resolve().parents[3] / "docs" / "decode_flows.py"))["decode_flows"]
+
 VERSION = 1
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
+HEADS_KINDS = ["none", "header", "full"]
 SERVICE = "test-1"
 TRACE_SERVICE = "test-2"
 
@@ -34,6 +44,24 @@ def event_frame(topic: str, name: str, arguments: list[dict[str, Any]]) -> str:
         tagged("vector", [tagged("string", name), tagged("vector", arguments)]),
     ]
     return json.dumps({"type": "data-message", "topic": topic, "@data-type": "vector", "data": body})
+
+
+def flows_of(batch: list[Any]) -> Iterator[list[Any]]:
+    """The flows of a batch, each with the arguments that version 1 gave it and the server's name."""
+    version, sensor, seq, count, packed = batch
+    flows = list(decode_flows(packed))
+    if len(flows) != count:
+        sys.exit(f"a batch of {count} flows holds {len(flows)}")
+    for i, f in enumerate(flows):
+        heads = ";".join(f"{gap_us}:{head.hex()}" for gap_us, head in f["heads"])
+        yield [
+            *(version, sensor, seq + i, bool(f["flags"] & 1), f["uid"], f["start_us"], f["duration_us"]),
+            *(str(f["orig_h"]), f["orig_p"], str(f["resp_h"]), f["resp_p"]),
+            *(PROTOCOLS.get(f["protocol"], str(f["protocol"])), f["service"], f["conn_state"]),
+            *(f["orig_pkts"], f["resp_pkts"], f["orig_ip_bytes"], f["resp_ip_bytes"], f["up"], f["down"]),
+            *(",".join(map(str, f["payload_lengths"])), f["orig_bytes"].hex(), f["resp_bytes"].hex()),
+            *(f["link_type"], HEADS_KINDS[f["heads_kind"]], heads, f["server_name"]),
+        ]
 
 
 def verdict_of(flow: list[Any]) -> dict[str, Any]:
@@ -118,8 +146,15 @@ class Client:
             self.unacknowledged += 1
             self.send(frame)
 
-    def handle(self, name: str, arguments: list[Any]) -> None:
-        if name == "Tapline::flow":
+    def handle(self, topic: str, name: str, arguments: list[Any]) -> None:
+        """Print an event and answer it."""
+        if not self.options.drain:
+            shown = arguments[:-1] if name == "Tapline::flows" else arguments
+            print(json.dumps([topic, name, *shown]), flush=True)
+        if name == "Tapline::flows":
+            for flow in flows_of(arguments):
+                self.handle(topic, "Tapline::flow", flow)
+        elif name == "Tapline::flow":
             if self.options.verdicts:
                 self.send_verdicts("verdicts", SERVICE, verdict_of(arguments))
             if self.options.traces:
@@ -146,10 +181,7 @@ class Client:
                 if message["type"] != "data-message":
                     continue
                 name, arguments = (part["data"] for part in message["data"][2]["data"][:2])
-                values = [argument["data"] for argument in arguments]
-                if not self.options.drain:
-                    print(json.dumps([message["topic"], name, *values]), flush=True)
-                self.handle(name, values)
+                self.handle(message["topic"], name, [argument["data"] for argument in arguments])
         except (ConnectionClosed, TimeoutError):
             pass
 

@@ -137,8 +137,8 @@ class NativeSensor:
         self.endpoint.publish(event.topic, self.events.Event(event.name, *args))
 
     def _outgoing(self, index, value):
-        if type(value) is int:
-            return self.broker.Count(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return self.broker.Count(int(value))
         return ipaddress.ip_address(value) if index in (7, 9) and isinstance(value, str) else value
 
     async def wait_for_client(self):

@@ -30,10 +30,15 @@ def flow_event(**changes):
     return BusEvent("tapline/flows/0", "Tapline::flow", args)
 
 
+FLOW = parse_event(flow_event()).runs[0].flows[0]
+
+
 def test_a_flow():
     event = parse_event(flow_event())
-    flow = event.flow
-    assert (event.seq, event.topic, flow.sensor, flow.complete) == (7, "tapline/flows/0", "tap-1", False)
+    assert (event.topic, event.sensor, event.format, event.refused) == ("tapline/flows/0", "tap-1", 1, ())
+    [run] = event.runs
+    [flow] = run.flows
+    assert (run.seq, flow.sensor, flow.complete) == (7, "tap-1", False)
     assert (flow.uid, flow.start_us, flow.duration_us) == ("CUid", 1_700_000_000_000_000, 250)
     assert (flow.orig_h, flow.orig_p, flow.resp_h, flow.resp_p) == ("2001:db8::2", 4242, "2001:db8::1", 443)
     assert (flow.payload_lengths, flow.up, flow.down) == ([517, -1448, 64], 2, 1)

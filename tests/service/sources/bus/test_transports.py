@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import structlog
+from msgspec import structs
 from websockets.asyncio.server import serve
 
 from tapline.service.metrics import Metrics
@@ -15,9 +16,10 @@ from tapline.service.sources.bus import transport
 from tapline.service.sources.bus.events import BusEvent, VerdictsAck, verdicts_event
 from tapline.service.sources.bus.source import STARTING_SECONDS, BusSource, make_transport
 from tapline.service.sources.bus.transport import Disconnected, TlsFiles, TransportError, pause_seconds, shown_url
+from tests.batches import flows_event
 from tests.conftest import make_flows
 from tests.service.sources.bus.sensors import NativeSensor, WebSocketSensor, native_is_importable
-from tests.service.sources.bus.test_events import FLOW_ARGS, flow_event
+from tests.service.sources.bus.test_events import FLOW, FLOW_ARGS, flow_event
 
 SENSORS = [
     pytest.param(WebSocketSensor, id="websocket"),
@@ -88,6 +90,37 @@ def test_flows_arrive_typed_and_in_order(sensor):
     state = receiver.source.state.sensors["tap-1"]
     assert (state.flows, state.early, state.missed) == (50, 25, 0)
     assert receiver.value("tapline_bus_flows_total", sensor="tap-1", kind="early") == 25
+
+
+def test_batches_arrive_typed_and_in_order(sensor):
+    sent = [structs.replace(FLOW, uid=f"C{seq}", complete=seq % 2 == 0) for seq in range(1, 151)]
+
+    async def body(receiver):
+        for first in range(0, 150, 64):
+            await sensor.publish(flows_event(sent[first : first + 64], first + 1, sensor="tap-1"))
+        await until(lambda: len(receiver.flows) == 150)
+
+    with structlog.testing.capture_logs() as said:
+        receiver = play(sensor, body)
+    assert receiver.flows == sent
+    state = receiver.source.state.sensors["tap-1"]
+    assert (state.flows, state.early, state.missed, state.format) == (150, 75, 0, 2)
+    assert receiver.value("tapline_bus_flows_total", sensor="tap-1", kind="early") == 75
+    [line] = [line for line in said if line["event"] == "sensor sends flows"]
+    assert (line["sensor"], line["format"], line["hint"]) == ("tap-1", 2, None)
+
+
+def test_a_sensor_of_the_format_before_is_told_to_be_updated(sensor):
+    async def body(receiver):
+        await sensor.publish(flow_event())
+        await until(lambda: receiver.flows)
+
+    with structlog.testing.capture_logs() as said:
+        receiver = play(sensor, body)
+    assert receiver.source.state.sensors["tap-1"].format == 1
+    [line] = [line for line in said if line["event"] == "sensor sends flows"]
+    assert line["format"] == 1
+    assert line["hint"].startswith("update its tapline package")
 
 
 def test_gaps_and_restarts_are_counted_per_sensor(sensor):

@@ -1,0 +1,69 @@
+"""The documented decoder gives the flows of a batch as they were packed, and says what is wrong with a broken one."""
+
+import base64
+import runpy
+
+import pytest
+
+from tapline.models.flow import Flow, PacketHead
+from tests.batches import pack_batch, pack_flow
+from tests.paths import ROOT
+
+decode_flows = runpy.run_path(str(ROOT / "docs" / "decode_flows.py"))["decode_flows"]
+
+FIRST = Flow(
+    "Cuid", 1_700_000_000_000_000, 250, "10.0.0.1", 4242, "10.0.0.2", 443, "tcp", 2, 1, [517, -1448], b"\x16\x03\x01",
+    b"\xff", 5, 4, 900, 800, 3, "header", [PacketHead(0, b"\xaa\xbb"), PacketHead(12, b"\xcc")], "ssl", "SF", "tap-1", True,
+    "a.example",
+)  # fmt: skip
+SECOND = Flow("C2", 1, 2**40, "2001:db8::1", 128, "2001:db8::2", 129, "icmp")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_batch(compressed):
+    batch = pack_batch([pack_flow(FIRST, b"of a later version"), pack_flow(SECOND)], compressed=compressed)
+    first, second = decode_flows(batch)
+    assert {**first, "orig_h": str(first["orig_h"]), "resp_h": str(first["resp_h"])} == {
+        "size": 120 + 2 * 4 + 2 * 10 + 3 + 4 + 4 + 3 + 2 + 9 + 18,
+        "flags": 1,
+        "protocol": 6,
+        "link_type": 3,
+        "heads_kind": 1,
+        "orig_h": "10.0.0.1",
+        "orig_p": 4242,
+        "resp_h": "10.0.0.2",
+        "resp_p": 443,
+        "start_us": 1_700_000_000_000_000,
+        "duration_us": 250,
+        "orig_pkts": 5,
+        "resp_pkts": 4,
+        "orig_ip_bytes": 900,
+        "resp_ip_bytes": 800,
+        "up": 2,
+        "down": 1,
+        "uid": "Cuid",
+        "service": "ssl",
+        "conn_state": "SF",
+        "server_name": "a.example",
+        "payload_lengths": (517, -1448),
+        "heads": [(0, b"\xaa\xbb"), (12, b"\xcc")],
+        "orig_bytes": b"\x16\x03\x01",
+        "resp_bytes": b"\xff",
+    }
+    assert (str(second["orig_h"]), second["duration_us"], second["flags"]) == ("2001:db8::1", 2**40, 3)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "problem"),
+    [
+        (0, 2, "compression 2"),
+        (4, 0, "has"),
+        (8, 119, "119 bytes"),
+        (8 + 108, 255, "are needed"),
+    ],
+)
+def test_a_broken_batch(offset, value, problem):
+    batch = bytearray(base64.b64decode(pack_batch([pack_flow(FIRST)], compressed=False)))
+    batch[offset] = value
+    with pytest.raises(ValueError, match=problem):
+        list(decode_flows(base64.b64encode(batch).decode()))
