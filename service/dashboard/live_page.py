@@ -105,7 +105,7 @@ _FIGURES = {
     "latency p50": "from a flow's arrival to its verdict, median",
     "latency p99": "of 99 verdicts in a hundred",
     "waiting": "flows in the queue",
-    "shed / s": "flows dropped because the queue was full",
+    "shed / s": "flows dropped because more come than can be computed",
     "alerts": "of the last 24 hours that nobody has seen to",
 }
 
