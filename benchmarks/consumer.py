@@ -1,6 +1,6 @@
 """The bus consumer: flows per second of CPU from the socket to `Flow`s, and to encoded batches, by format of the bus.
 
-    python benchmarks/consumer.py [CAPTURE...] [--flows 60000] [--rounds 3]
+    PYTHONPATH=. python benchmarks/consumer.py [CAPTURE...] [--flows 60000] [--rounds 3]
 
 A sender process sends the flows of real captures (without any named: `tests/data/captures`) again and again over a
 WebSocket on loopback, as Zeek does: each alone (format 1), and 64 to an event (format 2), as the scripts pack them and
