@@ -4,6 +4,9 @@
 @load base/utils/site
 @load ./main
 @load ./server_names
+@ifndef ( Tapline::native_pack )
+@load ./batch
+@endif
 
 @ifdef ( Cluster::CLUSTER_BACKEND_NONE )
 @if ( Cluster::backend == Cluster::CLUSTER_BACKEND_NONE && ! Cluster::is_enabled() && ! Supervisor::is_supervisor() )

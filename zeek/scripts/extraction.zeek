@@ -1,4 +1,4 @@
-##! Extraction and packing in script, for sensors without the plugin.
+##! Extraction in script, for sensors without the plugin.
 
 @load ./state
 @load ./filters
@@ -7,7 +7,6 @@
 @load ./content
 @load ./publish
 @load ./record
-@load ./batch
 
 module Tapline;
 

@@ -90,6 +90,12 @@ export {
 	## Runs for each connection with payload that Zeek removed and no filter left out, before its final publication.
 	global ended: hook(c: connection);
 
+	## Packs a flow behind those of the shard that wait; how many wait now. The README says how, at `Tapline::flows`.
+	global pack: function(c: connection, final: bool, shard: count, server_name: string): count;
+
+	## The shard's batch in base64; a new one begins.
+	global take: function(shard: count): string;
+
 	## What became of the flows so far. Every connection that Zeek removed is in exactly one of `finals`,
 	## `unchanged`, `without_payload` and `filtered`.
 	type Counters: record {
@@ -115,21 +121,13 @@ export {
 	global counters = Counters();
 }
 
-# An extraction, in script or native, decides when a flow is published, calls `publish` then, and gives what is declared
-# here.
-
 # The flow is due for its early publication: raised once the current packet's content is in, or by the deadline.
 global early_due: event(c: connection);
-
-# Packs a flow behind those of the shard that wait; how many wait now. The README says how, at `Tapline::flows`.
-global pack: function(c: connection, final: bool, shard: count, server_name: string): count;
-
-# The shard's batch in base64; a new one begins.
-global take: function(shard: count): string;
 
 # The name in use; `sensor` is what the site asked for.
 global sensor_name = sensor;
 
+# An extraction, in script or native, says so when a flow is to be published.
 function publish(c: connection, final: bool)
 	{
 	++counters$seq;
