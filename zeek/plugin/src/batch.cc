@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "heads.h"
@@ -63,14 +64,20 @@ bool sent_by_orig(const ConnectionFacts& facts, const Flow& flow) {
 
 // Content from the originator and from the responder, as Zeek now sees them.
 struct Sides {
-    const Bytes& orig;
-    const Bytes& resp;
+    std::span<const uint8_t> orig;
+    std::span<const uint8_t> resp;
 };
 
-Sides sides(const ConnectionFacts& facts, const Kept& kept) {
-    bool is_as_it_began = kept.BeganWith(facts.orig_h, htons(facts.orig_p));
-    return {kept.flow.content[is_as_it_began ? 0 : 1].bytes, kept.flow.content[is_as_it_began ? 1 : 0].bytes};
+Sides sides(const ConnectionFacts& facts, const Kept& kept, const Extent& extent) {
+    int orig = kept.BeganWith(facts.orig_h, htons(facts.orig_p)) ? 0 : 1;
+    int resp = 1 - orig;
+    return {std::span(kept.flow.content[orig].bytes).first(extent.content[orig]),
+            std::span(kept.flow.content[resp].bytes).first(extent.content[resp])};
 }
+
+auto lengths_of(const Flow& flow, const Extent& extent) { return std::span(flow.lengths).first(extent.lengths); }
+
+auto heads_of(const Flow& flow, const Extent& extent) { return std::span(flow.heads).first(extent.heads); }
 
 uint8_t heads_link_type(const ConnectionFacts& facts, HeadsKind heads_kind) {
     if ( heads_kind == HeadsKind::None )
@@ -81,7 +88,8 @@ uint8_t heads_link_type(const ConnectionFacts& facts, HeadsKind heads_kind) {
 void put_flow(Bytes& out, const ConnectionFacts& facts, const Kept& kept, bool is_final, HeadsKind heads_kind,
               std::string_view server_name) {
     const Flow& flow = kept.flow;
-    const auto [orig_bytes, resp_bytes] = sides(facts, kept);
+    const Extent extent = is_final ? flow.CurrentExtent() : kept.early;
+    const auto [orig_bytes, resp_bytes] = sides(facts, kept, extent);
     std::string_view uid = cut(facts.uid, UINT8_MAX);
     std::string_view service = cut(facts.service, max_service_bytes);
     std::string_view conn_state = cut(facts.conn_state, UINT8_MAX);
@@ -103,26 +111,26 @@ void put_flow(Bytes& out, const ConnectionFacts& facts, const Kept& kept, bool i
     put<uint64_t>(out, facts.resp_pkts);
     put<uint64_t>(out, facts.orig_ip_bytes);
     put<uint64_t>(out, facts.resp_ip_bytes);
-    put<uint64_t>(out, is_straight ? flow.ahead : flow.back);
-    put<uint64_t>(out, is_straight ? flow.back : flow.ahead);
+    put<uint64_t>(out, is_straight ? extent.ahead : extent.back);
+    put<uint64_t>(out, is_straight ? extent.back : extent.ahead);
     put_address(out, facts.orig_h);
     put_address(out, facts.resp_h);
     put<uint8_t>(out, uid.size());
     put<uint8_t>(out, service.size());
     put<uint8_t>(out, conn_state.size());
     put<uint8_t>(out, server_name.size());
-    put<uint8_t>(out, flow.lengths.size());
-    put<uint8_t>(out, flow.heads.size());
+    put<uint8_t>(out, extent.lengths);
+    put<uint8_t>(out, extent.heads);
     put<uint16_t>(out, orig_bytes.size());
     put<uint16_t>(out, resp_bytes.size());
     put<uint16_t>(out, 0);
-    for ( int32_t length : flow.lengths )
+    for ( int32_t length : lengths_of(flow, extent) )
         put<int32_t>(out, is_straight ? length : -length);
-    for ( const Head& head : flow.heads )
+    for ( const Head& head : heads_of(flow, extent) )
         put<uint64_t>(out, head.gap_us);
-    for ( const Head& head : flow.heads )
+    for ( const Head& head : heads_of(flow, extent) )
         put<uint16_t>(out, head.bytes);
-    put_bytes(out, flow.head_bytes.data(), flow.head_bytes.size());
+    put_bytes(out, flow.head_bytes.data(), extent.head_bytes);
     put_bytes(out, orig_bytes.data(), orig_bytes.size());
     put_bytes(out, resp_bytes.data(), resp_bytes.size());
     for ( std::string_view text : {uid, service, conn_state, server_name} )
@@ -179,18 +187,16 @@ zeek::StringValPtr base64(const Bytes& data) {
     return zeek::make_intrusive<zeek::StringVal>(new zeek::String(true, text, static_cast<int>(size)));
 }
 
-std::string hex(const uint8_t* data, size_t size) {
+std::string hex(std::span<const uint8_t> data) {
     constexpr char digits[] = "0123456789abcdef";
     std::string text;
-    text.reserve(2 * size);
-    for ( size_t i = 0; i < size; ++i ) {
-        text += digits[data[i] >> 4];
-        text += digits[data[i] & 15];
+    text.reserve(2 * data.size());
+    for ( uint8_t byte : data ) {
+        text += digits[byte >> 4];
+        text += digits[byte & 15];
     }
     return text;
 }
-
-std::string hex(const Bytes& data) { return hex(data.data(), data.size()); }
 
 std::string protocol_name(uint8_t protocol) {
     switch ( protocol ) {
@@ -202,9 +208,9 @@ std::string protocol_name(uint8_t protocol) {
     }
 }
 
-std::string lengths_text(const Flow& flow, bool is_straight) {
+std::string lengths_text(const Flow& flow, const Extent& extent, bool is_straight) {
     std::string text;
-    for ( int32_t length : flow.lengths ) {
+    for ( int32_t length : lengths_of(flow, extent) ) {
         if ( ! text.empty() )
             text += ',';
         text += std::to_string(is_straight ? length : -length);
@@ -212,13 +218,13 @@ std::string lengths_text(const Flow& flow, bool is_straight) {
     return text;
 }
 
-std::string heads_text(const Flow& flow) {
+std::string heads_text(const Flow& flow, const Extent& extent) {
     std::string text;
     const uint8_t* data = flow.head_bytes.data();
-    for ( const Head& head : flow.heads ) {
+    for ( const Head& head : heads_of(flow, extent) ) {
         if ( ! text.empty() )
             text += ';';
-        text += std::to_string(head.gap_us) + ':' + hex(data, head.bytes);
+        text += std::to_string(head.gap_us) + ':' + hex({data, head.bytes});
         data += head.bytes;
     }
     return text;
@@ -265,7 +271,8 @@ zeek::StringValPtr take(uint64_t shard) {
 zeek::RecordValPtr flow_record(const ConnectionFacts& facts, const Kept& kept, bool is_final, HeadsKind heads_kind) {
     static const auto type = zeek::id::find_type<zeek::RecordType>("Tapline::Flow");
     const Flow& flow = kept.flow;
-    const auto [orig_bytes, resp_bytes] = sides(facts, kept);
+    const Extent extent = is_final ? flow.CurrentExtent() : kept.early;
+    const auto [orig_bytes, resp_bytes] = sides(facts, kept, extent);
     bool is_straight = sent_by_orig(facts, flow);
     auto record = zeek::make_intrusive<zeek::RecordVal>(type);
     record->AssignField("version", uint64_t{0});
@@ -286,14 +293,14 @@ zeek::RecordValPtr flow_record(const ConnectionFacts& facts, const Kept& kept, b
     record->AssignField("resp_pkts", facts.resp_pkts);
     record->AssignField("orig_ip_bytes", facts.orig_ip_bytes);
     record->AssignField("resp_ip_bytes", facts.resp_ip_bytes);
-    record->AssignField("up", is_straight ? flow.ahead : flow.back);
-    record->AssignField("down", is_straight ? flow.back : flow.ahead);
-    record->AssignField("payload_lengths", lengths_text(flow, is_straight));
+    record->AssignField("up", is_straight ? extent.ahead : extent.back);
+    record->AssignField("down", is_straight ? extent.back : extent.ahead);
+    record->AssignField("payload_lengths", lengths_text(flow, extent, is_straight));
     record->AssignField("orig_bytes", hex(orig_bytes));
     record->AssignField("resp_bytes", hex(resp_bytes));
     record->AssignField("link_type", uint64_t{heads_link_type(facts, heads_kind)});
     record->AssignField("heads_kind", kind_name(heads_kind));
-    record->AssignField("heads", heads_text(flow));
+    record->AssignField("heads", heads_text(flow, extent));
     return record;
 }
 

@@ -68,8 +68,11 @@ void Early::Reached(double time) {
     if ( ! deadlines.empty() && deadlines.front().time <= time ) {
         if ( Kept* kept = deadlines.front().kept ) {
             kept->deadline = 0;
-            if ( ! kept->is_early )
+            if ( ! kept->is_early ) {
+                kept->is_deadline_over = true;
+                kept->early = kept->flow.CurrentExtent();
                 raise(*kept);
+            }
         }
         deadlines.pop_front();
         ++first;

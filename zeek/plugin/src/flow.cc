@@ -22,6 +22,11 @@ uint16_t source_port(const Packet& packet) {
 
 } // namespace
 
+Extent Flow::CurrentExtent() const {
+    auto size = [](const auto& kept) { return static_cast<uint16_t>(kept.size()); };
+    return {ahead, back, size(lengths), size(heads), size(head_bytes), {size(content[0].bytes), size(content[1].bytes)}};
+}
+
 void Flow::Begin(const Packet& packet, const Options& options) {
     has_begun = true;
     memcpy(first_address.data(), packet.Source(), packet.AddressBytes());

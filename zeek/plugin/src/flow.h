@@ -88,6 +88,18 @@ struct Content {
     bool stopped_at_gap = false;
 };
 
+// How far a flow has come, by which it can be published as it was. Everything that it keeps is only added to.
+struct Extent {
+    uint64_t ahead = 0;
+    uint64_t back = 0;
+    uint16_t lengths = 0;
+    uint16_t heads = 0;
+    uint16_t head_bytes = 0;
+    std::array<uint16_t, 2> content{};
+
+    bool operator==(const Extent& other) const = default;
+};
+
 class Flow {
 public:
     // What a packet or its content made due.
@@ -112,10 +124,8 @@ public:
 
     uint64_t PayloadPackets() const { return ahead + back; }
 
-    // Grows with everything that a verdict may depend on.
-    uint64_t Mark() const {
-        return ahead + back + content[0].bytes.size() + content[1].bytes.size() + head_bytes.size() + heads.size();
-    }
+    // Differs as soon as there is more that a verdict may depend on.
+    Extent CurrentExtent() const;
 
     // Sender of the first packet, by its IP header; of IPv4 the first four bytes.
     std::array<uint8_t, 16> first_address{};

@@ -32,10 +32,13 @@ public:
         return originator_port == port && originator == address;
     }
 
-    // An early publication was made, and what it covered; Zeek removed the connection.
+    // Its deadline for an early publication has come; the publication was made; Zeek removed the connection.
+    bool is_deadline_over = false;
     bool is_early = false;
     bool is_closed = false;
-    uint64_t early_mark = 0;
+
+    // What the early publication covers: at a deadline, what there was before the packet that moved the clock.
+    Extent early;
 
     // Its place in the queue of deadlines, 0 for none.
     uint64_t deadline = 0;

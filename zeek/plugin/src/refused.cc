@@ -87,7 +87,8 @@ void watch_refused() {
     const auto& ip = zeek::packet_mgr->GetAnalyzer("IP");
     if ( ! ip )
         return;
-    for ( int protocol : {IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMP, IPPROTO_ICMPV6} )
+    constexpr int protocols[] = {IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMP, IPPROTO_ICMPV6};
+    for ( int protocol : protocols )
         if ( auto& watched = Dispatch::To(*ip, protocol) )
             watched = std::make_shared<Watcher>(watched);
 }
