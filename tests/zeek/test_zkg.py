@@ -25,9 +25,7 @@ def serves_by_zkg(line, folder, environment):
 
 def plugins(environment):
     """What Zeek says of its plugins."""
-    return subprocess.run(
-        ["zeek", "-N", NATIVE], env=environment, capture_output=True, text=True, timeout=60
-    ).stdout
+    return subprocess.run(["zeek", "-N", NATIVE], env=environment, capture_output=True, text=True, timeout=60).stdout
 
 
 @pytest.mark.parametrize(
