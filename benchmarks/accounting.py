@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     bus, api = free_port(), free_port()
     command = [*TAPLINE, "serve", "--port", str(api), "--zeek", f"ws://127.0.0.1:{bus}"]
-    command += ["--live-queue-flows", str(options.queue)]
+    command += ["--live-queue-flows", str(options.queue), "--live-deadline-seconds", "0"]  # a capture at full speed
     if options.checkpoint:
         command += ["--checkpoint", str(options.checkpoint.resolve())]
     with tempfile.TemporaryDirectory() as folder:

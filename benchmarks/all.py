@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,10 @@ def rows_of(script: str, arguments: list[str]) -> list[str]:
     print(f"== {script}", flush=True)
     rows = []
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_SECONDS, check=True)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_SECONDS, check=True,
+            env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+        )  # fmt: skip
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         print(f"{script}: {error}", flush=True)
         return [f"| {script} | `{script}.py` | failed in this run |"]

@@ -1,6 +1,6 @@
 """The bus consumer: flows per second of CPU from the socket to `Flow`s, and to encoded batches, by format of the bus.
 
-    python benchmarks/consumer.py [CAPTURE...] [--flows 60000] [--rounds 3]
+    PYTHONPATH=. python benchmarks/consumer.py [CAPTURE...] [--flows 60000] [--rounds 3]
 
 A sender process sends the flows of real captures (without any named: `tests/data/captures`) again and again over a
 WebSocket on loopback, as Zeek does: each alone (format 1), and 64 to an event (format 2), as the scripts pack them and
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import multiprocessing
 import random
 import statistics
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 from hardware import describe, report
 from websockets.asyncio.server import ServerConnection, serve
 
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     flows = real_flows(options.captures or sorted(path for path in CAPTURES.rglob("*.pcap*")))
     packets = sum(len(flow.payload_lengths) + len(flow.heads) for flow in flows) / len(flows)
     print(f"machine  {describe()}")

@@ -165,7 +165,7 @@ class Metrics:
         )  # fmt: skip
         self.bus_refused = Counter(
             "tapline_bus_refused_events",
-            "Events refused: malformed, of another schema version, a fault of ours, or flows that came while stopping",
+            "Events, and flows of batches, refused: malformed, of another schema version, a fault of ours, or late (stopping)",
             ["url", "reason"], registry=registry,
         )  # fmt: skip
         self.sensor_counts = Gauge(
@@ -178,8 +178,8 @@ class Metrics:
         self.live_flows = Counter(
             "tapline_live_flows",
             "Live flows by what became of them: received = delivered + superseded + shed + skipped + failed + waiting; "
-            "`flows` counts each uid once, `reused` the deliveries that needed no computing, `expired` those of the shed "
-            "that had waited past their deadline",
+            "`flows` counts each uid once, `reused` the deliveries that needed no computing, `expired` those of the "
+            "shed that had waited past their deadline",
             ["outcome"], registry=registry,
         )  # fmt: skip
         self.live_seconds = BatchHistogram(

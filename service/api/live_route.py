@@ -10,7 +10,7 @@ from tapline.service.api import live_schemas
 from tapline.service.live.sensors import Sensor
 from tapline.service.runtime import Service
 from tapline.service.sinks.delivery import Delivery
-from tapline.service.sources.bus.source import SensorState, format_hint
+from tapline.service.sources.bus.source import SensorState
 
 TOP_SUBJECTS = 20
 
@@ -108,7 +108,7 @@ def _sensor(name: str, account: SensorState) -> live_schemas.Sensor:
     return live_schemas.Sensor(
         name=name,
         format=account.format,
-        hint=format_hint(account),
+        hint=account.format_hint,
         flows=account.flows,
         early=account.early,
         missed=account.missed,

@@ -20,7 +20,6 @@ from tapline.service.dashboard.unusual import Unusual
 from tapline.service.dashboard.words import percent, rate, span
 from tapline.service.history.filters import AlertFilter
 from tapline.service.live.sensors import Sensor
-from tapline.service.sources.bus.source import SensorState, format_hint
 
 NEWEST = 15
 READ_SECONDS = 5.0
@@ -105,7 +104,7 @@ _FIGURES = {
     "latency p50": "from a flow's arrival to its verdict, median",
     "latency p99": "of 99 verdicts in a hundred",
     "waiting": "flows in the queue",
-    "shed / s": "flows dropped because the queue was full",
+    "shed / s": "flows dropped because more come than can be computed",
     "alerts": "of the last 24 hours that nobody has seen to",
 }
 
@@ -134,12 +133,11 @@ def _behind(lag_seconds: float | None) -> Cell:
     return toned(span(max(0.0, lag_seconds)), "caution" if lag_seconds > LATE_SECONDS else "")
 
 
-def _format(account: SensorState) -> Cell:
-    """Of the events that its flows come in, and what to do about it."""
-    if not account.format:
-        return "-"
-    hint = format_hint(account)
-    return toned(f"{account.format}: {hint}", "caution") if hint else str(account.format)
+def _format(number: int, hint: str | None) -> Cell:
+    """Of the events that a sensor's flows come in, and what to do about it."""
+    if hint is not None:
+        return toned(f"{number}: {hint}", "caution")
+    return str(number) if number else "-"
 
 
 def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:
@@ -151,7 +149,7 @@ def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:
     for name, account in state.sensors.items():
         loss = account.stats.loss_percent if account.stats is not None else -1.0
         found.append([
-            name or state.url, connection, _format(account), _behind(account.lag_seconds), f"{account.flows:,}",
+            name or state.url, connection, _format(account.format, account.format_hint), _behind(account.lag_seconds), f"{account.flows:,}",
             toned(f"{account.missed:,}", "caution" if account.missed else ""),
             "-" if loss < 0 else toned(f"{loss:.2f} %", "caution" if loss > 1 else ""),
             f"{sensor.pending_verdicts:,}",

@@ -13,7 +13,8 @@ LIVE_OUTCOMES = {
     "delivered": "verdicts went out",
     "reused": "of these needed no computing: nothing had changed since the early verdict",
     "superseded": "early forms were replaced while they waited, by the final ones",
-    "shed": "were shed: the queue was full",
+    "shed": "were shed: more came than can be computed",
+    "expired": "of these had waited past their deadline",
     "skipped": "could get no verdict: no payload, or too few packets",
     "failed": "got no verdict because the engine failed on them",
 }

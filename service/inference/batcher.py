@@ -308,7 +308,7 @@ class Batcher:
 
     def _take_over(self) -> None:
         """Let as many flows of the feed as fill a batch take turns with those that callers submitted. They come no
-        sooner, so that it is theirs to say until now which, and beyond the bound of this queue, which is for callers."""
+        sooner, so that the feed says until now which, and beyond the bound of this queue, which is for callers."""
         room = self.max_batch_size - self._queue.waiting_of(_FED)
         if self._feed is not None and room > 0 and self._feed.queued_flows:
             fed = self._feed.hand_over(room)

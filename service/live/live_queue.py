@@ -1,9 +1,9 @@
 """Live flows that wait for an engine: bounded in number and, under overload, in time.
 
-A queue that fills makes everyone wait its whole length and gives no more verdicts for it. So a flow has a deadline here,
-by the time that it has waited, which is what CoDel controls (RFC 8289). Flows past it step back behind those in time. As
-there, a burst is no overload: a queue that empties within `BURST` deadlines gets around to all of them. In one that
-stands for longer they are shed, before anything is computed of them.
+A queue that fills makes everyone wait its whole length and gives no more verdicts for it. So a flow has a deadline
+here, by the time that it has waited, which is what CoDel controls (RFC 8289). Flows past it step back behind those in
+time. As there, a burst is no overload: a queue that empties within `BURST` deadlines gets around to all of them. In one
+that stands for longer they are shed, before anything is computed of them.
 
 Under overload the newest go first, of those who send least. That, and to see by when it was last empty whether a queue
 stands, because what leaves it has waited least, is how Maurer's servers do it ("Fail at Scale", ACM Queue 13(8), 2015).

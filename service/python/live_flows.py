@@ -172,9 +172,7 @@ class Stream:
         metrics = Metrics()
         supervisor = Supervisor(metrics)
         batcher = Batcher([classifier], metrics, supervisor=supervisor)
-        self._pipeline = LivePipeline(
-            batcher, metrics, queue_flows=WAITING_FLOWS, deadline_seconds=DEADLINE_SECONDS
-        )
+        self._pipeline = LivePipeline(batcher, metrics, queue_flows=WAITING_FLOWS, deadline_seconds=DEADLINE_SECONDS)
         self._sensors = Sensors(
             self._urls, self._pipeline, metrics, tls=self._tls, observer=_Listener(self), supervisor=supervisor
         )

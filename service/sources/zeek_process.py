@@ -46,8 +46,9 @@ NO_RIGHT = re.compile(r"permission|not permitted|denied", re.IGNORECASE)
 """Where the Zeek package lies below the folder of this one: in a checkout, and in an installed wheel."""
 
 HOW_TO_GET_ZEEK = (
-    "no `zeek` on PATH. Ways to get Zeek 8: the packages of docs.zeek.org/en/lts/install.html, the container image "
-    "zeek/zeek:lts (see docker-compose.yml), or a sensor elsewhere with `zeek/` installed: tapline watch --zeek ws://host:27759"
+    "no `zeek` on PATH. Ways to get Zeek 8 or 9: the packages of docs.zeek.org/en/lts/install.html, the container "
+    "image zeek/zeek:lts (see docker-compose.yml), or a sensor elsewhere with `zeek/` installed: tapline watch "
+    "--zeek ws://host:27759"
 )
 
 

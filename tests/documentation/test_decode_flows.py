@@ -1,20 +1,28 @@
 """The documented decoder gives the flows of a batch as they were packed, and says what is wrong with a broken one."""
 
+import ast
+import asyncio
 import base64
+import json
 import runpy
+import subprocess
+import sys
 
 import pytest
 
 from tapline.models.flow import Flow, PacketHead
-from tests.batches import pack_batch, pack_flow
+from tapline.service.sources.bus.websocket_frames import event_frame
+from tests.batches import flow_event, flows_event, pack_batch, pack_flow
 from tests.paths import ROOT
+from tests.service.sources.bus.sensors import WebSocketSensor
 
-decode_flows = runpy.run_path(str(ROOT / "docs" / "decode_flows.py"))["decode_flows"]
+DECODER = ROOT / "docs" / "decode_flows.py"
+decode_flows = runpy.run_path(str(DECODER))["decode_flows"]
 
 FIRST = Flow(
     "Cuid", 1_700_000_000_000_000, 250, "10.0.0.1", 4242, "10.0.0.2", 443, "tcp", 2, 1, [517, -1448], b"\x16\x03\x01",
-    b"\xff", 5, 4, 900, 800, 3, "header", [PacketHead(0, b"\xaa\xbb"), PacketHead(12, b"\xcc")], "ssl", "SF", "tap-1", True,
-    "a.example",
+    b"\xff", 5, 4, 900, 800, 3, "header", [PacketHead(0, b"\xaa\xbb"), PacketHead(12, b"\xcc")], "ssl", "SF", "tap-1",
+    True, "a.example",
 )  # fmt: skip
 SECOND = Flow("C2", 1, 2**40, "2001:db8::1", 128, "2001:db8::2", 129, "icmp")
 
@@ -51,6 +59,51 @@ def test_a_batch(compressed):
         "resp_bytes": b"\xff",
     }
     assert (str(second["orig_h"]), second["duration_us"], second["flags"]) == ("2001:db8::1", 2**40, 3)
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_messages_on_the_standard_input():
+    sent = [
+        b'{"type":"ack","endpoint":"x","version":"8.0.10"}',
+        event_frame(flow_event(FIRST, 1)),  # format 1: none of its business
+        event_frame(flows_event([FIRST, SECOND], 2)),
+        event_frame(flows_event([SECOND], 4, compressed=False)),
+    ]
+    done = subprocess.run(
+        [sys.executable, DECODER], input=b"\n".join(sent), capture_output=True, check=True, timeout=60
+    )
+    assert [flow["uid"] for flow in lines(done.stdout)] == ["Cuid", "C2", "C2"]
+    first = lines(done.stdout)[0]
+    assert (first["payload_lengths"], first["heads"], first["orig_bytes"]) == (
+        [517, -1448], [[0, "aabb"], [12, "cc"]], "160301",
+    )  # fmt: skip
+
+
+def test_a_live_socket():
+    async def main():
+        async with asyncio.timeout(60), WebSocketSensor().running() as sensor:
+            command = [sys.executable, str(DECODER), sensor.url]
+            reader = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+            try:
+                await sensor.wait_for_client()
+                await sensor.publish(flows_event([FIRST], 1))
+                return json.loads(await reader.stdout.readline()), sensor.subscriptions
+            finally:
+                reader.kill()
+                await reader.wait()
+
+    flow, subscriptions = asyncio.run(main())
+    assert (flow["uid"], flow["server_name"]) == ("Cuid", "a.example")
+    assert subscriptions == [["tapline/flows/"]]
+
+
+def test_it_is_short():
+    tree = ast.parse(DECODER.read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert sum(node.end_lineno - node.lineno + 1 for node in functions) <= 40
 
 
 @pytest.mark.parametrize(

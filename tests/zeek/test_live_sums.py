@@ -1,8 +1,8 @@
 """What Zeek counted as published is what the service took and what it says that it missed, whatever is killed: a real
 Zeek on one end of a wire, a capture sent down the other again and again, with the plugin and without.
 
-What kills cost is named: a service that is not there misses what is published meanwhile, by Zeek's counters; a Zeek that is
-killed takes with it what it had not published yet, of which nobody has a count."""
+What kills cost is named: a service that is not there misses what is published meanwhile, by Zeek's counters; a Zeek
+that is killed takes with it what it had not published yet, of which nobody has a count."""
 
 import asyncio
 import contextlib

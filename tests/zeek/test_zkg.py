@@ -1,11 +1,17 @@
 """What `zkg install` leaves serves the bus: with the plugin where it can be built, with the scripts alone where not."""
 
+import asyncio
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tapline.service.metrics import Metrics
+from tapline.service.sources.bus.source import BusSource, make_transport
+from tapline.service.sources.bus.transport import TlsFiles
+from tapline.service.sources.capture import CaptureReader
+from tests.zeek.clusters import TRACES, free_ports
 from tests.zeek.test_loading import check, documented
 from tests.zeek.zkg import COMPILERS, install, path_without
 
@@ -15,6 +21,9 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("zkg") is None, reason="no zkg on PATH"),
 ]
 NATIVE = "Tapline::Native"
+CAPTURE = TRACES / "tunnel-gre.pcap"
+ONLY_AT_THE_END = [f"Tapline::early_{rule}" for rule in ("packets=0", "interval=0sec", "bytes=0")]
+REPLAY_SECONDS = 120
 
 
 def serves_by_zkg(line, folder, environment):
@@ -34,6 +43,41 @@ def plugins(environment):
 def test_with_the_plugin(line, with_plugin, tmp_path):
     assert NATIVE in plugins(with_plugin)
     serves_by_zkg(line, tmp_path, with_plugin)
+
+
+async def replayed(folder, environment):
+    """The flows of the capture, over the bus of what zkg installed."""
+    (port,) = free_ports(1)
+    flows = []
+    source = BusSource(make_transport(f"ws://127.0.0.1:{port}", TlsFiles()), Metrics(), flows.append)
+    receiving = asyncio.create_task(source.run())
+    zeek = await asyncio.create_subprocess_exec(
+        *("zeek", "-C", "-r", CAPTURE, "tapline/replay", f"Tapline::listen_port={port}/tcp", *ONLY_AT_THE_END),
+        cwd=folder,
+        env=environment,
+    )
+    try:
+        async with asyncio.timeout(REPLAY_SECONDS):
+            await source.end_marker.wait()
+            await source.confirm_finished()
+            assert await zeek.wait() == 0
+    finally:
+        if zeek.returncode is None:
+            zeek.kill()
+            await zeek.wait()
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+    return flows
+
+
+def told(flows):
+    """What tells flows apart."""
+    return sorted((f.orig_h, f.orig_p, f.resp_h, f.resp_p, f.proto, list(f.payload_lengths)) for f in flows)
+
+
+def test_the_plugin_publishes_a_captures_flows(with_plugin, tmp_path):
+    expected = [flow for flow in CaptureReader(CAPTURE) if len(flow.payload_lengths)]
+    assert told(asyncio.run(replayed(tmp_path, with_plugin))) == told(expected)
 
 
 @pytest.mark.parametrize("name", ["tapline", "a-copy-of-it"])

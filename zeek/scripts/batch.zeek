@@ -41,11 +41,16 @@ function u32(n: count): string
 	return cat(octet[n & 0xff], octet[(n / 0x100) & 0xff], octet[(n / 0x10000) & 0xff], octet[(n / 0x1000000) & 0xff]);
 	}
 
+# Calls cost more than what they do here, so the bytes are looked up in place.
 function u64(n: count): string
 	{
 	if ( n < 0x10000 )
 		return cat(octet[n & 0xff], octet[n / 0x100], zeros_6);
-	return cat(u32(n), n < 0x100000000 ? zeros_4 : u32(n / 0x100000000));
+	if ( n < 0x100000000 )
+		return cat(octet[n & 0xff], octet[(n / 0x100) & 0xff], octet[(n / 0x10000) & 0xff], octet[n / 0x1000000], zeros_4);
+	local high = n / 0x100000000;
+	return cat(octet[n & 0xff], octet[(n / 0x100) & 0xff], octet[(n / 0x10000) & 0xff], octet[(n / 0x1000000) & 0xff],
+	    octet[high & 0xff], octet[(high / 0x100) & 0xff], octet[(high / 0x10000) & 0xff], octet[high / 0x1000000]);
 	}
 
 # The 4 bytes of each length of a common size, from the originator and from the responder.
@@ -63,17 +68,17 @@ global resp_lengths = common_lengths(F);
 # Payload lengths, negative from the responder.
 function lengths_bytes(st: State, straight: bool): string
 	{
-	local packed = "";
+	local ahead = straight ? orig_lengths : resp_lengths;
+	local back = straight ? resp_lengths : orig_lengths;
+	local packed: vector of string = vector();
 	for ( _, n in st$lengths )
 		{
-		local size = |n|;
-		local from_orig = (n > 0) == straight;
-		if ( size <= 1500 )
-			packed += from_orig ? orig_lengths[size] : resp_lengths[size];
+		if ( n > 1500 || n < -1500 )
+			packed += u32((n > 0) == straight ? |n| : 0x100000000 - |n|);
 		else
-			packed += u32(from_orig ? size : 0x100000000 - size);
+			packed += n > 0 ? ahead[n] : back[-n];
 		}
-	return packed;
+	return join_string_vec(packed, "");
 	}
 
 # Gaps before heads, then the sizes of the heads.

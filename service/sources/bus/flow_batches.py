@@ -231,5 +231,7 @@ _server_name = lru_cache(_KNOWN_NAMES)(host_name)
 
 
 def _fields(flow: Flow) -> dict[str, Any]:
+    """Plain values: records that are made already would not be checked."""
     fields = {name: getattr(flow, name) for name in Flow.__struct_fields__}
-    return fields | {"payload_lengths": list(flow.payload_lengths), "heads": list(flow.heads)}
+    heads = [{"gap_us": head.gap_us, "data": head.data} for head in flow.heads]
+    return fields | {"payload_lengths": list(flow.payload_lengths), "heads": heads}

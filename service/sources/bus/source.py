@@ -75,6 +75,13 @@ class SensorState:
     lag_seconds: float | None = None
     last_seq: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
+    @property
+    def format_hint(self) -> str | None:
+        """What to do about the format, None where it is the newest."""
+        if 0 < self.format < BATCH_VERSION:
+            return "update its tapline package: an event for each flow costs it and this service more"
+        return None
+
     def place(self, topic: str, run: FlowRun) -> int:
         """Take the numbers of flows of a topic; returns how many before them never came."""
         seq = run.seq
@@ -193,7 +200,7 @@ class BusSource:
         sensor = self.state.sensors.setdefault(name, SensorState())
         if sensor.format != event.format:
             sensor.format = event.format
-            self._log.info("format", "sensor sends flows", sensor=name, format=event.format, hint=format_hint(sensor))
+            self._log.info("format", "sensor sends flows", sensor=name, format=event.format, hint=sensor.format_hint)
         for run in event.runs:
             self._run_of(name, sensor, event.topic, run)
 
@@ -257,13 +264,6 @@ class BusSource:
             self._log.info("starting", "sensor not connected yet", reason=disconnected.reason)
         else:
             self._log.warning("connection", "sensor not connected, trying again", reason=disconnected.reason)
-
-
-def format_hint(sensor: SensorState) -> str | None:
-    """What to do about the format in which a sensor sends its flows, None where it is the one of this release."""
-    if 0 < sensor.format < BATCH_VERSION:
-        return "update its tapline package: an event for each flow costs it and this service more"
-    return None
 
 
 def make_transport(url: str, tls: TlsFiles, shards: list[str] | None = None, name: str | None = None) -> Transport:

@@ -1,6 +1,6 @@
-"""The fair queue: turns by subject, bounded, sheds the heaviest; and counts in bounded space."""
+"""The fair queue: turns by subject, oldest or newest first, trimmed at the heaviest; and counts in bounded space."""
 
-from collections import Counter, deque
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +9,7 @@ from tapline.service.inference.fair_queue import FairQueue, HeavyHitters
 
 
 def test_subjects_take_turns():
-    queue = FairQueue(10, lambda subject, item: None)
+    queue = FairQueue()
     for item in ("a1", "a2", "a3", "b1", "c1", "b2"):
         queue.put(item[0], item)
     assert queue.take(4) == ["a1", "b1", "c1", "a2"]
@@ -17,46 +17,79 @@ def test_subjects_take_turns():
     assert queue.take(1) == []
 
 
-def test_the_heaviest_subject_loses_its_newest():
-    shed = []
-    queue = FairQueue(4, lambda subject, item: shed.append((subject, item)))
+def test_the_newest_first_is_that_of_who_came_last_and_turns_stay():
+    queue = FairQueue()
+    for item in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        queue.put(item[0], item)
+    assert queue.take(2, newest=True) == ["c1", "b2"]
+    queue.put("d", "d1")
+    queue.put("a", "a4")  # who waits already does not come up again by sending more
+    assert queue.take(9, newest=True) == ["d1", "a4", "b1", "a3", "a2", "a1"]
+
+
+def test_the_heaviest_subject_is_trimmed_at_its_oldest():
+    queue = FairQueue()
     for number in range(100):
         queue.put("flood", number)
     queue.put("quiet", "q1")
     queue.put("other", "o1")
-    assert len(queue) == 4
-    assert shed[:2] == [("flood", 4), ("flood", 5)]
-    assert shed[-2:] == [("flood", 3), ("flood", 2)]
-    assert sorted(map(str, queue.take(9))) == ["0", "1", "o1", "q1"]
+    assert queue.trim(98) == list(range(98))
+    assert sorted(map(str, queue.trim(9))) == ["98", "99", "o1", "q1"]
+    assert (len(queue), queue.trim(1)) == (0, [])
 
 
-OPERATIONS = st.lists(st.one_of(st.sampled_from("abcd"), st.integers(1, 4)), max_size=80)
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from("abcd"), st.booleans()),
+        st.tuples(st.just("take"), st.integers(1, 4), st.booleans()),
+        st.tuples(st.just("trim"), st.integers(1, 4), st.none()),
+        st.tuples(st.just("remove"), st.sampled_from("abcd"), st.booleans()),
+    ),
+    max_size=80,
+)
 
 
-@given(OPERATIONS, st.integers(1, 6))
-def test_every_item_leaves_once_and_the_shed_one_is_of_a_heaviest_subject(operations, size):
-    held = Counter()
-    gone = deque()
+@given(OPERATIONS)
+def test_every_item_leaves_once_and_trimmed_ones_are_the_oldest_of_a_heaviest_subject(operations):
+    held: dict[tuple, list] = {(subject, urgent): [] for subject in "abcd" for urgent in (True, False)}
+    queue = FairQueue()
 
-    def on_shed(subject, item):
-        assert held[subject] == max(held.values())
-        held[subject] -= 1
-        gone.append(item)
+    def of(subject):
+        return len(held[subject, True]) + len(held[subject, False])
 
-    queue = FairQueue(size, on_shed)
-    put = 0
-    for operation in operations:
-        if isinstance(operation, str):
-            held[operation] += 1
-            queue.put(operation, (operation, put))
-            put += 1
-        else:
-            for subject, number in queue.take(operation):
-                held[subject] -= 1
-                gone.append((subject, number))
-        assert len(queue) == sum(held.values()) <= size
-    gone.extend(queue.take(put))
-    assert sorted(item[1] if isinstance(item, tuple) else item for item in gone) == list(range(put))
+    for number, (operation, what, flag) in enumerate(operations):
+        if operation == "put":
+            held[what, flag].append((what, flag, number))
+            queue.put(what, (what, flag, number), tokens=number, urgent=flag)
+        elif operation == "take":
+            expected = min(what, len(queue))
+            taken = queue.take(what, newest=flag)
+            assert len(taken) == expected
+            for item in taken:
+                assert item == held[item[:2]].pop(-1 if flag else 0)
+        elif operation == "trim":
+            for item in queue.trim(what):
+                assert of(item[0]) == max(map(of, "abcd"))
+                assert not (item[1] and held[item[0], False])
+                assert item == held[item[:2]].pop(0)
+        elif held[what, flag]:
+            item = held[what, flag].pop(len(held[what, flag]) // 2)
+            queue.remove(what, item, tokens=item[2], urgent=flag)
+        assert len(queue) == sum(map(of, "abcd"))
+        assert queue.tokens == sum(item[2] for items in held.values() for item in items)
+        assert [queue.waiting_of(subject) for subject in "abcd"] == [of(subject) for subject in "abcd"]
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=200), st.integers(1, 4))
+def test_heavy_hitters_never_count_too_few(keys, size):
+    hitters, true = HeavyHitters(size), Counter(keys)
+    for key in keys:
+        hitters.add(key)
+    found = hitters.top(size)
+    assert sum(count for _, count in found) == len(keys)
+    assert len(found) == min(size, len(true))
+    for key, count in found:
+        assert true[key] <= count <= true[key] + found[-1][1]
 
 
 def test_heavy_hitters_keep_the_heavy_in_bounded_space():
@@ -69,7 +102,7 @@ def test_heavy_hitters_keep_the_heavy_in_bounded_space():
 
 
 def test_urgent_items_go_first_and_do_not_starve_the_rest():
-    queue = FairQueue(100, lambda subject, item: None)
+    queue = FairQueue()
     for number in range(20):
         queue.put("bulk", f"b{number}")
         queue.put("early", f"u{number}", urgent=True)
@@ -81,7 +114,7 @@ def test_urgent_items_go_first_and_do_not_starve_the_rest():
 
 
 def test_a_batch_holds_no_more_tokens_than_allowed_but_always_one_item():
-    queue = FairQueue(10, lambda subject, item: None)
+    queue = FairQueue()
     for item, tokens in (("a", 900), ("b", 50), ("c", 50), ("d", 1)):
         queue.put(item, item, tokens=tokens)
     assert queue.tokens == 1001
@@ -91,11 +124,8 @@ def test_a_batch_holds_no_more_tokens_than_allowed_but_always_one_item():
     assert queue.tokens == 0
 
 
-def test_what_is_not_urgent_is_shed_first():
-    shed = []
-    queue = FairQueue(3, lambda subject, item: shed.append(item))
-    for item in ("b1", "u1", "u2", "u3"):
+def test_what_is_not_urgent_is_trimmed_first():
+    queue = FairQueue()
+    for item in ("u1", "b1", "u2"):
         queue.put("flood", item, urgent=item[0] == "u")
-    assert shed == ["b1"]
-    queue.put("flood", "u4", urgent=True)
-    assert shed == ["b1", "u4"]
+    assert queue.trim(2) == ["b1", "u1"]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from tapline.service.metrics import Metrics
@@ -12,10 +13,11 @@ from tapline.service.process.supervisor import Supervisor
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.bus.events import BusEvent, Count, EventError, FlowsEvent, Stats
+from tests.batches import flows_event
 from tests.conftest import make_trace_checkpoint
 from tests.paths import ROOT
 from tests.service.sources.bus.sensors import AcknowledgingSensor
-from tests.service.sources.bus.test_events import FLOW_ARGS
+from tests.service.sources.bus.test_events import FLOW, FLOW_ARGS
 
 pytestmark = pytest.mark.whole
 
@@ -111,6 +113,11 @@ def flow_event(uid, seq, **changes):
     for index, value in changes.items():
         args[int(index[1:])] = value
     return BusEvent("tapline/flows/0", "Tapline::flow", args)
+
+
+def batch_event(uid, seq):
+    flow = msgspec.structs.replace(FLOW, uid=uid, complete=True, start_us=1_700_000_000_000_000 + seq)
+    return flows_event([flow], seq, sensor="tap-1")
 
 
 class Live:
@@ -213,7 +220,7 @@ PARTS = {
 @pytest.mark.parametrize("kind", [ValueError, RecursionError, asyncio.CancelledError])
 def test_every_part_of_the_service_runs_again(checkpoint_dir, trace_checkpoint, tmp_path, name, kind):
     async def body(running):
-        await running.sensor.publish(flow_event("C1", 1))
+        await running.sensor.publish(batch_event("C1", 1))
         await running.verdict("C1")
         assert running.service.not_ready() is None
         part = running.part(name)
@@ -225,12 +232,12 @@ def test_every_part_of_the_service_runs_again(checkpoint_dir, trace_checkpoint, 
         seq = 1
         while not part.deaths:  # until the fault has struck; the flow of the stroke itself may be lost, and counted
             seq += 1
-            await running.sensor.publish(flow_event(f"C{seq}", seq))
+            await running.sensor.publish(batch_event(f"C{seq}", seq))
             await asyncio.sleep(0.02)
         while not part.running:
             await asyncio.sleep(0.01)
         await running.sensor.wait_for_client()
-        await running.sensor.publish(flow_event("Clast", seq + 1))
+        await running.sensor.publish(batch_event("Clast", seq + 1))
         await running.verdict("Clast")
         assert running.service.not_ready() is None
         if name == "end of":
@@ -273,7 +280,7 @@ def test_what_is_malformed_costs_itself_and_a_counter(checkpoint_dir, trace_chec
             await running.sensor.publish(event)
         for frame in BAD_FRAMES:
             await running.sensor.send(frame)
-        await running.sensor.publish(flow_event("Cgood", 1))
+        await running.sensor.publish(batch_event("Cgood", 1))
         await running.verdict("Cgood")
         source = running.service.sensors.sensors[0].source
         assert source.state.malformed == len(BAD) + len(BAD_FRAMES)
@@ -293,7 +300,7 @@ def test_a_frame_above_the_limit_costs_its_connection_and_is_counted(checkpoint_
             await asyncio.sleep(0.01)
         assert source.state.malformed == 1
         await running.sensor.wait_for_client()
-        await running.sensor.publish(flow_event("Cgood", 2))
+        await running.sensor.publish(batch_event("Cgood", 2))
         await running.verdict("Cgood")
 
     running = live(checkpoint_dir, trace_checkpoint, tmp_path / "state", body)
@@ -316,7 +323,7 @@ def test_a_number_far_ahead_is_another_numbering(checkpoint_dir, trace_checkpoin
     async def body(running):
         source = running.service.sensors.sensors[0].source
         for index, seq in enumerate((1, 3, 2**52, 2**52 + 2)):
-            await running.sensor.publish(flow_event(f"C{index}", seq))
+            await running.sensor.publish(batch_event(f"C{index}", seq))
             await running.verdict(f"C{index}")
         account = source.state.sensors["tap-1"]
         assert (account.missed, account.restarts) == (2, 1)
@@ -331,7 +338,7 @@ def test_a_fault_of_ours_costs_the_event(checkpoint_dir, trace_checkpoint, tmp_p
         stats = BusEvent("tapline/stats", "Tapline::stats", [Count(1), "tap-1", *[Count(1)] * 13, 0.5])
         for _ in range(2):
             await running.sensor.publish(stats)
-        await running.sensor.publish(flow_event("Cgood", 1))
+        await running.sensor.publish(batch_event("Cgood", 1))
         await running.verdict("Cgood")
         assert (source.state.faults, source.state.malformed, source.state.connections) == (1, 0, 1)
         assert isinstance(source.state.sensors["tap-1"].stats, Stats)
@@ -343,7 +350,7 @@ def test_a_sink_that_fails_costs_its_verdict(checkpoint_dir, trace_checkpoint, t
     async def body(running):
         running.flow = Once(running.flow, KeyError("fault"))
         await running.sensor.publish(flow_event("Clost", 1))
-        await running.sensor.publish(flow_event("Cgood", 2))
+        await running.sensor.publish(batch_event("Cgood", 2))
         await running.verdict("Cgood")
         assert running.said == []
 

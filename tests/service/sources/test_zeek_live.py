@@ -18,6 +18,7 @@ import pytest
 
 from tests.service.api.served import Server
 from tests.service.command.cli_runner import CODE
+from tests.zeek.clusters import zeek_version
 
 pytestmark = [
     pytest.mark.zeek,
@@ -27,6 +28,7 @@ pytestmark = [
 ]
 
 SECONDS = 120
+SHOWN = b"Zeek %d" % zeek_version()[0]
 SCRIPT = 'module Own; export { option word = "none"; } event zeek_init() { Reporter::info(Own::word); }\n'
 
 
@@ -115,7 +117,7 @@ def test_watch_starts_zeek_again(tmp_path, checkpoint_dir):
 
     with subprocess.Popen(command, stdin=its, stdout=its, stderr=its) as watch:
         try:
-            wait(lambda: b"Zeek 8" in read(), lambda: shown.decode(errors="replace"))
+            wait(lambda: SHOWN in read(), lambda: shown.decode(errors="replace"))
             first = zeek_of(watch)
             os.kill(first, signal.SIGKILL)
             wait(
@@ -123,7 +125,7 @@ def test_watch_starts_zeek_again(tmp_path, checkpoint_dir):
             )
             wait(lambda: len(list((tmp_path / "runs").iterdir())) == 2 and read() is shown)
             before = len(shown)
-            wait(lambda: b"Zeek 8" in read()[before:], lambda: shown.decode(errors="replace"))
+            wait(lambda: SHOWN in read()[before:], lambda: shown.decode(errors="replace"))
             assert b"was ended by signal 9" in shown
             watch.send_signal(signal.SIGTERM)
             wait(lambda: (read(), watch.poll())[1] is not None)

@@ -172,7 +172,7 @@ def test_what_is_refused_is_what_the_one_validator_refuses(changes):
 
 def judged(flow):
     try:
-        return flow_of(msgspec.structs.asdict(flow))
+        return flow_of(msgspec.to_builtins(flow, builtin_types=(bytes,)))
     except FlowError as error:
         return error
 
