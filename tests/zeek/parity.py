@@ -39,6 +39,7 @@ COUNTERS = """
 event zeek_done() &priority=-100
 	{
 	print fmt("counters %s", to_json(Tapline::counters));
+	print fmt("native %s", Tapline::native);
 	}
 """
 
@@ -95,6 +96,8 @@ def run_zeek(capture: Path, plugin: Path | None, bare: bool, options: Sequence[s
         for line in done.stdout.splitlines():
             if line.startswith("counters "):
                 side.counters = json.loads(line.removeprefix("counters "))
+            if line.startswith("native ") and (line == "native T") != (plugin is not None):
+                raise SystemExit(f"the plugin is {'not ' if plugin else ''}in use")
         said = [line.replace(str(capture), "CAPTURE") for line in done.stderr.splitlines()]
         side.said = [line for line in said if line and not WARNINGS_OF_SCRIPTS.search(line)]
         side.logs = {name: read_log(folder / f"{name}.log") for name in LOGS}
