@@ -165,7 +165,7 @@ class Metrics:
         )  # fmt: skip
         self.bus_refused = Counter(
             "tapline_bus_refused_events",
-            "Events, and flows of batches, refused: malformed, of another schema version, a fault of ours, or late (stopping)",
+            "Events and flows refused: malformed, of another version, a fault of ours, or late (stopping)",
             ["url", "reason"], registry=registry,
         )  # fmt: skip
         self.sensor_counts = Gauge(

@@ -33,7 +33,7 @@ class Bus(Body):
     peer_version: str
     reason: Annotated[str, Field(description="why it is not connected")]
     connections: int
-    refused: Annotated[int, Field(description="events, and flows of batches, that were malformed, or of another schema version")]
+    refused: Annotated[int, Field(description="events and flows that were malformed, or of another version")]
     faults: Annotated[int, Field(description="events that set off a fault of the service's own")]
     pending_verdicts: Annotated[int, Field(description="verdicts that Zeek has not acknowledged yet")]
     sensors: list[Sensor]

@@ -149,7 +149,8 @@ def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:
     for name, account in state.sensors.items():
         loss = account.stats.loss_percent if account.stats is not None else -1.0
         found.append([
-            name or state.url, connection, _format(account.format, account.format_hint), _behind(account.lag_seconds), f"{account.flows:,}",
+            name or state.url, connection, _format(account.format, account.format_hint),
+            _behind(account.lag_seconds), f"{account.flows:,}",
             toned(f"{account.missed:,}", "caution" if account.missed else ""),
             "-" if loss < 0 else toned(f"{loss:.2f} %", "caution" if loss > 1 else ""),
             f"{sensor.pending_verdicts:,}",

@@ -63,6 +63,10 @@ class Feed(Protocol):
         """At most so many, for the batch that is about to be computed; none where all were given up just now."""
         ...
 
+    def failed(self, error: BaseException) -> None:
+        """`hand_over` raised this: the batcher no longer takes from here, and its engines go on."""
+        ...
+
 
 _FED = "live"
 """The name by which flows of a feed take turns with those of callers."""
@@ -311,7 +315,12 @@ class Batcher:
         sooner, so that the feed says until now which, and beyond the bound of this queue, which is for callers."""
         room = self.max_batch_size - self._queue.waiting_of(_FED)
         if self._feed is not None and room > 0 and self._feed.queued_flows:
-            fed = self._feed.hand_over(room)
+            feed, fed = self._feed, None
+            try:
+                fed = feed.hand_over(room)
+            except (Exception, asyncio.CancelledError) as error:
+                self._feed = None
+                feed.failed(error)
             if fed is not None:
                 self._put(_FED, fed, urgent=True, ports=None)
 

@@ -95,6 +95,7 @@ class LivePipeline:
         self._shown = dict.fromkeys(self._counters, 0)
         self._not_shown: list[float] | None = None
         self._wake: Callable[[], None] = lambda: None
+        self._ended: asyncio.Future[None]
 
     @property
     def waiting_flows(self) -> int:
@@ -134,9 +135,10 @@ class LivePipeline:
         self._queue.put(live)
 
     async def run(self) -> None:
-        """Feed the batcher until cancelled."""
+        """Feed the batcher until cancelled; raises what went wrong in it."""
+        self._ended = asyncio.get_running_loop().create_future()
         with self._batcher.fed_by(self) as self._wake:
-            await asyncio.get_running_loop().create_future()
+            await self._ended
 
     @property
     def busy_since(self) -> float:
@@ -159,6 +161,15 @@ class LivePipeline:
         self._working.add(answers)
         self._in_flight += len(batch)
         return Fed([live.flow for live in batch], [live.arrived_at for live in batch], answers)
+
+    def failed(self, error: BaseException) -> None:
+        """As of `Feed`: `run` ends with it."""
+        if self._ended.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self._ended.cancel()
+        else:
+            self._ended.set_exception(error)
 
     async def drain(self, limit_seconds: float) -> None:
         """Wait until no flow waits for a verdict, at most so long; `run` must be running."""
