@@ -27,6 +27,7 @@ event zeek_init()
 		return;
 	local nodes = table(
 		["manager"] = Supervisor::ClusterEndpoint($role=Supervisor::MANAGER, $host=127.0.0.1, $p={manager}/tcp),
+		["logger"] = Supervisor::ClusterEndpoint($role=Supervisor::LOGGER, $host=127.0.0.1, $p={logger}/tcp),
 		["worker"] = Supervisor::ClusterEndpoint($role=Supervisor::WORKER, $host=127.0.0.1, $p={worker}/tcp));
 	for ( name in nodes )
 		{{
@@ -114,8 +115,8 @@ def test_by_path(line, checkout):
 
 @pytest.mark.parametrize("backend", ["broker"] if zeek_version() < (8, 1) else backends())
 def test_under_the_supervisor(backend, checkout):
-    manager, worker, xpub, xsub = free_ports(4)
-    (checkout / "cluster.zeek").write_text(SUPERVISED.format(manager=manager, worker=worker))
+    manager, logger, worker, xpub, xsub = free_ports(5)
+    (checkout / "cluster.zeek").write_text(SUPERVISED.format(manager=manager, logger=logger, worker=worker))
     command = documented("zeek -j ./zeek/scripts cluster.zeek")
     check([*command[:2], *backend_arguments(backend, xpub, xsub), *command[2:]], checkout)
 
@@ -143,3 +144,22 @@ def test_a_cluster_without_a_backend_is_told_what_to_load(checkout):
     assert result.returncode != 0
     assert "Tapline needs a cluster backend" in result.stderr
     assert "frameworks/cluster/backend/zeromq" in result.stderr
+
+
+@pytest.mark.skipif(zeek_version() < (8, 1) or "zeromq" not in backends(), reason="the cluster is not ZeroMQ's")
+def test_a_node_that_writes_the_logs_is_told_that_it_cannot_serve(checkout):
+    (port,) = free_ports(1)
+    (checkout / "cluster-layout.zeek").write_text(
+        'redef Cluster::nodes = { ["manager"] = '
+        f"Cluster::Node($node_type=Cluster::MANAGER, $ip=127.0.0.1, $p={port}/tcp) }};"
+    )
+    result = subprocess.run(
+        ["zeek", "frameworks/cluster/backend/zeromq", "./zeek/scripts"],
+        cwd=checkout,
+        env={**os.environ, "CLUSTER_NODE": "manager"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode != 0
+    assert "add a logger to the cluster" in result.stderr

@@ -193,6 +193,17 @@ event zeek_init() &priority=10
 	}
 @endif
 
+# With ZeroMQ each client of the WebSocket server has a connection of its own to the bus, which listens for logs where the node
+# does, and cannot where the node does already: clients of a node that writes the cluster's logs wait for ever.
+@ifdef ( Cluster::Backend::ZeroMQ::listen_log_endpoint )
+event zeek_init() &priority=10
+	{
+	if ( is_serving() && listen_port != 0/tcp && Cluster::Backend::ZeroMQ::listen_log_endpoint != "" )
+		Reporter::fatal(fmt("Tapline cannot serve on the node that writes the cluster's logs with ZeroMQ: add a " +
+		    "logger to the cluster, or name another node than \"%s\" in Tapline::serving_node", Cluster::node));
+	}
+@endif
+
 event zeek_init()
 	{
 	if ( shards == 0 )
