@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--kept", type=Path)
     parser.add_argument("--list", action="store_true", help="name every difference")
     parser.add_argument("--processes", type=int, default=2)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     options = [word for word in given.captures if "::" in word]
     captures = captures_of([Path(word).resolve() for word in given.captures if "::" not in word])
     if given.kept:

@@ -81,6 +81,10 @@ void Early::Reached(double time) {
 }
 
 void Early::RaiseDue() {
+    // Zeek drains events in the middle of a packet, too, where a file's analyzer cannot wait: then the packet that made a flow
+    // due is not in it yet.
+    if ( zeek::run_state::current_pkt )
+        return;
     for ( const auto& kept : due )
         raise(*kept);
     due.clear();
