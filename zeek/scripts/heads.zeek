@@ -34,6 +34,9 @@ function learn_link()
 	{
 	header_only = heads == "header";
 	source_link = packet_source()$link_type;
+	# Zeek's own reader of pcapng, since 8.2, has a link type for each packet, and tells a script of Ethernet alone.
+	if ( source_link == -1 && get_current_packet_header()$l2$encap == LINK_ETHERNET )
+		source_link = 1;
 	ethernet = source_link == 1;
 	}
 

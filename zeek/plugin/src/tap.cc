@@ -260,8 +260,12 @@ int source_link_type() {
     static int link_type = -1;
     if ( link_type >= 0 )
         return link_type;
-    if ( zeek::iosource::PktSrc* source = zeek::iosource_mgr->GetPktSrc() )
+    if ( zeek::iosource::PktSrc* source = zeek::iosource_mgr->GetPktSrc() ) {
         link_type = source->LinkType();
+        // Zeek's own reader of pcapng, since 8.2, has a link type for each packet.
+        if ( const zeek::Packet* packet; link_type < 0 && source->GetCurrentPacket(&packet) )
+            link_type = static_cast<int>(packet->link_type);
+    }
     return link_type;
 }
 
