@@ -58,18 +58,20 @@ function address_hex(a: addr): string
 	return text;
 	}
 
-# Where source and destination address stand next to each other in the frame: under tunnels and rare link layers.
+# Where source and destination address stand next to each other in the frame, behind what may be the beginning of their IP
+# header: under tunnels and rare link layers.
 function searched_ip_offset(data: string, p: pkt_hdr, tunneled: bool): int
 	{
 	local pair = p?$ip ? address_hex(p$ip$src) + address_hex(p$ip$dst)
 	                   : address_hex(p$ip6$src) + address_hex(p$ip6$dst);
 	local before = p?$ip ? 12 : 8;
+	local version = p?$ip ? "4" : "6";
 	local hex = bytestring_to_hexstr(|data| > 512 ? data[0:512] : data);
 	local found = -1;
 	local at = find_str(hex, pair);
 	while ( at >= 0 )
 		{
-		if ( at % 2 == 0 && at / 2 >= before )
+		if ( at % 2 == 0 && at / 2 >= before && hex[at-2*before] == version )
 			{
 			found = at / 2 - before;
 			if ( ! tunneled )

@@ -19,7 +19,8 @@ namespace {
 
 constexpr size_t max_service_bytes = 128;
 
-// Measured on batches of mixed captures: more costs several times as much and saves little.
+// Level 6 takes half as long again and saves 5 % of the bytes: of 1,238 flows of 687 bytes, 7 to a batch, each takes 9.0 us
+// and 299 bytes at level 1, 13.2 us and 283 bytes at level 6, by Python's zlib.
 constexpr int compression_level = 1;
 
 // Compression of a batch, by its first byte.

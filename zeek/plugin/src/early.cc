@@ -4,6 +4,7 @@
 #include <zeek/Event.h>
 #include <zeek/EventRegistry.h>
 #include <zeek/RunState.h>
+#include <zeek/packet_analysis/protocol/ip/SessionAdapter.h>
 
 #include <algorithm>
 
@@ -24,6 +25,12 @@ public:
 };
 
 namespace {
+
+// Zeek drains events in the middle of a packet, too, where a file's analyzer cannot wait: then the packet that made a flow due
+// is not in it yet. Where Zeek skips a connection, it goes on naming a packet that it is done with.
+bool is_in_work(const Kept& kept) {
+    return zeek::run_state::current_pkt && kept.conn && ! kept.conn->GetSessionAdapter()->Skipping();
+}
 
 void raise(Kept& kept) {
     static const auto event = zeek::event_registry->Register("Tapline::early_due");
@@ -81,13 +88,11 @@ void Early::Reached(double time) {
 }
 
 void Early::RaiseDue() {
-    // Zeek drains events in the middle of a packet, too, where a file's analyzer cannot wait: then the packet that made a flow
-    // due is not in it yet.
-    if ( zeek::run_state::current_pkt )
+    if ( due.empty() )
         return;
-    for ( const auto& kept : due )
-        raise(*kept);
-    due.clear();
+    auto waiting = std::stable_partition(due.begin(), due.end(), [](const KeptPtr& kept) { return ! is_in_work(*kept); });
+    std::for_each(due.begin(), waiting, [](const KeptPtr& kept) { raise(*kept); });
+    due.erase(due.begin(), waiting);
 }
 
 void Early::Clear() {

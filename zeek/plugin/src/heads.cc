@@ -46,15 +46,17 @@ int link_bytes(const Frame& frame) {
     return is_ip(big_endian(frame.data + 16)) ? 18 : -1;
 }
 
-// Where source and destination address stand next to each other in the frame: under tunnels and rare link layers.
+// Where source and destination address stand next to each other in the frame, behind what may be the beginning of their IP
+// header: under tunnels and rare link layers.
 int searched_ip_offset(const Packet& packet, bool is_tunneled, const Frame& frame) {
     const uint8_t* pair = packet.Source();
     const size_t pair_bytes = 2 * packet.AddressBytes();
     const size_t before = packet.is_v4 ? 12 : 8;
+    const int version = packet.is_v4 ? 4 : 6;
     const size_t end = std::min<size_t>(frame.captured, 512);
     int found = -1;
     for ( size_t at = before; at + pair_bytes <= end; ++at ) {
-        if ( memcmp(frame.data + at, pair, pair_bytes) != 0 )
+        if ( memcmp(frame.data + at, pair, pair_bytes) != 0 || frame.data[at - before] >> 4 != version )
             continue;
         found = static_cast<int>(at - before);
         if ( ! is_tunneled )
@@ -118,8 +120,7 @@ uint32_t fragment_header_end(const Frame& frame, uint32_t start) {
 bool is_v4_fragment(const Packet& packet) { return (big_endian(packet.header + 6) & 0x3fff) != 0; }
 
 // Where the frame's own IP header ends if the packet was put together from fragments, of which the frame is one; otherwise
-// 0. Then only the frame's own header tells what is in the frame: Zeek may still give the datagram's length as the frame's.
-// `start` is where an IP header lies, the frame's first one is looked at in any case.
+// 0. `start` is where an IP header lies, the frame's first one is looked at in any case.
 uint32_t fragment_end(const Packet& packet, int start, bool is_tunneled, const Frame& frame, LazyFrame& lazy_frame) {
     if ( ! is_tunneled && packet.is_v4 && ! is_v4_fragment(packet) )
         return 0;

@@ -242,6 +242,15 @@ Kept* kept_by(zeek::Connection& conn) {
     return analyzer ? static_cast<PacketsAnalyzer*>(analyzer)->GetKept() : nullptr;
 }
 
+// Bytes of a frame up to the end of its IP packet, a fragment, while Zeek gives the frame the length that it would have with
+// the datagram that the fragment completed.
+uint32_t fragment_bytes(const zeek::Packet& packet) {
+    uint32_t before_ip = packet.cap_len - packet.ip_hdr->TotalLen();
+    const uint8_t* ip = packet.data + before_ip;
+    auto length = [ip](int at) { return static_cast<uint32_t>(ip[at] << 8 | ip[at + 1]); };
+    return before_ip + (ip[0] >> 4 == 4 ? length(2) : 40 + length(4));
+}
+
 bool current_frame(Frame& frame) {
     zeek::iosource::PktSrc* source = zeek::run_state::detail::current_packet_source();
     const zeek::Packet* packet = nullptr;
@@ -250,6 +259,8 @@ bool current_frame(Frame& frame) {
     frame.data = packet->data;
     frame.captured = packet->cap_len;
     frame.wire = packet->len;
+    if ( packet->ip_hdr && packet->ip_hdr->Reassembled() )
+        frame.captured = frame.wire = fragment_bytes(*packet);
     frame.time_us = static_cast<uint64_t>(packet->ts.tv_sec) * 1000000 + static_cast<uint64_t>(packet->ts.tv_usec);
     frame.link_type = source->LinkType();
     return true;
