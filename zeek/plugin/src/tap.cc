@@ -245,6 +245,8 @@ Kept* kept_by(zeek::Connection& conn) {
 // Bytes of a frame up to the end of its IP packet, a fragment, while Zeek gives the frame the length that it would have with
 // the datagram that the fragment completed.
 uint32_t fragment_bytes(const zeek::Packet& packet) {
+    if ( packet.ip_hdr->TotalLen() > packet.cap_len )
+        return 0;
     uint32_t before_ip = packet.cap_len - packet.ip_hdr->TotalLen();
     const uint8_t* ip = packet.data + before_ip;
     auto length = [ip](int at) { return static_cast<uint32_t>(ip[at] << 8 | ip[at + 1]); };
