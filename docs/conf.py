@@ -18,6 +18,7 @@ include_patterns = [
     "docs/*.md",
     "docs/notebooks/*",
     "zeek/README.md",
+    "zeek/plugin/README.md",
     "training/*.md",
     "benchmarks/README.md",
     "models/zoo/*/*/README.md",

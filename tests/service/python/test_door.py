@@ -37,7 +37,7 @@ tapline.read(7)
 tapline.nothing
 """
 REVEALED = [
-    "list[int]",
+    "Sequence[int]",
     "Verdict | None",
     "Traces",
     "DataFrame",
