@@ -1,6 +1,5 @@
 ##! Batches of flows in script, packed as the README of the package says at `Tapline::flows`, from the state that the
-##! extraction in script keeps. No function of Zeek writes numbers as bytes, and a table of all bytes is faster than those
-##! that read hex digits.
+##! extraction in script keeps. No function of Zeek writes numbers as bytes, so they are looked up in a table of all bytes.
 
 @load base/protocols/conn
 @load ./state
