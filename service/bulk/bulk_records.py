@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -104,6 +104,16 @@ class CaptureAccount(msgspec.Struct, kw_only=True, frozen=True):
         return (self.capture, self.size_bytes, self.changed) == (
             capture.shown_path, capture.size_bytes, capture.changed,
         )  # fmt: skip
+
+
+def left(captures: Sequence[BulkCapture], accounts: dict[str, CaptureAccount]) -> list[BulkCapture]:
+    """The captures that are not done: those without an account, with an error, or that changed since."""
+    found = []
+    for capture in captures:
+        account = accounts.get(capture.key)
+        if account is None or account.error is not None or not account.is_of(capture):
+            found.append(capture)
+    return found
 
 
 def one_line(error: BaseException) -> str:

@@ -29,16 +29,6 @@ TASKS_PER_WORKER = 8
 _ANSWERS = msgspec.json.Decoder(list[CaptureAccount])
 
 
-def left(captures: Sequence[BulkCapture], accounts: dict[str, CaptureAccount]) -> list[BulkCapture]:
-    """The captures that are not done: those without an account, with an error, or that changed since."""
-    found = []
-    for capture in captures:
-        account = accounts.get(capture.key)
-        if account is None or account.error is not None or not account.is_of(capture):
-            found.append(capture)
-    return found
-
-
 def tasks_of(captures: Sequence[BulkCapture], workers: int) -> list[list[BulkCapture]]:
     """The captures by the task, the largest first, so that the last to end are small."""
     total = sum(capture.size_bytes for capture in captures)

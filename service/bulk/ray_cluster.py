@@ -21,7 +21,7 @@ from tapline.service.bulk.bulk_records import BulkError, one_line
 OBJECT_STORE_BYTES = 100_000_000
 """Of the Ray of this machine; what workers say of captures lies in it, and nothing else."""
 
-STARTS = 3
+STARTS = 4
 """How often it is started: Ray gives up after 30 s, which are not enough on a machine that is busy."""
 
 END_SECONDS = 15.0

@@ -74,8 +74,7 @@ def bulk(
     """Classify an archive of captures into Parquet, on this machine's cores or a Ray cluster."""
     if any(_is_missing(name) for name in _NEEDED):
         _fail(f"bulk runs need Ray, of the extra `bulk`: {install_command('bulk')}", EXIT_USAGE)
-    from tapline.service.bulk.bulk_records import BulkError, made_with
-    from tapline.service.bulk.bulk_run import left
+    from tapline.service.bulk.bulk_records import BulkError, left, made_with
     from tapline.service.bulk.bulk_sources import find_captures
     from tapline.service.bulk.bulk_store import BulkStore
     from tapline.service.bulk.bulk_worker import WorkerOptions
@@ -84,37 +83,32 @@ def bulk(
     try:
         captures, store = find_captures(sources), BulkStore(out)
         flow_model, trace_models = _models(checkpoint, traces or [], engine, console)
-        made = made_with(flow_model, trace_models, ports=ports == "on", reader=reader)
         options = WorkerOptions(
             run=uuid.uuid4().hex,
             out=store.out,
-            made=made,
+            made=made_with(flow_model, trace_models, ports=ports == "on", reader=reader),
             checkpoint=flow_model,
             traces=trace_models,
             engine=engine,
             threads=threads,
         )
-        store.begin(made)
+        store.begin(options.made)
         accounts = store.accounts()
     except (BulkError, CaptureError) as error:
         _fail(str(error), EXIT_USAGE)
-    rest, status = left(captures, accounts), 0
-    progress = BulkProgress(console, captures, rest)
+    progress = BulkProgress(console, captures, left(captures, accounts))
+    status = 0
     try:
-        if rest:
-            with (
-                progress,
-                _one_interrupt(),
-                contextlib.closing(_computed(rest, options, workers, ray_address)) as found,
-            ):
-                for account in found:
-                    accounts[account.key] = account
-                    progress.add(account)
+        with progress, contextlib.closing(_computed(progress.rest, options, workers, ray_address)) as found:
+            for account in found:
+                accounts[account.key] = account
+                progress.add(account)
     except KeyboardInterrupt:
-        say(f"interrupted: {progress.done} of {len(captures)} captures are done; run it again to go on")
+        say("interrupted: run it again to go on")
         status = EXIT_INTERRUPTED
     except BulkError as error:
-        _fail(f"{error}; {progress.done} of {len(captures)} captures are done", EXIT_FAILED)
+        say(str(error))
+        status = EXIT_FAILED
     try:
         store.finish(accounts.values())
     except BulkError as error:
@@ -128,12 +122,17 @@ def _computed(
     captures: Sequence[BulkCapture], options: WorkerOptions, workers: int | None, address: str | None
 ) -> Generator[CaptureAccount, None, None]:
     """What comes of captures on Ray, which is there while they are computed."""
+    if not captures:
+        return
     from tapline.service.bulk.bulk_run import run_on_ray
     from tapline.service.bulk.ray_cluster import joined_ray, local_ray, places, ray_nodes
 
     if address is None:
         workers = min(workers or max(1, len(os.sched_getaffinity(0)) // options.threads), len(captures))
-    with local_ray(workers * options.threads) if address is None and workers else joined_ray(str(address)):
+        ray = local_ray(workers * options.threads)
+    else:
+        ray = joined_ray(address)
+    with _one_interrupt(), ray:
         yield from run_on_ray(captures, options, places(ray_nodes(), workers, options.threads))
 
 

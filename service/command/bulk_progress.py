@@ -24,6 +24,7 @@ class BulkProgress:
 
     def __init__(self, console: Console, captures: Sequence[BulkCapture], rest: Sequence[BulkCapture]) -> None:
         """`rest`: those of the captures that are not done yet."""
+        self.rest = rest
         self.done = self._before = len(captures) - len(rest)
         self._captures = len(captures)
         self._failed = 0
@@ -42,7 +43,8 @@ class BulkProgress:
         self._task = self._bar.add_task("Ray starts", total=None)
 
     def __enter__(self) -> BulkProgress:
-        self._bar.start()
+        if self.rest:
+            self._bar.start()
         return self
 
     def __exit__(

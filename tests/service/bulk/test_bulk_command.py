@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
 pq = pytest.importorskip("pyarrow.parquet")
 
 import tapline  # noqa: E402
@@ -22,6 +23,7 @@ from tests.service.command.cli_runner import CODE  # noqa: E402
 
 pytestmark = [pytest.mark.whole, pytest.mark.slow, pytest.mark.timeout(900)]
 
+STARTS = 5
 START_SECONDS = 240
 RUN_SECONDS = 420
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -50,22 +52,31 @@ def expected(archive):
     return found
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """The address of a cluster of two nodes."""
+@contextlib.contextmanager
+def two_nodes():
+    """The address of a cluster of two nodes, None where one took longer than Ray waits."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.service.bulk.two_nodes"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         cwd=ROOT, env={**os.environ, **LOOPBACK}, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        address = process.stdout.readline().strip()
-        assert address.startswith("127.0.0.1:"), address
-        yield address
+        yield process.stdout.readline().strip() or None
     finally:
         process.stdin.close()
         process.wait(60)
         process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of such a cluster."""
+    for _ in range(STARTS):
+        with two_nodes() as address:
+            if address is not None:
+                yield address
+                return
+    pytest.fail("Ray's cluster does not start")
 
 
 @contextlib.contextmanager
@@ -117,17 +128,8 @@ def in_the_middle(process, out, name):
         if begun and working:
             return working
         time.sleep(0.02)
-    pytest.fail(f"no worker began {name}: {process.poll()}")
-
-
-def tapline_processes(out):
-    """Processes of Ray that work for a run into a directory, and the Ray itself where it is its own."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"TAPLINE_TEST_RUN={out}".encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return found
+    process.kill()
+    pytest.fail(f"no worker began {name}: {process.communicate()[1]}")
 
 
 def test_a_killed_worker_costs_no_row_and_doubles_none(archive, expected, cluster, tmp_path):
@@ -149,22 +151,26 @@ def test_a_killed_worker_costs_no_row_and_doubles_none(archive, expected, cluste
     assert not (tmp_path / ".parts").exists()
 
 
-def test_an_interrupted_run_goes_on(archive, expected, tmp_path, monkeypatch):
-    monkeypatch.setenv("TAPLINE_TEST_RUN", str(tmp_path))
+def test_an_interrupted_run_goes_on(archive, expected, tmp_path):
     good = [archive / name for name in expected]
     with bulk(*good, "--out", f"file://{tmp_path}") as process:
         in_the_middle(process, tmp_path, "large.pcap")
+        family = psutil.Process(process.pid).children(recursive=True)
+        listening = {
+            each.laddr.ip for one in family for each in one.net_connections("inet") if each.status == psutil.CONN_LISTEN
+        }
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         status, said = ended(process)
     assert status == 130
-    assert "captures are done; run it again to go on" in said
+    assert "interrupted: run it again to go on" in said
     assert set(tables(tmp_path)) < set(expected)
-    assert tapline_processes(tmp_path) == []
+    assert len(family) > 5
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
     with bulk(*good, "--out", tmp_path) as process:
         status, said = ended(process)
     assert (status, tables(tmp_path)) == (0, expected), said
     assert "3 of 3 captures done" in said
-    assert tapline_processes(tmp_path) == []
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "flows").iterdir()}
     with bulk(archive, "--out", tmp_path, "--ports", "off") as process:
         status, said = ended(process)

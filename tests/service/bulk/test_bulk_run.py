@@ -5,8 +5,8 @@ import pytest
 pytest.importorskip("ray")
 
 from tapline.service.bulk import bulk_run
-from tapline.service.bulk.bulk_records import BulkCapture, CaptureAccount
-from tapline.service.bulk.bulk_run import left, tasks_of
+from tapline.service.bulk.bulk_records import BulkCapture, CaptureAccount, left
+from tapline.service.bulk.bulk_run import tasks_of
 from tapline.service.bulk.ray_cluster import Places, places
 
 

@@ -1,19 +1,23 @@
 """A Ray cluster of two nodes of one CPU on the loopback interface, by Ray's own utility: `python -m` this prints its
 address and holds it until standard input ends. A process of its own, so that all of Ray ends with it."""
 
+import os
 import sys
 import tempfile
+from pathlib import Path
 
 
 def main() -> None:
     """Start, wait, end."""
-    from ray.cluster_utils import Cluster
-
     with tempfile.TemporaryDirectory(prefix="tapline-", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        Path(folder, "ray").mkdir()  # where the utility writes the address
+        from ray.cluster_utils import Cluster
+
         node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
+        cluster = Cluster(initialize_head=True, head_node_args=node)
         try:
-            cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+            cluster.add_node(**node)
             print(cluster.address, flush=True)
             sys.stdin.read()
         finally:
