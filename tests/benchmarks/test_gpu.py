@@ -8,6 +8,8 @@ import pytest
 
 from tests.paths import DATA, ROOT
 
+pytest.importorskip("transformers", reason="the extra `benchmarks` is not installed")
+
 pytestmark = pytest.mark.whole
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
