@@ -10,7 +10,7 @@ another one, until it ends.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import msgspec
@@ -82,10 +82,10 @@ def run_on_ray(
 
 
 class _Actor:
-    """What Ray makes of a worker: it never raises, for Ray Data would hold that to be the end of a task or of all."""
+    """What Ray makes of a worker: it never raises, for Ray Data would hold that to be a fault of its own."""
 
     def __init__(self, options: WorkerOptions) -> None:
-        self._start: Callable[[], BulkWorker] = lambda: BulkWorker(options)
+        self._options = options
         self._worker: BulkWorker | None = None
 
     def __call__(self, batch: Any) -> Any:
@@ -94,7 +94,7 @@ class _Actor:
         accounts: list[CaptureAccount] = []
         stop = ""
         try:
-            self._worker = self._worker or self._start()
+            self._worker = self._worker or BulkWorker(self._options)
             for task in batch["captures"].to_pylist():
                 accounts += map(self._worker.capture, pickle.loads(task))
         except Exception as error:

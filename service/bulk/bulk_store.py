@@ -121,7 +121,9 @@ class BulkStore:
                 if self._remote is None:
                     os.fsync(file.fileno())
                     part.replace(self._path(name))
+                    _keep_names(Path(self._path(name)).parent)
                 else:
+                    file.seek(0)  # where /dev/fd is this very descriptor
                     self._remote.put_file(f"/dev/fd/{file.fileno()}", self._path(name))
 
     def mark(self, account: CaptureAccount) -> None:
@@ -192,3 +194,12 @@ class BulkStore:
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
             raise BulkError(f"{self.out}: cannot {what}: {clean(reason or type(error).__name__, 300)}") from None
+
+
+def _keep_names(directory: Path) -> None:
+    """Have the names in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tapline.service.bulk.ray_cluster import patient_start
+
 
 def main() -> None:
     """Start, wait, end."""
@@ -15,9 +17,11 @@ def main() -> None:
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
+        cluster = Cluster()
         try:
-            cluster.add_node(**node)
+            with patient_start():
+                cluster.add_node(**node)
+                cluster.add_node(**node)
             print(cluster.address, flush=True)
             sys.stdin.read()
         finally:
