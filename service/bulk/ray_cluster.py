@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,8 @@ from tapline.service.bulk.bulk_records import BulkError, one_line
 OBJECT_STORE_BYTES = 100_000_000
 """Of the Ray of this machine; what workers say of captures lies in it, and nothing else."""
 
-START_SECONDS = 180.0
-"""How long a node may take to start: the 30 s that Ray gives it are not enough on a machine that is busy."""
+STARTS = 4
+"""How often it is started: a part of Ray that waits 15 s for another ends it all on a machine that is busy."""
 
 END_SECONDS = 15.0
 """How long processes of Ray may take to end before they are killed."""
@@ -47,11 +46,14 @@ def local_ray(cpus: int) -> Iterator[None]:
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what makes it listen on loopback alone, on any system
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    with _quiet_ray() as ray, patient_start(), contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_started(ray, cpus))
-        except Exception as error:
-            raise BulkError(f"Ray does not start on this machine: {one_line(error)}") from None
+    with _quiet_ray() as ray, contextlib.ExitStack() as stack:
+        for start in range(1, STARTS + 1):
+            try:
+                stack.enter_context(_started(ray, cpus))
+                break
+            except Exception as error:
+                if start == STARTS:
+                    raise BulkError(f"Ray does not start on this machine: {one_line(error)}") from None
         yield
 
 
@@ -80,34 +82,6 @@ def _started(ray: Any, cpus: int) -> Iterator[None]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(alive, END_SECONDS)
-
-
-@contextlib.contextmanager
-def patient_start() -> Iterator[None]:
-    """Nodes of Ray that start meanwhile may take `START_SECONDS`.
-
-    Ray has no setting for it. It asks for the new node until it is there or the time is over, and looks at the clock
-    only after an answer: so the answer waits. Where another Ray asks otherwise, its own limit holds.
-    """
-    from ray._private import services
-
-    ask = services.get_node
-
-    def patient(*arguments: Any) -> Any:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return ask(*arguments)
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)  # there is nothing to wait on
-
-    services.get_node = patient
-    try:
-        yield
-    finally:
-        services.get_node = ask
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from tests.service.command.cli_runner import CODE  # noqa: E402
 
 pytestmark = [pytest.mark.whole, pytest.mark.slow, pytest.mark.timeout(900)]
 
+STARTS = 4
 START_SECONDS = 240
 RUN_SECONDS = 420
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -51,22 +52,31 @@ def expected(archive):
     return found
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """The address of a cluster of two nodes."""
+@contextlib.contextmanager
+def two_nodes():
+    """The address of a cluster of two nodes, None where one took longer than Ray waits."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.service.bulk.two_nodes"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         cwd=ROOT, env={**os.environ, **LOOPBACK}, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        address = process.stdout.readline().strip()
-        assert address.startswith("127.0.0.1:"), address
-        yield address
+        yield process.stdout.readline().strip() or None
     finally:
         process.stdin.close()
         process.wait(60)
         process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of such a cluster."""
+    for _ in range(STARTS):
+        with two_nodes() as address:
+            if address is not None:
+                yield address
+                return
+    pytest.fail("Ray's cluster does not start")
 
 
 @contextlib.contextmanager

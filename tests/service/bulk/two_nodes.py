@@ -6,8 +6,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tapline.service.bulk.ray_cluster import patient_start
-
 
 def main() -> None:
     """Start, wait, end."""
@@ -19,9 +17,8 @@ def main() -> None:
         node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
         cluster = Cluster()
         try:
-            with patient_start():
-                cluster.add_node(**node)
-                cluster.add_node(**node)
+            cluster.add_node(**node)
+            cluster.add_node(**node)
             print(cluster.address, flush=True)
             sys.stdin.read()
         finally:
