@@ -17,6 +17,7 @@ global batches: table[count] of Texts;
 const heads_kinds: table[string] of count = { ["none"] = 0, ["header"] = 1, ["full"] = 2 };
 const heads_kind = heads_kinds[heads];
 
+# Calls cost more than what they do here, so the common cases are looked at in place.
 function flow_text(c: connection, final: bool, server_name: string): string
 	{
 	local st = c$tapline;
@@ -26,7 +27,8 @@ function flow_text(c: connection, final: bool, server_name: string): string
 	local service = |c$service| > 0 ? to_lower(join_string_set(c$service, ",")) : "";
 	if ( |service| > max_service )
 		service = service[0:max_service];
-	return cat_sep(",", "", final, sent_by_orig(c), id$orig_h, id$resp_h, c$uid,
+	local straight = st$same_host ? sent_by_orig(c) : st$first_h == id$orig_h;
+	return cat_sep(",", "", final, straight, id$orig_h, id$resp_h, c$uid,
 	    final && c?$conn && c$conn?$conn_state ? c$conn$conn_state : "", server_name,
 	    encode_base64(cat(st$heads, st$orig_bytes, st$resp_bytes, service)),
 	    id$proto, raw_ip ? link_type_byte(c) : link_byte, heads_kind, port_to_count(id$orig_p), port_to_count(id$resp_p),

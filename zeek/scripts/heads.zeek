@@ -30,6 +30,9 @@ global ethernet = F;
 # Whether heads end with the transport header.
 global header_only = F;
 
+# Whether the common case is to be looked for: heads of Ethernet frames that end with the transport header.
+global plain_link = F;
+
 # Tracegram's link-type byte of heads, 0 where its table has none or there are no heads; raw IP's depends on the version.
 global link_byte = 0;
 global raw_ip = F;
@@ -42,6 +45,7 @@ function learn_link()
 	if ( source_link == -1 && get_current_packet_header()$l2$encap == LINK_ETHERNET )
 		source_link = 1;
 	ethernet = source_link == 1;
+	plain_link = header_only && ethernet;
 	if ( heads == "none" )
 		return;
 	raw_ip = source_link in raw_ip_links;
@@ -216,7 +220,7 @@ function add_head(c: connection, st: State, p: pkt_hdr, payload: count)
 	local data = packet$data;
 	local keep: count;
 	# Most frames are an Ethernet header and a packet of IPv4.
-	if ( header_only && ethernet && p?$ip && ! c?$tunnel && p$ip$len > 0 && ! p$ip$MF && p$ip$offset == 0 &&
+	if ( plain_link && p?$ip && ! c?$tunnel && p$ip$len > 0 && ! p$ip$MF && p$ip$offset == 0 &&
 	     data[12:14] == "\x08\x00" )
 		keep = 14 + p$ip$len - payload;
 	else if ( header_only )

@@ -1,4 +1,4 @@
-"""Batches of flows as sensors without the plugin make them, in text: each becomes the bytes that it has in other batches.
+"""Batches of flows in text, from sensors without the plugin: each flow becomes the bytes that it has in other batches.
 
 Both layouts are in `zeek/README.md`, section `Tapline::flows`.
 """
