@@ -345,7 +345,7 @@ class VerdictRow(msgspec.Struct, frozen=True, gc=False):
 
 
 def verdict_lines_event(service: str, batch: int, rows: Sequence[VerdictRow]) -> BusEvent:
-    """`Tapline::verdict_lines`: a batch of verdicts in one string; `Tapline::verdicts` where a name has what parts them."""
+    """`Tapline::verdict_lines`: verdicts in one string; `Tapline::verdicts` where a name has what would part it."""
     lines = ";".join([row.line() for row in rows])
     if lines.count("|") != (len(VerdictRow.__struct_fields__) - 1) * len(rows) or lines.count(";") != len(rows) - 1:
         return verdicts_event(service, batch, rows)
