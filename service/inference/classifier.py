@@ -15,6 +15,7 @@ from tapline.models.context import transport_of
 from tapline.models.encode import Mm4flowFeatures, TokenBatch, encode
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from tapline.models.packed_packets import LENGTH_BYTES, head_bytes, pack_heads, pack_lengths
+from tapline.models.trace_context import ContextColumns
 from tapline.models.verdict import Verdict, context_terms, flow_verdicts
 from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
 from tapline.service.engines.thread import EngineStalledError, EngineThread
@@ -177,7 +178,8 @@ class Classifier:
         found = flow_verdicts(
             scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self._with_scores
         )
-        encoded_by = [encoder.encode(flows, scores.embeddings) for encoder in self.encoders]
+        context = ContextColumns(flows)
+        encoded_by = [encoder.encode(flows, scores.embeddings, context) for encoder in self.encoders]
         self.last_timing = Timing(
             encoded - start,
             time.perf_counter() - encoded,
