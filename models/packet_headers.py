@@ -206,13 +206,14 @@ def _read_headers(heads: HeadBytes, head: Ints, ip: Ints) -> IpHeaders:
 
 
 @lru_cache(16_384)
-def _packed(address: str) -> bytes:
+def packed_address(address: str) -> bytes:
+    """The bytes of an address, 4 or 16."""
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _addresses(texts: Sequence[str]) -> Bytes:
     """Addresses as bytes, uint8 [n, 16]."""
-    packed = b"".join([_packed(text).ljust(16, b"\0") for text in texts])
+    packed = b"".join([packed_address(text).ljust(16, b"\0") for text in texts])
     return np.frombuffer(packed, np.uint8).reshape(-1, 16)
 
 
@@ -239,7 +240,7 @@ def _search(heads: HeadBytes, head: int, flows: Sequence[Flow]) -> int:
     """
     start, flow = int(heads.starts[head]), flows[heads.flow[head]]
     data = heads.raw[start : heads.ends[head]].tobytes()
-    orig, resp = _packed(flow.orig_h), _packed(flow.resp_h)
+    orig, resp = packed_address(flow.orig_h), packed_address(flow.resp_h)
     before = 12 if len(orig) == 4 else 8
     found = [at - before for pair in (orig + resp, resp + orig) if (at := data.find(pair)) >= before]
     at = min(found, default=-1)

@@ -105,6 +105,7 @@ class CaptureTraces:
     def __init__(self, scorers: Iterable[TraceScorer], source: str, serving: Serving = lambda name: None) -> None:
         """`serving`: to go on with another version where a model is swapped meanwhile."""
         self.models = [ModelTraces(scorer, source, serving) for scorer in scorers]
+        self._by_name = {model.checkpoint.name: model for model in self.models}
 
     @property
     def checkpoints(self) -> Sequence[TracegramCheckpoint]:
@@ -113,11 +114,9 @@ class CaptureTraces:
 
     def add(self, flow: Flow, outcome: FlowOutcome) -> None:
         """Take a flow; its packet heads are forgotten: nobody needs them after this."""
-        kept = {features.checkpoint.name: (features, each) for features, each in traced(flow, outcome)}
-        for model in self.models:
-            found = kept.get(model.checkpoint.name)
-            if found is not None:
-                model.add(flow, *found)
+        for features, kept in traced(flow, outcome):
+            if (model := self._by_name.get(features.checkpoint.name)) is not None:
+                model.add(flow, features, kept)
         flow.heads, flow.heads_kind, flow.link_type = [], "none", 0
 
     def finish(self) -> None:
