@@ -9,7 +9,7 @@ import msgspec
 
 from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
 from tapline.models.encode import Mm4flowFeatures, encode
-from tapline.models.flow import Flow, FlowLine, flow_to_line
+from tapline.models.flow import Flow, FlowLine, line_fields
 from tapline.models.foreign_text import clean
 from tapline.models.server_name import server_name
 from tapline.models.trace import SubjectKind
@@ -188,7 +188,7 @@ def classified(flow: Flow, verdict: Verdict | None, name: str) -> ClassifiedFlow
 def feature_lines(flows: Iterable[Flow], *, tokens: bool) -> Iterator[FlowLine]:
     """The JSON form of flows, with Community ID, name of the server and, on request, MM4flow's tokens."""
     for flow in flows:
-        line = _line(flow)
+        line = FlowLine(**_fields(flow))
         if tokens:
             batch = encode([flow], Mm4flowFeatures())
             line.ps_tokens = batch.ps_tokens.tolist()
@@ -197,11 +197,7 @@ def feature_lines(flows: Iterable[Flow], *, tokens: bool) -> Iterator[FlowLine]:
         yield line
 
 
-def _line(flow: Flow) -> FlowLine:
-    line = flow_to_line(flow, community_id(flow))
-    line.server_name = server_name(flow)
-    return line
-
-
 def _fields(flow: Flow) -> dict[str, Any]:
-    return msgspec.structs.asdict(_line(flow))
+    fields = line_fields(flow, community_id(flow))
+    fields["server_name"] = server_name(flow)
+    return fields
