@@ -42,6 +42,9 @@ class Result:
         return classified(self.flow, self.verdict, self.input)
 
 
+Opened = Callable[[str, ReaderName, ReadOptions], FlowInput]
+"""Opens an input of a name, as `open_input` does."""
+
 Shown = Callable[[str, FlowInput], AbstractContextManager[Iterable[Flow]]]
 """Gives the flows of an input of a name, and may show how far it has been read."""
 
@@ -58,6 +61,7 @@ class OfflineRun:
         reader: ReaderName,
         classifier: Classifier,
         *,
+        opened: Opened = open_input,
         shown: Shown = lambda name, source: contextlib.nullcontext(source),
         ended: Callable[[InputSummary], None] = lambda entry: None,
     ) -> None:
@@ -68,6 +72,7 @@ class OfflineRun:
         self._classifier = classifier
         self._scorers = [TraceScorer(engine) for engine in classifier.trace_engines]
         self._builder = SummaryBuilder(classifier.checkpoint, [scorer.checkpoint for scorer in self._scorers])
+        self._opened = opened
         self._shown = shown
         self._ended = ended
 
@@ -90,7 +95,7 @@ class OfflineRun:
         return self._builder.finish(self.inputs)
 
     def _read(self, name: str, entry: InputSummary, traces: CaptureTraces) -> Iterator[Result | TraceVerdict]:
-        source = open_input(name, self._reader, ReadOptions(heads=self._classifier.heads))
+        source = self._opened(name, self._reader, ReadOptions(heads=self._classifier.heads))
         with self._shown(entry.name, source) as shown, closed(iter(shown)) as flows:
             while batch := list(islice(flows, BATCH_FLOWS)):
                 yield from self._classify(batch, entry, traces)
