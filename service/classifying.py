@@ -118,7 +118,7 @@ class Classifying:
         """Write the traces that were still open."""
         await self._aside(self._traces.finish)
         await self._write_traces()
-        self._builder.account_traces(self._traces)
+        self._builder.account_traces(self._traces.accounts())
 
     def warn(self, message: str) -> None:
         """Say in the summary, once, that something is missing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import msgspec
@@ -68,7 +69,6 @@ class Classifier:
         """`ports`: whether verdicts read ports where nothing else is asked for; `thread`: where the engines compute,
         with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
-        self.trace_engines = list(trace_engines)
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
         self.ports = ports
@@ -76,21 +76,20 @@ class Classifier:
         self._terms = context_terms(engine.checkpoint)
         self._with_scores = with_scores
         self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
+        self._read_for(trace_engines)
+
+    def with_traces(self, trace_engines: Sequence[TraceEngine]) -> Classifier:
+        """The same on the same engine, for other traces."""
+        other = copy(self)
+        other._read_for(trace_engines)
+        return other
+
+    def _read_for(self, trace_engines: Sequence[TraceEngine]) -> None:
+        self.trace_engines = list(trace_engines)
         self.encoders = trace_encoders(trace_engines, self.thread.timeout_seconds)
         self._reads = [self.checkpoint.features, *(each.reads for each in self.encoders if each.reads is not None)]
         self._reads_heads = sum(each.reads_heads for each in self.encoders)
         self._reads_context = any(each.reads_context for each in self.encoders)
-
-    def with_traces(self, trace_engines: Sequence[TraceEngine]) -> Classifier:
-        """The same on the same engine, for other traces."""
-        return Classifier(
-            self._engine,
-            trace_engines=trace_engines,
-            min_packets=self.min_packets,
-            with_scores=self._with_scores,
-            ports=self.ports,
-            thread=self.thread,
-        )
 
     def give_up(self) -> None:
         """Wait for no engine any more: what is computed fails now."""

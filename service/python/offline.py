@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
+
+import msgspec
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.inference.classifier import Classifier
+from tapline.service.python.lanes import Lane, Outcomes, ThreadLane, in_order
 from tapline.service.results.records import ClassifiedFlow, InputSummary, Summary, SummaryBuilder, classified
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.inputs import FlowInput, ReaderName, open_input
-from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.traces.capture_traces import CaptureTraces, TraceAccount
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 BATCH_FLOWS = 512
+LANES = 2
+"""Batches that are computed at a time by one engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,83 @@ Shown = Callable[[str, FlowInput], AbstractContextManager[Iterable[Flow]]]
 """Gives the flows of an input of a name, and may show how far it has been read."""
 
 
+def no_bar(name: str, source: FlowInput) -> AbstractContextManager[Iterable[Flow]]:
+    """Shows nothing."""
+    return contextlib.nullcontext(source)
+
+
+class Decided(msgspec.Struct, array_like=True):
+    """Flows of an input, in order, and what was said of each: its verdict, None where the engine failed on it, and for
+    those at the places of `left_out`, about which nobody asked."""
+
+    flows: list[Flow]
+    verdicts: list[Verdict | None]
+    left_out: list[int]
+
+
+class InputRun:
+    """One input on its way through a classifier; iterated once, gives flows and traces some at a time, as they are
+    decided. `entry` grows with what is read; `accounts` say what became of traces, once all has been taken."""
+
+    def __init__(
+        self, name: str, classifier: Classifier, scorers: Sequence[TraceScorer], lanes: Sequence[Lane]
+    ) -> None:
+        """`lanes`: which compute, with traces by `scorers` as of `classifier`."""
+        self.name = name
+        self.entry = InputSummary(shown_name(name))
+        self.accounts: list[TraceAccount] = []
+        self._classifier = classifier
+        self._lanes = lanes
+        self._traces = CaptureTraces(scorers, self.entry.name)
+
+    def results(
+        self, reader: ReaderName, opened: Opened = open_input, shown: Shown = no_bar
+    ) -> Generator[Decided | list[TraceVerdict], None, None]:
+        """All of it, once."""
+        try:
+            source = opened(self.name, reader, ReadOptions(heads=self._classifier.heads))
+            with shown(self.entry.name, source) as flows, closed(iter(flows)) as reading:
+                yield from self._decided(reading)
+            account(self.entry, source)
+        except CaptureError as error:
+            self.entry.error = str(error)
+        self._traces.finish()
+        yield from self._ready()
+        self.accounts = self._traces.accounts()
+
+    def _decided(self, flows: Iterator[Flow]) -> Iterator[Decided | list[TraceVerdict]]:
+        asked: deque[tuple[list[Flow], list[bool]]] = deque()
+
+        def batches() -> Iterator[list[Flow]]:
+            while batch := list(islice(flows, BATCH_FLOWS)):
+                self.entry.flows += len(batch)
+                accepted = [self._classifier.accepts(flow) for flow in batch]
+                asked.append((batch, accepted))
+                yield list(compress(batch, accepted))
+
+        for _, outcomes in in_order(batches(), self._lanes):
+            batch, accepted = asked.popleft()
+            yield self._take(batch, accepted, outcomes)
+            yield from self._ready()
+
+    def _take(self, batch: list[Flow], accepted: list[bool], outcomes: Outcomes) -> Decided:
+        found = iter(outcomes)
+        decided = Decided(batch, [], [])
+        for place, (flow, is_accepted) in enumerate(zip(batch, accepted, strict=True)):
+            outcome = next(found) if is_accepted else None
+            if outcome is not None:
+                self._traces.add(flow, outcome)
+            decided.verdicts.append(outcome.verdict if outcome is not None else None)
+            if not is_accepted or (outcome is not None and outcome.verdict is None):
+                decided.left_out.append(place)
+        return decided
+
+    def _ready(self) -> Iterator[list[TraceVerdict]]:
+        """The traces that are complete."""
+        while found := self._traces.ready():
+            yield found
+
+
 class OfflineRun:
     """Classifies every input that can be read; iterated once, gives flows and traces as they are decided.
 
@@ -62,7 +145,7 @@ class OfflineRun:
         classifier: Classifier,
         *,
         opened: Opened = open_input,
-        shown: Shown = lambda name, source: contextlib.nullcontext(source),
+        shown: Shown = no_bar,
         ended: Callable[[InputSummary], None] = lambda entry: None,
     ) -> None:
         """`ended` is told of each input once it was read, or could not be."""
@@ -77,53 +160,38 @@ class OfflineRun:
         self._ended = ended
 
     def __iter__(self) -> Generator[Result | TraceVerdict, None, None]:
-        for name in self._names:
-            entry = InputSummary(shown_name(name))
-            self.inputs.append(entry)
-            traces = CaptureTraces(self._scorers, entry.name)
-            try:
-                yield from self._read(name, entry, traces)
-            except CaptureError as error:
-                entry.error = str(error)
-            traces.finish()
-            yield from self._ready(traces)
-            self._builder.account_traces(traces)
-            self._ended(entry)
+        with contextlib.ExitStack() as stack:
+            lanes = [ThreadLane(self._classifier.with_traces(self._classifier.trace_engines)) for _ in range(LANES)]
+            for lane in lanes:
+                stack.callback(lane.close)
+            for name in self._names:
+                yield from self._run(InputRun(name, self._classifier, self._scorers, lanes))
 
     def summary(self) -> Summary:
         """The account of everything, once all has been taken."""
         return self._builder.finish(self.inputs)
 
-    def _read(self, name: str, entry: InputSummary, traces: CaptureTraces) -> Iterator[Result | TraceVerdict]:
-        source = self._opened(name, self._reader, ReadOptions(heads=self._classifier.heads))
-        with self._shown(entry.name, source) as shown, closed(iter(shown)) as flows:
-            while batch := list(islice(flows, BATCH_FLOWS)):
-                yield from self._classify(batch, entry, traces)
-                yield from self._ready(traces)
-        account(entry, source)
+    def _run(self, run: InputRun) -> Iterator[Result | TraceVerdict]:
+        self.inputs.append(run.entry)
+        with contextlib.closing(run.results(self._reader, self._opened, self._shown)) as results:
+            for found in results:
+                yield from self._results(found, run.entry.name) if isinstance(found, Decided) else self._told(found)
+        self._builder.account_traces(run.accounts)
+        self._ended(run.entry)
 
-    def _classify(self, batch: list[Flow], entry: InputSummary, traces: CaptureTraces) -> Iterator[Result]:
-        entry.flows += len(batch)
-        accepted = [flow for flow in batch if self._classifier.accepts(flow)]
-        for flow in batch:
-            if not self._classifier.accepts(flow):
+    def _results(self, decided: Decided, name: str) -> Iterator[Result]:
+        left_out = frozenset(decided.left_out)
+        for place, (flow, verdict) in enumerate(zip(decided.flows, decided.verdicts, strict=True)):
+            if place in left_out:
                 self._builder.leave_out(flow)
-        for flow, outcome in zip(accepted, self._classifier.classify_each(accepted), strict=True):
-            if outcome is not None:
-                traces.add(flow, outcome)
-            if outcome is not None and outcome.verdict is None:
-                self._builder.leave_out(flow)
-                continue
-            verdict = outcome.verdict if outcome is not None else None
-            self._builder.add(flow, verdict)
-            yield Result(flow, verdict, entry.name)
+            else:
+                self._builder.add(flow, verdict)
+                yield Result(flow, verdict, name)
 
-    def _ready(self, traces: CaptureTraces) -> Iterator[TraceVerdict]:
-        """The traces that are complete."""
-        while found := traces.ready():
-            for trace in found:
-                self._builder.add_trace(trace)
-                yield trace
+    def _told(self, traces: list[TraceVerdict]) -> Iterator[TraceVerdict]:
+        for trace in traces:
+            self._builder.add_trace(trace)
+            yield trace
 
 
 def shown_name(name: str) -> str:

@@ -16,7 +16,7 @@ from tapline.models.trace import SubjectKind
 from tapline.models.verdict import Verdict
 from tapline.service.community_id import community_id
 from tapline.service.results.port_tries import PortTryCounter, TriedPorts
-from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.traces.capture_traces import TraceAccount
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 MAX_PROBLEM_CHARS = 1024
@@ -151,16 +151,16 @@ class SummaryBuilder:
         if trace.suspicious is not None:
             entry.suspicious = (entry.suspicious or 0) + trace.suspicious
 
-    def account_traces(self, traces: CaptureTraces) -> None:
+    def account_traces(self, accounts: Iterable[TraceAccount]) -> None:
         """Count what became of the flows of an input's traces, once the last is out."""
-        for model in traces.models:
-            entry, counts = self._traces[model.checkpoint.name], model.counts
-            entry.failed += model.failed
-            entry.below_min_flows += counts.below_min_flows
-            entry.flows += counts.flows
-            entry.cut += counts.cut
-            entry.late += counts.late
-            entry.unread += counts.unread
+        for account in accounts:
+            entry = self._traces[account.model]
+            entry.failed += account.failed
+            entry.below_min_flows += account.below_min_flows
+            entry.flows += account.flows
+            entry.cut += account.cut
+            entry.late += account.late
+            entry.unread += account.unread
 
     def finish(self, inputs: Sequence[InputSummary]) -> Summary:
         """The summary, labels with most flows first."""
