@@ -74,7 +74,7 @@ class Classifier:
         self.ports = ports
         self._engine = engine
         self._terms = context_terms(engine.checkpoint)
-        self._with_scores = with_scores
+        self.with_scores = with_scores
         self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
         self._read_for(trace_engines)
 
@@ -175,7 +175,7 @@ class Classifier:
         scores = self.scores(batch)
         reads = self.ports if ports is None else ports
         found = flow_verdicts(
-            scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self._with_scores
+            scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self.with_scores
         )
         context = ContextColumns(flows)
         encoded_by = [encoder.encode(flows, scores.embeddings, context) for encoder in self.encoders]

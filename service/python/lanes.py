@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,9 @@ from typing import Protocol
 from tapline.models.flow import Flow
 from tapline.service.inference.classifier import Classifier, FlowOutcome
 from tapline.service.sources.capture import CaptureError
+
+LANES = 2
+"""Batches that are computed at a time by one engine."""
 
 CLOSE_SECONDS = 5.0
 """Longest time that a batch which nobody waits for any more is waited for."""
@@ -70,6 +74,17 @@ class ThreadLane:
                 self._given.put(self._classifier.classify_each(flows))
             except Exception as error:
                 self._given.put(error)
+
+
+@contextlib.contextmanager
+def thread_lanes(classifier: Classifier) -> Iterator[list[Lane]]:
+    """Lanes of this process for the engine of a classifier."""
+    lanes = [ThreadLane(classifier.with_traces(classifier.trace_engines)) for _ in range(LANES)]
+    try:
+        yield [*lanes]
+    finally:
+        for lane in lanes:
+            lane.close()
 
 
 def in_order(batches: Iterable[list[Flow]], lanes: Sequence[Lane]) -> Iterator[tuple[list[Flow], Outcomes]]:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import compress, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.inference.classifier import Classifier
-from tapline.service.python.lanes import Lane, Outcomes, ThreadLane, in_order
+from tapline.service.python.lanes import Lane, Outcomes, in_order, thread_lanes
 from tapline.service.results.records import ClassifiedFlow, InputSummary, Summary, SummaryBuilder, classified
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.inputs import FlowInput, ReaderName, open_input
@@ -26,9 +28,10 @@ from tapline.service.traces.capture_traces import CaptureTraces, TraceAccount
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import TraceVerdict
 
+if TYPE_CHECKING:
+    from tapline.service.python.workers import InputResults, Workers
+
 BATCH_FLOWS = 512
-LANES = 2
-"""Batches that are computed at a time by one engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +150,10 @@ class OfflineRun:
         opened: Opened = open_input,
         shown: Shown = no_bar,
         ended: Callable[[InputSummary], None] = lambda entry: None,
+        workers: Workers | None = None,
     ) -> None:
-        """`ended` is told of each input once it was read, or could not be."""
+        """`ended` is told of each input once it was read, or could not be. `workers` compute: several files each in one
+        of them, which neither `opened` nor `shown` hears of; otherwise batches of flows."""
         self.inputs: list[InputSummary] = []
         self._names = names
         self._reader = reader
@@ -158,12 +163,16 @@ class OfflineRun:
         self._opened = opened
         self._shown = shown
         self._ended = ended
+        self._workers = workers
 
     def __iter__(self) -> Generator[Result | TraceVerdict, None, None]:
         with contextlib.ExitStack() as stack:
-            lanes = [ThreadLane(self._classifier.with_traces(self._classifier.trace_engines)) for _ in range(LANES)]
-            for lane in lanes:
-                stack.callback(lane.close)
+            workers = stack.enter_context(self._workers) if self._workers is not None else None
+            if workers is not None and len(self._names) > 1 and all(Path(name).is_file() for name in self._names):
+                for results in workers.inputs(self._names, self._reader):
+                    yield from self._elsewhere(results)
+                return
+            lanes = workers.lanes(self._classifier) if workers else stack.enter_context(thread_lanes(self._classifier))
             for name in self._names:
                 yield from self._run(InputRun(name, self._classifier, self._scorers, lanes))
 
@@ -175,9 +184,26 @@ class OfflineRun:
         self.inputs.append(run.entry)
         with contextlib.closing(run.results(self._reader, self._opened, self._shown)) as results:
             for found in results:
-                yield from self._results(found, run.entry.name) if isinstance(found, Decided) else self._told(found)
+                yield from self._taken(found, run.entry.name)
         self._builder.account_traces(run.accounts)
         self._ended(run.entry)
+
+    def _elsewhere(self, results: InputResults) -> Iterator[Result | TraceVerdict]:
+        entry = InputSummary(shown_name(results.name))
+        self.inputs.append(entry)
+        for found in results:
+            yield from self._taken(found, entry.name)
+        self.inputs[-1] = results.entry
+        self._builder.account_traces(results.accounts)
+        self._ended(results.entry)
+
+    def _taken(self, found: Decided | list[TraceVerdict], name: str) -> Iterator[Result | TraceVerdict]:
+        if isinstance(found, Decided):
+            yield from self._results(found, name)
+            return
+        for trace in found:
+            self._builder.add_trace(trace)
+            yield trace
 
     def _results(self, decided: Decided, name: str) -> Iterator[Result]:
         left_out = frozenset(decided.left_out)
@@ -187,11 +213,6 @@ class OfflineRun:
             else:
                 self._builder.add(flow, verdict)
                 yield Result(flow, verdict, name)
-
-    def _told(self, traces: list[TraceVerdict]) -> Iterator[TraceVerdict]:
-        for trace in traces:
-            self._builder.add_trace(trace)
-            yield trace
 
 
 def shown_name(name: str) -> str:
