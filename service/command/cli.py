@@ -41,7 +41,7 @@ from tapline.service.inference.trace_loading import NO_TRACES
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.process_title import hide_passwords
 from tapline.service.python.arguments import MAX_PROCESSES
-from tapline.service.python.offline import account
+from tapline.service.python.input_run import account
 from tapline.service.results.anonymise import AnonymiseKeyError, Anonymiser, read_key
 from tapline.service.results.records import (
     InputSummary,

@@ -38,7 +38,8 @@ from tapline.service.python.chosen import (
 )
 from tapline.service.python.data_frames import flow_table, to_pandas, trace_table
 from tapline.service.python.flow_model import FlowModel
-from tapline.service.python.offline import OfflineRun, Result, account, closed, shown_name
+from tapline.service.python.input_run import account, closed, shown_name
+from tapline.service.python.offline import OfflineRun, Result
 from tapline.service.python.warned import warn_caller
 from tapline.service.python.workers import Workers
 from tapline.service.results.records import InputSummary, Summary, input_problem

@@ -25,8 +25,8 @@ from tapline.service.engines.loading import load_engine
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.trace_loading import load_beside
 from tapline.service.process.log_lines import configure_logs_by_default
+from tapline.service.python.input_run import Decided, InputRun
 from tapline.service.python.lanes import Outcomes, thread_lanes
-from tapline.service.python.offline import Decided, InputRun
 from tapline.service.results.records import InputSummary
 from tapline.service.sources.inputs import ReaderName
 from tapline.service.traces.capture_traces import TraceAccount

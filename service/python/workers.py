@@ -20,8 +20,8 @@ from tapline.service.engines.engine import EngineError
 from tapline.service.inference.classifier import Classifier, FlowOutcome
 from tapline.service.inference.flow_features import FlowFeatures
 from tapline.service.python import worker
+from tapline.service.python.input_run import Decided, shown_name
 from tapline.service.python.lanes import Outcomes
-from tapline.service.python.offline import Decided, shown_name
 from tapline.service.python.worker import (
     END,
     Answer,

@@ -13,7 +13,7 @@ import pytest
 
 import tapline
 from tapline.service.engines.engine import EngineError
-from tapline.service.python import offline
+from tapline.service.python import input_run
 from tests.paths import DATA
 from tests.service.command.cli_runner import CODE
 from tests.service.command.cli_runner import tapline as command
@@ -57,13 +57,13 @@ def wait_until(condition, seconds=60.0):
 @pytest.fixture
 def small_batches(monkeypatch):
     """One capture makes many batches."""
-    monkeypatch.setattr(offline, "BATCH_FLOWS", 16)
+    monkeypatch.setattr(input_run, "BATCH_FLOWS", 16)
 
 
 def test_flows_of_one_capture_over_processes(small_batches):
     expected = everything(tapline.classify(ANDROID))
     results = tapline.classify(ANDROID, processes=2)
-    assert len(expected[0]) > 4 * offline.BATCH_FLOWS
+    assert len(expected[0]) > 4 * input_run.BATCH_FLOWS
     assert everything(results) == expected
     assert everything(results) == expected  # again
 
@@ -148,8 +148,8 @@ def test_command_whose_process_is_killed(classifying):
         os.kill(each, signal.SIGKILL)
     _, said = started.communicate(ANDROID.read_bytes()[50_000:], timeout=60)
     assert started.returncode == 1
-    assert said.decode().split() == (
-        "a process that classifies was ended by signal 9 before its work was done: nothing more is classified".split()
+    assert " ".join(said.decode().split()) == (
+        "a process that classifies was ended by signal 9 before its work was done: nothing more is classified"
     )
 
 
