@@ -1,7 +1,7 @@
 """The native transport: Broker's own protocol through its Python bindings.
 
-The bindings come with Zeek or as a Debian package, not from PyPI, and speak to a Broker of their own generation: those of
-Debian, Broker 1.4, do not peer with Zeek 8, whose Broker is 2.8.
+The bindings come with Zeek or as a Debian package, not from PyPI, and speak to a Broker of their own generation: those
+of Debian, Broker 1.4, do not peer with Zeek 8, whose Broker is 2.8.
 """
 
 from __future__ import annotations

@@ -164,8 +164,10 @@ def plain(value):
 
 
 def native_is_importable():
-    """Whether the bindings of Broker 1 are there, in Debian's folder if not on the path; those of 2.8 end the process where
-    the fake asks for `peer_subscriptions`. A real Zeek takes their place in `tests/zeek/test_broker_transport.py`."""
+    """Whether the bindings of Broker 1 are there, in Debian's folder if not on the path.
+
+    Those of 2.8 end the process where the fake asks for `peer_subscriptions`; `tests/zeek/test_broker_transport.py` has
+    a real Zeek for them."""
     try:
         import broker
     except ImportError:
