@@ -12,7 +12,7 @@ import msgspec
 
 from tapline.models.checkpoint import MANIFEST, file_sha256, read_any_manifest
 from tapline.models.foreign_text import clean
-from tapline.service.python.offline import shown_name
+from tapline.service.python.input_run import shown_name
 from tapline.service.sources.inputs import ReaderName
 
 FORMAT_VERSION = 1

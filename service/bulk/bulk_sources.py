@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from tapline.service.bulk.bulk_records import BulkCapture, one_line
-from tapline.service.python.offline import shown_name
+from tapline.service.python.input_run import shown_name
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.inputs import (
     FlowInput,
