@@ -25,7 +25,7 @@ from dataframe import SIDES, has_nfstream
 from hardware import describe, report, short
 
 HERE = Path(__file__).resolve().parent
-ENOUGH_SECONDS = 40.0
+ENOUGH_SECONDS = 25.0
 LIMIT_SECONDS = 900
 COMPARED = {
     "nfstream-splt": "NFStream with sequences", "nfstream": "NFStream", "zeek": "`zeek -r`", "ndpiReader": "ndpiReader",

@@ -205,6 +205,9 @@ async def _judge(parts: Fleet, report: Report) -> None:
     report.check(
         asked == of_sensor and shards == set(range(SHARDS)), f"{len(asked)} flows of {sensor}, of shards {shards}"
     )
+    recent = [live["history"]["recent_sensors"] for live in lives]
+    of_both = Counter(flow["sensor"] for flow in kept)
+    report.check(recent == [of_both] * SHARDS, f"/v1/live of both tells what both kept of each sensor: {dict(of_both)}")
     await _judge_alerts(parts, report, publications)
     report.check([_health(service.port) for service in parts.services] == [0, 0], "tapline health: both answer")
     for service in parts.services:
