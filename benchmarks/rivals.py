@@ -63,7 +63,7 @@ class Side:
 
 def sides(capture: str, nfstream_python: str, folder: str) -> list[Side]:
     """All sides, whether their tools are here or not."""
-    nfstream = {side.key: [nfstream_python, "-c", side.program, capture] for side in SIDES if side.nfstream}
+    nfstream = {side.key: [nfstream_python, "-c", side.program, capture] for side in SIDES if side.of == "nfstream"}
     out = f"{folder}/verdicts"
     return [
         Side("read", "tapline's reader: flows with lengths, content and packet heads",
