@@ -134,6 +134,7 @@ function packed_flow(c: connection, final: bool, server_name: string): string
 	    lengths, numbers, st$heads, st$orig_bytes, st$resp_bytes, texts);
 	}
 
+# Packs a flow behind those of the shard that wait; how many wait now.
 function pack(c: connection, final: bool, shard: count, server_name: string): count
 	{
 	if ( shard !in batches )
@@ -142,10 +143,19 @@ function pack(c: connection, final: bool, shard: count, server_name: string): co
 	return |batches[shard]|;
 	}
 
-function take(shard: count): string
+function take(shard: count): Batch
 	{
 	local packed = join_string_vec(batches[shard], "");
-	delete batches[shard];
 	# Not compressed.
-	return encode_base64(cat(zeros_4, u32(|packed|), packed));
+	local batch = Batch($flows=|batches[shard]|, $packed=encode_base64(cat(zeros_4, u32(|packed|), packed)));
+	delete batches[shard];
+	return batch;
+	}
+
+function waiting_shards(): vector of count
+	{
+	local shards_waiting: vector of count = vector();
+	for ( shard in batches )
+		shards_waiting += shard;
+	return shards_waiting;
 	}

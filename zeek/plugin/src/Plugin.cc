@@ -4,6 +4,7 @@
 #include "connection.h"
 #include "early.h"
 #include "kept.h"
+#include "publication.h"
 #include "refused.h"
 #include "tap.h"
 
@@ -25,7 +26,7 @@ bool Plugin::Configure(const tapline::Options& options) {
     tapline::settings.options = options;
     if ( tapline::settings.is_configured )
         return true;
-    if ( ! tapline::find_kept_field() )
+    if ( ! tapline::find_kept_field() || ! tapline::find_publication() )
         return false;
     tapline::find_connection_fields();
     tapline::settings.is_configured = true;
