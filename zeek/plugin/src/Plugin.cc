@@ -32,8 +32,14 @@ bool Plugin::Configure(const tapline::Options& options) {
     tapline::settings.is_configured = true;
     tapline::watch_refused();
     EnableHook(zeek::plugin::HOOK_SETUP_ANALYZER_TREE);
-    EnableHook(zeek::plugin::HOOK_DRAIN_EVENTS);
     return true;
+}
+
+void Plugin::WatchDrains(bool is_on) {
+    if ( is_on )
+        EnableHook(zeek::plugin::HOOK_DRAIN_EVENTS);
+    else
+        DisableHook(zeek::plugin::HOOK_DRAIN_EVENTS);
 }
 
 void Plugin::HookSetupAnalyzerTree(zeek::Connection* conn) { tapline::attach(conn); }

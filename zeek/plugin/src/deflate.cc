@@ -89,6 +89,9 @@ T load(const uint8_t* data) {
     return value;
 }
 
+// Eight bytes, the first one highest.
+uint64_t load_big(const uint8_t* data) { return __builtin_bswap64(load<uint64_t>(data)); }
+
 void store(uint8_t* out, uint64_t value) {
     for ( int i = 0; i < 8; ++i )
         out[i] = static_cast<uint8_t>(value >> 8 * i);
@@ -147,29 +150,37 @@ uint32_t common_bytes(const uint8_t* a, const uint8_t* b, const uint8_t* end, ui
     return n;
 }
 
-constexpr uint64_t lanes(uint64_t a, uint64_t b, uint64_t c, uint64_t d) { return a | b << 16 | c << 32 | d << 48; }
-
-// Adler-32 (RFC 1950, 8.2), eight bytes at a time: one multiplication adds up four lanes of 16 bits.
+// Adler-32 (RFC 1950, 8.2). Eight bytes at a time are added up in lanes of 16 bits, as often as these can hold.
 uint32_t checksum(std::span<const uint8_t> data) {
     constexpr uint32_t modulus = 65521;
-    constexpr size_t most = 5552; // sums that fit into 32 bits
-    constexpr uint64_t every_other = lanes(0xff, 0xff, 0xff, 0xff);
+    constexpr uint64_t every_other = 0x00ff00ff00ff00ff;
+    constexpr size_t most_at_once = 22 * 8; // 255 * (21 * 22 / 2) < 2^16
     uint32_t a = 1, b = 0;
-    for ( ; ! data.empty(); data = data.subspan(std::min(most, data.size())) ) {
-        auto part = data.first(std::min(most, data.size()));
-        size_t i = 0;
-        for ( ; i + 8 <= part.size(); i += 8 ) {
-            uint64_t eight = load<uint64_t>(&part[i]);
-            uint64_t even = eight & every_other, odd = eight >> 8 & every_other;
-            b += 8 * a + (even * lanes(2, 4, 6, 8) >> 48) + (odd * lanes(1, 3, 5, 7) >> 48);
-            a += (even + odd) * lanes(1, 1, 1, 1) >> 48;
+    while ( ! data.empty() ) {
+        auto part = data.first(std::min(most_at_once, data.size()));
+        const size_t eights = part.size() / 8;
+        // Sums of the even and of the odd bytes, and of what these sums were before each eight bytes.
+        uint64_t even = 0, odd = 0, even_before = 0, odd_before = 0;
+        for ( size_t i = 0; i < eights; ++i ) {
+            uint64_t eight = load<uint64_t>(part.data() + 8 * i);
+            even_before += even;
+            odd_before += odd;
+            even += eight & every_other;
+            odd += eight >> 8 & every_other;
         }
-        for ( ; i < part.size(); ++i ) {
-            a += part[i];
+        b += 8 * eights * a;
+        for ( int lane = 0; lane < 4; ++lane, even >>= 16, odd >>= 16, even_before >>= 16, odd_before >>= 16 ) {
+            auto sum = [](uint64_t lanes) { return static_cast<uint32_t>(lanes & 0xffff); };
+            b += 8 * (sum(even_before) + sum(odd_before)) + (8 - 2 * lane) * sum(even) + (7 - 2 * lane) * sum(odd);
+            a += sum(even) + sum(odd);
+        }
+        for ( uint8_t byte : part.subspan(8 * eights) ) {
+            a += byte;
             b += a;
         }
         a %= modulus;
         b %= modulus;
+        data = data.subspan(part.size());
     }
     return b << 16 | a;
 }
@@ -236,17 +247,28 @@ void base64(char* out, std::span<const uint8_t> data) {
             made[i] = {alphabet[i >> 6], alphabet[i & 63]};
         return made;
     }();
+    auto put = [&out](uint32_t twelve) {
+        memcpy(out, pairs[twelve].data(), 2);
+        out += 2;
+    };
     size_t i = 0;
-    for ( ; i + 3 <= data.size(); i += 3, out += 4 ) {
+    for ( ; i + 8 <= data.size(); i += 6 ) {
+        uint64_t eight = load_big(&data[i]);
+        put(eight >> 52);
+        put(eight >> 40 & 4095);
+        put(eight >> 28 & 4095);
+        put(eight >> 16 & 4095);
+    }
+    for ( ; i + 3 <= data.size(); i += 3 ) {
         uint32_t three = data[i] << 16 | data[i + 1] << 8 | data[i + 2];
-        memcpy(out, pairs[three >> 12].data(), 2);
-        memcpy(out + 2, pairs[three & 4095].data(), 2);
+        put(three >> 12);
+        put(three & 4095);
     }
     if ( size_t left = data.size() - i ) {
         uint32_t three = data[i] << 16 | (left > 1 ? data[i + 1] << 8 : 0);
-        memcpy(out, pairs[three >> 12].data(), 2);
-        out[2] = left > 1 ? alphabet[three >> 6 & 63] : '=';
-        out[3] = '=';
+        put(three >> 12);
+        *out++ = left > 1 ? alphabet[three >> 6 & 63] : '=';
+        *out++ = '=';
     }
 }
 

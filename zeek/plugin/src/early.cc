@@ -3,10 +3,14 @@
 #include <zeek/Conn.h>
 #include <zeek/Event.h>
 #include <zeek/EventRegistry.h>
+#include <zeek/Func.h>
 #include <zeek/RunState.h>
 #include <zeek/packet_analysis/protocol/ip/SessionAdapter.h>
 
 #include <algorithm>
+
+#include "Plugin.h"
+#include "publication.h"
 
 namespace tapline {
 
@@ -38,9 +42,29 @@ void raise(Kept& kept) {
         zeek::event_mgr.Enqueue(event, kept.conn->GetVal());
 }
 
+// No event of the connection waits: its last packet is long since done.
+void publish(Kept& kept) {
+    if ( ! kept.conn )
+        return;
+    try {
+        publish_early(kept.conn->GetVal());
+    } catch ( zeek::InterpreterException& ) {
+        // Zeek reported it.
+    }
+}
+
 } // namespace
 
-void Early::Due(Kept& kept) { due.emplace_back(zeek::NewRef{}, &kept); }
+void Early::Due(Kept& kept) {
+    due.emplace_back(zeek::NewRef{}, &kept);
+    if ( ! is_watching )
+        Watch(true);
+}
+
+void Early::Watch(bool is_on) {
+    is_watching = is_on;
+    zeek::plugin::Tapline_Native::plugin.WatchDrains(is_on);
+}
 
 void Early::DueIn(Kept& kept, double seconds) {
     double time = zeek::run_state::network_time + seconds;
@@ -73,16 +97,17 @@ void Early::StartTimer() {
 // timer's, which was forgotten.
 void Early::Reached(double time) {
     if ( ! deadlines.empty() && deadlines.front().time <= time ) {
-        if ( Kept* kept = deadlines.front().kept ) {
+        Kept* kept = deadlines.front().kept;
+        deadlines.pop_front();
+        ++first;
+        if ( kept ) {
             kept->deadline = 0;
             if ( ! kept->is_early ) {
                 kept->is_deadline_over = true;
                 kept->early = kept->flow.CurrentExtent();
-                raise(*kept);
+                publish(*kept);
             }
         }
-        deadlines.pop_front();
-        ++first;
     }
     StartTimer();
 }

@@ -8,6 +8,7 @@
 #include "batch.h"
 #include "connection.h"
 #include "kept.h"
+#include "names.h"
 #include "tap.h"
 
 namespace tapline {
@@ -28,6 +29,7 @@ struct Functions {
 
 zeek::detail::IDPtr waiting_names;
 bool has_one_shard = true;
+bool takes_verdicts = false;
 
 void count(int field, uint64_t by = 1) {
     uint64_t before = counters->HasRawField(field) ? counters->GetFieldAs<zeek::CountVal>(field) : 0;
@@ -52,8 +54,10 @@ zeek::StringValPtr server_name(const zeek::RecordValPtr& connection) {
     return name ? zeek::cast_intrusive<zeek::StringVal>(name) : zeek::val_mgr->EmptyString();
 }
 
-// The scripts tell names where verdicts are logged.
+// To where verdicts are logged.
 void tell_name(const ConnectionFacts& facts, const zeek::StringValPtr& name) {
+    if ( takes_verdicts )
+        return names.Remember(facts.uid, name->ToStdStringView());
     waiting_names->GetVal()->AsTableVal()->Assign(zeek::make_intrusive<zeek::StringVal>(facts.uid), name);
 }
 
@@ -101,6 +105,9 @@ bool find_publication() {
         functions.shard_of = zeek::id::find_func("Tapline::shard_of");
         waiting_names = zeek::id::find("Tapline::waiting_names");
         has_one_shard = zeek::id::find_val("Tapline::shards")->AsCount() == 1;
+        names.most = zeek::id::find_val("Tapline::names_remembered")->AsCount();
+        zeek::Args none;
+        takes_verdicts = zeek::id::find_func("Tapline::is_serving")->Invoke(&none)->AsBool();
     }
     return true;
 }

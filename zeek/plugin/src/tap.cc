@@ -283,6 +283,7 @@ int source_link_type() {
 }
 
 void add_packet(Kept& kept, const zeek::IP_Hdr& ip) {
+    early.Packet();
     Packet packet;
     packet.is_v4 = ip.IP4_Hdr() != nullptr;
     packet.header = packet.is_v4 ? reinterpret_cast<const uint8_t*>(ip.IP4_Hdr())
