@@ -157,5 +157,5 @@ function waiting_shards(): vector of count
 	local shards_waiting: vector of count = vector();
 	for ( shard in batches )
 		shards_waiting += shard;
-	return shards_waiting;
+	return sort(shards_waiting);
 	}

@@ -43,7 +43,7 @@ export {
 	const serving_node = "" &redef;
 
 	## Time that a flow waits at most for others to be published with; 0sec: none.
-	option publish_delay: interval = 50msec;
+	option publish_delay: interval = 200msec;
 
 	## Flows that are published together at most.
 	const publish_together = 64;

@@ -99,7 +99,7 @@ export {
 	## The shard's batch; a new one begins.
 	global take: function(shard: count): Batch;
 
-	## Shards of which flows wait.
+	## Shards of which flows wait, in order.
 	global waiting_shards: function(): vector of count;
 
 	## What became of the flows so far. Every connection that Zeek removed is in exactly one of `finals`,
@@ -134,7 +134,7 @@ global early_due: event(c: connection);
 global sensor_name = sensor;
 
 # The extraction in script says so when a flow is to be published; the plugin does the same by itself.
-function publish(c: connection, final: bool)
+function publish(c: connection, final: bool) &is_used
 	{
 	++counters$seq;
 	if ( final )

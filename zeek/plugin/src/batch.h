@@ -21,7 +21,7 @@ uint64_t pack(uint64_t shard, const ConnectionFacts& facts, const Kept& kept, bo
 // The shard's batch as a Tapline::Batch, compressed, in base64; a new one begins.
 zeek::RecordValPtr take(uint64_t shard);
 
-// Shards of which flows wait.
+// Shards of which flows wait, in order.
 zeek::VectorValPtr waiting_shards();
 
 // A Tapline::Flow, but for what the plugin does not know: version, sensor, number, server name.

@@ -3,14 +3,12 @@
 #include <zeek/Conn.h>
 #include <zeek/Event.h>
 #include <zeek/EventRegistry.h>
-#include <zeek/Func.h>
 #include <zeek/RunState.h>
 #include <zeek/packet_analysis/protocol/ip/SessionAdapter.h>
 
 #include <algorithm>
 
 #include "Plugin.h"
-#include "publication.h"
 
 namespace tapline {
 
@@ -42,28 +40,21 @@ void raise(Kept& kept) {
         zeek::event_mgr.Enqueue(event, kept.conn->GetVal());
 }
 
-// No event of the connection waits: its last packet is long since done.
-void publish(Kept& kept) {
-    if ( ! kept.conn )
-        return;
-    try {
-        publish_early(kept.conn->GetVal());
-    } catch ( zeek::InterpreterException& ) {
-        // Zeek reported it.
-    }
-}
-
 } // namespace
 
 void Early::Due(Kept& kept) {
     due.emplace_back(zeek::NewRef{}, &kept);
-    if ( ! is_watching )
-        Watch(true);
+    WatchDrains();
 }
 
-void Early::Watch(bool is_on) {
-    is_watching = is_on;
-    zeek::plugin::Tapline_Native::plugin.WatchDrains(is_on);
+void Early::WatchDrains() {
+    if ( ! is_watching )
+        zeek::plugin::Tapline_Native::plugin.WatchDrains(is_watching = true);
+}
+
+void Early::Packet() {
+    if ( is_watching && due.empty() )
+        zeek::plugin::Tapline_Native::plugin.WatchDrains(is_watching = false);
 }
 
 void Early::DueIn(Kept& kept, double seconds) {
@@ -105,7 +96,7 @@ void Early::Reached(double time) {
             if ( ! kept->is_early ) {
                 kept->is_deadline_over = true;
                 kept->early = kept->flow.CurrentExtent();
-                publish(*kept);
+                raise(*kept);
             }
         }
     }

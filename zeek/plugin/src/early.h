@@ -17,11 +17,8 @@ public:
     // The flow is due now: raised with a next RaiseDue().
     void Due(Kept& kept);
 
-    // Called with each packet, before it makes a flow due: none is left that RaiseDue() must be called for.
-    void Packet() {
-        if ( is_watching && due.empty() )
-            Watch(false);
-    }
+    // To be called with each packet: ends calls of RaiseDue() that have nothing to do.
+    void Packet();
 
     // The flow is due in so many seconds, unless it is forgotten before. Deadlines stay in order: where the interval
     // becomes shorter, those that wait keep theirs and the new ones come after them.
@@ -45,7 +42,7 @@ private:
     };
 
     void Reached(double time);
-    void Watch(bool is_on);
+    void WatchDrains();
     void StartTimer();
 
     std::vector<KeptPtr> due;
