@@ -115,6 +115,21 @@ public:
         count &= 7;
     }
 
+    // Any number of literals. What is written may be anything for all that the compiler knows, this writer too: a copy stays in
+    // registers.
+    void PutLiterals(const uint8_t* from, const uint8_t* to) {
+        BitWriter copy = *this;
+        for ( ; to - from >= 4; from += 4 ) {
+            for ( int i = 0; i < 4; ++i )
+                copy.Put(literal_codes[from[i]]);
+            copy.Flush();
+        }
+        for ( ; from < to; ++from )
+            copy.Put(literal_codes[*from]);
+        copy.Flush();
+        *this = copy;
+    }
+
     // The place behind the last byte.
     uint8_t* End() {
         Flush();
@@ -126,17 +141,6 @@ private:
     uint64_t bits = 0;
     uint32_t count = 0;
 };
-
-void put_literals(BitWriter& writer, const uint8_t* from, const uint8_t* to) {
-    for ( ; to - from >= 4; from += 4 ) {
-        for ( int i = 0; i < 4; ++i )
-            writer.Put(literal_codes[from[i]]);
-        writer.Flush();
-    }
-    for ( ; from < to; ++from )
-        writer.Put(literal_codes[*from]);
-    writer.Flush();
-}
 
 // Bytes from `a` and from `b` on that are the same, at most `most` and none from `end` on. `a` comes before `b`.
 uint32_t common_bytes(const uint8_t* a, const uint8_t* b, const uint8_t* end, uint32_t most) {
@@ -212,7 +216,7 @@ uint8_t* Deflater::Block(uint8_t* out, std::span<const uint8_t> data) {
             continue;
         }
         const uint8_t* at = begin + i;
-        put_literals(writer, literals, at);
+        writer.PutLiterals(literals, at);
         uint32_t length = least_length +
                           common_bytes(at - distance + least_length, at + least_length, end, most_length - least_length);
         writer.Put(length_codes[length]);
@@ -222,7 +226,7 @@ uint8_t* Deflater::Block(uint8_t* out, std::span<const uint8_t> data) {
         literals = begin + i;
     }
     here = start + static_cast<uint32_t>(data.size());
-    put_literals(writer, literals, end);
+    writer.PutLiterals(literals, end);
     writer.Put(fixed_code(256));
     return writer.End();
 }

@@ -254,7 +254,7 @@ uint32_t fragment_bytes(const zeek::Packet& packet) {
 }
 
 bool current_frame(Frame& frame) {
-    zeek::iosource::PktSrc* source = zeek::run_state::detail::current_packet_source();
+    zeek::iosource::PktSrc* source = zeek::iosource_mgr->GetPktSrc();
     const zeek::Packet* packet = nullptr;
     if ( ! source || ! source->GetCurrentPacket(&packet) || ! packet || ! packet->data )
         return false;
