@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from generated_captures import empty, flood, open_connections, scan
-from hardware import describe, report
+from hardware import describe, report, short
 from zeek_runs import COMPILED, SCRIPTS, Run, Way, run, run_counted
 
 OFFLINE, REPLAY, SENSOR = (str(SCRIPTS / name) for name in ("offline.zeek", "replay.zeek", "__load__.zeek"))
@@ -102,6 +102,7 @@ def instructions(options: argparse.Namespace, folder: Path) -> None:
             report(
                 f"Zeek: {way.name}, {options.capture.name}", f"**{own / plain:.2f} times** plain Zeek's instructions"
             )
+            short(f"sensor, {way.name}: instructions", "plain Zeek", f"{own / plain:.2f} times")
 
 
 def in_turns(ways: Sequence[Way], capture: Path, options: argparse.Namespace, folder: Path) -> dict[Way, list[Run]]:
@@ -130,6 +131,7 @@ def show(found: dict[Way, list[Run]], what: str) -> None:
         )
         if way is not PLAIN:
             report(f"Zeek: {way.name}, {what}", f"**{ratio:.2f} times** plain Zeek's CPU, at most {peak / 1e6:.0f} MB")
+            short(f"sensor, {way.name}, {what}: CPU seconds", "plain Zeek", f"{ratio:.2f} times")
 
 
 def seconds(options: argparse.Namespace, folder: Path) -> None:

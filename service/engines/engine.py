@@ -59,7 +59,7 @@ class Timing:
 class Engine(Protocol):
     """Runs one checkpoint. A flow's scores do not depend on the flows beside it, to rounding.
 
-    `provider` is what computes: an execution provider of ONNX Runtime, or torch's device.
+    `provider` is what computes: an execution provider of ONNX Runtime, or torch's device; a simulated device says so.
     """
 
     checkpoint: Checkpoint
