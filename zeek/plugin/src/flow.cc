@@ -76,7 +76,7 @@ void Flow::AddHead(const Packet& packet, uint32_t payload, const Options& option
     // Of most connections a second head is not the last.
     if ( heads.size() == 1 ) {
         heads.reserve(4);
-        head_bytes.reserve(256);
+        head_bytes.reserve(192);
     }
     heads.push_back({gap, static_cast<uint16_t>(keep)});
     head_bytes.insert(head_bytes.end(), frame.data, frame.data + keep);
