@@ -160,7 +160,7 @@ hook deliver(c: connection, final: bool)
 	local name = server_name(c);
 	if ( name != "" )
 		waiting_names[c$uid] = name;
-	local shard = shard_of(c$id);
+	local shard = shards == 1 ? 0 : shard_of(c$id);
 	batch_grew(shard, pack(c, final, shard, name));
 	}
 @endif
