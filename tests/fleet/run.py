@@ -139,6 +139,7 @@ async def _fleet(folder: Path, history: str, seconds: float) -> Report:
         await asyncio.gather(*(service.start() for service in services))  # both make the tables of one database
         await _life(parts, report, seconds)
         await _judge(parts, report)
+        await _judge_pages(parts, report, history)
         await asyncio.gather(*(service.end() for service in services))
     finally:
         for part in (*services, *sensors):
@@ -204,6 +205,9 @@ async def _judge(parts: Fleet, report: Report) -> None:
     report.check(
         asked == of_sensor and shards == set(range(SHARDS)), f"{len(asked)} flows of {sensor}, of shards {shards}"
     )
+    recent = [live["history"]["recent_sensors"] for live in lives]
+    of_both = Counter(flow["sensor"] for flow in kept)
+    report.check(recent == [of_both] * SHARDS, f"/v1/live of both tells what both kept of each sensor: {dict(of_both)}")
     await _judge_alerts(parts, report, publications)
     report.check([_health(service.port) for service in parts.services] == [0, 0], "tapline health: both answer")
     for service in parts.services:
@@ -281,6 +285,29 @@ async def _judge_alerts(parts: Fleet, report: Report, publications: Published) -
     with contextlib.suppress(TimeoutError):
         await parts.until(is_seen_to)
     report.check(await is_seen_to(), "the second tells that it is")
+
+
+async def _judge_pages(parts: Fleet, report: Report, history: str) -> None:
+    """The pages of a service without sensors show the flows of both."""
+    own = parts.folder / "pages"
+    own.mkdir()
+    options = ["--history", history, "--data-dir", str(own / "data"), "--traces", "none", "--dashboard", "on"]
+    pages = ServiceProcess(own, free_port(), options)
+    shards = {each.uid: each.shard for sensor in parts.sensors for each in sensor.published()}
+    try:
+        await pages.start()
+        chosen = {shards[flow["uid"]]: flow for flow in await _flows(parts.services[0])}
+        async with pages.client() as client:
+            for shard, flow in sorted(chosen.items()):
+                shown = (await client.get("/flows", params={"uid": flow["uid"]})).text
+                other = chosen[1 - shard]["orig_h"]
+                report.check(
+                    flow["orig_h"] in shown and other not in shown, f"the page of flows shows one of shard {shard}"
+                )
+        await pages.end()
+        report.check(pages.ended == [0], f"the service of the pages ended with {pages.ended}")
+    finally:
+        pages.kill()
 
 
 def _near_end(service: ServiceProcess, shard: int, publications: Published) -> set[str]:

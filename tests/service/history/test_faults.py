@@ -205,9 +205,10 @@ def test_two_services_share_a_server(place):
             now = time.time_ns() // 1000
             points = await one.series(now - 3600 * 10**6, now + 10**6, 60)
             failed = one.counts.failed + other.counts.failed
-            return await one.count_flows(), sum(point.count for point in points), failed
+            recent = await one.recent_sensors()
+            return await one.count_flows(), sum(point.count for point in points), failed, recent
 
-    assert asyncio.run(body()) == (100, 100, 0)
+    assert asyncio.run(body()) == (100, 100, 0, {"gate": 100})
 
 
 def test_two_services_add_to_what_one_host_tried(place):
