@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from tapline.models.verdict import Verdict, context_terms, flow_verdicts
 from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine
+from tapline.service.inference.cascade import Cascade
 from tapline.service.inference.flow_features import FlowFeatures
 from tapline.service.inference.trace_encoders import trace_encoders
 
@@ -50,6 +51,8 @@ class FlowOutcome:
 class Classifier:
     """Classifies batches of flows with a checkpoint; one call at a time per instance, whose deadline is its thread's.
 
+    Where the checkpoint has a student it answers the flows that it is sure of, and the network the others: a `cascade`.
+
     With `trace_engines` flows that count in traces get what those read of them in the same pass: the embedding that the
     flow network computes anyway, or that of a trace checkpoint's own encoder, once for all engines that share it.
     """
@@ -62,10 +65,12 @@ class Classifier:
         min_packets: int | None = None,
         with_scores: bool = False,
         ports: bool = True,
+        cascade: bool = True,
         thread: EngineThread | None = None,
     ) -> None:
-        """`ports`: whether verdicts read ports where nothing else is asked for; `thread`: where the engines compute,
-        with a deadline for each batch."""
+        """`ports`: whether verdicts read ports where nothing else is asked for; `cascade`: whether a student answers
+        what it is sure of, which it does not where `with_scores` asks for the network's own numbers, or where traces
+        read its embeddings; `thread`: where the engines compute, with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
         self.trace_engines = list(trace_engines)
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
@@ -74,6 +79,10 @@ class Classifier:
         self._engine = engine
         self._terms = context_terms(engine.checkpoint)
         self._with_scores = with_scores
+        self._asked_cascade = cascade
+        reads_embeddings = any(each.checkpoint.flow_checkpoint is not None for each in trace_engines)
+        student = engine.student if cascade and not with_scores and not reads_embeddings else None
+        self.cascade = Cascade(student, self.checkpoint, self._terms) if student is not None else None
         self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
         self.encoders = trace_encoders(trace_engines, self.thread.timeout_seconds)
         self._reads = [self.checkpoint.features, *(each.reads for each in self.encoders if each.reads is not None)]
@@ -88,6 +97,7 @@ class Classifier:
             min_packets=self.min_packets,
             with_scores=self._with_scores,
             ports=self.ports,
+            cascade=self._asked_cascade,
             thread=self.thread,
         )
 
@@ -95,6 +105,11 @@ class Classifier:
         """Wait for no engine any more: what is computed fails now."""
         for thread in (self.thread, *(encoder.thread for encoder in self.encoders)):
             thread.close()
+
+    @property
+    def has_cascade(self) -> bool | None:
+        """Whether a student answers flows, None where the checkpoint has none."""
+        return None if self.checkpoint.student is None else self.cascade is not None
 
     @property
     def provider(self) -> str:
@@ -169,22 +184,14 @@ class Classifier:
         """
         if not flows:
             return []
-        start = time.perf_counter()
-        batch = encode(flows, self.checkpoint.features)
-        encoded = time.perf_counter()
-        scores = self.scores(batch)
         reads = self.ports if ports is None else ports
+        scores, timing = self._scores_of(flows, reads)
+        start = time.perf_counter()
         found = flow_verdicts(
             scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self._with_scores
         )
         encoded_by = [encoder.encode(flows, scores.embeddings) for encoder in self.encoders]
-        self.last_timing = Timing(
-            encoded - start,
-            time.perf_counter() - encoded,
-            len(batch.ps_tokens) + len(batch.bytes_tokens),
-            scores.padding_tokens,
-            batch.lengths_out_of_vocabulary,
-        )
+        self.last_timing = replace(timing, compute_seconds=timing.compute_seconds + time.perf_counter() - start)
         finite = np.asarray(np.isfinite(scores.embeddings).all(axis=1))
         return [
             FlowOutcome(
@@ -196,6 +203,42 @@ class Classifier:
             else None
             for row, (flow, verdict, is_finite) in enumerate(zip(flows, found, finite.tolist(), strict=True))
         ]
+
+    def flow_scores(self, flows: Sequence[Flow], ports: bool | Sequence[bool]) -> Scores:
+        """What student and network say of flows, as for their verdicts; `ports` says of all, or of each, whether its
+        ports are read.
+
+        Raises:
+            EngineError, EngineStalledError: as of `scores`.
+        """
+        return self._scores_of(flows, ports)[0]
+
+    def _scores_of(self, flows: Sequence[Flow], ports: bool | Sequence[bool]) -> tuple[Scores, Timing]:
+        """What student and network say of flows, each of its own, and what that cost."""
+        if self.cascade is None:
+            return self._computed(flows)
+        start = time.perf_counter()
+        answered = self.cascade.answer(flows, ports)
+        took = Timing(0.0, time.perf_counter() - start, 0, 0, 0, answered.flows)
+        if answered.flows == len(flows):
+            return answered.scores, took
+        rest = np.flatnonzero(~answered.sure)
+        scores, timing = self._computed([flows[row] for row in rest.tolist()])
+        return answered.with_computed(rest, scores), timing.plus(took)
+
+    def _computed(self, flows: Sequence[Flow]) -> tuple[Scores, Timing]:
+        start = time.perf_counter()
+        batch = encode(flows, self.checkpoint.features)
+        encoded = time.perf_counter()
+        scores = self.scores(batch)
+        timing = Timing(
+            encoded - start,
+            time.perf_counter() - encoded,
+            len(batch.ps_tokens) + len(batch.bytes_tokens),
+            scores.padding_tokens,
+            batch.lengths_out_of_vocabulary,
+        )
+        return scores, timing
 
     def scores(self, batch: TokenBatch) -> Scores:
         """What the engine computes for a batch, with a row for each of its flows.

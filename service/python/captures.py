@@ -85,6 +85,7 @@ def classify(
     model: FlowChoice = DEFAULT_CHECKPOINT,
     traces: TraceChoice | Iterable[TraceChoice] | Literal[False] | None = None,
     ports: bool = True,
+    cascade: bool = True,
     threads: int = 0,
     reader: ReaderName = "auto",
     engine: EngineName = "onnx",
@@ -99,6 +100,7 @@ def classify(
         model: of flows, by its name, a checkpoint directory, or as `load` gave it.
         traces: trace models, as `model`, one or several; None: those that ship, where they fit; `()`, False: none.
         ports: whether verdicts on flows read ports, where the model knows any.
+        cascade: whether the model's student answers the flows that it is sure of, where it has one.
         threads: of the engines, 0 for one per core; a model that is loaded has its own.
         reader: as of `read`.
         engine: `onnx`, or `torch` (extra `torch`).
@@ -113,6 +115,7 @@ def classify(
     check_choice("on_error", on_error, OnError)
     check_threads(threads)
     check_truth("ports", ports)
+    check_truth("cascade", cascade)
     check_model(model)
     trace_models = chosen_traces(traces)
     names = _names(path, on_error)
@@ -124,6 +127,7 @@ def classify(
         warn=warn_caller,
         threads=threads,
         ports=ports,
+        cascade=cascade,
     )
     return Results(names, classifier, reader, on_error)
 
