@@ -15,6 +15,7 @@ from tapline.service.alerts.rule_warnings import Known
 from tapline.service.drift.drift_monitor import DriftMonitor
 from tapline.service.drift.drift_state import DRIFT_DIRECTORY
 from tapline.service.drift.model_drift import ModelDrift
+from tapline.service.engines.devices import parse_devices
 from tapline.service.engines.loading import load_engines
 from tapline.service.engines.thread import EngineThread
 from tapline.service.gpu import gpu_collector
@@ -188,7 +189,9 @@ class Service:
 
     def _load_engines(self, directory: Path) -> list[Classifier]:
         settings = self.settings
-        engines = load_engines(settings.engine, directory, settings.threads, settings.precision)
+        engines = load_engines(
+            settings.engine, directory, settings.threads, settings.precision, parse_devices(settings.devices)
+        )
         checkpoint = engines[0].checkpoint
         traces = self.trace_models.fitting(
             checkpoint, required=checkpoint.name == self.default_model and bool(settings.traces)

@@ -9,10 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BeforeValidator, Field, SecretStr, field_serializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from tapline.service.engines.devices import parse_devices
 from tapline.service.engines.engine import EngineName, Precision
 from tapline.service.sinks.output_url import parse_outputs, shown_output
 from tapline.service.sources.bus.transport import shown_url
@@ -50,6 +59,11 @@ def _split_urls(value: object) -> object:
 
 UrlList = Annotated[list[str], NoDecode, BeforeValidator(_split_urls)]
 """Several URLs, which may have commas in them; in an environment variable, with blanks between them."""
+
+
+def _check_devices(text: str) -> str:
+    parse_devices(text)
+    return text
 
 
 def default_data_dir() -> Path:
@@ -162,6 +176,11 @@ class Settings(BaseSettings):
         None, description="directory of captures that jobs may name by their paths below it; none where not given"
     )
     engine: EngineName = Field("onnx", description="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
+    devices: Annotated[str, AfterValidator(_check_devices)] = Field(
+        "auto",
+        description="what computes: auto (every GPU that can be used, else the CPU), cpu, numbers of GPUs (0,1), "
+        "or simulated:N (as if there were N GPUs, on the CPU)",
+    )
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
     ports: Ports = Field("on", description="off: verdicts on flows do not read ports, unless a request asks for it")
     cascade: Cascade = Field(

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from tapline.models.checkpoint import Checkpoint, CheckpointError, TracegramCheckpoint
+from tapline.service.engines.devices import FIRST_GPU, parse_devices
 from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import UnknownModelError
@@ -58,6 +59,7 @@ class TraceModels:
         self.encoders: Callable[[], Iterable[TraceEncoder]] = lambda: ()
         self.live: LiveTraces | None = None
         self._settings = settings
+        self._device = (parse_devices(settings.devices) or [FIRST_GPU])[0]  # trace models are small: one engine each
         self._metrics = metrics
         self._supervisor = supervisor
         self._watching: dict[str, Part] | None = None
@@ -78,7 +80,7 @@ class TraceModels:
             CheckpointError, EngineError: it cannot serve.
         """
         settings = self._settings
-        engine = load_beside(settings.engine, directory, settings.threads, settings.precision)
+        engine = load_beside(settings.engine, directory, settings.threads, settings.precision, self._device)
         return TraceScorer(engine, settings.engine_timeout_seconds)
 
     def warm_scorer(self, directory: Path) -> TraceScorer:

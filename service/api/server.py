@@ -156,9 +156,9 @@ def serve(settings: Settings) -> None:
         scheme = "https" if certificate is not None else "http"
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         log.info("settings", **settings.model_dump(mode="json", exclude_none=True))
-        provider = service.classifier.provider
+        provider = service.batcher.provider
         log.info("serving", url=url, model=f"{checkpoint.name} {checkpoint.version}", provider=provider)
-        if reason := idle_gpu(provider):
+        if settings.devices != "cpu" and (reason := idle_gpu(service.classifier.provider)):
             log.warning("no gpu computes", reason=reason)
         _warn_of_clear_text(settings, access)
         add_pages = _pages(service)

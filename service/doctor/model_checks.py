@@ -110,6 +110,6 @@ class Checkpoints:
         checkpoint = engine.checkpoint
         what = f"{self.what} {checkpoint.name}"
         found = f"version {checkpoint.version} loads, computed by {engine.provider}"
-        if reason := idle_gpu(engine.provider):
+        if settings.devices != "cpu" and (reason := idle_gpu(engine.provider)):
             return Finding(what, "warning", found, f"{reason}.")
         return Finding(what, "ok", found)

@@ -62,8 +62,8 @@ class Timing:
 class Engine(Protocol):
     """Runs one checkpoint. A flow's scores do not depend on the flows beside it, to rounding.
 
-    `provider` is what computes: an execution provider of ONNX Runtime, or torch's device. `student` is that of the
-    checkpoint, where it has one, the same by any engine; `run` knows nothing of it.
+    `provider` is what computes: an execution provider of ONNX Runtime, or torch's device; a simulated device says so.
+    `student` is that of the checkpoint, where it has one, the same by any engine; `run` knows nothing of it.
     """
 
     checkpoint: Checkpoint

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tapline.installation import install_command
-from tapline.service.engines.engine import Engine, EngineError, EngineName, Precision
+from tapline.service.engines.devices import FIRST_GPU, Device, visible_gpus
+from tapline.service.engines.engine import GPU_PROVIDER, Engine, EngineError, EngineName, Precision
+from tapline.service.engines.providers import computes_on_gpu, count_drivers_gpus, providers
 from tapline.service.engines.trace_engine import TraceEngine
 
 
 def load_engine(
-    name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0
+    name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32", device: Device = FIRST_GPU
 ) -> Engine:
     """Load a checkpoint directory into an engine.
 
@@ -19,7 +22,7 @@ def load_engine(
         directory: of a flow checkpoint.
         threads: 0 means one per core.
         precision: what it computes with.
-        device: number of the GPU, where there are any.
+        device: where it computes.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, of another version, or has no model of this precision.
@@ -33,33 +36,56 @@ def load_engine(
             return TorchEngine(directory, threads, precision, device)
         from tapline.service.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine(directory, threads, precision)
+        return OnnxEngine(directory, threads, precision, device)
     except ModuleNotFoundError as error:
         raise missing_library(name, error) from None
 
 
-def load_engines(name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32") -> list[Engine]:
-    """One engine for each GPU that the engine can use, at least one; as `load_engine`.
+def load_engines(
+    name: EngineName,
+    directory: Path,
+    threads: int = 0,
+    precision: Precision = "float32",
+    devices: Sequence[Device] | None = None,
+) -> list[Engine]:
+    """One engine for each of the `devices`, by default for each GPU that the engine can use, at least one.
+
+    The rest is as of `load_engine`.
 
     Raises:
-        CheckpointError, EngineError: as there.
+        CheckpointError, EngineError: as there; or a GPU that was chosen cannot be used.
     """
-    return [load_engine(name, directory, threads, precision, device) for device in range(count_devices(name))]
+    asked = [Device(number) for number in range(count_devices(name))] if devices is None else devices
+    engines = [load_engine(name, directory, threads, precision, device) for device in asked]
+    unused = [device.gpu for device, engine in zip(asked, engines, strict=True) if _is_missed(device, engine)]
+    if unused and devices is not None:
+        raise EngineError(
+            f"the {name} engine cannot use GPU {', '.join(map(str, unused))}: choose others with --devices, "
+            "or `tapline doctor` says what is wrong"
+        )
+    found = [engine for device, engine in zip(asked, engines, strict=True) if device.gpu not in unused]
+    return found or engines[:1]
+
+
+def _is_missed(device: Device, engine: Engine) -> bool:
+    """Whether a GPU was meant and something else computes."""
+    return device.gpu is not None and not device.simulated and not computes_on_gpu(engine.provider)
 
 
 def count_devices(name: EngineName) -> int:
     """Engines that it pays to run side by side: one for each GPU, one without."""
-    if name != "torch":
-        return 1
     try:
-        from tapline.service.engines.torch_common import count_gpus
+        if name == "torch":
+            from tapline.service.engines.torch_common import count_gpus
+
+            return max(1, count_gpus())
     except ModuleNotFoundError as error:
         raise missing_library(name, error) from None
-    return max(1, count_gpus())
+    return max(1, visible_gpus(count_drivers_gpus)) if GPU_PROVIDER in providers() else 1
 
 
 def load_trace_engine(
-    name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0
+    name: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32", device: Device = FIRST_GPU
 ) -> TraceEngine:
     """Load the directory of a trace checkpoint into an engine; arguments as of `load_engine`.
 
@@ -75,7 +101,7 @@ def load_trace_engine(
             return TorchTraceEngine(directory, threads, precision, device)
         from tapline.service.engines.onnx_trace_engine import OnnxTraceEngine
 
-        return OnnxTraceEngine(directory, threads, precision)
+        return OnnxTraceEngine(directory, threads, precision, device)
     except ModuleNotFoundError as error:
         raise missing_library(name, error) from None
 

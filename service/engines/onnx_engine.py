@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tapline.models.checkpoint import ONNX, ONNX_INT8, read_checkpoint
 from tapline.models.encode import TokenBatch
 from tapline.models.student_file import read_student
+from tapline.service.engines.devices import FIRST_GPU, Device
 from tapline.service.engines.engine import Precision, Scores
 from tapline.service.engines.onnx_session import open_session
 from tapline.service.engines.pieces import MM4FLOW_INPUTS, padding, piece_inputs, pieces
@@ -20,7 +21,9 @@ _ATTENTIONS = ("ps_attention", "bytes_attention")
 class OnnxEngine:
     """Runs `model.onnx` of a checkpoint, or its int8 form; threads share one session."""
 
-    def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32") -> None:
+    def __init__(
+        self, directory: Path, threads: int = 0, precision: Precision = "float32", device: Device = FIRST_GPU
+    ) -> None:
         self.checkpoint = read_checkpoint(directory, needs=())
         self.student = read_student(directory, self.checkpoint)
         self._classes, self._width = self.checkpoint.network.n_class, 2 * self.checkpoint.network.d_model
@@ -31,6 +34,7 @@ class OnnxEngine:
             inputs=MM4FLOW_INPUTS,
             outputs={"logits": (None, self._classes), "embedding": (None, self._width)},
             threads=threads,
+            device=device,
         )
         self.provider = self._session.provider
 

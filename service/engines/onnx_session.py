@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tapline.models.checkpoint import AnyCheckpoint, CheckpointError, read_file
 from tapline.models.foreign_text import clean
+from tapline.service.engines.devices import FIRST_GPU, Device
 from tapline.service.engines.engine import GPU_PROVIDER, EngineError
 from tapline.service.engines.onnx_file import OnnxFileError, check_onnx
 
@@ -28,11 +29,11 @@ Shape = tuple[int, ...]
 class Session:
     """A graph whose inputs and outputs are the ones asked for; a run gives what was asked for, or an error.
 
-    `provider` is the execution provider of ONNX Runtime that computes it.
+    `provider` is what computes it, as of `Engine`.
     """
 
-    def __init__(self, name: str, session: Any) -> None:
-        self.provider: str = session.get_providers()[0]
+    def __init__(self, name: str, session: Any, device: Device) -> None:
+        self.provider = device.said(session.get_providers()[0])
         self._name = name
         self._session = session
 
@@ -62,9 +63,10 @@ def open_session(
     inputs: Collection[str],
     outputs: Mapping[str, tuple[int | None, ...]],
     threads: int = 0,
+    device: Device = FIRST_GPU,
 ) -> Session:
-    """A session of a file of a checkpoint, on a GPU where ONNX Runtime has CUDA and can use it, otherwise on the CPU
-    with `threads` threads, 0: one for each core that this process may use.
+    """A session of a file of a checkpoint, on the GPU of `device` where ONNX Runtime has CUDA and can use it, otherwise
+    on the CPU with `threads` threads, 0: one for each core that this process may use.
 
     `inputs` are all that the graph reads; `outputs` are among what it gives, with their shapes, None where any size is
     right.
@@ -82,7 +84,7 @@ def open_session(
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         check_onnx(content)
-        session = _session(content, options)
+        session = _session(content, options, device)
         _check_names(path, session, inputs, outputs)
     except (OnnxFileError, MemoryError) as error:
         raise CheckpointError(f"{path}: {error or 'there is not enough memory'}: export it again") from None
@@ -90,16 +92,17 @@ def open_session(
         raise
     except Exception as error:
         raise CheckpointError(f"{path}: ONNX Runtime refuses it: {type(error).__name__}: export it again") from error
-    return Session(name, session)
+    return Session(name, session, device)
 
 
-def _session(content: bytes, options: Any) -> Any:
+def _session(content: bytes, options: Any, device: Device) -> Any:
     """The session on the best provider that can be used. ONNX Runtime's own way back to the CPU writes to standard
     output, which is for results: it is off."""
-    if GPU_PROVIDER in available_providers():
+    if device.gpu is not None and not device.simulated and GPU_PROVIDER in available_providers():
         _load_cuda()
+        on_gpu = (GPU_PROVIDER, {"device_id": device.gpu})
         with contextlib.suppress(Exception):  # what is wrong with the graph itself is said by the CPU as well
-            return onnxruntime.InferenceSession(content, options, providers=[GPU_PROVIDER, CPU], enable_fallback=0)
+            return onnxruntime.InferenceSession(content, options, providers=[on_gpu, CPU], enable_fallback=0)
     return onnxruntime.InferenceSession(content, options, providers=[CPU], enable_fallback=0)
 
 

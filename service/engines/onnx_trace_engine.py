@@ -13,6 +13,7 @@ from tapline.models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, TRACE_ONN
 from tapline.models.encode import encode
 from tapline.models.flow import Flow
 from tapline.models.packet_tokens import PacketTokens, encode_packets, pad_packets
+from tapline.service.engines.devices import FIRST_GPU, Device
 from tapline.service.engines.engine import Precision
 from tapline.service.engines.onnx_session import Session, open_session
 from tapline.service.engines.pieces import MM4FLOW_INPUTS, piece_inputs, pieces
@@ -25,7 +26,9 @@ class OnnxTraceEngine:
     With int8 the encoder is `encoder.int8.onnx`. Aggregation and head are small and stay in float32.
     """
 
-    def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32") -> None:
+    def __init__(
+        self, directory: Path, threads: int = 0, precision: Precision = "float32", device: Device = FIRST_GPU
+    ) -> None:
         self.checkpoint = checkpoint = read_trace_checkpoint(directory, needs=())
         network = checkpoint.network
         self._width, self._classes = network.feature_size, network.n_class
@@ -40,6 +43,7 @@ class OnnxTraceEngine:
                 inputs=MM4FLOW_INPUTS if checkpoint.mm4flow is not None else ("tokens",),
                 outputs={"features": (None, self._width)},
                 threads=threads,
+                device=device,
             )
         self._trace = open_session(
             directory,
@@ -48,6 +52,7 @@ class OnnxTraceEngine:
             inputs=tuple(self._inputs),
             outputs={"logits": (None, self._classes), "importance": (None, None)},
             threads=threads,
+            device=device,
         )
         self.provider = self._trace.provider
 

@@ -41,10 +41,17 @@ def count_drivers_gpus() -> int:
         return 0
 
 
+def computes_on_gpu(provider: str) -> bool:
+    """Whether a GPU is what computes, as of `Engine`."""
+    return provider == GPU_PROVIDER or "cuda" in provider
+
+
 def idle_gpu(provider: str) -> str | None:
     """Why no GPU computes where one might, or None; `provider`: what computes, as of `Engine`."""
-    if provider == GPU_PROVIDER or "cuda" in provider:
+    if computes_on_gpu(provider):
         return None
+    if "in the place of GPU" in provider:
+        return "GPUs are simulated, as `devices` says: the CPU computes what they would"
     if GPU_PROVIDER in providers():
         return (
             "this ONNX Runtime is built for CUDA and cannot use it here: look at nvidia-smi for driver and GPU, and "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tapline.models.checkpoint import WEIGHTS, AnyCheckpoint, CheckpointError, read_file
 from tapline.models.foreign_text import clean
+from tapline.service.engines.devices import Device
 
 
 def load_weights(directory: Path, checkpoint: AnyCheckpoint, model: nn.Module, may_lack: Callable[[str], bool]) -> None:
@@ -45,14 +46,11 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def pick_device(number: int) -> torch.device:
-    """The GPU of that number where CUDA has one, otherwise the CPU."""
-    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def provider_of(device: torch.device) -> str:
-    """What computes, as engines say it: `torch on cuda:0`."""
-    return f"torch on {device}"
+def pick_device(device: Device) -> torch.device:
+    """The GPU that is meant where CUDA has it, otherwise the CPU."""
+    if device.gpu is None or device.simulated or device.gpu >= count_gpus():
+        return torch.device("cpu")
+    return torch.device("cuda", device.gpu)
 
 
 def set_threads(threads: int) -> None:

@@ -17,6 +17,7 @@ from tapline.models.encode import TokenBatch
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.mm4flow_packed import Packed, packed_forward
 from tapline.models.student_file import read_student
+from tapline.service.engines.devices import FIRST_GPU, Device
 from tapline.service.engines.engine import Precision, Scores
 from tapline.service.engines.pieces import padding, piece_inputs, pieces
 from tapline.service.engines.torch_common import (
@@ -24,7 +25,6 @@ from tapline.service.engines.torch_common import (
     load_weights,
     on_device,
     pick_device,
-    provider_of,
     set_threads,
 )
 
@@ -35,7 +35,7 @@ MAX_PACKED_TOKENS = 131_072
 class TorchEngine:
     """Runs a checkpoint in float32 or bfloat16 on one device.
 
-    `threads` is torch's own count for the process, 0 leaves it; `device` the number of the GPU; `packed` forces packed
+    `threads` is torch's own count for the process, 0 leaves it; `device` where it computes; `packed` forces packed
     sequences or forbids them.
     """
 
@@ -44,7 +44,7 @@ class TorchEngine:
         directory: Path,
         threads: int = 0,
         precision: Precision = "float32",
-        device: int = 0,
+        device: Device = FIRST_GPU,
         packed: bool | None = None,
     ) -> None:
         self.checkpoint = read_checkpoint(directory, needs=())
@@ -55,7 +55,7 @@ class TorchEngine:
             directory, self.checkpoint, model, lambda name: ".cls." in name
         )  # masked-token heads are for training
         chosen = pick_device(device)
-        self.provider = provider_of(chosen)
+        self.provider = device.said(f"torch on {chosen}")
         self._runner = Mm4flowRunner(model, self.checkpoint.network, chosen, precision, packed)
 
     def run(self, batch: TokenBatch) -> Scores:

@@ -14,13 +14,13 @@ from tapline.models.encode import encode
 from tapline.models.flow import Flow
 from tapline.models.packet_tokens import PacketTokens, encode_packets, pad_packets
 from tapline.models.tracegram import FlowEncoder, Tracegram, is_for_training
+from tapline.service.engines.devices import FIRST_GPU, Device
 from tapline.service.engines.engine import Precision
 from tapline.service.engines.torch_common import (
     copied_back,
     load_weights,
     on_device,
     pick_device,
-    provider_of,
     set_threads,
 )
 from tapline.service.engines.torch_engine import Mm4flowRunner
@@ -33,11 +33,13 @@ class TorchTraceEngine:
     With bfloat16 the flow encoder computes in it. Aggregation and head are small and stay in float32.
     """
 
-    def __init__(self, directory: Path, threads: int = 0, precision: Precision = "float32", device: int = 0) -> None:
+    def __init__(
+        self, directory: Path, threads: int = 0, precision: Precision = "float32", device: Device = FIRST_GPU
+    ) -> None:
         self.checkpoint = read_trace_checkpoint(directory, needs=())
         set_threads(threads)
         self._device = pick_device(device)
-        self.provider = provider_of(self._device)
+        self.provider = device.said(f"torch on {self._device}")
         own = self.checkpoint.mm4flow
         model = Tracegram(self.checkpoint.network, mm4flow=own.network if own else None)
         load_weights(directory, self.checkpoint, model, is_for_training)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -159,6 +160,12 @@ class Batcher:
         return [lane.classifier for lane in self._lanes]
 
     @property
+    def provider(self) -> str:
+        """What computes, as of `Engine`; with several engines all that do, and how many alike."""
+        counts = Counter(lane.classifier.provider for lane in self._lanes)
+        return ", ".join(name if alike == 1 else f"{alike} of {name}" for name, alike in counts.items())
+
+    @property
     def waiting_flows(self) -> int:
         """Flows in the queue."""
         return len(self._queue)
@@ -250,12 +257,22 @@ class Batcher:
     async def classify(
         self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = False, ports: bool | None = None
     ) -> list[FlowOutcome | None]:
-        """Outcomes in order, a batch at a time; waits for room where the queue is full. Arguments as of `submit`."""
+        """Outcomes in order; a batch for each engine and one more are under way at a time, and it waits for room where
+        the queue is full. Arguments as of `submit`."""
         found: list[FlowOutcome | None] = []
         step = min(self.max_batch_size, self.max_queue_size)
-        for start in range(0, len(flows), step):
-            part = flows[start : start + step]
-            found += await (await self._submit_when_room(part, caller, urgent=urgent, ports=ports))
+        under_way: deque[Answers] = deque()
+        try:
+            for start in range(0, len(flows), step):
+                if len(under_way) > len(self._lanes):
+                    found += await under_way.popleft()
+                part = flows[start : start + step]
+                under_way.append(await self._submit_when_room(part, caller, urgent=urgent, ports=ports))
+            while under_way:
+                found += await under_way.popleft()
+        finally:
+            for unread in under_way:
+                unread.cancel()
         return found
 
     async def _submit_when_room(

@@ -74,8 +74,8 @@ class ServedModels:
         return {name: batcher.classifier.checkpoint for name, batcher in self._batchers.items()}
 
     def providers(self) -> dict[str, str]:
-        """What computes each model that serves, by name."""
-        return {name: batcher.classifier.provider for name, batcher in self._batchers.items()}
+        """What computes each model that serves, by name: as of `Batcher.provider`."""
+        return {name: batcher.provider for name, batcher in self._batchers.items()}
 
     def cascades(self) -> dict[str, bool | None]:
         """Of each model that serves whether a student answers flows, None where it has none, by name."""

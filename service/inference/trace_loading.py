@@ -14,6 +14,7 @@ from tapline.models.checkpoint import (
     read_trace_checkpoint,
 )
 from tapline.models.checkpoint_files import refuse_remote
+from tapline.service.engines.devices import FIRST_GPU, Device
 from tapline.service.engines.engine import EngineName, Precision
 from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.trace_engine import TraceEngine
@@ -80,7 +81,13 @@ def load_traces(
     return [load_beside(engine, directory, threads, precision) for directory in trace_directories(chosen)]
 
 
-def load_beside(engine: EngineName, directory: Path, threads: int = 0, precision: Precision = "float32") -> TraceEngine:
+def load_beside(
+    engine: EngineName,
+    directory: Path,
+    threads: int = 0,
+    precision: Precision = "float32",
+    device: Device = FIRST_GPU,
+) -> TraceEngine:
     """The engine of a trace checkpoint in the precision of the flow models beside it.
 
     Its encoder is in float32 where int8 is asked for and the checkpoint has no `encoder.int8.onnx`: one flag is for all
@@ -91,7 +98,7 @@ def load_beside(engine: EngineName, directory: Path, threads: int = 0, precision
     """
     if precision == "int8" and ENCODER_ONNX_INT8 not in read_trace_checkpoint(directory).files:
         precision = "float32"
-    return load_trace_engine(engine, directory, threads, precision)
+    return load_trace_engine(engine, directory, threads, precision, device)
 
 
 def fitting(

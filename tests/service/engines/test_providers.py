@@ -19,6 +19,8 @@ from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import shipped_checkpoint
 from tests.service.command.cli_runner import tapline
 
+ON_FIRST_GPU = (GPU_PROVIDER, {"device_id": 0})
+
 
 class BuiltForCuda:
     """ONNX Runtime as its build for CUDA says it is, on a machine with a GPU or without."""
@@ -31,9 +33,10 @@ class BuiltForCuda:
         class Session:
             def __init__(self, content, options, providers, enable_fallback):
                 built.asked.append((providers, enable_fallback))
-                if GPU_PROVIDER in providers and not usable:
+                names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+                if GPU_PROVIDER in names and not usable:
                     raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
-                self._session, self._providers = real(content, options, providers=[CPU]), providers
+                self._session, self._providers = real(content, options, providers=[CPU]), names
 
             def get_providers(self):
                 return self._providers
@@ -64,7 +67,7 @@ def test_cuda_computes_where_it_can(checkpoint_dir, monkeypatch, capfd):
     assert engine.provider == GPU_PROVIDER
     assert Classifier(engine).classify([SHORT_FLOW])[0].verdict is not None
     load_engine("onnx", checkpoint_dir)
-    assert built.asked == [([GPU_PROVIDER, CPU], 0)] * 2
+    assert built.asked == [([ON_FIRST_GPU, CPU], 0)] * 2
     assert built.loaded == [True]  # once
     assert capfd.readouterr().out == ""  # standard output is for results
     assert idle_gpu(engine.provider) is None
@@ -74,7 +77,7 @@ def test_the_cpu_computes_where_cuda_cannot(checkpoint_dir, monkeypatch, capfd):
     built = BuiltForCuda(monkeypatch, usable=False)
     engine = load_engine("onnx", checkpoint_dir)
     assert engine.provider == CPU
-    assert built.asked == [([GPU_PROVIDER, CPU], 0), ([CPU], 0)]
+    assert built.asked == [([ON_FIRST_GPU, CPU], 0), ([CPU], 0)]
     assert capfd.readouterr().out == ""
     assert "cannot use it here: look at nvidia-smi" in idle_gpu(engine.provider)
 
