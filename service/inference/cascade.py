@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.cascade import is_sure
 from tapline.models.checkpoint import Checkpoint
 from tapline.models.context import ContextTerms
 from tapline.models.flow import Flow
 from tapline.models.student import StudentModel
+from tapline.models.verdict import flow_probabilities
 from tapline.service.engines.engine import Scores
 
 
@@ -41,10 +41,13 @@ class Cascade:
     """The student of a checkpoint with the rule by which it answers."""
 
     def __init__(self, student: StudentModel, checkpoint: Checkpoint, terms: ContextTerms | None) -> None:
+        assert checkpoint.student is not None
         self._student, self._checkpoint, self._terms = student, checkpoint, terms
+        self._thresholds = checkpoint.student.threshold, checkpoint.student.threshold_without_ports
 
     def answer(self, flows: Sequence[Flow], ports: bool | Sequence[bool]) -> Answered:
         """What the student says of flows; `ports` says of all, or of each, whether ports are read."""
         said = self._student.scores(flows)
-        sure = is_sure(said.logits, flows, self._checkpoint, self._terms, ports=ports)
-        return Answered(Scores(said.logits, said.embeddings), sure)
+        shares = flow_probabilities(said.logits, flows, self._checkpoint, self._terms, ports=ports)
+        sure = shares.max(axis=1) >= np.where(ports, *self._thresholds)
+        return Answered(Scores(said.logits, said.embeddings), np.asarray(sure))

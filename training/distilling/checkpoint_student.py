@@ -49,16 +49,16 @@ def distil_checkpoint(
         CheckpointError: `source` is no whole flow checkpoint, or `out` holds something else.
         TrainingError: there is no labelled flow.
     """
-    checkpoint = read_checkpoint(source, needs=())
+    checkpoint = read_checkpoint(source, needs=(WEIGHTS,))
+    kept = {name: read_file(source, checkpoint, name) for name in checkpoint.files if name != STUDENT}
+    card = (source / CARD).read_text(encoding="utf-8")
     teacher = Mm4flow(checkpoint.network)
-    teacher.load_state_dict(load(read_file(source, checkpoint, WEIGHTS)), strict=False)
+    teacher.load_state_dict(load(kept[WEIGHTS]), strict=False)
     taught = distil(teacher.eval(), checkpoint, _class_of(checkpoint, features), settings, report)
     figures = {**msgspec.to_builtins(taught.figures), "features": features_of(features)}
     manifest = msgspec.structs.replace(
         checkpoint, version=version, student=taught.student, metrics=checkpoint.metrics | {"student": figures}
     )
-    kept = {name: read_file(source, checkpoint, name) for name in checkpoint.files if name != STUDENT}
-    card = (source / CARD).read_text(encoding="utf-8")
 
     def write_files(folder: Path) -> None:
         for name, content in kept.items():

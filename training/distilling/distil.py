@@ -16,8 +16,8 @@ from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.student import Student, StudentModel, StudentNetwork, StudentScores, StudentWeights
 from tapline.models.verdict import context_terms
-from tapline.training.distilling.gate import Gate, agreed, find_threshold
 from tapline.training.distilling.lessons import Lessons, Said, make_lessons
+from tapline.training.distilling.student_gate import Gate, agreed, find_threshold
 from tapline.training.distilling.student_network import LearningStudent
 from tapline.training.evaluation.calibration import capped_weights
 
