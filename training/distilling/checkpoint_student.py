@@ -52,9 +52,7 @@ def distil_checkpoint(
     checkpoint = read_checkpoint(source, needs=(WEIGHTS,))
     kept = {name: read_file(source, checkpoint, name) for name in checkpoint.files if name != STUDENT}
     card = (source / CARD).read_text(encoding="utf-8")
-    teacher = Mm4flow(checkpoint.network)
-    teacher.load_state_dict(load(kept[WEIGHTS]), strict=False)
-    taught = distil(teacher.eval(), checkpoint, _class_of(checkpoint, features), settings, report)
+    taught = distil(teacher_of(source, checkpoint), checkpoint, _class_of(checkpoint, features), settings, report)
     figures = {**msgspec.to_builtins(taught.figures), "features": features_of(features)}
     manifest = msgspec.structs.replace(
         checkpoint, version=version, student=taught.student, metrics=checkpoint.metrics | {"student": figures}
@@ -69,6 +67,17 @@ def distil_checkpoint(
     written = write_checkpoint(out, manifest, write_files)
     read_student(out, written)
     return written
+
+
+def teacher_of(directory: Path, checkpoint: Checkpoint) -> Mm4flow:
+    """The network of a flow checkpoint.
+
+    Raises:
+        CheckpointError: its weights are not the recorded ones.
+    """
+    teacher = Mm4flow(checkpoint.network)
+    teacher.load_state_dict(load(read_file(directory, checkpoint, WEIGHTS)), strict=False)
+    return teacher.eval()
 
 
 def write_student(path: Path, taught: Taught) -> None:

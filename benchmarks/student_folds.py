@@ -1,6 +1,6 @@
 """A cascade on corpora left out: teachers, students and thresholds that learned nothing of what they are measured on.
 
-    python benchmarks/cascade.py FEATURES... --keep DIR [--epochs 40] [--epochs 100,40,40,40]
+    python benchmarks/student_folds.py FEATURES... --keep DIR [--epochs 40] [--epochs 100,40,40,40]
 
 Four groups of whole corpora (`GROUPS`, and all others) are left out in turn. Of each fold a flow model is trained anew,
 by the settings of `finetune`, and distilled as `distil` does: student and thresholds see the fold's training captures
@@ -249,8 +249,8 @@ def measure(found: Sequence[Left], settings: DistilSettings, *, ports: bool) -> 
         same = np.concatenate([each.said(each.network) == each.said(each.cascade) for each in collected[kind]])
         print(
             f"{kind}: macro-F1 {f1:.4f}, cascade {f1_cascade:.4f} (difference {f1_cascade - f1:+.4f}, 95 % "
-            f"{between.low:+.4f} to {between.high:+.4f}); {answered.mean():.1%} of {len(truth)} answered, the same verdict "
-            f"for {same[answered].mean():.2%} of them; accuracy {(network.argmax(1) == truth).mean():.4f}, "
+            f"{between.low:+.4f} to {between.high:+.4f}); {answered.mean():.1%} of {len(truth)} answered, the same "
+            f"verdict for {same[answered].mean():.2%} of them; accuracy {(network.argmax(1) == truth).mean():.4f}, "
             f"{(cascade.argmax(1) == truth).mean():.4f}; ECE "
             f"{calibration_error(network.max(1), network.argmax(1) == truth):.4f}, "
             f"{calibration_error(cascade.max(1), cascade.argmax(1) == truth):.4f}; known called unknown "
