@@ -42,6 +42,10 @@ LARGEST_TABLE_BIAS, LARGEST_BIAS = 1 << 12, 1 << 20
 MAX_PIECE_FLOWS = 256
 """Flows that are computed at once: what they take stays in a core's cache."""
 
+_ALONE = 1 << 18
+"""Multiplications of a product that OpenBLAS computes in the calling thread; others it shares with threads that then
+spin for milliseconds, which costs ten times what the student does."""
+
 _EXACT_LENGTHS, _PER_OCTAVE, _NEGATIVE = 48, 16, 128
 _BUCKETED = 1500
 
@@ -124,10 +128,19 @@ class StudentModel:
         rows = symbols(flows, self._network, self._features) + self._starts  # [n, fields]
         summed = np.take(self._table, rows, axis=0).sum(axis=1, dtype=np.int16) + self._table_bias  # [n, T]
         first = np.clip(summed, 0, ACTIVATION_LEVELS).astype(np.float32)
-        second = np.floor((first @ self._hidden + self._hidden_bias) / HIDDEN_UNIT)
+        second = np.floor((_product(first, self._hidden) + self._hidden_bias) / HIDDEN_UNIT)
         np.clip(second, 0, ACTIVATION_LEVELS, out=second)
-        found: NDArray[np.float32] = second @ self._outputs + self._outputs_bias
+        found = _product(second, self._outputs) + self._outputs_bias
         return found / np.float32(TABLE_UNIT * OUTPUT_UNIT)
+
+
+def _product(rows: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`rows @ weights`, float32 [n, k] and [k, m], a few rows at a time."""
+    at_once = max(1, _ALONE // weights.size)
+    padded = np.zeros((-(-len(rows) // at_once) * at_once, rows.shape[1]), np.float32)
+    padded[: len(rows)] = rows
+    stacked = padded.reshape(-1, at_once, rows.shape[1]) @ weights
+    return stacked.reshape(-1, weights.shape[1])[: len(rows)]
 
 
 def symbols(flows: Sequence[Flow], network: StudentNetwork, features: Mm4flowFeatures) -> NDArray[np.int64]:
