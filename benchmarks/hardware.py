@@ -1,4 +1,4 @@
-"""Names the machine that a measurement ran on, and prints the line that the table of results is made of."""
+"""Names the machine that a measurement ran on, and prints the lines that the tables of results are made of."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def describe() -> str:
 def report(what: str, result: str) -> None:
     """Print a row of the table in `README.md`; `all.py` collects them."""
     print(f"result | {what} | {result}")
+
+
+def short(what: str, beside: str, result: str) -> None:
+    """Print a row of the short table in the README of the repository: what, beside what else, and how it is."""
+    print(f"short | {what} | {beside} | {result}")

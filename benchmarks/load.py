@@ -1,11 +1,12 @@
 """Latency against load: real flows arrive at random, whether or not the service keeps up.
 
-    python benchmarks/load.py CAPTURE... [--seconds 20] [--plot load.svg] [--checkpoint DIR] [--engine onnx]
+    python benchmarks/load.py CAPTURE|FOLDER... [--seconds 20] [--plot load.svg] [--checkpoint DIR] [--engine onnx]
 
-The live path (live queue, batcher, engine) runs as it does in the service. First its saturated rate is measured: as
-many flows a second as get a verdict while the queue never runs empty. Then flows arrive as a Poisson process at shares
-of that rate; latency is from the moment a flow was due to arrive until its verdict is delivered, so that a late sender
-hides nothing. What is shed under overload is counted, and gets no latency.
+Of a folder all captures below it are taken, and what cannot be read is passed over; which flow comes when is drawn
+with a fixed seed. The live path (live queue, batcher, engine) runs as it does in the service. First its saturated rate
+is measured: as many flows a second as get a verdict while the queue never runs empty. Then flows arrive as a Poisson
+process at shares of that rate; latency is from the moment a flow was due to arrive until its verdict is delivered, so
+that a late sender hides nothing. What is shed under overload is counted, and gets no latency.
 
 The sender shares the event loop with the service, and is kept cheap: flows are made beforehand, and those due within
 `TICK_SECONDS` are sent together, at its end.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import time
 from bisect import bisect_left
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from hardware import describe, report
+from hardware import describe, report, short
 
 from tapline.models.flow import Flow
 from tapline.service.engines.loading import load_engine
@@ -36,7 +38,7 @@ from tapline.service.inference.served import warm_up
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.metrics import Metrics
 from tapline.service.settings import Settings
-from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
 
 SHARES = (0.1, 0.5, 0.8, 1.0, 1.5, 3.0)
 TICK_SECONDS = 0.002
@@ -135,6 +137,17 @@ async def at_rate(load: Load, flows: list[Flow], rate: float, seconds: float) ->
         return Outcome(offered / took, in_time / took, shed, offered, in_time / used, latencies)
 
 
+def real_flows(places: Sequence[Path]) -> list[Flow]:
+    """The flows with payload of captures, and of all captures below folders, in an order that is always the same."""
+    paths = [path for place in places for path in (sorted(place.rglob("*.pcap*")) if place.is_dir() else [place])]
+    flows: list[Flow] = []
+    for path in paths:
+        with contextlib.suppress(CaptureError):
+            flows += [flow for flow in CaptureReader(path, ReadOptions(heads="none")) if flow.payload_lengths]
+    random.Random(0).shuffle(flows)
+    return flows
+
+
 def plot(outcomes: dict[float, Outcome], saturated: float, path: Path) -> None:
     """Draw latency against the offered share of the saturated rate."""
     import matplotlib as mpl
@@ -172,10 +185,29 @@ async def measure(
     return rate, {share: await at_rate(load, flows, share * rate, seconds) for share in shares}
 
 
+def tell(outcomes: dict[float, Outcome], saturated: float, what: str) -> None:
+    """A row for the saturated rate, and for each share of it."""
+    report(f"live path saturated, {what}", f"**{saturated:.0f} flows/s**")
+    half = outcomes.get(0.5)
+    short("live path, flows a second", "-", f"{saturated:,.0f}")
+    if half is not None:
+        half_ms = f"median {1000 * half.percentile(0.5):.0f} ms, 99 % under {1000 * half.percentile(0.99):.0f} ms"
+        report(f"latency at half of the saturated rate, {what}", half_ms)
+        short("latency at half of that", "-", half_ms)
+    for share, outcome in outcomes.items():
+        if share < 1:
+            continue
+        goodput = outcome.delivered_per_second / saturated
+        p99 = f"99 % under {outcome.percentile(0.99):.2f} s"
+        report(f"delivered at {share:.0%} of the saturated rate, {what}", f"{goodput:.0%} of it, {p99}")
+        if share > 1:
+            short(f"at {share:.0%} of that, delivered", "-", f"{goodput:.0%}, {p99}")
+
+
 def main() -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("captures", nargs="+", type=Path)
+    parser.add_argument("captures", nargs="+", type=Path, help="captures, or folders of them")
     parser.add_argument("--seconds", type=float, default=20, help="for each rate")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the saturated rate")
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint(DEFAULT_CHECKPOINT))
@@ -183,13 +215,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="SVG or PNG to draw")
     options = parser.parse_args()
-    flows = [
-        flow
-        for path in options.captures
-        for flow in CaptureReader(path, ReadOptions(heads="none"))
-        if flow.payload_lengths
-    ]
-    random.Random(0).shuffle(flows)
+    flows = real_flows(options.captures)
 
     def load() -> Classifier:
         classifier = Classifier(load_engine(options.engine, options.checkpoint, options.threads))
@@ -208,17 +234,7 @@ def main() -> None:
             f"{outcome.shed / outcome.offered:8.1%} {1000 * outcome.percentile(0.5):11.1f} "
             f"{1000 * outcome.percentile(0.99):8.1f}"
         )
-    if half := outcomes.get(0.5):
-        report(
-            f"latency at half of the saturated rate ({saturated:.0f} flows/s), {model}",
-            f"median {1000 * half.percentile(0.5):.0f} ms, 99 % under {1000 * half.percentile(0.99):.0f} ms",
-        )
-    for share, outcome in outcomes.items():
-        if share > 1:
-            report(
-                f"delivered at {share:.0%} of the saturated rate, {model}",
-                f"{outcome.delivered_per_second / saturated:.0%} of it, 99 % under {outcome.percentile(0.99):.2f} s",
-            )
+    tell(outcomes, saturated, f"{model}, {len(flows)} real flows")
     if options.plot:
         plot(outcomes, saturated, options.plot)
 

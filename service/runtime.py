@@ -28,6 +28,8 @@ from tapline.service.inference.served import ServedModels
 from tapline.service.inference.trace_loading import fitting, trace_directories
 from tapline.service.inference.trial import try_out, try_out_aside
 from tapline.service.jobs.jobs import Jobs
+from tapline.service.live.kept_numbers import FILE_NAME as NUMBERS_FILE
+from tapline.service.live.kept_numbers import KeptNumbers
 from tapline.service.live.observer import Observer, Observers
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.replay import Replay
@@ -84,7 +86,7 @@ class Service:
                 settings.alerts, lambda alert: told.alert(alert), self.metrics,
                 known=lambda: Known(*names_and_labels([repository, Repository(ZOO)], log.warning)),
             )  # fmt: skip
-        self.data = DataDirectory(settings.data_dir) if settings.history == "sqlite" else None
+        self.data = DataDirectory(settings.data_dir) if settings.history != "none" else None
         self.history = self._open_history()
         self.stream = VerdictStream(self.metrics)
         self.outputs = Outputs(settings.output, settings.data_dir, self.metrics)
@@ -146,6 +148,7 @@ class Service:
             traces=self.traces,
             supervisor=self.supervisor,
             names={zeek.url: zeek.name for zeek in self.zeeks},
+            numbers=KeptNumbers(settings.data_dir / NUMBERS_FILE) if settings.history != "none" else None,
         )
 
     def _open_history(self) -> History | None:

@@ -199,6 +199,7 @@ def _count_tries(connection: sql.Connection, database: Database, left_out: list[
         found.setdefault(key, _Tries()).add(flow)
     if not found:
         return
+    database.count_alone(connection)
     names = ("minute_us", "orig_key", "source", "sensor")
     for some in _pieces(sorted({key[1] for key in found})):
         query = sql.select(tries).where(

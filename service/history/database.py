@@ -39,7 +39,10 @@ _ROWS_IN_A_STATEMENT = (128, 16, 1)
 
 log = structlog.get_logger()
 
-_ADVISORY_LOCK = 0x7461706C
+_MAKING, _DELETING, _COUNTING = 0x7461706C, 0x7461706D, 0x7461706E
+"""PostgreSQL's advisory locks: of who makes or migrates the tables, who deletes what is old, and who adds to counts
+that are read before."""
+
 _SAMPLED_ROWS = 1000
 
 
@@ -131,7 +134,7 @@ class Database:
             self._lasting_pragmas()
         with self.engine.begin() as connection:
             if not self.is_sqlite:
-                connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+                connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MAKING)))
             names = sql.inspect(connection).get_table_names()
             if not names:
                 metadata.create_all(connection)
@@ -252,6 +255,18 @@ class Database:
             )
             return (pages - free) * size
         return sum(_used_by_table(connection, table) for table in metadata.tables.values() if self.has(table))
+
+    def may_delete(self, connection: sql.Connection) -> bool:
+        """Whether what is old may be deleted in this transaction: no other service does now. Two that did would wait
+        for each other's rows, crosswise too."""
+        if self.is_sqlite:
+            return True
+        return bool(connection.execute(sql.select(sql.func.pg_try_advisory_xact_lock(_DELETING))).scalar())
+
+    def count_alone(self, connection: sql.Connection) -> None:
+        """Wait until no other service adds to counts that it has read; it then waits until this transaction ends."""
+        if not self.is_sqlite:
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_COUNTING)))
 
     def give_back(self) -> None:
         """Make SQLite's file smaller by some pages where many are free. PostgreSQL does so itself."""

@@ -39,7 +39,8 @@ class Retention:
         self._is_over = False
 
     def step(self) -> bool:
-        """Delete a little, in a transaction of its own; whether there is more to delete.
+        """Delete a little, in a transaction of its own; whether there is more to delete. Of services that share a
+        database one at a time deletes.
 
         Raises:
             DBAPIError: the database cannot do it now.
@@ -47,6 +48,8 @@ class Retention:
         now_us = time.time_ns() // 1000
         with self._database.engine.begin() as connection:
             self._measure(connection)
+            if not self._database.may_delete(connection):
+                return False
             more = [_delete(connection, table, now_us - self._age_us) for table in _AGING]
             more.append(_delete(connection, minutes, now_us - max(self._age_us, ROLL_UP_DAYS * _DAY_US)))
             if self._is_over:

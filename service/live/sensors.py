@@ -12,13 +12,22 @@ from typing import Any
 
 from tapline.models.flow import Flow
 from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.live.kept_numbers import SAVE_SECONDS, KeptNumbers
 from tapline.service.live.observer import Observer, tell
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Part, Supervisor
 from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row, verdict_row
-from tapline.service.sources.bus.events import VerdictsAck, trace_verdicts_event, verdicts_event
-from tapline.service.sources.bus.source import BusSource, make_transport
+from tapline.service.sources.bus.events import (
+    LINES_VERSION,
+    BusEvent,
+    VerdictRow,
+    VerdictsAck,
+    trace_verdicts_event,
+    verdict_lines_event,
+    verdicts_event,
+)
+from tapline.service.sources.bus.source import BusSource, Numbers, make_transport
 from tapline.service.sources.bus.transport import TlsFiles, Transport, TransportError, shown_url
 from tapline.service.traces.live_traces import LiveTraces
 
@@ -52,9 +61,11 @@ class Sensors:
         traces: LiveTraces | None = None,
         supervisor: Supervisor,
         names: Mapping[str, str] | None = None,
+        numbers: KeptNumbers | None = None,
     ) -> None:
         """`spool_verdicts` 0 sends no verdicts back; `traces` get all flows; `names`: what buses are called that are
-        not called by their URLs."""
+        not called by their URLs, whose Zeeks begin with this service; `numbers`: of the other sensors' flows, which go
+        on over a restart."""
         if len({shown_url(url) for url in urls}) < len(urls):
             raise TransportError("a sensor is named twice: one connection per sensor is all that Zeek should bear")
         self._pipeline = pipeline
@@ -63,10 +74,20 @@ class Sensors:
         self._observer = observer
         self._traces = traces
         self._supervisor = supervisor
-        self.sensors = [self._sensor(make_transport(url, tls, list(shards), (names or {}).get(url))) for url in urls]
+        self._numbers = numbers
+        names, earlier = names or {}, numbers.load() if numbers is not None else {}
+        transports = {url: make_transport(url, tls, list(shards), names.get(url)) for url in urls}
+        self.sensors = [
+            self._sensor(transport, earlier.get(transport.url, {}) if url not in names else {})
+            for url, transport in transports.items()
+        ]
 
-    def _sensor(self, transport: Transport) -> Sensor:
-        flow_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, verdicts_event, "flow verdicts")
+    def _sensor(self, transport: Transport, earlier: Numbers) -> Sensor:
+        def flow_verdicts(service: str, batch: int, rows: Sequence[VerdictRow]) -> BusEvent:
+            takes_lines = source.state.verdicts_version >= LINES_VERSION
+            return (verdict_lines_event if takes_lines else verdicts_event)(service, batch, rows)
+
+        flow_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, flow_verdicts, "flow verdicts")
         trace_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, trace_verdicts_event, "trace verdicts")
         sinks: list[ZeekSink[Any]] = [flow_sink, trace_sink] if self._spool_verdicts else []
         if self._traces is not None and sinks:
@@ -91,6 +112,7 @@ class Sensors:
             take_flow=lambda flow: self._pipeline.take(flow, deliver),
             take_ack=take_ack,
             on_connected=resend,
+            earlier=earlier,
         )
         return Sensor(source, sinks)
 
@@ -119,6 +141,18 @@ class Sensors:
             connected = [sensor for sensor in self.sensors if sensor.source.state.connected]
             await asyncio.gather(*(sink.drain(drain_seconds) for sensor in connected for sink in sensor.sinks))
             await self._supervisor.stop(parts)
+            await self._save_numbers()
+
+    async def _keep_numbers(self) -> None:
+        """Save the numbers of sensors now and then, for the run after this one."""
+        while True:
+            await asyncio.sleep(SAVE_SECONDS)
+            await self._save_numbers()
+
+    async def _save_numbers(self) -> None:
+        if self._numbers is not None:
+            sources = [sensor.source for sensor in self.sensors]
+            await asyncio.to_thread(self._numbers.save, {each.state.url: each.numbers for each in sources})
 
     def _start(self) -> list[Part]:
         """Start every part of the live path."""
@@ -126,6 +160,8 @@ class Sensors:
         if self._traces is not None:
             self._traces.start(self._supervisor)
         parts = [start("live path", self._pipeline.run)]
+        if self._numbers is not None:
+            parts.append(start("numbers of sensors", self._keep_numbers))
         for sensor in self.sensors:
             url = sensor.source.state.url
             parts += [start(f"{sink.kind} to {url}", sink.run) for sink in sensor.sinks]

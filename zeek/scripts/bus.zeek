@@ -149,7 +149,7 @@ hook deliver(c: connection, final: bool)
 	local name = server_name(c);
 	if ( name != "" )
 		waiting_names[c$uid] = name;
-	local shard = shard_of(c$id);
+	local shard = shards == 1 ? 0 : shard_of(c$id);
 	local n = pack(c, final, shard, name);
 	waiting[shard] = n;
 	if ( n >= publish_together || publish_delay == 0sec )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -18,6 +19,7 @@ from tapline.service.sources.bus.events import (
     ACKS_TOPIC,
     BATCH_VERSION,
     FLOWS_TOPIC,
+    SCHEMA_VERSION,
     STATS_TOPIC,
     BusEvent,
     EventError,
@@ -26,6 +28,7 @@ from tapline.service.sources.bus.events import (
     FlowsEvent,
     SchemaVersionError,
     Stats,
+    TakesVerdicts,
     VerdictsAck,
     finished_ack_event,
     parse_event,
@@ -56,6 +59,9 @@ MAX_GAP = 1_000_000_000
 
 MAX_VERSION_CHARS = 32
 
+Numbers = Mapping[str, Mapping[str, int]]
+"""By sensor and topic the number of the last flow."""
+
 STARTING_SECONDS = 10.0
 """So long a sensor that has not connected yet is no reason for a warning: a Zeek that starts takes seconds."""
 
@@ -74,6 +80,7 @@ class SensorState:
     stats: Stats | None = None
     lag_seconds: float | None = None
     last_seq: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    """The last number by topic."""
 
     @property
     def format_hint(self) -> str | None:
@@ -91,9 +98,12 @@ class SensorState:
             self.last_seq.popitem(last=False)
         if last is None:
             return 0
-        if seq <= last or seq - last > MAX_GAP:
+        if seq - last > MAX_GAP:
             self.restarts += 1
             return 0
+        if seq <= last:  # it began again at 1
+            self.restarts += 1
+            last = 0
         self.missed += seq - last - 1
         return seq - last - 1
 
@@ -101,7 +111,8 @@ class SensorState:
 @dataclass
 class BusState:
     """What an operator wants to know of a connection. `away_since`: by the monotonic clock, where it is
-    not connected."""
+    not connected. `verdicts_version`: the newest of verdicts on flows that the other side said it takes, since it is
+    connected."""
 
     url: str
     connected: bool = False
@@ -111,6 +122,7 @@ class BusState:
     connections: int = 0
     malformed: int = 0
     faults: int = 0
+    verdicts_version: int = SCHEMA_VERSION
     sensors: dict[str, SensorState] = field(default_factory=dict)
 
 
@@ -124,13 +136,16 @@ class BusSource:
         take_flow: Callable[[Flow], None],
         take_ack: Callable[[VerdictsAck], None] = lambda ack: None,
         on_connected: Callable[[], None] = lambda: None,
+        earlier: Numbers | None = None,
     ) -> None:
+        """`earlier`: `numbers` of the run before, from which those go on that a sensor gives now."""
         self.transport = transport
         self.state = BusState(transport.url)
         self._metrics = metrics
         self._take_flow = take_flow
         self._take_ack = take_ack
         self._on_connected = on_connected
+        self._earlier = dict(earlier or {})
         self._closed = False
         self._late_flows = 0
         self._log = QuietLog(log, url=transport.url)
@@ -153,6 +168,12 @@ class BusSource:
         """Answer the end markers that came: all flows before them have their verdicts."""
         while self._finished:
             await self.transport.publish(finished_ack_event(self._finished.popitem()[0]))
+
+    @property
+    def numbers(self) -> Numbers:
+        """The last numbers of sensors, those of this run before earlier ones, for the run after this one."""
+        now = {name: account.last_seq for name, account in self.state.sensors.items() if account.last_seq}
+        return dict(itertools.islice((now | self._earlier).items(), MAX_SENSORS))
 
     def close(self) -> None:
         """Take no more flows; the connection stays for the acknowledgements of verdicts. What comes is counted."""
@@ -181,6 +202,8 @@ class BusSource:
             self._stats(parsed)
         elif isinstance(parsed, VerdictsAck):
             self._take_ack(parsed)
+        elif isinstance(parsed, TakesVerdicts):
+            self.state.verdicts_version = parsed.verdicts
         elif isinstance(parsed, Finished):
             if len(self._finished) < MAX_SENSORS:
                 self._finished[parsed.sensor] = None
@@ -189,15 +212,10 @@ class BusSource:
     def _flows(self, event: FlowsEvent) -> None:
         for error in event.refused:
             self._refuse(error)
-        if self._closed:
-            late = sum(len(run.flows) for run in event.runs)
-            self._late_flows += late
-            self._metrics.bus_refused.labels(self.state.url, "stopping").inc(late)
-            return
         if not event.runs:
             return
         name = self._name(event.sensor)
-        sensor = self.state.sensors.setdefault(name, SensorState())
+        sensor = self._account(name)
         if sensor.format != event.format:
             sensor.format = event.format
             self._log.info("format", "sensor sends flows", sensor=name, format=event.format, hint=sensor.format_hint)
@@ -209,6 +227,10 @@ class BusSource:
         if missed:
             self._metrics.bus_missed.labels(name).inc(missed)
             self._log.warning("gap", "flows of a sensor are missing", sensor=name, missed=missed)
+        if self._closed:
+            self._late_flows += len(run.flows)
+            self._metrics.bus_refused.labels(self.state.url, "stopping").inc(len(run.flows))
+            return
         final = sum(flow.complete for flow in run.flows)
         early = len(run.flows) - final
         sensor.flows += len(run.flows)
@@ -223,13 +245,18 @@ class BusSource:
 
     def _stats(self, stats: Stats) -> None:
         name = self._name(stats.sensor)
-        account = self.state.sensors.setdefault(name, SensorState())
+        account = self._account(name)
         account.stats = stats
         account.lag_seconds = time.time() - stats.time_us / 1e6
         for field_name in ("packets", "dropped", "without_payload", "filtered", "gaps", "cut", "unchanged"):
             self._metrics.sensor_counts.labels(name, field_name).set(getattr(stats, field_name))
         if stats.loss_percent >= 0:
             self._metrics.sensor_loss.labels(name).set(stats.loss_percent / 100)
+
+    def _account(self, name: str) -> SensorState:
+        if name not in self.state.sensors:
+            self.state.sensors[name] = SensorState(last_seq=OrderedDict(self._earlier.pop(name, {})))
+        return self.state.sensors[name]
 
     def _name(self, sensor: str) -> str:
         known, name = self.state.sensors, clean(sensor)
@@ -250,6 +277,7 @@ class BusSource:
         self.state.connected, self.state.reason = True, ""
         self.state.peer_version = clean(connected.peer_version, MAX_VERSION_CHARS)
         self.state.connections += 1
+        self.state.verdicts_version = SCHEMA_VERSION
         self._metrics.bus_connected.labels(self.state.url).set(1)
         self._metrics.bus_connections.labels(self.state.url).inc()
         self._on_connected()

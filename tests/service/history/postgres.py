@@ -37,6 +37,11 @@ class Server:
     def stop(self):
         self._run("pg_ctl", "-D", self._folder / "data", "-w", "-m", "immediate", "stop")
 
+    @property
+    def pid(self):
+        """Of the process that has all others of the server below it."""
+        return int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+
     def database(self):
         """The URL of a new database."""
         self._made += 1

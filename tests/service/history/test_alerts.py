@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -235,6 +236,19 @@ def test_a_migration_that_fails_leaves_version_1(place):
     database.open()
     assert "alerts" in schema(database)
     database.close()
+
+
+def test_services_that_start_together_migrate_it_once(place):
+    if place.startswith("sqlite"):
+        pytest.skip("a file has one service")
+    old_history(place)
+    databases = [Database(place, DATA) for _ in range(4)]
+    with ThreadPoolExecutor(len(databases)) as threads:
+        list(threads.map(Database.open, databases))
+    assert [each.version for each in databases] == [2] * 4
+    assert "alerts" in schema(databases[0])
+    for each in databases:
+        each.close()
 
 
 def test_alerts_are_exported(place):

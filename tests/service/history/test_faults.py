@@ -13,8 +13,9 @@ import time
 import pytest
 import sqlalchemy as sql
 
-from tapline.service.history.database import HistoryError, SlowQueryError
+from tapline.service.history.database import Database, HistoryError, SlowQueryError
 from tapline.service.history.history import HistoryBusyError
+from tapline.service.history.retention import Retention
 from tapline.service.metrics import Metrics
 from tests.service.history.kept import BUS, flow, history, running, settled, until, verdict
 from tests.service.history.test_history import ask, keep, uids
@@ -204,9 +205,52 @@ def test_two_services_share_a_server(place):
             now = time.time_ns() // 1000
             points = await one.series(now - 3600 * 10**6, now + 10**6, 60)
             failed = one.counts.failed + other.counts.failed
-            return await one.count_flows(), sum(point.count for point in points), failed
+            recent = await one.recent_sensors()
+            return await one.count_flows(), sum(point.count for point in points), failed, recent
 
-    assert asyncio.run(body()) == (100, 100, 0)
+    assert asyncio.run(body()) == (100, 100, 0, {"gate": 100})
+
+
+def test_two_services_add_to_what_one_host_tried(place):
+    """A host whose flows are in several shards, as by responder."""
+    if place.startswith("sqlite"):
+        pytest.skip("a file has one service")
+
+    async def body():
+        async with running(place) as one, running(place) as other:
+            for number in range(200):
+                for each in (one, other):
+                    each.flow(BUS, flow(f"C{number}", payload_lengths=[], resp_p=number + 1), None)
+                if number % 10 == 0:
+                    await asyncio.gather(settled(one), settled(other))
+            await asyncio.gather(settled(one), settled(other))
+            [host] = await one.unclassified()
+            return host.without_payload, host.ports
+
+    assert asyncio.run(body()) == (400, 200)
+
+
+def test_of_two_services_one_deletes_at_a_time(place, tmp_path, monkeypatch):
+    if place.startswith("sqlite"):
+        pytest.skip("a file has one service")
+    ask(place, lambda history: keep(history, (flow("a"), verdict())))
+    one, other = Database(place, tmp_path), Database(place, tmp_path)
+    monkeypatch.setattr("time.time_ns", lambda: 4_000_000_000 * 10**9)  # long after
+
+    def count():
+        with one.engine.connect() as connection:
+            return connection.execute(sql.text("SELECT count(*) FROM flows")).scalar()
+
+    try:
+        with other.engine.begin() as connection:
+            assert other.may_delete(connection)
+            assert Retention(one, days=1, size_bytes=1 << 30).step() is False
+            assert count() == 1
+        Retention(one, days=1, size_bytes=1 << 30).step()
+        assert count() == 0
+    finally:
+        one.close()
+        other.close()
 
 
 class TestRetention:

@@ -21,10 +21,12 @@ class NoTransport:
 
 
 class Receiver:
-    def __init__(self, take=lambda flow: None):
+    def __init__(self, take=lambda flow: None, earlier=None):
         self.flows = []
         self.metrics = Metrics()
-        self.source = BusSource(NoTransport(), self.metrics, lambda flow: (self.flows.append(flow), take(flow)))
+        self.source = BusSource(
+            NoTransport(), self.metrics, lambda flow: (self.flows.append(flow), take(flow)), earlier=earlier
+        )
 
     def take(self, events):
         with structlog.testing.capture_logs():
@@ -107,13 +109,33 @@ def test_a_fault_costs_its_flow_and_not_the_others():
     assert (len(found.flows), found.source.state.faults) == (4, 1)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_what_comes_while_the_service_stops_is_counted_by_flow(compressed):
+@pytest.mark.parametrize("text", [False, True])
+def test_what_comes_while_the_service_stops_is_counted_by_flow(text):
     found = Receiver()
     found.source.close()
-    found.take([flows_event([FLOW] * 5, 1, compressed=compressed), flow_event(FLOW, 6)])
+    found.take([flows_event([FLOW] * 5, 1, text=text), flow_event(FLOW, 6)])
     assert found.value("tapline_bus_refused_events_total", url=URL, reason="stopping") == 6
     assert found.flows == []
+
+
+def test_numbers_go_on_over_a_restart_of_the_service():
+    before = Receiver().take([flows_event([FLOW] * 4, 1, sensor="one"), flows_event([FLOW] * 4, 1, sensor="two")])
+    before.source.close()
+    before.take([flows_event([FLOW] * 2, 5, sensor="one")])  # late, and counted as that
+    after = Receiver(earlier=before.source.numbers)
+    assert after.source.state.sensors == {}  # none that has sent nothing
+    after.take([flows_event([FLOW], 10, sensor="one"), flows_event([FLOW], 1, sensor="three")])
+    sensors = after.source.state.sensors
+    assert {name: (each.missed, each.restarts) for name, each in sensors.items()} == {"one": (3, 0), "three": (0, 0)}
+    assert after.value("tapline_bus_missed_flows_total", sensor="one") == 3
+    last = Receiver(earlier=after.source.numbers).take([flows_event([FLOW], 5, sensor="two")])
+    assert last.source.state.sensors["two"].missed == 0
+
+
+def test_what_a_sensor_published_to_nobody_since_its_restart_is_missed():
+    found = Receiver().take([flows_event([FLOW] * 20, 1), flows_event([FLOW], 8)])
+    state = found.source.state.sensors["tap-a"]
+    assert (state.missed, state.restarts) == (7, 1)
 
 
 def test_a_sensor_that_is_updated_is_followed_in_its_new_format():
