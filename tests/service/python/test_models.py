@@ -44,7 +44,7 @@ def silent(flow):
 
 
 def test_what_a_model_says_of_itself(model):
-    assert (model.name, model.version, model.threads) == ("flow-protocols", "2", 1)
+    assert (model.name, model.version, model.threads) == ("flow-protocols", "3", 1)
     assert (len(model.labels), model.embedding_size) == (77, 128)
     assert model.card.startswith("#")
     assert repr(model) == "<FlowModel flow-protocols 3: 77 labels>"
