@@ -46,7 +46,7 @@ def decode_text(text):
         parts, data = [*parts, data[:size]], data[size:]
     flow |= {"orig_bytes": parts[-3], "resp_bytes": parts[-2], "service": parts[-1].decode()}
     flow["flags"] = (final == "T") + 2 * (":" in flow["orig_h"])
-    flow |= {"up": both[::sign][0], "down": both[::sign][1], "payload_lengths": [sign * n for n in lengths]}
+    flow |= {"up": both[::sign][0], "down": both[::sign][1], "payload_lengths": tuple(sign * n for n in lengths)}
     return flow | {"heads": [(n // 512, head) for n, head in zip(heads, parts[:-3], strict=True)]}
 
 
@@ -63,8 +63,9 @@ def decode_flows(packed):
     if len(data) != size:
         raise ValueError(f"a batch says {size} bytes and has {len(data)}")
     while data:
-        yield (flow := decode_flow(data))
+        flow = decode_flow(data)
         data = data[flow["size"] :]
+        yield flow
 
 
 def main(url=""):

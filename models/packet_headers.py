@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -72,6 +72,11 @@ class IpHeaders:
     is_fragment: Mask
     is_later_fragment: Mask
     end: Ints
+
+    def before(self, others: IpHeaders) -> IpHeaders:
+        """These, then others."""
+        names = [each.name for each in fields(self)]
+        return IpHeaders(*(np.concatenate((getattr(self, name), getattr(others, name))) for name in names))
 
 
 def gather(flows: Sequence[Flow], most: int = MAX_PACKET_HEADS) -> HeadBytes:

@@ -239,14 +239,20 @@ _OF_HEADERS = _OF_HEADS - PACKETS
 def _header_fields(flows: Sequence[Flow], heads: HeadBytes) -> dict[Field, NDArray[np.int64]]:
     """Every field of `_OF_HEADERS`, int64 [n]."""
     outer, inner = find_headers(heads, flows)
+    headers = inner.before(outer)  # what is deeper in counts first
+    sent_by, of = directions(heads, headers), heads.flow[headers.head]
+    sides = []
+    for side, way in (("orig", 1), ("resp", -1)):
+        rows = np.flatnonzero(sent_by == way)
+        own, first = np.unique(of[rows], return_index=True)
+        sides.append((side, own, rows[first]))
+    values = _first_headers(heads, headers, np.concatenate([rows for _, _, rows in sides]))
     found: dict[Field, NDArray[np.int64]] = {field: np.zeros(len(flows), np.int64) for field in _OF_HEADERS}
-    for headers in (outer, inner):
-        sent_by = directions(heads, headers)
-        for side, way in (("orig", 1), ("resp", -1)):
-            rows = np.flatnonzero(sent_by == way)
-            flow, first = np.unique(heads.flow[headers.head[rows]], return_index=True)
-            for name, values in _first_headers(heads, headers, rows[first]).items():
-                found[f"{name}_{side}"][flow] = values
+    end = 0
+    for side, own, rows in sides:
+        start, end = end, end + len(rows)
+        for name, each in values.items():
+            found[f"{name}_{side}"][own] = each[start:end]
     return found
 
 

@@ -134,9 +134,12 @@ class Classifying:
 
     def give_up(self) -> None:
         """Wait for no verdicts any more."""
-        if self._under_way is not None:
-            self._under_way[1].cancel()
-            self._under_way = None
+        if self._under_way is None:
+            return
+        _, asked = self._under_way
+        self._under_way = None
+        if not asked.cancel() and not asked.cancelled():
+            asked.exception()  # it has been seen
 
     async def finish(self) -> None:
         """Write the traces that were still open."""

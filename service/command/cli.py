@@ -18,6 +18,7 @@ from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.alerts_command import app as alerts_app
 from tapline.service.command.backup_command import backup, restore
+from tapline.service.command.bulk_command import bulk
 from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_run
 from tapline.service.command.classify import classify_inputs
 from tapline.service.command.config_command import app as config_app
@@ -269,6 +270,7 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
             yield flow
 
 
+app.command("bulk")(bulk)
 app.command("serve")(serve)
 app.command("check-config")(check_config)
 app.command("doctor")(doctor)

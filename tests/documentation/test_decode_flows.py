@@ -67,7 +67,7 @@ def test_a_batch_of_text(straight):
     text = "".join("|" + flow_text(flow, straight=straight, behind=",7,[8]") for flow in (FIRST, SECOND))
     for of_bytes, of_text in zip(packed, decode_flows(text), strict=True):
         del of_bytes["size"]
-        assert of_text == of_bytes | {"payload_lengths": list(of_bytes["payload_lengths"])}
+        assert of_text == of_bytes
 
 
 def lines(text):
