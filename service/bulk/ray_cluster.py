@@ -135,7 +135,8 @@ def ray_nodes() -> list[dict[str, Any]]:
     """The nodes of the Ray that this process is connected to."""
     import ray
 
-    return list(ray.nodes())  # type: ignore[no-untyped-call]
+    nodes: Any = ray.nodes  # without types
+    return list(nodes())
 
 
 def places(nodes: Iterable[Mapping[str, Any]], workers: int | None, threads: int) -> Places:

@@ -157,14 +157,16 @@ class TraceWindows:
         one wrong clock would close every window.
         """
         self._advance(source, flow.start_us, wall)
-        uid = (source, flow.uid)
-        known = self._early_flows.pop(uid, None)
-        earlier = self._take_out(known, flow.uid) if known else None
-        if earlier is None and uid in self._gone:
-            self.counts.replaced += 1
-            if flow.complete:
-                del self._gone[uid]
-            return
+        earlier: TraceFlow | None = None
+        if self._early_flows or self._gone:  # of a capture there are none
+            uid = (source, flow.uid)
+            known = self._early_flows.pop(uid, None)
+            earlier = self._take_out(known, flow.uid) if known else None
+            if earlier is None and uid in self._gone:
+                self.counts.replaced += 1
+                if flow.complete:
+                    del self._gone[uid]
+                return
         if kept is None and earlier is not None:
             kept = _renewed(earlier, flow)
         if kept is None:

@@ -189,11 +189,13 @@ async def _judge(parts: Fleet, report: Report) -> None:
     near = [_near_end(service, shard, publications) for shard, service in enumerate(parts.services)]
     beyond = _judge_numbers(parts, report, publications, lives)
     kept = await _flows(parts.services[0])
-    _judge_history(report, publications, kept, near)
+    _judge_history(report, publications, kept, near, sum(beyond))
     late = sum(map(int, re.findall(r"late_flows=(\d+)", parts.services[1].log_text())))
     missing = set(_forms(publications)) - {flow["uid"] for flow in kept}
     at_end = len(missing & near[1] - _unheard(publications))
-    report.check(at_end <= late + beyond, f"{at_end} missing of the end, {late} counted as late, {beyond} as missed")
+    report.check(
+        at_end <= late + beyond[1], f"{at_end} missing of the end, {late} late, {beyond[1]} missed, as counted"
+    )
     counted = sum(live["counts"]["shed"] + live["counts"]["failed"] for live in lives)
     refused = sum(bus["refused"] + bus["faults"] for live in lives for bus in live["buses"])
     report.check(not counted + refused, f"{counted} shed or failed, {refused} events refused")
@@ -215,10 +217,10 @@ async def _judge(parts: Fleet, report: Report) -> None:
         report.check(not errors, f"{len(errors)} lines at level error{': ' + errors[0][:300] if errors else ''}")
 
 
-def _judge_numbers(parts: Fleet, report: Report, publications: Published, lives: list[dict[str, Any]]) -> int:
+def _judge_numbers(parts: Fleet, report: Report, publications: Published, lives: list[dict[str, Any]]) -> list[int]:
     """What the services counted as missed since they came back is what was published to nobody meanwhile; how many more
-    the service counted that was ended in order."""
-    beyond = 0
+    each counted."""
+    beyond = [0] * SHARDS
     for shard, (service, live) in enumerate(zip(parts.services, lives, strict=True)):
         asked, killed = service.ends[0]
         accounts = {each["name"]: each for bus in live["buses"] for each in bus["sensors"]}
@@ -236,11 +238,13 @@ def _judge_numbers(parts: Fleet, report: Report, publications: Published, lives:
             )
             runs = sum(each.seq == 1 for each in of_shard)
             report.check(restarts == runs - 1, f"shard {shard}, {name}: {runs} runs, {restarts} restarts counted")
-            beyond += 0 if killed else missed - unheard
+            beyond[shard] += missed - unheard
     return beyond
 
 
-def _judge_history(report: Report, publications: Published, kept: list[dict[str, Any]], near: list[set[str]]) -> None:
+def _judge_history(
+    report: Report, publications: Published, kept: list[dict[str, Any]], near: list[set[str]], counted: int
+) -> None:
     history, forms, unheard = Counter(flow["uid"] for flow in kept), _forms(publications), _unheard(publications)
     report.lines.append(
         f"{len(forms)} flows in {sum(map(len, forms.values()))} publications, {len(unheard)} to nobody; "
@@ -249,7 +253,10 @@ def _judge_history(report: Report, publications: Published, kept: list[dict[str,
     report.check(max(history.values()) == 1, "no flow is twice in the history")
     report.check(not set(history) & unheard and set(history) <= set(forms), "nothing in it that nobody heard of")
     missing = set(forms) - set(history) - unheard
-    report.check(missing <= near[0] | near[1], f"{len(missing)} missing, {len(missing & near[0])} of the kill")
+    others = missing - near[0] - near[1]  # of a sensor that was told late that its service is gone
+    report.check(
+        len(others) <= counted, f"{len(missing)} missing, {len(missing & near[0])} of the kill, {len(others)} counted"
+    )
 
 
 def _forms(publications: Published) -> dict[str, list[Publication]]:

@@ -39,6 +39,7 @@ function flow_text(c: connection, final: bool, server_name: string): string
 	    st$ahead, st$back, |st$orig_bytes|, |st$resp_bytes|, st$lengths, st$head_numbers);
 	}
 
+# Packs a flow behind those of the shard that wait; how many wait now.
 function pack(c: connection, final: bool, shard: count, server_name: string): count
 	{
 	if ( shard !in batches )
@@ -47,9 +48,17 @@ function pack(c: connection, final: bool, shard: count, server_name: string): co
 	return |batches[shard]|;
 	}
 
-function take(shard: count): string
+function take(shard: count): Batch
 	{
-	local text = "|" + join_string_vec(batches[shard], "|");
+	local batch = Batch($flows=|batches[shard]|, $packed="|" + join_string_vec(batches[shard], "|"));
 	delete batches[shard];
-	return text;
+	return batch;
+	}
+
+function waiting_shards(): vector of count
+	{
+	local shards_waiting: vector of count = vector();
+	for ( shard in batches )
+		shards_waiting += shard;
+	return sort(shards_waiting);
 	}
