@@ -80,19 +80,19 @@ def measurements(options: argparse.Namespace, small: Path) -> list[Measurement]:
     ways = "publishing,plugin-publishing"
     nfstream = ["--nfstream-python", options.nfstream_python]
     found = [
-        Measurement("rivals", "rivals", [big, *nfstream, "--runs", "1" if quick else "3"], 300),
-        Measurement("load", "load", load_arguments(few if quick else [set_of_captures], quick=quick), 150),
-        Measurement("consumer", "consumer", ["--flows", *(("2000", "--rounds", "1") if quick else ("30000",))], 90),
-        Measurement("sensor", "sensor", ["seconds", big, "--ways", ways, "--repeats", "1", *plugin], 120, ("zeek",)),
-        Measurement("sensor-instructions", "sensor", ["instructions", str(small), "--ways", ways, *plugin], 300,
+        Measurement("rivals", "rivals", [big, *nfstream, "--runs", "1" if quick else "3"], 270),
+        Measurement("load", "load", load_arguments(few if quick else [set_of_captures], quick=quick), 120),
+        Measurement("consumer", "consumer", ["--flows", *(("2000", "--rounds", "1") if quick else ("30000",))], 60),
+        Measurement("sensor", "sensor", ["seconds", big, "--ways", ways, "--repeats", "1", *plugin], 90, ("zeek",)),
+        Measurement("sensor-instructions", "sensor", ["instructions", str(small), "--ways", ways, *plugin], 240,
                     ("zeek", "valgrind")),
-        Measurement("bulk", "bulk", [set_of_captures], 120, modules=("ray",)),
-        Measurement("idle", "idle", ["--seconds", "1" if quick else "5"], 20),
-        Measurement("engine", "engine", [*few, "--flows", "64" if quick else "512"], 60),
-        Measurement("tracegram", "tracegram", [*few], 60, modules=("linear_attention_transformer",)),
-        Measurement("precision", "precision", [*few], 40),
-        Measurement("reload", "reload", [*few, "--reloads", "5" if quick else "50"], 60),
-        Measurement("end_to_end", "end_to_end", [big, "--flows", "64" if quick else "1000"], 120, ("zeek",)),
+        Measurement("bulk", "bulk", [str(small), "--copies", "8", "--turns", "1"], 100, modules=("ray",)),
+        Measurement("idle", "idle", ["--seconds", "1" if quick else "5"], 15),
+        Measurement("engine", "engine", [*few, "--flows", "64" if quick else "512"], 40),
+        Measurement("tracegram", "tracegram", [*few], 30, modules=("linear_attention_transformer",)),
+        Measurement("precision", "precision", [*few], 30),
+        Measurement("reload", "reload", [*few, "--reloads", "5" if quick else "50"], 40),
+        Measurement("end_to_end", "end_to_end", [big, "--flows", "64" if quick else "1000"], 90, ("zeek",)),
     ]  # fmt: skip
     if options.gpu:
         found.append(Measurement("gpu", "gpu", [*few], 180, modules=("torch",)))

@@ -51,7 +51,7 @@ def alone(flows: Sequence[Flow], seq: int) -> Iterator[BusEvent]:
 
 def packed(flows: Sequence[Flow], seq: int) -> Iterator[BusEvent]:
     """Format 2 as the scripts pack it."""
-    yield flows_event(flows, seq, compressed=False)
+    yield flows_event(flows, seq, text=True)
 
 
 def compressed(flows: Sequence[Flow], seq: int) -> Iterator[BusEvent]:

@@ -1,12 +1,14 @@
 """A capture to a DataFrame of flows in two lines: tapline beside NFStream, processor time and memory of each.
 
-    python benchmarks/dataframe.py big.pcap [--nfstream-python env/bin/python] [--repeat 3] [--only read,flows]
+    python benchmarks/dataframe.py big.pcap [--nfstream-python env/bin/python] [--before-python old/bin/python]
+        [--repeat 3] [--only read,flows]
 
 Every side is a process of its own, timed from start to end with its imports, the sides in turn; the median of the turns
 is told, and least and most. Processor time is of all its processes. Memory is the most that all its processes had at
 once (proportional set size, looked at ten times a second), or the largest of them if that is more. NFStream, at version
 6.6 or later, may live in an environment of its own (`python -m venv env; env/bin/pip install nfstream`); without it
-tapline's sides run alone. What the sides computed differs and is told: rows, columns, labels.
+tapline's sides run alone. `--before-python` has another version of tapline, whose sides run in turn with these. What
+the sides computed differs and is told: rows, columns, labels.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from hardware import describe, report
 
@@ -47,7 +50,7 @@ class Side:
     what: str
     code: str
     label: str
-    nfstream: bool = False
+    of: Literal["this", "nfstream", "before"] = "this"
 
     @property
     def program(self) -> str:
@@ -57,17 +60,21 @@ class Side:
 
 SIDES = [
     Side("nfstream", "NFStream, as it comes",
-         "from nfstream import NFStreamer\ndf = NFStreamer(source=capture).to_pandas()", "application_name", True),
+         "from nfstream import NFStreamer\ndf = NFStreamer(source=capture).to_pandas()",
+         "application_name", "nfstream"),
     Side("nfstream-splt", "NFStream, with the first 32 packets of each flow and statistics",
          "from nfstream import NFStreamer\n"
          "df = NFStreamer(source=capture, statistical_analysis=True, splt_analysis=32).to_pandas()",
-         "application_name", True),
+         "application_name", "nfstream"),
     Side("read", "tapline.read: flows without verdicts",
          "import tapline\ndf = tapline.read(capture).to_pandas()", ""),
     Side("flows", "tapline.classify without traces",
          "import tapline\ndf = tapline.classify(capture, traces=()).to_pandas()", "label"),
     Side("traces", "tapline.classify: flows and traces",
          "import tapline\nresults = tapline.classify(capture)\ndf = results.to_pandas()\n"
+         "traces = results.traces.to_pandas()", "label"),
+    Side("processes", "the same over two processes more",
+         "import tapline\nresults = tapline.classify(capture, processes=2)\ndf = results.to_pandas()\n"
          "traces = results.traces.to_pandas()", "label"),
 ]  # fmt: skip
 
@@ -100,6 +107,11 @@ def proportional_mb(process: int) -> float:
     except OSError:
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def before(side: Side) -> Side:
+    """The same by another version."""
+    return replace(side, key=f"{side.key}-before", what=f"before: {side.what}", of="before")
 
 
 def run(side: Side, python: str, capture: Path, threads: int) -> Run:
@@ -166,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("capture", type=Path)
     parser.add_argument("--nfstream-python", default=sys.executable, help="interpreter that has NFStream")
+    parser.add_argument("--before-python", default="", help="interpreter that has another version of tapline")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of mathematics, both sides")
     parser.add_argument("--only", default="", help=f"of {', '.join(side.key for side in SIDES)}, with commas between")
@@ -173,16 +186,19 @@ def main() -> None:
     chosen = [side for side in SIDES if side.key in options.only.split(",")] if options.only else SIDES
     if not has_nfstream(options.nfstream_python):
         print(f"no NFStream in {options.nfstream_python}: tapline alone (--nfstream-python names another interpreter)")
-        chosen = [side for side in chosen if not side.nfstream]
+        chosen = [side for side in chosen if side.of != "nfstream"]
+    if options.before_python:
+        old = [before(side) for side in chosen if side.of == "this" and side.key != "processes"]
+        chosen = [*chosen, *old]
     print(f"machine  {describe()}")
     print(
         f"input    {options.capture.name}, {options.capture.stat().st_size / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}"
     )
+    pythons = {"this": sys.executable, "nfstream": options.nfstream_python, "before": options.before_python}
     runs: dict[str, list[Run]] = {side.key: [] for side in chosen}
     for _ in range(options.repeat):
         for side in chosen:
-            python = options.nfstream_python if side.nfstream else sys.executable
-            runs[side.key].append(run(side, python, options.capture, options.threads))
+            runs[side.key].append(run(side, pythons[side.of], options.capture, options.threads))
     for side in chosen:
         tell(side, runs[side.key])
         middle = [statistics.median(getattr(each, name) for each in runs[side.key])
@@ -193,6 +209,11 @@ def main() -> None:
         pairs = zip(runs["flows"], runs["nfstream"], strict=True)
         ratio = statistics.median(ours.cpu_seconds / theirs.cpu_seconds for ours, theirs in pairs)
         report("tapline.classify without traces beside NFStream, CPU", f"{ratio:.1f} times as much")
+    for side in chosen:
+        if side.of == "before":
+            pairs = zip(runs[side.key], runs[side.key.removesuffix("-before")], strict=True)
+            ratio = statistics.median(old.cpu_seconds / new.cpu_seconds for old, new in pairs)
+            report(f"{side.what}, CPU beside now", f"{ratio:.2f} times as much")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dataframe import SIDES, has_nfstream
 from hardware import describe, report, short
 
 HERE = Path(__file__).resolve().parent
-ENOUGH_SECONDS = 40.0
+ENOUGH_SECONDS = 25.0
 LIMIT_SECONDS = 900
 COMPARED = {
     "nfstream-splt": "NFStream with sequences", "nfstream": "NFStream", "zeek": "`zeek -r`", "ndpiReader": "ndpiReader",
@@ -63,7 +63,7 @@ class Side:
 
 def sides(capture: str, nfstream_python: str, folder: str) -> list[Side]:
     """All sides, whether their tools are here or not."""
-    nfstream = {side.key: [nfstream_python, "-c", side.program, capture] for side in SIDES if side.nfstream}
+    nfstream = {side.key: [nfstream_python, "-c", side.program, capture] for side in SIDES if side.of == "nfstream"}
     out = f"{folder}/verdicts"
     return [
         Side("read", "tapline's reader: flows with lengths, content and packet heads",

@@ -5,6 +5,7 @@
     python benchmarks/sensor.py memory [--plugin DIR]
     python benchmarks/sensor.py scan [--plugin DIR] [--repeats 1]
     python benchmarks/sensor.py flood [--plugin DIR] [--repeats 1]
+    python benchmarks/sensor.py verdicts [--plugin DIR]
 
 Needs `zeek` on PATH, without the plugin in its own folder; `--plugin` names the folder where it was built, and without
 it the ways that need it are left out. Where the package publishes, a client in a process of its own takes everything.
@@ -17,6 +18,7 @@ ways alike; medians, and medians of each turn's ratios.
 Zeek's. Nothing listens.
 `scan`: a million SYNs, none answered. `flood`: 0.1 s of 60-byte frames and 0.25 s of packets of 1,500 bytes at 10 Gb/s,
 over 100 flows. CPU seconds as above, and the most memory.
+`verdicts`: instructions for each verdict on a flow that comes back, in records and in lines.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from pathlib import Path
 
 from generated_captures import empty, flood, open_connections, scan
 from hardware import describe, report, short
+from verdicts_back import per_verdict
 from zeek_runs import COMPILED, SCRIPTS, Run, Way, run, run_counted
+
+from tapline.service.sources.bus.events import verdict_lines_event, verdicts_event
 
 OFFLINE, REPLAY, SENSOR = (str(SCRIPTS / name) for name in ("offline.zeek", "replay.zeek", "__load__.zeek"))
 BARE = ("Tapline::heads=none", "Tapline::content_bytes=0")
@@ -185,12 +190,23 @@ def flooded(options: argparse.Namespace, folder: Path) -> None:
         show(in_turns(chosen(options, [PLAIN, PUBLISHING, PLUGIN_PUBLISHING]), capture, options, folder), what)
 
 
+def verdicts(options: argparse.Namespace, folder: Path) -> None:
+    """Instructions and bytes of each verdict that comes back."""
+    for form, make_event in (("records", verdicts_event), ("lines", verdict_lines_event)):
+        for way, plugin in (("scripts", None), ("plugin", options.plugin)):
+            if way == "scripts" or plugin:
+                own, size = per_verdict(make_event, plugin)
+                print(f"{way:<10} {form:<10} {own:9.0f} instructions, {size:.0f} bytes a verdict", flush=True)
+                report(f"Zeek: a verdict back, {form}, {way}", f"**{own:.0f} instructions**")
+
+
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(required=True, metavar="WHAT")
     for name, measure in (
         ("instructions", instructions), ("seconds", seconds), ("memory", memory), ("scan", scanned), ("flood", flooded),
+        ("verdicts", verdicts),
     ):  # fmt: skip
         one = what.add_parser(name, help=measure.__doc__)
         one.set_defaults(measure=measure)
@@ -200,7 +216,7 @@ def main() -> None:
             one.add_argument("--ways", default="", help=f"of {', '.join(way.name for way in WAYS)}")
         if name == "instructions":
             one.add_argument("--profiles", type=Path)
-        elif name != "memory":
+        elif name not in ("memory", "verdicts"):
             one.add_argument("--repeats", type=int, default=3 if name == "seconds" else 1)
     options = parser.parse_args()
     print(f"machine  {describe()}", flush=True)

@@ -34,8 +34,27 @@ def decode_flow(data):
     return flow | {"payload_lengths": numbers[:lengths], "heads": list(zip(gaps_us, parts[:heads], strict=True))}
 
 
+def decode_text(text):
+    """The same of a flow in text."""
+    final, straight, *texts, data, numbers = text.split(",", 8)
+    *values, ahead, back, orig, resp, lengths, heads = json.loads(f"[{numbers}]")[:17]
+    flow = dict(zip(["protocol", "link_type", "heads_kind", *NAMES.split()[5:13]], values, strict=True))
+    flow |= dict(zip(["orig_h", "resp_h", "uid", "conn_state", "server_name"], texts, strict=True))
+    ups, data, parts = sum(n > 0 for n in lengths), base64.b64decode(data, validate=True), []
+    both, sign = (ups + ahead, len(lengths) - ups + back), 1 if straight == "T" else -1
+    for size in (*(n % 512 for n in heads), orig, resp, len(data)):
+        parts, data = [*parts, data[:size]], data[size:]
+    flow |= {"orig_bytes": parts[-3], "resp_bytes": parts[-2], "service": parts[-1].decode()}
+    flow["flags"] = (final == "T") + 2 * (":" in flow["orig_h"])
+    flow |= {"up": both[::sign][0], "down": both[::sign][1], "payload_lengths": tuple(sign * n for n in lengths)}
+    return flow | {"heads": [(n // 512, head) for n, head in zip(heads, parts[:-3], strict=True)]}
+
+
 def decode_flows(packed):
     """The flows of a batch. Of a broken one it raises ValueError (bad text among it), struct.error or zlib.error."""
+    if packed[:1] == "|":
+        yield from map(decode_text, packed[1:].split("|"))
+        return
     batch = base64.b64decode(packed, validate=True)
     compression, size = struct.unpack_from("<B3xI", batch)
     if compression > 1 or size > 1 << 20:
@@ -44,8 +63,9 @@ def decode_flows(packed):
     if len(data) != size:
         raise ValueError(f"a batch says {size} bytes and has {len(data)}")
     while data:
-        yield (flow := decode_flow(data))
+        flow = decode_flow(data)
         data = data[flow["size"] :]
+        yield flow
 
 
 def main(url=""):

@@ -114,24 +114,31 @@ class ContextTerms:
     def __init__(self, context: FlowContext, n_label: int, n_class: int) -> None:
         """`n_class` is `n_label`, or one more where there is a background class: nothing bars that."""
         self._n_label, self._n_class = n_label, n_class
-        self._nothing = np.zeros(n_class, np.float32)
-        self._barred = self._bars(())
-        self._bars_of = {transport: self._bars(seen) for transport, seen in context.transports.items()}
+        self._transports = {transport: row for row, transport in enumerate(context.transports, 1)}
+        self._bars = np.array([self._bars_of(seen) for seen in ((), *context.transports.values())])
         holders = context.ports.holders if context.ports else {}
         weight = context.ports.weight if context.ports else 0.0
-        self._by_port: dict[tuple[str, int], NDArray[np.float32]] = {}
-        self._new: dict[str, NDArray[np.float32]] = {}
+        self._by_port: dict[tuple[str, int], int] = {}
+        self._new: dict[str, int] = {}
         self._said: dict[tuple[str, int], SaidByPort] = {}
+        rows = [np.zeros(n_class, np.float32)]
         for transport in holders.keys() & WITH_PORTS:
-            self._add_ports(transport, holders[transport], weight)
+            self._add_ports(transport, holders[transport], weight, rows)
+        self._rows = np.array(rows)
 
-    def _bars(self, seen: Sequence[int]) -> NDArray[np.float32]:
+    def _bars_of(self, seen: Sequence[int]) -> NDArray[np.float32]:
         row = np.full(self._n_class, BARRED, np.float32)
         row[[*seen]] = 0.0
         row[self._n_label :] = 0.0
         return row
 
-    def _add_ports(self, transport: str, ports: Mapping[int, Mapping[int, int]], weight: float) -> None:
+    def _add_ports(
+        self,
+        transport: str,
+        ports: Mapping[int, Mapping[int, int]],
+        weight: float,
+        rows: list[NDArray[np.float32]],
+    ) -> None:
         captures, once = np.zeros(self._n_class), np.full(self._n_class, _ONCE)
         for held in ports.values():
             for number, count in held.items():
@@ -139,12 +146,14 @@ class ContextTerms:
                 once[number] += count == 1
         new = np.clip(once / (captures + 2 * _ONCE), LEAST_NEW, 1.0)
         unseen = new / EFFECTIVE_PORTS
-        self._new[transport] = (weight * np.log(unseen)).astype(np.float32)
+        self._new[transport] = len(rows)
+        rows.append((weight * np.log(unseen)).astype(np.float32))
         for port, held in ports.items():
             likelihood = unseen.copy()
             for number, count in held.items():
                 likelihood[number] += (1 - new[number]) * count / captures[number]
-            self._by_port[transport, port] = (weight * np.log(likelihood)).astype(np.float32)
+            self._by_port[transport, port] = len(rows)
+            rows.append((weight * np.log(likelihood)).astype(np.float32))
             if (said := self._said_by(held)) is not None:
                 self._said[transport, port] = said
 
@@ -162,7 +171,9 @@ class ContextTerms:
         On a transport that no class was seen on every label is barred: only where there is a background does that
         change the verdict, to *unknown*.
         """
-        return self._stacked([self._bars_of.get(transport_of(flow), self._barred) for flow in flows])
+        rows = self._transports
+        found: NDArray[np.float32] = self._bars[[rows.get(transport_of(flow), 0) for flow in flows]]
+        return found
 
     def ports(self, flows: Sequence[Flow]) -> NDArray[np.float32]:
         """What ports add to the logits of n flows, float32 [n, classes]: the weighted log of how likely each class
@@ -171,17 +182,18 @@ class ContextTerms:
         The responder's port counts, or the originator's where that is known better, as where a capture began in the
         middle of a flow.
         """
-        return self._stacked([self._port_row(flow) for flow in flows])
-
-    def _stacked(self, rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.stack(rows) if rows else np.zeros((0, self._n_class), np.float32)
-
-    def _port_row(self, flow: Flow) -> NDArray[np.float32]:
-        responder = self._by_port.get((flow.proto, flow.resp_p))
-        originator = self._by_port.get((flow.proto, flow.orig_p))
-        if responder is None:
-            return self._new.get(flow.proto, self._nothing) if originator is None else originator
-        return responder if originator is None else np.maximum(responder, originator)
+        known, new = self._by_port, self._new
+        responders = [known.get((flow.proto, flow.resp_p), 0) for flow in flows]
+        originators = [known.get((flow.proto, flow.orig_p), 0) for flow in flows]
+        first = [
+            responder or originator or new.get(flow.proto, 0)
+            for responder, originator, flow in zip(responders, originators, flows, strict=True)
+        ]
+        found: NDArray[np.float32] = self._rows[first]
+        both = np.flatnonzero(np.array(responders, np.bool_) & np.array(originators, np.bool_))
+        if len(both):
+            found[both] = np.maximum(found[both], self._rows[np.array(originators)[both]])
+        return found
 
     def said_by_port(self, flow: Flow) -> SaidByPort | None:
         """What the flow's server port says alone, None where no label was seen on it in `LEAST_SAID` captures; the

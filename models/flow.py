@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -234,16 +235,22 @@ _OTHER_IN_JSON = {"payload_lengths", "orig_bytes", "resp_bytes", "heads"}
 _SAME_IN_JSON = [name for name in Flow.__struct_fields__ if name not in _OTHER_IN_JSON]
 
 
+_SAME_OF = attrgetter(*_SAME_IN_JSON)
+
+
+def line_fields(flow: Flow, community_id: str = "") -> dict[str, Any]:
+    """The fields of a flow's JSON form by name, without tokens."""
+    fields = dict(zip(_SAME_IN_JSON, _SAME_OF(flow), strict=True))
+    fields["community_id"] = community_id
+    fields["payload_lengths"] = list(flow.payload_lengths)
+    fields["orig_bytes"], fields["resp_bytes"] = flow.orig_bytes.hex(), flow.resp_bytes.hex()
+    fields["heads"] = [PacketHeadLine(head.gap_us, head.data.hex()) for head in flow.heads]
+    return fields
+
+
 def flow_to_line(flow: Flow, community_id: str = "") -> FlowLine:
     """The JSON form of a flow, without tokens."""
-    return FlowLine(
-        **{name: getattr(flow, name) for name in _SAME_IN_JSON},
-        community_id=community_id,
-        payload_lengths=list(flow.payload_lengths),
-        orig_bytes=flow.orig_bytes.hex(),
-        resp_bytes=flow.resp_bytes.hex(),
-        heads=[PacketHeadLine(head.gap_us, head.data.hex()) for head in flow.heads],
-    )
+    return FlowLine(**line_fields(flow, community_id))
 
 
 def line_to_flow(line: FlowLine) -> Flow:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.flow import Flow, PacketHead
+from tapline.models.flow import MAX_PACKET_HEADS, Flow, PacketHead
 
 _Item = TypeVar("_Item")
 LENGTH_BYTES = 4
@@ -92,14 +93,14 @@ class PackedHeads(_Packed[PacketHead]):
 
 def pack_lengths(lengths: Sequence[int]) -> PackedLengths:
     """The same lengths, packed."""
-    if isinstance(lengths, PackedLengths):
+    if type(lengths) is PackedLengths:
         return lengths
     return PackedLengths(len(lengths), struct.pack(f"<{len(lengths)}i", *lengths))
 
 
 def pack_heads(heads: Sequence[PacketHead]) -> PackedHeads:
     """The same heads, packed."""
-    if isinstance(heads, PackedHeads):
+    if type(heads) is PackedHeads:
         return heads
     gaps_us, pieces = [head.gap_us for head in heads], [head.data for head in heads]
     numbers = struct.pack(f"<{len(heads)}Q{len(heads)}H", *gaps_us, *map(len, pieces))
@@ -108,7 +109,7 @@ def pack_heads(heads: Sequence[PacketHead]) -> PackedHeads:
 
 def head_bytes(heads: Sequence[PacketHead]) -> int:
     """How many bytes the heads have together."""
-    if isinstance(heads, PackedHeads):
+    if type(heads) is PackedHeads:
         return len(heads.packed) - _NUMBERS_BYTES * len(heads)
     return sum([len(head.data) for head in heads])
 
@@ -123,9 +124,13 @@ class JoinedLengths:
 
 def join_lengths(flows: Sequence[Flow], most: int) -> JoinedLengths:
     """The payload lengths of the flows, the first `most` of each."""
-    kept = [pack_lengths(flow.payload_lengths).packed[: most * LENGTH_BYTES] for flow in flows]
-    counts = np.fromiter(map(len, kept), np.int64, len(kept)) // LENGTH_BYTES
-    return JoinedLengths(np.frombuffer(b"".join(kept), "<i4").astype(np.int32, copy=False), counts)
+    all_lengths = [flow.payload_lengths for flow in flows]
+    counts = np.array([min(len(each), most) for each in all_lengths], np.int64)
+    if PackedLengths not in map(type, all_lengths):
+        joined = chain.from_iterable([each[:most] for each in all_lengths])
+        return JoinedLengths(np.fromiter(joined, np.int32, int(counts.sum())), counts)
+    packed = b"".join([pack_lengths(each).packed[: most * LENGTH_BYTES] for each in all_lengths])
+    return JoinedLengths(np.frombuffer(packed, "<i4").astype(np.int32, copy=False), counts)
 
 
 @dataclass(frozen=True)
@@ -139,27 +144,28 @@ class JoinedHeads:
     counts: NDArray[np.int64]
 
 
-def join_heads(flows: Sequence[Flow], most: int | None = None) -> JoinedHeads:
+def join_heads(flows: Sequence[Flow], most: int = MAX_PACKET_HEADS) -> JoinedHeads:
     """The heads of the flows, or the first `most` of each."""
-    heads = [pack_heads(flow.heads) for flow in flows]
-    all_counts = [len(each) for each in heads]
-    counts = all_counts if most is None else [min(count, most) for count in all_counts]
-    gaps_us = b"".join([each.packed[: _GAP_BYTES * count] for each, count in zip(heads, counts, strict=True)])
-    sizes = np.frombuffer(
-        b"".join(
-            [
-                each.packed[_GAP_BYTES * whole : _GAP_BYTES * whole + _SIZE_BYTES * count]
-                for each, whole, count in zip(heads, all_counts, counts, strict=True)
-            ]
-        ),
-        "<u2",
-    ).astype(np.int64)
+    all_heads = [flow.heads for flow in flows]
+    counts = [min(len(each), most) for each in all_heads]
     kept = np.array(counts, np.int64)
+    if PackedHeads not in map(type, all_heads):
+        heads = list(chain.from_iterable([each[:most] for each in all_heads]))
+        gaps_us, pieces = [head.gap_us for head in heads], [head.data for head in heads]
+        sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        return JoinedHeads(np.array(gaps_us, np.int64), sizes, b"".join(pieces), kept)
+    packed = [pack_heads(each) for each in all_heads]
+    gaps = b"".join([each.packed[: _GAP_BYTES * count] for each, count in zip(packed, counts, strict=True)])
+    numbers = [
+        each.packed[_GAP_BYTES * len(each) : _GAP_BYTES * len(each) + _SIZE_BYTES * count]
+        for each, count in zip(packed, counts, strict=True)
+    ]
+    sizes = np.frombuffer(b"".join(numbers), "<u2").astype(np.int64)
     ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))[np.concatenate(([0], np.cumsum(kept)))]
     data = b"".join(
         [
-            each.packed[_NUMBERS_BYTES * whole : _NUMBERS_BYTES * whole + size]
-            for each, whole, size in zip(heads, all_counts, np.diff(ends).tolist(), strict=True)
+            each.packed[_NUMBERS_BYTES * len(each) : _NUMBERS_BYTES * len(each) + size]
+            for each, size in zip(packed, np.diff(ends).tolist(), strict=True)
         ]
     )
-    return JoinedHeads(np.frombuffer(gaps_us, "<u8").astype(np.int64), sizes, data, kept)
+    return JoinedHeads(np.frombuffer(gaps, "<u8").astype(np.int64), sizes, data, kept)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tapline.models.flow import Flow
+from tapline.models.flow import MAX_PACKET_HEADS, Flow
 from tapline.models.packed_packets import join_heads
 
 Bytes = NDArray[np.uint8]
@@ -40,7 +41,8 @@ class HeadBytes:
     """The heads of n flows end to end, to be written to.
 
     `raw` uint8 [sum + TAIL]; head h is `raw[starts[h]:ends[h]]`, of flow `flow[h]`, with link-type byte `links[h]`.
-    `gaps_us[h]` after the flow's packet before. Flow f has the heads `first[f]:first[f + 1]`. All but `raw` int64.
+    `gaps_us[h]` after the flow's packet before. Flow f has the heads `first[f]:first[f + 1]`. All of these int64. Its
+    addresses are `orig[f]` and `resp[f]`, uint8 [n, 16], of IPv4 in the first four.
     """
 
     raw: Bytes
@@ -50,6 +52,8 @@ class HeadBytes:
     links: Ints
     first: Ints
     gaps_us: Ints
+    orig: Bytes
+    resp: Bytes
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,13 @@ class IpHeaders:
     is_later_fragment: Mask
     end: Ints
 
+    def before(self, others: IpHeaders) -> IpHeaders:
+        """These, then others."""
+        names = [each.name for each in fields(self)]
+        return IpHeaders(*(np.concatenate((getattr(self, name), getattr(others, name))) for name in names))
 
-def gather(flows: Sequence[Flow], most: int | None = None) -> HeadBytes:
+
+def gather(flows: Sequence[Flow], most: int = MAX_PACKET_HEADS) -> HeadBytes:
     """The heads of the flows, or the first `most` of each, copied."""
     joined = join_heads(flows, most)
     ends = np.cumsum(joined.sizes)
@@ -78,7 +87,9 @@ def gather(flows: Sequence[Flow], most: int | None = None) -> HeadBytes:
     links = np.fromiter((flow.link_type for flow in flows), np.int64, len(flows))
     first = np.concatenate((np.zeros(1, np.int64), np.cumsum(joined.counts)))
     flow, link = (np.repeat(each, joined.counts) for each in (np.arange(len(flows)), links))
-    return HeadBytes(raw, ends - joined.sizes, ends, flow, link, first, joined.gaps_us)
+    orig = _addresses([flow.orig_h for flow in flows])
+    resp = _addresses([flow.resp_h for flow in flows])
+    return HeadBytes(raw, ends - joined.sizes, ends, flow, link, first, joined.gaps_us, orig, resp)
 
 
 def find_headers(heads: HeadBytes, flows: Sequence[Flow]) -> tuple[IpHeaders, IpHeaders]:
@@ -87,7 +98,7 @@ def find_headers(heads: HeadBytes, flows: Sequence[Flow]) -> tuple[IpHeaders, Ip
     The second kind is of tunnels and of link layers that are not followed here; it is searched for by the addresses.
     """
     outer = _read_headers(heads, *_outermost(heads))
-    searched = np.setdiff1d(np.arange(len(heads.starts)), outer.head[directions(heads, outer, flows) != 0])
+    searched = np.setdiff1d(np.arange(len(heads.starts)), outer.head[directions(heads, outer) != 0])
     found = [(head, at) for head in searched.tolist() if (at := _search(heads, head, flows)) >= 0]
     pairs = np.array(found, np.int64).reshape(-1, 2)
     return outer, _read_headers(heads, pairs[:, 0], pairs[:, 1])
@@ -199,25 +210,28 @@ def _read_headers(heads: HeadBytes, head: Ints, ip: Ints) -> IpHeaders:
     )
 
 
-def _packed(address: str) -> bytes:
+@lru_cache(16_384)
+def packed_address(address: str) -> bytes:
+    """The bytes of an address, 4 or 16."""
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
-def directions(heads: HeadBytes, headers: IpHeaders, flows: Sequence[Flow]) -> NDArray[np.int8]:
+def _addresses(texts: Sequence[str]) -> Bytes:
+    """Addresses as bytes, uint8 [n, 16]."""
+    packed = b"".join([packed_address(text).ljust(16, b"\0") for text in texts])
+    return np.frombuffer(packed, np.uint8).reshape(-1, 16)
+
+
+def directions(heads: HeadBytes, headers: IpHeaders) -> NDArray[np.int8]:
     """Who sent the packet of each header, int8 [headers]: 1 the flow's originator, -1 its responder, 0 neither: the
     addresses are not the flow's."""
-    ends = [(_packed(flow.orig_h), _packed(flow.resp_h)) for flow in flows]
-    orig, resp = (
-        np.frombuffer(b"".join(pair[side].ljust(16, b"\0") for pair in ends), np.uint8).reshape(-1, 16)
-        for side in (0, 1)
-    )
     flow = heads.flow[headers.head]
     found = np.zeros(len(flow), np.int8)
     for version, offset, size in ((4, 12, 4), (6, 8, 16)):
         chosen = np.flatnonzero(headers.version == version)
         at = headers.ip[chosen, None] + offset + np.arange(size)
         source, target = heads.raw[at], heads.raw[at + size]
-        a, b = orig[flow[chosen], :size], resp[flow[chosen], :size]
+        a, b = heads.orig[flow[chosen], :size], heads.resp[flow[chosen], :size]
         forward = (source == a).all(1) & (target == b).all(1)
         backward = (source == b).all(1) & (target == a).all(1)
         found[chosen] = np.where(forward, 1, np.where(backward, -1, 0))
@@ -231,7 +245,7 @@ def _search(heads: HeadBytes, head: int, flows: Sequence[Flow]) -> int:
     """
     start, flow = int(heads.starts[head]), flows[heads.flow[head]]
     data = heads.raw[start : heads.ends[head]].tobytes()
-    orig, resp = _packed(flow.orig_h), _packed(flow.resp_h)
+    orig, resp = packed_address(flow.orig_h), packed_address(flow.resp_h)
     before = 12 if len(orig) == 4 else 8
     found = [at - before for pair in (orig + resp, resp + orig) if (at := data.find(pair)) >= before]
     at = min(found, default=-1)

@@ -7,6 +7,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 
 from tapline.models.flow import MAX_SERVER_NAME_CHARS, Flow
 
@@ -24,6 +25,8 @@ _MAX_RECORD_BYTES = 2**14
 _SERVER_NAME, _HOST_NAME_TYPE = 0, 0
 
 _DNS_HEADER = struct.Struct(">6H")
+_DNS_QUESTION = struct.Struct(">2H")
+"""Type and class, behind the name."""
 _DNS_NOT_IN_QUERIES = 0x8000 | 0x7800 | 0x0400 | 0x0080 | 0x0040 | 0x000F
 """QR, Opcode, AA (in LLMNR C), RA, Z, RCODE: 0 in a standard query. TC, RD, AD and CD may be set."""
 _DNS_CLASSES = frozenset({1, 3, 4, 255})
@@ -56,11 +59,18 @@ def server_name(flow: Flow) -> str:
     """
     if flow.server_name:
         return flow.server_name
-    parsers = _PARSERS.get(flow.proto, ())
-    if flow.proto == "udp" and _NETBIOS_PORT in (flow.orig_p, flow.resp_p):
-        parsers = (_netbios,)
-    for content in (flow.orig_bytes, flow.resp_bytes):
-        for parse in parsers if content else ():
+    is_netbios = flow.proto == "udp" and _NETBIOS_PORT in (flow.orig_p, flow.resp_p)
+    return _said("netbios" if is_netbios else flow.proto, flow.orig_bytes, flow.resp_bytes)
+
+
+@lru_cache(1024)  # a flow is asked about for its trace and again for its record
+def _said(proto: str, *contents: bytes) -> str:
+    """The name that contents say."""
+    handshake, others = _PARSERS.get(proto, ((), ()))
+    for content in contents:
+        if not content:
+            continue
+        for parse in (*handshake, *others) if content[0] == _HANDSHAKE else others:
             try:
                 return host_name(parse(content))
             except _NoRequestError:
@@ -86,7 +96,11 @@ class _Front:
         return self.data[start : self.position]
 
     def number(self, width: int) -> int:
-        return int.from_bytes(self.take(width))
+        start = self.position
+        end = self.position = start + width
+        if end > len(self.data):
+            raise _NoRequestError
+        return int.from_bytes(self.data[start:end])
 
     def vector(self, width: int, least: int, most: int) -> bytes:
         """A vector behind its length (RFC 8446, 3.4)."""
@@ -175,8 +189,8 @@ def _only_host_name(extension: bytes) -> bytes:
 
 
 def _http(content: bytes) -> bytes:
-    request, *fields = content.removeprefix(b"\r\n").split(b"\n")[:-1] or [b""]  # what is behind the last is cut
-    found = _REQUEST_LINE.fullmatch(request)
+    request, newline, rest = content.removeprefix(b"\r\n").partition(b"\n")
+    found = _REQUEST_LINE.fullmatch(request) if newline else None
     if not found:
         raise _NoRequestError
     method, target = found.groups()
@@ -185,7 +199,7 @@ def _http(content: bytes) -> bytes:
     if absolute := _ABSOLUTE_FORM.match(target):
         return _host(absolute[1])
     _expect(target.startswith(b"/") or target == b"*")
-    for line in fields:
+    for line in rest.split(b"\n")[:-1]:  # what is behind the last is cut
         name, colon, value = line.removesuffix(b"\r").partition(b":")
         _expect(bool(colon and _TOKEN.fullmatch(name)))  # not the empty line that ends the fields
         if name.lower() == b"host":
@@ -207,16 +221,19 @@ def _host(authority: bytes) -> bytes:
 
 def _question(content: bytes) -> list[bytes]:
     """The labels of the name that a query asks for."""
-    front = _Front(content)
-    _, flags, questions, answers, authorities, additional = _DNS_HEADER.unpack(front.take(_DNS_HEADER.size))
+    _expect(len(content) >= _DNS_HEADER.size)
+    _, flags, questions, answers, authorities, additional = _DNS_HEADER.unpack_from(content)
     _expect(not flags & _DNS_NOT_IN_QUERIES)
     _expect(questions == 1 and answers == authorities == 0 and additional <= 2)  # EDNS and a signature at most
     labels: list[bytes] = []
-    while label := front.vector(1, 0, 63):  # 64 and more would be a pointer, which a first name has no use for
-        _expect(_LABEL.fullmatch(label) is not None)
-        labels.append(label)
-    _expect(0 < front.position - _DNS_HEADER.size <= _DNS_MAX_NAME_BYTES and bool(labels))
-    kind, class_ = front.number(2), front.number(2)
+    at, end = _DNS_HEADER.size, len(content) - _DNS_QUESTION.size
+    while at < end and (size := content[at]):
+        _expect(size < 64 and at + size < end)  # 64 and more would be a pointer, which a first name has no use for
+        labels.append(content[at + 1 : at + 1 + size])
+        at += 1 + size
+    _expect(at < end and at < _DNS_HEADER.size + _DNS_MAX_NAME_BYTES)
+    _expect(_LABEL.fullmatch(b"".join(labels)) is not None)
+    kind, class_ = _DNS_QUESTION.unpack_from(content, at + 1)
     _expect(kind > 0 and class_ & ~_DNS_UNICAST_WANTED in _DNS_CLASSES)
     return labels
 
@@ -240,7 +257,11 @@ def _dns_stream(content: bytes) -> bytes:
     return _dns(content[2 : 2 + front.number(2)])
 
 
-_PARSERS: dict[str, tuple[Callable[[bytes], bytes], ...]] = {
-    "tcp": (_tls, _http, _dns_stream),
-    "udp": (_dtls, _dns),
+_Parsers = tuple[Callable[[bytes], bytes], ...]
+
+_PARSERS: dict[str, tuple[_Parsers, _Parsers]] = {
+    "tcp": ((_tls,), (_http, _dns_stream)),
+    "udp": ((_dtls,), (_dns,)),
+    "netbios": ((), (_netbios,)),
 }
+"""By transport: what reads content that begins as a handshake, and what reads any."""

@@ -14,11 +14,13 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 from tapline.models.flow import Flow
+from tapline.models.packet_headers import packed_address
 
 SubjectKind = Literal["originator", "responder", "pair", "mac"]
 """Whose flows make a trace: a host that opens connections, one that is asked, two hosts, or a network card."""
@@ -151,6 +153,7 @@ def _windows(subject: str, flows: list[Flow], settings: TraceSettings) -> list[T
     return found
 
 
+@lru_cache(16_384)
 def _is_global(address: str) -> bool:
     return ipaddress.ip_address(address).is_global
 
@@ -164,7 +167,7 @@ def _mac(flow: Flow, owner: str, peer: str) -> str | None:
 
 def _first_mac(flow: Flow, source: str, read: Callable[[bytes], bytes]) -> str | None:
     """A MAC of the first head whose IP source is `source`, unless it names a group or nobody."""
-    wanted = ipaddress.ip_address(source).packed
+    wanted = packed_address(source)
     for head in flow.heads:
         if _ip_source(head.data) == wanted:
             mac = read(head.data)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import ipaddress
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.flow import Flow, ip_protocol_number
-from tapline.models.packed_packets import join_heads, join_lengths
+from tapline.models.packed_packets import join_lengths
 from tapline.models.packet_headers import HeadBytes, IpHeaders, directions, find_headers, gather
 
 Field = str
@@ -64,6 +64,7 @@ _HASHED = 255
 
 _BUCKETS = 63
 _TCP, _TCP_MIN, _SYN = 6, 20, 2
+_MAX_OPTIONS = 40
 _NO_SCALE = 1
 
 SIZES: dict[Field, int] = {
@@ -129,57 +130,87 @@ def trace_context(flows: Sequence[Flow], fields: Sequence[Field]) -> NDArray[np.
 
     Headers are those of the first packet of each side among the first `CONTEXT_HEADS` heads; in tunnels the flow's own.
     """
-    table = np.zeros((len(flows), len(fields)), np.uint8)
-    if not len(flows) or not fields:
+    return ContextColumns(flows).table(fields)
+
+
+class ContextColumns:
+    """The context of n flows, field by field: each is made once, whoever asks for it."""
+
+    def __init__(self, flows: Sequence[Flow]) -> None:
+        self._flows = flows
+        self._found: dict[Field, NDArray[np.int64]] = {}
+        self._heads: HeadBytes | None = None
+
+    def table(self, fields: Sequence[Field]) -> NDArray[np.uint8]:
+        """As of `trace_context`."""
+        table = np.zeros((len(self._flows), len(fields)), np.uint8)
+        if not len(self._flows) or not fields:
+            return table
+        missing = set(fields) - self._found.keys()
+        if not _OF_ENDS.isdisjoint(missing):
+            self._found |= _end_fields(self._flows)
+        if not _OF_HEADS.isdisjoint(missing):
+            heads = self._heads = self._heads or gather(self._flows, CONTEXT_HEADS)
+            for own, make in ((_OF_HEADERS, _header_fields), (PACKETS, _packet_fields)):
+                if not own.isdisjoint(missing):
+                    self._found |= make(self._flows, heads)
+        for column, field in enumerate(fields):
+            table[:, column] = self._found[field]
         return table
-    found: dict[Field, NDArray[np.int64]] = {}
-    if not _OF_HEADERS.isdisjoint(fields):
-        found |= _header_fields(flows)
-    if not PACKETS.isdisjoint(fields):
-        found |= _packet_fields(flows)
-    for column, field in enumerate(fields):
-        if field in found:
-            table[:, column] = found[field]
-        else:
-            table[:, column] = [_OF_FLOW[field](flow) for flow in flows]
-    return table
 
 
-def _packet_fields(flows: Sequence[Flow]) -> dict[Field, NDArray[np.int64]]:
+def _packet_fields(flows: Sequence[Flow], heads: HeadBytes) -> dict[Field, NDArray[np.int64]]:
     """Every field of `PACKETS`, int64 [n]."""
-    first, heads = join_lengths(flows, LENGTHS), join_heads(flows, GAPS + 1)
+    first = join_lengths(flows, LENGTHS)
     lengths = np.zeros((len(flows), LENGTHS), np.int64)
     lengths[np.arange(LENGTHS) < first.counts[:, None]] = first.lengths
     gaps_us = np.full((len(flows), GAPS + 1), -1, np.int64)
-    gaps_us[np.arange(GAPS + 1) < heads.counts[:, None]] = heads.gaps_us
+    place = np.arange(len(heads.flow)) - heads.first[heads.flow]
+    gaps_us[heads.flow[place <= GAPS], place[place <= GAPS]] = heads.gaps_us[place <= GAPS]
     gaps_us = gaps_us[:, 1:]
     hashed = np.where(lengths == 0, ABSENT, 1 + lengths % _HASHED)
-    logs = np.minimum(_SIZE_BUCKETS, np.rint(4 * np.log2(np.maximum(np.abs(lengths), 1)))).astype(np.int64)
-    sizes = np.select([lengths > 0, lengths < 0], [1 + logs, 2 + _SIZE_BUCKETS + logs], ABSENT)
-    waits = np.where(gaps_us < 0, ABSENT, _time_buckets(gaps_us))
+    sized = lengths[:, :SIZED]
+    logs = np.minimum(_SIZE_BUCKETS, np.rint(4 * np.log2(np.maximum(np.abs(sized), 1)))).astype(np.int64)
+    sizes = np.where(sized > 0, 1 + logs, np.where(sized < 0, 2 + _SIZE_BUCKETS + logs, ABSENT))
+    waits = np.where(gaps_us < 0, ABSENT, _buckets(gaps_us))
     return {
         **{f"length_{place + 1}": hashed[:, place] for place in range(LENGTHS)},
         **{f"size_{place + 1}": sizes[:, place] for place in range(SIZED)},
         **{f"gap_{place + 1}": waits[:, place] for place in range(GAPS)},
-        "duration": _time_buckets(np.array([flow.duration_us for flow in flows], np.int64)),
+        "duration": _buckets(np.array([flow.duration_us for flow in flows], np.int64)),
     }
 
 
-def _time_buckets(times_us: NDArray[np.int64]) -> NDArray[np.int64]:
-    """1 for none, then two buckets for each doubling of microseconds, the last one for all beyond 18 minutes."""
-    logs = np.rint(2 * np.log2(np.maximum(times_us, 1))).astype(np.int64)
-    return np.where(times_us <= 0, 1, np.minimum(_BUCKETS, 2 + logs))
+def _buckets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """1 for none, then two buckets for each doubling, the last one for all beyond 2**30: 18 minutes of microseconds."""
+    logs = np.rint(2 * np.log2(np.maximum(counts, 1))).astype(np.int64)
+    return np.where(counts <= 0, 1, np.minimum(_BUCKETS, 2 + logs))
 
 
-def _transport(flow: Flow) -> int:
-    return _TRANSPORTS.get(ip_protocol_number(flow.proto, flow.orig_h), 5)
+def _end_fields(flows: Sequence[Flow]) -> dict[Field, NDArray[np.int64]]:
+    """Every field of `_OF_ENDS`, int64 [n]."""
+    has_ports = np.array([flow.proto in ("tcp", "udp") for flow in flows], np.bool_)
+    ports = ([flow.orig_p for flow in flows], [flow.resp_p for flow in flows])
+    orig_p, resp_p = (np.where(has_ports, _PORT_CLASS[each], ABSENT) for each in ports)
+    return {
+        "transport": np.array([_transport(flow.proto, ":" in flow.orig_h) for flow in flows], np.int64),
+        "port_orig": orig_p,
+        "port_resp": resp_p,
+        "address_orig": np.array([_address_kind(flow.orig_h) for flow in flows], np.int64),
+        "address_resp": np.array([_address_kind(flow.resp_h) for flow in flows], np.int64),
+        "packets_orig": _buckets(np.array([flow.orig_pkts for flow in flows], np.int64)),
+        "packets_resp": _buckets(np.array([flow.resp_pkts for flow in flows], np.int64)),
+        "bytes_orig": _buckets(np.array([flow.orig_ip_bytes for flow in flows], np.int64)),
+        "bytes_resp": _buckets(np.array([flow.resp_ip_bytes for flow in flows], np.int64)),
+    }
 
 
-def _port(flow: Flow, port: int) -> int:
-    return int(_PORT_CLASS[port]) if flow.proto in ("tcp", "udp") else ABSENT
+@lru_cache
+def _transport(proto: str, is_v6: bool) -> int:
+    return _TRANSPORTS.get(ip_protocol_number(proto, ":" if is_v6 else ""), 5)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16_384)
 def _address_kind(address: str) -> int:
     found = ipaddress.ip_address(address)
     if found.is_unspecified:
@@ -197,39 +228,31 @@ def _address_kind(address: str) -> int:
     return ADDRESS_KINDS.index(kind) + 1
 
 
-def _bucket(count: int) -> int:
-    """1 for none, then two buckets for each doubling, the last one for all beyond 2**30."""
-    if count <= 0:
-        return 1
-    return min(_BUCKETS, 2 + round(2 * float(np.log2(count))))
+_OF_ENDS = frozenset(
+    {"transport", "port_orig", "port_resp", "address_orig", "address_resp"}
+    | {"packets_orig", "packets_resp", "bytes_orig", "bytes_resp"}
+)
+_OF_HEADS = frozenset(SIZES) - _OF_ENDS
+_OF_HEADERS = _OF_HEADS - PACKETS
 
 
-_OF_FLOW: dict[Field, Callable[[Flow], int]] = {
-    "transport": _transport,
-    "port_orig": lambda flow: _port(flow, flow.orig_p),
-    "port_resp": lambda flow: _port(flow, flow.resp_p),
-    "address_orig": lambda flow: _address_kind(flow.orig_h),
-    "address_resp": lambda flow: _address_kind(flow.resp_h),
-    "packets_orig": lambda flow: _bucket(flow.orig_pkts),
-    "packets_resp": lambda flow: _bucket(flow.resp_pkts),
-    "bytes_orig": lambda flow: _bucket(flow.orig_ip_bytes),
-    "bytes_resp": lambda flow: _bucket(flow.resp_ip_bytes),
-}
-_OF_HEADERS: frozenset[Field] = frozenset(SIZES) - frozenset(_OF_FLOW) - PACKETS
-
-
-def _header_fields(flows: Sequence[Flow]) -> dict[Field, NDArray[np.int64]]:
+def _header_fields(flows: Sequence[Flow], heads: HeadBytes) -> dict[Field, NDArray[np.int64]]:
     """Every field of `_OF_HEADERS`, int64 [n]."""
-    heads = gather(flows, CONTEXT_HEADS)
     outer, inner = find_headers(heads, flows)
+    headers = inner.before(outer)  # what is deeper in counts first
+    sent_by, of = directions(heads, headers), heads.flow[headers.head]
+    sides = []
+    for side, way in (("orig", 1), ("resp", -1)):
+        rows = np.flatnonzero(sent_by == way)
+        own, first = np.unique(of[rows], return_index=True)
+        sides.append((side, own, rows[first]))
+    values = _first_headers(heads, headers, np.concatenate([rows for _, _, rows in sides]))
     found: dict[Field, NDArray[np.int64]] = {field: np.zeros(len(flows), np.int64) for field in _OF_HEADERS}
-    for headers in (outer, inner):
-        sent_by = directions(heads, headers, flows)
-        for side, way in (("orig", 1), ("resp", -1)):
-            rows = np.flatnonzero(sent_by == way)
-            flow, first = np.unique(heads.flow[headers.head[rows]], return_index=True)
-            for name, values in _first_headers(heads, headers, rows[first]).items():
-                found[f"{name}_{side}"][flow] = values
+    end = 0
+    for side, own, rows in sides:
+        start, end = end, end + len(rows)
+        for name, each in values.items():
+            found[f"{name}_{side}"][own] = each[start:end]
     return found
 
 
@@ -244,13 +267,7 @@ def _first_headers(heads: HeadBytes, headers: IpHeaders, rows: NDArray[np.int64]
     flags = raw[transport + 13]
     opens = is_tcp & (flags & _SYN != 0)
     window = raw[transport + 14] << 8 | raw[transport + 15]
-    options = [
-        _tcp_options(heads.raw[start + _TCP_MIN : min(stop, limit)].tobytes()) if open_ else _NO_OPTIONS
-        for start, stop, limit, open_ in zip(
-            transport.tolist(), headers.end[rows].tolist(), end.tolist(), opens.tolist(), strict=True
-        )
-    ]
-    kinds, mss, scale = np.array(options, np.int64).reshape(-1, 3).T
+    kinds, mss, scale = _tcp_options(heads.raw, transport + _TCP_MIN, np.minimum(headers.end[rows], end), opens)
     whole = ip + np.where(is_v4, 20, 40) <= end
     found = {
         "ttl": np.where(is_v4, raw[ip + 8], raw[ip + 7]),
@@ -265,24 +282,32 @@ def _first_headers(heads: HeadBytes, headers: IpHeaders, rows: NDArray[np.int64]
     return {name: np.where(whole, values, ABSENT) for name, values in found.items()}
 
 
-_NO_OPTIONS = (ABSENT, ABSENT, ABSENT)
-
-
-def _tcp_options(options: bytes) -> tuple[int, int, int]:
-    """Hash of the kinds in their order, of the maximum segment size, and 1 + the window scale or 1 without one; what is
-    cut or malformed ends the list."""
-    kinds, mss, scale, place = bytearray(), ABSENT, _NO_SCALE, 0
-    while place < len(options):
-        kind = options[place]
-        kinds.append(kind)
-        if kind == 0:
+def _tcp_options(
+    raw: NDArray[np.uint8], start: NDArray[np.int64], stop: NDArray[np.int64], opens: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Hash of the kinds in their order, of the maximum segment size, and 1 + the window scale or 1 without one, int64
+    [n] each, of the options `raw[start:stop]`; `ABSENT` where the packet does not open. What is cut or malformed ends
+    the list."""
+    kinds = np.zeros((len(start), _MAX_OPTIONS), np.uint8)
+    counts, mss = np.zeros(len(start), np.int64), np.full(len(start), ABSENT, np.int64)
+    scale = np.where(opens, _NO_SCALE, ABSENT)
+    rows, at, stop = np.flatnonzero(opens), start[opens], stop[opens]
+    while True:
+        left = at < stop
+        if not left.any():
             break
-        length = 1 if kind == 1 else int.from_bytes(options[place + 1 : place + 2])
-        if length < 1 or place + length > len(options):
-            break
-        if kind == 2 and length == 4:
-            mss = 1 + int.from_bytes(options[place + 2 : place + 4]) % _HASHED
-        elif kind == 3 and length == 3:
-            scale = 2 + min(14, options[place + 2])
-        place += length
-    return 1 + zlib.crc32(kinds) % _HASHED, mss, scale
+        rows, at, stop = rows[left], at[left], stop[left]
+        kind = raw[at]
+        kinds[rows, counts[rows]] = kind
+        counts[rows] += 1
+        length = np.where(kind == 1, 1, np.where(at + 1 < stop, raw[at + 1], 0)).astype(np.int64)
+        good = (kind != 0) & (length > 0) & (at + length <= stop)
+        is_mss, is_scale = good & (kind == 2) & (length == 4), good & (kind == 3) & (length == 3)
+        segment = raw[at[is_mss] + 2].astype(np.int64) << 8 | raw[at[is_mss] + 3]
+        mss[rows[is_mss]] = 1 + segment % _HASHED
+        scale[rows[is_scale]] = 2 + np.minimum(14, raw[at[is_scale] + 2].astype(np.int64))
+        rows, at, stop = rows[good], (at + length)[good], stop[good]
+    hashes = np.full(len(start), ABSENT, np.int64)
+    for row in np.flatnonzero(opens).tolist():
+        hashes[row] = 1 + zlib.crc32(kinds[row, : counts[row]].tobytes()) % _HASHED
+    return hashes, mss, scale

@@ -210,40 +210,39 @@ def _verdicts(
     """A verdict for each row of shares float64 [n, labels]; `said`: what the ports say, None where none are known."""
     order = np.argsort(-shares, axis=1, kind="stable")[:, : ALTERNATIVES + 1]
     ranked = np.take_along_axis(shares, order, axis=1).round(CONFIDENCE_DIGITS).tolist()
-    labels = checkpoint.labels
+    labels, model, version = checkpoint.labels, checkpoint.name, checkpoint.version
     found = []
     for row, (indices, confidences) in enumerate(zip(order.tolist(), ranked, strict=True)):
-        best, *others = [
-            Alternative(labels[index], confidence) for index, confidence in zip(indices, confidences, strict=True)
-        ]
-        unknown = best.confidence < thresholds[row]
-        verdict = Verdict(
-            label=UNKNOWN if unknown else best.label,
-            nearest=best.label,
-            confidence=best.confidence,
-            unknown=unknown,
-            alternatives=others,
-            model=checkpoint.name,
-            version=checkpoint.version,
-            scores=msgspec.UNSET if scores is None else dict(zip(labels, scores[row].tolist(), strict=False)),
+        nearest, *others = [labels[index] for index in indices]
+        confidence = confidences[0]
+        unknown = confidence < thresholds[row]
+        port_label: str | msgspec.UnsetType | None = msgspec.UNSET
+        is_unexpected: bool | msgspec.UnsetType = msgspec.UNSET
+        if said is not None:
+            port = said[row]
+            port_label = None if port is None else labels[port.label]
+            is_unexpected = port is not None and not unknown and _is_unexpected(confidence, indices[0], port)
+        found.append(
+            Verdict(
+                UNKNOWN if unknown else nearest,
+                nearest,
+                confidence,
+                unknown,
+                list(map(Alternative, others, confidences[1:])),
+                model,
+                version,
+                port_label=port_label,
+                unexpected_port=is_unexpected,
+                scores=msgspec.UNSET if scores is None else dict(zip(labels, scores[row].tolist(), strict=False)),
+            )
         )
-        found.append(verdict if said is None else _beside_port(verdict, indices[0], said[row], labels))
     return found
 
 
-def _beside_port(verdict: Verdict, label: int, port: SaidByPort | None, labels: Sequence[str]) -> Verdict:
-    """The verdict, `label` by its number, with what the port says."""
-    return msgspec.structs.replace(
-        verdict,
-        port_label=None if port is None else labels[port.label],
-        unexpected_port=port is not None and _is_unexpected(verdict, label, port),
-    )
-
-
-def _is_unexpected(verdict: Verdict, label: int, port: SaidByPort) -> bool:
+def _is_unexpected(confidence: float, label: int, port: SaidByPort) -> bool:
+    """Whether a label, by its number, and what the port says disagree, and both are sure."""
     return (
-        not verdict.unknown
-        and verdict.confidence >= UNEXPECTED_MIN_CONFIDENCE
+        confidence >= UNEXPECTED_MIN_CONFIDENCE
         and label != port.label
         and port.shares[port.label] >= UNEXPECTED_MIN_PORT_SHARE
         and port.shares.get(label, 0.0) < UNEXPECTED_MAX_LABEL_SHARE

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, BinaryIO
 
 from tapline.models.flow import Flow
@@ -24,6 +25,8 @@ from tapline.service.traces.trace_verdict import TraceVerdict
 class BadCaptureError(RuntimeError):
     """It is no capture, or nothing of it can be read; the message says why."""
 
+
+_UnderWay = tuple[list[Flow], "asyncio.Future[list[FlowOutcome | None]]"]
 
 Aside = Callable[..., Awaitable[Any]]
 """Runs a short piece of work, given with its arguments, beside the event loop."""
@@ -73,7 +76,11 @@ async def open_capture(file: BinaryIO, batcher: Batcher, limits: ReadLimits) -> 
 
 
 class Classifying:
-    """Takes the flows of one capture, gives flows and traces with their verdicts to a writer, and the summary."""
+    """Takes the flows of one capture, gives flows and traces with their verdicts to a writer, and the summary.
+
+    Some flows are classified while those before are written and those behind are read: who does not come to `settle`
+    has to `give_up`.
+    """
 
     def __init__(
         self,
@@ -96,29 +103,49 @@ class Classifying:
         self._aside = aside
         self._caller = caller
         self._ports = ports
+        self._under_way: _UnderWay | None = None
         self._builder = SummaryBuilder(batcher.classifier.checkpoint, traces.checkpoints)
 
     async def take(self, flows: list[Flow]) -> None:
-        """Classify and write some flows, and the traces that are complete with them.
+        """Begin to classify some flows, and meanwhile write those before and the traces that are complete with them.
 
         Raises:
             VerdictError: no verdicts are given any more.
         """
         self.entry.flows += len(flows)
         classifier = self._batcher.classifier
-        accepted = [flow for flow in flows if classifier.accepts(flow)]
-        for flow in flows:
-            if not classifier.accepts(flow):
+        is_accepted = [classifier.accepts(flow) for flow in flows]
+        accepted = list(compress(flows, is_accepted))
+        for flow, kept in zip(flows, is_accepted, strict=True):
+            if not kept:
                 self._leave_out(flow)
-        found = await self._batcher.classify(accepted, caller=self._caller, ports=self._ports)
-        await self._aside(self._write, accepted, found)
-        await self._write_traces()
+        asked = asyncio.ensure_future(self._batcher.classify(accepted, caller=self._caller, ports=self._ports))
+        before, self._under_way = self._under_way, (accepted, asked)
+        await self._settle(before)
+
+    async def settle(self) -> None:
+        """Write the flows that are still being classified.
+
+        Raises:
+            VerdictError: as of `take`.
+        """
+        before, self._under_way = self._under_way, None
+        await self._settle(before)
+
+    def give_up(self) -> None:
+        """Wait for no verdicts any more."""
+        if self._under_way is None:
+            return
+        _, asked = self._under_way
+        self._under_way = None
+        if not asked.cancel() and not asked.cancelled():
+            asked.exception()  # it has been seen
 
     async def finish(self) -> None:
         """Write the traces that were still open."""
         await self._aside(self._traces.finish)
         await self._write_traces()
-        self._builder.account_traces(self._traces)
+        self._builder.account_traces(self._traces.accounts())
 
     def warn(self, message: str) -> None:
         """Say in the summary, once, that something is missing."""
@@ -138,6 +165,18 @@ class Classifying:
         for reason, count in end.skipped.items():
             self._metrics.packets_skipped.labels(reason).inc(count)
         return self._builder.finish([self.entry])
+
+    async def _settle(self, under_way: _UnderWay | None) -> None:
+        if under_way is None:
+            return
+        accepted, asked = under_way
+        try:
+            found = await asked
+        except BaseException:
+            self.give_up()
+            raise
+        await self._aside(self._write, accepted, found)
+        await self._write_traces()
 
     def _write(self, accepted: list[Flow], found: list[FlowOutcome | None]) -> None:
         for flow, outcome in zip(accepted, found, strict=True):

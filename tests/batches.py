@@ -47,18 +47,37 @@ def pack_flow(flow: Flow, behind: bytes = b"") -> bytes:
     return front + parts
 
 
+def flow_text(flow: Flow, *, straight: bool = True, behind: str = "") -> str:
+    """A flow as a sensor without the plugin writes it; `straight`: the first packet is the originator's; `behind`: what
+    a later version would add.
+    """
+    sign = 1 if straight else -1
+    lengths, heads = [sign * length for length in flow.payload_lengths], list(flow.heads)
+    ahead = sum(length > 0 for length in lengths)
+    more = (flow.up, flow.down) if straight else (flow.down, flow.up)
+    data = b"".join([head.data for head in heads]) + flow.orig_bytes + flow.resp_bytes + flow.service.encode()
+    values = [
+        "FT"[flow.complete], "FT"[straight], flow.orig_h, flow.resp_h, flow.uid, flow.conn_state, flow.server_name,
+        base64.b64encode(data).decode("ascii"), ip_protocol_number(flow.proto, flow.orig_h), flow.link_type,
+        HEADS_KINDS.index(flow.heads_kind), flow.orig_p, flow.resp_p, flow.start_us, flow.duration_us, flow.orig_pkts,
+        flow.resp_pkts, flow.orig_ip_bytes, flow.resp_ip_bytes, more[0] - ahead, more[1] - len(lengths) + ahead,
+        len(flow.orig_bytes), len(flow.resp_bytes), lengths, [head.gap_us * 512 + len(head.data) for head in heads],
+    ]  # fmt: skip
+    return ",".join(map(str, values)) + behind
+
+
 def pack_batch(flows: Iterable[bytes], *, compressed: bool = True) -> str:
-    """The `packed` of an event with these packed flows; the native plugin compresses, the scripts do not."""
+    """The `packed` of an event with these packed flows, compressed or not."""
     data = b"".join(flows)
     body = zlib.compress(data) if compressed else data
     return base64.b64encode(struct.pack("<B3xI", compressed, len(data)) + body).decode("ascii")
 
 
 def flows_event(
-    flows: Sequence[Flow], seq: int, *, sensor: str = "tap-a", shard: str = "0", compressed: bool = True
+    flows: Sequence[Flow], seq: int, *, sensor: str = "tap-a", shard: str = "0", text: bool = False
 ) -> BusEvent:
-    """Up to 64 flows as a sensor publishes them, the first of them numbered `seq`."""
-    packed = pack_batch(map(pack_flow, flows), compressed=compressed)
+    """Up to 64 flows as a sensor publishes them, the first of them numbered `seq`; `text`: one without the plugin."""
+    packed = "|" + "|".join(map(flow_text, flows)) if text else pack_batch(map(pack_flow, flows))
     args = [Count(2), sensor, Count(seq), Count(len(flows)), packed]
     return BusEvent(f"tapline/flows/{shard}", "Tapline::flows", args)
 

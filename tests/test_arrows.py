@@ -93,10 +93,11 @@ ARROWS = {
         "models service/community_id service/engines service/inference service/live service/metrics service/process "
         "service/results service/sources service/sources/bus service/traces"
     ),
+    "service/bulk": "models service/engines service/inference service/python service/sources",
     "service/command": (
-        "models service/access service/alerts service/api service/backup service/configuration service/doctor "
-        "service/drift service/engines service/history service/hub service/inference service/jobs service/live "
-        "service/process service/python service/results service/runtime service/settings service/sinks "
+        "models service/access service/alerts service/api service/backup service/bulk service/configuration "
+        "service/doctor service/drift service/engines service/history service/hub service/inference service/jobs "
+        "service/live service/process service/python service/results service/runtime service/settings service/sinks "
         "service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",

@@ -154,7 +154,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/live", tags=["live"], response_model=live_schemas.Live)
     async def live_account() -> live_schemas.Live:
         """The live path: counts, what was shed and of whom, and the state of every sensor."""
-        return live(service)
+        return await live(service)
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["state"], response_model=schemas.Health)

@@ -104,7 +104,7 @@ class _Answer:
             for trace in found:
                 self._builder.add_trace(trace)
                 self._trace_records.append(msgspec.json.encode(trace))
-        self._builder.account_traces(self._traces)
+        self._builder.account_traces(self._traces.accounts())
 
     def pieces(self) -> list[bytes]:
         """The body."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 
 import msgspec
 
 from tapline.service.api import live_schemas
+from tapline.service.history.history import History, HistoryBusyError, SlowQueryError
 from tapline.service.live.sensors import Sensor
 from tapline.service.runtime import Service
 from tapline.service.sinks.delivery import Delivery
 from tapline.service.sources.bus.source import SensorState
 
 TOP_SUBJECTS = 20
+HISTORY_SECONDS = 1.0
 
 
-def live(service: Service) -> live_schemas.Live:
+async def live(service: Service) -> live_schemas.Live:
     """Everything that came in live and what became of it."""
     pipeline = service.pipeline
     return live_schemas.Live(
@@ -31,7 +35,7 @@ def live(service: Service) -> live_schemas.Live:
             live_schemas.Part(name=part.name, running=part.running, deaths=part.deaths, reason=part.reason)
             for part in service.supervisor.parts.values()
         ],
-        history=_history(service),
+        history=await _history(service),
         outputs=[_output(delivery) for delivery in service.outputs.deliveries],
         alert_rules=_alert_rules(service),
     )
@@ -44,7 +48,7 @@ def _alert_rules(service: Service) -> live_schemas.AlertRulesState | None:
     return live_schemas.AlertRulesState(path=str(watch.path), rules=watch.rules, problem=watch.problem)
 
 
-def _history(service: Service) -> live_schemas.HistoryState | None:
+async def _history(service: Service) -> live_schemas.HistoryState | None:
     history = service.history
     if history is None:
         return None
@@ -52,8 +56,18 @@ def _history(service: Service) -> live_schemas.HistoryState | None:
         place=history.place,
         used_bytes=history.used_bytes,
         problem=history.problem,
+        recent_sensors=await _recent_sensors(history),
         **msgspec.structs.asdict(history.counts),
     )
+
+
+async def _recent_sensors(history: History) -> dict[str, int] | None:
+    """Nobody waits here for a database that is away or slow."""
+    if history.problem is None:
+        with contextlib.suppress(SlowQueryError, HistoryBusyError, TimeoutError):
+            async with asyncio.timeout(HISTORY_SECONDS):
+                return await history.recent_sensors()
+    return None
 
 
 def _output(delivery: Delivery) -> live_schemas.OutputState:

@@ -75,6 +75,13 @@ class HistoryState(Body):
     pending: int
     used_bytes: int
     problem: Annotated[str | None, Field(description="why nothing can be kept now")]
+    recent_sensors: Annotated[
+        dict[str, int] | None,
+        Field(
+            description="verdicts on flows of the last ten minutes by sensor, of all services that share the history; "
+            "null where it cannot say so at once"
+        ),
+    ]
 
 
 class OutputState(Body):

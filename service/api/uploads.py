@@ -99,7 +99,7 @@ async def _receive(request: Request, stack: contextlib.AsyncExitStack) -> tuple[
 
 
 class _Answer:
-    """Builds the body: each batch of flows is classified and written before the next is read."""
+    """Builds the body, some flows at a time: they are classified while those before are written and others are read."""
 
     def __init__(
         self,
@@ -120,7 +120,8 @@ class _Answer:
         self._work = Classifying(name, batcher, traces, shared, service.metrics, desk.do, ports=wanted.ports)
 
     def close(self) -> None:
-        """Forget what waits to be written."""
+        """Forget what waits to be written, and what is being classified."""
+        self._work.give_up()
         if isinstance(self._writer, JsonWriter):
             self._writer.close()
 
@@ -130,6 +131,7 @@ class _Answer:
             async for flows in self._capture.batches():
                 await self._work.take(flows)
                 yield self._taken()
+            await self._work.settle()
         except VerdictError as error:
             self._work.warn(f"not all flows were classified: {error}")
         await self._work.finish()

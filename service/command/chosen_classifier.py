@@ -14,7 +14,8 @@ from tapline.service.engines.engine import EngineError, EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
 from tapline.service.inference.trace_loading import trace_directories
-from tapline.service.python.chosen import open_classifier
+from tapline.service.python.chosen import chosen_workers, open_classifier
+from tapline.service.python.workers import Workers
 from tapline.service.sources.inputs import ReaderName
 
 EXIT_USAGE = 2
@@ -41,16 +42,32 @@ def chosen_classifier(
     checkpoint: Path | None, traces: list[str], engine: EngineName, errors: Console, **options: Any
 ) -> Classifier:
     """What classifies, with the trace models that fit; ends the command where a model is none. `options`: of it."""
+    return chosen_run(checkpoint, traces, engine, errors, **options)[0]
+
+
+def chosen_run(
+    checkpoint: Path | None,
+    traces: list[str],
+    engine: EngineName,
+    errors: Console,
+    *,
+    processes: int = 1,
+    **options: Any,
+) -> tuple[Classifier, Workers | None]:
+    """As `chosen_classifier`, and the processes that compute, None for one, which is this one."""
     try:
         directory = newest_version(checkpoint) if checkpoint else shipped_checkpoint(DEFAULT_CHECKPOINT)
-        return open_classifier(
+        directories = trace_directories(traces)
+        classifier = open_classifier(
             directory,
-            trace_directories(traces),
+            directories,
             engine,
             required=bool(traces),
             warn=lambda reason: errors.print(reason, style="yellow", markup=False, soft_wrap=True),
+            threads=0 if processes == 1 else 1,
             **options,
         )
+        return classifier, chosen_workers(directory, directories, engine, classifier, processes=processes)
     except (CheckpointError, EngineError) as error:
         say(str(error))
         raise typer.Exit(EXIT_USAGE) from None

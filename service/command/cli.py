@@ -18,7 +18,8 @@ from tapline.models.checkpoint import CheckpointError
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.alerts_command import app as alerts_app
 from tapline.service.command.backup_command import backup, restore
-from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_classifier
+from tapline.service.command.bulk_command import bulk
+from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_run
 from tapline.service.command.classify import classify_inputs
 from tapline.service.command.config_command import app as config_app
 from tapline.service.command.config_command import check_config
@@ -40,7 +41,8 @@ from tapline.service.engines.thread import hanging_engine
 from tapline.service.inference.trace_loading import NO_TRACES
 from tapline.service.process.log_lines import configure_logs
 from tapline.service.process.process_title import hide_passwords
-from tapline.service.python.offline import account
+from tapline.service.python.arguments import MAX_PROCESSES
+from tapline.service.python.input_run import account
 from tapline.service.results.anonymise import AnonymiseKeyError, Anonymiser, read_key
 from tapline.service.results.records import (
     InputSummary,
@@ -176,6 +178,16 @@ def classify(
     engine: Annotated[
         EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
     ] = "onnx",
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_PROCESSES,
+            metavar="N",
+            help="processes that compute: of several captures each in one, of one capture the flows; with its share of "
+            "the cores each",
+        ),
+    ] = 1,
 ) -> None:
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
@@ -186,8 +198,8 @@ def classify(
         captures, wanted = list(inputs_of(captures)), Where(where or [])
     except (CaptureError, WhereError) as error:
         _fail(str(error), EXIT_USAGE)
-    classifier = chosen_classifier(
-        checkpoint, [NO_TRACES] if show == "flows" else traces or [], engine, errors,
+    classifier, workers = chosen_run(
+        checkpoint, [NO_TRACES] if show == "flows" else traces or [], engine, errors, processes=processes,
         min_packets=min_packets, with_scores=scores, ports=ports == "on",
     )  # fmt: skip
     if show == "traces" and not classifier.trace_engines:
@@ -198,7 +210,7 @@ def classify(
             target = Writers([target, report_writer(stack.enter_context(_opened(report, captures)))])
         target = chosen = WhereWriter(SharedWriter(target, sharing), wanted)
         try:
-            summary = classify_inputs(captures, reader, classifier, target, errors)
+            summary = classify_inputs(captures, reader, classifier, target, errors, workers)
         except EngineError as error:
             _fail(str(error), EXIT_FAILED)
     if wanted:
@@ -256,6 +268,7 @@ def _counted(source: FlowInput, entry: InputSummary, everything: bool) -> Iterat
             yield flow
 
 
+app.command("bulk")(bulk)
 app.command("serve")(serve)
 app.command("check-config")(check_config)
 app.command("doctor")(doctor)

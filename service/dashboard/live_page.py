@@ -41,6 +41,7 @@ class LiveReading:
         self.flows: list[list[Cell]] = []
         self.traces: list[list[Cell]] = []
         self.alerts: dict[Severity, int] = {}
+        self.sensors: dict[str, int] = {}
         self.problem: str | None = None
         self.unusual = unusual
         self._board = board
@@ -56,6 +57,7 @@ class LiveReading:
             self.traces = trace_rows((await self._board.history.traces(limit=NEWEST)).items)
             since_us = round((time.time() - ALERT_SECONDS) * 1e6)
             self.alerts = await self._board.history.alert_counts(AlertFilter(since_us=since_us, acknowledged=False))
+            self.sensors = await self._board.history.recent_sensors()
             await self.unusual.look()
             self.problem = self._board.history.problem
         except ASKING as error:
@@ -89,7 +91,8 @@ def live_page(board: Board, reading: LiveReading, request: Request) -> None:
             chart.options.clear()
             chart.options.update(verdict_rates(board.activity.steps))
             notes.set_content(reading.unusual.html)
-            sensors.show(row for sensor in board.service.sensors.sensors for row in _sensor_rows(sensor))
+            own = board.service.sensors.sensors
+            sensors.show([*(row for sensor in own for row in _sensor_rows(sensor)), *_other_rows(own, reading.sensors)])
             flows.show(reading.flows)
             traces.show(reading.traces)
             problem.set_text(reading.problem or "")
@@ -138,6 +141,17 @@ def _format(number: int, hint: str | None) -> Cell:
     if hint is not None:
         return toned(f"{number}: {hint}", "caution")
     return str(number) if number else "-"
+
+
+def _other_rows(own: Sequence[Sensor], recent: dict[str, int]) -> list[Sequence[Cell]]:
+    """Sensors that other services have, by what these wrote to the history that all share."""
+    known = {name for sensor in own for name in sensor.source.state.sensors}
+    verdicts = [
+        (name, f"{count:,} verdicts in ten minutes") for name, count in sorted(recent.items()) if name not in known
+    ]
+    return [
+        [name or "-", toned("of another service", "quiet"), "-", "-", told, "-", "-", "-"] for name, told in verdicts
+    ]
 
 
 def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:

@@ -263,6 +263,25 @@ class Database:
             return True
         return bool(connection.execute(sql.select(sql.func.pg_try_advisory_xact_lock(_DELETING))).scalar())
 
+    def transaction(self, connection: sql.Connection) -> str | None:
+        """What `was_committed` knows this transaction by; None of SQLite, which always says how a commit ended."""
+        if self.is_sqlite:
+            return None
+        return str(connection.execute(sql.text("SELECT pg_current_xact_id()")).scalar())
+
+    def was_committed(self, transaction: str) -> bool:
+        """Whether a transaction was, whose end nobody said: the connection broke over its commit.
+
+        Raises:
+            OperationalError: it has not ended, or the database cannot be asked just now.
+        """
+        with self.engine.connect() as connection:
+            asked = sql.text("SELECT pg_xact_status(CAST(:it AS xid8))")
+            status = connection.execute(asked, {"it": transaction}).scalar()
+        if status == "in progress":
+            raise OperationalError(None, None, RuntimeError("a transaction of a broken connection has not ended yet"))
+        return status == "committed"
+
     def count_alone(self, connection: sql.Connection) -> None:
         """Wait until no other service adds to counts that it has read; it then waits until this transaction ends."""
         if not self.is_sqlite:

@@ -66,6 +66,7 @@ class HistoryWriter:
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._until: float | None = None
+        self._unsure: tuple[str, int] | None = None
         self._trimmed_at = 0.0
         self._log = QuietLog(log)
 
@@ -118,6 +119,7 @@ class HistoryWriter:
         """Write what waits, delete what is due."""
         started = time.monotonic()
         self._open()
+        self._make_sure()
         with self._lock:
             while self._waiting and len(self._taken) < MAX_BATCH:
                 self._taken.append(self._waiting.popleft())
@@ -149,10 +151,13 @@ class HistoryWriter:
         """Write a batch, or its halves where it is refused for what is in it, until the bad record stands alone."""
         try:
             with self._database.engine.begin() as connection:
+                if (transaction := self._database.transaction(connection)) is not None:
+                    self._unsure = (transaction, len(batch))
                 write_batch(connection, self._database, [seen for seen, _ in batch], content=self._content)
         except _REFUSALS:
             raise
         except Exception as error:
+            self._unsure = None
             if len(batch) > 1:
                 middle = len(batch) // 2
                 self._write(batch[:middle])
@@ -164,7 +169,17 @@ class HistoryWriter:
             self.problem = None
             self._done(batch, "kept")
 
+    def _make_sure(self) -> None:
+        """Where the database broke away from a transaction that it had committed, do not write its records again."""
+        if self._unsure is None:
+            return
+        transaction, records = self._unsure
+        if self._database.was_committed(transaction):
+            self._done(self._taken[:records], "kept")
+        self._unsure = None
+
     def _done(self, batch: Sequence[tuple[Seen, int]], outcome: str) -> None:
+        self._unsure = None
         self._metrics.history_records.labels(outcome).inc(len(batch))
         with self._lock:
             setattr(self.counts, outcome, getattr(self.counts, outcome) + len(batch))

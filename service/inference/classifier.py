@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import msgspec
@@ -15,6 +16,7 @@ from tapline.models.context import transport_of
 from tapline.models.encode import Mm4flowFeatures, TokenBatch, encode
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from tapline.models.packed_packets import LENGTH_BYTES, head_bytes, pack_heads, pack_lengths
+from tapline.models.trace_context import ContextColumns
 from tapline.models.verdict import Verdict, context_terms, flow_verdicts
 from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
 from tapline.service.engines.thread import EngineStalledError, EngineThread
@@ -67,29 +69,27 @@ class Classifier:
         """`ports`: whether verdicts read ports where nothing else is asked for; `thread`: where the engines compute,
         with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
-        self.trace_engines = list(trace_engines)
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
         self.ports = ports
         self._engine = engine
         self._terms = context_terms(engine.checkpoint)
-        self._with_scores = with_scores
+        self.with_scores = with_scores
         self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
+        self._read_for(trace_engines)
+
+    def with_traces(self, trace_engines: Sequence[TraceEngine]) -> Classifier:
+        """The same on the same engine, for other traces."""
+        other = copy(self)
+        other._read_for(trace_engines)
+        return other
+
+    def _read_for(self, trace_engines: Sequence[TraceEngine]) -> None:
+        self.trace_engines = list(trace_engines)
         self.encoders = trace_encoders(trace_engines, self.thread.timeout_seconds)
         self._reads = [self.checkpoint.features, *(each.reads for each in self.encoders if each.reads is not None)]
         self._reads_heads = sum(each.reads_heads for each in self.encoders)
         self._reads_context = any(each.reads_context for each in self.encoders)
-
-    def with_traces(self, trace_engines: Sequence[TraceEngine]) -> Classifier:
-        """The same on the same engine, for other traces."""
-        return Classifier(
-            self._engine,
-            trace_engines=trace_engines,
-            min_packets=self.min_packets,
-            with_scores=self._with_scores,
-            ports=self.ports,
-            thread=self.thread,
-        )
 
     def give_up(self) -> None:
         """Wait for no engine any more: what is computed fails now."""
@@ -175,9 +175,10 @@ class Classifier:
         scores = self.scores(batch)
         reads = self.ports if ports is None else ports
         found = flow_verdicts(
-            scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self._with_scores
+            scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self.with_scores
         )
-        encoded_by = [encoder.encode(flows, scores.embeddings) for encoder in self.encoders]
+        context = ContextColumns(flows)
+        encoded_by = [encoder.encode(flows, scores.embeddings, context) for encoder in self.encoders]
         self.last_timing = Timing(
             encoded - start,
             time.perf_counter() - encoded,

@@ -15,7 +15,7 @@ from tapline.models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, Tracegram
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow, HeadsKind
 from tapline.models.trace import is_instance
-from tapline.models.trace_context import trace_context
+from tapline.models.trace_context import ContextColumns
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine
@@ -45,20 +45,21 @@ class TraceEncoder:
         """Whether the encoder has what it needs of a flow."""
         return is_instance(flow) and self.heads in ("header", flow.heads_kind)
 
-    def encode(self, flows: Sequence[Flow], computed: NDArray[np.float32]) -> list[list[FlowFeatures]]:
+    def encode(
+        self, flows: Sequence[Flow], computed: NDArray[np.float32], context: ContextColumns
+    ) -> list[list[FlowFeatures]]:
         """What each flow's traces read of it, one for each checkpoint; none of a flow that the encoder cannot read.
 
-        `computed` are the flow network's embeddings, float32 [n, width].
+        `computed` are the flow network's embeddings, float32 [n, width]; `context` is that of the flows.
         """
         rows = [row for row, flow in enumerate(flows) if self.is_traced(flow)]
         found: list[list[FlowFeatures]] = [[] for _ in flows]
         if not rows:
             return found
-        traced = [flows[row] for row in rows]
-        embeddings = self._embed_each(traced) if self._engine is not None else computed[rows]
+        embeddings = self._embed_each([flows[row] for row in rows]) if self._engine is not None else computed[rows]
         if not self._embeds:
             embeddings = np.zeros((len(rows), 0), np.float32)
-        packed = {fields: pack(embeddings, trace_context(traced, fields)) for fields in self._contexts}
+        packed = {fields: pack(embeddings, context.table(fields)[rows]) for fields in self._contexts}
         for place, row in enumerate(rows):
             found[row] = [FlowFeatures(each, packed[tuple(each.network.context)][place]) for each in self.checkpoints]
         return found

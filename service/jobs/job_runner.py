@@ -129,11 +129,15 @@ class JobRunner:
             caller=f"job {job.id}", ports=job.options.ports,
         )  # fmt: skip
         async with open_capture(file, batcher, limits) as capture:
-            async for flows in capture.batches():
-                await work.take(flows)
-                job.flows = work.entry.flows
-                job.read_bytes = os.lseek(file.fileno(), 0, os.SEEK_CUR)  # the process that reads moves it
-                self._tell(progress=True)
+            try:
+                async for flows in capture.batches():
+                    await work.take(flows)
+                    job.flows = work.entry.flows
+                    job.read_bytes = os.lseek(file.fileno(), 0, os.SEEK_CUR)  # the process that reads moves it
+                    self._tell(progress=True)
+                await work.settle()
+            finally:
+                work.give_up()
             await work.finish()
             return work.summary(capture.stream)
 

@@ -18,7 +18,15 @@ from tapline.service.live.pipeline import LivePipeline
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Part, Supervisor
 from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row, verdict_row
-from tapline.service.sources.bus.events import VerdictsAck, trace_verdicts_event, verdicts_event
+from tapline.service.sources.bus.events import (
+    LINES_VERSION,
+    BusEvent,
+    VerdictRow,
+    VerdictsAck,
+    trace_verdicts_event,
+    verdict_lines_event,
+    verdicts_event,
+)
 from tapline.service.sources.bus.source import BusSource, Numbers, make_transport
 from tapline.service.sources.bus.transport import TlsFiles, Transport, TransportError, shown_url
 from tapline.service.traces.live_traces import LiveTraces
@@ -75,7 +83,11 @@ class Sensors:
         ]
 
     def _sensor(self, transport: Transport, earlier: Numbers) -> Sensor:
-        flow_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, verdicts_event, "flow verdicts")
+        def flow_verdicts(service: str, batch: int, rows: Sequence[VerdictRow]) -> BusEvent:
+            takes_lines = source.state.verdicts_version >= LINES_VERSION
+            return (verdict_lines_event if takes_lines else verdicts_event)(service, batch, rows)
+
+        flow_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, flow_verdicts, "flow verdicts")
         trace_sink = ZeekSink(transport, self._metrics, self._spool_verdicts, trace_verdicts_event, "trace verdicts")
         sinks: list[ZeekSink[Any]] = [flow_sink, trace_sink] if self._spool_verdicts else []
         if self._traces is not None and sinks:

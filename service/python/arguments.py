@@ -14,6 +14,7 @@ from tapline.models.trace import Trace
 from tapline.service.python.offline import Result
 
 MAX_THREADS = 1024
+MAX_PROCESSES = 256
 _SHOWN_CHARS = 40
 
 _FLOWS = "expected flows, those of tapline.read, a list of them, or results of tapline.classify"
@@ -45,6 +46,15 @@ def check_threads(value: object) -> None:
         raise TypeError(f"{expected}, got {_type(value)}: give an int")
     if not 0 <= int(value) <= MAX_THREADS:
         raise ValueError(f"{expected}, got one that is {'negative' if int(value) < 0 else 'larger'}: give another")
+
+
+def check_processes(value: object) -> None:
+    """Raises TypeError, ValueError: it is no number of processes."""
+    expected = f"processes: expected a number from 1 to {MAX_PROCESSES}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{expected}, got {_type(value)}: give an int")
+    if not 1 <= int(value) <= MAX_PROCESSES:
+        raise ValueError(f"{expected}, got one that is {'larger' if int(value) > 1 else 'smaller'}: give another")
 
 
 def flows_of(call: str, flows: Iterable[Flow | Result]) -> Iterator[Flow]:

@@ -19,19 +19,29 @@ from tapline.models.flow import Flow, HeadsKind
 from tapline.models.foreign_text import clean
 from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
-from tapline.service.python.arguments import check_choice, check_threads, check_truth, expanded, paths_of
+from tapline.service.python.arguments import (
+    check_choice,
+    check_processes,
+    check_threads,
+    check_truth,
+    expanded,
+    paths_of,
+)
 from tapline.service.python.chosen import (
     FlowChoice,
     TraceChoice,
     check_model,
     chosen_traces,
+    chosen_workers,
     model_directory,
     open_classifier,
 )
 from tapline.service.python.data_frames import flow_table, to_pandas, trace_table
 from tapline.service.python.flow_model import FlowModel
-from tapline.service.python.offline import OfflineRun, Result, account, closed, shown_name
+from tapline.service.python.input_run import account, closed, shown_name
+from tapline.service.python.offline import OfflineRun, Result
 from tapline.service.python.warned import warn_caller
+from tapline.service.python.workers import Workers
 from tapline.service.results.records import InputSummary, Summary, input_problem
 from tapline.service.results.spool import Spool
 from tapline.service.sources.capture import CaptureError, ReadOptions
@@ -86,6 +96,7 @@ def classify(
     traces: TraceChoice | Iterable[TraceChoice] | Literal[False] | None = None,
     ports: bool = True,
     threads: int = 0,
+    processes: int = 1,
     reader: ReaderName = "auto",
     engine: EngineName = "onnx",
     on_error: OnError = "raise",
@@ -100,32 +111,39 @@ def classify(
         traces: trace models, as `model`, one or several; None: those that ship, where they fit; `()`, False: none.
         ports: whether verdicts on flows read ports, where the model knows any.
         threads: of the engines, 0 for one per core; a model that is loaded has its own.
+        processes: so many more of which each has engines of its own, with `threads` or its share of the cores; what is
+            classified is the same, in the same order. Several captures are read in them, one in this process. Not with
+            a model that is loaded. They are started when the results are iterated, and end with it.
         reader: as of `read`.
         engine: `onnx`, or `torch` (extra `torch`).
         on_error: as of `read`.
 
     Raises:
         CaptureError, TypeError, ValueError: as of `read`.
-        CheckpointError, EngineError: a model is none, or cannot be run.
+        CheckpointError, EngineError: a model is none, or cannot be run; on the way: an engine failed, or a process has
+            died.
     """
     check_choice("reader", reader, ReaderName)
     check_choice("engine", engine, EngineName)
     check_choice("on_error", on_error, OnError)
     check_threads(threads)
+    check_processes(processes)
     check_truth("ports", ports)
     check_model(model)
     trace_models = chosen_traces(traces)
     names = _names(path, on_error)
+    flow_model = model if isinstance(model, FlowModel) else model_directory(model)
     classifier = open_classifier(
-        model if isinstance(model, FlowModel) else model_directory(model),
+        flow_model,
         trace_models,
         engine,
         required=traces is not None,
         warn=warn_caller,
-        threads=threads,
+        threads=threads if processes == 1 else 1,
         ports=ports,
     )
-    return Results(names, classifier, reader, on_error)
+    workers = chosen_workers(flow_model, trace_models, engine, classifier, processes=processes, threads=threads)
+    return Results(names, classifier, reader, on_error, workers)
 
 
 class Flows:
@@ -256,11 +274,19 @@ class Results:
     inputs. Iterating again classifies again. An iteration that is given up closes its file.
     """
 
-    def __init__(self, names: Sequence[str], classifier: Classifier, reader: ReaderName, on_error: OnError) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        classifier: Classifier,
+        reader: ReaderName,
+        on_error: OnError,
+        workers: Workers | None = None,
+    ) -> None:
         self._names = names
         self._classifier = classifier
         self._reader = reader
         self._on_error: OnError = on_error
+        self._workers = workers
         self._done: tuple[Traces, Summary] | None = None
 
     def __repr__(self) -> str:
@@ -268,7 +294,13 @@ class Results:
         return f"<Results of {_inputs_text(self._names)} by {checkpoint.name} {checkpoint.version}>"
 
     def __iter__(self) -> Iterator[Result]:
-        run = OfflineRun(self._names, self._reader, self._classifier, ended=lambda entry: _tell(entry, self._on_error))
+        run = OfflineRun(
+            self._names,
+            self._reader,
+            self._classifier,
+            ended=lambda entry: _tell(entry, self._on_error),
+            workers=self._workers,
+        )
         traces = Traces()
         with contextlib.closing(iter(run)) as items:
             for found in items:

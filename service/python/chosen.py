@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tapline.models.checkpoint import CheckpointError
+from tapline.models.checkpoint import CheckpointError, read_trace_checkpoint
 from tapline.models.checkpoint_files import refuse_remote
 from tapline.service.engines.engine import EngineName
 from tapline.service.engines.loading import load_engine
@@ -21,6 +21,8 @@ from tapline.service.process.log_lines import configure_logs_by_default
 from tapline.service.python.arguments import expanded
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.trace_model import TraceModel
+from tapline.service.python.worker import Recipe
+from tapline.service.python.workers import Workers
 
 FlowChoice = str | os.PathLike[str] | FlowModel
 """A flow model by its name, by a checkpoint directory, or as `tapline.load` gave it."""
@@ -124,3 +126,36 @@ def open_classifier(
         raise CheckpointError(f"two trace models are called {twice[0]}: give one of them")
     fit = fitting(trace_engines, flow_engine.checkpoint, required=required, warn=warn)
     return Classifier(flow_engine, trace_engines=fit, **options)
+
+
+def chosen_workers(
+    model: Path | FlowModel,
+    traces: Sequence[Path | TraceModel],
+    engine: EngineName,
+    classifier: Classifier,
+    *,
+    processes: int,
+    threads: int = 0,
+) -> Workers | None:
+    """So many processes that classify as `classifier` does, which `open_classifier` made of the same; None for one,
+    which is this one. `threads`: of the engines of each, 0 for its share of the cores.
+
+    Raises:
+        ValueError: a model is loaded: it computes in this process.
+    """
+    if processes == 1:
+        return None
+    directories = [each for each in (model, *traces) if isinstance(each, Path)]
+    if len(directories) <= len(traces):
+        raise ValueError("processes: a model that is loaded computes in this process: give its name or its directory")
+    fit = {each.checkpoint.name for each in classifier.trace_engines}
+    recipe = Recipe(
+        str(directories[0]),
+        [str(each) for each in directories[1:] if read_trace_checkpoint(each, needs=()).name in fit],
+        engine,
+        threads or max(1, len(os.sched_getaffinity(0)) // processes),
+        classifier.min_packets,
+        classifier.with_scores,
+        classifier.ports,
+    )
+    return Workers(recipe, processes)

@@ -6,23 +6,20 @@ Flows and traces come out as they are decided; whoever takes them decides what b
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from pathlib import Path
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.inference.classifier import Classifier
+from tapline.service.python.input_run import Decided, InputRun, Opened, Shown, no_bar, shown_name
+from tapline.service.python.lanes import thread_lanes
+from tapline.service.python.workers import InputResults, Workers
 from tapline.service.results.records import ClassifiedFlow, InputSummary, Summary, SummaryBuilder, classified
-from tapline.service.sources.capture import CaptureError, ReadOptions
-from tapline.service.sources.inputs import FlowInput, ReaderName, open_input
-from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.sources.inputs import ReaderName, open_input
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import TraceVerdict
-
-BATCH_FLOWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +39,6 @@ class Result:
         return classified(self.flow, self.verdict, self.input)
 
 
-Shown = Callable[[str, FlowInput], AbstractContextManager[Iterable[Flow]]]
-"""Gives the flows of an input of a name, and may show how far it has been read."""
-
-
 class OfflineRun:
     """Classifies every input that can be read; iterated once, gives flows and traces as they are decided.
 
@@ -58,86 +51,69 @@ class OfflineRun:
         reader: ReaderName,
         classifier: Classifier,
         *,
-        shown: Shown = lambda name, source: contextlib.nullcontext(source),
+        opened: Opened = open_input,
+        shown: Shown = no_bar,
         ended: Callable[[InputSummary], None] = lambda entry: None,
+        workers: Workers | None = None,
     ) -> None:
-        """`ended` is told of each input once it was read, or could not be."""
+        """`ended` is told of each input once it was read, or could not be. `workers` compute: several files each in one
+        of them, which neither `opened` nor `shown` hears of; otherwise batches of flows."""
         self.inputs: list[InputSummary] = []
         self._names = names
         self._reader = reader
         self._classifier = classifier
         self._scorers = [TraceScorer(engine) for engine in classifier.trace_engines]
         self._builder = SummaryBuilder(classifier.checkpoint, [scorer.checkpoint for scorer in self._scorers])
+        self._opened = opened
         self._shown = shown
         self._ended = ended
+        self._workers = workers
 
     def __iter__(self) -> Generator[Result | TraceVerdict, None, None]:
-        for name in self._names:
-            entry = InputSummary(shown_name(name))
-            self.inputs.append(entry)
-            traces = CaptureTraces(self._scorers, entry.name)
-            try:
-                yield from self._read(name, entry, traces)
-            except CaptureError as error:
-                entry.error = str(error)
-            traces.finish()
-            yield from self._ready(traces)
-            self._builder.account_traces(traces)
-            self._ended(entry)
+        with contextlib.ExitStack() as stack:
+            workers = stack.enter_context(self._workers) if self._workers is not None else None
+            if workers is not None and len(self._names) > 1 and all(Path(name).is_file() for name in self._names):
+                for results in workers.inputs(self._names, self._reader):
+                    yield from self._elsewhere(results)
+                return
+            lanes = workers.lanes(self._classifier) if workers else stack.enter_context(thread_lanes(self._classifier))
+            for name in self._names:
+                yield from self._run(InputRun(name, self._classifier, self._scorers, lanes))
 
     def summary(self) -> Summary:
         """The account of everything, once all has been taken."""
         return self._builder.finish(self.inputs)
 
-    def _read(self, name: str, entry: InputSummary, traces: CaptureTraces) -> Iterator[Result | TraceVerdict]:
-        source = open_input(name, self._reader, ReadOptions(heads=self._classifier.heads))
-        with self._shown(entry.name, source) as shown, closed(iter(shown)) as flows:
-            while batch := list(islice(flows, BATCH_FLOWS)):
-                yield from self._classify(batch, entry, traces)
-                yield from self._ready(traces)
-        account(entry, source)
+    def _run(self, run: InputRun) -> Iterator[Result | TraceVerdict]:
+        self.inputs.append(run.entry)
+        with contextlib.closing(run.results(self._reader, self._opened, self._shown)) as results:
+            for found in results:
+                yield from self._taken(found, run.entry.name)
+        self._builder.account_traces(run.accounts)
+        self._ended(run.entry)
 
-    def _classify(self, batch: list[Flow], entry: InputSummary, traces: CaptureTraces) -> Iterator[Result]:
-        entry.flows += len(batch)
-        accepted = [flow for flow in batch if self._classifier.accepts(flow)]
-        for flow in batch:
-            if not self._classifier.accepts(flow):
+    def _elsewhere(self, results: InputResults) -> Iterator[Result | TraceVerdict]:
+        entry = InputSummary(shown_name(results.name))
+        self.inputs.append(entry)
+        for found in results:
+            yield from self._taken(found, entry.name)
+        self.inputs[-1] = results.entry
+        self._builder.account_traces(results.accounts)
+        self._ended(results.entry)
+
+    def _taken(self, found: Decided | list[TraceVerdict], name: str) -> Iterator[Result | TraceVerdict]:
+        if isinstance(found, Decided):
+            yield from self._results(found, name)
+            return
+        for trace in found:
+            self._builder.add_trace(trace)
+            yield trace
+
+    def _results(self, decided: Decided, name: str) -> Iterator[Result]:
+        left_out = frozenset(decided.left_out)
+        for place, (flow, verdict) in enumerate(zip(decided.flows, decided.verdicts, strict=True)):
+            if place in left_out:
                 self._builder.leave_out(flow)
-        for flow, outcome in zip(accepted, self._classifier.classify_each(accepted), strict=True):
-            if outcome is not None:
-                traces.add(flow, outcome)
-            if outcome is not None and outcome.verdict is None:
-                self._builder.leave_out(flow)
-                continue
-            verdict = outcome.verdict if outcome is not None else None
-            self._builder.add(flow, verdict)
-            yield Result(flow, verdict, entry.name)
-
-    def _ready(self, traces: CaptureTraces) -> Iterator[TraceVerdict]:
-        """The traces that are complete."""
-        while found := traces.ready():
-            for trace in found:
-                self._builder.add_trace(trace)
-                yield trace
-
-
-def shown_name(name: str) -> str:
-    """The name of an input as text: a file's name need not be any."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def account(entry: InputSummary, source: FlowInput) -> None:
-    """Take over what a source counted, once it has been read."""
-    entry.packets = source.packets
-    entry.skipped = dict(source.skipped)
-    entry.warning = source.warning
-
-
-@contextlib.contextmanager
-def closed(flows: Iterator[Flow]) -> Iterator[Iterator[Flow]]:
-    """The flows; whoever leaves the block has closed what they come from."""
-    try:
-        yield flows
-    finally:
-        if (close := getattr(flows, "close", None)) is not None:  # of a generator
-            close()
+            else:
+                self._builder.add(flow, verdict)
+                yield Result(flow, verdict, name)

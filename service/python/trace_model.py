@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.flow import Flow, FlowError
 from tapline.models.trace import Trace, make_traces
+from tapline.models.trace_context import ContextColumns
 from tapline.models.verdict import probabilities
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.trace_engine import TraceEngine
@@ -119,7 +120,7 @@ class TraceModel(LoadedModel[TracegramCheckpoint]):
             batch = flows[start : start + BATCH_FLOWS]
             width = self.checkpoint.network.embedding_size
             computed = self._flow_model.embed(batch) if self._flow_model else np.zeros((len(batch), width), np.float32)
-            for flow, found in zip(batch, self._encoder.encode(batch, computed), strict=True):
+            for flow, found in zip(batch, self._encoder.encode(batch, computed, ContextColumns(batch)), strict=True):
                 if not found or found[0].data is None:
                     raise EngineError(f"{self.name} cannot read the flow {flow.uid[:64]}: it takes those of `traces`")
                 yield trace_flow(flow, None, found[0].data)

@@ -9,14 +9,14 @@ import msgspec
 
 from tapline.models.checkpoint import Checkpoint, TracegramCheckpoint
 from tapline.models.encode import Mm4flowFeatures, encode
-from tapline.models.flow import Flow, FlowLine, flow_to_line
+from tapline.models.flow import Flow, FlowLine, line_fields
 from tapline.models.foreign_text import clean
 from tapline.models.server_name import server_name
 from tapline.models.trace import SubjectKind
 from tapline.models.verdict import Verdict
 from tapline.service.community_id import community_id
 from tapline.service.results.port_tries import PortTryCounter, TriedPorts
-from tapline.service.traces.capture_traces import CaptureTraces
+from tapline.service.traces.capture_traces import TraceAccount
 from tapline.service.traces.trace_verdict import TraceVerdict
 
 MAX_PROBLEM_CHARS = 1024
@@ -151,16 +151,16 @@ class SummaryBuilder:
         if trace.suspicious is not None:
             entry.suspicious = (entry.suspicious or 0) + trace.suspicious
 
-    def account_traces(self, traces: CaptureTraces) -> None:
+    def account_traces(self, accounts: Iterable[TraceAccount]) -> None:
         """Count what became of the flows of an input's traces, once the last is out."""
-        for model in traces.models:
-            entry, counts = self._traces[model.checkpoint.name], model.counts
-            entry.failed += model.failed
-            entry.below_min_flows += counts.below_min_flows
-            entry.flows += counts.flows
-            entry.cut += counts.cut
-            entry.late += counts.late
-            entry.unread += counts.unread
+        for account in accounts:
+            entry = self._traces[account.model]
+            entry.failed += account.failed
+            entry.below_min_flows += account.below_min_flows
+            entry.flows += account.flows
+            entry.cut += account.cut
+            entry.late += account.late
+            entry.unread += account.unread
 
     def finish(self, inputs: Sequence[InputSummary]) -> Summary:
         """The summary, labels with most flows first."""
@@ -188,7 +188,7 @@ def classified(flow: Flow, verdict: Verdict | None, name: str) -> ClassifiedFlow
 def feature_lines(flows: Iterable[Flow], *, tokens: bool) -> Iterator[FlowLine]:
     """The JSON form of flows, with Community ID, name of the server and, on request, MM4flow's tokens."""
     for flow in flows:
-        line = _line(flow)
+        line = FlowLine(**_fields(flow))
         if tokens:
             batch = encode([flow], Mm4flowFeatures())
             line.ps_tokens = batch.ps_tokens.tolist()
@@ -197,11 +197,7 @@ def feature_lines(flows: Iterable[Flow], *, tokens: bool) -> Iterator[FlowLine]:
         yield line
 
 
-def _line(flow: Flow) -> FlowLine:
-    line = flow_to_line(flow, community_id(flow))
-    line.server_name = server_name(flow)
-    return line
-
-
 def _fields(flow: Flow) -> dict[str, Any]:
-    return msgspec.structs.asdict(_line(flow))
+    fields = line_fields(flow, community_id(flow))
+    fields["server_name"] = server_name(flow)
+    return fields

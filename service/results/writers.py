@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol, TextIO
 
 import msgspec
 
 from tapline.models.flow import Flow
 from tapline.models.foreign_text import sheet_cell
+from tapline.models.server_name import server_name
 from tapline.models.verdict import Verdict
+from tapline.service.community_id import community_id
 from tapline.service.results.records import Summary, classified
 from tapline.service.results.spool import Spool
 from tapline.service.traces.trace_verdict import TraceVerdict
@@ -135,8 +137,8 @@ class CsvWriter:
 
     def add(self, flow: Flow, verdict: Verdict | None, name: str) -> None:
         """Write the flow's row."""
-        record = classified(flow, verdict, name)
-        self._rows.writerow(_cells(CSV_COLUMNS, verdict, record))
+        made = {"input": name, "community_id": community_id(flow), "server_name": server_name(flow)}
+        self._rows.writerow(_cells(CSV_COLUMNS, verdict, flow, made))
 
     def add_trace(self, trace: TraceVerdict) -> None:
         """Leave the trace out."""
@@ -166,7 +168,15 @@ class TraceCsvWriter:
         """Nothing is left to write."""
 
 
-def _cells(columns: tuple[str, ...], verdict: Verdict | None, record: object) -> list[Any]:
-    """The values of columns: of the verdict, or else of the record that it is about."""
-    found = (getattr(verdict if column in Verdict.__struct_fields__ else record, column, "") for column in columns)
+_OF_VERDICT = frozenset(Verdict.__struct_fields__)
+
+
+def _cells(
+    columns: tuple[str, ...], verdict: Verdict | None, record: object, made: Mapping[str, Any] = {}
+) -> list[Any]:
+    """The values of columns: those that are `made`, of the verdict, or else of the record that it is about."""
+    found = (
+        made[column] if column in made else getattr(verdict if column in _OF_VERDICT else record, column, "")
+        for column in columns
+    )
     return [sheet_cell(value) if isinstance(value, str) else "" if value is msgspec.UNSET else value for value in found]

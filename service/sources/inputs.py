@@ -95,10 +95,15 @@ def _files_below(directory: Path, bad: list[str] | None) -> Iterator[Path]:
         yield from (Path(folder, file) for file in sorted(files))
 
 
+def is_capture_name(name: str) -> bool:
+    """Whether a file of this name is called a capture, compressed or not."""
+    return _CAPTURE_NAME.search(name) is not None
+
+
 def _is_capture(path: Path) -> bool:
     """Whether a regular file is called a capture or begins as one does, compressed or not; True of a link of such a
     name to nothing and of a file that cannot be opened, too."""
-    called_so = _CAPTURE_NAME.search(path.name) is not None
+    called_so = is_capture_name(path.name)
     if not path.is_file():
         return called_so and not path.exists()
     if called_so:
@@ -123,10 +128,7 @@ def open_input(name: str, reader: ReaderName, options: ReadOptions) -> FlowInput
         CaptureError: there is no such file, it is empty or a directory, or the reader asked for is not there.
     """
     if name == "-":
-        file = cast(io.BufferedReader, sys.stdin.buffer)
-        if file.peek(1)[:1] == b"{":
-            return FlowLines(file)
-        return _open_capture(file, reader, options)
+        return open_stream(cast(io.BufferedReader, sys.stdin.buffer), reader, options)
     path = Path(name)
     try:
         with path.open("rb") as probe:
@@ -138,6 +140,15 @@ def open_input(name: str, reader: ReaderName, options: ReadOptions) -> FlowInput
     except OSError as error:
         raise CaptureError(unreadable(name, error)) from None
     return _open_capture(path, reader, options)
+
+
+def open_stream(file: io.BufferedReader, reader: ReaderName, options: ReadOptions) -> FlowInput:
+    """The same of a stream, which whoever opened it closes.
+
+    Raises:
+        CaptureError: it is empty, or the reader asked for is not there.
+    """
+    return FlowLines(file) if file.peek(1)[:1] == b"{" else _open_capture(file, reader, options)
 
 
 def unreadable(name: str, error: OSError) -> str:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.flow import Flow
 from tapline.service.inference.classifier import FlowOutcome
@@ -33,6 +35,19 @@ class _Version:
     scorer: TraceScorer
 
 
+class TraceAccount(msgspec.Struct):
+    """What became of flows and windows of one trace model, `model` by its name; the rest as of `WindowCounts`, and
+    windows on which the engine `failed`."""
+
+    model: str
+    failed: int
+    below_min_flows: int
+    flows: int
+    cut: int
+    late: int
+    unread: int
+
+
 class ModelTraces:
     """The traces of one trace model. Where it is swapped meanwhile, flows from then on make traces of their own, which
     the new version scores."""
@@ -52,6 +67,14 @@ class ModelTraces:
     def counts(self) -> WindowCounts:
         """What became of flows and windows."""
         return self._versions[0].windows.counts  # one account for all versions
+
+    def account(self) -> TraceAccount:
+        """What became of all, once the last trace is out."""
+        counts = self.counts
+        return TraceAccount(
+            self.checkpoint.name, self.failed, counts.below_min_flows, counts.flows, counts.cut, counts.late,
+            counts.unread,
+        )  # fmt: skip
 
     def add(self, flow: Flow, features: FlowFeatures, kept: TraceFlow | None) -> None:
         """Take a flow: what is `kept` of it for the version that reads its `features`."""
@@ -105,6 +128,7 @@ class CaptureTraces:
     def __init__(self, scorers: Iterable[TraceScorer], source: str, serving: Serving = lambda name: None) -> None:
         """`serving`: to go on with another version where a model is swapped meanwhile."""
         self.models = [ModelTraces(scorer, source, serving) for scorer in scorers]
+        self._by_name = {model.checkpoint.name: model for model in self.models}
 
     @property
     def checkpoints(self) -> Sequence[TracegramCheckpoint]:
@@ -113,11 +137,9 @@ class CaptureTraces:
 
     def add(self, flow: Flow, outcome: FlowOutcome) -> None:
         """Take a flow; its packet heads are forgotten: nobody needs them after this."""
-        kept = {features.checkpoint.name: (features, each) for features, each in traced(flow, outcome)}
-        for model in self.models:
-            found = kept.get(model.checkpoint.name)
-            if found is not None:
-                model.add(flow, *found)
+        for features, kept in traced(flow, outcome):
+            if (model := self._by_name.get(features.checkpoint.name)) is not None:
+                model.add(flow, features, kept)
         flow.heads, flow.heads_kind, flow.link_type = [], "none", 0
 
     def finish(self) -> None:
@@ -128,3 +150,7 @@ class CaptureTraces:
     def ready(self) -> list[TraceVerdict]:
         """Verdicts on the next windows that are over, of one model after the other; empty when none is left."""
         return next((found for model in self.models if (found := model.ready())), [])
+
+    def accounts(self) -> list[TraceAccount]:
+        """What became of the flows of each model's traces, once the last trace is out."""
+        return [model.account() for model in self.models]

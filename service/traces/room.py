@@ -60,6 +60,12 @@ class Room:
 
     def keep(self) -> None:
         """Close windows until no more is open than may be."""
+        subjects = flows = 0
+        for tenant in self._tenants:
+            subjects += len(tenant.subjects)
+            flows += tenant.open_flows
+        if subjects <= self._max_subjects and flows <= self.max_open_flows:
+            return
         while self._too_many_subjects:
             max(self._tenants, key=lambda tenant: len(tenant.subjects)).evict_subject()
         while self._too_many_flows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -56,21 +55,23 @@ class TraceFlow(msgspec.Struct, gc=False, array_like=True):
         return FlowOrder(self.start_us, self.orig_h, self.orig_p, self.resp_h, self.resp_p, self.proto)
 
 
-def traced(flow: Flow, outcome: FlowOutcome) -> Iterator[tuple[FlowFeatures, TraceFlow | None]]:
+def traced(flow: Flow, outcome: FlowOutcome) -> list[tuple[FlowFeatures, TraceFlow | None]]:
     """What the traces of each model keep of a flow, None where the model's encoder failed on it.
 
     The records of one flow share all but themselves: its texts are in memory once, and so are features that are equal.
     """
+    found: list[tuple[FlowFeatures, TraceFlow | None]] = []
     kept: TraceFlow | None = None
     for features in outcome.features:
         if features.data is None:
-            yield features, None
+            found.append((features, None))
             continue
         if kept is None:
             kept = trace_flow(flow, outcome.verdict, features.data)
         else:
             kept = msgspec.structs.replace(kept, features=features.data)
-        yield features, kept
+        found.append((features, kept))
+    return found
 
 
 def trace_flow(flow: Flow, verdict: Verdict | None, features: bytes) -> TraceFlow:

@@ -11,10 +11,11 @@ from collections import OrderedDict, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import Literal
 
 from tapline.models.flow import Flow
-from tapline.models.trace import TraceSettings, subject_of
+from tapline.models.trace import FlowOrder, TraceSettings, subject_of
 from tapline.service.traces.room import Room
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, WindowKey
 from tapline.service.traces.window import SubjectKey, SubjectWindows, Window
@@ -23,6 +24,7 @@ REMEMBERED_EARLY_FLOWS = 65_536
 """Early flows remembered after their window is gone, to tell their final form from a flow that comes late."""
 
 _SLACK_ENTRIES = 1000
+_ORDER = attrgetter(*FlowOrder._fields)
 
 CloseReason = Literal["time", "end", "evicted", "swapped"]
 """Why a window was closed: its time was over, its source has ended, there was no room for it any more, or another model
@@ -155,14 +157,16 @@ class TraceWindows:
         one wrong clock would close every window.
         """
         self._advance(source, flow.start_us, wall)
-        uid = (source, flow.uid)
-        known = self._early_flows.pop(uid, None)
-        earlier = self._take_out(known, flow.uid) if known else None
-        if earlier is None and uid in self._gone:
-            self.counts.replaced += 1
-            if flow.complete:
-                del self._gone[uid]
-            return
+        earlier: TraceFlow | None = None
+        if self._early_flows or self._gone:  # of a capture there are none
+            uid = (source, flow.uid)
+            known = self._early_flows.pop(uid, None)
+            earlier = self._take_out(known, flow.uid) if known else None
+            if earlier is None and uid in self._gone:
+                self.counts.replaced += 1
+                if flow.complete:
+                    del self._gone[uid]
+                return
         if kept is None and earlier is not None:
             kept = _renewed(earlier, flow)
         if kept is None:
@@ -231,8 +235,10 @@ class TraceWindows:
             self._early_flows.update({(key.source, flow.uid): key for flow in window.flows.values() if flow.early})
 
     def _advance(self, source: str, start_us: int, wall: float) -> None:
-        start_us = min(start_us, round(wall * 1e6))
         known = self._sources.get(source)
+        if known is not None and start_us <= known.clock.newest_us:
+            return
+        start_us = min(start_us, round(wall * 1e6))
         if known is None:
             self._sources[source] = _Source(SourceClock(start_us, wall), source in self._captures)
         elif start_us > known.clock.newest_us:
@@ -351,7 +357,7 @@ class TraceWindows:
             self._queue(self._job(key, subject, index, window, final=True))
 
     def _job(self, key: SubjectKey, subject: SubjectWindows, index: int, window: Window, *, final: bool) -> ScoreJob:
-        flows = sorted(window.flows.values(), key=lambda flow: flow.order)
+        flows = sorted(window.flows.values(), key=_ORDER)
         start_us = subject.start_us(index)
         end_us = subject.end_us(index) if subject.window_us else max(flow.start_us + flow.duration_us for flow in flows)
         kept = flows[-self.settings.max_flows :]

@@ -13,7 +13,7 @@ import msgspec
 DISTRIBUTION = "tapline-traffic"
 """The name on the package index: `tapline` there is somebody else's."""
 
-Extra = Literal["cpu", "drift", "hub", "kafka", "pandas", "search", "torch", "train"]
+Extra = Literal["bulk", "cpu", "drift", "hub", "kafka", "pandas", "search", "torch", "train"]
 
 PACKAGE = Path(__file__).parent
 """The folder of the package."""

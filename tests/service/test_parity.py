@@ -28,8 +28,9 @@ from tapline.service.sources.zeek_reader import ZeekReader
 from tests.paths import DATA
 
 SCRIPTS = DATA.parent.parent / "zeek" / "scripts"
-SESSIONS = {1: DATA / "bus" / "session.jsonl", 2: DATA / "bus" / "session-2.jsonl"}
-"""By format of the flows."""
+SESSIONS = {name: DATA / "bus" / f"{name}.jsonl" for name in ("session", "session-2", "session-text")}
+FORMATS = {"session": 1, "session-2": 2, "session-text": 2}
+"""Of the flows, by the recording."""
 RECORDED = DATA / "captures" / "telegram_videocall.pcapng"
 CAPTURE = DATA / "captures" / "android.pcap"
 
@@ -58,8 +59,8 @@ def builtin(path):
     return list(CaptureReader(path, ReadOptions(heads="header")))
 
 
-def recorded_events(number):
-    for line in SESSIONS[number].read_text().splitlines():
+def recorded_events(session):
+    for line in SESSIONS[session].read_text().splitlines():
         entry = json.loads(line)
         if entry["from"] == "zeek":
             frame = parse_frame(entry["frame"])
@@ -72,9 +73,9 @@ def last_forms(flows):
     return list({flow.uid: flow for flow in flows}.values())
 
 
-@pytest.mark.parametrize("number", SESSIONS)
-def test_a_recorded_session_gives_the_tokens_of_the_builtin_reader(number):
-    events = list(recorded_events(number))
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_recorded_session_gives_the_tokens_of_the_builtin_reader(session):
+    events = list(recorded_events(session))
     assert None not in events
     flows = [flow for event in events if isinstance(event, FlowsEvent) for run in event.runs for flow in run.flows]
     assert {flow.complete for flow in flows} == {True, False}
@@ -83,17 +84,18 @@ def test_a_recorded_session_gives_the_tokens_of_the_builtin_reader(number):
     assert zeeks == ours
 
 
-def test_sessions_of_both_formats_give_the_same_flows():
-    one, two = (
+def test_sessions_of_all_forms_give_the_same_flows():
+    one, two, text = (
         {
             (flow.uid, flow.complete): flow
-            for event in recorded_events(number)
+            for event in recorded_events(session)
             if isinstance(event, FlowsEvent)
             for run in event.runs
             for flow in run.flows
         }
-        for number in SESSIONS
+        for session in SESSIONS
     )
+    assert text == two
     same = [name for name in Flow.__struct_fields__ if name != "server_name"]  # format 1 has none
     # Early flows of the earlier recording were published before Zeek had counted their packet.
     early = [name for name in same if name not in ("duration_us", "orig_pkts", "orig_ip_bytes")]
@@ -103,11 +105,11 @@ def test_sessions_of_both_formats_give_the_same_flows():
         assert [getattr(flow, name) for name in names] == [getattr(two[place], name) for name in names]
 
 
-@pytest.mark.parametrize("number", SESSIONS)
-def test_a_recorded_session_is_numbered_without_a_hole_and_acknowledged(number):
-    events = list(recorded_events(number))
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_recorded_session_is_numbered_without_a_hole_and_acknowledged(session):
+    events = list(recorded_events(session))
     flows = [event for event in events if isinstance(event, FlowsEvent)]
-    assert {event.format for event in flows} == {number}
+    assert {event.format for event in flows} == {FORMATS[session]}
     assert not any(event.refused for event in flows)
     runs = [run for event in flows for run in event.runs]
     assert [seq for run in runs for seq in range(run.seq, run.seq + len(run.flows))] == list(range(1, 58))

@@ -69,6 +69,7 @@ def _take_all(port, process):
                     for flow in decode_flows(event.args[4]):
                         key = (flow["uid"], bool(flow["flags"] & 1))
                         assert key not in flows, "published twice"
+                        flow.pop("size", None)  # of a batch of bytes alone
                         flows[key] = flow
                 elif event.name == "Tapline::stats":
                     stats = event.args

@@ -5,5 +5,6 @@
 @load ./known_names
 @load ./stats
 @load ./verdicts
+@load ./verdict_lines
 @load ./trace_verdicts
 @load ./notices

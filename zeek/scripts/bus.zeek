@@ -4,7 +4,7 @@
 @load base/utils/site
 @load ./main
 @load ./server_names
-@ifndef ( Tapline::native_pack )
+@ifndef ( Tapline::native_take )
 @load ./batch
 @endif
 
@@ -43,7 +43,7 @@ export {
 	const serving_node = "" &redef;
 
 	## Time that a flow waits at most for others to be published with; 0sec: none.
-	option publish_delay: interval = 50msec;
+	option publish_delay: interval = 200msec;
 
 	## Flows that are published together at most.
 	const publish_together = 64;
@@ -84,7 +84,7 @@ function subject(id: conn_id): addr
 	return Site::is_local_addr(id$resp_h) && ! Site::is_local_addr(id$orig_h) ? id$resp_h : id$orig_h;
 	}
 
-function shard_of(id: conn_id): count
+function shard_of(id: conn_id): count &is_used
 	{
 	return shards == 1 ? 0 : fnv1a32(subject(id)) % shards;
 	}
@@ -100,10 +100,8 @@ function topic_of(shard: count): string
 # A service that takes some shards only must see holes in those alone, so each shard counts by itself.
 global shard_seqs: table[count] of count &default=0;
 
-# Flows that wait to go out together, by shard: one event for many costs less, and wakes the threads of the bus once.
-global waiting: table[count] of count;
-
-# Names of their servers, by uid.
+# Flows wait to go out together: one event for many costs less, and wakes the threads of the bus once. Names of their servers,
+# by uid.
 global waiting_names: table[string] of string;
 
 # Whether the end of `publish_delay` is awaited.
@@ -114,10 +112,10 @@ global publishing: hook(names: table[string] of string);
 
 function publish_shard(shard: count)
 	{
-	local n = waiting[shard];
-	delete waiting[shard];
-	Cluster::publish(topic_of(shard), Tapline::flows, batch_version, sensor_name, shard_seqs[shard] + 1, n, take(shard));
-	shard_seqs[shard] += n;
+	local batch = take(shard);
+	Cluster::publish(topic_of(shard), Tapline::flows, batch_version, sensor_name, shard_seqs[shard] + 1, batch$flows,
+	    batch$packed);
+	shard_seqs[shard] += batch$flows;
 	}
 
 function tell_names()
@@ -131,11 +129,8 @@ function tell_names()
 function publish_waiting()
 	{
 	tell_names();
-	local due: vector of count = vector();
-	for ( shard in waiting )
-		due += shard;
-	for ( _, shard_due in due )
-		publish_shard(shard_due);
+	for ( _, shard in waiting_shards() )
+		publish_shard(shard);
 	}
 
 event publish_due()
@@ -144,15 +139,10 @@ event publish_due()
 	publish_waiting();
 	}
 
-hook deliver(c: connection, final: bool)
+# So many flows of the shard wait now. The plugin asks at the first and at the last that there is room for.
+function batch_grew(shard: count, flows: count) &is_used
 	{
-	local name = server_name(c);
-	if ( name != "" )
-		waiting_names[c$uid] = name;
-	local shard = shard_of(c$id);
-	local n = pack(c, final, shard, name);
-	waiting[shard] = n;
-	if ( n >= publish_together || publish_delay == 0sec )
+	if ( flows >= publish_together || publish_delay == 0sec )
 		{
 		tell_names();
 		publish_shard(shard);
@@ -163,6 +153,17 @@ hook deliver(c: connection, final: bool)
 		schedule publish_delay { publish_due() };
 		}
 	}
+
+@ifndef ( Tapline::native_take )
+hook deliver(c: connection, final: bool)
+	{
+	local name = server_name(c);
+	if ( name != "" )
+		waiting_names[c$uid] = name;
+	local shard = shards == 1 ? 0 : shard_of(c$id);
+	batch_grew(shard, pack(c, final, shard, name));
+	}
+@endif
 
 function open_server()
 	{

@@ -8,25 +8,25 @@ module Tapline;
 function end_content(c: connection, is_orig: bool)
 	{
 	if ( is_orig )
-		c$tapline$orig_done = T;
+		c$tapline$orig_room = 0;
 	else
-		c$tapline$resp_done = T;
+		c$tapline$resp_room = 0;
 	}
 
-function add_content(c: connection, is_orig: bool, data: string)
+function add_content(c: connection, st: State, is_orig: bool, room: count, data: string)
 	{
-	local st = c$tapline;
-	local have = is_orig ? |st$orig_bytes| : |st$resp_bytes|;
-	local room = content_bytes - have;
-	if ( |data| >= room )
-		{
+	if ( |data| > room )
 		data = data[0:room];
-		end_content(c, is_orig);
-		}
 	if ( is_orig )
+		{
 		st$orig_bytes += data;
+		st$orig_room = room - |data|;
+		}
 	else
+		{
 		st$resp_bytes += data;
+		st$resp_room = room - |data|;
+		}
 	if ( ! st$early_due && early_bytes > 0 && |st$orig_bytes| + |st$resp_bytes| >= early_bytes )
 		make_early_due(c);
 	}
@@ -38,7 +38,8 @@ event tcp_contents(c: connection, is_orig: bool, seq: count, contents: string) &
 	if ( ! c?$tapline )
 		return;
 	local st = c$tapline;
-	if ( (is_orig ? st$orig_done : st$resp_done) || ! st$observed )
+	local room = is_orig ? st$orig_room : st$resp_room;
+	if ( room == 0 )
 		return;
 	# What comes after a gap is left out; a stream whose beginning was not seen starts with what was.
 	local next_seq = is_orig ? st$orig_next : st$resp_next;
@@ -52,7 +53,7 @@ event tcp_contents(c: connection, is_orig: bool, seq: count, contents: string) &
 		st$orig_next = seq + |contents|;
 	else
 		st$resp_next = seq + |contents|;
-	add_content(c, is_orig, contents);
+	add_content(c, st, is_orig, room, contents);
 	}
 
 event udp_contents(u: connection, is_orig: bool, contents: string) &group="tapline-content"
@@ -60,8 +61,9 @@ event udp_contents(u: connection, is_orig: bool, contents: string) &group="tapli
 	if ( ! u?$tapline )
 		return;
 	local st = u$tapline;
-	if ( st$observed && ! (is_orig ? st$orig_done : st$resp_done) )
-		add_content(u, is_orig, contents);
+	local room = is_orig ? st$orig_room : st$resp_room;
+	if ( room > 0 )
+		add_content(u, st, is_orig, room, contents);
 	}
 
 event connection_flipped(c: connection) &group="tapline-content"
@@ -71,13 +73,13 @@ event connection_flipped(c: connection) &group="tapline-content"
 	local st = c$tapline;
 	local orig_bytes = st$orig_bytes;
 	local orig_next = st$orig_next;
-	local orig_done = st$orig_done;
+	local orig_room = st$orig_room;
 	st$orig_bytes = st$resp_bytes;
 	st$orig_next = st$resp_next;
-	st$orig_done = st$resp_done;
+	st$orig_room = st$resp_room;
 	st$resp_bytes = orig_bytes;
 	st$resp_next = orig_next;
-	st$resp_done = orig_done;
+	st$resp_room = orig_room;
 	}
 
 redef tcp_content_deliver_all_orig = T;

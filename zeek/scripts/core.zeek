@@ -3,7 +3,7 @@
 
 @load ./main
 @load ./server_names
-@ifdef ( Tapline::native_pack )
+@ifdef ( Tapline::native_take )
 @load ./native
 @else
 @load ./extraction

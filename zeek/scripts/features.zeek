@@ -77,8 +77,13 @@ function begin(c: connection, p: pkt_hdr)
 		}
 	if ( ! is_wanted(c) )
 		st$observed = F;
-	else if ( heads != "none" )
-		st$heads_left = heads_token_budget;
+	else
+		{
+		st$orig_room = content_bytes;
+		st$resp_room = content_bytes;
+		if ( heads != "none" )
+			st$heads_left = heads_token_budget;
+		}
 	}
 
 # Whether the first packet's sender is what Zeek now takes for the originator.
@@ -111,23 +116,26 @@ event new_packet(c: connection, p: pkt_hdr)
 	else
 		n = payload_bytes(c, p);
 	if ( st$heads_left > 0 )
-		add_head(c, p, n);
+		add_head(c, st, p, n);
 	if ( n == 0 )
 		return;
 
 	local forward = st$same_host ? source_port(c, p) == st$first_p
 	                             : (p?$ip ? p$ip$src : p$ip6$src) == st$first_h;
-	if ( forward )
-		++st$ahead;
-	else
-		++st$back;
 	if ( |st$lengths| == max_payload_lengths )
+		{
+		if ( forward )
+			++st$ahead;
+		else
+			++st$back;
 		return;
+		}
 	st$lengths += forward ? +n : -n;
 	if ( st$early_due )
 		return;
-	if ( |st$lengths| == early_packets )
+	local kept = |st$lengths|;
+	if ( kept == early_packets )
 		make_early_due(c);
-	else if ( |st$lengths| == 1 && early_interval > 0sec )
+	else if ( kept == 1 && early_interval > 0sec )
 		schedule early_interval { early_due(c) };
 	}

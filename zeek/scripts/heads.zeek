@@ -30,6 +30,13 @@ global ethernet = F;
 # Whether heads end with the transport header.
 global header_only = F;
 
+# Whether the common case is to be looked for: heads of Ethernet frames that end with the transport header.
+global plain_link = F;
+
+# Tracegram's link-type byte of heads, 0 where its table has none or there are no heads; raw IP's depends on the version.
+global link_byte = 0;
+global raw_ip = F;
+
 function learn_link()
 	{
 	header_only = heads == "header";
@@ -38,16 +45,18 @@ function learn_link()
 	if ( source_link == -1 && get_current_packet_header()$l2$encap == LINK_ETHERNET )
 		source_link = 1;
 	ethernet = source_link == 1;
+	plain_link = header_only && ethernet;
+	if ( heads == "none" )
+		return;
+	raw_ip = source_link in raw_ip_links;
+	link_byte = link_type_bytes[source_link];
 	}
 
-# Tracegram's link-type byte for a connection's heads; 0 where its table has none.
 function link_type_byte(c: connection): count
 	{
-	if ( heads == "none" )
-		return 0;
-	if ( source_link in raw_ip_links )
+	if ( raw_ip )
 		return is_v6_addr(c$id$orig_h) ? 6 : 21;
-	return link_type_bytes[source_link];
+	return link_byte;
 	}
 
 function address_hex(a: addr): string
@@ -181,14 +190,6 @@ function fragment_end(c: connection, data: string, p: pkt_hdr, start: int): coun
 	return end > 0 || start < 0 || start == first ? end : fragment_header_end(data, int_to_count(start));
 	}
 
-# Whether a packet in an Ethernet frame may be put together from fragments, as far as its event tells.
-function may_be_reassembled(data: string, p: pkt_hdr): bool
-	{
-	if ( p?$ip )
-		return p$ip$MF || p$ip$offset > 0;
-	return |p$ip6$exts| > 0 || data[20] == fragment_kind;
-	}
-
 # Bytes of the frame up to the end of the transport header, given the packet's IP length and its payload's.
 function header_bytes(c: connection, data: string, p: pkt_hdr, ip_bytes: count, payload: count): count
 	{
@@ -213,33 +214,31 @@ function whole_bytes(c: connection, data: string, p: pkt_hdr): count
 	}
 
 # Keep the head of the current packet, as far as the flow's token budget goes.
-function add_head(c: connection, p: pkt_hdr, payload: count)
+function add_head(c: connection, st: State, p: pkt_hdr, payload: count)
 	{
-	local st = c$tapline;
 	local packet = get_current_packet();
-	local keep = packet$caplen;
-	if ( header_only )
-		{
-		local ip_bytes = p?$ip ? p$ip$len : 40 + p$ip6$len;
-		# Most frames are an Ethernet header and the packet. Those of 60 or 64 bytes may be padded, so they are looked into.
-		if ( ethernet && keep == 14 + ip_bytes && keep != 60 && keep != 64 && ! c?$tunnel &&
-		     ! may_be_reassembled(packet$data, p) )
-			keep -= payload;
-		else
-			keep = header_bytes(c, packet$data, p, ip_bytes, payload);
-		}
+	local data = packet$data;
+	local keep: count;
+	# Most frames are an Ethernet header and a packet of IPv4.
+	if ( plain_link && p?$ip && ! c?$tunnel && p$ip$len > 0 && ! p$ip$MF && p$ip$offset == 0 &&
+	     data[12:14] == "\x08\x00" )
+		keep = 14 + p$ip$len - payload;
+	else if ( header_only )
+		keep = header_bytes(c, data, p, p?$ip ? p$ip$len : 40 + p$ip6$len, payload);
 	else
-		keep = whole_bytes(c, packet$data, p);
-	if ( keep > packet$caplen )
-		keep = packet$caplen;
-	if ( keep + head_token_cost > st$heads_left )
-		keep = st$heads_left - head_token_cost;
-	st$heads_left -= keep + head_token_cost;
-	if ( st$heads_left < head_token_cost )
-		st$heads_left = 0;
+		keep = whole_bytes(c, data, p);
+	local room = st$heads_left - head_token_cost;
+	if ( keep > room )
+		keep = room;
+	if ( keep < |data| )
+		st$heads += data[0:keep];
+	else
+		{
+		keep = |data|;
+		st$heads += data;
+		}
+	st$heads_left = room - keep < head_token_cost ? 0 : room - keep;
 	local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
-	st$heads += keep < packet$caplen ? packet$data[0:keep] : packet$data;
-	st$head_sizes += keep;
-	st$head_gaps_us += |st$head_gaps_us| > 0 && now_us > st$last_packet_us ? now_us - st$last_packet_us : 0;
+	st$head_numbers += now_us > st$last_packet_us ? (now_us - st$last_packet_us) * gap_unit + keep : keep;
 	st$last_packet_us = now_us;
 	}

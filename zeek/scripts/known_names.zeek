@@ -20,6 +20,22 @@ export {
 	global known_name: function(uid: string): string;
 }
 
+@ifdef ( Tapline::native_take )
+
+# The plugin remembers those of flows that it publishes where they are needed.
+function remember_names(known: table[string] of string)
+	{
+	for ( uid, name in known )
+		native_remember_name(uid, name);
+	}
+
+function known_name(uid: string): string
+	{
+	return native_known_name(uid);
+	}
+
+@else
+
 # Of two tables the older one is forgotten when the newer one is full.
 global recent_names: table[string] of string;
 global older_names: table[string] of string;
@@ -43,6 +59,8 @@ function known_name(uid: string): string
 		return recent_names[uid];
 	return uid in older_names ? older_names[uid] : "";
 	}
+
+@endif
 
 hook publishing(names: table[string] of string)
 	{

@@ -90,11 +90,17 @@ export {
 	## Runs for each connection with payload that Zeek removed and no filter left out, before its final publication.
 	global ended: hook(c: connection);
 
-	## Packs a flow behind those of the shard that wait; how many wait now. The README says how, at `Tapline::flows`.
-	global pack: function(c: connection, final: bool, shard: count, server_name: string): count;
+	## Flows that are published together: how many, and packed as the README says at `Tapline::flows`.
+	type Batch: record {
+		flows: count;
+		packed: string;
+	};
 
-	## The shard's batch in base64; a new one begins.
-	global take: function(shard: count): string;
+	## The shard's batch; a new one begins.
+	global take: function(shard: count): Batch;
+
+	## Shards of which flows wait, in order.
+	global waiting_shards: function(): vector of count;
 
 	## What became of the flows so far. Every connection that Zeek removed is in exactly one of `finals`,
 	## `unchanged`, `without_payload` and `filtered`.
@@ -127,8 +133,8 @@ global early_due: event(c: connection);
 # The name in use; `sensor` is what the site asked for.
 global sensor_name = sensor;
 
-# An extraction, in script or native, says so when a flow is to be published.
-function publish(c: connection, final: bool)
+# The extraction in script says so when a flow is to be published; the plugin does the same by itself.
+function publish(c: connection, final: bool) &is_used
 	{
 	++counters$seq;
 	if ( final )

@@ -1,5 +1,5 @@
-##! Extraction and packing by the plugin Tapline::Native. When flows are due and where they go is decided here and in the
-##! files that both extractions share.
+##! Extraction, publication and packing by the plugin Tapline::Native; where batches go is decided in the files that both
+##! extractions share.
 
 @load base/protocols/conn
 @load ./main
@@ -16,16 +16,6 @@ redef record connection += {
 	## What the plugin keeps of a connection.
 	tapline_flow: opaque of tapline_flow &optional;
 };
-
-# What native_remove says of a connection: one of these, ...
-const without_payload_code = 0;
-const filtered_code = 1;
-const unchanged_code = 2;
-const final_code = 3;
-# ... in its lowest bits; then whether its lengths were cut, and the number of directions whose content stopped at a gap.
-const code_bits = 0x0f;
-const cut_bit = 0x10;
-const gaps_unit = 0x20;
 
 # The plugin asks `is_wanted` at a connection's first packet, where options name networks or ports (`filtering`) or
 # `observe` has a body.
@@ -83,14 +73,14 @@ event zeek_init() &priority=5
 	Option::set_change_handler("Tapline::exclude_ports", ports_changed);
 	}
 
-function pack(c: connection, final: bool, shard: count, server_name: string): count &is_used
+function take(shard: count): Batch &is_used
 	{
-	return native_pack(c, final, shard, server_name);
+	return native_take(shard) as Batch;
 	}
 
-function take(shard: count): string &is_used
+function waiting_shards(): vector of count &is_used
 	{
-	return native_take(shard);
+	return native_waiting_shards();
 	}
 
 # The plugin knows neither the sensor, nor how many were published, nor names.
@@ -108,27 +98,10 @@ function flow_record(c: connection, final: bool): Flow
 
 event early_due(c: connection) &is_used
 	{
-	if ( ! zeek_is_terminating() && native_early(c) )
-		publish(c, F);
+	native_early(c);
 	}
 
 event connection_state_remove(c: connection)
 	{
-	local result = native_remove(c);
-	counters$gaps += result / gaps_unit;
-	if ( (result & cut_bit) != 0 )
-		++counters$cut;
-	local code = result & code_bits;
-	if ( code == without_payload_code )
-		++counters$without_payload;
-	else if ( code == filtered_code )
-		++counters$filtered;
-	else
-		{
-		hook ended(c);
-		if ( code == unchanged_code )
-			++counters$unchanged;
-		else
-			publish(c, T);
-		}
+	native_remove(c);
 	}

@@ -8,7 +8,7 @@ module Tapline;
 # Grows with everything that a verdict may depend on.
 function mark(st: State): count
 	{
-	return st$ahead + st$back + |st$orig_bytes| + |st$resp_bytes| + |st$heads| + |st$head_sizes|;
+	return |st$lengths| + st$ahead + st$back + |st$orig_bytes| + |st$resp_bytes| + |st$heads| + |st$head_numbers|;
 	}
 
 # Both sides of a TCP connection are done: Zeek removes it within seconds.
@@ -54,10 +54,9 @@ event connection_state_remove(c: connection)
 		++counters$filtered;
 		return;
 		}
-	local payload_packets = st$ahead + st$back;
-	if ( payload_packets > max_payload_lengths )
+	if ( st$ahead + st$back > 0 )
 		++counters$cut;
-	if ( payload_packets == 0 && ! publish_without_payload )
+	if ( |st$lengths| == 0 && ! publish_without_payload )
 		{
 		++counters$without_payload;
 		return;

@@ -38,13 +38,24 @@ function heads_text(st: State): string
 	{
 	local text = "";
 	local start = 0;
-	for ( i, size in st$head_sizes )
+	for ( i, n in st$head_numbers )
 		{
+		local size = n % gap_unit;
 		local head = bytestring_to_hexstr(st$heads[start:start+size]);
-		text += cat(i > 0 ? ";" : "", st$head_gaps_us[i], ":", head);
+		text += cat(i > 0 ? ";" : "", n / gap_unit, ":", head);
 		start += size;
 		}
 	return text;
+	}
+
+# Payload packets from the first packet's sender, and back.
+function payload_packets(st: State): vector of count
+	{
+	local ahead = st$ahead;
+	for ( _, n in st$lengths )
+		if ( n > 0 )
+			++ahead;
+	return vector(ahead, |st$lengths| + st$ahead + st$back - ahead);
 	}
 
 function flow_record(c: connection, final: bool): Flow
@@ -52,6 +63,7 @@ function flow_record(c: connection, final: bool): Flow
 	local st = c$tapline;
 	local id = c$id;
 	local straight = sent_by_orig(c);
+	local packets = payload_packets(st);
 	local f = Flow($version=format_version, $sensor=sensor_name, $seq=counters$seq, $final=final, $uid=c$uid,
 	    $start_us=double_to_count(time_to_double(c$start_time) * 1000000.0),
 	    $duration_us=c$duration > 0sec ? double_to_count(interval_to_double(c$duration) * 1000000.0) : 0,
@@ -61,7 +73,7 @@ function flow_record(c: connection, final: bool): Flow
 	    $orig_pkts=c$orig?$num_pkts ? c$orig$num_pkts : 0, $resp_pkts=c$resp?$num_pkts ? c$resp$num_pkts : 0,
 	    $orig_ip_bytes=c$orig?$num_bytes_ip ? c$orig$num_bytes_ip : 0,
 	    $resp_ip_bytes=c$resp?$num_bytes_ip ? c$resp$num_bytes_ip : 0,
-	    $up=straight ? st$ahead : st$back, $down=straight ? st$back : st$ahead,
+	    $up=packets[straight ? 0 : 1], $down=packets[straight ? 1 : 0],
 	    $payload_lengths=lengths_text(st, straight), $orig_bytes=bytestring_to_hexstr(st$orig_bytes),
 	    $resp_bytes=bytestring_to_hexstr(st$resp_bytes), $link_type=link_type_byte(c),
 	    $heads_kind=heads, $heads=heads_text(st));

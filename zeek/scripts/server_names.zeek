@@ -58,7 +58,7 @@ event http_message_done(c: connection, is_orig: bool, stat: http_message_stat)
 function server_name(c: connection): string
 	{
 @ifdef ( HTTP::Info )
-	if ( ! c?$tapline_server_name )
+	if ( ! c?$tapline_server_name && c?$http )
 		note_host(c);
 @endif
 	return c?$tapline_server_name ? c$tapline_server_name : "";

@@ -15,25 +15,25 @@ export {
 		first_p: count &default=0;
 		## F: left out by a filter.
 		observed: bool &default=T;
-		## Payload packets from the first packet's sender, and back.
+		## First payload lengths, positive from the first packet's sender; and the payload packets beyond them, from that
+		## sender and back.
+		lengths: vector of int &default=vector();
 		ahead: count &default=0;
 		back: count &default=0;
-		## First payload lengths, positive from the first packet's sender.
-		lengths: vector of int &default=vector();
 		## First content bytes; these two follow Zeek's own idea of the originator.
 		orig_bytes: string &default="";
 		resp_bytes: string &default="";
-		## Where their TCP streams go on, 0 before they start; and whether there will be no more bytes.
+		## Bytes that there is room for, 0 once there will be no more; and where their TCP streams go on, 0 before they start.
+		orig_room: count &default=0;
+		resp_room: count &default=0;
 		orig_next: count &default=0;
 		resp_next: count &default=0;
-		orig_done: bool &default=F;
-		resp_done: bool &default=F;
-		## Packet heads, end to end; of each its bytes and the time since the packet before it; the tokens left for more.
+		## Packet heads, end to end; of each the microseconds since the packet before it times `gap_unit`, plus its bytes; the
+		## tokens left for more; when the last packet with a head came, at first later than any.
 		heads: string &default="";
-		head_sizes: vector of count &default=vector();
-		head_gaps_us: vector of count &default=vector();
+		head_numbers: vector of count &default=vector();
 		heads_left: count &default=0;
-		last_packet_us: count &default=0;
+		last_packet_us: count &default=0xffffffffffffffff;
 		## An early publication is due or done; what it covered; the connection is gone.
 		early_due: bool &default=F;
 		early: bool &default=F;
@@ -45,6 +45,9 @@ export {
 redef record connection += {
 	tapline: Tapline::State &optional;
 };
+
+# Of a head's number: no head is as long.
+const gap_unit = 512;
 
 # Declared here for the files that use them before the one that owns them is read.
 global extension_bytes: function(ip6: ip6_hdr): count;

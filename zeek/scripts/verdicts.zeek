@@ -58,6 +58,7 @@ export {
 		## The name of the server that the client asked for, as Zeek knows it: evidence that no model reads.
 		server_name: string &log &optional;
 	};
+	type Infos: vector of Info;
 
 	## A batch of verdicts. `service` names one run of a service: batches count up within it, and a batch sent again
 	## carries its old number.
@@ -114,13 +115,19 @@ function to_info(v: Verdict, service: string): Info
 	local transport = transport_of(v$proto);
 	local id = conn_id($orig_h=v$orig_h, $orig_p=count_to_port(v$orig_p, transport), $resp_h=v$resp_h,
 	    $resp_p=count_to_port(v$resp_p, transport));
-	local rec = Info($ts=network_time(), $uid=v$uid, $id=id, $proto=v$proto, $community_id=v$community_id,
+	return Info($ts=network_time(), $uid=v$uid, $id=id, $proto=v$proto, $community_id=v$community_id,
 	    $label=label_of(v$nearest, v$unknown), $nearest=v$nearest, $confidence=v$confidence, $unknown=v$unknown,
 	    $final=v$final, $model=v$model, $model_version=v$model_version, $service=service);
-	local name = known_name(v$uid);
-	if ( name != "" )
-		rec$server_name = name;
-	return rec;
+	}
+
+# The lines of verdicts. What cannot be a flow's port is left out.
+function to_infos(given: Verdicts, service: string): Infos
+	{
+	local infos: Infos = vector();
+	for ( _, v in given )
+		if ( v$orig_p <= 65535 && v$resp_p <= 65535 )
+			infos += to_info(v, service);
+	return infos;
 	}
 
 # Whether the line that is being written passed all that may keep it out.
@@ -131,15 +138,15 @@ hook log_policy(rec: any, id: Log::ID, filter: Log::Filter) &priority=-100
 	line_passed = T;
 	}
 
-# Logs a batch. What cannot be a flow's port is left out, and policy may leave out more.
-function log_verdicts(service: string, given: Verdicts): Logged
+# Logs a batch. Policy may leave lines out.
+function log_infos(infos: Infos): Logged
 	{
 	local result = Logged();
-	for ( _, v in given )
+	for ( _, rec in infos )
 		{
-		if ( v$orig_p > 65535 || v$resp_p > 65535 )
-			next;
-		local rec = to_info(v, service);
+		local name = known_name(rec$uid);
+		if ( name != "" )
+			rec$server_name = name;
 		if ( ! hook verdict_policy(rec) )
 			next;
 		line_passed = F;
@@ -212,13 +219,12 @@ function acknowledge(service: string, batch: count)
 	Cluster::publish(acks_topic, Tapline::verdicts_ack, format_version, service, batch, logged);
 	}
 
-# Whether verdicts of a version can be read.
-function speaks(version: count): bool
+# Whether verdicts of a version can be read by what reads another.
+function speaks(version: count, read_version: count &default=format_version): bool
 	{
-	if ( version == format_version )
+	if ( version == read_version )
 		return T;
-	Reporter::warning(fmt("Tapline verdicts of version %d refused: this sensor reads version %d", version,
-	    format_version));
+	Reporter::warning(fmt("Tapline verdicts of version %d refused: this sensor reads version %d", version, read_version));
 	return F;
 	}
 
@@ -226,7 +232,7 @@ event verdicts(version: count, batch: count, service: string, verdicts: Verdicts
 	{
 	if ( ! speaks(version) || ! can_log() )
 		return;
-	if ( ! is_new_batch(service, batch) || settle(service, batch, log_verdicts(service, verdicts)) )
+	if ( ! is_new_batch(service, batch) || settle(service, batch, log_infos(to_infos(verdicts, service))) )
 		acknowledge(service, batch);
 	}
 

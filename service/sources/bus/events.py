@@ -40,6 +40,9 @@ SCHEMA_VERSION = 1
 BATCH_VERSION = 2
 """Of `Tapline::flows`; sensors before it send each flow alone, by `Tapline::flow`."""
 
+LINES_VERSION = 2
+"""Of `Tapline::verdict_lines`, which goes to sensors that say they take it; others get `Tapline::verdicts`."""
+
 FLOWS_TOPIC = "tapline/flows/"
 STATS_TOPIC = "tapline/stats"
 VERDICTS_TOPIC = "tapline/verdicts"
@@ -129,7 +132,14 @@ class VerdictsAck(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     logged: FlowCount
 
 
-SensorEvent = FlowsEvent | Stats | Finished | VerdictsAck
+class TakesVerdicts(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`Tapline::takes_verdicts`: the newest version of verdicts on flows that a sensor takes."""
+
+    sensor: Name
+    verdicts: FlowCount
+
+
+SensorEvent = FlowsEvent | Stats | Finished | VerdictsAck | TakesVerdicts
 
 
 class _FlowArgs(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -294,6 +304,7 @@ _PARSERS: dict[str, Callable[[BusEvent], SensorEvent]] = {
     "Tapline::stats": lambda event: _read(event, Stats),
     "Tapline::finished": lambda event: _read(event, Finished),
     "Tapline::verdicts_ack": lambda event: _read(event, VerdictsAck),
+    "Tapline::takes_verdicts": lambda event: _read(event, TakesVerdicts),
 }
 
 
@@ -321,6 +332,25 @@ class VerdictRow(msgspec.Struct, frozen=True, gc=False):
             Count(self.resp_p), self.proto, self.nearest, self.confidence, self.unknown, self.final, self.model,
             self.model_version,
         ]  # fmt: skip
+
+    def line(self) -> str:
+        """The fields with bars between them."""
+        return "|".join(
+            (
+                self.uid, self.community_id, self.orig_h, str(self.orig_p), self.resp_h, str(self.resp_p), self.proto,
+                self.nearest, repr(self.confidence), "FT"[self.unknown], "FT"[self.final], self.model,
+                self.model_version,
+            )
+        )  # fmt: skip
+
+
+def verdict_lines_event(service: str, batch: int, rows: Sequence[VerdictRow]) -> BusEvent:
+    """`Tapline::verdict_lines`: verdicts in one string; `Tapline::verdicts` where a name has what would part it."""
+    lines = ";".join([row.line() for row in rows])
+    if lines.count("|") != (len(VerdictRow.__struct_fields__) - 1) * len(rows) or lines.count(";") != len(rows) - 1:
+        return verdicts_event(service, batch, rows)
+    args = [Count(LINES_VERSION), Count(batch), service, lines]
+    return BusEvent(VERDICTS_TOPIC, "Tapline::verdict_lines", args)
 
 
 def verdicts_event(service: str, batch: int, rows: Sequence[VerdictRow]) -> BusEvent:

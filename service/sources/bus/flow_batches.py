@@ -30,13 +30,14 @@ from tapline.models.flow import (
 )
 from tapline.models.packed_packets import PackedHeads, PackedLengths
 from tapline.models.server_name import host_name
+from tapline.service.sources.bus.flow_texts import MARK, flows_of_text
 
 MAX_BATCH_FLOWS = 64
 MAX_BATCH_BYTES = 1 << 20
 """Largest size of the flows of a batch, once decompressed."""
 
 MAX_PACKED_CHARS = 2 * MAX_BATCH_BYTES
-"""Longest base64 of a batch that is looked at."""
+"""Longest batch that is looked at."""
 
 _HEADS_KINDS: dict[int, HeadsKind] = {0: "none", 1: "header", 2: "full"}
 _PROTOCOLS = tuple({1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}.get(number, str(number)) for number in range(256))
@@ -82,9 +83,22 @@ def read_batch(packed: str, flows: int, sensor: str) -> list[Flow | FlowError]:
     characters which neither a host name nor an address may have is left out.
 
     Raises:
-        BatchError: it is not base64 of a batch of so many flows.
+        BatchError: it is neither base64 nor text of a batch of so many flows.
     """
-    data = _unpacked(packed)
+    if len(packed) > MAX_PACKED_CHARS:
+        raise BatchError(f"expected a batch of at most {MAX_PACKED_CHARS} characters")
+    if not packed.startswith(MARK):
+        return _read(_unpacked(packed), flows, sensor)
+    given = flows_of_text(packed, flows)
+    if len(given) != flows:
+        raise BatchError("expected as many flows as the event tells")
+    made = [each for each in given if isinstance(each, bytes)]
+    found = iter(_read(b"".join(made), len(made), sensor))
+    return [each if isinstance(each, FlowError) else next(found) for each in given]
+
+
+def _read(data: bytes, flows: int, sensor: str) -> list[Flow | FlowError]:
+    """The flows of bytes."""
     edges = _edges(data, flows)
     front = np.frombuffer(b"".join([data[at : at + _FRONT.itemsize] for at in edges[:-1]]), _FRONT)
     parts = _Parts(data, np.array(edges, np.int64), front)
@@ -102,8 +116,6 @@ def read_batch(packed: str, flows: int, sensor: str) -> list[Flow | FlowError]:
 
 def _unpacked(packed: str) -> bytes:
     """The flows of a batch as bytes."""
-    if len(packed) > MAX_PACKED_CHARS:
-        raise BatchError(f"expected base64 of at most {MAX_PACKED_CHARS} characters")
     try:
         batch = binascii.a2b_base64(packed, strict_mode=True)
     except ValueError:  # binascii.Error, its subclass, and text that is not ASCII

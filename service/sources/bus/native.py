@@ -1,6 +1,7 @@
-"""The native transport: Broker's own protocol through its Python bindings, for sensors older than Zeek 8.
+"""The native transport: Broker's own protocol through its Python bindings.
 
-The bindings come with Zeek or as a Debian package, not from PyPI, and speak to a Broker of their own generation.
+The bindings come with Zeek or as a Debian package, not from PyPI, and speak to a Broker of their own generation: those
+of Debian, Broker 1.4, do not peer with Zeek 8, whose Broker is 2.8.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tapline.service.sources.bus.transport import (
 
 DEFAULT_PORT = 9999
 NO_RETRY = 0.0
+QUEUED_MESSAGES = 20
+"""Messages that the bindings hold for us at most, their default; what more comes waits in Broker."""
 
 
 class NativeTransport:
@@ -48,21 +51,27 @@ class NativeTransport:
         """Peer, receive and peer again until cancelled."""
         endpoint = self._broker.Endpoint(self._configuration())
         statuses = endpoint.make_status_subscriber(True)
-        # One subscriber per topic: in Broker 1.4 a topic added to a subscriber silences the first one.
-        subscribers = [endpoint.make_subscriber(topic) for topic in self._topics]
+        messages = self._subscriber(endpoint)
         loop = asyncio.get_running_loop()
         loop.add_reader(statuses.fd(), self._guard, self._take_statuses, statuses, receive)
-        for messages in subscribers:
-            loop.add_reader(messages.fd(), self._guard, self._take_messages, messages, receive)
+        loop.add_reader(messages.fd(), self._guard, self._take_messages, messages, receive)
         self._endpoint, self._broken = endpoint, None
         try:
             await self._keep_peering(endpoint)
         finally:
             self._endpoint, self._connected = None, False
             loop.remove_reader(statuses.fd())
-            for messages in subscribers:
-                loop.remove_reader(messages.fd())
+            loop.remove_reader(messages.fd())
             endpoint.shutdown()
+
+    def _subscriber(self, endpoint: Any) -> Any:
+        """One for all topics, so that a sensor's events stay in their order.
+
+        `make_subscriber` takes several topics on Pythons before 3.10 alone, hence what lies below it.
+        """
+        bindings = self._broker._broker
+        topics = bindings.VectorTopic([self._broker.Topic(topic) for topic in self._topics])
+        return self._broker.Subscriber(bindings.Endpoint.make_subscriber(endpoint, topics, QUEUED_MESSAGES))
 
     async def _keep_peering(self, endpoint: Any) -> None:
         failures = 0

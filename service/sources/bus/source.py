@@ -19,6 +19,7 @@ from tapline.service.sources.bus.events import (
     ACKS_TOPIC,
     BATCH_VERSION,
     FLOWS_TOPIC,
+    SCHEMA_VERSION,
     STATS_TOPIC,
     BusEvent,
     EventError,
@@ -27,6 +28,7 @@ from tapline.service.sources.bus.events import (
     FlowsEvent,
     SchemaVersionError,
     Stats,
+    TakesVerdicts,
     VerdictsAck,
     finished_ack_event,
     parse_event,
@@ -109,7 +111,8 @@ class SensorState:
 @dataclass
 class BusState:
     """What an operator wants to know of a connection. `away_since`: by the monotonic clock, where it is
-    not connected."""
+    not connected. `verdicts_version`: the newest of verdicts on flows that the other side said it takes, since it is
+    connected."""
 
     url: str
     connected: bool = False
@@ -119,6 +122,7 @@ class BusState:
     connections: int = 0
     malformed: int = 0
     faults: int = 0
+    verdicts_version: int = SCHEMA_VERSION
     sensors: dict[str, SensorState] = field(default_factory=dict)
 
 
@@ -198,6 +202,8 @@ class BusSource:
             self._stats(parsed)
         elif isinstance(parsed, VerdictsAck):
             self._take_ack(parsed)
+        elif isinstance(parsed, TakesVerdicts):
+            self.state.verdicts_version = parsed.verdicts
         elif isinstance(parsed, Finished):
             if len(self._finished) < MAX_SENSORS:
                 self._finished[parsed.sensor] = None
@@ -271,6 +277,7 @@ class BusSource:
         self.state.connected, self.state.reason = True, ""
         self.state.peer_version = clean(connected.peer_version, MAX_VERSION_CHARS)
         self.state.connections += 1
+        self.state.verdicts_version = SCHEMA_VERSION
         self._metrics.bus_connected.labels(self.state.url).set(1)
         self._metrics.bus_connections.labels(self.state.url).inc()
         self._on_connected()

@@ -1,10 +1,12 @@
 """`/v1/flows` and `/v1/traces`: what the live path decided comes back through filters and pages, and by its number."""
 
+import threading
 import time
 
 import pytest
 
 from tapline.service.api import schemas
+from tapline.service.history import sums
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tests.paths import DATA
@@ -130,6 +132,23 @@ def test_the_state_of_the_history_is_told(client):
     state = get(client, "/v1/live")["history"]
     assert (state["kept"], state["shed"], state["pending"], state["problem"]) == (0, 0, 0, None)
     assert state["place"].endswith("/data/history.db")
+    assert state["recent_sensors"] == {"gate": 5, "lab": 1}
+
+
+def test_the_live_account_waits_for_no_history(client, monkeypatch):
+    monkeypatch.setattr("tapline.service.api.live_route.HISTORY_SECONDS", 0.05)
+    ended = threading.Event()
+    series = sums.series
+
+    def slow(*asked, **more):
+        ended.wait(10)
+        return series(*asked, **more)
+
+    monkeypatch.setattr("tapline.service.history.sums.series", slow)
+    try:
+        assert get(client, "/v1/live")["history"]["recent_sensors"] is None
+    finally:
+        ended.set()
 
 
 def test_without_a_history_there_is_a_sentence(checkpoint_dir):

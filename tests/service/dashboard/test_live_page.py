@@ -1,7 +1,7 @@
 from types import SimpleNamespace
 
 from tapline.service.dashboard.frame import html
-from tapline.service.dashboard.live_page import SENSOR_COLUMNS, _sensor_rows
+from tapline.service.dashboard.live_page import SENSOR_COLUMNS, _other_rows, _sensor_rows
 from tapline.service.sources.bus.events import Stats
 from tapline.service.sources.bus.source import SensorState
 
@@ -38,3 +38,12 @@ def test_a_sensor_that_is_gone_says_why_and_foreign_names_are_text():
     assert "connection refused" in row["state"]
     [row] = rows(**{"<b>gate</b>": SensorState()})
     assert row["sensor"] == "&lt;b&gt;gate&lt;/b&gt;"
+
+
+def test_sensors_of_other_services_are_told_by_the_history():
+    state = SimpleNamespace(sensors={"gate": SensorState()})
+    own = [SimpleNamespace(source=SimpleNamespace(state=state))]
+    [row] = _other_rows(own, {"roof": 1200, "gate": 7})
+    shown = dict(zip(SENSOR_COLUMNS, row, strict=True))
+    assert (shown["sensor"], shown["flows"]) == ("roof", "1,200 verdicts in ten minutes")
+    assert "of another service" in shown["state"]

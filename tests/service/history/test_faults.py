@@ -191,6 +191,35 @@ def test_a_server_that_goes_away_costs_nothing_where_it_comes_back(postgres_serv
     assert ask(postgres_server.database(), body) == (None, ["a", "C0", "C1", "C2", "C3", "C4"])
 
 
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_a_commit_whose_answer_is_lost_keeps_each_record_once(place, monkeypatch, is_committed):
+    if place.startswith("sqlite"):
+        pytest.skip("a file says how a commit ended")
+    lost = []
+
+    async def body(history):
+        dialect = history._database.engine.dialect
+        commit = type(dialect).do_commit
+
+        def break_away(dialect, connection):
+            if is_committed or lost:
+                commit(dialect, connection)
+            if not lost:
+                lost.append(1)
+                connection.driver_connection.close()
+                raise dialect.loaded_dbapi.OperationalError("server closed the connection unexpectedly")
+
+        await keep(history, (flow("before"), verdict()))
+        monkeypatch.setattr(type(dialect), "do_commit", break_away)
+        give(history, 0, 20)
+        await settled(history)
+        return uids(await history.flows(ascending=True)), history.counts.kept, history.problem
+
+    found, kept, problem = ask(place, body)
+    assert lost == [1]
+    assert (found, kept, problem) == (["before", *(f"C{number}" for number in range(20))], 21, None)
+
+
 def test_two_services_share_a_server(place):
     if place.startswith("sqlite"):
         pytest.skip("a file has one service")
@@ -205,9 +234,10 @@ def test_two_services_share_a_server(place):
             now = time.time_ns() // 1000
             points = await one.series(now - 3600 * 10**6, now + 10**6, 60)
             failed = one.counts.failed + other.counts.failed
-            return await one.count_flows(), sum(point.count for point in points), failed
+            recent = await one.recent_sensors()
+            return await one.count_flows(), sum(point.count for point in points), failed, recent
 
-    assert asyncio.run(body()) == (100, 100, 0)
+    assert asyncio.run(body()) == (100, 100, 0, {"gate": 100})
 
 
 def test_two_services_add_to_what_one_host_tried(place):

@@ -4,12 +4,20 @@ import asyncio
 import json
 
 import msgspec
+import pytest
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict, called_unknown
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row, verdict_row
-from tapline.service.sources.bus.events import VerdictsAck, parse_event, trace_verdicts_event
+from tapline.service.sources.bus.events import (
+    VerdictRow,
+    VerdictsAck,
+    parse_event,
+    trace_verdicts_event,
+    verdict_lines_event,
+    verdicts_event,
+)
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
 from tests.paths import DATA
@@ -56,6 +64,31 @@ def test_our_events_have_the_types_of_those_that_zeek_took():
     assert kinds == [kind if isinstance(kind, str) else (kind[0], set(kind[1])) for kind in expected[1]]
     values = [cell["data"] for cell in arguments["data"][3]["data"][0]["data"]]
     assert values[:6] == ["00:17:88:01:02:03", "mac", 1_600_000_000_123_456, 1_600_000_600_123_456, 3, 1]
+
+
+def test_our_lines_are_those_that_zeek_took():
+    frames = [json.loads(line) for line in (DATA / "bus" / "session-text.jsonl").read_text().splitlines()]
+    sent = [frame["frame"] for frame in frames if frame["from"] == "client" and "verdict_lines" in frame["frame"]]
+    assert len(sent) > 1
+    for frame in sent:
+        theirs = event_of(parse_frame(frame))
+        fields = theirs.args[3].split("|")
+        row = VerdictRow(
+            *fields[:3], int(fields[3]), fields[4], int(fields[5]), *fields[6:8], float(fields[8]), fields[9] == "T",
+            fields[10] == "T", *fields[11:],
+        )  # fmt: skip
+        ours = json.loads(event_frame(verdict_lines_event("test-1", theirs.args[1], [row])))
+        assert ours["topic"] == "tapline/verdicts"
+        assert ours["data"][2] == json.loads(frame)["data"][2]
+
+
+@pytest.mark.parametrize("text", ["a|b", "a;b", "|", ";"])
+def test_a_name_that_would_part_lines_goes_in_records(text):
+    row = verdict_row(Flow("C1", 5, 7, "10.0.0.5", 1, "10.0.0.9", 2, "udp"), trace("plug").verdict)
+    assert verdict_lines_event("test", 7, [row, row]).name == "Tapline::verdict_lines"
+    named = msgspec.structs.replace(row, model=text)
+    for rows in ([named], [row, named]):
+        assert verdict_lines_event("test", 7, rows) == verdicts_event("test", 7, rows)
 
 
 def test_what_a_model_does_not_tell_is_unset_in_zeek():

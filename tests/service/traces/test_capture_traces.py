@@ -68,7 +68,7 @@ def test_json_holds_many_traces_without_holding_them_in_memory(monkeypatch):
         writer.add_trace(trace)
         builder.add_trace(trace)
     assert file.getvalue() == ""
-    builder.account_traces(traces)
+    builder.account_traces(traces.accounts())
     writer.finish(builder.finish([]))
     body = json.loads(file.getvalue())
     assert len(body["traces"]) == body["summary"]["traces"][0]["traces"] == 200

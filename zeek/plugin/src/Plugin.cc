@@ -4,6 +4,7 @@
 #include "connection.h"
 #include "early.h"
 #include "kept.h"
+#include "publication.h"
 #include "refused.h"
 #include "tap.h"
 
@@ -25,14 +26,20 @@ bool Plugin::Configure(const tapline::Options& options) {
     tapline::settings.options = options;
     if ( tapline::settings.is_configured )
         return true;
-    if ( ! tapline::find_kept_field() )
+    if ( ! tapline::find_kept_field() || ! tapline::find_publication() )
         return false;
     tapline::find_connection_fields();
     tapline::settings.is_configured = true;
     tapline::watch_refused();
     EnableHook(zeek::plugin::HOOK_SETUP_ANALYZER_TREE);
-    EnableHook(zeek::plugin::HOOK_DRAIN_EVENTS);
     return true;
+}
+
+void Plugin::WatchDrains(bool is_on) {
+    if ( is_on )
+        EnableHook(zeek::plugin::HOOK_DRAIN_EVENTS);
+    else
+        DisableHook(zeek::plugin::HOOK_DRAIN_EVENTS);
 }
 
 void Plugin::HookSetupAnalyzerTree(zeek::Connection* conn) { tapline::attach(conn); }

@@ -13,6 +13,9 @@ public:
     // False where the scripts do not declare what the plugin needs.
     bool Configure(const tapline::Options& options);
 
+    // Whether HookDrainEvents() is to be called: Zeek drains events several times for each packet.
+    void WatchDrains(bool is_on);
+
     void HookSetupAnalyzerTree(zeek::Connection* conn) override;
     void HookDrainEvents() override;
     void Done() override;

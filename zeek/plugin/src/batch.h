@@ -18,8 +18,11 @@ constexpr size_t max_batch_bytes = 1048576;
 uint64_t pack(uint64_t shard, const ConnectionFacts& facts, const Kept& kept, bool is_final, HeadsKind heads_kind,
               std::string_view server_name);
 
-// The shard's batch, compressed, in base64; a new one begins. Empty where none waits.
-zeek::StringValPtr take(uint64_t shard);
+// The shard's batch as a Tapline::Batch, compressed, in base64; a new one begins.
+zeek::RecordValPtr take(uint64_t shard);
+
+// Shards of which flows wait, in order.
+zeek::VectorValPtr waiting_shards();
 
 // A Tapline::Flow, but for what the plugin does not know: version, sensor, number, server name.
 zeek::RecordValPtr flow_record(const ConnectionFacts& facts, const Kept& kept, bool is_final, HeadsKind heads_kind);

@@ -15,7 +15,7 @@ namespace {
 
 // Positions of fields in their records.
 struct Fields {
-    int id, orig, resp, start_time, duration, service, uid, conn;         // connection
+    int id, orig, resp, start_time, duration, service, uid, conn, server_name, http; // connection
     int orig_h, orig_p, resp_h, resp_p, proto;                            // conn_id
     int state, num_pkts, num_bytes_ip;                                    // endpoint
     int conn_state;                                                       // Conn::Info
@@ -34,12 +34,10 @@ uint64_t count_or_0(const zeek::RecordVal& record, int field) {
 std::string lower_joined(const zeek::TableVal& set) {
     std::string joined;
     for ( const auto& entry : *set.AsTable() ) {
-        auto key = entry.GetHashKey();
-        auto index = set.RecreateIndex(*key);
-        const zeek::String* text = index->Idx(0)->AsString();
         if ( ! joined.empty() )
             joined += ',';
-        joined.append(reinterpret_cast<const char*>(text->Bytes()), text->Len());
+        // The key of a set of strings is the string's bytes.
+        joined.append(entry.GetKey(), entry.key_size);
     }
     for ( char& c : joined )
         if ( c >= 'A' && c <= 'Z' )
@@ -64,6 +62,8 @@ void find_connection_fields() {
     fields.service = connection->FieldOffset("service");
     fields.uid = connection->FieldOffset("uid");
     fields.conn = connection->FieldOffset("conn");
+    fields.server_name = connection->FieldOffset("tapline_server_name");
+    fields.http = connection->FieldOffset("http");
     const auto& id = zeek::id::conn_id;
     fields.orig_h = id->FieldOffset("orig_h");
     fields.orig_p = id->FieldOffset("orig_p");
@@ -103,6 +103,18 @@ ConnectionFacts connection_facts(const zeek::RecordVal& connection, bool is_fina
             facts.conn_state = text(*info, fields.conn_state);
     }
     return facts;
+}
+
+zeek::RecordValPtr connection_id(const zeek::RecordVal& connection) {
+    return connection.GetField<zeek::RecordVal>(fields.id);
+}
+
+zeek::StringValPtr noted_name(const zeek::RecordVal& connection) {
+    return fields.server_name >= 0 ? connection.GetField<zeek::StringVal>(fields.server_name) : nullptr;
+}
+
+bool may_have_name(const zeek::RecordVal& connection) {
+    return fields.http >= 0 && connection.HasRawField(fields.http);
 }
 
 bool is_over(const zeek::RecordVal& connection) {

@@ -26,6 +26,15 @@ void find_connection_fields();
 
 ConnectionFacts connection_facts(const zeek::RecordVal& connection, bool is_final);
 
+// Its four addresses and ports, as scripts have them.
+zeek::RecordValPtr connection_id(const zeek::RecordVal& connection);
+
+// The name of its server, null where scripts noted none.
+zeek::StringValPtr noted_name(const zeek::RecordVal& connection);
+
+// Whether the scripts may find a name that they have not noted.
+bool may_have_name(const zeek::RecordVal& connection);
+
 // Both sides of a TCP connection are done: Zeek removes it within seconds.
 bool is_over(const zeek::RecordVal& connection);
 

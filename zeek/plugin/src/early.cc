@@ -8,6 +8,8 @@
 
 #include <algorithm>
 
+#include "Plugin.h"
+
 namespace tapline {
 
 Early early;
@@ -40,7 +42,20 @@ void raise(Kept& kept) {
 
 } // namespace
 
-void Early::Due(Kept& kept) { due.emplace_back(zeek::NewRef{}, &kept); }
+void Early::Due(Kept& kept) {
+    due.emplace_back(zeek::NewRef{}, &kept);
+    WatchDrains();
+}
+
+void Early::WatchDrains() {
+    if ( ! is_watching )
+        zeek::plugin::Tapline_Native::plugin.WatchDrains(is_watching = true);
+}
+
+void Early::Packet() {
+    if ( is_watching && due.empty() )
+        zeek::plugin::Tapline_Native::plugin.WatchDrains(is_watching = false);
+}
 
 void Early::DueIn(Kept& kept, double seconds) {
     double time = zeek::run_state::network_time + seconds;
@@ -73,7 +88,10 @@ void Early::StartTimer() {
 // timer's, which was forgotten.
 void Early::Reached(double time) {
     if ( ! deadlines.empty() && deadlines.front().time <= time ) {
-        if ( Kept* kept = deadlines.front().kept ) {
+        Kept* kept = deadlines.front().kept;
+        deadlines.pop_front();
+        ++first;
+        if ( kept ) {
             kept->deadline = 0;
             if ( ! kept->is_early ) {
                 kept->is_deadline_over = true;
@@ -81,8 +99,6 @@ void Early::Reached(double time) {
                 raise(*kept);
             }
         }
-        deadlines.pop_front();
-        ++first;
     }
     StartTimer();
 }

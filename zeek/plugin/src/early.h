@@ -1,5 +1,5 @@
-// Early publications that are due: at once, behind the events of the current packet, or at a deadline. One queue and one of
-// Zeek's timers for all connections.
+// Early publications that are due: behind the events of the current packet, or at a deadline. One queue and one of Zeek's
+// timers for all connections.
 
 #pragma once
 
@@ -14,8 +14,11 @@ namespace tapline {
 
 class Early {
 public:
-    // The flow is due now: raised with the next RaiseDue().
+    // The flow is due now: raised with a next RaiseDue().
     void Due(Kept& kept);
+
+    // To be called with each packet: ends calls of RaiseDue() that have nothing to do.
+    void Packet();
 
     // The flow is due in so many seconds, unless it is forgotten before. Deadlines stay in order: where the interval
     // becomes shorter, those that wait keep theirs and the new ones come after them.
@@ -39,9 +42,11 @@ private:
     };
 
     void Reached(double time);
+    void WatchDrains();
     void StartTimer();
 
     std::vector<KeptPtr> due;
+    bool is_watching = false;
 
     // Those with the numbers `first` and up.
     std::deque<Deadline> deadlines;

@@ -73,6 +73,11 @@ void Flow::AddHead(const Packet& packet, uint32_t payload, const Options& option
     if ( heads_left < head_token_cost )
         heads_left = 0;
     uint64_t gap = ! heads.empty() && frame.time_us > last_head_us ? frame.time_us - last_head_us : 0;
+    // Of most connections a second head is not the last.
+    if ( heads.size() == 1 ) {
+        heads.reserve(4);
+        head_bytes.reserve(192);
+    }
     heads.push_back({gap, static_cast<uint16_t>(keep)});
     head_bytes.insert(head_bytes.end(), frame.data, frame.data + keep);
     last_head_us = frame.time_us;

@@ -254,7 +254,7 @@ uint32_t fragment_bytes(const zeek::Packet& packet) {
 }
 
 bool current_frame(Frame& frame) {
-    zeek::iosource::PktSrc* source = zeek::run_state::detail::current_packet_source();
+    zeek::iosource::PktSrc* source = zeek::iosource_mgr->GetPktSrc();
     const zeek::Packet* packet = nullptr;
     if ( ! source || ! source->GetCurrentPacket(&packet) || ! packet || ! packet->data )
         return false;
@@ -283,6 +283,7 @@ int source_link_type() {
 }
 
 void add_packet(Kept& kept, const zeek::IP_Hdr& ip) {
+    early.Packet();
     Packet packet;
     packet.is_v4 = ip.IP4_Hdr() != nullptr;
     packet.header = packet.is_v4 ? reinterpret_cast<const uint8_t*>(ip.IP4_Hdr())

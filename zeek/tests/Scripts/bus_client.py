@@ -4,7 +4,7 @@ A batch of flows is printed without its packed argument, then each of its flows 
 arguments of version 1, and the server's name behind them.
 
 usage: bus_client.py PORT TOPIC... [--verdicts] [--traces] [--record FILE] [--drain] [--seconds N]
-                     [--earlier] [--ca FILE] [--certificate FILE]
+                     [--lines] [--earlier] [--ca FILE] [--certificate FILE]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from websockets.sync.client import ClientConnection, connect
 decode_flows = runpy.run_path(str(Path(__file__).resolve().parents[3] / "docs" / "decode_flows.py"))["decode_flows"]
 
 VERSION = 1
+LINES_VERSION = 2
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
 HEADS_KINDS = ["none", "header", "full"]
 SERVICE = "test-1"
@@ -84,6 +85,12 @@ def verdict_of(flow: list[Any]) -> dict[str, Any]:
     return tagged("vector", values)
 
 
+def line_of(verdict: dict[str, Any]) -> dict[str, Any]:
+    """The same in a line."""
+    values = [value["data"] for value in verdict["data"]]
+    return tagged("string", "|".join("FT"[value] if isinstance(value, bool) else str(value) for value in values))
+
+
 def trace_verdict_of(flow: list[Any], earlier: bool = False) -> dict[str, Any]:
     """A verdict on the trace of a flow's originator, as a service would send one, with a label by the flow's port.
 
@@ -119,7 +126,7 @@ class Client:
         self.connection = connection
         self.options = options
         self.record = record
-        self.batch = {"verdicts": 0, "trace_verdicts": 0}
+        self.batch = {"verdicts": 0, "verdict_lines": 0, "trace_verdicts": 0}
         self.unacknowledged = 0
         self.end: list[Any] | None = None
 
@@ -136,10 +143,10 @@ class Client:
         """A batch of one verdict; the first two go out twice, as after a lost acknowledgement."""
         self.batch[kind] += 1
         arguments = [
-            tagged("count", VERSION),
+            tagged("count", LINES_VERSION if kind == "verdict_lines" else VERSION),
             tagged("count", self.batch[kind]),
             tagged("string", service),
-            tagged("vector", [verdict]),
+            verdict if kind == "verdict_lines" else tagged("vector", [verdict]),
         ]
         frame = event_frame("tapline/verdicts", f"Tapline::{kind}", arguments)
         for _ in range(2 if self.batch[kind] <= 2 else 1):
@@ -155,7 +162,9 @@ class Client:
             for flow in flows_of(arguments):
                 self.handle(topic, "Tapline::flow", flow)
         elif name == "Tapline::flow":
-            if self.options.verdicts:
+            if self.options.lines:
+                self.send_verdicts("verdict_lines", SERVICE, line_of(verdict_of(arguments)))
+            elif self.options.verdicts:
                 self.send_verdicts("verdicts", SERVICE, verdict_of(arguments))
             if self.options.traces:
                 self.send_verdicts("trace_verdicts", TRACE_SERVICE, trace_verdict_of(arguments, self.options.earlier))
@@ -191,6 +200,7 @@ def main() -> None:
     parser.add_argument("port", type=lambda text: int(text.split("/")[0]))
     parser.add_argument("topics", nargs="+")
     parser.add_argument("--verdicts", action="store_true")
+    parser.add_argument("--lines", action="store_true", help="verdicts in lines")
     parser.add_argument("--traces", action="store_true")
     parser.add_argument("--earlier", action="store_true", help="as a service that knows of no suspicion")
     parser.add_argument("--drain", action="store_true")

@@ -109,11 +109,11 @@ def test_a_fault_costs_its_flow_and_not_the_others():
     assert (len(found.flows), found.source.state.faults) == (4, 1)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_what_comes_while_the_service_stops_is_counted_by_flow(compressed):
+@pytest.mark.parametrize("text", [False, True])
+def test_what_comes_while_the_service_stops_is_counted_by_flow(text):
     found = Receiver()
     found.source.close()
-    found.take([flows_event([FLOW] * 5, 1, compressed=compressed), flow_event(FLOW, 6)])
+    found.take([flows_event([FLOW] * 5, 1, text=text), flow_event(FLOW, 6)])
     assert found.value("tapline_bus_refused_events_total", url=URL, reason="stopping") == 6
     assert found.flows == []
 

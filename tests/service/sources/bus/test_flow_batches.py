@@ -31,7 +31,7 @@ from tapline.models.flow import (
 from tapline.service.sources.bus.events import BusEvent, EventError, SchemaVersionError, parse_event
 from tapline.service.sources.bus.flow_batches import MAX_BATCH_BYTES, BatchError, read_batch
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
-from tests.batches import FRONT, flows_event, pack_batch, pack_flow
+from tests.batches import FRONT, flow_text, flows_event, pack_batch, pack_flow
 
 BY_HAND = bytes.fromhex(
     "a1000000"  # size: 120 and 41
@@ -136,6 +136,49 @@ def flows(draw):
 def test_what_is_packed_comes_back(given_flows, compressed, behind):
     packed = pack_batch([pack_flow(flow, behind) for flow in given_flows], compressed=compressed)
     assert read_batch(packed, len(given_flows), "tap") == given_flows
+
+
+PARTS = ("10.0.0.1", "10.0.0.2", "1700000000000000", "c2w=", "[6146]")
+BARE_NAMES = st.text(st.characters(codec="utf-8", exclude_characters=",|"), max_size=40)
+
+
+@given(st.lists(st.tuples(flows(), BARE_NAMES.filter(bool), BARE_NAMES), min_size=1, max_size=5), st.booleans())
+def test_what_is_written_comes_back(given_flows, straight):
+    named = [
+        msgspec.structs.replace(flow, uid=uid, conn_state=state, up=254 + flow.up % 9, down=254 + flow.down % 9)
+        for flow, uid, state in given_flows
+    ]
+    text = "".join("|" + flow_text(flow, straight=straight, behind=",5,[[2]]") for flow in named)
+    assert read_batch(text, len(named), "tap") == named
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "T", "," * 8, "," * 30, "T,T,a,b,c,d,e,f,1", *[flow_text(FLOW).replace(part, "x") for part in PARTS],
+        flow_text(FLOW).replace("[-1448]", "1"), flow_text(FLOW).replace("[-1448]", "[[1]]"),
+        flow_text(FLOW).replace("[-1448]", f"[{2**31}]"), flow_text(FLOW).replace("[-1448]", f"{[1] * 256}"),
+        flow_text(FLOW).replace(",6,3,1,", ",256,3,1,"), flow_text(FLOW).replace(",6,3,1,", ",-6,3,1,"),
+        flow_text(FLOW).replace("[6146]", "[6147,5000]"), flow_text(FLOW) + "]", "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_flow_of_text_that_is_none_costs_itself(text):
+    good = flow_text(FLOW)
+    found = read_batch(f"|{good}|{text}|{good}", 3, "tap-1")
+    assert (found[0], found[2]) == (FLOW, FLOW)
+    assert told(found[1]) == "expected a flow in text with all its parts"
+
+
+def test_a_flow_of_text_out_of_bounds_costs_itself():
+    bad = [msgspec.structs.replace(FLOW, uid=""), msgspec.structs.replace(FLOW, payload_lengths=[0])]
+    found = read_batch("".join("|" + flow_text(flow) for flow in (FLOW, *bad)), 3, "tap-1")
+    assert [*map(told, found)] == [FLOW, *map(told, map(judged, bad))]
+
+
+@pytest.mark.parametrize("text", ["|", "|x", "|x|x|x", "||||||"])
+def test_so_many_flows_as_the_event_tells(text):
+    with pytest.raises(BatchError, match="expected as many flows as the event tells"):
+        read_batch(text, 2, "tap-1")
 
 
 COUNT_NAMES = (
@@ -250,7 +293,7 @@ WHOLE = zlib.compress(BY_HAND)
         ("é" * 16, "expected base64 with padding"),
         (batch(BY_HAND)[:-1], "expected base64 with padding"),
         (batch(BY_HAND) + "\n", "expected base64 with padding"),
-        ("A" * (2 * MAX_BATCH_BYTES + 4), "expected base64 of at most 2097152 characters"),
+        ("A" * (2 * MAX_BATCH_BYTES + 4), "expected a batch of at most 2097152 characters"),
         (batch(BY_HAND, 2), "expected compression 0 or 1"),
         (batch(BY_HAND, 1), "expected data compressed by zlib"),
         (batch(WHOLE[:-1], 1, len(BY_HAND)), "expected one whole stream of zlib"),

@@ -110,6 +110,20 @@ def test_batches_arrive_typed_and_in_order(sensor):
     assert (line["sensor"], line["format"], line["hint"]) == ("tap-1", 2, None)
 
 
+def test_no_end_marker_comes_before_the_flows(sensor):
+    arrived = []
+
+    async def body(receiver):
+        receiver.source.end_marker.set = lambda: arrived.append(len(receiver.flows))
+        for seq in range(1, 1001):
+            await sensor.publish(flow_event(a2=seq))
+        await sensor.publish(BusEvent("tapline/stats", "Tapline::finished", [1, "tap-1", 1000]))
+        await until(lambda: arrived)
+
+    play(sensor, body)
+    assert arrived == [1000]
+
+
 def test_a_sensor_of_the_format_before_is_told_to_be_updated(sensor):
     async def body(receiver):
         await sensor.publish(flow_event())

@@ -1,0 +1,1 @@
+"""Archives of captures to Parquet on Ray."""

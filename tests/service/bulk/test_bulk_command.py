@@ -1,0 +1,183 @@
+"""`tapline bulk` on a Ray of its own and on a cluster of two nodes: a worker that is killed, a run that is interrupted
+and goes on, captures that are bad."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+pq = pytest.importorskip("pyarrow.parquet")
+
+import tapline  # noqa: E402
+from tests.paths import DATA, ROOT  # noqa: E402
+from tests.service.command.cli_runner import CODE  # noqa: E402
+
+pytestmark = [pytest.mark.whole, pytest.mark.slow, pytest.mark.timeout(900)]
+
+STARTS = 4
+START_SECONDS = 240
+RUN_SECONDS = 420
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Two small captures, one that takes seconds, and one that is none."""
+    folder = tmp_path_factory.mktemp("archive")
+    shutil.copy(DATA / "captures" / "android.pcap", folder)
+    shutil.copy(DATA / "captures" / "telegram_videocall.pcapng", folder)
+    (folder / "bad.pcap").write_bytes(b"none at all")
+    made = folder / "large.pcap"
+    command = [sys.executable, ROOT / "benchmarks" / "make_capture.py", DATA / "captures", "--out", made]
+    subprocess.run([*map(str, command), "--megabytes", "12"], check=True, timeout=120, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(archive):
+    """The flows that Python gives of the archive, by capture."""
+    found = {}
+    for path in sorted(archive.iterdir()):
+        if path.name != "bad.pcap":
+            found[path.name] = tapline.classify(path, traces=(), threads=1).to_arrow()
+    return found
+
+
+@contextlib.contextmanager
+def two_nodes():
+    """The address of a cluster of two nodes, None where one took longer than Ray waits."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.service.bulk.two_nodes"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        cwd=ROOT, env={**os.environ, **LOOPBACK}, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process.stdout.readline().strip() or None
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of such a cluster."""
+    for _ in range(STARTS):
+        with two_nodes() as address:
+            if address is not None:
+                yield address
+                return
+    pytest.fail("Ray's cluster does not start")
+
+
+@contextlib.contextmanager
+def bulk(*arguments):
+    """A process of `tapline bulk` without traces, in a session of its own."""
+    command = [sys.executable, "-c", CODE, "bulk", *map(str, arguments), "--traces", "none", "--workers", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True, start_new_session=True,
+        env={**os.environ, **LOOPBACK} if "--ray-address" in arguments else None,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=60)
+
+
+def ended(process):
+    """Wait for its end: status and what it said."""
+    _, said = process.communicate(timeout=RUN_SECONDS)
+    assert "Traceback" not in said, said
+    return process.returncode, said
+
+
+def tables(out):
+    """The flows that a reader finds, by the name of the capture."""
+    found = {}
+    for path in Path(out, "flows").iterdir():
+        table = pq.read_table(path)
+        found[Path(table["capture"][0].as_py()).name] = table.drop_columns("capture").unify_dictionaries()
+    return found
+
+
+def holders(path):
+    """The processes that have a file below a directory open."""
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            if any(str(file.readlink()).startswith(f"{path}/") for file in folder.iterdir()):
+                yield int(folder.parent.name)
+
+
+def in_the_middle(process, out, name):
+    """Wait until a worker is in the middle of a capture of this name; its process."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        begun = [path for path in Path(out, "done").glob(f"{name}-*.json") if json.loads(path.read_bytes())["error"]]
+        working = list(holders(Path(out, ".parts")))
+        if begun and working:
+            return working
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"no worker began {name}: {process.communicate()[1]}")
+
+
+def test_a_killed_worker_costs_no_row_and_doubles_none(archive, expected, cluster, tmp_path):
+    with bulk(archive, "--out", tmp_path, "--ray-address", cluster) as process:
+        worker, *_ = in_the_middle(process, tmp_path, "large.pcap")
+        os.kill(worker, signal.SIGKILL)
+        status, said = ended(process)
+    assert status == 1  # for what is bad
+    assert "bad.pcap: expected a pcap or pcapng file" in said
+    assert "3 of 4 captures done, 1 failed" in said
+    assert tables(tmp_path) == expected
+    tries = {
+        path.name[: path.name.rindex("-")]: json.loads(path.read_bytes())["tries"]
+        for path in (tmp_path / "done").iterdir()
+    }
+    assert tries == {"android.pcap": 1, "bad.pcap": 1, "large.pcap": 2, "telegram_videocall.pcapng": 1}
+    errors = pq.read_table(tmp_path / "errors.parquet").to_pylist()
+    assert [row["capture"] for row in errors] == [str(archive / "bad.pcap")]
+    assert not (tmp_path / ".parts").exists()
+
+
+def test_an_interrupted_run_goes_on(archive, expected, tmp_path):
+    good = [archive / name for name in expected]
+    with bulk(*good, "--out", f"file://{tmp_path}") as process:
+        in_the_middle(process, tmp_path, "large.pcap")
+        family = psutil.Process(process.pid).children(recursive=True)
+        listening = {
+            each.laddr.ip for one in family for each in one.net_connections("inet") if each.status == psutil.CONN_LISTEN
+        }
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        status, said = ended(process)
+    assert status == 130
+    assert "interrupted: run it again to go on" in said
+    assert set(tables(tmp_path)) < set(expected)
+    assert len(family) > 5
+    assert listening <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+    with bulk(*good, "--out", tmp_path) as process:
+        status, said = ended(process)
+    assert (status, tables(tmp_path)) == (0, expected), said
+    assert "3 of 3 captures done" in said
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "flows").iterdir()}
+    with bulk(archive, "--out", tmp_path, "--ports", "off") as process:
+        status, said = ended(process)
+    assert status == 2
+    assert said == f"{tmp_path}: what is there was made otherwise (ports on, now off): give another --out\n"
+    with bulk(*good, "--out", tmp_path) as process:  # nothing is left: no Ray is started
+        status, said = ended(process)
+    assert status == 0
+    assert "3 of 3 captures done (3 of them before), 0 failed" in said
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "flows").iterdir()} == before
