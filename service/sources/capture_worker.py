@@ -77,6 +77,6 @@ def _send_flows(reader: CaptureReader) -> EndMessage:
 
 
 def _send(message: Message) -> None:
-    body = msgspec.msgpack.encode(message)
+    body = msgspec.msgpack.encode(message, enc_hook=list)
     sys.stdout.buffer.write(LENGTH.pack(len(body)) + body)
     sys.stdout.buffer.flush()

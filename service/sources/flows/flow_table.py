@@ -200,7 +200,7 @@ class FlowTable:
         return True
 
     def _start(self, row: PacketRow) -> LiveFlow:
-        time_us, key, side, kind, _, _, _, flags, *_ = row
+        time_us, key, side, kind, _, _, _, flags, _, _, _, _, _, _, _, _, link = row
         if len(self._flows) >= MAX_LIVE_FLOWS:
             self._evict()
         self._created += 1
@@ -213,7 +213,7 @@ class FlowTable:
         else:
             flow = LiveFlow(
                 key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
-                (Side(), Side()), array("i"), row[-1], first_due_us,
+                (Side(), Side()), array("i"), link, first_due_us,
             )  # fmt: skip
             if kind & 0xFF == UDP:
                 self._orient_udp(flow)
@@ -224,10 +224,10 @@ class FlowTable:
         return flow
 
     def _start_tcp(self, row: PacketRow) -> TcpFlow:
-        time_us, key, side, _, _, _, _, flags, *_ = row
+        time_us, key, side, _, _, _, _, flags, _, _, _, _, _, _, _, _, link = row
         flow = TcpFlow(
             key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
-            (TcpSide(), TcpSide()), array("i"), row[-1], time_us + DATAGRAM_TIMEOUT_US,
+            (TcpSide(), TcpSide()), array("i"), link, time_us + DATAGRAM_TIMEOUT_US,
             check_due_us=self._now_us + DEAD_US,
         )  # fmt: skip
         if flags & (tcp.SYN | tcp.ACK) == tcp.SYN:

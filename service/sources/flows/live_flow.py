@@ -5,17 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 from array import array
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
 
-from tapline.models.flow import (
-    HEAD_TOKEN_COST,
-    MAX_PAYLOAD_LENGTHS,
-    Flow,
-    HeadsKind,
-    PacketHead,
-)
+from tapline.models.flow import HEAD_TOKEN_COST, MAX_PAYLOAD_LENGTHS, Flow, HeadsKind
+from tapline.models.packed_packets import PackedHeads, pack_lengths
 from tapline.service.sources.flows.sides import (
     CLOSED,
     ESTABLISHED,
@@ -39,7 +35,8 @@ DEAD_US = 5_000_001
 """A TCP flow that is closed on one side and has nothing on the other ends after more than five seconds."""
 
 _MAPPED = bytes(10) + b"\xff\xff"
-_HEAD = struct.Struct("<QH")
+_GAP = struct.Struct("<Q")
+_SIZE = struct.Struct("<H")
 _DNS_SILENCE_US = 9_000_000
 _BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
 
@@ -51,7 +48,7 @@ class LiveFlow(msgspec.Struct, gc=False):
     * `timer_us`: when its silence is looked at next. Later than `last_us` and `timeout_us` make it where the clock has
       stepped back: as in Zeek, that ends no flow before its time.
     * `number`: flows count from 1 in order of their starts; `previous_us`: the last packet whose head was kept.
-    * `heads`: the packet heads one behind the other, each after its gap and size, to save memory.
+    * `gaps_us`, `head_sizes`, `heads`: of the packet heads, one behind the other as `PackedHeads` has them.
     * `lengths`: signed payload lengths, positive from side 0; `room` and `head_room`: how much more fits.
     * `inspect`: what its datagrams are looked at as (`roles`), 0 for nothing; `recheck_us`: for DNS, when its silence
       is looked at next.
@@ -70,6 +67,8 @@ class LiveFlow(msgspec.Struct, gc=False):
     link: int = 0
     timer_us: int = 0
     room: int = MAX_PAYLOAD_LENGTHS
+    gaps_us: bytes = b""
+    head_sizes: bytes = b""
     heads: bytes = b""
     inspect: int = 0
     recheck_us: int = 0
@@ -102,7 +101,9 @@ class LiveFlow(msgspec.Struct, gc=False):
         gap_us = time_us - self.previous_us
         self.previous_us = time_us
         size = end - start
-        self.heads += _HEAD.pack(gap_us if gap_us > 0 else 0, size) + frame[start:end]
+        self.gaps_us += _GAP.pack(gap_us if gap_us > 0 else 0)
+        self.head_sizes += _SIZE.pack(size)
+        self.heads += frame[start:end]
         room -= size
         self.head_room = room if room >= HEAD_TOKEN_COST else 0
 
@@ -136,7 +137,6 @@ class LiveFlow(msgspec.Struct, gc=False):
         orig_side = self.orig
         orig, resp = self.sides[orig_side], self.sides[1 - orig_side]
         ports = self.ports()
-        lengths = self.lengths.tolist()
         orig_h, resp_h = _address_texts(self.address(orig_side), self.address(1 - orig_side))
         return Flow(
             uid=self.uid(),
@@ -149,28 +149,18 @@ class LiveFlow(msgspec.Struct, gc=False):
             proto=_protocol_text(self.protocol),
             up=orig.payloads,
             down=resp.payloads,
-            payload_lengths=[-n for n in lengths] if orig_side else lengths,
+            payload_lengths=pack_lengths([-n for n in self.lengths] if orig_side else self.lengths),
             orig_bytes=orig.content,
             resp_bytes=resp.content,
             orig_pkts=orig.packets,
             resp_pkts=resp.packets,
             orig_ip_bytes=orig.ip_bytes,
             resp_ip_bytes=resp.ip_bytes,
-            link_type=self.link if self.heads else 0,
+            link_type=self.link if self.gaps_us else 0,
             heads_kind=heads_kind,
-            heads=self._packet_heads() if self.heads else [],
+            heads=PackedHeads(len(self.gaps_us) // _GAP.size, self.gaps_us + self.head_sizes + self.heads),
             conn_state=self.conn_state(),
         )
-
-    def _packet_heads(self) -> list[PacketHead]:
-        packed, position = self.heads, 0
-        heads = []
-        while position < len(packed):
-            gap_us, size = _HEAD.unpack_from(packed, position)
-            position += _HEAD.size
-            heads.append(PacketHead(gap_us, packed[position : position + size]))
-            position += size
-        return heads
 
     def uid(self) -> str:
         """Its name, which another reading of the same capture gives it, too."""
@@ -272,11 +262,14 @@ class TcpFlow(LiveFlow, gc=False):
 
 def _address_texts(orig: bytes, resp: bytes) -> tuple[str, str]:
     """The addresses as Zeek writes them: IPv4 mapped into IPv6 as IPv4, where the other end is IPv4 too."""
-    if len(orig) == 4:
-        return socket.inet_ntop(socket.AF_INET, orig), socket.inet_ntop(socket.AF_INET, resp)
-    if orig.startswith(_MAPPED) and resp.startswith(_MAPPED):
-        return socket.inet_ntop(socket.AF_INET, orig[12:]), socket.inet_ntop(socket.AF_INET, resp[12:])
-    return socket.inet_ntop(socket.AF_INET6, orig), socket.inet_ntop(socket.AF_INET6, resp)
+    if len(orig) == 16 and orig.startswith(_MAPPED) and resp.startswith(_MAPPED):
+        orig, resp = orig[12:], resp[12:]
+    return _address_text(orig), _address_text(resp)
+
+
+@lru_cache(maxsize=4096)
+def _address_text(address: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
 def _protocol_text(number: int) -> str:

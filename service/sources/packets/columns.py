@@ -15,7 +15,7 @@ from tapline.service.sources.packets.ethertypes import ETHERNET_TYPES, LEAD_ON
 from tapline.service.sources.packets.frames import ETHERNET, LINUX_COOKED, LINUX_COOKED_2, RAW_LINK_TYPES, FrameDecoder
 from tapline.service.sources.packets.icmp import COUNTERPARTS_V4, COUNTERPARTS_V6, ONE_WAY
 from tapline.service.sources.packets.ip import Frame
-from tapline.service.sources.packets.layouts import IPV4, IPV6, TRANSPORT, Bytes, be16, be32, gather
+from tapline.service.sources.packets.layouts import IPV4, IPV6, TRANSPORT, Bytes, be16, be32, gather, pick
 from tapline.service.sources.packets.packet_rows import (
     CLOCK,
     ICMP,
@@ -221,7 +221,7 @@ class _Columns:
         total = header["total"].astype(np.int64)
         ordinary = (length >= 20) & (header["fragment"] & 0x3FFF == 0)
         chosen, start, length, total = self._bounded(chosen, start, length, total, ordinary)
-        header = header[self._kept]
+        header = pick(header, self._kept)
         self._take(chosen, start, length, total, header, 4)
 
     def take_ipv6(self, chosen: Int64Array, start: Int64Array) -> None:
@@ -231,7 +231,7 @@ class _Columns:
         ordinary = header["payload"] > 0
         length = np.full(len(chosen), 40, dtype=np.int64)
         chosen, start, length, total = self._bounded(chosen, start, length, total, ordinary)
-        header = header[self._kept]
+        header = pick(header, self._kept)
         self._take(chosen, start, length, total, header, 6)
 
     def _bounded(
@@ -267,7 +267,7 @@ class _Columns:
         size = np.where(is_tcp, (transport["size"] >> 4).astype(np.int64) * 4, 8)
         usable = (is_tcp & (size >= 20)) | is_udp | is_icmp
         keep = np.flatnonzero(usable & (size <= payload) & (size <= available))
-        chosen, header, transport = chosen[keep], header[keep], transport[keep]
+        chosen, header, transport = chosen[keep], pick(header, keep), pick(transport, keep)
         body, size, payload, available = body[keep], size[keep], payload[keep], available[keep]
         protocol, is_tcp = protocol[keep], is_tcp[keep]
         side = self._fill_keys(chosen, header, transport, protocol, version)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from tapline.service.sources.packets.packet_rows import Int64Array
 
 Bytes = npt.NDArray[np.uint8]
+Records = npt.NDArray[np.void]
 
 IPV4 = np.dtype(
     {
@@ -35,10 +36,16 @@ TRANSPORT = np.dtype(
 )
 
 
-def gather(raw: Bytes, at: Int64Array, layout: np.dtype[np.void]) -> npt.NDArray[np.void]:
+def gather(raw: Bytes, at: Int64Array, layout: np.dtype[np.void]) -> Records:
     """The records of one layout at the offsets `at`. Shape (len(at),)."""
-    windows = np.lib.stride_tricks.sliding_window_view(raw, layout.itemsize)[at]
-    return windows.view(layout)[:, 0]
+    size = layout.itemsize
+    everywhere = np.ndarray(len(raw) - size + 1, f"V{size}", raw, strides=(1,))  # without fields each is copied whole
+    return everywhere[at].view(layout)
+
+
+def pick(records: Records, places: Int64Array) -> Records:
+    """Some of the records."""
+    return records.view(f"V{records.dtype.itemsize}")[places].view(records.dtype)
 
 
 def be16(raw: Bytes, at: Int64Array) -> Int64Array:

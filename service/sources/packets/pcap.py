@@ -11,6 +11,7 @@ import numpy as np
 
 from tapline.service.sources.packets.capture_error import CaptureError
 from tapline.service.sources.packets.container import ByteSource
+from tapline.service.sources.packets.layouts import gather
 from tapline.service.sources.packets.packet_rows import Int64Array, PacketBlock
 
 BLOCK_BYTES = 1 << 22
@@ -26,6 +27,7 @@ _MAGICS = {
     0xA1B23C4D: (1, _RECORD_BYTES),
     0xA1B2CD34: (1_000, _MODIFIED_RECORD_BYTES),
 }
+_RECORD = ("seconds", "fraction", "captured", "wire")
 _LINK_TYPE_MASK = 0x03FFFFFF
 
 
@@ -108,15 +110,15 @@ class PcapReader:
     def _block(self, data: bytes, records: Int64Array) -> PacketBlock:
         layout = self._layout
         raw = np.frombuffer(data, dtype=np.uint8)
-        words = raw[records[:, None] + np.arange(16)].view(layout.order + "u4").astype(np.int64)
-        captured, wire = words[:, 2], words[:, 3]
+        header = gather(raw, records, np.dtype([(name, layout.order + "u4") for name in _RECORD]))
+        seconds, fraction, captured, wire = (header[name].astype(np.int64) for name in _RECORD)
         if layout.swapped_lengths:
             captured, wire = wire, captured
         if layout.snap_length:
             captured = np.minimum(captured, layout.snap_length)
         # libpcap reads the fraction as a signed number; damaged files have it out of range.
-        fraction = words[:, 1].astype(np.int32).astype(np.int64)
-        time_us = words[:, 0] * 1_000_000 + (fraction if layout.fraction_ns == 1_000 else fraction // 1_000)
+        fraction = fraction.astype(np.int32).astype(np.int64)
+        time_us = seconds * 1_000_000 + (fraction if layout.fraction_ns == 1_000 else fraction // 1_000)
         return PacketBlock(
             data=data,
             start=records + layout.record_bytes,

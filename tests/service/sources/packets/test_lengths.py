@@ -127,7 +127,7 @@ def test_gtp_and_teredo_cut_by_the_snap_length():
     for port, payload in ((2152, b"\x30\xff" + struct.pack(">HI", len(INNER), 1) + INNER), (3544, inner6)):
         frame = b.ethernet(b.ipv4(17, b.udp(40000, port, payload)))
         outer, inner = b.by_start(b.read(b.pcap([b.Packet(0, frame[:-5], len(frame))])))
-        assert sorted((outer.payload_lengths, inner.payload_lengths)) == [[7], [len(payload)]]
+        assert sorted((outer.payload_lengths, inner.payload_lengths), key=list) == [[7], [len(payload)]]
 
 
 def fragment_header(next_header, offset=0, more=0, identifier=5):
