@@ -47,6 +47,7 @@ class AnyEngine:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self.student = None
         self._generator = np.random.default_rng(5)
 
     def run(self, batch: TokenBatch) -> Scores:

@@ -48,6 +48,7 @@ class NoEngine:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self.student = None
 
     def run(self, batch: TokenBatch) -> Scores:
         """Zeros, of the shapes that an engine gives."""

@@ -23,6 +23,7 @@ from tapline.models.context import FlowContext, context_fault
 from tapline.models.encode import FEATURE_VERSION, Mm4flowFeatures
 from tapline.models.foreign_text import clean
 from tapline.models.packet_tokens import PACKET_FEATURE_VERSION, TracegramFeatures
+from tapline.models.student import Student
 from tapline.models.trace import TraceSettings
 
 FORMAT_VERSION = 1
@@ -34,6 +35,7 @@ ENCODER_ONNX = "encoder.onnx"
 ENCODER_ONNX_INT8 = "encoder.int8.onnx"
 TRACE_ONNX = "trace.onnx"
 BASELINE = "baseline.json"
+STUDENT = "student.safetensors"
 CARD = "README.md"
 MAX_MANIFEST_BYTES = 4 << 20
 UNKNOWN = "unknown"
@@ -85,7 +87,8 @@ _Version = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z][0-9A-Za-z._-]{0,31}
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The manifest. `metrics` states the data each figure was measured on; `provenance` how the weights came about.
 
-    `context` adds to the network's logits what transport and port of a flow say; None: neither is read.
+    `context` adds to the network's logits what transport and port of a flow say; None: neither is read. `student`
+    answers the flows that it is sure of in the network's place; None: the network answers all.
     """
 
     kind: Literal["mm4flow"]
@@ -97,6 +100,7 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration: Calibration = Calibration()
     unknown: Unknown = Unknown()
     context: FlowContext | None = None
+    student: Student | None = None
     min_packets: Annotated[int, msgspec.Meta(ge=1)] = 1
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
@@ -334,6 +338,7 @@ def _verify(directory: Path, checkpoint: AnyCheckpoint, needs: tuple[str, ...]) 
     else:
         _verify_tokens(directory, checkpoint.features, checkpoint.network)
         verify_context(directory, checkpoint)
+        _verify_student(directory, checkpoint)
     for name in needs:
         _record(directory, checkpoint, name)
     _verify_sizes(directory, checkpoint)
@@ -353,6 +358,19 @@ def verify_context(directory: Path, checkpoint: Checkpoint) -> None:
     fault = context_fault(checkpoint.context, checkpoint.network.n_class) if checkpoint.context else None
     if fault is not None:
         raise CheckpointError(f"{directory}: its context {fault}: export it again")
+
+
+def _verify_student(directory: Path, checkpoint: Checkpoint) -> None:
+    student = checkpoint.student
+    if student is None:
+        return
+    read, features = student.network, checkpoint.features
+    if read.content_bytes > max(features.content_bytes, 1) or read.payload_lengths > features.payload_lengths:
+        raise CheckpointError(f"{directory}: its student reads more of a flow than its network: distil it again")
+    for ports, threshold in ((True, student.threshold), (False, student.threshold_without_ports)):
+        if threshold < checkpoint.rule(ports=ports).threshold:
+            raise CheckpointError(f"{directory}: its student answers what is unknown: distil it again")
+    _record(directory, checkpoint, STUDENT)
 
 
 def _record(directory: Path, checkpoint: AnyCheckpoint, name: str) -> FileRecord:

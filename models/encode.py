@@ -97,7 +97,7 @@ def encode(flows: Sequence[Flow], features: Mm4flowFeatures | None = None) -> To
     """
     features = features or Mm4flowFeatures()
     ps_tokens, ps_offsets = _encode_lengths(flows, features.payload_lengths)
-    return TokenBatch(ps_tokens, ps_offsets, *_encode_content(_contents(flows, features), features.content_bytes))
+    return TokenBatch(ps_tokens, ps_offsets, *_encode_content(contents(flows, features), features.content_bytes))
 
 
 def pad(
@@ -128,7 +128,8 @@ def _encode_lengths(flows: Sequence[Flow], limit: int) -> tuple[NDArray[np.int32
     return _fill(offsets, [(offsets[:-1], CLS), (offsets[1:] - 1, SEP)], values), offsets
 
 
-def _contents(flows: Sequence[Flow], features: Mm4flowFeatures) -> list[Content]:
+def contents(flows: Sequence[Flow], features: Mm4flowFeatures) -> list[Content]:
+    """The content that is read of each flow, not yet cut; without its endpoints' addresses where `features` says so."""
     if features.mask_addresses and features.content_bytes:
         return [content_without_addresses(flow) for flow in flows]
     return [Content(flow.orig_bytes, flow.resp_bytes) for flow in flows]

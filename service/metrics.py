@@ -82,6 +82,7 @@ class Metrics:
         self.computed_tokens.labels("real").inc(timing.tokens)
         self.computed_tokens.labels("padding").inc(timing.padding_tokens)
         self.lengths_out_of_vocabulary.inc(timing.lengths_out_of_vocabulary)
+        self.student_flows.inc(timing.answered_flows)
 
     def _add_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -147,6 +148,9 @@ class Metrics:
             "tapline_computed_tokens", "Tokens that the engine computed: real ones, and padding", ["kind"],
             registry=registry,
         )  # fmt: skip
+        self.student_flows = Counter(
+            "tapline_student_flows", "Flows that the student of a model answered in its place", registry=registry
+        )
         self.lengths_out_of_vocabulary = Counter(
             "tapline_lengths_out_of_vocabulary", "Payload lengths that the model reads as [UNK]", registry=registry
         )

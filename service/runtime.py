@@ -205,6 +205,7 @@ class Service:
                 engine,
                 trace_engines=traces,
                 ports=settings.ports == "on",
+                cascade=settings.cascade == "on",
                 thread=EngineThread(f"engine {number} of {checkpoint.name}", seconds),
             )
             for number, engine in enumerate(engines, 1)

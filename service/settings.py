@@ -33,6 +33,9 @@ ENV_PREFIX = "TAPLINE_"
 Ports = Literal["on", "off"]
 """Whether verdicts read ports, where the model knows any."""
 
+Cascade = Literal["on", "off"]
+"""Whether the student of a flow model answers the flows that it is sure of, where the model has one."""
+
 
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -180,6 +183,9 @@ class Settings(BaseSettings):
     )
     precision: Precision = Field("float32", description="float32, int8 (onnx, if the model has it) or bfloat16 (torch)")
     ports: Ports = Field("on", description="off: verdicts on flows do not read ports, unless a request asks for it")
+    cascade: Cascade = Field(
+        "on", description="off: the whole network answers every flow, also those that the model's student is sure of"
+    )
     model_trial_seconds: float = Field(
         30, gt=0, le=3600, description="longest time that loading and running a checkpoint once may take"
     )

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import onnx
 import pytest
 import torch
 from hypothesis import settings
+from safetensors.numpy import save_file as save_numbers
 from safetensors.torch import save_file
 
 from tapline.models.checkpoint import (
     ONNX,
+    STUDENT,
     WEIGHTS,
     Calibration,
     Checkpoint,
@@ -31,9 +34,11 @@ from tapline.models.context import FlowContext, PortPrior
 from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import Flow
 from tapline.models.mm4flow import Mm4flow
+from tapline.models.student import StudentNetwork
 from tapline.models.trace_context import SIZES
 from tapline.models.tracegram import Tracegram
 from tapline.service.settings import Settings
+from tapline.training.distilling.student_network import LearningStudent
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
 
@@ -69,6 +74,9 @@ def make_checkpoint(directory: Path, **changes) -> Path:
     def write_files(folder: Path) -> None:
         save_file(weights, folder / WEIGHTS)
         onnx.save(mm4flow_graph({name: value.numpy() for name, value in weights.items()}, network), folder / ONNX)
+        if "student" in changes:
+            student = random_student(changes["student"].network, len(LABELS), 2 * network.d_model)
+            save_numbers(asdict(student.weights()), folder / STUDENT)
 
     fields = {
         "kind": "mm4flow", "name": "random", "version": "1", "network": network, "labels": LABELS,
@@ -76,6 +84,15 @@ def make_checkpoint(directory: Path, **changes) -> Path:
     }  # fmt: skip
     write_checkpoint(directory, Checkpoint(**fields), write_files)
     return directory
+
+
+def random_student(network: StudentNetwork, classes: int, width: int, spread: float = 0.5) -> LearningStudent:
+    """A student that learned nothing."""
+    torch.manual_seed(1)
+    student = LearningStudent(network, classes, width)
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=spread)
+    return student
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,7 @@ ARROWS = {
     "training/data": "models service/community_id service/sources training/loop",
     "training/flows": "models training/data training/loop",
     "training/traces": "models training/data training/loop",
+    "training/distilling": "models training/data training/evaluation training/loop",
     "training/evaluation": "models training/data training/flows training/loop training/traces",
     "training/export": "models training/data training/evaluation training/flows training/loop training/traces",
     "training/checking": (
@@ -111,8 +112,8 @@ ARROWS = {
     ),
     "training/comparing": "models training/data training/evaluation training/loop",
     "training/commands": (
-        "models service/engines training/checking training/comparing training/data training/evaluation "
-        "training/export training/flows training/loop training/searching training/traces"
+        "models service/engines training/checking training/comparing training/data training/distilling "
+        "training/evaluation training/export training/flows training/loop training/searching training/traces"
     ),
     "training/searching": "models training/data training/flows training/loop",
     "training": "training/commands",

@@ -70,6 +70,7 @@ def _models(service: Service) -> list[dict[str, Any]]:
     scorers = service.trace_models.scorers
     loaded |= {name: scorer.checkpoint for name, scorer in scorers.items()}
     providers = service.models.providers() | {name: scorer.engine.provider for name, scorer in scorers.items()}
+    cascades = service.models.cascades()
     entries = []
     for name in sorted({*repository.names(), *loaded}):
         entry: dict[str, Any] = {"name": name, "versions": repository.versions(name), "default": False}
@@ -80,5 +81,6 @@ def _models(service: Service) -> list[dict[str, Any]]:
             entry["min_flows"] = checkpoint.trace.min_flows if isinstance(checkpoint, TracegramCheckpoint) else None
             entry["default"] = name == service.models.default
             entry["provider"] = providers[name]
+            entry["cascade"] = cascades.get(name)
         entries.append(entry)
     return entries

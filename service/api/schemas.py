@@ -320,6 +320,10 @@ class Model(Body):
     provider: Annotated[
         str | None, Field(description="what computes: an execution provider of ONNX Runtime, or torch's device")
     ] = None
+    cascade: Annotated[
+        bool | None,
+        Field(description="whether a student answers the flows that it is sure of; null where the model has none"),
+    ] = None
     closed_windows: Annotated[
         int | None,
         Field(

@@ -55,7 +55,7 @@ from tapline.service.results.selection import Sort
 from tapline.service.results.sharing import SharedWriter, Sharing
 from tapline.service.results.where import SYNTAX, Where, WhereError, WhereWriter
 from tapline.service.results.writers import Show, Writer
-from tapline.service.settings import Ports
+from tapline.service.settings import Cascade, Ports
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.inputs import FlowInput, inputs_of, open_input
@@ -95,6 +95,7 @@ NOT_OF_WATCH: dict[str, Any] = {"history": "none", "state_dir": None, "output": 
 """What a configuration says to a service, and not to who looks beside it: what both would write, where one listens."""
 
 PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
+CASCADE_HELP = "off: the whole network answers every flow, also those that the model's student is sure of"
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="write to this file instead of standard output")]
 
 
@@ -154,6 +155,7 @@ def classify(
         bool, typer.Option("--scores", help="add the network's logits to each verdict (JSON and NDJSON)")
     ] = False,
     ports: Annotated[Ports, typer.Option(help=PORTS_HELP)] = "on",
+    cascade: Annotated[Cascade, typer.Option(help=CASCADE_HELP)] = "on",
     traces: Traces = None,
     show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
     limit: Annotated[
@@ -200,7 +202,7 @@ def classify(
         _fail(str(error), EXIT_USAGE)
     classifier, workers = chosen_run(
         checkpoint, [NO_TRACES] if show == "flows" else traces or [], engine, errors, processes=processes,
-        min_packets=min_packets, with_scores=scores, ports=ports == "on",
+        min_packets=min_packets, with_scores=scores, ports=ports == "on", cascade=cascade == "on",
     )  # fmt: skip
     if show == "traces" and not classifier.trace_engines:
         _fail("no trace model, so there are no traces to show: give --traces NAME or --traces DIR", EXIT_USAGE)
@@ -314,6 +316,7 @@ def watch_command(
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint directory [default: the one that ships]")] = None,
     traces: Traces = None,
     ports: Annotated[Ports | None, typer.Option(help=f"{PORTS_HELP} [default: on]")] = None,
+    cascade: Annotated[Cascade | None, typer.Option(help=f"{CASCADE_HELP} [default: on]")] = None,
     zeek_dir: Annotated[
         Path | None,
         typer.Option(
@@ -338,7 +341,8 @@ def watch_command(
         _fail("a replay beside live traffic: give --replay, or --zeek and --interface", EXIT_USAGE)
     try:
         chosen = {
-            "checkpoint": checkpoint, "traces": traces, "ports": ports, "zeek_dir": zeek_dir,
+            "checkpoint": checkpoint, "traces": traces, "ports": ports, "cascade": cascade,
+            "zeek_dir": zeek_dir,
             "zeek_script": zeek_script, "zeek_option": zeek_option,
         }  # fmt: skip
         alone = {"zeek": zeek or [], "interface": interface or [], "replay": replay, "speed": speed, **NOT_OF_WATCH}

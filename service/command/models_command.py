@@ -119,7 +119,9 @@ app.command("baseline")(baseline)
 
 
 def _show(models: list[dict[str, Any]]) -> None:
-    table = Table("name", "kind", "serving", "versions", "labels", "needs", "runs on", box=None, pad_edge=False)
+    table = Table(
+        "name", "kind", "serving", "versions", "labels", "needs", "cascade", "runs on", box=None, pad_edge=False
+    )
     for model in models:
         serving = model["version"] or "-"
         table.add_row(
@@ -129,6 +131,7 @@ def _show(models: list[dict[str, Any]]) -> None:
             ", ".join(model["versions"]),
             str(len(model["labels"] or [])) if model["version"] else "-",
             _needs(model),
+            "-" if model.get("cascade") is None else "on" if model["cascade"] else "off",
             (model.get("provider") or "-").removesuffix("ExecutionProvider"),
         )
     make_console().print(table)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tapline.models.checkpoint import Checkpoint
 from tapline.models.encode import TokenBatch
+from tapline.models.student import StudentModel
 
 EngineName = Literal["onnx", "torch"]
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -37,13 +38,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one batch cost, encoding and computing, for the histograms."""
+    """What one batch cost, encoding and computing, for the histograms; `answered_flows` by the student."""
 
     encode_seconds: float
     compute_seconds: float
     tokens: int
     padding_tokens: int
     lengths_out_of_vocabulary: int
+    answered_flows: int = 0
 
     def plus(self, other: Timing) -> Timing:
         """What both cost together."""
@@ -53,6 +55,7 @@ class Timing:
             self.tokens + other.tokens,
             self.padding_tokens + other.padding_tokens,
             self.lengths_out_of_vocabulary + other.lengths_out_of_vocabulary,
+            self.answered_flows + other.answered_flows,
         )
 
 
@@ -60,10 +63,12 @@ class Engine(Protocol):
     """Runs one checkpoint. A flow's scores do not depend on the flows beside it, to rounding.
 
     `provider` is what computes: an execution provider of ONNX Runtime, or torch's device; a simulated device says so.
+    `student` is that of the checkpoint, where it has one, the same by any engine; `run` knows nothing of it.
     """
 
     checkpoint: Checkpoint
     provider: str
+    student: StudentModel | None
 
     def run(self, batch: TokenBatch) -> Scores:
         """Scores of every flow of the batch, in its order."""

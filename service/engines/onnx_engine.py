@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tapline.models.checkpoint import ONNX, ONNX_INT8, read_checkpoint
 from tapline.models.encode import TokenBatch
+from tapline.models.student_file import read_student
 from tapline.service.engines.devices import FIRST_GPU, Device
 from tapline.service.engines.engine import Precision, Scores
 from tapline.service.engines.onnx_session import open_session
@@ -24,6 +25,7 @@ class OnnxEngine:
         self, directory: Path, threads: int = 0, precision: Precision = "float32", device: Device = FIRST_GPU
     ) -> None:
         self.checkpoint = read_checkpoint(directory, needs=())
+        self.student = read_student(directory, self.checkpoint)
         self._classes, self._width = self.checkpoint.network.n_class, 2 * self.checkpoint.network.d_model
         self._session = open_session(
             directory,

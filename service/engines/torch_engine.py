@@ -16,6 +16,7 @@ from tapline.models.checkpoint import Mm4flowNetwork, read_checkpoint
 from tapline.models.encode import TokenBatch
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.mm4flow_packed import Packed, packed_forward
+from tapline.models.student_file import read_student
 from tapline.service.engines.devices import FIRST_GPU, Device
 from tapline.service.engines.engine import Precision, Scores
 from tapline.service.engines.pieces import padding, piece_inputs, pieces
@@ -47,6 +48,7 @@ class TorchEngine:
         packed: bool | None = None,
     ) -> None:
         self.checkpoint = read_checkpoint(directory, needs=())
+        self.student = read_student(directory, self.checkpoint)
         set_threads(threads)
         model = Mm4flow(self.checkpoint.network)
         load_weights(

@@ -25,6 +25,7 @@ from tapline.models.checkpoint import (
     MAX_MANIFEST_BYTES,
     ONNX,
     ONNX_INT8,
+    STUDENT,
     TRACE_ONNX,
     WEIGHTS,
     read_any_checkpoint,
@@ -33,7 +34,7 @@ from tapline.models.checkpoint_files import CheckpointError, FileRecord
 from tapline.models.foreign_text import clean
 from tapline.service.hub.places import HubError, Opened, explained, open_place, place_of
 
-FILES = frozenset({BASELINE, WEIGHTS, ONNX, ONNX_INT8, ENCODER_ONNX, ENCODER_ONNX_INT8, TRACE_ONNX})
+FILES = frozenset({BASELINE, STUDENT, WEIGHTS, ONNX, ONNX_INT8, ENCODER_ONNX, ENCODER_ONNX_INT8, TRACE_ONNX})
 """Files that a checkpoint may have beside manifest and card; nothing else is pulled or pushed."""
 MAX_PULL_BYTES = 4 << 30
 """Most that the files of a checkpoint may have together."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from tapline.models.verdict import Verdict, context_terms, flow_verdicts
 from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine
+from tapline.service.inference.cascade import Cascade
 from tapline.service.inference.flow_features import FlowFeatures
 from tapline.service.inference.trace_encoders import trace_encoders
 
@@ -52,6 +53,8 @@ class FlowOutcome:
 class Classifier:
     """Classifies batches of flows with a checkpoint; one call at a time per instance, whose deadline is its thread's.
 
+    Where the checkpoint has a student it answers the flows that it is sure of, and the network the others: a `cascade`.
+
     With `trace_engines` flows that count in traces get what those read of them in the same pass: the embedding that the
     flow network computes anyway, or that of a trace checkpoint's own encoder, once for all engines that share it.
     """
@@ -64,10 +67,12 @@ class Classifier:
         min_packets: int | None = None,
         with_scores: bool = False,
         ports: bool = True,
+        cascade: bool = True,
         thread: EngineThread | None = None,
     ) -> None:
-        """`ports`: whether verdicts read ports where nothing else is asked for; `thread`: where the engines compute,
-        with a deadline for each batch."""
+        """`ports`: whether verdicts read ports where nothing else is asked for; `cascade`: whether a student answers
+        what it is sure of, which it does not where `with_scores` asks for the network's own numbers, or where traces
+        read its embeddings; `thread`: where the engines compute, with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
@@ -75,6 +80,7 @@ class Classifier:
         self._engine = engine
         self._terms = context_terms(engine.checkpoint)
         self.with_scores = with_scores
+        self.asked_cascade = cascade
         self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
         self._read_for(trace_engines)
 
@@ -90,11 +96,20 @@ class Classifier:
         self._reads = [self.checkpoint.features, *(each.reads for each in self.encoders if each.reads is not None)]
         self._reads_heads = sum(each.reads_heads for each in self.encoders)
         self._reads_context = any(each.reads_context for each in self.encoders)
+        asked = self.asked_cascade and not self.with_scores
+        reads_embeddings = any(each.checkpoint.flow_checkpoint is not None for each in trace_engines)
+        student = self._engine.student if asked and not reads_embeddings else None
+        self.cascade = Cascade(student, self.checkpoint, self._terms) if student is not None else None
 
     def give_up(self) -> None:
         """Wait for no engine any more: what is computed fails now."""
         for thread in (self.thread, *(encoder.thread for encoder in self.encoders)):
             thread.close()
+
+    @property
+    def has_cascade(self) -> bool | None:
+        """Whether a student answers flows, None where the checkpoint has none."""
+        return None if self.checkpoint.student is None else self.cascade is not None
 
     @property
     def provider(self) -> str:
@@ -169,23 +184,15 @@ class Classifier:
         """
         if not flows:
             return []
-        start = time.perf_counter()
-        batch = encode(flows, self.checkpoint.features)
-        encoded = time.perf_counter()
-        scores = self.scores(batch)
         reads = self.ports if ports is None else ports
+        scores, timing = self._scores_of(flows, reads)
+        start = time.perf_counter()
         found = flow_verdicts(
             scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self.with_scores
         )
         context = ContextColumns(flows)
         encoded_by = [encoder.encode(flows, scores.embeddings, context) for encoder in self.encoders]
-        self.last_timing = Timing(
-            encoded - start,
-            time.perf_counter() - encoded,
-            len(batch.ps_tokens) + len(batch.bytes_tokens),
-            scores.padding_tokens,
-            batch.lengths_out_of_vocabulary,
-        )
+        self.last_timing = replace(timing, compute_seconds=timing.compute_seconds + time.perf_counter() - start)
         finite = np.asarray(np.isfinite(scores.embeddings).all(axis=1))
         return [
             FlowOutcome(
@@ -197,6 +204,42 @@ class Classifier:
             else None
             for row, (flow, verdict, is_finite) in enumerate(zip(flows, found, finite.tolist(), strict=True))
         ]
+
+    def flow_scores(self, flows: Sequence[Flow], ports: bool | Sequence[bool]) -> Scores:
+        """What student and network say of flows, as for their verdicts; `ports` says of all, or of each, whether its
+        ports are read.
+
+        Raises:
+            EngineError, EngineStalledError: as of `scores`.
+        """
+        return self._scores_of(flows, ports)[0]
+
+    def _scores_of(self, flows: Sequence[Flow], ports: bool | Sequence[bool]) -> tuple[Scores, Timing]:
+        """What student and network say of flows, each of its own, and what that cost."""
+        if self.cascade is None:
+            return self._computed(flows)
+        start = time.perf_counter()
+        answered = self.cascade.answer(flows, ports)
+        took = Timing(0.0, time.perf_counter() - start, 0, 0, 0, answered.flows)
+        if answered.flows == len(flows):
+            return answered.scores, took
+        rest = np.flatnonzero(~answered.sure)
+        scores, timing = self._computed([flows[row] for row in rest.tolist()])
+        return answered.with_computed(rest, scores), timing.plus(took)
+
+    def _computed(self, flows: Sequence[Flow]) -> tuple[Scores, Timing]:
+        start = time.perf_counter()
+        batch = encode(flows, self.checkpoint.features)
+        encoded = time.perf_counter()
+        scores = self.scores(batch)
+        timing = Timing(
+            encoded - start,
+            time.perf_counter() - encoded,
+            len(batch.ps_tokens) + len(batch.bytes_tokens),
+            scores.padding_tokens,
+            batch.lengths_out_of_vocabulary,
+        )
+        return scores, timing
 
     def scores(self, batch: TokenBatch) -> Scores:
         """What the engine computes for a batch, with a row for each of its flows.

@@ -77,6 +77,10 @@ class ServedModels:
         """What computes each model that serves, by name: as of `Batcher.provider`."""
         return {name: batcher.provider for name, batcher in self._batchers.items()}
 
+    def cascades(self) -> dict[str, bool | None]:
+        """Of each model that serves whether a student answers flows, None where it has none, by name."""
+        return {name: batcher.classifier.has_cascade for name, batcher in self._batchers.items()}
+
     @property
     def waiting_flows(self) -> int:
         """Flows in all queues."""

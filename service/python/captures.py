@@ -95,6 +95,7 @@ def classify(
     model: FlowChoice = DEFAULT_CHECKPOINT,
     traces: TraceChoice | Iterable[TraceChoice] | Literal[False] | None = None,
     ports: bool = True,
+    cascade: bool = True,
     threads: int = 0,
     processes: int = 1,
     reader: ReaderName = "auto",
@@ -110,6 +111,7 @@ def classify(
         model: of flows, by its name, a checkpoint directory, or as `load` gave it.
         traces: trace models, as `model`, one or several; None: those that ship, where they fit; `()`, False: none.
         ports: whether verdicts on flows read ports, where the model knows any.
+        cascade: whether the model's student answers the flows that it is sure of, where it has one.
         threads: of the engines, 0 for one per core; a model that is loaded has its own.
         processes: so many more of which each has engines of its own, with `threads` or its share of the cores; what is
             classified is the same, in the same order. Several captures are read in them, one in this process. Not with
@@ -129,6 +131,7 @@ def classify(
     check_threads(threads)
     check_processes(processes)
     check_truth("ports", ports)
+    check_truth("cascade", cascade)
     check_model(model)
     trace_models = chosen_traces(traces)
     names = _names(path, on_error)
@@ -141,6 +144,7 @@ def classify(
         warn=warn_caller,
         threads=threads if processes == 1 else 1,
         ports=ports,
+        cascade=cascade,
     )
     workers = chosen_workers(flow_model, trace_models, engine, classifier, processes=processes, threads=threads)
     return Results(names, classifier, reader, on_error, workers)

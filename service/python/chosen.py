@@ -157,5 +157,6 @@ def chosen_workers(
         classifier.min_packets,
         classifier.with_scores,
         classifier.ports,
+        classifier.asked_cascade,
     )
     return Workers(recipe, processes)

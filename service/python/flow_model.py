@@ -95,7 +95,7 @@ class FlowModel(LoadedModel[Checkpoint]):
             part = np.full((len(batch), len(self.checkpoint.labels)), np.nan)
             if rows:
                 asked = [batch[row] for row in rows]
-                logits = self._classifier.scores(encode(asked, self.checkpoint.features)).logits
+                logits = self._classifier.flow_scores(asked, ports).logits
                 finite = np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist()
                 kept = [asked[place] for place in finite]
                 shares = flow_probabilities(logits[finite], kept, self.checkpoint, self._terms, ports=ports)
@@ -104,9 +104,9 @@ class FlowModel(LoadedModel[Checkpoint]):
         return np.concatenate(parts)
 
     def embed(self, flows: Iterable[Flow | Result]) -> NDArray[np.float32]:
-        """The embedding of each flow, float32 [flows, `embedding_size`]: what the classifying layer reads, before
-        transport and ports are looked at. A flow of fewer packets than `min_packets` has one, too; one without payload
-        has a row of NaN.
+        """The embedding of each flow, float32 [flows, `embedding_size`]: what the classifying layer of the
+        whole network reads, before transport and ports are looked at. A flow of fewer packets than `min_packets` has
+        one, too; one without payload has a row of NaN.
 
         Raises:
             EngineError: the engine failed.

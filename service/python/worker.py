@@ -46,6 +46,7 @@ class Recipe(msgspec.Struct, frozen=True):
     min_packets: int
     with_scores: bool
     ports: bool
+    cascade: bool
 
     def classifier(self) -> Classifier:
         """The classifier.
@@ -59,6 +60,7 @@ class Recipe(msgspec.Struct, frozen=True):
             min_packets=self.min_packets,
             with_scores=self.with_scores,
             ports=self.ports,
+            cascade=self.cascade,
         )
 
 

@@ -107,7 +107,7 @@ def test_the_image_says_what_it_is_and_holds_nothing_that_builds(engine):
     assert own_mb < OWN_MB, f"{own_mb:.0f} MB beside the base"
     share = "/opt/tapline/share/tapline"
     assert "BSD 3-Clause" in in_image(engine, "cat", f"{share}/LICENSE")
-    assert "`flow-protocols` 2" in in_image(engine, "cat", f"{share}/NOTICE.md")
+    assert "`flow-protocols` 3" in in_image(engine, "cat", f"{share}/NOTICE.md")
     cards = in_image(engine, "find", "/opt/tapline", "-path", "*/models/zoo/*", "-name", "README.md")
     assert len(cards.splitlines()) == 3
     bill = json.loads(in_image(engine, "cat", f"{share}/sbom.cdx.json"))

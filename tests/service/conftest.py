@@ -19,6 +19,7 @@ class FakeEngine:
 
     def __init__(self, checkpoint, poison=None):
         self.checkpoint = checkpoint
+        self.student = None
         self.batches = []
         self.gate = threading.Event()
         self.gate.set()

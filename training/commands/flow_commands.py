@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from tapline.models.encode import Mm4flowFeatures
-from tapline.training.commands import evaluate_command, options
+from tapline.training.commands import distil_command, evaluate_command, options
 from tapline.training.evaluation.flow_evaluation import calibrate_run
 from tapline.training.evaluation.flow_measured import FALSE_REJECTION
 from tapline.training.evaluation.page import REPORTS
@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("calibrate", rich_help_panel=PANEL)(calibrate_command)
     app.command("export", rich_help_panel=PANEL)(export_command)
     app.command("card", rich_help_panel=PANEL)(card_command)
+    distil_command.register(app, PANEL)
 
 
 def _add_pretrain(app: typer.Typer, name: str, modalities: tuple[Modality, ...], text: str) -> None:

@@ -23,7 +23,7 @@ from tapline.training.traces.features import TraceFeatures, gather_features
 from tapline.training.traces.packet_encoder import FlowLearner, flow_features
 from tapline.training.traces.trace_config import TraceTrainingConfig
 
-CHECKPOINT = PACKAGE / "models" / "zoo" / "flow-protocols" / "2"
+CHECKPOINT = PACKAGE / "models" / "zoo" / "flow-protocols" / "3"
 BATCH_FLOWS = 64
 
 
