@@ -163,7 +163,8 @@ def _bytes_of(parts: Sequence[bytes], width: int) -> NDArray[np.int64]:
     raw = np.frombuffer(b"".join([part[:width].ljust(width, b"\0") for part in parts]), np.uint8)
     counts = np.fromiter(map(len, parts), np.int64, len(parts))
     there = np.arange(width) < counts[:, np.newaxis]
-    return np.where(there, raw.reshape(len(parts), width).astype(np.int64), ABSENT)
+    found: NDArray[np.int64] = np.where(there, raw.reshape(len(parts), width).astype(np.int64), ABSENT)
+    return found
 
 
 def _buckets() -> NDArray[np.int64]:
