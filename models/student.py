@@ -171,7 +171,8 @@ def _buckets() -> NDArray[np.int64]:
     """The bucket of each payload length up to `_BUCKETED`, 0 to 127: short ones exactly, then 16 to an octave."""
     lengths = np.arange(_BUCKETED + 1)
     steps = np.floor(_PER_OCTAVE * np.log2(np.maximum(lengths, _EXACT_LENGTHS) / _EXACT_LENGTHS)).astype(np.int64)
-    return np.minimum(np.minimum(lengths, _EXACT_LENGTHS) + steps, _NEGATIVE - 1)
+    found: NDArray[np.int64] = np.minimum(np.minimum(lengths, _EXACT_LENGTHS) + steps, _NEGATIVE - 1)
+    return found
 
 
 _BUCKETS = _buckets()
