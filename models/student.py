@@ -163,14 +163,16 @@ def _bytes_of(parts: Sequence[bytes], width: int) -> NDArray[np.int64]:
     raw = np.frombuffer(b"".join([part[:width].ljust(width, b"\0") for part in parts]), np.uint8)
     counts = np.fromiter(map(len, parts), np.int64, len(parts))
     there = np.arange(width) < counts[:, np.newaxis]
-    return np.where(there, raw.reshape(len(parts), width).astype(np.int64), ABSENT)
+    found: NDArray[np.int64] = np.where(there, raw.reshape(len(parts), width).astype(np.int64), ABSENT)
+    return found
 
 
 def _buckets() -> NDArray[np.int64]:
     """The bucket of each payload length up to `_BUCKETED`, 0 to 127: short ones exactly, then 16 to an octave."""
     lengths = np.arange(_BUCKETED + 1)
     steps = np.floor(_PER_OCTAVE * np.log2(np.maximum(lengths, _EXACT_LENGTHS) / _EXACT_LENGTHS)).astype(np.int64)
-    return np.minimum(np.minimum(lengths, _EXACT_LENGTHS) + steps, _NEGATIVE - 1)
+    found: NDArray[np.int64] = np.minimum(np.minimum(lengths, _EXACT_LENGTHS) + steps, _NEGATIVE - 1)
+    return found
 
 
 _BUCKETS = _buckets()
