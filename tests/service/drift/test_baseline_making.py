@@ -100,7 +100,8 @@ def test_what_is_wrong_is_said(arguments, said):
     assert "Traceback" not in result.stderr
 
 
-def hours(version="2", axes="", counts=None):
+def hours(version="", axes="", counts=None):
+    version = version or read_any_manifest(shipped_checkpoint("flow-protocols")).version
     given = counts or Counts(400, 0, {"DNS": 400}, [400] + [0] * 19)
     return ModelHours(
         "flow-protocols", version, axes, [Hour(**msgspec.structs.asdict(given), hour=hour) for hour in (5, 6)]
