@@ -119,9 +119,7 @@ app.command("baseline")(baseline)
 
 
 def _show(models: list[dict[str, Any]]) -> None:
-    table = Table(
-        "name", "kind", "serving", "versions", "labels", "needs", "cascade", "runs on", box=None, pad_edge=False
-    )
+    table = Table("name", "kind", "serving", "versions", "labels", "needs", "runs on", box=None, pad_edge=False)
     for model in models:
         serving = model["version"] or "-"
         table.add_row(
@@ -131,10 +129,15 @@ def _show(models: list[dict[str, Any]]) -> None:
             ", ".join(model["versions"]),
             str(len(model["labels"] or [])) if model["version"] else "-",
             _needs(model),
-            "-" if model.get("cascade") is None else "on" if model["cascade"] else "off",
-            (model.get("provider") or "-").removesuffix("ExecutionProvider"),
+            _runs_on(model),
         )
     make_console().print(table)
+
+
+def _runs_on(model: dict[str, Any]) -> str:
+    """What computes it, and whether a student answers before it."""
+    provider: str = (model.get("provider") or "-").removesuffix("ExecutionProvider")
+    return f"student, {provider}" if model.get("cascade") else provider
 
 
 def _needs(model: dict[str, Any]) -> str:

@@ -5,13 +5,14 @@ import shutil
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from tapline.models.checkpoint import ONNX, ONNX_INT8, CheckpointError, FileRecord, file_sha256, read_checkpoint
 from tapline.models.encode import encode
 from tapline.models.trace import make_traces
 from tapline.models.trace_context import trace_context
 from tapline.service.engines.engine import EngineError
-from tapline.service.engines.loading import load_engine, load_engines, load_trace_engine
+from tapline.service.engines.loading import count_devices, load_engine, load_engines, load_trace_engine
 from tapline.service.engines.torch_engine import TorchEngine
 from tapline.service.engines.trace_engine import TraceInput, warm_up
 from tapline.service.inference.repository import shipped_checkpoint
@@ -158,5 +159,7 @@ def test_what_an_engine_does_not_have_is_said(checkpoint_dir, trace_checkpoint_d
 def test_one_engine_for_each_gpu(checkpoint_dir, monkeypatch):
     for gpus, engines in ((0, 1), (1, 1), (3, 3)):
         monkeypatch.setattr("tapline.service.engines.torch_common.count_gpus", lambda gpus=gpus: gpus)
-        assert len(load_engines("torch", checkpoint_dir)) == engines
+        assert count_devices("torch") == engines
+    monkeypatch.setattr("tapline.service.engines.torch_engine.pick_device", lambda device: torch.device("cpu"))
+    assert len(load_engines("torch", checkpoint_dir)) == 1  # GPUs that are there and cannot be used leave the CPU once
     assert len(load_engines("onnx", checkpoint_dir)) == 1

@@ -241,6 +241,8 @@ def test_a_command_whose_engine_hangs_ends_with_a_sentence():
         str(CAPTURE),
         "--traces",
         "none",
+        "--cascade",
+        "off",
     ]
     result = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert result.stderr == "the engine of flow-protocols did not answer within 0.2 seconds\n"
@@ -250,7 +252,7 @@ def test_a_command_whose_engine_hangs_ends_with_a_sentence():
 def test_a_service_whose_engine_hangs_gives_up():
     result = subprocess.run(
         command(WARM_UP_CALLS, "serve", "--port", 0, "--replay", CAPTURE, "--speed", 0, "--traces", "none",
-                "--engine-timeout-seconds", 0.5, "--shutdown-seconds", 1),
+                "--cascade", "off", "--engine-timeout-seconds", 0.5, "--shutdown-seconds", 1),
         capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
     )  # fmt: skip
     assert "gave up: engine 1 of flow-protocols died 8 times in a row: EngineStalledError" in result.stderr
@@ -261,7 +263,7 @@ def test_a_service_whose_engine_hangs_gives_up():
 def test_a_service_whose_engine_hangs_stops_when_asked():
     with subprocess.Popen(
         command(WARM_UP_CALLS, "serve", "--port", 0, "--replay", CAPTURE, "--speed", 0, "--traces", "none",
-                "--engine-timeout-seconds", 3000, "--shutdown-seconds", 1),
+                "--cascade", "off", "--engine-timeout-seconds", 3000, "--shutdown-seconds", 1),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     ) as process:  # fmt: skip
         try:

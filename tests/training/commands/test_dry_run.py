@@ -18,6 +18,7 @@ pytestmark = pytest.mark.whole
 PROTOCOLS, TRACES = DATA / "protocols", DATA / "traces"
 SMALL = ["-d", "16", "-nh", "2", "-l", "1", "-f", "32", "--packets", "8", "--content-bytes", "16", "--draws", "64"]
 QUICK = ["--draws", "32", "-b", "16", "-ep", "1"]
+TAUGHT = ["--steps", 20, "--copies", 1, "--agreement", "0.5"]
 READ_ONLY = {"labels", "card", "compare"}
 LETTERS = {"-d", "-nh", "-l", "-f", "-b", "-ep", "-ev", "-sv", "-lr"}
 
@@ -40,6 +41,7 @@ def folder(tmp_path_factory):
     tapline_train("split", "--features", root / "features", "--out", root / "split.json")
     tapline_train("finetune", "--features", root / "features", "--out", root / "run", *SMALL, "-ep", 1)
     tapline_train("evaluate", "--features", root / "features", "--run", root / "run", "--folds", 2)
+    tapline_train("export", "--run", root / "run", "--out", root / "served", "--name", "mine", "--version", "1")
     tapline_train("extract", TRACES, "--label-from-folder", "--heads", "header", "--out", root / "devices")
     features = ["--features", root / "devices"]
     small = ["-d", "16", "-nh", "2", "-l", "1", "--max-tokens", "96"]
@@ -78,6 +80,19 @@ def arguments_of(root):
         ),
         ("calibrate",): (["--run", root / "run", "--false-rejection", "0.1"], "would calibrate: temperature"),
         ("export",): (["--run", root / "run", "--out", root / "new", *named], "mine 1, 4 labels, 4 files"),
+        ("distil",): (
+            [
+                *features,
+                "--checkpoint",
+                root / "served" / "mine" / "1",
+                "--out",
+                root / "new",
+                "--version",
+                "2",
+                *TAUGHT,
+            ],
+            "student: from a confidence of",
+        ),
         ("pretrain-packets",): ([*devices, "--out", root / "new", *QUICK], "2 steps on 1 process(es)"),
         ("tune-flows",): ([*devices, "--start", root / "packets", "--out", root / "new", *QUICK], "9 traces of 3"),
         ("train-traces",): ([*devices, "--start", root / "flows", "--out", root / "new", *QUICK], "9 traces of 3"),
@@ -118,7 +133,9 @@ def options_of(command):
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(folder, name):
     arguments, expected = arguments_of(folder)[name]
     before = tree(folder)
-    said = tapline_train(*name, *arguments, "--dry-run")
+    result = invoke(*name, *arguments, "--dry-run")
+    assert result.exit_code == 0, result.output
+    said = result.stdout  # on standard error there is what it does meanwhile
     assert expected in said
     first, *rest = said.splitlines()
     assert first.startswith("would ")
