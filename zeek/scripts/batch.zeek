@@ -44,8 +44,9 @@ function pack(c: connection, final: bool, shard: count, server_name: string): co
 	{
 	if ( shard !in batches )
 		batches[shard] = Texts();
-	batches[shard] += flow_text(c, final, server_name);
-	return |batches[shard]|;
+	local texts = batches[shard];
+	texts += flow_text(c, final, server_name);
+	return |texts|;
 	}
 
 function take(shard: count): Batch

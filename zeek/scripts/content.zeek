@@ -5,12 +5,14 @@
 
 module Tapline;
 
-function end_content(c: connection, is_orig: bool)
+function end_content(c: connection, st: State, is_orig: bool)
 	{
 	if ( is_orig )
-		c$tapline$orig_room = 0;
+		st$orig_room = 0;
 	else
-		c$tapline$resp_room = 0;
+		st$resp_room = 0;
+	if ( st$orig_room + st$resp_room == 0 )
+		delete c$tapline_takes_content;
 	}
 
 function add_content(c: connection, st: State, is_orig: bool, room: count, data: string)
@@ -27,6 +29,8 @@ function add_content(c: connection, st: State, is_orig: bool, room: count, data:
 		st$resp_bytes += data;
 		st$resp_room = room - |data|;
 		}
+	if ( st$orig_room + st$resp_room == 0 )
+		delete c$tapline_takes_content;
 	if ( ! st$early_due && early_bytes > 0 && |st$orig_bytes| + |st$resp_bytes| >= early_bytes )
 		make_early_due(c);
 	}
@@ -35,7 +39,7 @@ function add_content(c: connection, st: State, is_orig: bool, room: count, data:
 # was scheduled, as for FTP data.
 event tcp_contents(c: connection, is_orig: bool, seq: count, contents: string) &group="tapline-content"
 	{
-	if ( ! c?$tapline )
+	if ( ! c?$tapline_takes_content )
 		return;
 	local st = c$tapline;
 	local room = is_orig ? st$orig_room : st$resp_room;
@@ -46,7 +50,7 @@ event tcp_contents(c: connection, is_orig: bool, seq: count, contents: string) &
 	if ( next_seq > 0 && seq != next_seq )
 		{
 		++counters$gaps;
-		end_content(c, is_orig);
+		end_content(c, st, is_orig);
 		return;
 		}
 	if ( is_orig )
@@ -58,7 +62,7 @@ event tcp_contents(c: connection, is_orig: bool, seq: count, contents: string) &
 
 event udp_contents(u: connection, is_orig: bool, contents: string) &group="tapline-content"
 	{
-	if ( ! u?$tapline )
+	if ( ! u?$tapline_takes_content )
 		return;
 	local st = u$tapline;
 	local room = is_orig ? st$orig_room : st$resp_room;

@@ -81,6 +81,8 @@ function begin(c: connection, p: pkt_hdr)
 		{
 		st$orig_room = content_bytes;
 		st$resp_room = content_bytes;
+		if ( content_bytes > 0 )
+			c$tapline_takes_content = T;
 		if ( heads != "none" )
 			st$heads_left = heads_token_budget;
 		}
@@ -108,15 +110,24 @@ event new_packet(c: connection, p: pkt_hdr)
 	if ( ! st$observed )
 		return;
 
-	local n: count;
-	if ( p?$tcp && (p$tcp$dl > 0 || ! p?$ip || p$ip$len > 0) )
-		n = p$tcp$dl;
-	else if ( p?$udp && p?$ip && p$ip$len > 0 )
-		n = p$ip$len - p$ip$hl - 8;
-	else
-		n = payload_bytes(c, p);
-	if ( st$heads_left > 0 )
-		add_head(c, st, p, n);
+	# Zeek has no transport header for a packet whose IP length is 0.
+	local n = p?$tcp ? p$tcp$dl : p?$udp && p?$ip ? p$ip$len - p$ip$hl - 8 : payload_bytes(c, p);
+	if ( st$heads_left >= head_token_cost )
+		{
+		local packet = get_current_packet();
+		local data = packet$data;
+		local room = st$heads_left - head_token_cost;
+		# Most frames are an Ethernet header and an IP packet that fills the rest: no tag and no tunnel leaves room for that.
+		local keep = plain_link && packet$len == 14 + (p?$ip ? p$ip$len : 40 + p$ip6$len) &&
+		    (p?$ip ? ! p$ip$MF && p$ip$offset == 0 : |p$ip6$exts| == 0 && data[20] != fragment_kind)
+		    ? packet$len - n : head_bytes(c, data, p, n);
+		local head = data[0:keep < room ? keep : room];
+		st$heads += head;
+		st$heads_left = room - |head|;
+		local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
+		st$head_numbers += now_us > st$last_packet_us ? (now_us - st$last_packet_us) * gap_unit + |head| : |head|;
+		st$last_packet_us = now_us;
+		}
 	if ( n == 0 )
 		return;
 
@@ -131,11 +142,12 @@ event new_packet(c: connection, p: pkt_hdr)
 		return;
 		}
 	st$lengths += forward ? +n : -n;
-	if ( st$early_due )
-		return;
 	local kept = |st$lengths|;
 	if ( kept == early_packets )
-		make_early_due(c);
+		{
+		if ( ! st$early_due )
+			make_early_due(c);
+		}
 	else if ( kept == 1 && early_interval > 0sec )
 		schedule early_interval { early_due(c) };
 	}

@@ -213,32 +213,10 @@ function whole_bytes(c: connection, data: string, p: pkt_hdr): count
 	return start + (is_v4 ? bytestring_to_count(data[start+2:start+4]) : 40 + bytestring_to_count(data[start+4:start+6]));
 	}
 
-# Keep the head of the current packet, as far as the flow's token budget goes.
-function add_head(c: connection, st: State, p: pkt_hdr, payload: count)
+# Bytes of the frame that are kept as its head, as far as they were captured and the flow's budget goes.
+function head_bytes(c: connection, data: string, p: pkt_hdr, payload: count): count
 	{
-	local packet = get_current_packet();
-	local data = packet$data;
-	local keep: count;
-	# Most frames are an Ethernet header and a packet of IPv4.
-	if ( plain_link && p?$ip && ! c?$tunnel && p$ip$len > 0 && ! p$ip$MF && p$ip$offset == 0 &&
-	     data[12:14] == "\x08\x00" )
-		keep = 14 + p$ip$len - payload;
-	else if ( header_only )
-		keep = header_bytes(c, data, p, p?$ip ? p$ip$len : 40 + p$ip6$len, payload);
-	else
-		keep = whole_bytes(c, data, p);
-	local room = st$heads_left - head_token_cost;
-	if ( keep > room )
-		keep = room;
-	if ( keep < |data| )
-		st$heads += data[0:keep];
-	else
-		{
-		keep = |data|;
-		st$heads += data;
-		}
-	st$heads_left = room - keep < head_token_cost ? 0 : room - keep;
-	local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
-	st$head_numbers += now_us > st$last_packet_us ? (now_us - st$last_packet_us) * gap_unit + keep : keep;
-	st$last_packet_us = now_us;
+	if ( header_only )
+		return header_bytes(c, data, p, p?$ip ? p$ip$len : 40 + p$ip6$len, payload);
+	return whole_bytes(c, data, p);
 	}

@@ -44,6 +44,8 @@ export {
 
 redef record connection += {
 	tapline: Tapline::State &optional;
+	## Set while there is room for content: one look at it is all that the rest of a connection's content costs.
+	tapline_takes_content: bool &optional;
 };
 
 # Of a head's number: no head is as long.
