@@ -64,28 +64,30 @@ function source_port(c: connection, p: pkt_hdr): count
 	return p?$icmp ? p$icmp$icmp_type : captured_source_port(c, p);
 	}
 
-function begin(c: connection, p: pkt_hdr)
+# Whether the connection is observed, whose first packet this may be.
+function begin(c: connection, p: pkt_hdr): bool
 	{
+	if ( c?$tapline_left_out )
+		return F;
 	if ( source_link < 0 )
 		learn_link();
-	c$tapline = State($first_h=p?$ip ? p$ip$src : p$ip6$src);
-	local st = c$tapline;
+	if ( ! is_wanted(c) )
+		{
+		c$tapline_left_out = T;
+		return F;
+		}
+	local st = State($first_h=p?$ip ? p$ip$src : p$ip6$src, $orig_room=content_bytes, $resp_room=content_bytes);
+	c$tapline = st;
 	if ( c$id$orig_h == c$id$resp_h )
 		{
 		st$same_host = T;
 		st$first_p = source_port(c, p);
 		}
-	if ( ! is_wanted(c) )
-		st$observed = F;
-	else
-		{
-		st$orig_room = content_bytes;
-		st$resp_room = content_bytes;
-		if ( content_bytes > 0 )
-			c$tapline_takes_content = T;
-		if ( heads != "none" )
-			st$heads_left = heads_token_budget;
-		}
+	if ( content_bytes > 0 )
+		c$tapline_takes_content = T;
+	if ( heads != "none" )
+		st$heads_left = heads_token_budget;
+	return T;
 	}
 
 # Whether the first packet's sender is what Zeek now takes for the originator.
@@ -104,28 +106,26 @@ function make_early_due(c: connection)
 
 event new_packet(c: connection, p: pkt_hdr)
 	{
-	if ( ! c?$tapline )
-		begin(c, p);
-	local st = c$tapline;
-	if ( ! st$observed )
+	if ( ! c?$tapline && ! begin(c, p) )
 		return;
-
+	local st = c$tapline;
 	# Zeek has no transport header for a packet whose IP length is 0.
 	local n = p?$tcp ? p$tcp$dl : p?$udp && p?$ip ? p$ip$len - p$ip$hl - 8 : payload_bytes(c, p);
 	if ( st$heads_left >= head_token_cost )
 		{
 		local packet = get_current_packet();
-		local data = packet$data;
 		local room = st$heads_left - head_token_cost;
-		# Most frames are an Ethernet header and an IP packet that fills the rest: no tag and no tunnel leaves room for that.
-		local keep = plain_link && packet$len == 14 + (p?$ip ? p$ip$len : 40 + p$ip6$len) &&
-		    (p?$ip ? ! p$ip$MF && p$ip$offset == 0 : |p$ip6$exts| == 0 && data[20] != fragment_kind)
-		    ? packet$len - n : head_bytes(c, data, p, n);
-		local head = data[0:keep < room ? keep : room];
+		# An IP packet that fills the frame behind the link layer's header: no tag and no tunnel leaves room for that.
+		local keep = (p?$ip ? packet$len == plain_bytes + p$ip$len && ! p$ip$MF && p$ip$offset == 0
+		                    : packet$len == plain_bytes + 40 + p$ip6$len && |p$ip6$exts| == 0 &&
+		                      packet$data[plain_bytes+6] != fragment_kind)
+		    ? packet$len - n : head_bytes(c, packet$data, p, n);
+		local head = packet$data[0:keep < room ? keep : room];
 		st$heads += head;
-		st$heads_left = room - |head|;
+		local size = |head|;
+		st$heads_left = room - size;
 		local now_us = packet$ts_sec * 1000000 + packet$ts_usec;
-		st$head_numbers += now_us > st$last_packet_us ? (now_us - st$last_packet_us) * gap_unit + |head| : |head|;
+		st$head_numbers += now_us > st$last_packet_us ? (now_us - st$last_packet_us) * gap_unit + size : size;
 		st$last_packet_us = now_us;
 		}
 	if ( n == 0 )
@@ -133,7 +133,8 @@ event new_packet(c: connection, p: pkt_hdr)
 
 	local forward = st$same_host ? source_port(c, p) == st$first_p
 	                             : (p?$ip ? p$ip$src : p$ip6$src) == st$first_h;
-	if ( |st$lengths| == max_payload_lengths )
+	local kept = |st$lengths|;
+	if ( kept == max_payload_lengths )
 		{
 		if ( forward )
 			++st$ahead;
@@ -142,12 +143,13 @@ event new_packet(c: connection, p: pkt_hdr)
 		return;
 		}
 	st$lengths += forward ? +n : -n;
-	local kept = |st$lengths|;
-	if ( kept == early_packets )
+	if ( kept > early_packets )
+		return;
+	if ( kept + 1 == early_packets )
 		{
 		if ( ! st$early_due )
 			make_early_due(c);
 		}
-	else if ( kept == 1 && early_interval > 0sec )
+	else if ( kept == 0 && early_interval > 0sec )
 		schedule early_interval { early_due(c) };
 	}

@@ -30,8 +30,8 @@ global ethernet = F;
 # Whether heads end with the transport header.
 global header_only = F;
 
-# Whether the common case is to be looked for: heads of Ethernet frames that end with the transport header.
-global plain_link = F;
+# Bytes before the IP header of most frames, where heads end with the transport header; otherwise more than a frame has.
+global plain_bytes = 0xffffffff;
 
 # Tracegram's link-type byte of heads, 0 where its table has none or there are no heads; raw IP's depends on the version.
 global link_byte = 0;
@@ -45,9 +45,12 @@ function learn_link()
 	if ( source_link == -1 && get_current_packet_header()$l2$encap == LINK_ETHERNET )
 		source_link = 1;
 	ethernet = source_link == 1;
-	plain_link = header_only && ethernet;
 	if ( heads == "none" )
 		return;
+	if ( header_only && ethernet )
+		plain_bytes = 14;
+	else if ( header_only && source_link in link_header_bytes )
+		plain_bytes = link_header_bytes[source_link];
 	raw_ip = source_link in raw_ip_links;
 	link_byte = link_type_bytes[source_link];
 	}

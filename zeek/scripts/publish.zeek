@@ -44,16 +44,14 @@ event connection_state_remove(c: connection)
 	{
 	if ( ! c?$tapline )
 		{
-		++counters$without_payload;
+		if ( c?$tapline_left_out )
+			++counters$filtered;
+		else
+			++counters$without_payload;
 		return;
 		}
 	local st = c$tapline;
 	st$closed = T;
-	if ( ! st$observed )
-		{
-		++counters$filtered;
-		return;
-		}
 	if ( st$ahead + st$back > 0 )
 		++counters$cut;
 	if ( |st$lengths| == 0 && ! publish_without_payload )

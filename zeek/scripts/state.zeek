@@ -13,8 +13,6 @@ export {
 		## Both endpoints are one host, so that only the ports tell the direction; then that of the first packet.
 		same_host: bool &default=F;
 		first_p: count &default=0;
-		## F: left out by a filter.
-		observed: bool &default=T;
 		## First payload lengths, positive from the first packet's sender; and the payload packets beyond them, from that
 		## sender and back.
 		lengths: vector of int &default=vector();
@@ -44,6 +42,8 @@ export {
 
 redef record connection += {
 	tapline: Tapline::State &optional;
+	## Set, in the place of a state, where a filter left the connection out.
+	tapline_left_out: bool &optional;
 	## Set while there is room for content: one look at it is all that the rest of a connection's content costs.
 	tapline_takes_content: bool &optional;
 };
