@@ -30,6 +30,13 @@ def zeek_version():
     return int(major), int(minor)
 
 
+def has_plugin():
+    """Whether Zeek has the package's plugin, as where ZEEK_PLUGIN_PATH names its folder."""
+    if shutil.which("zeek") is None:
+        return False
+    return subprocess.run(["zeek", "-N", "Tapline::Native"], capture_output=True).returncode == 0
+
+
 def backends():
     """The backends that Zeek was built with, of those here."""
     if shutil.which("zeek") is None:

@@ -86,7 +86,7 @@ def test_logs_have_the_types_that_zeek_means(page):
     assert (kinds["confidence"], kinds["unknown"], kinds["final"]) == ("float64", "boolean", "boolean")
     assert (kinds["id.orig_p"], kinds["id.resp_p"]) == ("UInt16", "UInt16")
     assert {kinds[name] for name in ("uid", "label", "nearest", "community_id", "model_version")} == {"object"}
-    assert set(verdicts["model_version"]) == {"2"}
+    assert all(version.isdecimal() for version in verdicts["model_version"])
     assert 0 < verdicts["final"].sum() < len(verdicts)
     assert (traces["window_end"] - traces["window_start"] == pd.Timedelta(minutes=10)).all()
     assert str(traces["flows"].dtype) == str(traces["cut"].dtype) == "UInt64"
