@@ -65,6 +65,7 @@ def test_values_that_an_option_does_not_take(options, kind, said, model):
         ],
         "cascade": [
             lambda: tapline.classify(ANDROID, **options),
+            lambda: tapline.stream("ws://127.0.0.1:1", **options),
             lambda: model.predict([], **options),
             lambda: model.predict_proba([], **options),
         ],
