@@ -2,7 +2,8 @@
 
     python benchmarks/idle.py [--seconds 5]
 
-The service is a process of its own, without pages and history; its resident memory is read so long after it is ready.
+The service is a process of its own, once without pages and history and once as it comes, with both; its resident memory
+is read so long after it is ready, and how much of it no file could give again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ def resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmRSS"))
 
 
+def anonymous_mb(pid: int) -> float:
+    """Resident memory of a process that is no page of a file, MB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Anonymous"))
+
+
 def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     """Wait for the first answer that says so.
 
@@ -46,24 +53,20 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     raise SystemExit("the service was not ready in time")
 
 
-def main() -> None:
-    """Start it, look, and end it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=5)
-    options = parser.parse_args()
+def measured(seconds: float, words: list[str]) -> tuple[float, float]:
+    """Start a service with these options, look after so many seconds, and end it: resident and anonymous MB."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        words = ["serve", "--port", str(port), "--zeek", BUS, "--dashboard", "off", "--history", "none"]
         program = "from tapline.service.command.cli import main; main()"
         process = subprocess.Popen(
-            [sys.executable, "-c", program, *words, "--data-dir", folder],
+            [sys.executable, "-c", program, "serve", "--port", str(port), "--zeek", BUS, "--data-dir", folder, *words],
             env=os.environ | {"TAPLINE_CONFIG": "none"}, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
             wait_until_ready(process, port)
-            time.sleep(options.seconds)
-            memory_mb = resident_mb(process.pid)
+            time.sleep(seconds)
+            return resident_mb(process.pid), anonymous_mb(process.pid)
         finally:
             process.terminate()
             try:
@@ -71,10 +74,20 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def main() -> None:
+    """Measure both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=5)
+    options = parser.parse_args()
     print(f"machine  {describe()}")
     what = "memory of a service that waits, every checkpoint that ships loaded"
-    report(what, f"**{memory_mb:.0f} MB** resident")
+    memory_mb, own_mb = measured(options.seconds, ["--dashboard", "off", "--history", "none"])
+    report(f"{what}, without pages and history", f"**{memory_mb:.0f} MB** resident, {own_mb:.0f} of no file")
     short(what, "-", f"{memory_mb:.0f} MB")
+    memory_mb, own_mb = measured(options.seconds, [])
+    report(f"{what}, with both", f"**{memory_mb:.0f} MB** resident, {own_mb:.0f} of no file")
 
 
 if __name__ == "__main__":

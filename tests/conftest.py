@@ -4,8 +4,11 @@ import atexit
 import os
 import random
 import shutil
+import sqlite3
+import sqlite3.dbapi2
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +96,28 @@ def random_student(network: StudentNetwork, classes: int, width: int, spread: fl
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter, std=spread)
     return student
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connections_closed():
+    """Connections of SQLite that the tests of a module open are closed at its end, whatever collects garbage when."""
+    left_open = {}
+
+    class Watched(sqlite3.Connection):
+        def __init__(self, database, *args, **options):
+            super().__init__(database, *args, **options)
+            left_open[id(self)] = self, f"{database} by {os.environ.get('PYTEST_CURRENT_TEST')}"
+
+        def close(self):
+            super().close()
+            left_open.pop(id(self), None)
+
+    connect = partial(sqlite3.connect, factory=Watched)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect)
+        patch.setattr(sqlite3.dbapi2, "connect", connect)
+        yield
+    assert [said for _, said in left_open.values()] == []
 
 
 @pytest.fixture(scope="session")

@@ -102,8 +102,14 @@ def _session(content: bytes, options: Any, device: Device) -> Any:
         _load_cuda()
         on_gpu = (GPU_PROVIDER, {"device_id": device.gpu})
         with contextlib.suppress(Exception):  # what is wrong with the graph itself is said by the CPU as well
-            return onnxruntime.InferenceSession(content, options, providers=[on_gpu, CPU], enable_fallback=0)
-    return onnxruntime.InferenceSession(content, options, providers=[CPU], enable_fallback=0)
+            return _opened(content, options, [on_gpu, CPU])
+    return _opened(content, options, [CPU])
+
+
+def _opened(content: bytes, options: Any, providers: list[Any]) -> Any:
+    session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    session._model_bytes = b""  # it keeps the file, to begin anew with other providers: nobody asks for that
+    return session
 
 
 def available_providers() -> list[str]:

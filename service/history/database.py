@@ -96,6 +96,7 @@ class Database:
     def open(self, *, create: bool = True) -> None:
         """See that it is a history of this version. Where there is nothing, make a new one, and bring one of an earlier
         version to this, if asked to `create`; else one of an earlier version is read as it is, without what it lacks.
+        No connection stays: whoever asks nothing more has nothing to close.
 
         Raises:
             HistoryError: it is something else.
@@ -111,6 +112,8 @@ class Database:
             if not self.is_sqlite:
                 raise
             raise HistoryError(f"{self.shown} is not a history: {error.orig}") from None
+        finally:
+            self.close()
         if version is not None and FIRST_VERSION <= version <= SCHEMA_VERSION:
             self.version = version
             return

@@ -87,9 +87,6 @@ class History:
         is_open, problem = True, None
         try:
             self._database.open()
-        except HistoryError:
-            self._database.close()
-            raise
         except DBAPIError as error:
             is_open, problem = False, f"the history cannot be opened: {error.orig}"
             log.error("the history cannot be opened", place=self.place, error=str(error.orig))

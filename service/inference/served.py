@@ -22,9 +22,6 @@ from tapline.service.process.completion import to_its_end
 
 log = structlog.get_logger()
 
-WARM_UP_FLOWS = 64
-"""A warm-up batch mixes short flows with one that fills every token."""
-
 
 class ModelBusyError(RuntimeError):
     """A model cannot be loaded or unloaded now; the message says why."""
@@ -89,6 +86,7 @@ class ServedModels:
     async def start(self) -> None:
         """Warm the default model up and let it serve; call once."""
         await asyncio.to_thread(warm_up, [self.batcher().classifier])
+        await asyncio.to_thread(_release_memory)
         for batcher in self._batchers.values():
             batcher.start()
         self._running = True
@@ -204,14 +202,15 @@ class _Change:
 
 
 def warm_up(classifiers: list[Classifier]) -> None:
-    """Run each model on flows that fill it, so that the first real ones do not wait for what is prepared once."""
+    """Run each model on flows that fill it, so that the first real ones do not wait for what is prepared once. On few,
+    for an engine keeps what its largest batch took."""
     for classifier in classifiers:
         classifier.classify([SHORT_FLOW])
-        classifier.classify([LONG_FLOW] + [SHORT_FLOW] * (WARM_UP_FLOWS - 1))
+        classifier.classify([LONG_FLOW, SHORT_FLOW])
 
 
 def _release_memory() -> None:
-    """Collect what the old model left, and hand freed pages of glibc's heap back."""
+    """Collect what an old model or a start left, and hand freed pages of glibc's heap back."""
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -21,7 +21,7 @@ from tapline.service.jobs.job import Job, JobError, NoRoomError
 from tapline.service.jobs.job_store import JobStore
 from tapline.service.jobs.result import ResultError, ResultWriter
 from tapline.service.metrics import Metrics
-from tapline.service.process.completion import to_its_end
+from tapline.service.process.completion import opened, to_its_end
 from tapline.service.results.records import Summary
 from tapline.service.settings import Settings
 from tapline.service.trace_models import TraceModels
@@ -110,9 +110,10 @@ class JobRunner:
     async def _classify(self, job: Job) -> Summary:
         """Read and classify the capture of a job, and keep the result."""
         batcher = self._models.batcher(job.options.model)
-        with await self._disk(self._store.capture, job) as file:
-            writer = await self._aside(ResultWriter, self._store.result(job.id))
+        async with opened(self._disk(self._store.capture, job)) as file:
+            writer = ResultWriter(self._store.result(job.id))
             try:
+                await self._aside(writer.open)
                 summary = await self._read(job, batcher, file, writer)
                 await self._aside(writer.keep)
             finally:
@@ -127,6 +128,7 @@ class JobRunner:
         work = Classifying(
             job.name, batcher, traces, writer, self._metrics, self._aside,
             caller=f"job {job.id}", ports=job.options.ports,
+            cascade=job.options.cascade,
         )  # fmt: skip
         async with open_capture(file, batcher, limits) as capture:
             try:

@@ -37,7 +37,7 @@ from tapline.service.jobs.job_store import JobStore
 from tapline.service.jobs.packet_reads import PacketReads
 from tapline.service.jobs.result import Result
 from tapline.service.metrics import Metrics
-from tapline.service.process.completion import to_its_end
+from tapline.service.process.completion import opened, to_its_end
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.results.writers import RecordTaker
 from tapline.service.settings import Settings
@@ -271,8 +271,10 @@ class Jobs:
             JobQueueFullError: too many ask for packets at a time.
         """
         flow = await self.flow(id, number)
-        file = await self._disk(self._store.capture, self._job(id))
-        async with contextlib.aclosing(self._packet_reads.read(file, flow)) as pieces:
+        async with (
+            opened(self._disk(self._store.capture, self._job(id))) as file,
+            contextlib.aclosing(self._packet_reads.read(file, flow)) as pieces,
+        ):
             async for piece in pieces:
                 yield piece
 

@@ -29,7 +29,7 @@ class PacketReads:
         self._reads = 0
 
     async def read(self, file: BinaryIO, flow: PastFlow) -> AsyncGenerator[bytes, None]:
-        """The packets of a flow of a capture, as of `flow_packets`. The file is closed in the end.
+        """The packets of a flow of a capture, as of `flow_packets`.
 
         Raises:
             CaptureGoneError: the capture does not give them any more.
@@ -38,18 +38,17 @@ class PacketReads:
         settings = self._settings
         limits = (settings.max_job_mb << 20, settings.parse_memory_mb << 20)
         argument = msgspec.json.encode(PacketsOptions(flow.uid, flow.start_us, *limits))
-        with file:
-            if self._reads >= MAX_READS:
-                raise JobQueueFullError("the packets of other flows are being looked for: come again")
-            self._reads += 1
-            try:
-                async with CaptureProcess(flow_packets_worker.__name__, argument, file) as process:
-                    while piece := await self._piece(process):
-                        yield piece
-                    if await process.status():
-                        raise CaptureGoneError("the capture does not give the packets of that flow any more")
-            finally:
-                self._reads -= 1
+        if self._reads >= MAX_READS:
+            raise JobQueueFullError("the packets of other flows are being looked for: come again")
+        self._reads += 1
+        try:
+            async with CaptureProcess(flow_packets_worker.__name__, argument, file) as process:
+                while piece := await self._piece(process):
+                    yield piece
+                if await process.status():
+                    raise CaptureGoneError("the capture does not give the packets of that flow any more")
+        finally:
+            self._reads -= 1
 
     async def _piece(self, process: CaptureProcess) -> bytes:
         """What comes next, empty at the end."""

@@ -48,18 +48,21 @@ class ResultWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        """`path`: of the result.
-
-        Raises:
-            ResultError: it cannot be written, as all that writes here.
-        """
+        """`path`: of the result; nothing is written before `open`."""
         self._path = path
         self._part = path.with_suffix(".part")
-        remove_result(self._part)
         self._rows: list[dict[str, Any]] = []
         self._failed: list[dict[str, Any]] = []
         self._seen_us = 0
         self._database = Database(f"sqlite:///{self._part}", path.parent)
+
+    def open(self) -> None:
+        """Begin the file.
+
+        Raises:
+            ResultError: it cannot be written, as all that writes here.
+        """
+        remove_result(self._part)
         with self._writing():
             self._database.open()
             with self._database.engine.begin() as connection:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapline.models.checkpoint import ONNX
 from tapline.models.encode import TokenBatch, encode
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.loading import load_engine
@@ -72,6 +73,13 @@ def test_pieces_hold_every_flow_once_with_little_padding(counts):
         assert 1 - (ps.sum() + content.sum()) / computed <= MAX_PADDING
         assert len(rows) == 1 or computed <= MAX_PIECE_TOKENS
         assert len(rows) <= MAX_PIECE_FLOWS
+
+
+def test_a_session_keeps_no_copy_of_its_file(checkpoint_dir):
+    size = (checkpoint_dir / ONNX).stat().st_size
+    session = load_engine("onnx", checkpoint_dir)._session._session
+    assert session.get_inputs()
+    assert [held for held in vars(session).values() if isinstance(held, bytes) and len(held) >= size] == []
 
 
 def test_torch_missing_is_explained(checkpoint_dir, monkeypatch):

@@ -328,6 +328,10 @@ class TestRetention:
             assert is_whole(place.removeprefix("sqlite:///"))
 
 
+def test_one_that_nobody_runs_holds_no_connection(place):
+    assert history(place)._database.engine.pool.checkedin() == 0
+
+
 class TestRefused:
     def test_a_history_of_another_version(self, place):
         ask(place, lambda history: settled(history))
