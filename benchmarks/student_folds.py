@@ -27,10 +27,11 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from tapline.models.checkpoint import Calibration, Checkpoint, Unknown
-from tapline.models.flow import Flow
+from tapline.models.flow import MAX_CONTENT_BYTES, Flow
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.student import StudentModel, StudentScores, StudentWeights
 from tapline.models.verdict import context_terms, flow_probabilities
+from tapline.training.data.batches import prefix
 from tapline.training.data.corpus import Corpus, make_corpus, make_training_set
 from tapline.training.data.split import BACKGROUND, halve_labels
 from tapline.training.data.store import open_samples
@@ -56,20 +57,33 @@ GROUPS = ("pcap", "zeek-traces", "the-tcpdump-group+tcpdump", "others")
 MIN_CAPTURES = 3
 CONFIDENT = 0.9
 
+EARLY_PACKETS, EARLY_BYTES = 8, 512
+"""After so many payload packets, or content bytes, Zeek publishes a flow early."""
+
 
 @dataclass
 class Left:
-    """A fold when all is taught: its checkpoint, not yet calibrated, what is said of flows learned and left out."""
+    """A fold when all is taught: its checkpoint, not yet calibrated, what is said of flows learned and left out.
+
+    `flows`: those `held`, the same with `random` and `forged` ports, those of them that are published `early` as they
+    are then and after their `first` payload packet, and those of protocols never learned, `strange`. `truth` and
+    `captures` of each kind.
+    """
 
     fold: Fold
     checkpoint: Checkpoint
     taught: Class
     own: Said
     crossed: StudentScores
-    truth: NDArray[np.int64]
+    truth: dict[str, NDArray[np.int64]]
+    captures: dict[str, list[str]]
     network: dict[str, Said]
     student: dict[str, StudentScores]
     flows: dict[str, Sequence[Flow]]
+
+
+COMPUTED = ("held", "early", "first", "strange")
+"""Kinds of flows that differ in more than their ports."""
 
 
 def folds(corpus: Corpus, config: TrainingConfig) -> Iterator[Fold]:
@@ -128,12 +142,33 @@ def distilled(fold: Fold, corpus: Corpus, config: TrainingConfig, settings: Dist
         "random": list(random_ports(fold.held.flows, rng)),
         "forged": list(forged_ports(fold.held.flows, truth, rng)),
     }
-    network = {name: ask(teacher, flows[name], config.features) for name in ("held", "strange")}
+    early = [early_packets(flow) for flow in flows["held"]]
+    rows = [row for row, packets in enumerate(early) if packets]
+    flows |= {
+        "early": [prefix(flows["held"][row], early[row]) for row in rows],
+        "first": [prefix(flows["held"][row], 1) for row in rows],
+    }
+    held = fold.held.captures_of()
+    partly = ("early", "first")
+    truths = {name: truth[rows] if name in partly else truth for name in flows}
+    captures = {name: [held[row] for row in rows] if name in partly else held for name in flows}
+    network = {name: ask(teacher, flows[name], config.features) for name in COMPUTED}
     return Left(
         fold, checkpoint, taught, Said(kept["own_logits"], kept["own_embeddings"]),
-        StudentScores(kept["crossed_logits"], kept["crossed_embeddings"]), truth, network,
-        {name: student.scores(flows[name]) for name in ("held", "strange")}, flows,
+        StudentScores(kept["crossed_logits"], kept["crossed_embeddings"]), truths, captures, network,
+        {name: student.scores(flows[name]) for name in COMPUTED}, flows,
     )  # fmt: skip
+
+
+def early_packets(flow: Flow) -> int:
+    """After how many payload packets a flow is published early, 0 where it ends before; its content is cut as it was
+    then. The times of packets are not in the features, so that no flow is published for its age."""
+    content = {True: 0, False: 0}
+    for number, length in enumerate(flow.payload_lengths, 1):
+        content[length > 0] += abs(length)
+        if number == EARLY_PACKETS or sum(min(each, MAX_CONTENT_BYTES) for each in content.values()) >= EARLY_BYTES:
+            return number
+    return 0
 
 
 def calibrated(left: Left, others: Sequence[Left]) -> Checkpoint:
@@ -141,8 +176,8 @@ def calibrated(left: Left, others: Sequence[Left]) -> Checkpoint:
     found = []
     for ports in (True, False):
         logits = np.concatenate([in_context(other, ports=ports) for other in others])
-        truth = np.concatenate([other.truth for other in others])
-        captures = [capture for other in others for capture in other.fold.held.captures_of()]
+        truth = np.concatenate([other.truth["held"] for other in others])
+        captures = [capture for other in others for capture in other.captures["held"]]
         weights = capped_weights(captures, truth)
         found.append(calibrate(logits, truth, weights, len(left.checkpoint.labels), FALSE_REJECTION))
     context = left.checkpoint.context
@@ -218,12 +253,15 @@ def main() -> None:
 def measure(found: Sequence[Left], settings: DistilSettings, *, ports: bool) -> None:
     """Print what network and cascade are worth on all folds together, and on each."""
     print(f"\nports {'read' if ports else 'off'}")
-    kinds = ("held", "random", "forged", "strange") if ports else ("held", "strange")
+    kinds = (
+        ("held", "early", "first", "random", "forged", "strange") if ports else ("held", "early", "first", "strange")
+    )
     collected: dict[str, list[Shares]] = {kind: [] for kind in kinds}
     print(
-        "| left out | flows | gate | answered | same verdict | macro-F1 | cascade | never learned: unknown | cascade |"
+        "| left out | flows | gate | answered | same verdict | macro-F1 | cascade | never learned: unknown | cascade | "
+        "early | answered | same verdict |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for left in found:
         checkpoint = calibrated(left, [other for other in found if other is not left])
         student, _ = gated(checkpoint, left.taught, left.own, left.crossed, settings)
@@ -232,10 +270,10 @@ def measure(found: Sequence[Left], settings: DistilSettings, *, ports: bool) -> 
             collected[kind].append(shares_of(left, checkpoint, kind, threshold, ports=ports))
         row(left.fold.corpus, [left], {kind: each[-1:] for kind, each in collected.items()}, f"{threshold:.4f}")
     row("**all**", found, collected, "")
-    truth = np.concatenate([left.truth for left in found])
-    captures = [capture for left in found for capture in left.fold.held.captures_of()]
     labels = len(found[0].checkpoint.labels)
     for kind in kinds[:-1]:
+        truth = np.concatenate([left.truth[kind] for left in found])
+        captures = [capture for left in found for capture in left.captures[kind]]
         network, cascade = (
             np.concatenate([getattr(each, side) for each in collected[kind]]) for side in ("network", "cascade")
         )
@@ -245,8 +283,7 @@ def measure(found: Sequence[Left], settings: DistilSettings, *, ports: bool) -> 
         ]
         f1, f1_cascade = (macro_f1(truth, part.argmax(1), labels, MIN_POOLED_FLOWS) for part in (network, cascade))
         between = interval(draws[1] - draws[0])
-        answered = np.concatenate([each.answered for each in collected[kind]])
-        same = np.concatenate([each.said(each.network) == each.said(each.cascade) for each in collected[kind]])
+        answered, same = agreement(collected[kind])
         print(
             f"{kind}: macro-F1 {f1:.4f}, cascade {f1_cascade:.4f} (difference {f1_cascade - f1:+.4f}, 95 % "
             f"{between.low:+.4f} to {between.high:+.4f}); {answered.mean():.1%} of {len(truth)} answered, the same "
@@ -268,6 +305,12 @@ def measure(found: Sequence[Left], settings: DistilSettings, *, ports: bool) -> 
         )
 
 
+def agreement(parts: Sequence[Shares]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of the flows of some folds: which the student answers, and of which the cascade's verdict is the network's."""
+    same = [part.said(part.network) == part.said(part.cascade) for part in parts]
+    return np.concatenate([part.answered for part in parts]), np.concatenate(same)
+
+
 def rejected(parts: Sequence[Shares], side: str) -> float:
     """The share of flows that are called unknown."""
     unknown = [getattr(part, side).max(1, initial=0) < part.unknown for part in parts if len(part.answered)]
@@ -276,16 +319,16 @@ def rejected(parts: Sequence[Shares], side: str) -> float:
 
 def row(name: str, left: Sequence[Left], shares: dict[str, list[Shares]], threshold: str) -> None:
     """A row of the table."""
-    truth, labels = np.concatenate([each.truth for each in left]), len(left[0].checkpoint.labels)
+    truth, labels = np.concatenate([each.truth["held"] for each in left]), len(left[0].checkpoint.labels)
     network, cascade = (np.concatenate([getattr(e, side) for e in shares["held"]]) for side in ("network", "cascade"))
-    answered = np.concatenate([each.answered for each in shares["held"]])
-    same = np.concatenate([each.said(each.network) == each.said(each.cascade) for each in shares["held"]])
+    (answered, same), (answered_early, same_early) = (agreement(shares[kind]) for kind in ("held", "early"))
     f1 = [macro_f1(truth, part.argmax(1), labels, MIN_POOLED_FLOWS) for part in (network, cascade)]
     strange = sum(len(each.answered) for each in shares["strange"])
     unknown = [f"{rejected(shares['strange'], side):.1%}" if strange else "-" for side in ("network", "cascade")]
     print(
         f"| {name} | {len(truth)} | {threshold} | {answered.mean():.1%} | {same[answered].mean():.2%} | {f1[0]:.4f} | "
-        f"{f1[1]:.4f} | {unknown[0]} of {strange} | {unknown[1]} |"
+        f"{f1[1]:.4f} | {unknown[0]} of {strange} | {unknown[1]} | {len(same_early)} | {answered_early.mean():.1%} | "
+        f"{same_early[answered_early].mean():.2%} |"
     )
 
 

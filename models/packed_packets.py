@@ -7,6 +7,8 @@ who reads the packets of many flows takes those of either as arrays from here.
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -96,6 +98,23 @@ def pack_lengths(lengths: Sequence[int]) -> PackedLengths:
     if type(lengths) is PackedLengths:
         return lengths
     return PackedLengths(len(lengths), struct.pack(f"<{len(lengths)}i", *lengths))
+
+
+def packed_lengths(lengths: array[int]) -> PackedLengths:
+    """Of lengths that are at hand as an array of int32."""
+    return PackedLengths(len(lengths), _little_endian(lengths))
+
+
+def packed_heads(gaps_us: array[int], sizes: array[int], data: bytes) -> PackedHeads:
+    """Of gaps and sizes that are at hand as arrays of uint64 and uint16."""
+    return PackedHeads(len(sizes), _little_endian(gaps_us) + _little_endian(sizes) + data)
+
+
+def _little_endian(numbers: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        numbers = numbers[:]
+        numbers.byteswap()
+    return numbers.tobytes()
 
 
 def pack_heads(heads: Sequence[PacketHead]) -> PackedHeads:

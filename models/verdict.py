@@ -49,8 +49,9 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     `final` is False for a flow that still lives.
 
     Of flows, where the checkpoint knows ports: `port_label` is what the port alone would have said, None where it says
-    nothing; `unexpected_port` is True where label and port disagree and both are sure, as of SSH on 443. `scores` are
-    all logits of the network by label, before any context, where asked for.
+    nothing; `unexpected_port` is True where label and port disagree and both are sure, as of SSH on 443. Where it has
+    a student, `by_student` is True of what that answered, False of what the whole network did. `scores` are all logits
+    of the network by label, before any context, where asked for.
     """
 
     label: str
@@ -63,6 +64,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, omit_defaults=False):
     final: bool = True
     port_label: str | msgspec.UnsetType | None = msgspec.UNSET
     unexpected_port: bool | msgspec.UnsetType = msgspec.UNSET
+    by_student: bool | msgspec.UnsetType = msgspec.UNSET
     scores: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 

@@ -93,8 +93,10 @@ class Classifying:
         *,
         caller: str = "",
         ports: bool | None = None,
+        cascade: bool | None = None,
     ) -> None:
-        """`aside`: where the writer is given flows, one call at a time; `caller` and `ports` as of `Batcher.submit`."""
+        """`aside`: where the writer is given flows, one call at a time; `caller`, `ports` and `cascade` as of
+        `Batcher.submit`."""
         self.entry = InputSummary(name)
         self._batcher = batcher
         self._traces = traces
@@ -102,7 +104,7 @@ class Classifying:
         self._metrics = metrics
         self._aside = aside
         self._caller = caller
-        self._ports = ports
+        self._ports, self._cascade = ports, cascade
         self._under_way: _UnderWay | None = None
         self._builder = SummaryBuilder(batcher.classifier.checkpoint, traces.checkpoints)
 
@@ -119,7 +121,9 @@ class Classifying:
         for flow, kept in zip(flows, is_accepted, strict=True):
             if not kept:
                 self._leave_out(flow)
-        asked = asyncio.ensure_future(self._batcher.classify(accepted, caller=self._caller, ports=self._ports))
+        asked = asyncio.ensure_future(
+            self._batcher.classify(accepted, caller=self._caller, ports=self._ports, cascade=self._cascade)
+        )
         before, self._under_way = self._under_way, (accepted, asked)
         await self._settle(before)
 

@@ -15,7 +15,7 @@ from tapline.installation import version
 from tapline.service.access.access import Access
 from tapline.service.api import errors, live_schemas, schemas
 from tapline.service.api.alerts_route import add_alerts
-from tapline.service.api.choice import ReadPorts, TraceNames, WithContent, choice_of
+from tapline.service.api.choice import MayAnswer, ReadPorts, TraceNames, WithContent, choice_of
 from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ErrorBody, error_response
 from tapline.service.api.flows_route import classify_body
@@ -113,6 +113,7 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         request: Request,
         model: ModelName = None,
         ports: ReadPorts = None,
+        cascade: MayAnswer = None,
         traces: TraceNames = None,
         content: WithContent = False,
     ) -> Response:
@@ -123,7 +124,7 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         """
         with model_errors():
             batcher = service.models.batcher(model)
-        wanted = choice_of(service.trace_models, ports, traces, content=content)
+        wanted = choice_of(service.trace_models, ports, cascade, traces, content=content)
         return await classify_upload(request, service, batcher, desk, wanted)
 
     @app.post(
@@ -137,6 +138,7 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         request: Request,
         model: ModelName = None,
         ports: ReadPorts = None,
+        cascade: MayAnswer = None,
         traces: TraceNames = None,
         content: WithContent = False,
     ) -> Response:
@@ -146,7 +148,7 @@ def _add_classify(app: FastAPI, service: Service, desk: Desk) -> None:
         """
         with model_errors():
             batcher = service.models.batcher(model)
-        wanted = choice_of(service.trace_models, ports, traces, content=content)
+        wanted = choice_of(service.trace_models, ports, cascade, traces, content=content)
         return await classify_body(request, service, batcher, desk, wanted)
 
 

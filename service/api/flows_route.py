@@ -50,7 +50,9 @@ async def classify_body(
     )
     with overload_as_api_error():
         batcher.check_room(len(answer.accepted))
-        computing = asyncio.ensure_future(batcher.classify(answer.accepted, urgent=True, ports=wanted.ports))
+        computing = asyncio.ensure_future(
+            batcher.classify(answer.accepted, urgent=True, ports=wanted.ports, cascade=wanted.cascade)
+        )
         found = await within(service.settings.request_timeout_seconds, computing)
     for step in range(0, len(found), _STEP_FLOWS):
         await desk.do(answer.take, found, range(step, min(step + _STEP_FLOWS, len(found))))

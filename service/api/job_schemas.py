@@ -26,6 +26,7 @@ class JobOptions(Body):
     model: str | None
     traces: list[str] | None
     ports: bool | None
+    cascade: bool | None
 
 
 class Job(Body):

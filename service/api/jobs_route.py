@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from tapline.models.flow import MAX_COUNT
 from tapline.service.api import job_schemas, schemas
 from tapline.service.api.asked import Ascending, Content, Cursor, FlowsAsked, Limit, TracesAsked, history_errors
-from tapline.service.api.choice import ReadPorts, TraceNames, choice_of
+from tapline.service.api.choice import MayAnswer, ReadPorts, TraceNames, choice_of
 from tapline.service.api.errors import ApiError, ErrorBody
 from tapline.service.api.gate import caller_of
 from tapline.service.api.job_bodies import SentCapture
@@ -105,15 +105,16 @@ def _add_taking(app: FastAPI, service: Service) -> None:
         name: JobName = None,
         model: ModelName = None,
         ports: ReadPorts = None,
+        cascade: MayAnswer = None,
         traces: TraceNames = None,
     ) -> Response:
         """Classify a capture in the background: as the multipart part `file`, as the body, or, as JSON `{"path": ...}`,
         one that lies below the directory of the setting `captures_dir`. `Location` says where the job is.
         """
         owner = caller_of(request).owner
-        wanted = choice_of(service.trace_models, ports, traces, content=False)
+        wanted = choice_of(service.trace_models, ports, cascade, traces, content=False)
         chosen = None if wanted.traces is None else sorted(wanted.traces)
-        options = JobOptions(model=model, traces=chosen, ports=wanted.ports)
+        options = JobOptions(model=model, traces=chosen, ports=wanted.ports, cascade=wanted.cascade)
         with model_errors(), job_errors():
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
                 job = await service.jobs.submit_path(await _path(request), options, owner)

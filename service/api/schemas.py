@@ -131,6 +131,13 @@ class Verdict(Body):
         bool,
         Field(description="label and port disagree, and both are sure: SSH on 443; there where `port_label` is"),
     ] = False
+    by_student: Annotated[
+        bool | None,
+        Field(
+            description="whether the model's student answered, and not the whole network; not there where the model "
+            "has none, and of what was kept in a history"
+        ),
+    ] = None
 
 
 class ClassifiedFlow(FlowFields):

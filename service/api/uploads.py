@@ -117,7 +117,9 @@ class _Answer:
         self._writer = NdjsonWriter(self._buffer) if as_ndjson else JsonWriter(self._buffer)
         traces = service.trace_models.captured(batcher.classifier, name, wanted.traces)
         shared = SharedWriter(self._writer, wanted.sharing)
-        self._work = Classifying(name, batcher, traces, shared, service.metrics, desk.do, ports=wanted.ports)
+        self._work = Classifying(
+            name, batcher, traces, shared, service.metrics, desk.do, ports=wanted.ports, cascade=wanted.cascade
+        )
 
     def close(self) -> None:
         """Forget what waits to be written, and what is being classified."""

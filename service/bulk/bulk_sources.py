@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import fsspec
 
@@ -31,6 +31,12 @@ READ_AHEAD_BYTES = 8 << 20
 _LOCAL = ("file://", "local://")
 _CHANGED = ("etag", "ETag", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
 """What filesystems call that which is another once a file is, the best first."""
+
+_SIGNATURES = {
+    "access_token", "sig", "signature", "token", "x-amz-credential", "x-amz-security-token", "x-amz-signature",
+    "x-goog-credential", "x-goog-signature",
+}  # fmt: skip
+"""Parameters of URLs that open an object to whoever has them: of S3, Google's and Azure's stores, and of others."""
 
 
 def find_captures(sources: Iterable[str]) -> list[BulkCapture]:
@@ -63,22 +69,31 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The filesystem of a URL, and the path in it.
 
     Raises:
-        CaptureError: what reads it is not installed, there is no such protocol, or the URL has a password in it.
+        CaptureError: what reads it is not installed, there is no such protocol, or the URL has a password or a
+            signature in it.
     """
     try:
-        has_password = urlsplit(url).password is not None
+        secret = next(filter(None, map(_secret, url.split("::"))), None)  # as of `zip://a.pcap::s3://bucket/day.zip`
     except ValueError as error:
         raise CaptureError(f"expected a URL: {one_line(error)}") from None
-    if has_password:
+    if secret:
         raise CaptureError(
-            f"{url.partition('://')[0]}://…: a password in the URL would be in every row: give it by fsspec's "
-            "configuration"
+            f"{url.partition('://')[0]}://…: a {secret} in the URL would be in every row: give credentials where the "
+            "package of its filesystem looks for them, or in fsspec's configuration"
         )
     try:
         found, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # what it says names the package that reads it, or the protocols
         raise CaptureError(f"{url}: {one_line(error)}") from None
     return found, path
+
+
+def _secret(url: str) -> str | None:
+    """What of a URL nobody else may know, in a word."""
+    parts = urlsplit(url)
+    if parts.password is not None:
+        return "password"
+    return "signature" if _SIGNATURES & {name.lower() for name, _ in parse_qsl(parts.query)} else None
 
 
 def open_capture(path: str, reader: ReaderName, options: ReadOptions) -> tuple[FlowInput, BinaryIO | None]:

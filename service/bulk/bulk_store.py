@@ -29,6 +29,8 @@ MADE = "bulk.json"
 FLOWS, TRACES, DONE = "flows", "traces", "done"
 CAPTURES_TABLE, ERRORS_TABLE = "captures.parquet", "errors.parquet"
 _PARTS = ".parts"
+_OBJECT_STORES = {"abfs", "abfss", "az", "gcs", "gs", "oss", "s3", "s3a"}
+"""Protocols without directories: who asks for one there gets a bucket, of a name that may be mistyped."""
 
 _ACCOUNT = msgspec.json.Decoder(CaptureAccount)
 _CAPTURES = pa.schema(
@@ -157,10 +159,11 @@ class BulkStore:
             shutil.rmtree(self._path(_PARTS), ignore_errors=True)
 
     def _make_directories(self) -> None:
-        for name in (FLOWS, TRACES, DONE) if self._remote is not None else (FLOWS, TRACES, DONE, _PARTS):
-            if self._remote is None:
+        if self._remote is None:
+            for name in (FLOWS, TRACES, DONE, _PARTS):
                 Path(self._root, name).mkdir(parents=True, exist_ok=True)
-            else:
+        elif not _OBJECT_STORES.intersection(_protocols(self._remote)):
+            for name in (FLOWS, TRACES, DONE):
                 self._remote.makedirs(self._path(name), exist_ok=True)
 
     def _path(self, name: str) -> str:
@@ -194,6 +197,10 @@ class BulkStore:
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
             raise BulkError(f"{self.out}: cannot {what}: {clean(reason or type(error).__name__, 300)}") from None
+
+
+def _protocols(remote: Any) -> Iterable[str]:
+    return (remote.protocol,) if isinstance(remote.protocol, str) else remote.protocol
 
 
 def _keep_names(directory: Path) -> None:

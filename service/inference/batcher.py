@@ -95,6 +95,7 @@ class _Item:
     group: _Group
     index: int
     ports: bool | None
+    cascade: bool | None
     queued_at: float
     answered: bool = False
 
@@ -209,12 +210,19 @@ class Batcher:
         self._cancel_queued()
 
     def submit(
-        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = True, ports: bool | None = None
+        self,
+        flows: Sequence[Flow],
+        *,
+        caller: str = "",
+        urgent: bool = True,
+        ports: bool | None = None,
+        cascade: bool | None = None,
     ) -> Answers:
         """Queue flows; the future gives their outcomes in order, None where the engine failed on a flow.
 
         Callers of one name share a turn; without a name, every call is a caller of its own. `ports`: whether verdicts
-        read ports, None as the classifier does. Cancel the future and what is not yet computed never is.
+        read ports, `cascade`: whether a student may answer, each None as the classifier does. Cancel the future and
+        what is not yet computed never is.
 
         Raises:
             QueueFullError: there is no room for all of them; none is queued.
@@ -229,16 +237,18 @@ class Batcher:
         if not self._queue:
             self._waiting_since = now
         name = caller or f"call {next(self._callers)}"
-        self._put(name, Fed(flows, [now] * len(flows), answers), urgent=urgent, ports=ports)
+        self._put(name, Fed(flows, [now] * len(flows), answers), urgent=urgent, ports=ports, cascade=cascade)
         self._metrics.queue_flows.set(len(self._queue))
         self._arrived.set()
         return answers
 
-    def _put(self, name: str, fed: Fed, *, urgent: bool, ports: bool | None) -> None:
+    def _put(
+        self, name: str, fed: Fed, *, urgent: bool, ports: bool | None = None, cascade: bool | None = None
+    ) -> None:
         group = _Group(fed.answers, [None] * len(fed.flows), len(fed.flows))
         tokens = self.classifier.tokens
         for index, (flow, queued_at) in enumerate(zip(fed.flows, fed.arrived_at, strict=True)):
-            item = _Item(flow, group, index, ports, queued_at)
+            item = _Item(flow, group, index, ports, cascade, queued_at)
             self._queue.put(name, item, tokens=tokens(flow), urgent=urgent)
 
     def check_room(self, flows: int) -> None:
@@ -255,7 +265,13 @@ class Batcher:
             raise QueueFullError(f"{len(self._queue)} flows are waiting, the limit is {self.max_queue_size}")
 
     async def classify(
-        self, flows: Sequence[Flow], *, caller: str = "", urgent: bool = False, ports: bool | None = None
+        self,
+        flows: Sequence[Flow],
+        *,
+        caller: str = "",
+        urgent: bool = False,
+        ports: bool | None = None,
+        cascade: bool | None = None,
     ) -> list[FlowOutcome | None]:
         """Outcomes in order; a batch for each engine and one more are under way at a time, and it waits for room where
         the queue is full. Arguments as of `submit`."""
@@ -267,7 +283,8 @@ class Batcher:
                 if len(under_way) > len(self._lanes):
                     found += await under_way.popleft()
                 part = flows[start : start + step]
-                under_way.append(await self._submit_when_room(part, caller, urgent=urgent, ports=ports))
+                put = partial(self.submit, part, caller=caller, urgent=urgent, ports=ports, cascade=cascade)
+                under_way.append(await self._when_room(len(part), put))
             while under_way:
                 found += await under_way.popleft()
         finally:
@@ -275,12 +292,10 @@ class Batcher:
                 unread.cancel()
         return found
 
-    async def _submit_when_room(
-        self, flows: Sequence[Flow], caller: str, *, urgent: bool, ports: bool | None
-    ) -> Answers:
+    async def _when_room(self, flows: int, submit: Callable[[], Answers]) -> Answers:
         async with self._room:
-            await self._room.wait_for(lambda: self._stopping or len(self._queue) + len(flows) <= self.max_queue_size)
-            return self.submit(flows, caller=caller, urgent=urgent, ports=ports)
+            await self._room.wait_for(lambda: self._stopping or len(self._queue) + flows <= self.max_queue_size)
+            return submit()
 
     async def _work(self, lane: _Lane) -> None:
         """Batch after batch, until the lane is retired, or the service stops and nothing is left.
@@ -339,7 +354,7 @@ class Batcher:
                 self._feed = None
                 feed.failed(error)
             if fed is not None:
-                self._put(_FED, fed, urgent=True, ports=None)
+                self._put(_FED, fed, urgent=True)
 
     async def _fill(self) -> None:
         """Wait until the queue holds a full batch, or its first flow has waited long enough."""
@@ -364,8 +379,9 @@ class Batcher:
         """
         loop, flows, classifier = asyncio.get_running_loop(), [item.flow for item in batch], lane.classifier
         ports = [classifier.ports if item.ports is None else item.ports for item in batch]
+        cascade = [classifier.asked_cascade if item.cascade is None else item.cascade for item in batch]
         try:
-            found = await loop.run_in_executor(lane.thread, classifier.classify_each, flows, ports)
+            found = await loop.run_in_executor(lane.thread, classifier.classify_each, flows, ports, cascade)
         except EngineStalledError:
             self._metrics.failures.labels("BACKEND").inc(len(batch))
             if classifier.thread.is_closed:

@@ -45,9 +45,12 @@ class Cascade:
         self._student, self._checkpoint, self._terms = student, checkpoint, terms
         self._thresholds = checkpoint.student.threshold, checkpoint.student.threshold_without_ports
 
-    def answer(self, flows: Sequence[Flow], ports: bool | Sequence[bool]) -> Answered:
-        """What the student says of flows; `ports` says of all, or of each, whether ports are read."""
+    def answer(
+        self, flows: Sequence[Flow], ports: bool | Sequence[bool], asked: bool | Sequence[bool] = True
+    ) -> Answered:
+        """What the student says of flows; `ports` says of all, or of each, whether ports are read, `asked` whether it
+        may answer."""
         said = self._student.scores(flows)
         shares = flow_probabilities(said.logits, flows, self._checkpoint, self._terms, ports=ports)
-        sure = shares.max(axis=1) >= np.where(ports, *self._thresholds)
+        sure = (shares.max(axis=1) >= np.where(ports, *self._thresholds)) & asked
         return Answered(Scores(said.logits, said.embeddings), np.asarray(sure))

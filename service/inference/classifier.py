@@ -70,9 +70,9 @@ class Classifier:
         cascade: bool = True,
         thread: EngineThread | None = None,
     ) -> None:
-        """`ports`: whether verdicts read ports where nothing else is asked for; `cascade`: whether a student answers
-        what it is sure of, which it does not where `with_scores` asks for the network's own numbers, or where traces
-        read its embeddings; `thread`: where the engines compute, with a deadline for each batch."""
+        """`ports`: whether verdicts read ports where nothing else is asked for; `cascade`: whether, likewise, a student
+        answers what it is sure of, which it never does where `with_scores` asks for the network's own numbers, or where
+        traces read its embeddings; `thread`: where the engines compute, with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
@@ -96,9 +96,8 @@ class Classifier:
         self._reads = [self.checkpoint.features, *(each.reads for each in self.encoders if each.reads is not None)]
         self._reads_heads = sum(each.reads_heads for each in self.encoders)
         self._reads_context = any(each.reads_context for each in self.encoders)
-        asked = self.asked_cascade and not self.with_scores
         reads_embeddings = any(each.checkpoint.flow_checkpoint is not None for each in trace_engines)
-        student = self._engine.student if asked and not reads_embeddings else None
+        student = None if self.with_scores or reads_embeddings else self._engine.student
         self.cascade = Cascade(student, self.checkpoint, self._terms) if student is not None else None
 
     def give_up(self) -> None:
@@ -108,8 +107,8 @@ class Classifier:
 
     @property
     def has_cascade(self) -> bool | None:
-        """Whether a student answers flows, None where the checkpoint has none."""
-        return None if self.checkpoint.student is None else self.cascade is not None
+        """Whether a student answers flows where nothing else is asked for, None where the checkpoint has none."""
+        return None if self.checkpoint.student is None else self.cascade is not None and self.asked_cascade
 
     @property
     def provider(self) -> str:
@@ -151,32 +150,37 @@ class Classifier:
         heads = HEAD_TOKEN_COST * len(flow.heads) + head_bytes(flow.heads)
         return self._reads_heads * heads + sum(_tokens(flow, read) for read in self._reads)
 
-    def classify_each(self, flows: Sequence[Flow], ports: Sequence[bool] | None = None) -> list[FlowOutcome | None]:
+    def classify_each(
+        self, flows: Sequence[Flow], ports: Sequence[bool] | None = None, cascade: Sequence[bool] | None = None
+    ) -> list[FlowOutcome | None]:
         """As `classify`, but whatever the engine raises costs one flow its outcome, and none of the others theirs.
 
         Raises:
             EngineStalledError: the engine did not answer in time, and would not any sooner for one.
         """
         try:
-            return self.classify(flows, ports)
+            return self.classify(flows, ports, cascade)
         except EngineStalledError:
             raise
         except Exception as error:
             if len(flows) > 1:  # halve until the bad one stands alone
                 middle = len(flows) // 2
-                found = self.classify_each(flows[:middle], ports and ports[:middle])
+                found = self.classify_each(flows[:middle], ports and ports[:middle], cascade and cascade[:middle])
                 before = self.last_timing
-                found += self.classify_each(flows[middle:], ports and ports[middle:])
+                found += self.classify_each(flows[middle:], ports and ports[middle:], cascade and cascade[middle:])
                 self.last_timing = before.plus(self.last_timing)
                 return found
             log.error("engine failed", error=type(error).__name__, uid=flows[0].uid)
             self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
             return [None]
 
-    def classify(self, flows: Sequence[Flow], ports: Sequence[bool] | None = None) -> list[FlowOutcome | None]:
+    def classify(
+        self, flows: Sequence[Flow], ports: Sequence[bool] | None = None, cascade: Sequence[bool] | None = None
+    ) -> list[FlowOutcome | None]:
         """One outcome for each flow, in order; None where the network's numbers for it are not finite.
 
-        `ports` says of each flow whether its ports are read, None: of all as the classifier was told.
+        `ports` says of each flow whether its ports are read, `cascade` whether a student may answer it, None: of all as
+        the classifier was told.
 
         Raises:
             EngineError: the engine gave another number of scores than it should.
@@ -185,7 +189,7 @@ class Classifier:
         if not flows:
             return []
         reads = self.ports if ports is None else ports
-        scores, timing = self._scores_of(flows, reads)
+        scores, by_student, timing = self._scores_of(flows, reads, self.asked_cascade if cascade is None else cascade)
         start = time.perf_counter()
         found = flow_verdicts(
             scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self.with_scores
@@ -196,7 +200,7 @@ class Classifier:
         finite = np.asarray(np.isfinite(scores.embeddings).all(axis=1))
         return [
             FlowOutcome(
-                self._verdict(flow, verdict),
+                self._verdict(flow, verdict, by_student[row]),
                 tuple(each for given in encoded_by for each in given[row]),
                 scores.embeddings[row],
             )
@@ -205,27 +209,30 @@ class Classifier:
             for row, (flow, verdict, is_finite) in enumerate(zip(flows, found, finite.tolist(), strict=True))
         ]
 
-    def flow_scores(self, flows: Sequence[Flow], ports: bool | Sequence[bool]) -> Scores:
-        """What student and network say of flows, as for their verdicts; `ports` says of all, or of each, whether its
-        ports are read.
+    def flow_scores(self, flows: Sequence[Flow], *, ports: bool, cascade: bool) -> Scores:
+        """What student and network say of flows, as for their verdicts; `ports`: whether ports are read, `cascade`:
+        whether the student may answer.
 
         Raises:
             EngineError, EngineStalledError: as of `scores`.
         """
-        return self._scores_of(flows, ports)[0]
+        return self._scores_of(flows, ports, cascade)[0]
 
-    def _scores_of(self, flows: Sequence[Flow], ports: bool | Sequence[bool]) -> tuple[Scores, Timing]:
-        """What student and network say of flows, each of its own, and what that cost."""
-        if self.cascade is None:
-            return self._computed(flows)
+    def _scores_of(
+        self, flows: Sequence[Flow], ports: bool | Sequence[bool], cascade: bool | Sequence[bool]
+    ) -> tuple[Scores, list[bool], Timing]:
+        """What student and network say of flows, each of its own, of which it was the student, and what that cost."""
+        if self.cascade is None or not np.any(cascade):
+            scores, timing = self._computed(flows)
+            return scores, [False] * len(flows), timing
         start = time.perf_counter()
-        answered = self.cascade.answer(flows, ports)
+        answered = self.cascade.answer(flows, ports, cascade)
         took = Timing(0.0, time.perf_counter() - start, 0, 0, 0, answered.flows)
         if answered.flows == len(flows):
-            return answered.scores, took
+            return answered.scores, [True] * len(flows), took
         rest = np.flatnonzero(~answered.sure)
         scores, timing = self._computed([flows[row] for row in rest.tolist()])
-        return answered.with_computed(rest, scores), timing.plus(took)
+        return answered.with_computed(rest, scores), answered.sure.tolist(), timing.plus(took)
 
     def _computed(self, flows: Sequence[Flow]) -> tuple[Scores, Timing]:
         start = time.perf_counter()
@@ -261,10 +268,14 @@ class Classifier:
         if found != expected:
             raise EngineError(f"the engine gave arrays of shapes {found}, expected {expected}")
 
-    def _verdict(self, flow: Flow, verdict: Verdict) -> Verdict | None:
+    def _verdict(self, flow: Flow, verdict: Verdict, by_student: bool) -> Verdict | None:
         if not self.is_judged(flow):
             return None
-        return verdict if flow.complete else msgspec.structs.replace(verdict, final=False)
+        if self.checkpoint.student is not None:
+            verdict = msgspec.structs.replace(verdict, by_student=by_student, final=flow.complete)
+        elif not flow.complete:
+            verdict = msgspec.structs.replace(verdict, final=False)
+        return verdict
 
 
 def _tokens(flow: Flow, read: Mm4flowFeatures) -> int:

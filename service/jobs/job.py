@@ -44,11 +44,13 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     * `model`: a loaded flow model, None for the default one.
     * `traces`: loaded trace models, None for all of them, empty for no traces.
     * `ports`: whether verdicts read ports, None as the service is set.
+    * `cascade`: whether a student may answer, None as the service is set.
     """
 
     model: str | None = None
     traces: list[str] | None = None
     ports: bool | None = None
+    cascade: bool | None = None
 
 
 AS_BY_DEFAULT = JobOptions()

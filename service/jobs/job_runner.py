@@ -128,6 +128,7 @@ class JobRunner:
         work = Classifying(
             job.name, batcher, traces, writer, self._metrics, self._aside,
             caller=f"job {job.id}", ports=job.options.ports,
+            cascade=job.options.cascade,
         )  # fmt: skip
         async with open_capture(file, batcher, limits) as capture:
             try:

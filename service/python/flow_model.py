@@ -60,42 +60,49 @@ class FlowModel(LoadedModel[Checkpoint]):
         """Numbers in the embedding of a flow."""
         return 2 * self.checkpoint.network.d_model
 
-    def predict(self, flows: Iterable[Flow | Result], *, ports: bool = True) -> list[Verdict | None]:
+    def predict(
+        self, flows: Iterable[Flow | Result], *, ports: bool = True, cascade: bool = True
+    ) -> list[Verdict | None]:
         """The verdict on each flow, in order, None where the model is not asked about it; `ports`: whether ports are
-        read, where the model knows any.
+        read, where the model knows any; `cascade`: whether its student answers what it is sure of, where it has one.
 
         Raises:
             EngineError: the engine failed.
             TypeError: it was given something else than flows.
         """
         check_truth("ports", ports)
+        check_truth("cascade", cascade)
         found: list[Verdict | None] = []
         for batch in _batches(flows_of("predict", flows)):
             rows = self._judged(batch)
             verdicts: list[Verdict | None] = [None] * len(batch)
-            outcomes = self._classifier.classify([batch[row] for row in rows], [ports] * len(rows))
+            asked = [batch[row] for row in rows]
+            outcomes = self._classifier.classify(asked, [ports] * len(rows), [cascade] * len(rows))
             for row, outcome in zip(rows, outcomes, strict=True):
                 verdicts[row] = outcome.verdict if outcome is not None else None
             found += verdicts
         return found
 
-    def predict_proba(self, flows: Iterable[Flow | Result], *, ports: bool = True) -> NDArray[np.float64]:
+    def predict_proba(
+        self, flows: Iterable[Flow | Result], *, ports: bool = True, cascade: bool = True
+    ) -> NDArray[np.float64]:
         """Calibrated probabilities, float64 [flows, labels], columns as `labels`, not rounded: the largest of a row,
         rounded to the 6 digits of `CONFIDENCE_DIGITS`, is the confidence of the flow's verdict. Unlikely labels
         have little and not 0. Where the model has a background class, as flow-protocols has, the labels add up
-        to less than 1: the rest is what none of them takes.
+        to less than 1: the rest is what none of them takes. Arguments as of `predict`.
 
         Raises:
             EngineError: the engine failed.
         """
         check_truth("ports", ports)
+        check_truth("cascade", cascade)
         parts = [np.zeros((0, len(self.checkpoint.labels)))]
         for batch in _batches(flows_of("predict_proba", flows)):
             rows = self._judged(batch)
             part = np.full((len(batch), len(self.checkpoint.labels)), np.nan)
             if rows:
                 asked = [batch[row] for row in rows]
-                logits = self._classifier.flow_scores(asked, ports).logits
+                logits = self._classifier.flow_scores(asked, ports=ports, cascade=cascade).logits
                 finite = np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist()
                 kept = [asked[place] for place in finite]
                 shares = flow_probabilities(logits[finite], kept, self.checkpoint, self._terms, ports=ports)

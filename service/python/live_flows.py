@@ -57,6 +57,7 @@ def stream(
     *,
     model: FlowChoice = DEFAULT_CHECKPOINT,
     ports: bool = True,
+    cascade: bool = True,
     threads: int = 0,
     ca: Path | None = None,
     certificate: Path | None = None,
@@ -72,6 +73,7 @@ def stream(
         url: of a sensor's bus, `ws://host:port`, `wss://host:port` or `broker://host:port`, or of several.
         model: as of `classify`.
         ports: as of `classify`.
+        cascade: as of `classify`.
         threads: as of `classify`.
         ca: PEM file of the CA that signed the sensors' certificates, as `--zeek-ca`.
         certificate: PEM file of the certificate to show to sensors.
@@ -89,19 +91,22 @@ def stream(
         raise TypeError(f"url: expected that of a sensor's bus, or several, got {type(wrong[0]).__name__}: give texts")
     check_threads(threads)
     check_truth("ports", ports)
+    check_truth("cascade", cascade)
     check_model(model)
-    return Stream(urls, model, TlsFiles(ca, certificate, key), ports=ports, threads=threads)
+    return Stream(urls, model, TlsFiles(ca, certificate, key), ports=ports, cascade=cascade, threads=threads)
 
 
 class Stream:
     """Live flows of sensors; `stream` makes it. Used in one event loop, and started once."""
 
-    def __init__(self, urls: Sequence[str], model: FlowChoice, tls: TlsFiles, *, ports: bool, threads: int) -> None:
+    def __init__(
+        self, urls: Sequence[str], model: FlowChoice, tls: TlsFiles, *, ports: bool, cascade: bool, threads: int
+    ) -> None:
         self.missed = 0
         self._urls = urls
         self._model = model
         self._tls = tls
-        self._ports = ports
+        self._ports, self._cascade = ports, cascade
         self._threads = threads
         self._held: deque[LiveResult] = deque()
         self._came = asyncio.Event()
@@ -195,6 +200,7 @@ class Stream:
             warn=lambda reason: None,
             threads=self._threads,
             ports=self._ports,
+            cascade=self._cascade,
             thread=EngineThread("the engine of the stream", ENGINE_SECONDS),
         )
 

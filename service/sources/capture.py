@@ -3,7 +3,9 @@ together (container, file format, decoding, flow table) and owns what a caller s
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -94,7 +96,8 @@ class CaptureReader:
             for block in blocks:
                 self._refuse_foreign_links(block, blocks)
                 self._counters.packets += len(block.start)
-                self._table.process_block(self._blocks.rows(block), block.time_us)
+                with _no_collection():
+                    self._table.process_block(self._blocks.packets(block), block.time_us)
                 yield from self._table.take()
             self._frames.finish()
             self._table.finish()
@@ -136,6 +139,18 @@ class CaptureReader:
         if inner is None:
             return []
         return self._frames.inner(row, row.offset + inner.start, inner.link, depth)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the garbage collector from looking again and again through records that make no cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _unsupported(link: int) -> str:

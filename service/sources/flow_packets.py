@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -20,6 +21,7 @@ from tapline.service.sources.packets.formats import open_blocks
 from tapline.service.sources.packets.fragments import Datagram, Fragment, Key, Reassembler
 from tapline.service.sources.packets.frames import FrameDecoder
 from tapline.service.sources.packets.ip import Frame
+from tapline.service.sources.packets.packet_columns import PacketColumns
 from tapline.service.sources.packets.packet_rows import Int64Array, PacketBlock, PacketRow, ReadCounters
 
 _PCAP_NANO_MAGIC = 0xA1B23C4D
@@ -29,35 +31,31 @@ _PIECE_BYTES = 1 << 18
 
 
 class _Place:
-    """Where the reading is: packets count from 0; `parts` are the packets whose fragments the current one completes."""
+    """Where the reading is: packets count from 0; `parts` are, by packet of the block, those whose fragments it
+    completes."""
 
     def __init__(self) -> None:
         self.block: PacketBlock | None = None
         self.packets_before = 0
         self.current = -1
-        self.parts: list[int] = []
+        self.parts: defaultdict[int, list[int]] = defaultdict(list)
 
     def enter(self, block: PacketBlock) -> None:
         """Go on with another block."""
         if self.block is not None:
             self.packets_before += len(self.block.start)
         self.block = block
+        self.parts.clear()
 
     def packet(self, start: int) -> int:
         """The number of the packet whose link layer begins at `start` of the block."""
         assert self.block is not None
         return self.packets_before + int(np.searchsorted(self.block.start, start))
 
-    def decode(self, start: int) -> None:
-        """A packet is decoded by itself; the rows of the one before have been taken."""
-        number = self.packet(start)
-        if number != self.current:
-            self.current, self.parts = number, []
-
     def behind(self, start: int) -> list[int]:
         """The numbers of the packets that a row comes from, by where the last of them begins."""
         number = self.packet(start)
-        return [*self.parts, number] if number == self.current else [number]
+        return [*self.parts.get(number, ()), number]
 
 
 class _Blocks(BlockDecoder):
@@ -65,9 +63,9 @@ class _Blocks(BlockDecoder):
         super().__init__(frames, counters)
         self._place = place
 
-    def rows(self, block: PacketBlock) -> Iterable[PacketRow]:
+    def packets(self, block: PacketBlock) -> PacketColumns:
         self._place.enter(block)
-        return super().rows(block)
+        return super().packets(block)
 
 
 class _Frames(FrameDecoder):
@@ -76,11 +74,11 @@ class _Frames(FrameDecoder):
         self._place = place
 
     def decode(self, frame: Frame, link: int) -> list[PacketRow]:
-        self._place.decode(frame.outer_start)
+        self._place.current = self._place.packet(frame.outer_start)
         return super().decode(frame, link)
 
     def inner(self, row: PacketRow, start: int, link: int, depth: int) -> list[PacketRow]:
-        self._place.decode(row.head_start)
+        self._place.current = self._place.packet(row.head_start)
         return super().inner(row, start, link, depth)
 
 
@@ -96,9 +94,11 @@ class _Fragments(Reassembler):
         packets = self._packets.get(fragment.key, [])
         datagram = super().add(fragment, now_us)  # it may give up what waited, this datagram included
         if datagram is not None:
-            self._place.parts += packets
+            self._place.parts[self._place.current] += packets
         elif fragment.key in self._datagrams:
-            self._packets.setdefault(fragment.key, []).extend((*self._place.parts, self._place.current))
+            self._packets.setdefault(fragment.key, []).extend(
+                (*self._place.parts.get(self._place.current, ()), self._place.current)
+            )
         return datagram
 
     def _remove(self, key: Key) -> None:
@@ -120,22 +120,18 @@ class _Table(FlowTable):
         self._start_us = start_us
         self._wanted: LiveFlow | None = None
 
-    def process(self, rows: Iterable[PacketRow]) -> None:
-        super().process(self._noting(rows))
+    def _processed_alone(self, packets: PacketColumns) -> Int64Array:
+        return np.arange(len(packets))
 
-    def _noting(self, rows: Iterable[PacketRow]) -> Iterator[PacketRow]:
-        """Passes rows on; when the next is asked for, the last one has been taken into its flow."""
-        for row in rows:
-            yield row
-            wanted = self._wanted
-            if wanted is not None and row[1] == wanted.key and self._flows.get(wanted.key) is wanted:
-                self.packets.extend(self._place.behind(row[13]))
-
-    def _start(self, row: PacketRow) -> LiveFlow:
-        flow = super()._start(row)
-        if row[0] == self._start_us and self._wanted is None and flow.uid() == self._uid:
+    def _process_alone(self, row: PacketRow) -> None:
+        super()._process_alone(row)
+        flow = self._flows.get(row[1])
+        if flow is None:
+            return
+        if self._wanted is None and flow.start_us == self._start_us and flow.uid() == self._uid:
             self._wanted = flow
-        return flow
+        if flow is self._wanted:
+            self.packets.extend(self._place.behind(row[13]))
 
     def _end(self, flow: LiveFlow) -> None:
         self.ended = self.ended or flow is self._wanted

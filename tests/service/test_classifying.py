@@ -25,7 +25,7 @@ class Batcher:
     def accepts(self, flow):
         return True
 
-    async def classify(self, flows, *, caller, ports):
+    async def classify(self, flows, *, caller, ports, cascade):
         self.asked.append(asyncio.get_running_loop().create_future())
         return await self.asked[-1]
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush, heappushpop
+from operator import attrgetter
 
 import numpy as np
 
 from tapline.models.flow import HEADS_TOKEN_BUDGET, Flow, HeadsKind
 from tapline.service.sources.flows import tcp
-from tapline.service.sources.flows.live_flow import DEAD_US, DNS_RECHECK_US, LiveFlow, TcpFlow
-from tapline.service.sources.flows.roles import (
-    DNS,
-    NTP,
-    asks_too_much,
-    inspector_of,
-    is_dns_answer,
-    is_dns_message,
-    is_multicast,
-    ntp_contradicts,
-)
+from tapline.service.sources.flows.live_flow import DEAD_US, LiveFlow, TcpFlow
+from tapline.service.sources.flows.orientation import inspect, orient_udp, tcp_begins_reversed
 from tapline.service.sources.flows.sides import Side, TcpSide
 from tapline.service.sources.packets.ip import MAX_TUNNEL_DEPTH
+from tapline.service.sources.packets.packet_columns import PacketColumns
 from tapline.service.sources.packets.packet_rows import (
     CLOCK,
     ICMP,
@@ -37,7 +31,6 @@ from tapline.service.sources.packets.packet_rows import (
     PacketRow,
     ReadCounters,
 )
-from tapline.service.sources.packets.ports import is_likely_server
 
 MAX_LIVE_FLOWS = 32_768
 """Beyond it the flow that is nearest to its end is ended early, so that a scan cannot fill the memory."""
@@ -47,15 +40,21 @@ MAX_HOLES = 32_768
 
 DATAGRAM_TIMEOUT_US = 60 * tcp.SECOND_US
 _NEVER_US = 1 << 62
+_NOT_QUEUED, _OVER = -1, -2
+_FEW_PACKETS = 32
+_NUMBER = attrgetter("number")
+_END = attrgetter("look_us", "replaced_at", "number")
 _CONTROL = tcp.FIN | tcp.SYN | tcp.RST
 _SEQUENCE_MASK = 0xFFFFFFFF
-_BROADCAST = b"\xff\xff\xff\xff"
 
 InnerPackets = Callable[[PacketRow, LiveFlow, int], list[PacketRow]]
 
 
 class FlowTable:
-    """Takes packet rows in file order; finished flows gather in `finished` until they are taken.
+    """Takes the packets of a capture block by block; finished flows gather in `finished` until they are taken.
+
+    Within a block packets are processed flow by flow, so that a flow is at hand for all its packets there. What one
+    flow does to others is put in the order of the capture afterwards: which number a flow gets, and when it ends.
 
     `inner_packets(row, flow, depth)` gives the packets that a tunnel datagram carries.
     """
@@ -68,11 +67,16 @@ class FlowTable:
         self._inner_packets = inner_packets
         self._flows: dict[bytes, LiveFlow] = {}
         self._now_us = 0
-        self._clock_us: Int64Array = np.zeros(1, dtype=np.int64)
+        # Of a block: the times of all its packets; and when flows are looked at: by packets of flows, and at the end.
+        self._clock_us: list[int] = []
+        self._looks_us: list[int] = []
+        self._started: list[LiveFlow] = []
+        self._ended: list[LiveFlow] = []
         self._created = 0
         self._depth = 0
         self._holes = 0
-        # (earliest time the flow can end, its number, its key); entries of flows that ended are dropped when met.
+        # (`queued_us` of a flow, its number, its key); entries of flows that ended or were queued again are dropped
+        # when met.
         self._due: list[tuple[int, int, bytes]] = [(_NEVER_US, 0, b"")]
 
     def __len__(self) -> int:
@@ -89,46 +93,78 @@ class FlowTable:
             self.finished.append(flow.finish(self._heads))
         self._flows.clear()
 
-    def process_block(self, rows: Iterable[PacketRow], time_us: Int64Array) -> None:
+    def process_block(self, packets: PacketColumns, time_us: Int64Array) -> None:
         """Adds a block's packets to their flows; `time_us` are the times of all its packets, also of those without row.
 
         Time passes with every packet, and never back.
         """
-        self._clock_us = np.maximum.accumulate(np.maximum(time_us, self._now_us))
-        self.process(rows)
-        self._now_us = int(self._clock_us[-1])
-        self._expire(self._now_us)
+        self._clock_us = np.maximum.accumulate(np.maximum(time_us, self._now_us)).tolist()
+        self._looks_us = np.maximum.accumulate(np.maximum(packets.numbers["time_us"], self._now_us)).tolist()
+        self._looks_us.append(self._clock_us[-1])
+        start = 0
+        for alone in [*self._processed_alone(packets).tolist(), len(packets)]:
+            while start < alone:
+                end = min(alone, start + max(1, min(MAX_LIVE_FLOWS - len(self._flows), MAX_HOLES - self._holes)))
+                if end - start < _FEW_PACKETS:
+                    self._process(packets.rows(start, end))
+                else:
+                    self._process(packets.by_flow(start, end))
+                self._settle(int(packets.numbers["time_us"][end - 1]))
+                start = end
+            if alone < len(packets):
+                self._process_alone(packets.row(alone))
+                start = alone + 1
+        self._settle(self._clock_us[-1])
 
-    def process(self, rows: Iterable[PacketRow]) -> None:
-        """Adds packets to their flows.
+    def _processed_alone(self, packets: PacketColumns) -> Int64Array:
+        """Which packets are not processed flow by flow: those of tunnels, and those by which the clock steps back."""
+        kind, time_us = packets.numbers["kind"], packets.numbers["time_us"]
+        latest = np.maximum.accumulate(np.maximum(time_us, self._now_us))
+        return np.flatnonzero((kind == UDP_TUNNEL) | (kind == CLOCK) | (time_us < latest))
+
+    def _process_alone(self, row: PacketRow) -> None:
+        """Processes a packet after all before it, and the packets in it if it is a tunnel's, which may be so again."""
+        self._settle(row[0])
+        self._process([row])
+        self._number_started()
+        self._finish_ended()
+        flow = self._flows.get(row[1])
+        if row[3] == UDP_TUNNEL and flow is not None and self._depth < MAX_TUNNEL_DEPTH:
+            self._depth += 1
+            for inner in self._inner_packets(PacketRow._make(row), flow, self._depth):
+                self._process_alone(inner)
+            self._depth -= 1
+
+    def _process(self, rows: Iterable[PacketRow]) -> None:
+        """Adds packets to their flows, of which each is in order, and a row without key is of the one before.
 
         One loop with everything that the packets of ordinary flows need, and longer than house style has it: a million
         packets pass here, and a call per packet would cost as much as the work itself.
         """
-        flows, due, header_only = self._flows, self._due, self._heads == "header"
-        now_us = self._now_us
+        flows, header_only = self._flows, self._heads == "header"
+        flow: LiveFlow | None = None
         for row in rows:
             (
-                time_us, key, side_index, kind, length, total, have, flags, seq, ack,
-                data, offset, frame, head_start, head_end, frame_end, _,
+                time_us, next_key, side_index, kind, length, total, have, flags, seq, ack,
+                data, offset, frame, head_start, head_end, frame_end, _, _,
             ) = row  # fmt: skip
-            if time_us > now_us:
-                now_us = self._now_us = time_us
-            if due[0][0] <= now_us:  # also when time stands still: a flow can be late from its start
-                self._expire(now_us)
-            flow = flows.get(key)
+            if next_key is not None:
+                key = next_key
+                flow = flows.get(key)
+            if flow is not None and flow.look_us <= time_us and self._lapses(flow, time_us):
+                flow = None
             if flow is None or (flags & 2 and self._is_another(flow, row)):
                 if kind == CLOCK:
                     continue
-                flow = self._start(row)
+                flow = self._start(key, row)
             side = flow.sides[side_index]
             if flow.head_room:
-                flow.add_head(time_us, frame, head_start, head_end if header_only else frame_end)
+                flow.add_head(time_us, frame[head_start : head_end if header_only else frame_end])
             if length:
                 side.payloads += 1
                 if flow.room:
                     flow.room -= 1
-                    flow.lengths.append(-length if side_index else length)
+                    flow.lengths.append(length if side_index == flow.orig else -length)
             if kind == TCP_BAD_HEADER:
                 continue
             side.packets += 1
@@ -158,21 +194,34 @@ class FlowTable:
                         side.content += data[offset : offset + min(length, have, side.room)]
                         side.room = max(0, side.room - min(length, have))
                     if flow.inspect:
-                        self._inspect(flow, row)
-                    if kind == UDP_TUNNEL:
-                        self._process_inner(flow, PacketRow._make(row))
+                        inspect(flow, row)
                 elif have < length:
                     _uncount(side, total, kind)
 
-    def _process_inner(self, flow: LiveFlow, row: PacketRow) -> None:
-        """Processes the packets inside a tunnel datagram, which may be tunnel datagrams again."""
-        if self._depth >= MAX_TUNNEL_DEPTH:
-            return
-        rows = self._inner_packets(row, flow, self._depth + 1)
-        if rows:
-            self._depth += 1
-            self.process(rows)
-            self._depth -= 1
+    def _settle(self, now_us: int) -> None:
+        """All packets up to `now_us` have been processed: ends what has been silent, and finishes what has ended."""
+        if now_us > self._now_us:
+            self._now_us = now_us
+        self._number_started()
+        if self._due[0][0] <= self._now_us:
+            self._expire(self._now_us)
+        self._finish_ended()
+
+    def _number_started(self) -> None:
+        """Flows that began get their numbers, in the order of the capture."""
+        self._started.sort(key=_NUMBER)
+        for number, flow in enumerate(self._started, self._created + 1):
+            flow.number = number
+            if flow.queued_us != _OVER:
+                self._queue(flow)
+        self._created += len(self._started)
+        self._started.clear()
+
+    def _finish_ended(self) -> None:
+        """Flows that ended become records, in the order of their ends."""
+        self._ended.sort(key=_END)
+        self.finished += [flow.finish(self._heads) for flow in self._ended]
+        self._ended.clear()
 
     def _process_tcp(self, flow: TcpFlow, row: PacketRow) -> None:
         first, second = flow.sides
@@ -186,7 +235,7 @@ class FlowTable:
                 self._counters.skipped["segments out of order given up for lack of room"] += after
         if flow.due_changed:
             flow.due_changed = False
-            self._push_due(flow)
+            self._look_by(flow, flow.due_us(row[0]))
 
     def _is_another(self, flow: LiveFlow, row: PacketRow) -> bool:
         """Whether a SYN ends `flow`, which it meets at its endpoints, to begin the next one."""
@@ -196,140 +245,115 @@ class FlowTable:
             or not tcp.starts_another_flow(flow, row[7], row[8])
         ):
             return False
+        flow.look_us, flow.replaced_at = max(row[0], self._now_us), row[17]
         self._end(flow)
         return True
 
-    def _start(self, row: PacketRow) -> LiveFlow:
-        time_us, key, side, kind, _, _, _, flags, _, _, _, _, _, _, _, _, link = row
+    def _start(self, key: bytes, row: PacketRow) -> LiveFlow:
+        time_us, _, side, kind, _, _, _, flags, _, _, _, _, _, _, _, _, link, place = row
+        now_us = max(time_us, self._now_us)
         if len(self._flows) >= MAX_LIVE_FLOWS:
-            self._evict()
-        self._created += 1
-        first_due_us = time_us + DATAGRAM_TIMEOUT_US
+            self._make_room(now_us)
+        due_us = time_us + DATAGRAM_TIMEOUT_US
         flow: LiveFlow
         if kind & 0xFF == TCP:
-            flow = self._start_tcp(row)
+            flow = TcpFlow(
+                key, place, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
+                (TcpSide(), TcpSide()), array("i"), array("Q"), array("H"), link, due_us, due_us,
+                check_due_us=now_us + DEAD_US,
+            )  # fmt: skip
             if flags & tcp.SYN or kind == TCP_BAD_HEADER:
-                first_due_us = time_us + tcp.ATTEMPT_DELAY_US
+                flow.look_us = time_us + tcp.ATTEMPT_DELAY_US
+            if flags & (tcp.SYN | tcp.ACK) != tcp.SYN:
+                if tcp_begins_reversed(flow, flags):
+                    flow.flip()
+                else:
+                    flow.began_with_syn_ack = flags & (_CONTROL | tcp.ACK) == tcp.SYN | tcp.ACK
         else:
             flow = LiveFlow(
-                key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
-                (Side(), Side()), array("i"), link, first_due_us,
+                key, place, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
+                (Side(), Side()), array("i"), array("Q"), array("H"), link, due_us, due_us,
             )  # fmt: skip
             if kind & 0xFF == UDP:
-                self._orient_udp(flow)
+                orient_udp(flow, now_us)
                 if flow.recheck_us:
-                    first_due_us = min(first_due_us, flow.recheck_us)
+                    flow.look_us = min(flow.look_us, flow.recheck_us)
         self._flows[key] = flow
-        heappush(self._due, (first_due_us, self._created, key))
+        self._started.append(flow)
         return flow
-
-    def _start_tcp(self, row: PacketRow) -> TcpFlow:
-        time_us, key, side, _, _, _, _, flags, _, _, _, _, _, _, _, _, link = row
-        flow = TcpFlow(
-            key, self._created, time_us, time_us, time_us, side, DATAGRAM_TIMEOUT_US, self._head_room,
-            (TcpSide(), TcpSide()), array("i"), link, time_us + DATAGRAM_TIMEOUT_US,
-            check_due_us=self._now_us + DEAD_US,
-        )  # fmt: skip
-        if flags & (tcp.SYN | tcp.ACK) == tcp.SYN:
-            return flow
-        if _tcp_begins_reversed(flow, flags):
-            flow.flip()
-        else:
-            flow.began_with_syn_ack = flags & (_CONTROL | tcp.ACK) == tcp.SYN | tcp.ACK
-        return flow
-
-    def _orient_udp(self, flow: LiveFlow) -> None:
-        """The first packet may come from the server; and who is asked by DNS or NTP, the messages say."""
-        ports = flow.ports()
-        source, target = ports[flow.orig], ports[1 - flow.orig]
-        reversed_ports = is_likely_server(source, tcp=False) and not is_likely_server(target, tcp=False)
-        if reversed_ports and flow.address(1 - flow.orig) != _BROADCAST:
-            flow.flip()
-            target = source
-        flow.inspect = inspector_of(target)
-        if flow.inspect == DNS:
-            flow.recheck_us = self._now_us + DNS_RECHECK_US
-
-    def _inspect(self, flow: LiveFlow, row: PacketRow) -> None:
-        row = PacketRow._make(row)
-        payload = row.data[row.offset : row.offset + min(row.have, row.length)]
-        from_orig = row.side == flow.orig
-        if flow.inspect == NTP:
-            if ntp_contradicts(payload, from_orig):
-                flow.inspect = 0
-                _turn(flow, row)
-            return
-        if not is_dns_message(payload, flow.ports()):
-            return
-        flow.inspect = 0
-        if from_orig and is_dns_answer(payload) and not is_multicast(flow.address(1 - flow.orig)):
-            _turn(flow, row)
-        if asks_too_much(payload):
-            flow.recheck_us = 0
 
     def _expire(self, now_us: int) -> None:
+        """Ends the flows that have been silent for long enough."""
         due = self._due
         while due[0][0] <= now_us:
-            due_at_us, number, key = heappop(due)
+            queued_us, number, key = heappop(due)
             flow = self._flows.get(key)
-            if flow is None or flow.number != number:
+            if flow is None or flow.number != number or flow.queued_us != queued_us:
                 continue
-            if now_us >= flow.timer_us:
+            if not self._lapses(flow, now_us):
+                self._queue(flow)
+
+    def _lapses(self, flow: LiveFlow, now_us: int) -> bool:
+        """Looks at a flow whenever it is to be looked at up to `now_us`; ends it where it has been silent for long
+        enough."""
+        while flow.look_us <= now_us:
+            seen_us = _first_from(self._looks_us, flow.look_us, now_us)
+            if seen_us >= flow.timer_us:
                 flow.timer_us = flow.last_us + flow.timeout_us
-            due_us = flow.due_us(self._seen_us(due_at_us) if flow.recheck_us else now_us)
-            if due_us <= now_us and isinstance(flow, TcpFlow) and flow.extends_silence(now_us):
-                due_us = flow.due_us(now_us)
-            if due_us <= now_us:
+            # Zeek notices the silence of DNS by the first packet of any kind.
+            due_us = flow.due_us(_first_from(self._clock_us, flow.look_us, now_us) if flow.recheck_us else seen_us)
+            if due_us <= seen_us and isinstance(flow, TcpFlow) and flow.extends_silence(seen_us):
+                due_us = flow.due_us(seen_us)
+            if due_us <= seen_us:
                 self._end(flow)
-            else:
-                heappush(due, (due_us, number, key))
+                return True
+            flow.look_us = heappushpop(flow.later_us, due_us) if isinstance(flow, TcpFlow) else due_us
+        return False
 
-    def _seen_us(self, due_us: int) -> int:
-        """The time of the first packet at or after `due_us`: when Zeek would notice."""
-        place = int(np.searchsorted(self._clock_us, due_us))
-        return int(self._clock_us[place]) if place < len(self._clock_us) else self._now_us
-
-    def _evict(self) -> None:
-        """Ends the flow that is nearest to its end."""
+    def _make_room(self, now_us: int) -> None:
+        """Ends the flow that is nearest to its end, if none ends by itself."""
+        self._expire(now_us)
         due = self._due
-        while True:
-            due_us, number, key = heappop(due)
+        while len(self._flows) >= MAX_LIVE_FLOWS:
+            queued_us, number, key = heappop(due)
             flow = self._flows.get(key)
-            if flow is None or flow.number != number:
+            if flow is None or flow.number != number or flow.queued_us != queued_us:
                 continue
-            true_due_us = flow.due_us(self._now_us)
-            if true_due_us <= due_us or due[0][0] >= true_due_us:
-                break
-            heappush(due, (true_due_us, number, key))
-        self._counters.skipped["flows ended early because too many were live"] += 1
-        self._end(flow)
+            flow.look_us = max(queued_us, flow.due_us(now_us))
+            if flow.look_us > queued_us and due[0][0] < flow.look_us:
+                self._queue(flow)
+                continue
+            self._counters.skipped["flows ended early because too many were live"] += 1
+            flow.look_us = now_us
+            self._end(flow)
 
-    def _push_due(self, flow: LiveFlow) -> None:
-        heappush(self._due, (flow.due_us(self._now_us), flow.number, flow.key))
+    def _look_by(self, flow: TcpFlow, due_us: int) -> None:
+        """Has the flow looked at then, too."""
+        heappush(flow.later_us, max(due_us, flow.look_us))
+        if due_us < flow.look_us:
+            flow.look_us = due_us
+            if due_us < flow.queued_us != _NOT_QUEUED:
+                self._queue(flow)
+
+    def _queue(self, flow: LiveFlow) -> None:
+        flow.queued_us = flow.look_us
+        heappush(self._due, (flow.look_us, flow.number, flow.key))
         if len(self._due) > 2 * MAX_LIVE_FLOWS + 4 * len(self._flows):
-            live = [entry for entry in self._due if entry[2] == b"" or self._is_live(entry[2], entry[1])]
-            live.sort()
-            self._due[:] = live
-
-    def _is_live(self, key: bytes, number: int) -> bool:
-        flow = self._flows.get(key)
-        return flow is not None and flow.number == number
+            self._due[:] = [(_NEVER_US, 0, b""), *((f.queued_us, f.number, f.key) for f in self._flows.values())]
+            heapify(self._due)
 
     def _end(self, flow: LiveFlow) -> None:
         del self._flows[flow.key]
+        flow.queued_us = _OVER
         if isinstance(flow, TcpFlow):
             self._holes -= flow.forget_holes()
-        self.finished.append(flow.finish(self._heads))
+        self._ended.append(flow)
 
 
-def _turn(flow: LiveFlow, row: PacketRow) -> None:
-    """Turns a flow for what a datagram says; as in conn.log, that datagram counts for the end that did not send it."""
-    flow.flip()
-    sender, other = flow.sides[row.side], flow.sides[1 - row.side]
-    sender.packets -= 1
-    sender.ip_bytes -= row.total
-    other.packets += 1
-    other.ip_bytes += row.total
+def _first_from(times_us: list[int], least_us: int, otherwise_us: int) -> int:
+    """The first of the times, in order, from `least_us` on."""
+    place = bisect_left(times_us, least_us)
+    return times_us[place] if place < len(times_us) else otherwise_us
 
 
 def _uncount(side: Side, total: int, kind: int) -> None:
@@ -337,14 +361,3 @@ def _uncount(side: Side, total: int, kind: int) -> None:
     if kind in (ICMP, ICMP6):
         side.packets -= 1
         side.ip_bytes -= total
-
-
-def _tcp_begins_reversed(flow: LiveFlow, flags: int) -> bool:
-    """Whether a first packet that is no SYN comes from the server: from a port where servers listen."""
-    ports = flow.ports()
-    source, target = ports[flow.orig], ports[1 - flow.orig]
-    if not is_likely_server(source, tcp=True) or flow.address(1 - flow.orig) == _BROADCAST:
-        return False
-    if is_likely_server(target, tcp=True):
-        return not flags & tcp.SYN and source < target
-    return True

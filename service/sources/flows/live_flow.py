@@ -7,11 +7,12 @@ import struct
 from array import array
 from functools import lru_cache
 from hashlib import blake2b
+from typing import cast
 
 import msgspec
 
 from tapline.models.flow import HEAD_TOKEN_COST, MAX_PAYLOAD_LENGTHS, Flow, HeadsKind
-from tapline.models.packed_packets import PackedHeads, pack_lengths
+from tapline.models.packed_packets import packed_heads, packed_lengths
 from tapline.service.sources.flows.sides import (
     CLOSED,
     ESTABLISHED,
@@ -35,8 +36,12 @@ DEAD_US = 5_000_001
 """A TCP flow that is closed on one side and has nothing on the other ends after more than five seconds."""
 
 _MAPPED = bytes(10) + b"\xff\xff"
-_GAP = struct.Struct("<Q")
-_SIZE = struct.Struct("<H")
+_ENDPOINTS = {14: struct.Struct(">4sH4sHxx").unpack, 38: struct.Struct(">16sH16sHxx").unpack}
+"""By the length of a key: the address and port of its first end, and of its second."""
+_PROTOCOLS = {number: str(number) for number in range(256)} | {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMP6: "icmp"}
+_UID = struct.Struct(">QQ")
+_STILL_OPEN = {(SYN_SENT, INACTIVE): "S0", (ESTABLISHED, ESTABLISHED): "S1"}
+_ENDED_OR_SILENT = (INACTIVE, RESET)
 _DNS_SILENCE_US = 9_000_000
 _BASE62 = bytes(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"[i % 62] for i in range(256))
 
@@ -47,9 +52,12 @@ class LiveFlow(msgspec.Struct, gc=False):
     * `key`: as in `PacketRow`; `sides` are its endpoints, `orig` is the index of the originator.
     * `timer_us`: when its silence is looked at next. Later than `last_us` and `timeout_us` make it where the clock has
       stepped back: as in Zeek, that ends no flow before its time.
-    * `number`: flows count from 1 in order of their starts; `previous_us`: the last packet whose head was kept.
+    * `look_us`: when it is looked at next whether it has ended; `queued_us`: for when the table has it in its queue, -1
+      if not yet; `replaced_at`: the place in its block of the SYN that ended it, -1 without one.
+    * `number`: flows count from 1 in order of their starts; until that is known, the place of its first packet in its
+      block; `previous_us`: the last packet whose head was kept.
     * `gaps_us`, `head_sizes`, `heads`: of the packet heads, one behind the other as `PackedHeads` has them.
-    * `lengths`: signed payload lengths, positive from side 0; `room` and `head_room`: how much more fits.
+    * `lengths`: signed payload lengths, positive from the originator; `room` and `head_room`: how much more fits.
     * `inspect`: what its datagrams are looked at as (`roles`), 0 for nothing; `recheck_us`: for DNS, when its silence
       is looked at next.
     """
@@ -64,11 +72,14 @@ class LiveFlow(msgspec.Struct, gc=False):
     head_room: int
     sides: tuple[Side, Side]
     lengths: array[int]
+    gaps_us: array[int]
+    head_sizes: array[int]
     link: int = 0
     timer_us: int = 0
+    look_us: int = 0
+    queued_us: int = -1
+    replaced_at: int = -1
     room: int = MAX_PAYLOAD_LENGTHS
-    gaps_us: bytes = b""
-    head_sizes: bytes = b""
     heads: bytes = b""
     inspect: int = 0
     recheck_us: int = 0
@@ -81,29 +92,29 @@ class LiveFlow(msgspec.Struct, gc=False):
 
     def ports(self) -> tuple[int, int]:
         """The ports of the first and of the second endpoint of the key."""
-        width = (len(self.key) - 2) // 2
-        return int.from_bytes(self.key[width - 2 : width]), int.from_bytes(self.key[2 * width - 2 : 2 * width])
+        _, first, _, second = _ENDPOINTS[len(self.key)](self.key)
+        return first, second
 
     def address(self, side: int) -> bytes:
         """The packed address of one end."""
-        width = (len(self.key) - 2) // 2
-        return self.key[side * width : side * width + width - 2]
+        return cast("bytes", _ENDPOINTS[len(self.key)](self.key)[2 * side])
 
     def flip(self) -> None:
         """Exchanges originator and responder."""
         self.orig = 1 - self.orig
+        self.lengths = array("i", [-length for length in self.lengths])
 
-    def add_head(self, time_us: int, frame: bytes, start: int, end: int) -> None:
+    def add_head(self, time_us: int, head: bytes) -> None:
         """Keeps a packet's first bytes while they fit."""
         room = self.head_room - HEAD_TOKEN_COST
-        if end - start > room:
-            end = start + room
+        size = len(head)
+        if size > room:
+            head, size = head[:room], room
         gap_us = time_us - self.previous_us
         self.previous_us = time_us
-        size = end - start
-        self.gaps_us += _GAP.pack(gap_us if gap_us > 0 else 0)
-        self.head_sizes += _SIZE.pack(size)
-        self.heads += frame[start:end]
+        self.gaps_us.append(gap_us if gap_us > 0 else 0)
+        self.head_sizes.append(size)
+        self.heads += head
         room -= size
         self.head_room = room if room >= HEAD_TOKEN_COST else 0
 
@@ -134,37 +145,30 @@ class LiveFlow(msgspec.Struct, gc=False):
 
     def finish(self, heads_kind: HeadsKind) -> Flow:
         """The flow record."""
-        orig_side = self.orig
-        orig, resp = self.sides[orig_side], self.sides[1 - orig_side]
-        ports = self.ports()
-        orig_h, resp_h = _address_texts(self.address(orig_side), self.address(1 - orig_side))
+        key, start_us, orig_side = self.key, self.start_us, self.orig
+        first_h, first_p, second_h, second_p = _ENDPOINTS[len(key)](key)
+        if orig_side:
+            resp, orig = self.sides
+            resp_h, resp_p, orig_h, orig_p = first_h, first_p, second_h, second_p
+        else:
+            orig, resp = self.sides
+            orig_h, orig_p, resp_h, resp_p = first_h, first_p, second_h, second_p
+        if len(orig_h) == 16 and orig_h.startswith(_MAPPED) and resp_h.startswith(_MAPPED):
+            # as Zeek writes IPv4 addresses mapped into IPv6
+            orig_h, resp_h = orig_h[12:], resp_h[12:]
+        # By position, in the order of its fields, which is faster than by name.
         return Flow(
-            uid=self.uid(),
-            start_us=self.start_us,
-            duration_us=max(0, self.last_us - self.start_us),
-            orig_h=orig_h,
-            orig_p=ports[orig_side],
-            resp_h=resp_h,
-            resp_p=ports[1 - orig_side],
-            proto=_protocol_text(self.protocol),
-            up=orig.payloads,
-            down=resp.payloads,
-            payload_lengths=pack_lengths([-n for n in self.lengths] if orig_side else self.lengths),
-            orig_bytes=orig.content,
-            resp_bytes=resp.content,
-            orig_pkts=orig.packets,
-            resp_pkts=resp.packets,
-            orig_ip_bytes=orig.ip_bytes,
-            resp_ip_bytes=resp.ip_bytes,
-            link_type=self.link if self.gaps_us else 0,
-            heads_kind=heads_kind,
-            heads=PackedHeads(len(self.gaps_us) // _GAP.size, self.gaps_us + self.head_sizes + self.heads),
-            conn_state=self.conn_state(),
-        )
+            self.uid(), start_us, max(0, self.last_us - start_us),
+            _address_text(orig_h), orig_p, _address_text(resp_h), resp_p, _PROTOCOLS[key[-2]],
+            orig.payloads, resp.payloads, packed_lengths(self.lengths), orig.content, resp.content,
+            orig.packets, resp.packets, orig.ip_bytes, resp.ip_bytes,
+            self.link if self.head_sizes else 0, heads_kind,
+            packed_heads(self.gaps_us, self.head_sizes, self.heads), "", self.conn_state(),
+        )  # fmt: skip
 
     def uid(self) -> str:
         """Its name, which another reading of the same capture gives it, too."""
-        seed = self.key + self.start_us.to_bytes(8) + self.number.to_bytes(8)
+        seed = self.key + _UID.pack(self.start_us, self.number)
         return "T" + blake2b(seed, digest_size=17).digest().translate(_BASE62).decode()
 
 
@@ -172,7 +176,7 @@ class TcpFlow(LiveFlow, gc=False):
     """A live TCP flow. `steady`: both ends are past the handshake, nothing is missing and nothing closed.
 
     The `..._due_us` are 0 when unset: `delete` ends the flow, `attempt` does if it is still an unanswered SYN, `check`
-    does if it is closed on one side and dead on the other.
+    does if it is closed on one side and dead on the other. `later_us`: when it is looked at after `look_us`, a heap.
     """
 
     sides: tuple[TcpSide, TcpSide]
@@ -187,6 +191,7 @@ class TcpFlow(LiveFlow, gc=False):
     attempt_due_us: int = 0
     delete_due_us: int = 0
     check_due_us: int = 0
+    later_us: list[int] = msgspec.field(default_factory=list)
 
     def ends(self) -> tuple[TcpSide, TcpSide]:
         """Originator and responder."""
@@ -194,7 +199,7 @@ class TcpFlow(LiveFlow, gc=False):
 
     def flip(self) -> None:
         """Exchanges originator and responder."""
-        self.orig = 1 - self.orig
+        LiveFlow.flip(self)
         self.saw_orig, self.saw_resp = self.saw_resp, self.saw_orig
         self.partial = False
 
@@ -236,10 +241,9 @@ class TcpFlow(LiveFlow, gc=False):
         return due
 
     def _looks_dead(self, orig: TcpSide, resp: TcpSide) -> bool:
-        states = {orig.state, resp.state}
-        if states == {INACTIVE}:
-            return True
-        return (orig.closed or resp.closed) and ((orig.closed and resp.closed) or RESET in states or INACTIVE in states)
+        if orig.closed or resp.closed:
+            return (orig.closed and resp.closed) or orig.state in _ENDED_OR_SILENT or resp.state in _ENDED_OR_SILENT
+        return orig.state == resp.state == INACTIVE
 
     def conn_state(self) -> str:
         """Zeek's name for how the flow went, from the last states of both ends."""
@@ -257,24 +261,9 @@ class TcpFlow(LiveFlow, gc=False):
             return "SF" if resp.state == CLOSED else "SH" if quiet_resp else "S2"
         if resp.state == CLOSED:
             return "SHR" if quiet_orig else "S3"
-        return {(SYN_SENT, INACTIVE): "S0", (ESTABLISHED, ESTABLISHED): "S1"}.get((orig.state, resp.state), "OTH")
-
-
-def _address_texts(orig: bytes, resp: bytes) -> tuple[str, str]:
-    """The addresses as Zeek writes them: IPv4 mapped into IPv6 as IPv4, where the other end is IPv4 too."""
-    if len(orig) == 16 and orig.startswith(_MAPPED) and resp.startswith(_MAPPED):
-        orig, resp = orig[12:], resp[12:]
-    return _address_text(orig), _address_text(resp)
+        return _STILL_OPEN.get((orig.state, resp.state), "OTH")
 
 
 @lru_cache(maxsize=4096)
 def _address_text(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
-
-
-def _protocol_text(number: int) -> str:
-    if number == TCP:
-        return "tcp"
-    if number == UDP:
-        return "udp"
-    return "icmp" if number in (ICMP, ICMP6) else str(number)

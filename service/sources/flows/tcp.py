@@ -57,7 +57,7 @@ def starts_another_flow(flow: TcpFlow, flags: int, seq: int) -> bool:
 
 def process(flow: TcpFlow, row: PacketRow) -> None:
     """Takes one packet of `flow`: sequence numbers, state, acknowledged and new data, closing."""
-    time_us, _, side, kind, length, _, have, flags, seq, ack, data, offset, _, _, _, _, _ = row
+    time_us, _, side, kind, length, _, have, flags, seq, ack, data, offset, _, _, _, _, _, _ = row
     end, peer = flow.sides[side], flow.sides[1 - side]
     from_orig = side == flow.orig
     if flags & SYN and not length and end.state == INACTIVE and _shake_hands(flow, end, peer, row, from_orig):
@@ -102,7 +102,7 @@ def process(flow: TcpFlow, row: PacketRow) -> None:
 def _shake_hands(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, from_orig: bool) -> bool:
     """The first two packets of nearly every flow, SYN and the SYN-ACK that answers it, the short way; False if the
     packet is something else. `process` comes to the same."""
-    time_us, _, _, _, _, _, _, flags, seq, ack, _, _, _, _, _, _, _ = row
+    time_us, _, _, _, _, _, _, flags, seq, ack, _, _, _, _, _, _, _, _ = row
     control = flags & (_CONTROL | ACK)
     if control == SYN and from_orig and peer.state == INACTIVE:
         flow.attempt_due_us = time_us + ATTEMPT_DELAY_US

@@ -1,11 +1,10 @@
 """Decodes a block of captured packets at once, as numpy columns: Ethernet with VLAN tags, Linux cooked and raw IP; IPv4
-without fragments, IPv6 without extension headers; TCP, UDP and ICMP. Everything else it hands to `frames` one by one,
-so both must decide alike."""
+without fragments, IPv6 without extension headers; TCP, UDP, ICMP and, over IPv4, what has no ports. Everything else it
+hands to `frames` one by one, so both must decide alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice, repeat
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -14,8 +13,9 @@ import numpy.typing as npt
 from tapline.service.sources.packets.ethertypes import ETHERNET_TYPES, LEAD_ON
 from tapline.service.sources.packets.frames import ETHERNET, LINUX_COOKED, LINUX_COOKED_2, RAW_LINK_TYPES, FrameDecoder
 from tapline.service.sources.packets.icmp import COUNTERPARTS_V4, COUNTERPARTS_V6, ONE_WAY
-from tapline.service.sources.packets.ip import Frame
+from tapline.service.sources.packets.ip import NOT_TRANSPORT, Frame
 from tapline.service.sources.packets.layouts import IPV4, IPV6, TRANSPORT, Bytes, be16, be32, gather, pick
+from tapline.service.sources.packets.packet_columns import KEY_BYTES, PacketColumns
 from tapline.service.sources.packets.packet_rows import (
     CLOCK,
     ICMP,
@@ -32,12 +32,14 @@ from tapline.service.sources.packets.ports import TUNNEL_PORTS
 
 Mask = npt.NDArray[np.bool_]
 
-_KEY_BYTES = 38
 _SHORTEST_IP_BYTES = 20
 _TUNNEL_PORT = np.zeros(65_536, dtype=np.bool_)
 _TUNNEL_PORT[list(TUNNEL_PORTS)] = True
 _LEADS_NOWHERE = np.arange(65_536) >= ETHERNET_TYPES
 _LEADS_NOWHERE[list(LEAD_ON)] = False
+_IS_BARE = np.ones(256, dtype=np.bool_)
+"""Which protocols over IPv4 have no header that is read."""
+_IS_BARE[[TCP, UDP, ICMP, ICMP6, *NOT_TRANSPORT]] = False
 _TEREDO_PREFIX = 0x20010000
 
 TRACEGRAM_LINKS = {ETHERNET: 3, LINUX_COOKED: 9, LINUX_COOKED_2: 20, 0: 1, 108: 1}
@@ -47,21 +49,21 @@ TRACEGRAM_RAW_IPV6 = 6
 
 
 class BlockDecoder:
-    """Packet blocks to packet rows, in order."""
+    """Packet blocks to the packets of flows, in order."""
 
     def __init__(self, frames: FrameDecoder, counters: ReadCounters) -> None:
         self._frames = frames
         self._counters = counters
 
-    def rows(self, block: PacketBlock) -> Iterable[PacketRow]:
+    def packets(self, block: PacketBlock) -> PacketColumns:
         """The packets of flows in a block."""
         columns, left = self._decode(block)
-        if not len(left):
-            return columns.rows()
-        return chain.from_iterable(self._merge(block, columns, left))
+        return columns.packets(
+            [(packet, row) for packet in left.tolist() for row in self._others(block, columns, packet)]
+        )
 
     def count(self, block: PacketBlock) -> None:
-        """Counts what `rows` would count of a block, without making rows."""
+        """Counts what `packets` would count of a block, without making them."""
         columns, left = self._decode(block)
         for packet in left[~columns.counted[left]].tolist():
             self._one(block, packet)
@@ -105,17 +107,10 @@ class BlockDecoder:
         if packets.any():
             self._counters.skipped[reason] += int(packets.sum())
 
-    def _merge(self, block: PacketBlock, columns: _Columns, left: Int64Array) -> Iterator[Iterable[PacketRow]]:
-        """The rows of the columns with those of the packets `left`, decoded one by one, in their places."""
-        rows = columns.rows()
-        done = 0
-        for before, packet in zip(np.cumsum(columns.done)[left].tolist(), left.tolist(), strict=True):
-            if before > done:
-                yield islice(rows, before - done)
-                done = before
-            found = [] if columns.counted[packet] else self._one(block, packet)
-            yield found or ([_clock_row(int(block.time_us[packet]))] if columns.leading[packet] else [])
-        yield rows
+    def _others(self, block: PacketBlock, columns: _Columns, packet: int) -> list[PacketRow]:
+        """The rows of a packet that the columns do not hold."""
+        found = [] if columns.counted[packet] else self._one(block, packet)
+        return found or ([_clock_row(int(block.time_us[packet]))] if columns.leading[packet] else [])
 
     def _one(self, block: PacketBlock, packet: int) -> list[PacketRow]:
         link = int(block.link[packet])
@@ -193,26 +188,31 @@ class _Columns:
         self.done: Mask = np.zeros(count, dtype=np.bool_)
         self.counted: Mask = np.zeros(count, dtype=np.bool_)
         self.leading: Mask = np.zeros(count, dtype=np.bool_)
-        self._keys = np.zeros((count, _KEY_BYTES), dtype=np.uint8)
+        self._keys = np.zeros((count, KEY_BYTES), dtype=np.uint8)
         names = ("side", "kind", "length", "total", "have", "offset", "flags", "seq", "ack", "link")
         self._ints = {name: np.zeros(count, dtype=np.int64) for name in names}
 
-    def rows(self) -> Iterator[PacketRow]:
-        """The rows of the packets that are done, in order. An iterator: a list of tuples would keep the garbage
-        collector busy for as long as the decoding takes."""
+    def packets(self, others: list[tuple[int, PacketRow]]) -> PacketColumns:
+        """The packets that are done, and `others` with their places in the block, in order."""
         block = self._block
-        chosen: Mask | slice = slice(None) if self.done.all() else self.done
-        ints = {name: column[chosen].tolist() for name, column in self._ints.items() if name != "link"}
-        data = repeat(block.data)
-        link = self._ints["link"][chosen]
-        links = repeat(int(link[0])) if len(link) and (link == link[0]).all() else link.tolist()
-        rows = zip(
-            block.time_us[chosen].tolist(), self._keys.view(f"S{_KEY_BYTES}")[:, 0][chosen].tolist(), ints["side"],
-            ints["kind"], ints["length"], ints["total"], ints["have"], ints["flags"], ints["seq"], ints["ack"],
-            data, ints["offset"], data, block.start[chosen].tolist(), ints["offset"],
-            (block.start + block.captured)[chosen].tolist(), links, strict=False,  # `repeat` has no end
-        )  # fmt: skip
-        return cast("Iterator[PacketRow]", rows)
+        chosen: Int64Array | slice = slice(None) if self.done.all() else np.flatnonzero(self.done)
+        keys, numbers = self._keys[chosen], {name: column[chosen] for name, column in self._ints.items()}
+        numbers["time_us"] = block.time_us[chosen]
+        numbers["head_start"], numbers["head_end"] = block.start[chosen], numbers["offset"]
+        numbers["frame_end"] = numbers["head_start"] + block.captured[chosen]
+        if not others:
+            return PacketColumns(keys, numbers, block.data, {})
+        places = np.concatenate((np.flatnonzero(self.done), [place for place, _ in others]))
+        order = np.argsort(places, kind="stable")
+        other_keys = np.array([row.key for _, row in others], dtype=f"S{KEY_BYTES}").view(np.uint8)
+        keys = np.concatenate((keys, other_keys.reshape(-1, KEY_BYTES)))[order]
+        for name, column in numbers.items():
+            added = np.array([getattr(row, name) for _, row in others], dtype=np.int64)
+            numbers[name] = np.concatenate((column, added))[order]
+        where = np.flatnonzero(order >= len(order) - len(others)).tolist()  # in order, as `others` are
+        odd = {place: (row.data, row.frame) for place, (_, row) in zip(where, others, strict=True)}
+        odd = {place: pair for place, pair in odd.items() if pair[0] is not block.data or pair[1] is not block.data}
+        return PacketColumns(keys, numbers, block.data, odd)
 
     def take_ipv4(self, chosen: Int64Array, start: Int64Array) -> None:
         """Fills the columns of the IPv4 packets `chosen`, whose IP headers are at `start`, where they are ordinary."""
@@ -264,8 +264,10 @@ class _Columns:
         transport = gather(self._raw, body, TRANSPORT)
         is_tcp, is_udp = protocol == TCP, protocol == UDP
         is_icmp = (protocol == ICMP) | (protocol == ICMP6)
-        size = np.where(is_tcp, (transport["size"] >> 4).astype(np.int64) * 4, 8)
-        usable = (is_tcp & (size >= 20)) | is_udp | is_icmp
+        is_bare = _IS_BARE[protocol] if version == 4 else np.zeros(len(protocol), dtype=np.bool_)
+        transport["source"][is_bare] = transport["target"][is_bare] = 0
+        size = np.where(is_tcp, (transport["size"] >> 4).astype(np.int64) * 4, np.where(is_bare, 0, 8))
+        usable = (is_tcp & (size >= 20)) | is_udp | is_icmp | is_bare
         keep = np.flatnonzero(usable & (size <= payload) & (size <= available))
         chosen, header, transport = chosen[keep], pick(header, keep), pick(transport, keep)
         body, size, payload, available = body[keep], size[keep], payload[keep], available[keep]

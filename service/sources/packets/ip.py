@@ -34,6 +34,7 @@ ETHERTYPE_LINKS = 1 << 32
 """Plus an EtherType, stands for a link type where what that type says comes first."""
 
 _IP_IN_IP, _IPV6_IN_IP, _GRE, _NO_NEXT, _ESP, _MOBILITY = 4, 41, 47, 59, 50, 135
+NOT_TRANSPORT = (_IP_IN_IP, _IPV6_IN_IP, _GRE, _NO_NEXT)
 _ETHERNET_LINK, _IEEE802_11_LINK = 1, 105
 _GRE_ETHERNET, _GRE_ERSPAN, _GRE_ERSPAN_3, _GRE_PPTP = 0x6558, 0x88BE, 0x22EB, 0x880B
 _GRE_LEAST_TYPE = 0x0600

@@ -49,8 +49,8 @@ class PacketBlock:
 class PacketRow(NamedTuple):
     """One packet of one flow, decoded.
 
-    A block's rows are plain tuples in this order, made by `zip`: the table unpacks a million of them in a few seconds,
-    and attribute access would double that.
+    A block's rows are plain tuples in this order, made by `zip`: the table unpacks a million of them in a second, and
+    attribute access would double that.
 
     * `key`: the two endpoints (address and port, lower first), the IP protocol and the IP version; `side` is 1 where
       the packet comes from the second one. One-way ICMP is not ordered, its `side` is always 0.
@@ -60,6 +60,7 @@ class PacketRow(NamedTuple):
     * `data`, `offset`: where the payload is (not in `frame` after reassembly).
     * `frame`, `head_start`, `head_end`, `frame_end`: the captured packet, the end of its headers, its end.
     * `link`: Tracegram's link-type byte, 0 for link layers it has none for.
+    * `place`: counts the rows of a block; 0 for a row of none.
     """
 
     time_us: int
@@ -79,6 +80,7 @@ class PacketRow(NamedTuple):
     head_end: int
     frame_end: int
     link: int
+    place: int = 0
 
 
 @dataclass(slots=True)

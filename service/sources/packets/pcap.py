@@ -14,7 +14,7 @@ from tapline.service.sources.packets.container import ByteSource
 from tapline.service.sources.packets.layouts import gather
 from tapline.service.sources.packets.packet_rows import Int64Array, PacketBlock
 
-BLOCK_BYTES = 1 << 22
+BLOCK_BYTES = 1 << 21
 BLOCK_PADDING = bytes(128)
 MAX_CAPTURED_BYTES = 262_144
 """Longest packet that libpcap accepts; a longer one means that the file is damaged."""
@@ -75,37 +75,35 @@ class PcapReader:
                 self._note_the_end()
                 return
             data = b"".join((self._carry, fresh, BLOCK_PADDING))
-            starts, end = self._find_records(data)
+            records, end = self._find_records(data)
             self._carry = data[end : -len(BLOCK_PADDING)]
             self._position += end
-            if starts:
-                self._packets += len(starts)
-                yield self._block(data, np.array(starts, dtype=np.int64))
+            if len(records):
+                self._packets += len(records)
+                yield self._block(data, records)
 
-    def _find_records(self, data: bytes) -> tuple[list[int], int]:
+    def _find_records(self, data: bytes) -> tuple[Int64Array, int]:
         """Where the whole records in `data` start, and where the last of them ends."""
         header = self._layout.record_bytes
-        captured_at = 12 if self._layout.swapped_lengths else 8
-        captured_of = struct.Struct(self._layout.order + "I").unpack_from
+        captured_of = struct.Struct(f"{self._layout.order}{12 if self._layout.swapped_lengths else 8}xI").unpack_from
         limit = len(data) - len(BLOCK_PADDING)
         position, last = 0, limit - header
         starts: list[int] = []
         append = starts.append
         while position <= last:
-            (captured,) = captured_of(data, position + captured_at)
-            if captured > MAX_CAPTURED_BYTES:
-                self.warning = (
-                    f"packet {self._packets + len(starts) + 1} at byte {self._position + position} claims "
-                    f"{captured:,} captured bytes, more than {MAX_CAPTURED_BYTES:,}: the capture is damaged there, "
-                    "what came before was read"
-                )
-                break
-            end = position + header + captured
-            if end > limit:
-                break
             append(position)
-            position = end
-        return starts, position
+            position += header + captured_of(data, position)[0]
+        bounds = np.array([*starts, position], dtype=np.int64)
+        captured = np.diff(bounds) - header
+        too_long = np.flatnonzero(captured > MAX_CAPTURED_BYTES)
+        whole = int(too_long[0]) if len(too_long) else len(starts) - (position > limit)
+        if len(too_long):
+            self.warning = (
+                f"packet {self._packets + whole + 1} at byte {self._position + int(bounds[whole])} claims "
+                f"{captured[whole]:,} captured bytes, more than {MAX_CAPTURED_BYTES:,}: the capture is damaged there, "
+                "what came before was read"
+            )
+        return bounds[:whole], int(bounds[whole])
 
     def _block(self, data: bytes, records: Int64Array) -> PacketBlock:
         layout = self._layout

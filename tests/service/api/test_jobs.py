@@ -176,6 +176,7 @@ def test_what_is_no_capture_leaves_nothing(client, content, kind, status, code):
         ("?traces=none-such", 404, "no_model"),
         ("?traces=none,x", 422, "bad_traces"),
         ("?ports=maybe", 422, "invalid"),
+        ("?cascade=maybe", 422, "invalid"),
     ],
 )
 def test_options_that_are_none_are_refused_before_the_body_is_read(client, query, status, code):

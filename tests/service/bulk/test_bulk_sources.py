@@ -79,6 +79,9 @@ def test_urls(memory):
         ("memory://nothing.pcap", "memory://nothing.pcap: cannot read it: FileNotFoundError"),
         ("nonsense://x", "nonsense://x: .*nonsense"),
         ("sftp://me:secret@host/x", "sftp://…: a password in the URL"),
+        ("zip://a.pcap::s3://me:secret@host/x.zip", "zip://…: a password in the URL"),
+        ("https://host/a.pcap?X-Amz-Expires=9&X-Amz-Signature=secret", "https://…: a signature in the URL"),
+        ("https://host/a.pcap?sv=1&sig=secret", "https://…: a signature in the URL"),
         ("-", "standard input is no archive"),
     ],
 )

@@ -73,7 +73,9 @@ def test_it_says_what_the_network_says(engine, flows, ports):
 
 def test_switched_off_nothing_is_changed(engine, without_student, flows):
     off, plain = Classifier(engine, cascade=False), Classifier(without_student)
-    assert verdicts(off, flows) == verdicts(plain, flows)
+    found = verdicts(off, flows)
+    assert {verdict.by_student for verdict in found} == {False}
+    assert [msgspec.structs.replace(each, by_student=msgspec.UNSET) for each in found] == verdicts(plain, flows)
     assert off.has_cascade is False
     assert plain.has_cascade is None
 
@@ -114,6 +116,18 @@ def test_ports_are_read_of_each_flow_as_asked(engine, flows):
     np.testing.assert_allclose(
         [verdict.confidence for verdict in both], [verdict.confidence for verdict in apart], atol=2e-6
     )
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_the_student_answers_each_flow_as_asked(engine, flows, default):
+    classifier, part = Classifier(engine, cascade=default), flows[:50]
+    both = verdicts(classifier, [*part, *part], cascade=[True] * 50 + [False] * 50)
+    sure = classifier.cascade.answer(part, True).sure.tolist()
+    assert [verdict.by_student for verdict in both] == sure + [False] * 50
+    assert any(sure)
+    on, off = verdicts(Classifier(engine), part), verdicts(Classifier(engine, cascade=False), part)
+    assert verdicts(classifier, part) == (on if default else off)
+    assert said(both) == said(on) + said(off)
 
 
 def test_torch_has_the_same_student(engine, flows):

@@ -37,6 +37,7 @@ def devices():
         ({"threads": -1}, ValueError, "threads: .*, got one that is negative: "),
         ({"threads": 10**12}, ValueError, "threads: .*, got one that is larger: "),
         ({"ports": "off"}, TypeError, "ports: expected True or False, got str: "),
+        ({"cascade": "off"}, TypeError, "cascade: expected True or False, got str: "),
         ({"model": None}, TypeError, "model: expected a flow model, .*, got NoneType: "),
         ({"traces": 7}, TypeError, "traces: expected trace models, .*, got int: "),
         ({"traces": True}, TypeError, "traces: expected trace models, .*, got bool: "),
@@ -57,6 +58,12 @@ def test_values_that_an_option_does_not_take(options, kind, said, model):
             lambda: tapline.stream("ws://127.0.0.1:1", **options),
         ],
         "ports": [
+            lambda: tapline.classify(ANDROID, **options),
+            lambda: tapline.stream("ws://127.0.0.1:1", **options),
+            lambda: model.predict([], **options),
+            lambda: model.predict_proba([], **options),
+        ],
+        "cascade": [
             lambda: tapline.classify(ANDROID, **options),
             lambda: tapline.stream("ws://127.0.0.1:1", **options),
             lambda: model.predict([], **options),

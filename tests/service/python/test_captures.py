@@ -56,9 +56,10 @@ def assert_same(results, expected):
     [
         ([], {}),
         (["--ports", "off", "--traces", "none"], {"ports": False, "traces": ()}),
+        (["--cascade", "off", "--traces", "none"], {"cascade": False, "traces": ()}),
         (["--traces", "intrusion"], {"traces": "intrusion"}),
     ],
-    ids=["as it is", "no ports, no traces", "one trace model"],
+    ids=["as it is", "no ports, no traces", "no student", "one trace model"],
 )
 def test_records_are_those_of_the_command_to_the_bit(flags, options):
     names = [str(path) for path in SEVERAL]

@@ -9,10 +9,13 @@ import pytest
 from msgspec import structs
 
 import tapline
+from tapline.models.checkpoint import Calibration
+from tapline.models.student import Student, StudentNetwork
 from tapline.service.python import live_flows
 from tapline.service.sources.bus.events import BusEvent
 from tapline.service.sources.bus.transport import TransportError
 from tests.batches import flows_event
+from tests.conftest import make_checkpoint
 from tests.paths import DATA
 from tests.service.sources.bus.sensors import WebSocketSensor
 from tests.service.sources.bus.test_events import FLOW
@@ -50,6 +53,20 @@ async def ended(sensor, before):
     """Wait until the sensor has seen the end of a stream, and every task since is over."""
     while sensor.connections or any(not task.done() for task in asyncio.all_tasks() - before):
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+def test_the_student_answers_where_it_may(tmp_path, nothing_left, cascade):
+    sure = Student(StudentNetwork(8, 8, 16, 16), 0.5, 0.5)
+    directory = make_checkpoint(tmp_path / "random" / "1", student=sure, calibration=Calibration(0.01))
+
+    async def body(sensor):
+        async with tapline.stream(sensor.url, model=directory, cascade=cascade) as live:
+            await sensor.wait_for_client()
+            await sensor.publish(EARLY)
+            return await anext(aiter(live))
+
+    assert play(body).verdict.by_student is cascade
 
 
 def test_early_and_final_flows_come_with_verdicts(checkpoint_dir, nothing_left):

@@ -72,6 +72,16 @@ def test_ports_change_what_they_change(context_dir):
     assert not np.array_equal(model.predict_proba(flows), model.predict_proba(flows, ports=False))
 
 
+def test_without_its_student_the_network_answers(model, flows):
+    cascade, whole = (list(filter(None, model.predict(flows, cascade=asked))) for asked in (True, False))
+    assert {verdict.by_student for verdict in cascade} == {True}
+    assert {verdict.by_student for verdict in whole} == {False}
+    assert [verdict.label for verdict in cascade] == [verdict.label for verdict in whole]
+    shares, others = (model.predict_proba(flows, cascade=asked) for asked in (True, False))
+    by_student = [verdict is not None and verdict.by_student for verdict in model.predict(flows)]
+    assert not np.array_equal(shares[by_student], others[by_student])
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 511, 513])
 def test_any_number_of_flows(checkpoint_dir, count):
     model, flows = tapline.load(checkpoint_dir), make_flows(count)
