@@ -108,6 +108,12 @@ def test_what_cannot_be_asked_is_said(client, asked, said):
     assert said in get(client, "/v1/flows", 422, **asked)
 
 
+def test_a_parameter_of_one_value_is_refused_when_it_has_several(client):
+    several = "expected one value, got several"
+    assert get(client, "/v1/flows", 422, label=["TLS", "DNS"], limit=[1, 2]) == f"label, limit: {several}"
+    assert get(client, "/v1/alerts", 422, severity=["critical", "critical"]) == f"severity: {several}"
+
+
 def test_a_misspelt_parameter_is_no_filter(client):
     assert get(client, "/v1/flows", 422, lable="TLS") == "lable: no such parameter: did you mean label?"
     assert "nonsense: no such parameter: there is " in get(client, "/v1/alerts", 422, nonsense=1)
