@@ -82,14 +82,15 @@ class Database:
             self.engine = sql.create_engine(
                 url, pool_pre_ping=not self.is_sqlite, connect_args=options, hide_parameters=True
             )
+            self.unpooled = sql.create_engine(url, poolclass=sql.NullPool, connect_args=options, hide_parameters=True)
         except (ModuleNotFoundError, NoSuchModuleError):
             raise HistoryError(
                 f"--history {self.shown}: its driver is not installed: pip install 'tapline-traffic[postgresql]' and "
                 "name it as postgresql+psycopg://"
             ) from None
-        if self.is_sqlite:
-            sql.event.listen(self.engine, "connect", _prepare_sqlite)
-            sql.event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        for engine in (self.engine, self.unpooled) if self.is_sqlite else ():
+            sql.event.listen(engine, "connect", _prepare_sqlite)
+            sql.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         self.version = SCHEMA_VERSION
         self.insert = sqlite.insert if self.is_sqlite else postgresql.insert
 
@@ -112,8 +113,6 @@ class Database:
             if not self.is_sqlite:
                 raise
             raise HistoryError(f"{self.shown} is not a history: {error.orig}") from None
-        finally:
-            self.close()
         if version is not None and FIRST_VERSION <= version <= SCHEMA_VERSION:
             self.version = version
             return
@@ -126,7 +125,7 @@ class Database:
 
     def _version(self, create: bool) -> int | None:
         """The version of what is there, made where nothing is; None where it is something else."""
-        with self.engine.connect() as connection:
+        with self.unpooled.connect() as connection:
             names = sql.inspect(connection).get_table_names()
             found: int | None = None
             if about.name in names:
@@ -135,7 +134,7 @@ class Database:
                 return found
         if self.is_sqlite and not names:
             self._lasting_pragmas()
-        with self.engine.begin() as connection:
+        with self.unpooled.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(sql.select(sql.func.pg_advisory_xact_lock(_MAKING)))
             names = sql.inspect(connection).get_table_names()
@@ -160,7 +159,7 @@ class Database:
 
     def _lasting_pragmas(self) -> None:
         """Set what a file of SQLite keeps of its own; outside of transactions, and before the first table."""
-        connection = self.engine.raw_connection()
+        connection = self.unpooled.raw_connection()
         try:
             cursor = connection.cursor()
             cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -312,11 +311,14 @@ def _check_file(url: sql.URL) -> None:
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy begins them, also those that make tables
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA synchronous=NORMAL")  # what is lost with the power is at most the last commits
-    cursor.execute("PRAGMA journal_size_limit=67108864")
-    cursor.execute("PRAGMA cache_size=-16384")
-    cursor.close()
+    try:
+        with contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute("PRAGMA synchronous=NORMAL")  # what is lost with the power is at most the last commits
+            cursor.execute("PRAGMA journal_size_limit=67108864")
+            cursor.execute("PRAGMA cache_size=-16384")
+    except BaseException:
+        connection.close()  # it is not in the pool yet
+        raise
 
 
 def _is_interrupted(error: OperationalError) -> bool:

@@ -228,10 +228,10 @@ def test_a_migration_that_fails_leaves_version_1(place):
         if statement.startswith("UPDATE"):  # the last thing that it does
             raise RuntimeError("disk is full")
 
-    sql.event.listen(database.engine, "before_cursor_execute", full)
+    sql.event.listen(database.unpooled, "before_cursor_execute", full)
     with pytest.raises(RuntimeError):
         database.open()
-    sql.event.remove(database.engine, "before_cursor_execute", full)
+    sql.event.remove(database.unpooled, "before_cursor_execute", full)
     assert "alerts" not in schema(database)
     database.open()
     assert "alerts" in schema(database)
