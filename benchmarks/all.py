@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 PAGE, FRONT = HERE / "README.md", HERE.parent / "README.md"
 RESULTS = HERE / "results.json"
 BEGIN, END = "<!-- table: written by all.py -->", "<!-- end of the table -->"
-CAPTURES = 8
+CAPTURES = 48
 SMALL_PACKETS = 60_000
 QUICK_PACKETS = 10_000
 TIMEOUT_SECONDS = 900
@@ -77,16 +77,16 @@ def measurements(options: argparse.Namespace, small: Path) -> list[Measurement]:
     big = str(small if quick else options.big)
     few = few_of(options.captures)
     plugin = ["--plugin", str(options.plugin)] if options.plugin else []
-    ways = "publishing,plugin-publishing"
+    ways, repeats = "publishing,plugin-publishing", ["--repeats", "1" if quick else "3"]
     nfstream = ["--nfstream-python", options.nfstream_python]
     found = [
         Measurement("rivals", "rivals", [big, *nfstream, "--runs", "1" if quick else "3"], 270),
         Measurement("load", "load", load_arguments(few if quick else [set_of_captures], quick=quick), 120),
         Measurement("consumer", "consumer", ["--flows", *(("2000", "--rounds", "1") if quick else ("30000",))], 60),
-        Measurement("sensor", "sensor", ["seconds", big, "--ways", ways, "--repeats", "1", *plugin], 90, ("zeek",)),
+        Measurement("sensor", "sensor", ["seconds", big, "--ways", ways, *repeats, *plugin], 170, ("zeek",)),
         Measurement("sensor-instructions", "sensor", ["instructions", str(small), "--ways", ways, *plugin], 240,
                     ("zeek", "valgrind")),
-        Measurement("bulk", "bulk", [str(small), "--copies", "8", "--turns", "1"], 100, modules=("ray",)),
+        Measurement("bulk", "bulk", [str(small), "--copies", "40", "--turns", "1"], 150, modules=("ray",)),
         Measurement("idle", "idle", ["--seconds", "1" if quick else "5"], 15),
         Measurement("engine", "engine", [*few, "--flows", "64" if quick else "512"], 40),
         Measurement("tracegram", "tracegram", [*few], 30, modules=("linear_attention_transformer",)),

@@ -1,8 +1,9 @@
 """Collects flows from many callers into batches for one model: bounded, fair, urgent work first, each answered once.
 
-Every engine of the model has a lane: a task that takes the next batch and a thread that computes it. Lanes share the
-queue, so that a model can be replaced by another while flows keep coming. Flows of the live path wait with it (`Feed`)
-until an engine is ready, and are then one caller among the others.
+Every engine of the model has a lane: a task that takes the next batch, and threads that compute it. Under load one
+batch is encoded, and answered by a student, while the engine is at the one before. Lanes share the queue, so that a
+model can be replaced by another while flows keep coming. Flows of the live path wait with it (`Feed`) until an engine
+is ready, and are then one caller among the others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from itertools import count
 from typing import Protocol
 
 from tapline.models.flow import Flow
+from tapline.service.engines.engine import Timing
 from tapline.service.engines.thread import EngineStalledError
 from tapline.service.inference.classifier import Classifier, FlowOutcome
 from tapline.service.inference.fair_queue import FairQueue
@@ -68,6 +70,9 @@ class Feed(Protocol):
         """`hand_over` raised this: the batcher no longer takes from here, and its engines go on."""
         ...
 
+
+BATCHES_UNDER_WAY = 2
+"""Of an engine: one that it computes, and one on its way to it or back."""
 
 _FED = "live"
 """The name by which flows of a feed take turns with those of callers."""
@@ -304,18 +309,31 @@ class Batcher:
             EngineStalledError: its engine hangs. Who starts the lane again hears of it until the engine answers.
         """
         engine = lane.classifier.thread
-        while not (lane.retired or engine.is_closed) and (self._waiting or not self._stopping):
-            engine.check()
-            batch = await self._next_batch(lane)
-            try:
-                if batch:
-                    await self._compute(lane, batch)
-            finally:
-                for item in batch:
-                    item.answer(None)  # whatever happened, every waiter hears of it
-            async with self._room:
-                self._room.notify_all()
+        under_way: deque[asyncio.Task[None]] = deque()
+        try:
+            while not (lane.retired or engine.is_closed) and (self._waiting or not self._stopping):
+                engine.check()
+                if batch := await self._next_batch(lane):
+                    under_way.append(asyncio.create_task(self._answer(lane, batch)))
+                while under_way and (len(under_way) == BATCHES_UNDER_WAY or not self._waiting):
+                    await under_way.popleft()
+            while under_way:
+                await under_way.popleft()
+        finally:
+            for computing in under_way:
+                computing.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
         lane.thread.shutdown(wait=False)
+
+    async def _answer(self, lane: _Lane, batch: list[_Item]) -> None:
+        """Compute a batch. Whatever happens, every waiter hears of it."""
+        try:
+            await self._compute(lane, batch)
+        finally:
+            for item in batch:
+                item.answer(None)
+        async with self._room:
+            self._room.notify_all()
 
     async def _next_batch(self, lane: _Lane) -> list[_Item]:
         """What is next, without those nobody waits for any more; empty when there is nothing more for this lane."""
@@ -380,8 +398,12 @@ class Batcher:
         loop, flows, classifier = asyncio.get_running_loop(), [item.flow for item in batch], lane.classifier
         ports = [classifier.ports if item.ports is None else item.ports for item in batch]
         cascade = [classifier.asked_cascade if item.cascade is None else item.cascade for item in batch]
+
+        def classify() -> tuple[list[FlowOutcome | None], Timing]:
+            return classifier.classify_each(flows, ports, cascade), classifier.last_timing
+
         try:
-            found = await loop.run_in_executor(lane.thread, classifier.classify_each, flows, ports, cascade)
+            found, timing = await loop.run_in_executor(lane.thread, classify)
         except EngineStalledError:
             self._metrics.failures.labels("BACKEND").inc(len(batch))
             if classifier.thread.is_closed:
@@ -390,7 +412,7 @@ class Batcher:
             raise
         self.failing = all(outcome is None for outcome in found)
         self._metrics.failures.labels("BACKEND").inc(found.count(None))
-        self._metrics.observe_batch(classifier.last_timing, len(batch))
+        self._metrics.observe_batch(timing, len(batch))
         self._metrics.count_verdicts(outcome.verdict for outcome in found if outcome is not None and outcome.verdict)
         for item, outcome in zip(batch, found, strict=True):
             item.answer(outcome)
@@ -407,4 +429,4 @@ def _tasks(lanes: Sequence[_Lane]) -> list[asyncio.Task[None]]:
 
 
 def _lane(classifier: Classifier) -> _Lane:
-    return _Lane(classifier, ThreadPoolExecutor(1, thread_name_prefix="engine"))
+    return _Lane(classifier, ThreadPoolExecutor(BATCHES_UNDER_WAY, thread_name_prefix="engine"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from copy import copy
@@ -31,6 +32,8 @@ DEFAULT_CHECKPOINT = "flow-protocols"
 
 BATCH_TIMEOUT_SECONDS = 600.0
 """Longest time that an engine may take for a batch where nobody waits for live verdicts."""
+
+_NOTHING = Timing(0.0, 0.0, 0, 0, 0)
 
 SPECIAL_TOKENS = 5
 """Tokens of a flow beside its lengths and bytes: two around the lengths, three around the content."""
@@ -75,7 +78,7 @@ class Classifier:
         traces read its embeddings; `thread`: where the engines compute, with a deadline for each batch."""
         self.checkpoint = engine.checkpoint
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
-        self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
+        self._timing = threading.local()
         self.ports = ports
         self._engine = engine
         self._terms = context_terms(engine.checkpoint)
@@ -104,6 +107,16 @@ class Classifier:
         """Wait for no engine any more: what is computed fails now."""
         for thread in (self.thread, *(encoder.thread for encoder in self.encoders)):
             thread.close()
+
+    @property
+    def last_timing(self) -> Timing:
+        """What the last batch took of those that this thread had classified."""
+        last: Timing = getattr(self._timing, "last", _NOTHING)
+        return last
+
+    @last_timing.setter
+    def last_timing(self, timing: Timing) -> None:
+        self._timing.last = timing
 
     @property
     def has_cascade(self) -> bool | None:
@@ -171,7 +184,7 @@ class Classifier:
                 self.last_timing = before.plus(self.last_timing)
                 return found
             log.error("engine failed", error=type(error).__name__, uid=flows[0].uid)
-            self.last_timing = Timing(0.0, 0.0, 0, 0, 0)
+            self.last_timing = _NOTHING
             return [None]
 
     def classify(
@@ -238,10 +251,10 @@ class Classifier:
         start = time.perf_counter()
         batch = encode(flows, self.checkpoint.features)
         encoded = time.perf_counter()
-        scores = self.scores(batch)
+        scores, seconds = self._run(batch)
         timing = Timing(
             encoded - start,
-            time.perf_counter() - encoded,
+            seconds,
             len(batch.ps_tokens) + len(batch.bytes_tokens),
             scores.padding_tokens,
             batch.lengths_out_of_vocabulary,
@@ -255,9 +268,18 @@ class Classifier:
             EngineError: the engine gave another number of scores than it should.
             EngineStalledError: it gave none in time.
         """
-        scores = self.thread.call(lambda: self._engine.run(batch))
+        return self._run(batch)[0]
+
+    def _run(self, batch: TokenBatch) -> tuple[Scores, float]:
+        """The scores, and the seconds that the engine took, without those in which it was at another batch."""
+
+        def timed() -> tuple[Scores, float]:
+            start = time.perf_counter()
+            return self._engine.run(batch), time.perf_counter() - start
+
+        scores, seconds = self.thread.call(timed)
         self._check_shapes(scores, len(batch))
-        return scores
+        return scores, seconds
 
     def _check_shapes(self, scores: Scores, flows: int) -> None:
         network = self.checkpoint.network

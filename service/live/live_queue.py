@@ -107,13 +107,17 @@ class LiveQueue:
     def _look_at_the_time(self) -> bool:
         """Put back or shed what is past its deadline; whether the newest go first."""
         now, deadline, by_age = self._clock(), self._deadline_seconds, self._by_age
+        stands = now - self.busy_since > BURST * deadline
+        expired = self._late.take(len(self._late)) if stands else []
         while by_age and (not by_age[0].waiting or now - by_age[0].arrived_at > deadline):
             live = by_age.popleft()
             if live.waiting:
                 self._in_time.remove(live.subject, live, urgent=live.urgent)
-                self._late.put(live.subject, live, urgent=live.urgent)
-        if now - self.busy_since > BURST * deadline:
-            self._shed(self._late.take(len(self._late)), expired=True)
+                if stands:
+                    expired.append(live)
+                else:
+                    self._late.put(live.subject, live, urgent=live.urgent)
+        self._shed(expired, expired=True)
         return bool(self._late or (by_age and now - by_age[0].arrived_at > FRESH_SHARE * deadline))
 
     def _shed(self, flows: list[LiveFlow], *, expired: bool) -> None:

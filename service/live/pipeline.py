@@ -46,6 +46,9 @@ class _Early:
     outcome: FlowOutcome | None = None
 
 
+_SEEN = _Early()
+
+
 @dataclass(slots=True)
 class LiveCounts:
     """What became of the flows.
@@ -131,7 +134,7 @@ class LivePipeline:
             self._reuse(live, early.outcome)
             return
         if not flow.complete:
-            self._remember(flow.uid, early or _Early())
+            self._remember(flow.uid, early or _SEEN)
         self._queue.put(live)
 
     async def run(self) -> None:
