@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from tapline.models.encode import encode
 from tapline.service.engines.engine import EngineError, Scores
 from tapline.service.inference.batcher import Batcher, QueueFullError, VerdictError
 from tapline.service.inference.classifier import Classifier
@@ -76,6 +77,29 @@ def test_one_bad_flow_costs_one_verdict(engine):
     found, failures = run(engine, body)
     assert [outcome is None for outcome in found] == [False, False, False, True, False, False]
     assert failures == 1
+
+
+def test_a_batch_is_encoded_while_the_engine_is_at_the_one_before(engine, monkeypatch):
+    encoded = []
+
+    def noted(flows, features):
+        encoded.append(len(flows))
+        return encode(flows, features)
+
+    monkeypatch.setattr("tapline.service.inference.classifier.encode", noted)
+
+    async def body(batcher):
+        engine.gate.clear()
+        answers = batcher.submit(make_flows(6))
+        while len(encoded) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        waiting = batcher.waiting_flows
+        engine.gate.set()
+        return waiting, len(await answers)
+
+    assert run(engine, body, max_batch_size=2, max_queue_delay_ms=0) == (2, 6)
+    assert (encoded, engine.batches) == ([2, 2, 2], [2, 2, 2])
 
 
 def test_nothing_is_computed_for_nobody(engine):
