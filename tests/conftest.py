@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import structlog
 import torch
 from hypothesis import settings
 from safetensors.numpy import save_file as save_numbers
@@ -118,6 +119,17 @@ def connections_closed():
         patch.setattr(sqlite3.dbapi2, "connect", connect)
         yield
     assert [said for _, said in left_open.values()] == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def logging_as_it_was():
+    """What sets the log of this process, as a command or `tapline.load` does, ends with the tests of a module."""
+    was_configured, before = structlog.is_configured(), structlog.get_config()
+    yield
+    if was_configured:
+        structlog.configure(**before)
+    else:
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
