@@ -313,8 +313,9 @@ class Batcher:
         try:
             while not (lane.retired or engine.is_closed) and (self._waiting or not self._stopping):
                 engine.check()
-                if batch := await self._next_batch(lane):
-                    under_way.append(asyncio.create_task(self._answer(lane, batch)))
+                batch = await self._next_batch(lane)
+                before = under_way[-1] if under_way else None
+                under_way.append(asyncio.create_task(self._answer(lane, batch, before)))
                 while under_way and (len(under_way) == BATCHES_UNDER_WAY or not self._waiting):
                     await under_way.popleft()
             while under_way:
@@ -325,10 +326,12 @@ class Batcher:
             await asyncio.gather(*under_way, return_exceptions=True)
         lane.thread.shutdown(wait=False)
 
-    async def _answer(self, lane: _Lane, batch: list[_Item]) -> None:
-        """Compute a batch. Whatever happens, every waiter hears of it."""
+    async def _answer(self, lane: _Lane, batch: list[_Item], before: asyncio.Task[None] | None) -> None:
+        """Compute a batch, and answer it after the one before. Whatever happens, every waiter hears of it, and who
+        waits for room, also where nobody wants what was taken."""
         try:
-            await self._compute(lane, batch)
+            if batch:
+                await self._compute(lane, batch, before)
         finally:
             for item in batch:
                 item.answer(None)
@@ -389,7 +392,7 @@ class Batcher:
                 async with asyncio.timeout(left):
                     await self._arrived.wait()
 
-    async def _compute(self, lane: _Lane, batch: list[_Item]) -> None:
+    async def _compute(self, lane: _Lane, batch: list[_Item], before: asyncio.Task[None] | None) -> None:
         """Answer a batch; what is left of it when this returns has no outcome.
 
         Raises:
@@ -410,6 +413,8 @@ class Batcher:
                 return
             self.failing = True
             raise
+        if before is not None:
+            await asyncio.wait([before])
         self.failing = all(outcome is None for outcome in found)
         self._metrics.failures.labels("BACKEND").inc(found.count(None))
         self._metrics.observe_batch(timing, len(batch))

@@ -65,6 +65,17 @@ def test_bulk_waits_for_room(engine):
     assert len(run(engine, body, max_batch_size=16, max_queue_size=8)) == 50
 
 
+def test_room_that_a_caller_gives_up_is_told(engine):
+    async def body(batcher):
+        gone = batcher.submit(make_flows(8))
+        waiting = asyncio.create_task(batcher.classify(make_flows(4)))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        return len(await waiting)
+
+    assert run(engine, body, max_batch_size=16, max_queue_size=8, max_queue_delay_ms=100) == 4
+
+
 def test_one_bad_flow_costs_one_verdict(engine):
     engine.poison = 254 + 2  # ps tokens of the flow with most packets
     flows = make_flows(6)
@@ -152,6 +163,7 @@ def test_urgent_flows_overtake_bulk(engine):
         urgent = batcher.submit(make_flows(6))
         bulk.add_done_callback(lambda _: order.append("bulk"))
         urgent.add_done_callback(lambda _: order.append("urgent"))
+        await asyncio.sleep(0.05)  # the next batch is on its way to the engine
         engine.gate.set()
         await asyncio.gather(first, bulk, urgent)
         return order
