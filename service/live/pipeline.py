@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
-from tapline.service.inference.batcher import Answers, Batcher, Fed
+from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.inference.fair_queue import HeavyHitters
+from tapline.service.inference.waiting import Answers, Fed
 from tapline.service.live.live_queue import Deliver, LiveFlow, LiveQueue
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
