@@ -264,7 +264,7 @@ class Settings(BaseSettings):
         0.5,
         ge=0,
         le=3600,
-        description="longest wait of a live flow under overload, ten times that in bursts; late ones are shed; 0: none",
+        description="longest wait of a live flow under overload, longer in bursts; late ones are shed; 0: none",
     )
     replay: Path | None = Field(None, description="capture to play through the live path")
     speed: float = Field(
