@@ -21,8 +21,8 @@ BULK_EVERY = 8
 
 
 class HeavyHitters:
-    """Counts by key in bounded space and constant time: the space-saving algorithm and its stream summary (Metwally et
-    al., ICDT 2005).
+    """Counts by key in bounded space, and constant time where one is added: the space-saving algorithm and its stream
+    summary (Metwally et al., ICDT 2005).
 
     A count is never below the true one, and above it by at most the smallest count kept.
     """
@@ -33,8 +33,8 @@ class HeavyHitters:
         self._by_count: dict[int, OrderedDict[str, None]] = {}
         self._smallest = 1
 
-    def add(self, key: str) -> None:
-        """Count one."""
+    def add(self, key: str, number: int = 1) -> None:
+        """Count so many."""
         count = self._counts.get(key)
         if count is None:
             if len(self._counts) < self._size:
@@ -46,10 +46,10 @@ class HeavyHitters:
                 self._leave(replaced, count)
         else:
             self._leave(key, count)
-        self._counts[key] = count + 1
-        self._by_count.setdefault(count + 1, OrderedDict())[key] = None
-        if self._smallest not in self._by_count:
-            self._smallest += 1  # whoever was the only one there has one more now
+        self._counts[key] = count + number
+        self._by_count.setdefault(count + number, OrderedDict())[key] = None
+        if self._smallest not in self._by_count:  # whoever was the only one there has more now
+            self._smallest = self._smallest + 1 if number == 1 else min(self._by_count)
 
     def _leave(self, key: str, count: int) -> None:
         same = self._by_count[count]

@@ -92,12 +92,12 @@ class LiveQueue:
     def refuses(self, subject: str) -> bool:
         """Whether a flow that comes now, and expires, is to be shed at once: under overload enough wait. There is more
         room for those who have fewer waiting than others."""
-        if not self.is_overloaded:
+        queue, overload, waiting = self._in_time, self._overload, len(self._by_uid)
+        if not self._deadline_seconds or waiting < overload.room or not overload.is_on(now := self._clock()):
             return False
-        queue = self._in_time
-        if len(self) < SPARED * self._overload.room and queue.waiting_of(subject) * queue.subjects < len(queue):
+        if waiting < SPARED * overload.room and queue.waiting_of(subject) * queue.subjects < len(queue):
             return False
-        self._overload.shed(self._clock())
+        overload.shed(now)
         return True
 
     def put(self, live: LiveFlow) -> None:

@@ -19,9 +19,12 @@ DRAINING_SHARE = 0.75
 """A queue drains where less than so large a share of what is taken comes anew."""
 
 ROOM_SHARE = 1 / 8
-"""So large a share of a deadline takes what may wait under overload, or `ROOM_BATCHES`: engines must never wait."""
+"""Under overload as many may wait as are computed in so large a share of a deadline; where that is less than
+`ROOM_BATCHES`, as many as those, because engines must never wait, but no more than in `LARGEST_SHARE` of it."""
 
 ROOM_BATCHES = 2
+LARGEST_SHARE = 1 / 2
+SMALLEST_ROOM = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +74,6 @@ class Overload:
         self._taken += number
         marks.append(_Mark(now, self.arrived, self._taken))
         passed = now - marks[0].at
-        rate = (self._taken - marks[0].taken) / passed if passed else 0.0
-        self.room = max(ROOM_BATCHES * asked, int(rate * ROOM_SHARE * self._deadline_seconds))
+        computed = self._deadline_seconds * (self._taken - marks[0].taken) / passed if passed else 0.0  # in a deadline
+        batches = min(ROOM_BATCHES * asked, LARGEST_SHARE * computed)
+        self.room = int(max(ROOM_SHARE * computed, batches, SMALLEST_ROOM))

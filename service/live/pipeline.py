@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import msgspec
@@ -132,6 +132,8 @@ class LivePipeline:
             return
         early = self._open.get(flow.uid)
         if expires and self._refuses(flow.uid, flow.orig_h, flow.complete, early):
+            self.counts.shed += 1
+            self.shed_by_subject.add(flow.orig_h)
             return
         live = LiveFlow(flow, deliver, flow.orig_h, time.perf_counter(), not flow.complete, expires)
         self._note(flow.uid, flow.complete, early)
@@ -147,24 +149,23 @@ class LivePipeline:
 
     def _wanted(self, glances: Sequence[Glance | None]) -> list[bool]:
         self._show_soon()
-        before = self.counts.shed
-        wanted = [glance is None or not self._refuses_unread(glance) for glance in glances]
-        self.counts.unread += self.counts.shed - before
-        self.counts.received += self.counts.shed - before
+        wanted = [
+            glance is None
+            or self._queue.find(glance.uid) is not None
+            or not self._refuses(glance.uid, glance.orig_h, glance.final, self._open.get(glance.uid))
+            for glance in glances
+        ]
+        refused = wanted.count(False)
+        self.counts.received += refused
+        self.counts.unread += refused
+        self._count_shed(each.orig_h for each, wants in zip(glances, wanted, strict=True) if each and not wants)
         return wanted
 
-    def _refuses_unread(self, glance: Glance) -> bool:
-        if self._queue.find(glance.uid) is not None:
-            return False
-        return self._refuses(glance.uid, glance.orig_h, glance.final, self._open.get(glance.uid))
-
     def _refuses(self, uid: str, subject: str, complete: bool, early: _Early | None) -> bool:
-        """Whether a flow is shed as it comes; never where that would leave an early verdict without its end."""
+        """Whether a flow is to be shed as it comes; never where that would leave an early verdict without its end."""
         if (complete and early is not None and early.outcome is not None) or not self._queue.refuses(subject):
             return False
         self._note(uid, complete, early)
-        self.counts.shed += 1
-        self.shed_by_subject.add(subject)
         return True
 
     def _note(self, uid: str, complete: bool, early: _Early | None) -> None:
@@ -279,10 +280,13 @@ class LivePipeline:
         self._deliver(live, FlowOutcome(final))
 
     def _shed(self, flows: list[LiveFlow], expired: bool) -> None:
-        self.counts.shed += len(flows)
         self.counts.expired += len(flows) if expired else 0
-        for live in flows:
-            self.shed_by_subject.add(live.subject)
+        self._count_shed(live.subject for live in flows)
+
+    def _count_shed(self, subjects: Iterable[str]) -> None:
+        for subject, flows in Counter(subjects).items():
+            self.counts.shed += flows
+            self.shed_by_subject.add(subject, flows)
 
     def _show_soon(self) -> list[float]:
         """Bring metrics up to date, and wake the batcher, when all that comes at once has come. Gives the latencies

@@ -119,6 +119,8 @@ def _read(data: bytes, flows: int, sensor: str, wanted: Wanted | None = None) ->
     front = np.frombuffer(b"".join([data[at : at + _FRONT.itemsize] for at in edges[:-1]]), _FRONT)
     glances = glances_of_bytes(data, edges[:-1], front) if wanted else []
     rows = _rows(flows, glances, wanted)
+    if not rows:
+        return _placed(glances, [], [])
     bounds = np.array(edges, np.int64)
     starts, ends = bounds[:-1], bounds[1:]
     if glances:
@@ -150,8 +152,8 @@ def _placed(
     """What was read in its place among what was not."""
     if not glances:
         return list(read)
-    found = {row: glance for row, glance in enumerate(glances) if glance is not None}
-    return [(found | dict(zip(rows, read, strict=True)))[row] for row in range(len(glances))]
+    found: dict[int, Flow | FlowError | Glance] = dict(zip(rows, read, strict=True))
+    return [glance if row not in found and glance is not None else found[row] for row, glance in enumerate(glances)]
 
 
 def _unpacked(packed: str) -> bytes:

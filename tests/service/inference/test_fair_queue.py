@@ -89,13 +89,14 @@ def test_every_item_leaves_once_and_trimmed_ones_are_the_oldest_of_a_heaviest_su
         assert [queue.waiting_of(subject) for subject in "abcd"] == [of(subject) for subject in "abcd"]
 
 
-@given(st.lists(st.sampled_from("abcdefgh"), max_size=200), st.integers(1, 4))
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 9)), max_size=200), st.integers(1, 4))
 def test_heavy_hitters_never_count_too_few(keys, size):
-    hitters, true = HeavyHitters(size), Counter(keys)
-    for key in keys:
-        hitters.add(key)
+    hitters, true = HeavyHitters(size), Counter()
+    for key, number in keys:
+        hitters.add(key, number)
+        true[key] += number
     found = hitters.top(size)
-    assert sum(count for _, count in found) == len(keys)
+    assert sum(count for _, count in found) == true.total()
     assert len(found) == min(size, len(true))
     for key, count in found:
         assert true[key] <= count <= true[key] + found[-1][1]
