@@ -36,6 +36,8 @@ Traces = Annotated[
         "[default: all that ship]",
     ),
 ]
+PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
+CASCADE_HELP = "off: the whole network answers every flow, also those that the model's student is sure of"
 
 
 def chosen_classifier(

@@ -6,6 +6,11 @@ import sys
 from tests.paths import ROOT
 
 CODE = "from tapline.service.command.cli import main; main()"
+EVERY_COMMAND = (
+    "from typer.main import get_command; from tapline.service.command.cli import app; "
+    "assert all(get_command(app).commands.values())"
+)
+"""Loads them all, each of which is otherwise loaded when it is called."""
 
 
 def tapline(*arguments, stdin=b"", timeout=60):

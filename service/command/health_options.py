@@ -1,0 +1,34 @@
+"""The options of `tapline health`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tapline.service.command.console import say
+from tapline.service.command.health_command import HealthError
+from tapline.service.command.health_command import health as ask_health
+from tapline.service.command.settings_options import Config
+from tapline.service.configuration.problems import ConfigurationError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def health(
+    pid: Annotated[
+        int | None, typer.Option(min=1, help="the service that is this process, wherever its own flags let it listen")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Say whether the service of this environment answers: status 0 if it does, 1 if not."""
+    try:
+        typer.echo(f"{ask_health(pid, config)} answers")
+    except ConfigurationError as error:
+        for problem in error.problems:
+            say(problem)
+        raise typer.Exit(EXIT_USAGE) from None
+    except HealthError as error:
+        say(str(error))
+        raise typer.Exit(EXIT_FAILED) from None
