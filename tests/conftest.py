@@ -19,6 +19,7 @@ import torch
 from hypothesis import settings
 from safetensors.numpy import save_file as save_numbers
 from safetensors.torch import save_file
+from structlog.dev import ConsoleRenderer, plain_traceback
 
 from tapline.models.checkpoint import (
     ONNX,
@@ -52,6 +53,7 @@ os.environ["TAPLINE_CONFIG"] = "none"  # no test reads the settings of who runs 
 os.environ.setdefault("TAPLINE_HISTORY", "none")  # tests of the history say where theirs is
 Settings.model_fields["data_dir"].default_factory = lambda: Path(tempfile.mkdtemp(dir=os.environ["XDG_DATA_HOME"]))
 Settings.model_rebuild(force=True)  # several services of one test each have a directory of their own
+ConsoleRenderer.get_active().exception_formatter = plain_traceback  # rich draws half a second at each
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")
 
@@ -122,14 +124,11 @@ def connections_closed():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def logging_as_it_was():
-    """What sets the log of this process, as a command or `tapline.load` does, ends with the tests of a module."""
-    was_configured, before = structlog.is_configured(), structlog.get_config()
+def logging_as_nobody_has_set_it():
+    """What sets the log of this process, as a command or `tapline.load` does, is nothing to other modules' tests."""
+    structlog.reset_defaults()
     yield
-    if was_configured:
-        structlog.configure(**before)
-    else:
-        structlog.reset_defaults()
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
