@@ -57,6 +57,13 @@ ConsoleRenderer.get_active().exception_formatter = plain_traceback  # rich draws
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")
 
+
+def pytest_collection_modifyitems(items):
+    """Modules in which a test runs long come first, so that the workers end together, each with something short."""
+    long = {item.path for item in items if item.get_closest_marker("whole") or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 LABELS = ["dns", "http", "tls"]
 CONTEXT = FlowContext(
     {"tcp": [0, 1, 2], "udp": [0, 2]},
