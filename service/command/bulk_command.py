@@ -17,13 +17,15 @@ from rich.console import Console
 from tapline.installation import install_command
 from tapline.models.checkpoint import read_any_manifest
 from tapline.service.command.bulk_progress import BulkProgress
-from tapline.service.command.chosen_classifier import PORTS_HELP, Reader, Traces, chosen_classifier
-from tapline.service.command.console import make_console, say
-from tapline.service.engines.engine import EngineName, Ports
+from tapline.service.command.chosen_classifier import Reader, Traces, chosen_classifier
+from tapline.service.command.console import make_console
+from tapline.service.command.streams import say
+from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
 from tapline.service.inference.trace_loading import trace_directories
 from tapline.service.process.signals import stop_signals
+from tapline.service.settings import Ports
 from tapline.service.sources.capture import CaptureError
 
 if TYPE_CHECKING:
@@ -62,7 +64,9 @@ def bulk(
         Path | None, typer.Option(help="checkpoint directory [default: the flow-protocols that ships]")
     ] = None,
     traces: Traces = None,
-    ports: Annotated[Ports, typer.Option(help=PORTS_HELP)] = "on",
+    ports: Annotated[
+        Ports, typer.Option(help="off: verdicts on flows do not read ports, where the model would")
+    ] = "on",
     reader: Reader = "auto",
     engine: Annotated[
         EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")

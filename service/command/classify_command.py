@@ -1,10 +1,10 @@
-"""The command `tapline classify`: its options, and what they mean together."""
+"""The command `tapline classify`: its options, and what they have to do with each other."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -17,11 +17,13 @@ from tapline.service.command.chosen_classifier import (
     chosen_run,
 )
 from tapline.service.command.classify import classify_inputs
-from tapline.service.command.console import make_console, say
+from tapline.service.command.console import make_console
 from tapline.service.command.flow_rows import SORT_HELP
 from tapline.service.command.output import Format, Writers, report_writer, writer
-from tapline.service.command.output_options import Anonymise, AnonymiseKey, NoContent, Output, opened, sharing_of
-from tapline.service.engines.engine import Cascade, EngineError, EngineName, Ports
+from tapline.service.command.output_file import Output, opened
+from tapline.service.command.sharing_options import Anonymise, AnonymiseKey, NoContent, chosen_sharing
+from tapline.service.command.streams import fail
+from tapline.service.engines.engine import EngineError, EngineName
 from tapline.service.inference.trace_loading import NO_TRACES
 from tapline.service.python.arguments import MAX_PROCESSES
 from tapline.service.results.records import left_out_text, nothing_understood
@@ -29,6 +31,7 @@ from tapline.service.results.selection import Sort
 from tapline.service.results.sharing import SharedWriter
 from tapline.service.results.where import SYNTAX, Where, WhereError, WhereWriter
 from tapline.service.results.writers import Show, Writer
+from tapline.service.settings import Cascade, Ports
 from tapline.service.sources.capture import CaptureError
 from tapline.service.sources.inputs import inputs_of
 
@@ -89,18 +92,18 @@ def classify(
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
     if report is not None and output is not None and report.resolve() == output.resolve():
-        _fail(f"{report}: both --report and --output: give two files", EXIT_USAGE)
-    sharing = sharing_of(no_content, anonymise, anonymise_key)
+        fail(f"{report}: both --report and --output: give two files", EXIT_USAGE)
+    sharing = chosen_sharing(no_content, anonymise, anonymise_key)
     try:
         captures, wanted = list(inputs_of(captures)), Where(where or [])
     except (CaptureError, WhereError) as error:
-        _fail(str(error), EXIT_USAGE)
+        fail(str(error), EXIT_USAGE)
     classifier, workers = chosen_run(
         checkpoint, [NO_TRACES] if show == "flows" else traces or [], engine, errors, processes=processes,
         min_packets=min_packets, with_scores=scores, ports=ports == "on", cascade=cascade == "on",
     )  # fmt: skip
     if show == "traces" and not classifier.trace_engines:
-        _fail("no trace model, so there are no traces to show: give --traces NAME or --traces DIR", EXIT_USAGE)
+        fail("no trace model, so there are no traces to show: give --traces NAME or --traces DIR", EXIT_USAGE)
     with opened(output, captures, as_utf8=format_ != "table") as file, contextlib.ExitStack() as stack:
         target: Writer = writer(format_, file, limit, show, sort)
         if report is not None:
@@ -109,7 +112,7 @@ def classify(
         try:
             summary = classify_inputs(captures, reader, classifier, target, errors, workers)
         except EngineError as error:
-            _fail(str(error), EXIT_FAILED)
+            fail(str(error), EXIT_FAILED)
     if wanted:
         errors.print(chosen.account, style="dim")
     if format_ in ("csv", "ndjson"):
@@ -119,8 +122,3 @@ def classify(
     incomplete = any(entry.error or entry.warning for entry in summary.inputs)
     if failed or incomplete or nothing_understood(summary.inputs):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    say(message)
-    raise typer.Exit(status)

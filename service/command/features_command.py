@@ -1,4 +1,4 @@
-"""The command `tapline features`: what the models read of each flow, without any model."""
+"""The command `tapline features`: flows of captures as the API takes them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import typer
 
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.command.chosen_classifier import Captures, Reader
-from tapline.service.command.console import say
-from tapline.service.command.output_options import Anonymise, AnonymiseKey, NoContent, Output, opened, sharing_of
+from tapline.service.command.output_file import Output, opened
+from tapline.service.command.sharing_options import Anonymise, AnonymiseKey, NoContent, chosen_sharing
+from tapline.service.command.streams import fail, say
 from tapline.service.python.input_run import account
 from tapline.service.results.records import (
     InputSummary,
@@ -41,12 +42,11 @@ def features(
     reader: Reader = "auto",
 ) -> None:
     """Write the features of each flow, one JSON line per flow, as the API takes them back."""
-    sharing = sharing_of(no_content, anonymise, anonymise_key)
+    sharing = chosen_sharing(no_content, anonymise, anonymise_key)
     try:
         captures = list(inputs_of(captures))
     except CaptureError as error:
-        say(str(error))
-        raise typer.Exit(EXIT_USAGE) from None
+        fail(str(error), EXIT_USAGE)
     entries = [InputSummary(name) for name in captures]
     with opened(output, captures, as_utf8=True) as file:
         for entry in entries:

@@ -1,20 +1,21 @@
-"""The command `tapline watch`: its options; the table is `watch`'s."""
+"""The command `tapline watch`: its options, and which settings are its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from tapline.models.checkpoint import CheckpointError
 from tapline.service.command.chosen_classifier import CASCADE_HELP, PORTS_HELP, Traces
-from tapline.service.command.console import say
 from tapline.service.command.settings_options import Config, configuration
-from tapline.service.command.watch import watch as show
+from tapline.service.command.streams import fail
+from tapline.service.command.watch import watch as run_watch
 from tapline.service.configuration.problems import ConfigurationError
-from tapline.service.engines.engine import Cascade, EngineError, Ports
+from tapline.service.engines.engine import EngineError
 from tapline.service.process.process_title import hide_passwords
+from tapline.service.settings import Cascade, Ports
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError
 from tapline.service.sources.zeek_process import ZeekError
@@ -61,9 +62,9 @@ def watch(
 ) -> None:
     """Show verdicts on live traffic, until Ctrl-C."""
     if not (interface or zeek or replay):
-        _fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
+        fail("nothing to watch: give --interface IF, --zeek ws://host:port or --replay CAPTURE", EXIT_USAGE)
     if replay and (interface or zeek):
-        _fail("a replay beside live traffic: give --replay, or --zeek and --interface", EXIT_USAGE)
+        fail("a replay beside live traffic: give --replay, or --zeek and --interface", EXIT_USAGE)
     try:
         chosen = {
             "checkpoint": checkpoint, "traces": traces, "ports": ports, "cascade": cascade,
@@ -75,15 +76,10 @@ def watch(
         hide_passwords(settings.zeek)
         if not return_verdicts:
             settings = settings.model_copy(update={"spool_verdicts": 0})
-        raise typer.Exit(show(settings))
+        raise typer.Exit(run_watch(settings))
     except ConfigurationError as error:
-        _fail("; ".join(error.problems), EXIT_USAGE)
+        fail("; ".join(error.problems), EXIT_USAGE)
     except (CheckpointError, EngineError, StateError, TransportError) as error:
-        _fail(str(error), EXIT_USAGE)
+        fail(str(error), EXIT_USAGE)
     except (ZeekError, CaptureError) as error:
-        _fail(str(error), EXIT_FAILED)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    say(message)
-    raise typer.Exit(status)
+        fail(str(error), EXIT_FAILED)

@@ -9,7 +9,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from tapline.service.command.cli import app
-from tapline.service.command.commands import group_of
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.whole
@@ -54,13 +53,3 @@ def test_a_command_that_there_is_not_is_named_beside_one_like_it():
     assert said.exit_code == 2
     assert "No such command 'clasify'" in said.output
     assert "classify" in said.output
-
-
-def test_a_place_where_nothing_lies_is_an_error_of_who_asks_for_it():
-    group = group_of({"there": "tapline.service.command.keys_command:app", "gone": "tapline.service.command:gone"})()
-    assert list(group.commands) == ["there", "gone"]
-    assert set(group.commands["there"].commands) == {"add", "list", "remove"}
-    with pytest.raises(AttributeError, match="gone"):
-        group.commands["gone"]
-    with pytest.raises(KeyError):
-        group.commands["nowhere"]
