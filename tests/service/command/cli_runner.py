@@ -13,7 +13,7 @@ EVERY_COMMAND = (
 """Loads them all, each of which is otherwise loaded when it is called."""
 
 
-def tapline(*arguments, stdin=b"", timeout=60):
+def tapline(*arguments, stdin=b"", timeout=200):
     """Run `tapline` with arguments; output is text."""
     command = [sys.executable, "-W", "error", "-c", CODE, *map(str, arguments)]
     result = subprocess.run(command, input=stdin, capture_output=True, cwd=ROOT, timeout=timeout, check=False)
