@@ -13,23 +13,26 @@ WORKERS = -n 4 --dist loadfile --no-loadscope-reorder
 # torch and scikit-learn with a thread for each core would wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-fast check fuzz soak week notebooks site links release clean
+.PHONY: run test tests lint types test-fast check fuzz soak week notebooks site links release clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
 	.venv/bin/tapline serve --port $(PORT) --replay $(CAPTURE) --speed 4 --history-content --data-dir $(DATA)
 
 # While you work: format, lint, types, and the tests that take no time, in less than a minute.
-check: .venv-dev/installed
-	.venv-dev/bin/ruff format --check .
-	.venv-dev/bin/ruff check .
-	.venv-dev/bin/mypy -p tapline
+check: lint types
 	.venv-dev/bin/pytest $(WORKERS) -m "not slow and not whole"
 
-test: .venv-dev/installed
+test: lint types tests
+
+lint: .venv-dev/installed
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/ruff check .
+
+types: .venv-dev/installed
 	.venv-dev/bin/mypy -p tapline
+
+tests: .venv-dev/installed
 	.venv-dev/bin/pytest $(WORKERS)
 
 # Every fuzz target in turn; `make fuzz SECONDS=60 TARGETS=captures` for one of them.
