@@ -1,6 +1,7 @@
 """Shared by all tests: small checkpoints with random weights, and flows of many lengths."""
 
 import atexit
+import gc
 import os
 import random
 import shutil
@@ -53,9 +54,16 @@ os.environ["TAPLINE_CONFIG"] = "none"  # no test reads the settings of who runs 
 os.environ.setdefault("TAPLINE_HISTORY", "none")  # tests of the history say where theirs is
 Settings.model_fields["data_dir"].default_factory = lambda: Path(tempfile.mkdtemp(dir=os.environ["XDG_DATA_HOME"]))
 Settings.model_rebuild(force=True)  # several services of one test each have a directory of their own
+gc.disable()  # while modules of tests are loaded, a third of which would be looking through what stays anyhow
 ConsoleRenderer.get_active().exception_formatter = plain_traceback  # rich draws half a second at each
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")
+
+
+def pytest_runtestloop():
+    """From here on garbage is looked for, in what comes."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):
