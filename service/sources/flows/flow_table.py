@@ -110,14 +110,12 @@ class FlowTable:
         self._clock_us = self._clock(time_us)
         self._looks_us = self._clock(packets.numbers["time_us"])
         self._looks_us.append(self._clock_us[-1])
-        apart = self._processed_alone(packets)
-        starts, ends = np.append(0, apart + 1), np.append(apart, len(packets))
-        are_few = ends - starts < _FEW_PACKETS
-        one_by_one = np.repeat(are_few, ends - starts + 1)[: len(packets)]
-        one_by_one[apart] = True
-        rows = packets.rows(np.flatnonzero(one_by_one))
-        for start, alone, is_few in zip(starts.tolist(), ends.tolist(), are_few.tolist(), strict=True):
-            in_order = rows if is_few else None
+        apart = self._processed_alone(packets).tolist()
+        spans = list(zip([0, *[alone + 1 for alone in apart]], [*apart, len(packets)], strict=True))
+        places = [p for start, end in spans for p in range(start if end - start < _FEW_PACKETS else end, end + 1)][:-1]
+        rows = packets.rows(np.array(places)) if places else iter(())
+        for start, alone in spans:
+            in_order = rows if alone - start < _FEW_PACKETS else None
             while start < alone:
                 end = min(alone, start + max(1, min(MAX_LIVE_FLOWS - len(self._flows), MAX_HOLES - self._holes)))
                 if in_order is None and end - start < _FEW_PACKETS:

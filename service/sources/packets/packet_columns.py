@@ -74,7 +74,7 @@ class PacketColumns:
         columns = {name: column[order] for name, column in self.numbers.items() if name not in lists}
         for name, column in columns.items():
             twin = _TWINS.get(name, name)
-            is_same = twin != name and np.array_equal(column, columns[twin])
+            is_same = twin != name and bool((column == columns[twin]).all())
             lists[name] = lists[twin] if is_same else column.tolist()
         data: Iterator[bytes] = repeat(self.data)
         frames: Iterator[bytes] = repeat(self.data)
