@@ -49,7 +49,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Asks the port and by TLS as process 1 listens, whatever its flags say.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "tapline.service.command.health_command"]
+    CMD ["python", "-m", "tapline.service.command.health"]
 ENTRYPOINT ["tapline"]
 # Loopback only, as everywhere: publish it with `--host 0.0.0.0` and a key (TAPLINE_API_KEY), or share a network namespace.
 CMD ["serve"]

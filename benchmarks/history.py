@@ -28,7 +28,7 @@ from tapline.models.checkpoint import Checkpoint
 from tapline.models.encode import TokenBatch
 from tapline.models.flow import Flow
 from tapline.service.engines.engine import Scores
-from tapline.service.history.database import SlowQueryError
+from tapline.service.history.errors import SlowQueryError
 from tapline.service.history.filters import FlowFilter, time_us
 from tapline.service.inference.classifier import Classifier, FlowOutcome
 from tapline.service.live.observer import Observers, tell

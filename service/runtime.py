@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
-from tapline.service.alerts.alert_watch import AlertWatch
-from tapline.service.alerts.rule_warnings import Known
+from tapline.service.alerts.alert import Alert
 from tapline.service.drift.drift_monitor import DriftMonitor
 from tapline.service.drift.drift_state import DRIFT_DIRECTORY
 from tapline.service.drift.model_drift import ModelDrift
@@ -19,7 +19,6 @@ from tapline.service.engines.devices import parse_devices
 from tapline.service.engines.loading import load_engines
 from tapline.service.engines.thread import EngineThread
 from tapline.service.gpu import gpu_collector
-from tapline.service.history.history import History
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.known_models import names_and_labels
@@ -45,6 +44,10 @@ from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.zeek_options import zeek_arguments
 from tapline.service.sources.zeek_process import ZeekLogs, zeeks_on
 from tapline.service.trace_models import TraceModels
+
+if TYPE_CHECKING:
+    from tapline.service.alerts.alert_watch import AlertWatch
+    from tapline.service.history.history import History
 
 log = structlog.get_logger()
 
@@ -82,10 +85,7 @@ class Service:
         self.alerts: AlertWatch | None = None
         repository, self.default_model = find_models(settings)
         if settings.alerts is not None:
-            self.alerts = AlertWatch(
-                settings.alerts, lambda alert: told.alert(alert), self.metrics,
-                known=lambda: Known(*names_and_labels([repository, Repository(ZOO)], log.warning)),
-            )  # fmt: skip
+            self.alerts = self._open_alerts(settings.alerts, lambda alert: told.alert(alert), repository)
         self.data = DataDirectory(settings.data_dir) if settings.history != "none" else None
         self.history = self._open_history()
         self.stream = VerdictStream(self.metrics)
@@ -135,6 +135,15 @@ class Service:
         self.jobs = Jobs(settings, self.models, self.trace_models, self.metrics, self.supervisor)
         self._uploads = 0
 
+    def _open_alerts(self, rules: Path, tell: Callable[[Alert], None], repository: Repository) -> AlertWatch:
+        from tapline.service.alerts.alert_watch import AlertWatch  # with all that reads rules
+        from tapline.service.alerts.rule_warnings import Known
+
+        return AlertWatch(
+            rules, tell, self.metrics,
+            known=lambda: Known(*names_and_labels([repository, Repository(ZOO)], log.warning)),
+        )  # fmt: skip
+
     def _open_sensors(self, told: Observers) -> Sensors:
         settings = self.settings
         return Sensors(
@@ -155,6 +164,8 @@ class Service:
         settings = self.settings
         if settings.history == "none":
             return None
+        from tapline.service.history.history import History  # imports a database, which a service without it spares
+
         return History(
             settings.history,
             settings.data_dir,

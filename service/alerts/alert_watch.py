@@ -17,7 +17,8 @@ from tapline.service.alerts.alert import Alert, Severity
 from tapline.service.alerts.rule_conditions import ReadyRule, ready_rules
 from tapline.service.alerts.rule_engine import RuleEngine
 from tapline.service.alerts.rule_facts import Facts, drift_facts, flow_facts, trace_facts
-from tapline.service.alerts.rule_file import AlertRulesError, Problem, read_rules, rules_paths
+from tapline.service.alerts.rule_faults import AlertRulesError, Problem
+from tapline.service.alerts.rule_file import read_rules, rules_paths
 from tapline.service.alerts.rule_models import Rule
 from tapline.service.alerts.rule_warnings import Known, rule_warnings
 from tapline.service.drift.model_drift import ModelDrift

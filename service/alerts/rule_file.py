@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from tapline.models.foreign_text import clean
 from tapline.service.alerts.allow_lists import Entry, Members, checked_entry, entry_note, line_entry
+from tapline.service.alerts.rule_faults import MAX_FOUND, AlertRulesError, Problem
 from tapline.service.alerts.rule_models import (
     MAX_ENTRIES,
     MAX_RULES,
@@ -36,12 +37,6 @@ from tapline.service.validation_words import shown as _shown
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LIST_BYTES = 8 << 20
-MAX_PROBLEMS = 50
-"""Most mistakes that are told of one file."""
-
-MAX_FOUND = 500
-"""Most mistakes that are looked for: to say what is nearest to each costs time."""
-
 _TOP = ("timezone", "list", "rule")
 _EXPECTED_TOP = ": expected timezone, [list.NAME] and [[rule]]"
 _LOOKED_UP: dict[str, ListOf] = {
@@ -52,30 +47,6 @@ _LOOKED_UP: dict[str, ListOf] = {
 
 Lists = dict[str, Members | None]
 _T = TypeVar("_T", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A mistake: in which file, on which line, and what was expected."""
-
-    path: Path
-    line: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.text}"
-
-
-class AlertRulesError(ValueError):
-    """Rules cannot be used; the message has a line for each mistake."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        shown = problems[:MAX_PROBLEMS]
-        left_out = "many" if len(problems) >= MAX_FOUND else len(problems) - len(shown)
-        more = [f"… and {left_out} more"] if left_out else []
-        self.problems = problems
-        self.lines = [*map(str, shown), *more]
-        super().__init__("\n".join(self.lines))
 
 
 @dataclass(frozen=True)

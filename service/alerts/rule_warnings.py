@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from tapline.models.flow import PROTOCOLS
 from tapline.models.verdict import UNKNOWN
 from tapline.service.alerts.networks import NameSet, host_bits
-from tapline.service.alerts.rule_file import Problem, RuleFile
+from tapline.service.alerts.rule_faults import Problem
+from tapline.service.alerts.rule_file import RuleFile
 from tapline.service.alerts.rule_models import Rule, VerdictRule, bare
 from tapline.service.drift.distances import has_scipy
 from tapline.service.toml_lines import TomlLines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI, Path, Query, Response
@@ -11,9 +11,11 @@ from tapline.service.api import schemas
 from tapline.service.api.asked import Ascending, Content, Cursor, FlowsAsked, Limit, TracesAsked, history_errors
 from tapline.service.api.errors import ApiError, ErrorBody
 from tapline.service.history.filters import TraceFilter
-from tapline.service.history.history import History
 from tapline.service.history.past import PastFlow
 from tapline.service.runtime import Service
+
+if TYPE_CHECKING:
+    from tapline.service.history.history import History
 
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (404, 422, 503)}
 Number = Annotated[int, Path(ge=1, le=2**53 - 1, description="`number` of a flow")]

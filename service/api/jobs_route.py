@@ -7,7 +7,7 @@ import contextlib
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI, Path, Query, Request, Response
@@ -38,9 +38,11 @@ from tapline.service.jobs.job import (
     UnknownJobError,
 )
 from tapline.service.jobs.job_store import TooLargeError
-from tapline.service.results.report_page import ReportBuilder
 from tapline.service.results.writers import CsvWriter, JsonWriter, NdjsonWriter, TraceCsvWriter
 from tapline.service.runtime import Service
+
+if TYPE_CHECKING:
+    from tapline.service.results.report_page import ReportBuilder
 
 MAX_PATH_BODY_BYTES = 64 << 10
 NDJSON = "application/x-ndjson"
@@ -208,13 +210,19 @@ def _add_results(app: FastAPI, service: Service) -> None:
         """The result as one page to send, without content bytes: summary, plots, hosts, flows, what was left out."""
         with job_errors():
             job = service.jobs.get(id)
-            builder = ReportBuilder(job.name)
+            builder = await asyncio.to_thread(_report_builder, job.name)
             async for _ in service.jobs.write(id, builder, content=False):
                 pass
             assert job.summary is not None  # else there were nothing to write
             page = await asyncio.to_thread(builder.finish, job.summary)
         name = f"{PurePath(job.name).stem[:64]}-report.html".encode("ascii", "replace").decode().replace('"', "_")
         return HTMLResponse(page, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
+def _report_builder(name: str) -> ReportBuilder:
+    from tapline.service.results.report_page import ReportBuilder  # imports a template engine
+
+    return ReportBuilder(name)
 
 
 def _add_questions(app: FastAPI, service: Service) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from tapline.service.api import live_schemas
-from tapline.service.history.history import History, HistoryBusyError, SlowQueryError
+from tapline.service.history.errors import HistoryBusyError, SlowQueryError
 from tapline.service.live.sensors import Sensor
 from tapline.service.runtime import Service
 from tapline.service.sinks.delivery import Delivery
 from tapline.service.sources.bus.source import SensorState
+
+if TYPE_CHECKING:
+    from tapline.service.history.history import History
 
 TOP_SUBJECTS = 20
 HISTORY_SECONDS = 1.0

@@ -14,13 +14,15 @@ import typer
 from tapline.service.alerts.rule_conditions import ready_rules
 from tapline.service.alerts.rule_engine import RuleEngine
 from tapline.service.alerts.rule_facts import Facts, flow_facts, trace_facts
-from tapline.service.alerts.rule_file import AlertRulesError, RuleFile, read_rules
+from tapline.service.alerts.rule_faults import AlertRulesError
+from tapline.service.alerts.rule_file import RuleFile, read_rules
 from tapline.service.alerts.rule_warnings import Known, rule_warnings
 from tapline.service.command.alert_output import AlertLines, AlertTable, AlertWriter
 from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_classifier
-from tapline.service.command.console import make_console, say
+from tapline.service.command.console import make_console
 from tapline.service.command.history_command import DataDir, Place, opened
 from tapline.service.command.settings_options import Config
+from tapline.service.command.streams import say
 from tapline.service.command.terminal import progress
 from tapline.service.engines.engine import EngineError
 from tapline.service.history.export import records

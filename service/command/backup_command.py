@@ -11,8 +11,8 @@ from tapline.service.backup.archive import BackupError, Table
 from tapline.service.backup.kept_places import DRIFT, HISTORY, JOBS, MODELS, STATE, Places, history_file
 from tapline.service.backup.making import make_backup
 from tapline.service.backup.restoring import restore as put_back
-from tapline.service.command.console import say
 from tapline.service.command.settings_options import Config, configuration
+from tapline.service.command.streams import say
 from tapline.service.configuration.problems import ConfigurationError
 
 EXIT_FAILED = 1

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tapline.models.checkpoint import CheckpointError, read_any_manifest
-from tapline.service.command.console import say
+from tapline.service.command.streams import say
 from tapline.service.drift.baseline_making import BaselineError, Traffic, measure, put, remembered
 from tapline.service.drift.drift_state import DRIFT_DIRECTORY, read_hours
 from tapline.service.engines.engine import EngineError

@@ -18,7 +18,8 @@ from tapline.installation import install_command
 from tapline.models.checkpoint import read_any_manifest
 from tapline.service.command.bulk_progress import BulkProgress
 from tapline.service.command.chosen_classifier import Reader, Traces, chosen_classifier
-from tapline.service.command.console import make_console, say
+from tapline.service.command.console import make_console
+from tapline.service.command.streams import say
 from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT
 from tapline.service.inference.repository import newest_version, shipped_checkpoint

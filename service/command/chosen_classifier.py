@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tapline.models.checkpoint import CheckpointError
-from tapline.service.command.console import say
+from tapline.service.command.streams import say
 from tapline.service.engines.engine import EngineError, EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
@@ -36,6 +36,9 @@ Traces = Annotated[
         "[default: all that ship]",
     ),
 ]
+
+PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
+CASCADE_HELP = "off: the whole network answers every flow, also those that the model's student is sure of"
 
 
 def chosen_classifier(

@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tapline.service.access.keys import KeysError
-from tapline.service.alerts.rule_file import AlertRulesError, read_rules
-from tapline.service.command.console import make_console, say
+from tapline.service.alerts.rule_faults import AlertRulesError
+from tapline.service.alerts.rule_file import read_rules
+from tapline.service.command.console import make_console
 from tapline.service.command.settings_options import Config, configuration, with_settings
+from tapline.service.command.streams import say
 from tapline.service.configuration.configuration import Configuration
 from tapline.service.configuration.exposure import TITLES, Exposure, exposures
 from tapline.service.configuration.problems import ConfigurationError

@@ -11,8 +11,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tapline.service.command.console import make_console, say
+from tapline.service.command.console import make_console
 from tapline.service.command.settings_options import Config, configuration, with_settings
+from tapline.service.command.streams import say
 from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.doctor.finding import Finding, Outcome
 

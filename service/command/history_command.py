@@ -15,11 +15,12 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from tapline.service.alerts.alert import Severity
-from tapline.service.command.console import say
 from tapline.service.command.settings_options import Config, configuration
+from tapline.service.command.streams import say
 from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.history.addresses import key_range
-from tapline.service.history.database import Database, HistoryError, SlowQueryError
+from tapline.service.history.database import Database
+from tapline.service.history.errors import HistoryError, SlowQueryError
 from tapline.service.history.export import ExportError, Filter, Kind, check_format, rows, write
 from tapline.service.history.filters import AlertFilter, FilterError, FlowFilter, TraceFilter, time_us
 from tapline.service.history.history_tables import alerts, flows, traces, tries

@@ -11,7 +11,8 @@ from rich.table import Table
 from tapline.service.access.key_file import add_key, keys_of, remove_key
 from tapline.service.access.keys import KeysError, make_key
 from tapline.service.access.scopes import Scope
-from tapline.service.command.console import make_console, say
+from tapline.service.command.console import make_console
+from tapline.service.command.streams import say
 
 EXIT_FAILED = 1
 

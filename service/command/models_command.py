@@ -17,7 +17,8 @@ from rich.table import Table
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.checkpoint_files import HUB_PREFIX
 from tapline.service.command.baseline_command import baseline
-from tapline.service.command.console import make_console, say
+from tapline.service.command.console import make_console
+from tapline.service.command.streams import say
 from tapline.service.hub.places import HubError
 from tapline.service.hub.pull import pull
 from tapline.service.hub.push import push

@@ -10,12 +10,12 @@ import typer
 from tapline.models.checkpoint import CheckpointError
 from tapline.service.access.keys import KeysError
 from tapline.service.access.tls import TlsError
-from tapline.service.alerts.rule_file import AlertRulesError
-from tapline.service.command.console import say
+from tapline.service.alerts.rule_faults import AlertRulesError
 from tapline.service.command.settings_options import Config, configuration, with_settings
+from tapline.service.command.streams import say
 from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.engines.engine import EngineError
-from tapline.service.history.database import HistoryError
+from tapline.service.history.errors import HistoryError
 from tapline.service.jobs.job_store import JobsInUseError
 from tapline.service.process.data_directory import DataDirectoryError
 from tapline.service.process.process_title import hide, hide_passwords

@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import urlencode
 
 import msgspec
 
 from tapline.service.dashboard.activity import Activity
-from tapline.service.history.database import SlowQueryError
+from tapline.service.history.errors import HistoryBusyError, SlowQueryError
 from tapline.service.history.filters import AlertFilter, FilterError, FlowFilter, time_us
-from tapline.service.history.history import History, HistoryBusyError
 from tapline.service.history.past import PastFlow
 from tapline.service.jobs.job import JobError
 from tapline.service.jobs.jobs import Jobs
 from tapline.service.runtime import Service
+
+if TYPE_CHECKING:
+    from tapline.service.history.history import History
 
 
 class NoHistoryError(RuntimeError):

@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
+from tapline.service.history.errors import HistoryError, SlowQueryError
 from tapline.service.history.history_tables import ADDED, SCHEMA_VERSION, about, metadata
 
 FIRST_VERSION = 1
@@ -44,14 +45,6 @@ _MAKING, _DELETING, _COUNTING = 0x7461706C, 0x7461706D, 0x7461706E
 that are read before."""
 
 _SAMPLED_ROWS = 1000
-
-
-class HistoryError(ValueError):
-    """The history cannot be used as it was asked for; the message says why."""
-
-
-class SlowQueryError(RuntimeError):
-    """A question took longer than it may."""
 
 
 class Database:

@@ -13,9 +13,8 @@ from tapline.models.foreign_text import sheet_cell
 from tapline.models.verdict import Verdict
 from tapline.service.history.database import Database
 from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
-from tapline.service.history.history import MAX_PAGE
 from tapline.service.history.pages import alert_page, flow_page, trace_page
-from tapline.service.history.past import Page, PastAlert, PastFlow, PastTrace
+from tapline.service.history.past import MAX_PAGE, Page, PastAlert, PastFlow, PastTrace
 
 PAGE_SECONDS = 600.0
 """Longest time that a page of an export may take to be read."""

@@ -19,11 +19,13 @@ from tapline.models.verdict import Verdict
 from tapline.service.alerts.alert import Alert, Severity
 from tapline.service.history import pages, sums
 from tapline.service.history.batch_writing import Acknowledged, SeenAlert, SeenFlow, SeenTrace
-from tapline.service.history.database import Database, HistoryError, SlowQueryError
+from tapline.service.history.database import Database
+from tapline.service.history.errors import HistoryBusyError, SlowQueryError
 from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
 from tapline.service.history.history_tables import alerts, flows, traces
 from tapline.service.history.history_writer import HistoryWriter
 from tapline.service.history.past import (
+    MAX_PAGE,
     FlowSort,
     HistoryCounts,
     Hosts,
@@ -43,9 +45,6 @@ from tapline.service.traces.trace_verdict import TraceVerdict
 
 log = structlog.get_logger()
 
-MAX_PAGE = 1000
-"""Most records of a page."""
-
 QUERY_SECONDS = 5.0
 """Longest time of a question, its waiting for a thread included."""
 
@@ -60,10 +59,6 @@ RECENT_SECONDS = 600
 
 _ANY_FLOW, _ANY_TRACE, _ANY_ALERT = FlowFilter(), TraceFilter(), AlertFilter()
 _T = TypeVar("_T")
-
-
-class HistoryBusyError(RuntimeError):
-    """Too many questions wait, or the database cannot answer now."""
 
 
 class History:
@@ -284,6 +279,3 @@ class History:
         except DBAPIError as error:
             log.error("the history cannot answer", place=self.place, error=str(error.orig))
             raise HistoryBusyError("the history cannot answer now: its database does not") from error
-
-
-__all__ = ["MAX_PAGE", "History", "HistoryBusyError", "HistoryError", "SlowQueryError"]

@@ -12,7 +12,8 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, Operationa
 
 from tapline.models.packed_packets import head_bytes
 from tapline.service.history.batch_writing import Seen, SeenFlow, SeenTrace, write_batch
-from tapline.service.history.database import Database, HistoryError
+from tapline.service.history.database import Database
+from tapline.service.history.errors import HistoryError
 from tapline.service.history.past import HistoryCounts
 from tapline.service.history.retention import Retention
 from tapline.service.metrics import Metrics

@@ -11,6 +11,9 @@ from tapline.models.verdict import Verdict
 from tapline.service.alerts.alert import Alert
 from tapline.service.traces.trace_verdict import TopFlow
 
+MAX_PAGE = 1000
+"""Most records of a page."""
+
 Item = TypeVar("Item")
 
 

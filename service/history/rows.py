@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import RowMapping
 
 from tapline.models import packed_packets
 from tapline.models.flow import Flow
@@ -19,6 +18,9 @@ from tapline.service.community_id import community_id
 from tapline.service.history.addresses import address_key, address_text
 from tapline.service.history.past import FlowRecord, PastAlert, PastFlow, PastTrace, TraceRecord
 from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
 
 Row = dict[str, Any]
 

@@ -38,6 +38,10 @@ class CaptureGoneError(JobError):
     """The capture of the job is not what it was when it was read, or not there any more."""
 
 
+class ResultError(OSError):
+    """The result cannot be written; in words."""
+
+
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to classify.
 

@@ -8,7 +8,8 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import msgspec
 import structlog
@@ -17,14 +18,16 @@ from tapline.service.classifying import BadCaptureError, Classifying, ReadLimits
 from tapline.service.inference.batcher import Batcher, VerdictError
 from tapline.service.inference.repository import UnknownModelError
 from tapline.service.inference.served import ServedModels
-from tapline.service.jobs.job import Job, JobError, NoRoomError
+from tapline.service.jobs.job import Job, JobError, NoRoomError, ResultError
 from tapline.service.jobs.job_store import JobStore
-from tapline.service.jobs.result import ResultError, ResultWriter
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import opened, to_its_end
 from tapline.service.results.records import Summary
 from tapline.service.settings import Settings
 from tapline.service.trace_models import TraceModels
+
+if TYPE_CHECKING:
+    from tapline.service.jobs.result import ResultWriter
 
 log = structlog.get_logger()
 
@@ -111,7 +114,7 @@ class JobRunner:
         """Read and classify the capture of a job, and keep the result."""
         batcher = self._models.batcher(job.options.model)
         async with opened(self._disk(self._store.capture, job)) as file:
-            writer = ResultWriter(self._store.result(job.id))
+            writer = await self._aside(_result_writer, self._store.result(job.id))
             try:
                 await self._aside(writer.open)
                 summary = await self._read(job, batcher, file, writer)
@@ -145,3 +148,9 @@ class JobRunner:
 
     async def _aside(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.wrap_future(self._thread.submit(work, *args))
+
+
+def _result_writer(path: Path) -> ResultWriter:
+    from tapline.service.jobs.result import ResultWriter  # imports a database, which most services have no use for
+
+    return ResultWriter(path)

@@ -19,7 +19,6 @@ import structlog
 
 from tapline.service.jobs.capture_files import open_below
 from tapline.service.jobs.job import CaptureGoneError, Job, JobError, NoRoomError
-from tapline.service.jobs.result import remove_result
 from tapline.service.process.files import write_all
 
 log = structlog.get_logger()
@@ -194,6 +193,12 @@ class JobStore:
                     status = path.lstat()
                     found += status.st_size if stat.S_ISREG(status.st_mode) else 0
         return found
+
+
+def remove_result(path: Path) -> None:
+    """Remove a result with what SQLite keeps beside it, where they are there."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

@@ -9,14 +9,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import PurePath
-from typing import TypeVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import structlog
-from sqlalchemy.exc import DBAPIError
 
-from tapline.service.history.database import HistoryError
 from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
 from tapline.service.inference.served import ServedModels
@@ -35,13 +33,15 @@ from tapline.service.jobs.job import (
 from tapline.service.jobs.job_runner import JobRunner
 from tapline.service.jobs.job_store import JobStore
 from tapline.service.jobs.packet_reads import PacketReads
-from tapline.service.jobs.result import Result
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import opened, to_its_end
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.results.writers import RecordTaker
 from tapline.service.settings import Settings
 from tapline.service.trace_models import TraceModels
+
+if TYPE_CHECKING:
+    from tapline.service.jobs.result import Result
 
 log = structlog.get_logger()
 
@@ -217,7 +217,7 @@ class Jobs:
             UnknownJobError, NotDoneError: there is no such result.
             FilterError, SlowQueryError: as there.
         """
-        ask = partial(self._result(id).flows, wanted, sort, ascending=ascending, limit=limit, cursor=cursor)
+        ask = partial((await self._result(id)).flows, wanted, sort, ascending=ascending, limit=limit, cursor=cursor)
         return await self._ask(id, ask)
 
     async def flow(self, id: str, number: int) -> PastFlow:
@@ -226,7 +226,7 @@ class Jobs:
         Raises:
             UnknownJobError, NotDoneError: there is no such result, or no such flow in it.
         """
-        found = await self._ask(id, partial(self._result(id).flow, number))
+        found = await self._ask(id, partial((await self._result(id)).flow, number))
         if found is None:
             raise UnknownJobError(f"the job has no flow {number}")
         return found
@@ -241,12 +241,12 @@ class Jobs:
         cursor: str | None = None,
     ) -> Page[PastTrace]:
         """A page of the traces of a job that is done, in the order in which they were complete; raises as `flows`."""
-        ask = partial(self._result(id).traces, wanted, ascending=ascending, limit=limit, cursor=cursor)
+        ask = partial((await self._result(id)).traces, wanted, ascending=ascending, limit=limit, cursor=cursor)
         return await self._ask(id, ask)
 
     async def trace(self, id: str, number: int) -> PastTrace:
         """A trace by its number; raises as `flow`."""
-        found = await self._ask(id, partial(self._result(id).trace, number))
+        found = await self._ask(id, partial((await self._result(id)).trace, number))
         if found is None:
             raise UnknownJobError(f"the job has no trace {number}")
         return found
@@ -257,7 +257,7 @@ class Jobs:
         Raises:
             UnknownJobError, NotDoneError: there is no such result.
         """
-        steps = self._result(id).write(writer, content=content)
+        steps = (await self._result(id)).write(writer, content=content)
         while await self._ask(id, partial(next, steps, False)) is not False:
             yield
 
@@ -382,21 +382,27 @@ class Jobs:
             raise UnknownJobError("there is no such job: it has been deleted, or never was")
         return found
 
-    def _result(self, id: str) -> Result:
+    async def _result(self, id: str) -> Result:
         job = self._job(id)
         if job.state != "done":
             why = f": {job.error}" if job.error else ""
             raise NotDoneError(f"the job has no result, it is {job.state}{why}")
-        return Result(self._store.result(id))
+        return await asyncio.to_thread(_open_result, self._store.result(id))
 
     async def _ask(self, id: str, question: Callable[[], T]) -> T:
         """An answer of a result; where it cannot be given because the job was deleted meanwhile, that is said."""
         try:
             return await asyncio.to_thread(question)
-        except (HistoryError, DBAPIError):
+        except Exception:
             self._job(id)
             raise
 
     async def _disk(self, work: Callable[..., T], *args: object) -> T:
         """Do something with the disk, one thing after the other."""
         return await asyncio.wrap_future(self._thread.submit(work, *args))
+
+
+def _open_result(path: Path) -> Result:
+    from tapline.service.jobs.result import Result  # imports a database, which a service without history may never ask
+
+    return Result(path)

@@ -20,6 +20,8 @@ from tapline.service.history.history_tables import flows, traces
 from tapline.service.history.pages import flow_page, trace_page
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
 from tapline.service.history.rows import flow_row, past_flow, past_trace, trace_row
+from tapline.service.jobs.job import ResultError
+from tapline.service.jobs.job_store import remove_result
 from tapline.service.results.records import Summary
 from tapline.service.results.writers import RecordTaker
 from tapline.service.traces.trace_verdict import TraceVerdict
@@ -35,10 +37,6 @@ _failed = sql.Table(
     "failed", sql.MetaData(), sql.Column("number", sql.Integer, primary_key=True), sql.Column("flow", sql.LargeBinary)
 )
 """Flows on which the engine failed, which have no verdict and so no place in a history."""
-
-
-class ResultError(OSError):
-    """The result cannot be written; in words."""
 
 
 class ResultWriter:
@@ -121,12 +119,6 @@ class ResultWriter:
             yield
         except DBAPIError as error:
             raise ResultError(f"the result cannot be written: {error.orig}") from None
-
-
-def remove_result(path: Path) -> None:
-    """Remove a result with what SQLite keeps beside it, where they are there."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 class Result:

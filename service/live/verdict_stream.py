@@ -15,8 +15,8 @@ import msgspec
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.alerts.alert import Alert
-from tapline.service.history.conditions import alert_matches, flow_matches, trace_matches
 from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
+from tapline.service.history.matches import alert_matches, flow_matches, trace_matches
 from tapline.service.history.past import FlowRecord, TraceRecord
 from tapline.service.history.rows import flow_record, trace_record
 from tapline.service.live.observer import Observer

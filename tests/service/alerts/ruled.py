@@ -3,7 +3,8 @@
 from tapline.service.alerts.rule_conditions import ready_rules
 from tapline.service.alerts.rule_engine import RuleEngine
 from tapline.service.alerts.rule_facts import drift_facts, flow_facts, trace_facts
-from tapline.service.alerts.rule_file import AlertRulesError, read_rules
+from tapline.service.alerts.rule_faults import AlertRulesError
+from tapline.service.alerts.rule_file import read_rules
 from tapline.service.drift.model_drift import DriftMeasure, ModelDrift
 from tests.service.history.kept import BUS, flow, trace, verdict
 

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from tapline.service.alerts import alert_watch
 from tapline.service.alerts.alert_watch import AlertWatch
-from tapline.service.alerts.rule_file import AlertRulesError
+from tapline.service.alerts.rule_faults import AlertRulesError
 from tapline.service.metrics import Metrics
 from tests.service.alerts.ruled import T0_US, rule, written
 from tests.service.history.kept import BUS, flow, trace, until, verdict

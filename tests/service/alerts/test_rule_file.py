@@ -2,7 +2,8 @@
 
 import pytest
 
-from tapline.service.alerts.rule_file import MAX_FILE_BYTES, MAX_FOUND, MAX_PROBLEMS, AlertRulesError, read_rules
+from tapline.service.alerts.rule_faults import MAX_FOUND, MAX_PROBLEMS, AlertRulesError
+from tapline.service.alerts.rule_file import MAX_FILE_BYTES, read_rules
 from tapline.service.alerts.rule_models import MAX_RULES, NAME_EXPECTED
 from tests.paths import DATA
 from tests.service.alerts.ruled import mistakes, rule, written

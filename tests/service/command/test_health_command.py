@@ -10,7 +10,7 @@ import threading
 import pytest
 import trustme
 
-from tapline.service.command.health_command import HealthError, ask, health_url
+from tapline.service.command.health import HealthError, ask, health_url
 from tests.service.command.cli_runner import tapline
 
 
@@ -98,7 +98,7 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch):
 
 def test_what_the_image_runs_loads_neither_models_nor_the_web_framework():
     loaded = "{'onnxruntime', 'fastapi', 'torch'} & {*sys.modules}"
-    code = f"import sys, tapline.service.command.health_command; print(*{loaded})"
+    code = f"import sys, tapline.service.command.health; print(*{loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tapline.models.verdict import Verdict
-from tapline.service.command import cli
+from tapline.service.command import cli, watch_command
 from tapline.service.command.console import make_console
 from tapline.service.command.flow_rows import FlowTable
 from tapline.service.command.terminal import label_text
@@ -144,7 +144,7 @@ def test_live_verdicts_follow_the_setting(context_dir, ports):
 )
 def test_watch_takes_the_flag_or_else_the_environment(monkeypatch, options, environment, expected):
     taken = []
-    monkeypatch.setattr(cli, "watch", lambda settings: taken.append(settings.ports) or 0)
+    monkeypatch.setattr(watch_command, "run_watch", lambda settings: taken.append(settings.ports) or 0)
     if environment:
         monkeypatch.setenv("TAPLINE_PORTS", environment)
     result = CliRunner().invoke(cli.app, ["watch", "--replay", str(CAPTURE), *options])

@@ -10,11 +10,11 @@ import pytest
 import sqlalchemy as sql
 
 from tapline.service.alerts.alert import Alert
-from tapline.service.history.conditions import alert_matches
 from tapline.service.history.database import Database
 from tapline.service.history.export import rows
 from tapline.service.history.filters import AlertFilter
 from tapline.service.history.history_tables import about, alerts
+from tapline.service.history.matches import alert_matches
 from tests.paths import DATA
 from tests.service.history.kept import BUS, flow, running, settled, verdict
 from tests.service.history.test_history import VARIED, ask, uids

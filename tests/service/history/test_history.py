@@ -9,8 +9,8 @@ import pytest
 
 from tapline.models.verdict import Alternative
 from tapline.service.history.addresses import key_range
-from tapline.service.history.conditions import flow_matches, trace_matches
 from tapline.service.history.filters import FilterError, FlowFilter, TraceFilter, time_us
+from tapline.service.history.matches import flow_matches, trace_matches
 from tests.conftest import make_flows
 from tests.service.history.kept import BUS, flow, history, running, settled, trace, verdict
 
