@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
 from tapline.service.alerts.alert import Alert
 from tapline.service.drift.drift_monitor import DriftMonitor
@@ -34,6 +32,7 @@ from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.replay import Replay
 from tapline.service.live.sensors import Sensors
 from tapline.service.live.verdict_stream import VerdictStream
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import to_its_end
 from tapline.service.process.data_directory import DataDirectory
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from tapline.service.alerts.alert_watch import AlertWatch
     from tapline.service.history.history import History
 
-log = structlog.get_logger()
 
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""

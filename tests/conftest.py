@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import structlog
 import torch
 from hypothesis import settings
 from safetensors.numpy import save_file as save_numbers
@@ -45,6 +44,7 @@ from tapline.service.settings import Settings
 from tapline.training.distilling.student_network import LearningStudent
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
+from tests.logged import logs_as_they_were
 
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="tapline-tests-")  # no test keeps anything in a home
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
@@ -124,12 +124,8 @@ def connections_closed():
 @pytest.fixture(scope="module", autouse=True)
 def logging_as_it_was():
     """What sets the log of this process, as a command or `tapline.load` does, ends with the tests of a module."""
-    was_configured, before = structlog.is_configured(), structlog.get_config()
-    yield
-    if was_configured:
-        structlog.configure(**before)
-    else:
-        structlog.reset_defaults()
+    with logs_as_they_were():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ import hashlib
 import os
 
 import pytest
-from structlog.testing import capture_logs
 
 from tapline.service.access.key_file import LOOK_SECONDS, MAX_FILE_BYTES, KeyFile, add_key, keys_of, parse, remove_key
 from tapline.service.access.keys import KeyRing, KeysError, digest_of, is_generated, make_key, new_key, read_line
+from tests.logged import capture_logs
 
 
 class Clock:
