@@ -94,13 +94,13 @@ class BulkStore:
             else:
                 found = [name for name in self._remote.find(self._path(DONE)) if name.endswith(".json")]
                 contents = list(self._remote.cat(found).values()) if found else []
-        accounts = [_ACCOUNT.decode(content) for content in contents]
-        return {account.key: account for account in accounts}
+        accounts = map(_account_of, contents)
+        return {account.key: account for account in accounts if account is not None}
 
     def account(self, key: str) -> CaptureAccount | None:
         """What came of one capture, None where nothing has yet."""
         content = self._read(f"{DONE}/{key}.json")
-        return _ACCOUNT.decode(content) if content is not None else None
+        return _account_of(content) if content is not None else None
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
@@ -197,6 +197,14 @@ class BulkStore:
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
             raise BulkError(f"{self.out}: cannot {what}: {clean(reason or type(error).__name__, 300)}") from None
+
+
+def _account_of(content: bytes) -> CaptureAccount | None:
+    """What a mark says; None where it is no whole one, as of a store that shows a file while it is put."""
+    try:
+        return _ACCOUNT.decode(content)
+    except msgspec.DecodeError:
+        return None
 
 
 def _protocols(remote: Any) -> Iterable[str]:

@@ -1,13 +1,9 @@
 """`tapline bulk` on a Ray of its own and on a cluster of two nodes: a worker that is killed, a run that is interrupted
 and goes on, captures that are bad."""
 
-import contextlib
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,89 +13,18 @@ pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 pq = pytest.importorskip("pyarrow.parquet")
 
-import tapline  # noqa: E402
-from tests.paths import DATA, ROOT  # noqa: E402
-from tests.service.command.cli_runner import CODE  # noqa: E402
+from tests.service.bulk.bulk_process import bulk, cluster_of_two, ended, holders, interrupt  # noqa: E402
 
 pytestmark = [pytest.mark.whole, pytest.mark.slow, pytest.mark.timeout(900)]
 
-STARTS = 4
 START_SECONDS = 240
-RUN_SECONDS = 420
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """Two small captures, one that takes seconds, and one that is none."""
-    folder = tmp_path_factory.mktemp("archive")
-    shutil.copy(DATA / "captures" / "android.pcap", folder)
-    shutil.copy(DATA / "captures" / "telegram_videocall.pcapng", folder)
-    (folder / "bad.pcap").write_bytes(b"none at all")
-    made = folder / "large.pcap"
-    command = [sys.executable, ROOT / "benchmarks" / "make_capture.py", DATA / "captures", "--out", made]
-    subprocess.run([*map(str, command), "--megabytes", "12"], check=True, timeout=120, capture_output=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(archive):
-    """The flows that Python gives of the archive, by capture."""
-    found = {}
-    for path in sorted(archive.iterdir()):
-        if path.name != "bad.pcap":
-            found[path.name] = tapline.classify(path, traces=(), threads=1).to_arrow()
-    return found
-
-
-@contextlib.contextmanager
-def two_nodes():
-    """The address of a cluster of two nodes, None where one took longer than Ray waits."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.service.bulk.two_nodes"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        cwd=ROOT, env={**os.environ, **LOOPBACK}, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process.stdout.readline().strip() or None
-    finally:
-        process.stdin.close()
-        process.wait(60)
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of such a cluster."""
-    for _ in range(STARTS):
-        with two_nodes() as address:
-            if address is not None:
-                yield address
-                return
-    pytest.fail("Ray's cluster does not start")
-
-
-@contextlib.contextmanager
-def bulk(*arguments):
-    """A process of `tapline bulk` without traces, in a session of its own."""
-    command = [sys.executable, "-c", CODE, "bulk", *map(str, arguments), "--traces", "none", "--workers", "2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True, start_new_session=True,
-        env={**os.environ, **LOOPBACK} if "--ray-address" in arguments else None,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=60)
-
-
-def ended(process):
-    """Wait for its end: status and what it said."""
-    _, said = process.communicate(timeout=RUN_SECONDS)
-    assert "Traceback" not in said, said
-    return process.returncode, said
+    """The address of a cluster of two nodes."""
+    with cluster_of_two() as address:
+        yield address
 
 
 def tables(out):
@@ -111,20 +36,12 @@ def tables(out):
     return found
 
 
-def holders(path):
-    """The processes that have a file below a directory open."""
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        with contextlib.suppress(OSError):
-            if any(str(file.readlink()).startswith(f"{path}/") for file in folder.iterdir()):
-                yield int(folder.parent.name)
-
-
 def in_the_middle(process, out, name):
     """Wait until a worker is in the middle of a capture of this name; its process."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         begun = [path for path in Path(out, "done").glob(f"{name}-*.json") if json.loads(path.read_bytes())["error"]]
-        working = list(holders(Path(out, ".parts")))
+        working = list(holders(f"{out}/.parts/"))
         if begun and working:
             return working
         time.sleep(0.02)
@@ -159,7 +76,7 @@ def test_an_interrupted_run_goes_on(archive, expected, tmp_path):
         listening = {
             each.laddr.ip for one in family for each in one.net_connections("inet") if each.status == psutil.CONN_LISTEN
         }
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        interrupt(process)
         status, said = ended(process)
     assert status == 130
     assert "interrupted: run it again to go on" in said

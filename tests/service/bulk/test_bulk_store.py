@@ -50,6 +50,18 @@ def test_what_was_made_otherwise_is_refused_in_one_sentence(out):
             BulkStore(out).begin(made)
 
 
+def test_half_a_mark_is_none(out):
+    store = BulkStore(out)
+    store.begin(MADE)
+    for name in ("a.pcap", "b.pcap"):
+        store.mark(account(name))
+    found, root = fsspec.core.url_to_fs(out)
+    for content in (b'{"capture": "/archive/a', b"", b"\xff", b'{"capture": 1}'):
+        found.pipe_file(f"{root}/done/a.pcap-1.json", content)
+        assert store.account("a.pcap-1") is None
+        assert list(store.accounts()) == ["b.pcap-1"]
+
+
 def test_something_else_there_is_told(tmp_path):
     (tmp_path / "bulk.json").write_text("{}")
     with pytest.raises(BulkError, match="there is none of `tapline bulk`"):

@@ -2,10 +2,14 @@
 where the store refuses. Credentials are nowhere but in the environment."""
 
 import io
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import urllib.request
 from importlib.util import find_spec
 
@@ -13,9 +17,8 @@ import pytest
 
 pq = pytest.importorskip("pyarrow.parquet")
 
-import tapline  # noqa: E402
 from tests.paths import DATA, ROOT  # noqa: E402
-from tests.service.command.cli_runner import CODE  # noqa: E402
+from tests.service.bulk.bulk_process import bulk, cluster_of_two, ended, holders, interrupt  # noqa: E402
 
 MISSING = [name for name in ("flask", "flask_cors", "moto", "ray", "s3fs") if find_spec(name) is None]
 pytestmark = [
@@ -25,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
 
-RUN_SECONDS = 420
+START_SECONDS = 240
 KEY, SECRET, TOKEN = "AKIAOFNOBODYATALL", "secret-of-nobody", "token-of-nobody"
 AUTHORIZATION = "AWS4-HMAC-SHA256 Credential=tests/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 """That of the test itself: the server looks who asks, not whether it is true."""
@@ -53,6 +56,21 @@ class Store:
         listed = self.ask("GET", f"{bucket}?list-type=2").decode()
         return dict(re.findall("<Key>(.*?)</Key><LastModified>(.*?)</LastModified>", re.sub(r">\s+<", "><", listed)))
 
+    def account(self, capture):
+        """What came of a capture so far, None where it was not begun."""
+        names = [name for name in self.names("archive") if name.startswith(f"verdicts/done/{capture}-")]
+        return json.loads(self.ask("GET", f"archive/{names[0]}")) if names else None
+
+    def flows(self):
+        """The flows that a reader of the store finds, by the name of the capture; its URL is in `capture` alone."""
+        found = {}
+        for name in self.names("archive"):
+            if name.startswith("verdicts/flows/"):
+                table = self.table(f"archive/{name}")
+                capture = table["capture"][0].as_py().rpartition("/")[2]
+                found[capture] = table.drop_columns(["capture", "input"]).unify_dictionaries()
+        return found
+
     def table(self, path):
         return pq.read_table(io.BytesIO(self.ask("GET", path)))
 
@@ -78,8 +96,8 @@ def store():
         process.stdout.close()
 
 
-def bulk(store, *arguments, credentials=CREDENTIALS):
-    """Status and what was said of `tapline bulk` without traces."""
+def surroundings(store, credentials=CREDENTIALS):
+    """The environment of who uses the store."""
     own = {
         **credentials,
         "AWS_ENDPOINT_URL": store.url,
@@ -88,39 +106,58 @@ def bulk(store, *arguments, credentials=CREDENTIALS):
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FSSPEC_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, "bulk", *arguments, "--traces", "none", "--workers", "2"],
-        cwd=ROOT, env={**kept, **own}, capture_output=True, text=True, timeout=RUN_SECONDS, check=False,
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert "Traceback" not in said, said
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "FSSPEC_"))}, **own}
+
+
+def run(store, *arguments, credentials=CREDENTIALS):
+    """Status and what was said of `tapline bulk` without traces."""
+    with bulk(*arguments, env=surroundings(store, credentials)) as process:
+        status, said = ended(process)
     assert not any(secret in said for secret in (KEY, SECRET, TOKEN))
-    return done.returncode, said
+    return status, said
 
 
-def test_captures_of_a_bucket_become_rows_in_it_once(store):
+def without_input(expected):
+    """The flows of captures as they are wherever the captures lie."""
+    return {name: flows.drop_columns("input") for name, flows in expected.items()}
+
+
+@pytest.fixture
+def large(archive, store):
+    """A capture in the store that takes seconds."""
+    store.ask("PUT", "archive/day/large.pcap", (archive / "large.pcap").read_bytes())
+
+
+@pytest.fixture
+def scratch():
+    """A directory for files that have no name yet, with a path short enough for sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="bulk-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def in_the_middle(process, store, scratch, name):
+    """Wait until a worker is in the middle of a capture of this name; its process."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        account = store.account(name)
+        if account is not None and account["error"] and (working := list(holders(f"{scratch}/#"))):
+            return working
+        time.sleep(0.05)
+    process.kill()
+    pytest.fail(f"no worker began {name}: {process.communicate()[1]}")
+
+
+def test_captures_of_a_bucket_become_rows_in_it_once(store, expected):
     android = ("s3://archive/day/android.pcap", "--out", "s3://archive/verdicts")
-    status, said = bulk(store, *android)
+    status, said = run(store, *android)
     assert (status, "1 of 1 captures done, 0 failed" in said) == (0, True), said
     before = store.changes("archive")
 
-    status, said = bulk(store, "s3://archive/day/", "--out", "s3://archive/verdicts/")
+    status, said = run(store, "s3://archive/day/", "--out", "s3://archive/verdicts/")
     assert status == 1  # for what is bad
     assert "s3://archive/day/bad.pcap: expected a pcap or pcapng file" in said
     assert "2 of 3 captures done (1 of them before), 1 failed" in said
-    rows = [name for name in store.names("archive") if name.startswith("verdicts/flows/")]
-    found = {}
-    for name in rows:
-        table = store.table(f"archive/{name}")
-        found[table["capture"][0].as_py()] = table.drop_columns(["capture", "input"]).unify_dictionaries()
-    expected = {
-        f"s3://archive/day/{name}": tapline.classify(DATA / "captures" / name, traces=(), threads=1)
-        .to_arrow()
-        .drop_columns("input")
-        for name in ("android.pcap", "telegram_videocall.pcapng")
-    }
-    assert found == expected
+    assert store.flows() == {name: flows for name, flows in without_input(expected).items() if name != "large.pcap"}
     done = [name for name in before if "android" in name and name.startswith("verdicts/")]
     assert len(done) == 3  # flows, traces, mark
     assert {name: before[name] for name in done} == {name: store.changes("archive")[name] for name in done}
@@ -136,11 +173,43 @@ def test_captures_of_a_bucket_become_rows_in_it_once(store):
             assert not any(secret.encode() in content for secret in (KEY, SECRET, TOKEN))
 
 
+def test_on_a_cluster_a_killed_worker_costs_no_row_and_doubles_none(store, large, expected, scratch):
+    env = {**surroundings(store), "TMPDIR": scratch}
+    arguments = ("s3://archive/day/", "--out", "s3://archive/verdicts", "--ray-address")
+    with cluster_of_two(env) as address, bulk(*arguments, address, env=env) as process:
+        os.kill(in_the_middle(process, store, scratch, "large.pcap")[0], signal.SIGKILL)
+        status, said = ended(process)
+    assert status == 1  # for what is bad
+    assert "3 of 4 captures done, 1 failed" in said
+    assert store.flows() == without_input(expected)
+    tries = {name: store.account(name)["tries"] for name in ("android.pcap", "bad.pcap", "large.pcap")}
+    assert tries == {"android.pcap": 1, "bad.pcap": 1, "large.pcap": 2}
+    assert list(holders(f"{scratch}/")) == []
+
+
+def test_an_interrupted_run_goes_on(store, large, expected, scratch):
+    env = {**surroundings(store), "TMPDIR": scratch}
+    arguments = [f"s3://archive/day/{name}" for name in expected] + ["--out", "s3://archive/verdicts"]
+    with bulk(*arguments, env=env) as process:
+        in_the_middle(process, store, scratch, "large.pcap")
+        interrupt(process)
+        status, said = ended(process)
+    assert status == 130
+    assert "interrupted: run it again to go on" in said
+    assert set(store.flows()) < set(expected)
+    assert store.account("large.pcap")["error"]
+    assert list(holders(f"{scratch}/")) == []
+    with bulk(*arguments, env=env) as process:
+        status, said = ended(process)
+    assert (status, store.flows()) == (0, without_input(expected)), said
+    assert "3 of 3 captures done" in said
+
+
 def test_what_changed_is_done_again(store):
     arguments = ("s3://archive/day/*.pcap*", "--out", "s3://archive/verdicts")
-    assert bulk(store, *arguments)[0] == 1
+    assert run(store, *arguments)[0] == 1
     store.ask("PUT", "archive/day/bad.pcap", (DATA / "captures" / "android.pcap").read_bytes())
-    status, said = bulk(store, *arguments)
+    status, said = run(store, *arguments)
     assert (status, "3 of 3 captures done (2 of them before), 0 failed" in said) == (0, True), said
     assert store.table("archive/verdicts/errors.parquet").num_rows == 0
 
@@ -153,7 +222,7 @@ def test_what_changed_is_done_again(store):
     ],
 )
 def test_a_bucket_that_is_not_there_is_told_and_not_made(store, source, out, said):
-    status, found = bulk(store, source, "--out", out)
+    status, found = run(store, source, "--out", out)
     assert status == 2
     assert found.startswith(said)
     assert found.count("\n") == 1
@@ -163,12 +232,12 @@ def test_a_bucket_that_is_not_there_is_told_and_not_made(store, source, out, sai
 
 def test_credentials_that_are_missing_or_refused_are_told_without_them(store):
     arguments = ("s3://archive/day", "--out", "s3://archive/verdicts")
-    status, said = bulk(store, *arguments, credentials={})
+    status, said = run(store, *arguments, credentials={})
     assert (status, said) == (
         2, "s3://archive/day: cannot read it: NoCredentialsError: Unable to locate credentials\n",
     )  # fmt: skip
     store.ask("POST", "moto-api/reset-auth", b"0")  # from now on it knows nobody
-    status, said = bulk(store, *arguments)
+    status, said = run(store, *arguments)
     assert status == 2
     assert said.startswith("s3://archive/day: cannot read it: PermissionError: ")
     assert said.count("\n") == 1
