@@ -10,11 +10,12 @@ from tapline.service.log_lines import NAME
 def logs_as_they_were():
     """Whatever is set of the log in between ends."""
     logger = logging.getLogger(NAME)
-    before = logger.handlers[:], logger.level, logger.propagate
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     try:
         yield logger
     finally:
-        logger.handlers[:], logger.level, logger.propagate = before
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -27,11 +28,13 @@ def capture_logs():
             found.append({**record.msg.fields, "event": record.msg.name, "log_level": record.levelname.lower()})
 
     with logs_as_they_were() as logger:
-        logger.handlers[:], logger.level, logger.propagate = [Kept()], logging.INFO, False
+        logger.handlers[:], logger.propagate = [Kept()], False
+        logger.setLevel(logging.INFO)
         yield found
 
 
 def reset_logs():
     """Nobody has said how logs are written."""
     logger = logging.getLogger(NAME)
-    logger.handlers[:], logger.level, logger.propagate = [], logging.NOTSET, True
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
