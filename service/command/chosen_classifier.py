@@ -16,6 +16,7 @@ from tapline.service.inference.repository import newest_version, shipped_checkpo
 from tapline.service.inference.trace_loading import trace_directories
 from tapline.service.python.chosen import chosen_workers, open_classifier
 from tapline.service.python.workers import Workers
+from tapline.service.settings import Ports
 from tapline.service.sources.inputs import ReaderName
 
 EXIT_USAGE = 2
@@ -36,9 +37,11 @@ Traces = Annotated[
         "[default: all that ship]",
     ),
 ]
-
+FlowModel = Annotated[Path | None, typer.Option(help="checkpoint directory [default: the flow-protocols that ships]")]
+Engine = Annotated[EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")]
 PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
 CASCADE_HELP = "off: the whole network answers every flow, also those that the model's student is sure of"
+ReadPorts = Annotated[Ports, typer.Option(help=PORTS_HELP)]
 
 
 def chosen_classifier(
