@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, TypeVar, overload
@@ -102,19 +102,22 @@ def pack_lengths(lengths: Sequence[int]) -> PackedLengths:
 
 def packed_lengths(lengths: array[int]) -> PackedLengths:
     """Of lengths that are at hand as an array of int32."""
-    return PackedLengths(len(lengths), _little_endian(lengths))
+    return PackedLengths(len(lengths), _little_endian(lengths)) if lengths else _NO_LENGTHS
 
 
 def packed_heads(gaps_us: array[int], sizes: array[int], data: bytes) -> PackedHeads:
     """Of gaps and sizes that are at hand as arrays of uint64 and uint16."""
-    return PackedHeads(len(sizes), _little_endian(gaps_us) + _little_endian(sizes) + data)
+    return PackedHeads(len(sizes), _little_endian(gaps_us) + _little_endian(sizes) + data) if sizes else _NO_HEADS
 
 
-def _little_endian(numbers: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        numbers = numbers[:]
-        numbers.byteswap()
+def _swapped(numbers: array[int]) -> bytes:
+    numbers = numbers[:]
+    numbers.byteswap()
     return numbers.tobytes()
+
+
+_little_endian: Callable[[array[int]], bytes] = array.tobytes if sys.byteorder == "little" else _swapped
+_NO_LENGTHS, _NO_HEADS = PackedLengths(0, b""), PackedHeads(0, b"")
 
 
 def pack_heads(heads: Sequence[PacketHead]) -> PackedHeads:

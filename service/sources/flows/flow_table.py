@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush, heappushpop
 from operator import attrgetter
+from typing import cast
 
 import numpy as np
 
@@ -47,6 +48,13 @@ _END = attrgetter("look_us", "replaced_at", "number")
 _CONTROL = tcp.FIN | tcp.SYN | tcp.RST
 _SEQUENCE_MASK = 0xFFFFFFFF
 
+_UNREAD: dict[HeadsKind, tuple[str, ...]] = {
+    "none": ("head_start", "head_end", "frame_end"),
+    "header": ("frame_end",),
+    "full": ("head_end",),
+}
+"""What of packet rows no flow needs."""
+
 InnerPackets = Callable[[PacketRow, LiveFlow, int], list[PacketRow]]
 
 
@@ -63,13 +71,13 @@ class FlowTable:
         self.finished: list[Flow] = []
         self._heads = heads
         self._head_room = 0 if heads == "none" else HEADS_TOKEN_BUDGET
+        self._unread = _UNREAD[heads]
         self._counters = counters
         self._inner_packets = inner_packets
         self._flows: dict[bytes, LiveFlow] = {}
         self._now_us = 0
         # Of a block: the times of all its packets; and when flows are looked at: by packets of flows, and at the end.
-        self._clock_us: list[int] = []
-        self._looks_us: list[int] = []
+        self._clock_us = self._looks_us = array("q")
         self._started: list[LiveFlow] = []
         self._ended: list[LiveFlow] = []
         self._created = 0
@@ -98,23 +106,31 @@ class FlowTable:
 
         Time passes with every packet, and never back.
         """
-        self._clock_us = np.maximum.accumulate(np.maximum(time_us, self._now_us)).tolist()
-        self._looks_us = np.maximum.accumulate(np.maximum(packets.numbers["time_us"], self._now_us)).tolist()
+        self._clock_us = self._clock(time_us)
+        self._looks_us = self._clock(packets.numbers["time_us"])
         self._looks_us.append(self._clock_us[-1])
         start = 0
-        for alone in [*self._processed_alone(packets).tolist(), len(packets)]:
+        apart = self._processed_alone(packets)
+        rows = packets.rows(apart)
+        for alone in [*apart.tolist(), len(packets)]:
             while start < alone:
                 end = min(alone, start + max(1, min(MAX_LIVE_FLOWS - len(self._flows), MAX_HOLES - self._holes)))
                 if end - start < _FEW_PACKETS:
-                    self._process(packets.rows(start, end))
+                    self._process(packets.rows(np.arange(start, end)))
                 else:
-                    self._process(packets.by_flow(start, end))
+                    self._process(packets.by_flow(start, end, self._unread))
                 self._settle(int(packets.numbers["time_us"][end - 1]))
                 start = end
             if alone < len(packets):
-                self._process_alone(packets.row(alone))
+                self._process_alone(next(rows))
                 start = alone + 1
         self._settle(self._clock_us[-1])
+
+    def _clock(self, time_us: Int64Array) -> array[int]:
+        """The times as they pass, never back."""
+        clock_us = array("q")
+        clock_us.frombytes(np.maximum.accumulate(np.maximum(time_us, self._now_us)).tobytes())
+        return clock_us
 
     def _processed_alone(self, packets: PacketColumns) -> Int64Array:
         """Which packets are not processed flow by flow: those of tunnels, and those by which the clock steps back."""
@@ -224,18 +240,26 @@ class FlowTable:
         self._ended.clear()
 
     def _process_tcp(self, flow: TcpFlow, row: PacketRow) -> None:
-        first, second = flow.sides
-        before = len(first.holes) + len(second.holes)
         tcp.process(flow, row)
-        after = len(first.holes) + len(second.holes)
-        if after != before:
-            self._holes += after - before
-            if self._holes > MAX_HOLES:
-                self._holes -= flow.forget_holes()
-                self._counters.skipped["segments out of order given up for lack of room"] += after
+        first, second = flow.sides
+        if flow.held or first.holes or second.holes:
+            self._count_holes(flow)
         if flow.due_changed:
             flow.due_changed = False
             self._look_by(flow, flow.due_us(row[0]))
+
+    def _count_holes(self, flow: TcpFlow) -> None:
+        first, second = flow.sides
+        before, flow.held = flow.held, len(first.holes) + len(second.holes)
+        self._holes += flow.held - before
+        if flow.held != before and self._holes > MAX_HOLES:
+            self._counters.skipped["segments out of order given up for lack of room"] += flow.held
+            self._forget_holes(flow)
+
+    def _forget_holes(self, flow: TcpFlow) -> None:
+        flow.forget_holes()
+        self._holes -= flow.held
+        flow.held = 0
 
     def _is_another(self, flow: LiveFlow, row: PacketRow) -> bool:
         """Whether a SYN ends `flow`, which it meets at its endpoints, to begin the next one."""
@@ -307,7 +331,7 @@ class FlowTable:
             if due_us <= seen_us:
                 self._end(flow)
                 return True
-            flow.look_us = heappushpop(flow.later_us, due_us) if isinstance(flow, TcpFlow) else due_us
+            flow.look_us = heappushpop(cast("list[int]", flow.later_us), due_us) if flow.later_us else due_us
         return False
 
     def _make_room(self, now_us: int) -> None:
@@ -329,7 +353,8 @@ class FlowTable:
 
     def _look_by(self, flow: TcpFlow, due_us: int) -> None:
         """Has the flow looked at then, too."""
-        heappush(flow.later_us, max(due_us, flow.look_us))
+        flow.later_us = later_us = cast("list[int]", flow.later_us or [])
+        heappush(later_us, max(due_us, flow.look_us))
         if due_us < flow.look_us:
             flow.look_us = due_us
             if due_us < flow.queued_us != _NOT_QUEUED:
@@ -345,12 +370,12 @@ class FlowTable:
     def _end(self, flow: LiveFlow) -> None:
         del self._flows[flow.key]
         flow.queued_us = _OVER
-        if isinstance(flow, TcpFlow):
-            self._holes -= flow.forget_holes()
+        if isinstance(flow, TcpFlow) and flow.held:
+            self._forget_holes(flow)
         self._ended.append(flow)
 
 
-def _first_from(times_us: list[int], least_us: int, otherwise_us: int) -> int:
+def _first_from(times_us: array[int], least_us: int, otherwise_us: int) -> int:
     """The first of the times, in order, from `least_us` on."""
     place = bisect_left(times_us, least_us)
     return times_us[place] if place < len(times_us) else otherwise_us

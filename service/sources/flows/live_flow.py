@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from array import array
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import cast
@@ -54,6 +55,7 @@ class LiveFlow(msgspec.Struct, gc=False):
       stepped back: as in Zeek, that ends no flow before its time.
     * `look_us`: when it is looked at next whether it has ended; `queued_us`: for when the table has it in its queue, -1
       if not yet; `replaced_at`: the place in its block of the SYN that ended it, -1 without one.
+    * `later_us`: when it is looked at after `look_us`, a heap from the first on.
     * `number`: flows count from 1 in order of their starts; until that is known, the place of its first packet in its
       block; `previous_us`: the last packet whose head was kept.
     * `gaps_us`, `head_sizes`, `heads`: of the packet heads, one behind the other as `PackedHeads` has them.
@@ -84,6 +86,7 @@ class LiveFlow(msgspec.Struct, gc=False):
     inspect: int = 0
     recheck_us: int = 0
     not_a_tunnel: bool = False
+    later_us: Sequence[int] = ()
 
     @property
     def protocol(self) -> int:
@@ -173,13 +176,15 @@ class LiveFlow(msgspec.Struct, gc=False):
 
 
 class TcpFlow(LiveFlow, gc=False):
-    """A live TCP flow. `steady`: both ends are past the handshake, nothing is missing and nothing closed.
+    """A live TCP flow. `steady`: both ends are past the handshake, nothing is missing and nothing closed. `held`: how
+    many parts of its data the table has counted that wait for what precedes them.
 
     The `..._due_us` are 0 when unset: `delete` ends the flow, `attempt` does if it is still an unanswered SYN, `check`
-    does if it is closed on one side and dead on the other. `later_us`: when it is looked at after `look_us`, a heap.
+    does if it is closed on one side and dead on the other.
     """
 
     sides: tuple[TcpSide, TcpSide]
+    held: int = 0
     active: bool = True
     steady: bool = False
     partial: bool = False
@@ -191,7 +196,6 @@ class TcpFlow(LiveFlow, gc=False):
     attempt_due_us: int = 0
     delete_due_us: int = 0
     check_due_us: int = 0
-    later_us: list[int] = msgspec.field(default_factory=list)
 
     def ends(self) -> tuple[TcpSide, TcpSide]:
         """Originator and responder."""
@@ -203,15 +207,11 @@ class TcpFlow(LiveFlow, gc=False):
         self.saw_orig, self.saw_resp = self.saw_resp, self.saw_orig
         self.partial = False
 
-    def forget_holes(self) -> int:
-        """Does without the data that waits for what precedes it, and without any later; how many parts that was."""
-        count = 0
+    def forget_holes(self) -> None:
+        """Does without the data that waits for what precedes it, and without any later."""
         for side in self.sides:
             if side.holes:
-                count += len(side.holes)
-                side.holes.clear()
-                side.skipping = True
-        return count
+                side.forget_holes()
 
     def service_port(self) -> int:
         """The responder's port."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -48,8 +50,8 @@ class TcpSide(Side, gc=False):
 
     `start`: the 32-bit number of the SYN; `last`: one past the highest sent; `acked`: acknowledged by the peer; `next`:
     delivered in order up to here, or given up; `trim`: what is below is forgotten; `stored`: end of the highest data
-    taken; `holes`: data beyond a hole; `fin_end`: one past the FIN. `said_more`: its packets before a reset were not
-    just a first SYN and data.
+    taken; `holes`: data beyond a hole, a list from the first on; `fin_end`: one past the FIN. `said_more`: its packets
+    before a reset were not just a first SYN and data.
     """
 
     state: int = INACTIVE
@@ -66,7 +68,7 @@ class TcpSide(Side, gc=False):
     ended: bool = False
     skipping: bool = False
     said_more: bool = False
-    holes: list[Hole] = msgspec.field(default_factory=list)
+    holes: Sequence[Hole] = ()
 
     def restart(self, start: int, last: int) -> None:
         """Sequence numbers count from `start` (32 bits) from now on."""
@@ -74,6 +76,9 @@ class TcpSide(Side, gc=False):
 
     def relative(self, number: int, near: int) -> int:
         """A 32-bit sequence number counted from the start; `near` is where the stream stands, for long flows."""
+        distance = number - self.start
+        if 0 <= distance < _HALF_SPACE and near < _HALF_SPACE - 1:
+            return distance
         if near < _HALF_SPACE - 1:
             return ((number - self.start + _HALF_SPACE) & _MASK) - _HALF_SPACE
         return near + ((number - self.start - near + _HALF_SPACE) & _MASK) - _HALF_SPACE
@@ -113,8 +118,7 @@ class TcpSide(Side, gc=False):
         self._insert_hole(begin, upper, kept)
         self._deliver_holes()
         if self.nothing_acked() and self.holes and self.holes[-1].end - self.next > _UNACKED_WINDOW_BYTES:
-            self.holes.clear()
-            self.skipping = True
+            self.forget_holes()
 
     def acknowledge(self, upto: int, partial: bool) -> None:
         """The peer has everything below `upto`; what is missing of it will not come and leaves a gap."""
@@ -127,6 +131,11 @@ class TcpSide(Side, gc=False):
         self.trim = upto
         if self.holes:
             self._deliver_holes()
+
+    def forget_holes(self) -> None:
+        """Does without the data that waits for what precedes it, and without any later."""
+        self.holes = ()
+        self.skipping = True
 
     def _give_up(self, upto: int) -> None:
         while self.holes and self.holes[0].start < upto:
@@ -148,7 +157,7 @@ class TcpSide(Side, gc=False):
         self.room -= len(data)
 
     def _deliver_holes(self) -> None:
-        holes = self.holes
+        holes = cast("list[Hole]", self.holes)
         while holes and holes[0].start <= self.next:
             hole = holes.pop(0)
             if hole.start == self.next:
@@ -159,7 +168,8 @@ class TcpSide(Side, gc=False):
 
     def _insert_hole(self, seq: int, upper: int, data: bytes) -> None:
         """Keeps what of a segment past a hole is new."""
-        base, holes = seq, self.holes
+        base, holes = seq, cast("list[Hole]", self.holes or [])
+        self.holes = holes
         place = bisect_right(holes, seq, key=_start_of)
         if place:
             seq = max(seq, holes[place - 1].end)

@@ -78,13 +78,14 @@ def process(flow: TcpFlow, row: PacketRow) -> None:
         end.fins += 1
         end.fin_end = position + segment
     acknowledged = _take_ack(peer, flags, ack) if flags & ACK else 0
-    _advance(end, flags, position + segment)
+    if flags & _CONTROL or position + segment > end.last:
+        _advance(end, flags, position + segment)
     closing = False
     if flags & _CONTROL or end.state == INACTIVE:
         closing = _next_state(flow, end, peer, flags, length, from_orig)
     if acknowledged > peer.trim:
         peer.acknowledge(acknowledged, flow.partial)
-    if peer.fins or peer.state == RESET:
+    if (peer.fins or peer.state == RESET) and not peer.ended:
         _check_end_of_data(flow, peer, end)
     if from_orig:
         flow.saw_orig = True
@@ -92,11 +93,11 @@ def process(flow: TcpFlow, row: PacketRow) -> None:
         flow.saw_resp = True
     if length and not flags & RST and position >= 0 and (have >= length or (kind == TCP_OFFLOADED and have)):
         end.take(position + (1 if flags & SYN else 0), min(length, have), data, offset)
-    if end.fins or end.state == RESET:
+    if (end.fins or end.state == RESET) and not end.ended:
         _check_end_of_data(flow, end, peer)
     if closing:
         _close(flow, end, peer)
-    _set_steady(flow, end, peer)
+    flow.steady = not (end.fins or peer.fins) and _is_steady(flow, end, peer)
 
 
 def _shake_hands(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, from_orig: bool) -> bool:
@@ -123,11 +124,11 @@ def _shake_hands(flow: TcpFlow, end: TcpSide, peer: TcpSide, row: PacketRow, fro
     return True
 
 
-def _set_steady(flow: TcpFlow, end: TcpSide, peer: TcpSide) -> None:
-    flow.steady = (
+def _is_steady(flow: TcpFlow, end: TcpSide, peer: TcpSide) -> bool:
+    return (
         end.state in STEADY_STATES
         and peer.state in STEADY_STATES
-        and not (end.holes or peer.holes or end.skipping or peer.skipping or end.fins or peer.fins)
+        and not (end.holes or peer.holes or end.skipping or peer.skipping)
         and not flow.began_with_syn_ack
         and end is not peer
     )
@@ -303,7 +304,7 @@ def _data_pending(end: TcpSide, peer: TcpSide) -> bool:
 
 def _check_end_of_data(flow: TcpFlow, end: TcpSide, peer: TcpSide) -> None:
     """For an end that has closed: notes that all its data has come, and closes the flow if that waited for it."""
-    if end.ended or _data_pending(end, peer):
+    if _data_pending(end, peer):
         return
     end.ended = True
     if flow.close_deferred:

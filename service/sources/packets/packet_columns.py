@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import cast
 
@@ -16,9 +16,11 @@ KEY_BYTES = 40
 """Room for a flow key in `PacketColumns.keys`, in whole words; keys end with a byte that is not 0."""
 
 # Odd numbers of no meaning. Keys that fall together are told apart all the same.
-_CHUNK = 256
 _WORDS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)
 _HASH = np.array(_WORDS, dtype=np.uint64)
+
+_TWINS = {"have": "length", "head_end": "offset"}
+"""Fields that say the same of nearly all packets, by the one that comes before: one list of numbers is enough."""
 
 
 @dataclass
@@ -34,26 +36,22 @@ class PacketColumns:
     numbers: dict[str, Int64Array]
     data: bytes
     odd: dict[int, tuple[bytes, bytes]]
-    _chunk: dict[int, list[PacketRow]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        link = self.numbers["link"]
+        is_even = len(link) > 0 and bool((link == link[0]).all())
+        self._even_link = int(link[0]) if is_even else None
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def row(self, place: int) -> PacketRow:
-        """One of them."""
-        start = place - place % _CHUNK
-        if start not in self._chunk:
-            order = np.arange(start, min(start + _CHUNK, len(self)))
-            self._chunk = {start: list(self._rows(order, self._texts(self.keys[order])))}
-        return self._chunk[start][place - start]
+    def rows(self, order: Int64Array) -> Iterator[PacketRow]:
+        """The rows at these places, in this order."""
+        return self._rows(order, self._texts(self.keys[order]))
 
-    def rows(self, start: int, end: int) -> list[PacketRow]:
-        """The rows from `start` to `end`, in file order."""
-        return [self.row(place) for place in range(start, end)]
-
-    def by_flow(self, start: int, end: int) -> Iterator[PacketRow]:
+    def by_flow(self, start: int, end: int, unread: Collection[str]) -> Iterator[PacketRow]:
         """The rows of `start` to `end` flow by flow, in file order within a flow. A row without `key` is of the same
-        flow as the one before."""
+        flow as the one before; its fields `unread` say nothing."""
         keys = self.keys[start:end].view(np.uint64)
         places = (keys @ _HASH >> np.uint64(48)).astype(np.uint16)  # 16 bits: sorted by radix
         order = np.argsort(places, kind="stable")
@@ -61,16 +59,23 @@ class PacketColumns:
         first = np.concatenate(([True], (keys[1:] != keys[:-1]).any(axis=1)))
         texts = np.full(len(order), None, dtype=object)
         texts[first] = self._texts(keys[first].view(np.uint8))
-        return self._rows(order + start, texts.tolist())
+        return self._rows(order + start, texts.tolist(), unread)
 
     def _texts(self, keys: npt.NDArray[np.uint8]) -> list[bytes]:
         return cast("list[bytes]", keys.view(f"S{KEY_BYTES}")[:, 0].tolist())
 
-    def _rows(self, order: Int64Array, keys: list[bytes]) -> Iterator[PacketRow]:
+    def _rows(
+        self, order: Int64Array, keys: Sequence[bytes | None], unread: Collection[str] = ()
+    ) -> Iterator[PacketRow]:
         """An iterator: a list of tuples would keep the garbage collector busy for as long as the decoding takes."""
-        lists: dict[str, Sequence[int] | Iterator[int]] = {}
-        for name, column in self.numbers.items():
-            lists[name] = repeat(int(column[0])) if name == "link" and _is_even(column) else column[order].tolist()
+        lists: dict[str, Iterable[int]] = dict.fromkeys(unread, repeat(0))
+        if self._even_link is not None:
+            lists["link"] = repeat(self._even_link)
+        columns = {name: column[order] for name, column in self.numbers.items() if name not in lists}
+        for name, column in columns.items():
+            twin = _TWINS.get(name, name)
+            is_same = twin != name and np.array_equal(column, columns[twin])
+            lists[name] = lists[twin] if is_same else column.tolist()
         data: Iterator[bytes] = repeat(self.data)
         frames: Iterator[bytes] = repeat(self.data)
         if self.odd:
@@ -83,7 +88,3 @@ class PacketColumns:
             lists["head_end"], lists["frame_end"], lists["link"], order.tolist(), strict=False,  # `repeat` has no end
         )  # fmt: skip
         return cast("Iterator[PacketRow]", rows)
-
-
-def _is_even(column: Int64Array) -> bool:
-    return bool(len(column)) and bool((column == column[0]).all())
