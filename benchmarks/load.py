@@ -1,15 +1,16 @@
 """Latency against load: real flows arrive at random, whether or not the service keeps up.
 
-    python benchmarks/load.py CAPTURE|FOLDER... [--seconds 20] [--plot load.svg] [--checkpoint DIR] [--engine onnx]
+    PYTHONPATH=. python benchmarks/load.py CAPTURE|FOLDER... [--seconds 20] [--plot load.svg] [--checkpoint DIR]
+        [--engine onnx]
 
 Of a folder all captures below it are taken, and what cannot be read is passed over; which flow comes when is drawn
-with a fixed seed. The live path (live queue, batcher, engine) runs as it does in the service. First its saturated rate
-is measured: as many flows a second as get a verdict while the queue never runs empty. Then flows arrive as a Poisson
-process at shares of that rate; latency is from the moment a flow was due to arrive until its verdict is delivered, so
-that a late sender hides nothing. What is shed under overload is counted, and gets no latency.
-
-The sender shares the event loop with the service, and is kept cheap: flows are made beforehand, and those due within
-`TICK_SECONDS` are sent together, at its end.
+with a fixed seed. The live path (bus, live queue, batcher, engine) runs as it does in the service. First its saturated
+rate is measured: as many flows a second as get a verdict while the queue never runs empty, from events that are in
+memory. Then a process of its own sends events over a WebSocket on loopback at shares of that rate: flows come as a
+Poisson process, and an event is due with the last of its 64. Latency is from then until the verdict is delivered, so
+that a late sender hides nothing; delivered are verdicts within the deadline of live flows. What is shed under overload
+is counted, and gets no latency. Events are made beforehand (`bus_sender.py`); what sending them takes of the machine,
+which is the service's otherwise, is told.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import random
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 
-import msgspec
 import numpy as np
+from bus_sender import BATCH_FLOWS, Events, Sender, number_of, sender
 from hardware import describe, report, short
 
 from tapline.models.flow import Flow
@@ -38,10 +39,16 @@ from tapline.service.inference.served import warm_up
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.metrics import Metrics
 from tapline.service.settings import Settings
+from tapline.service.sources.bus.source import BusSource, make_transport
+from tapline.service.sources.bus.transport import Receive, TlsFiles, Transport
+from tapline.service.sources.bus.websocket_frames import event_of, parse_frame
 from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
 
 SHARES = (0.1, 0.5, 0.8, 1.0, 1.5, 3.0)
 TICK_SECONDS = 0.002
+SATURATING_FLOWS = 65_536
+DEADLINE_SECONDS: float = Settings.model_fields["live_deadline_seconds"].default
+CONNECT_SECONDS = 10
 
 Load = Callable[[], Classifier]
 """Gives a classifier that is warm: a batcher that stops closes its own."""
@@ -49,13 +56,14 @@ Load = Callable[[], Classifier]
 
 @dataclass
 class Outcome:
-    """What one rate gave."""
+    """What one rate gave. `sender_share`: of a core."""
 
     offered_per_second: float
     delivered_per_second: float
     shed: int
     offered: int
     delivered_per_cpu_second: float
+    sender_share: float
     latencies_seconds: list[float] = field(default_factory=list)
 
     def percentile(self, share: float) -> float:
@@ -63,78 +71,111 @@ class Outcome:
         return float(np.quantile(self.latencies_seconds, share)) if self.latencies_seconds else float("inf")
 
 
-class Stage:
-    """The live path around one engine, by the settings that a service has."""
+class InMemory:
+    """A transport whose frames are given to it here."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    url = "memory"
+
+    async def run(self, receive: Receive) -> None:
+        """Take what is given until cancelled."""
+        self._receive = receive
+        await asyncio.get_running_loop().create_future()
+
+    def give(self, text: bytes) -> None:
+        """A frame came."""
+        self._receive(event_of(parse_frame(text)))
+
+
+class Stage:
+    """The live path between a bus and one engine, by the settings that a service has; `deliver` is told of verdicts."""
+
+    def __init__(self, classifier: Classifier, transport: Transport, deliver: Callable[[Flow], None]) -> None:
         self.batcher = Batcher([classifier], Metrics())
         self.pipeline = LivePipeline(
             self.batcher,
             Metrics(),
             queue_flows=Settings.model_fields["live_queue_flows"].default,
-            deadline_seconds=Settings.model_fields["live_deadline_seconds"].default,
+            deadline_seconds=DEADLINE_SECONDS,
+        )
+
+        def told(flow: Flow, outcome: FlowOutcome | None) -> None:
+            deliver(flow)
+
+        self.source = BusSource(
+            transport, Metrics(), lambda flow: self.pipeline.take(flow, told), choose=self.pipeline.choose
         )
 
     async def __aenter__(self) -> Stage:
         self.batcher.start()
-        self._task = asyncio.create_task(self.pipeline.run())
+        self._tasks = [asyncio.create_task(run()) for run in (self.pipeline.run, self.source.run)]
+        await asyncio.sleep(0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.batcher.stop(30)
-
-
-def named(flows: list[Flow]) -> Iterator[Flow]:
-    """The flows again and again, each under a name of its own."""
-    for number, flow in enumerate(cycle(flows)):
-        yield msgspec.structs.replace(flow, uid=f"L{number}")
 
 
 async def saturated_rate(load: Load, flows: list[Flow], seconds: float) -> tuple[float, float]:
     """Flows a second, and a second of CPU, that get a verdict while the queue never runs empty."""
     delivered = 0
 
-    def count(flow: Flow, outcome: FlowOutcome | None) -> None:
+    def count(flow: Flow) -> None:
         nonlocal delivered
         delivered += 1
 
-    coming = named(flows)
-    async with Stage(load()) as stage:
+    coming = cycle(Events(flows).texts(SATURATING_FLOWS))
+    transport = InMemory()
+    async with Stage(load(), transport, count) as stage:
         started, cpu = time.perf_counter(), time.process_time()
         while time.perf_counter() - started < seconds:
             while stage.pipeline.waiting_flows < 4 * stage.batcher.max_batch_size:
-                stage.pipeline.take(next(coming), count)
+                transport.give(next(coming))
             await asyncio.sleep(TICK_SECONDS)
         return delivered / (time.perf_counter() - started), delivered / (time.process_time() - cpu)
 
 
-async def at_rate(load: Load, flows: list[Flow], rate: float, seconds: float) -> Outcome:
-    """Offer flows at a rate for so long, then let the queue drain."""
-    generator = np.random.default_rng(1)
-    due = np.cumsum(generator.exponential(1 / rate, int(1.2 * rate * seconds))).tolist()
-    offered = bisect_left(due, seconds)
-    sending = list(islice(named(flows), offered))
+async def at_rate(load: Load, sending: Sender, rate: float, seconds: float) -> Outcome:
+    """Offer flows at a rate for so long, then let the queue drain.
+
+    Raises:
+        SystemExit: not all flows came.
+    """
+    arrivals = np.cumsum(np.random.default_rng(1).exponential(1 / rate, int(1.2 * rate * seconds)))
+    offered = int(np.searchsorted(arrivals, seconds))
+    due = arrivals[:offered][
+        np.minimum(np.arange(BATCH_FLOWS - 1, offered + BATCH_FLOWS - 1, BATCH_FLOWS), offered - 1)
+    ]
     latencies: list[float] = []
-    async with Stage(load()) as stage:
-        started, cpu = time.perf_counter(), time.process_time()
+    transport = make_transport(sending.url, TlsFiles())
+    began = 0.0
+    due_of = np.repeat(due, BATCH_FLOWS).tolist()
 
-        def delivered(flow: Flow, outcome: FlowOutcome | None) -> None:
-            latencies.append(time.perf_counter() - started - due[int(flow.uid[1:])])
+    def delivered(flow: Flow) -> None:
+        latencies.append(time.perf_counter() - began - due_of[number_of(flow)])
 
-        sent = 0
-        while sent < offered:
-            await asyncio.sleep(TICK_SECONDS)
-            until = bisect_left(due, time.perf_counter() - started, sent, offered)
-            for flow in sending[sent:until]:
-                stage.pipeline.take(flow, delivered)
-            sent = until
-        in_time = len(latencies)
-        took, used = time.perf_counter() - started, time.process_time() - cpu
-        await stage.pipeline.drain(120)
-        shed = stage.pipeline.counts.shed
-        return Outcome(offered / took, in_time / took, shed, offered, in_time / used, latencies)
+    async with Stage(load(), transport, delivered) as stage:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            while not stage.source.state.connected:
+                await asyncio.sleep(TICK_SECONDS)
+        await asyncio.to_thread(sending.prepare, offered)
+        began, cpu = time.perf_counter() + 0.1, time.process_time()
+        sending.send((due + began).tolist())
+        while (sent := sending.sent()) is None:
+            await asyncio.sleep(0.02)
+        took, used = time.perf_counter() - began, time.process_time() - cpu
+        in_time = sum(latency <= DEADLINE_SECONDS for latency in latencies)
+        counts = stage.pipeline.counts
+        async with asyncio.timeout(120):
+            while counts.received < offered or stage.pipeline.waiting_flows:
+                await asyncio.sleep(0.01)
+        if counts.delivered + counts.shed != offered:
+            raise SystemExit(f"{offered} flows were offered, {counts}")
+        return Outcome(
+            offered / took, in_time / took, counts.shed, offered, in_time / used, sent.cpu_seconds / took, latencies
+        )
 
 
 def real_flows(places: Sequence[Path]) -> list[Flow]:
@@ -182,7 +223,8 @@ async def measure(
     """The saturated rate, and what each share of it gave."""
     rate, per_cpu_second = await saturated_rate(load, flows, seconds)
     print(f"saturated  {rate:.0f} flows/s, {per_cpu_second:.0f} a second of CPU")
-    return rate, {share: await at_rate(load, flows, share * rate, seconds) for share in shares}
+    with sender(flows) as sending:
+        return rate, {share: await at_rate(load, sending, share * rate, seconds) for share in shares}
 
 
 def tell(outcomes: dict[float, Outcome], saturated: float, what: str) -> None:
@@ -199,7 +241,10 @@ def tell(outcomes: dict[float, Outcome], saturated: float, what: str) -> None:
             continue
         goodput = outcome.delivered_per_second / saturated
         p99 = f"99 % under {outcome.percentile(0.99):.2f} s"
-        report(f"delivered at {share:.0%} of the saturated rate, {what}", f"{goodput:.0%} of it, {p99}")
+        report(
+            f"delivered in time at {share:.0%} of the saturated rate, {what}",
+            f"{goodput:.0%} of it, {p99}; the sender took {outcome.sender_share:.0%} of a core",
+        )
         if share > 1:
             short(f"at {share:.0%} of that, delivered", "-", f"{goodput:.0%}, {p99}")
 
@@ -215,6 +260,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="SVG or PNG to draw")
     options = parser.parse_args()
+    logging.getLogger("tapline").setLevel(logging.ERROR)
     flows = real_flows(options.captures)
 
     def load() -> Classifier:
@@ -226,13 +272,13 @@ def main() -> None:
     model = options.checkpoint.parent.name
     print(f"input      {len(flows)} real flows, again and again; {model}, engine {options.engine}")
     saturated, outcomes = asyncio.run(measure(load, flows, options.shares, options.seconds))
-    print("  load   offered/s  delivered/s  per CPU s     shed   median ms   p99 ms")
+    print("  load   offered/s  in time/s  per CPU s     shed   median ms   p99 ms   sender")
     for share, outcome in outcomes.items():
         print(
-            f"{share:6.0%} {outcome.offered_per_second:11.0f} {outcome.delivered_per_second:12.0f} "
+            f"{share:6.0%} {outcome.offered_per_second:11.0f} {outcome.delivered_per_second:10.0f} "
             f"{outcome.delivered_per_cpu_second:10.0f} "
             f"{outcome.shed / outcome.offered:8.1%} {1000 * outcome.percentile(0.5):11.1f} "
-            f"{1000 * outcome.percentile(0.99):8.1f}"
+            f"{1000 * outcome.percentile(0.99):8.1f} {outcome.sender_share:8.1%}"
         )
     tell(outcomes, saturated, f"{model}, {len(flows)} real flows")
     if options.plot:

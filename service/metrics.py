@@ -183,7 +183,7 @@ class Metrics:
             "tapline_live_flows",
             "Live flows by what became of them: received = delivered + superseded + shed + skipped + failed + waiting; "
             "`flows` counts each uid once, `reused` the deliveries that needed no computing, `expired` those of the "
-            "shed that had waited past their deadline",
+            "shed that had waited past their deadline, `unread` those refused before they were read from their batch",
             ["outcome"], registry=registry,
         )  # fmt: skip
         self.live_seconds = BatchHistogram(

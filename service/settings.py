@@ -22,19 +22,13 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tapline.service.engines.devices import parse_devices
-from tapline.service.engines.engine import EngineName, Precision
+from tapline.service.engines.engine import Cascade, EngineName, Ports, Precision
 from tapline.service.sinks.output_url import parse_outputs, shown_output
 from tapline.service.sources.bus.transport import shown_url
 from tapline.service.sources.zeek_options import ZeekOptionError, zeek_arguments
 from tapline.service.validation_words import ProblemsError
 
 ENV_PREFIX = "TAPLINE_"
-
-Ports = Literal["on", "off"]
-"""Whether verdicts read ports, where the model knows any."""
-
-Cascade = Literal["on", "off"]
-"""Whether the student of a flow model answers the flows that it is sure of, where the model has one."""
 
 
 def _split(value: object) -> object:
@@ -264,7 +258,7 @@ class Settings(BaseSettings):
         0.5,
         ge=0,
         le=3600,
-        description="longest wait of a live flow under overload, ten times that in bursts; late ones are shed; 0: none",
+        description="longest wait of a live flow under overload, longer in bursts; late ones are shed; 0: none",
     )
     replay: Path | None = Field(None, description="capture to play through the live path")
     speed: float = Field(

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from tapline.service.inference.batcher import QueueFullError, VerdictError
+from tapline.service.inference.waiting import QueueFullError, VerdictError
 from tapline.service.log_lines import log
 from tapline.service.runtime import BusyError
 from tapline.service.validation_words import in_words

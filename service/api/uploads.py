@@ -21,7 +21,8 @@ from tapline.service.api.desk import Desk
 from tapline.service.api.errors import ApiError, disk_as_api_error, overload_as_api_error
 from tapline.service.api.wanted import resources
 from tapline.service.classifying import BadCaptureError, Classifying, OpenCapture, ReadLimits, open_capture
-from tapline.service.inference.batcher import Batcher, VerdictError
+from tapline.service.inference.batcher import Batcher
+from tapline.service.inference.waiting import VerdictError
 from tapline.service.process.files import write_all
 from tapline.service.results.sharing import SharedWriter
 from tapline.service.results.writers import JsonWriter, NdjsonWriter

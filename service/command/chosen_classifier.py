@@ -10,13 +10,12 @@ from rich.console import Console
 
 from tapline.models.checkpoint import CheckpointError
 from tapline.service.command.streams import say
-from tapline.service.engines.engine import EngineError, EngineName
+from tapline.service.engines.engine import EngineError, EngineName, Ports
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
 from tapline.service.inference.trace_loading import trace_directories
 from tapline.service.python.chosen import chosen_workers, open_classifier
 from tapline.service.python.workers import Workers
-from tapline.service.settings import Ports
 from tapline.service.sources.inputs import ReaderName
 
 EXIT_USAGE = 2

@@ -17,8 +17,8 @@ from tapline.service.dashboard.shown_flows import host_cell
 from tapline.service.dashboard.what_if import NOTE, what_if
 from tapline.service.dashboard.words import moment, percent, size, span, verdict_words
 from tapline.service.history.past import PastFlow
-from tapline.service.inference.batcher import QueueFullError, VerdictError
 from tapline.service.inference.repository import UnknownModelError
+from tapline.service.inference.waiting import QueueFullError, VerdictError
 
 HEX_BYTES = 256
 ROW_BYTES = 16

@@ -15,6 +15,7 @@ LIVE_OUTCOMES = {
     "superseded": "early forms were replaced while they waited, by the final ones",
     "shed": "were shed: more came than can be computed",
     "expired": "of these had waited past their deadline",
+    "unread": "of these were refused as they came, before they were read",
     "skipped": "could get no verdict: no payload, or too few packets",
     "failed": "got no verdict because the engine failed on them",
 }

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict, deque
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 Item = TypeVar("Item")
+
+Order = Literal["oldest", "newest of each", "newest"]
+"""Which item is next: of the subject whose turn it is the oldest, or the newest; or the newest of the subject that has
+just come."""
 
 BULK_EVERY = 8
 """One item of so many is not urgent, where there is one: urgent work must not starve the rest."""
 
 
 class HeavyHitters:
-    """Counts by key in bounded space and constant time: the space-saving algorithm and its stream summary (Metwally et
-    al., ICDT 2005).
+    """Counts by key in bounded space, and constant time where one is added: the space-saving algorithm and its stream
+    summary (Metwally et al., ICDT 2005).
 
     A count is never below the true one, and above it by at most the smallest count kept.
     """
@@ -29,8 +33,8 @@ class HeavyHitters:
         self._by_count: dict[int, OrderedDict[str, None]] = {}
         self._smallest = 1
 
-    def add(self, key: str) -> None:
-        """Count one."""
+    def add(self, key: str, number: int = 1) -> None:
+        """Count so many."""
         count = self._counts.get(key)
         if count is None:
             if len(self._counts) < self._size:
@@ -42,10 +46,10 @@ class HeavyHitters:
                 self._leave(replaced, count)
         else:
             self._leave(key, count)
-        self._counts[key] = count + 1
-        self._by_count.setdefault(count + 1, OrderedDict())[key] = None
-        if self._smallest not in self._by_count:
-            self._smallest += 1  # whoever was the only one there has one more now
+        self._counts[key] = count + number
+        self._by_count.setdefault(count + number, OrderedDict())[key] = None
+        if self._smallest not in self._by_count:  # whoever was the only one there has more now
+            self._smallest = self._smallest + 1 if number == 1 else min(self._by_count)
 
     def _leave(self, key: str, count: int) -> None:
         same = self._by_count[count]
@@ -68,17 +72,17 @@ class _Turns(OrderedDict[str, deque[tuple[Item, int]]], Generic[Item]):
             queue = self[subject] = deque()
         queue.append((item, tokens))
 
-    def next(self, *, newest: bool) -> tuple[str, int]:
-        """The subject whose turn it is, and the tokens of its item."""
-        subject = next(reversed(self)) if newest else next(iter(self))
-        return subject, self[subject][-1 if newest else 0][1]
+    def next(self, order: Order) -> tuple[str, int]:
+        """The subject that is next, and the tokens of its item."""
+        subject = next(reversed(self)) if order == "newest" else next(iter(self))
+        return subject, self[subject][0 if order == "oldest" else -1][1]
 
-    def take(self, subject: str, *, newest: bool) -> tuple[Item, int]:
+    def take(self, subject: str, order: Order) -> tuple[Item, int]:
         """An item of the subject with its tokens; the subject's next turn comes after those of all others."""
         queue = self[subject]
-        found = queue.pop() if newest else queue.popleft()
+        found = queue.popleft() if order == "oldest" else queue.pop()
         if queue:
-            self.move_to_end(subject, last=not newest)
+            self.move_to_end(subject, last=order != "newest")
         else:
             del self[subject]
         return found
@@ -99,6 +103,11 @@ class FairQueue(Generic[Item]):
     def __len__(self) -> int:
         return self._queued
 
+    @property
+    def subjects(self) -> int:
+        """Subjects with items, those with urgent and other ones twice."""
+        return len(self._urgent) + len(self._bulk)
+
     def waiting_of(self, subject: str) -> int:
         """Items of a subject."""
         return len(self._urgent.get(subject, ())) + len(self._bulk.get(subject, ()))
@@ -109,21 +118,21 @@ class FairQueue(Generic[Item]):
         self._queued += 1
         self.tokens += tokens
 
-    def take(self, number: int, max_tokens: int | None = None, *, newest: bool = False) -> list[Item]:
+    def take(self, number: int, max_tokens: int | None = None, order: Order = "oldest") -> list[Item]:
         """Up to so many items, one of each subject in turn; no more tokens than `max_tokens`, but for a first item.
 
-        With `newest` a subject that has just come goes before those that wait, and of each its newest item: under
-        overload that is what is fresh, of those who send least.
+        In the order `newest` a subject that has just come goes before those that wait: where many wait too long that is
+        what is fresh, of those who send least.
         """
         found: list[Item] = []
         taken = 0
         while self._queued and len(found) < number:
             bulk_turn = self._bulk and len(found) % BULK_EVERY == BULK_EVERY - 1
             turns = self._bulk if bulk_turn or not self._urgent else self._urgent
-            subject, tokens = turns.next(newest=newest)
+            subject, tokens = turns.next(order)
             if found and max_tokens is not None and taken + tokens > max_tokens:
                 break
-            found.append(turns.take(subject, newest=newest)[0])
+            found.append(turns.take(subject, order)[0])
             taken += tokens
             self._queued -= 1
         self.tokens -= taken

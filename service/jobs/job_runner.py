@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import msgspec
 
 from tapline.service.classifying import BadCaptureError, Classifying, ReadLimits, open_capture
-from tapline.service.inference.batcher import Batcher, VerdictError
+from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.repository import UnknownModelError
 from tapline.service.inference.served import ServedModels
+from tapline.service.inference.waiting import VerdictError
 from tapline.service.jobs.job import Job, JobError, NoRoomError, ResultError
 from tapline.service.jobs.job_store import JobStore
 from tapline.service.log_lines import log

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import msgspec
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
-from tapline.service.inference.batcher import Answers, Batcher, Fed
+from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.inference.fair_queue import HeavyHitters
+from tapline.service.inference.waiting import Answers, Fed
 from tapline.service.live.live_queue import Deliver, LiveFlow, LiveQueue
 from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
+from tapline.service.sources.bus.glances import Glance, Wanted
 
 OPEN_FLOWS = 65_536
 """Early verdicts remembered until the flow's end; the oldest are forgotten first."""
@@ -53,7 +55,8 @@ class LiveCounts:
 
     `received` = `delivered` + `superseded` + `shed` + `skipped` + `failed` + those still waiting. `flows` counts each
     uid once, `reused` the deliveries that needed no computing, `superseded` the early forms replaced while they waited,
-    `expired` those of the shed that had waited past their deadline.
+    `expired` those of the shed that had waited past their deadline, `unread` those that were shed before they were read
+    from a batch.
     """
 
     received: int = 0
@@ -63,6 +66,7 @@ class LiveCounts:
     superseded: int = 0
     shed: int = 0
     expired: int = 0
+    unread: int = 0
     skipped: int = 0
     failed: int = 0
 
@@ -124,16 +128,50 @@ class LivePipeline:
             self.counts.superseded += 1
             queued.flow, queued.deliver = flow, deliver
             return
-        live = LiveFlow(flow, deliver, flow.orig_h, time.perf_counter(), not flow.complete, expires)
         early = self._open.get(flow.uid)
+        if expires and self._refuses(flow.uid, flow.orig_h, flow.complete, early):
+            self.counts.shed += 1
+            self.shed_by_subject.add(flow.orig_h)
+            return
+        live = LiveFlow(flow, deliver, flow.orig_h, time.perf_counter(), not flow.complete, expires)
+        self._note(flow.uid, flow.complete, early)
+        outcome = early.outcome if early is not None else None
+        if early is not None and outcome is not None and early.input_hash == self._batcher.classifier.input_hash(flow):
+            self._reuse(live, outcome)
+        else:
+            self._queue.put(live)
+
+    def choose(self) -> Wanted | None:
+        """Which flows of a batch to read that came just now: None where all are. The others are counted here."""
+        return self._wanted if self._queue.is_overloaded else None
+
+    def _wanted(self, glances: Sequence[Glance | None]) -> list[bool]:
+        self._show_soon()
+        wanted = [
+            glance is None
+            or self._queue.find(glance.uid) is not None
+            or not self._refuses(glance.uid, glance.orig_h, glance.final, self._open.get(glance.uid))
+            for glance in glances
+        ]
+        refused = wanted.count(False)
+        self.counts.received += refused
+        self.counts.unread += refused
+        self._count_shed(each.orig_h for each, wants in zip(glances, wanted, strict=True) if each and not wants)
+        return wanted
+
+    def _refuses(self, uid: str, subject: str, complete: bool, early: _Early | None) -> bool:
+        """Whether a flow is to be shed as it comes; never where that would leave an early verdict without its end."""
+        if (complete and early is not None and early.outcome is not None) or not self._queue.refuses(subject):
+            return False
+        self._note(uid, complete, early)
+        return True
+
+    def _note(self, uid: str, complete: bool, early: _Early | None) -> None:
+        """A form of a flow came, `early` is what is known of one before."""
         if early is None:
             self.counts.flows += 1
-        elif early.outcome is not None and early.input_hash == self._batcher.classifier.input_hash(flow):
-            self._reuse(live, early.outcome)
-            return
-        if not flow.complete:
-            self._remember(flow.uid, early or _SEEN)
-        self._queue.put(live)
+        if not complete:
+            self._remember(uid, early or _SEEN)
 
     async def run(self) -> None:
         """Feed the batcher until cancelled; raises what went wrong in it."""
@@ -240,10 +278,13 @@ class LivePipeline:
         self._deliver(live, FlowOutcome(final))
 
     def _shed(self, flows: list[LiveFlow], expired: bool) -> None:
-        self.counts.shed += len(flows)
         self.counts.expired += len(flows) if expired else 0
-        for live in flows:
-            self.shed_by_subject.add(live.subject)
+        self._count_shed(live.subject for live in flows)
+
+    def _count_shed(self, subjects: Iterable[str]) -> None:
+        for subject, flows in Counter(subjects).items():
+            self.counts.shed += flows
+            self.shed_by_subject.add(subject, flows)
 
     def _show_soon(self) -> list[float]:
         """Bring metrics up to date, and wake the batcher, when all that comes at once has come. Gives the latencies

@@ -113,6 +113,7 @@ class Sensors:
             take_ack=take_ack,
             on_connected=resend,
             earlier=earlier,
+            choose=lambda: self._pipeline.choose(),
         )
         return Sensor(source, sinks)
 

@@ -7,8 +7,8 @@ import pytest
 from tapline.models.checkpoint import read_checkpoint
 from tapline.models.verdict import Verdict
 from tapline.service.classifying import Classifying
-from tapline.service.inference.batcher import VerdictError
 from tapline.service.inference.classifier import FlowOutcome
+from tapline.service.inference.waiting import VerdictError
 from tapline.service.metrics import Metrics
 from tapline.service.traces.capture_traces import CaptureTraces
 from tests.conftest import make_flows

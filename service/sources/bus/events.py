@@ -33,6 +33,7 @@ from tapline.models.flow import (
     Count as FlowCount,
 )
 from tapline.service.sources.bus.flow_batches import MAX_BATCH_FLOWS, BatchError, read_batch
+from tapline.service.sources.bus.glances import Choose, Glance, Wanted
 
 SCHEMA_VERSION = 1
 """Of every event but `Tapline::flows`."""
@@ -77,10 +78,17 @@ class BusEvent:
 
 @dataclass(frozen=True, slots=True)
 class FlowRun:
-    """Flows that a sensor numbered one after the other, the first of them `seq`; never empty."""
+    """Flows that a sensor numbered one after the other, the first of them `seq`; never empty. Those that were not
+    wanted were not read, and stand in `unread`."""
 
     seq: int
     flows: Sequence[Flow]
+    unread: Sequence[Glance] = ()
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the last one."""
+        return self.seq + len(self.flows) + len(self.unread) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +194,16 @@ _LENGTHS: msgspec.json.Decoder[Lengths] = msgspec.json.Decoder(Lengths)
 _PLACE = re.compile(r"`\$\[(\d+)\]`")
 
 
-def parse_event(event: BusEvent) -> SensorEvent | None:
-    """The typed record of an event; None for one that is none of ours.
+def parse_event(event: BusEvent, choose: Choose = lambda: None) -> SensorEvent | None:
+    """The typed record of an event; None for one that is none of ours. `choose` gives what says which flows of a
+    batch to read.
 
     Raises:
         SchemaVersionError: the sensor speaks another version.
         EventError: too few or too many fields, a wrong type, a value out of bounds, or a flow that is none.
     """
+    if event.name == "Tapline::flows":
+        return _parse_flows(event, choose())
     parser = _PARSERS.get(event.name)
     return parser(event) if parser else None
 
@@ -241,25 +252,28 @@ def _parse_flow(event: BusEvent) -> FlowsEvent:
     return FlowsEvent(event.topic, args.sensor, SCHEMA_VERSION, [run])
 
 
-def _parse_flows(event: BusEvent) -> FlowsEvent:
+def _parse_flows(event: BusEvent, wanted: Wanted | None) -> FlowsEvent:
     args = _read(event, _FlowsArgs, BATCH_VERSION)
     try:
-        found = read_batch(args.packed, args.flows, args.sensor)
+        found = read_batch(args.packed, args.flows, args.sensor, wanted)
     except BatchError as error:
         raise EventError(f"{event.name}: {error}") from None
     refused = [EventError(f"{event.name}: {each}") for each in found if isinstance(each, FlowError)]
     return FlowsEvent(event.topic, args.sensor, BATCH_VERSION, _runs(args.seq, found), refused)
 
 
-def _runs(seq: int, found: Sequence[Flow | FlowError]) -> list[FlowRun]:
+def _runs(seq: int, found: Sequence[Flow | FlowError | Glance]) -> list[FlowRun]:
     """The flows between those that were refused; the first of all has the number `seq`."""
-    runs, flows = [], list[Flow]()
+    runs = []
+    flows, unread = list[Flow](), list[Glance]()
     for number, each in enumerate([*found, None], seq):
         if isinstance(each, Flow):
             flows.append(each)
-        elif flows:
-            runs.append(FlowRun(number - len(flows), flows))
-            flows = []
+        elif isinstance(each, Glance):
+            unread.append(each)
+        elif flows or unread:
+            runs.append(FlowRun(number - len(flows) - len(unread), flows, unread))
+            flows, unread = [], []
     return runs
 
 
@@ -300,7 +314,6 @@ def _heads(text: str) -> list[PacketHead]:
 
 _PARSERS: dict[str, Callable[[BusEvent], SensorEvent]] = {
     "Tapline::flow": _parse_flow,
-    "Tapline::flows": _parse_flows,
     "Tapline::stats": lambda event: _read(event, Stats),
     "Tapline::finished": lambda event: _read(event, Finished),
     "Tapline::verdicts_ack": lambda event: _read(event, VerdictsAck),

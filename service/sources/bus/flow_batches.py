@@ -6,9 +6,8 @@ The layout is in `zeek/README.md`, section `Tapline::flows`; nothing is packed h
 from __future__ import annotations
 
 import binascii
-import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +29,16 @@ from tapline.models.flow import (
 )
 from tapline.models.packed_packets import PackedHeads, PackedLengths
 from tapline.models.server_name import host_name
-from tapline.service.sources.bus.flow_texts import MARK, flows_of_text
+from tapline.service.sources.bus.flow_texts import MARK, flow_of_text, texts_of
+from tapline.service.sources.bus.glances import (
+    FINAL,
+    IPV6,
+    Glance,
+    Wanted,
+    address,
+    glances_of_bytes,
+    glances_of_texts,
+)
 
 MAX_BATCH_FLOWS = 64
 MAX_BATCH_BYTES = 1 << 20
@@ -45,9 +53,7 @@ _PROTOCOLS = tuple({1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}.get(number, str(
 _NO_KIND: Any = ""
 _PREFIX_BYTES = 8
 _STORED, _ZLIB = 0, 1
-_FINAL, _IPV6 = 1, 2
 _LENGTH_BYTES, _HEAD_BYTES = 4, 10
-_KNOWN_ADDRESSES = 65_536
 _KNOWN_NAMES = 4096
 
 _COUNTS = (
@@ -76,8 +82,9 @@ class BatchError(ValueError):
     """The flows of a batch cannot be told apart, and it is lost whole; the message never names content."""
 
 
-def read_batch(packed: str, flows: int, sensor: str) -> list[Flow | FlowError]:
-    """The flows of a batch in their order; where one is out of bounds, its error stands in its place.
+def read_batch(packed: str, flows: int, sensor: str, wanted: Wanted | None = None) -> list[Flow | FlowError | Glance]:
+    """The flows of a batch in their order; where one is out of bounds, its error stands in its place, and what was seen
+    of it where it is not `wanted`, None: all are.
 
     Which flows are out of bounds is what `flow_of` says, as for every other source. A name of a server that has
     characters which neither a host name nor an address may have is left out.
@@ -87,21 +94,38 @@ def read_batch(packed: str, flows: int, sensor: str) -> list[Flow | FlowError]:
     """
     if len(packed) > MAX_PACKED_CHARS:
         raise BatchError(f"expected a batch of at most {MAX_PACKED_CHARS} characters")
-    if not packed.startswith(MARK):
-        return _read(_unpacked(packed), flows, sensor)
-    given = flows_of_text(packed, flows)
-    if len(given) != flows:
+    if packed.startswith(MARK):
+        return _read_texts(texts_of(packed, flows), flows, sensor, wanted)
+    return _read(_unpacked(packed), flows, sensor, wanted)
+
+
+def _read_texts(
+    texts: Sequence[str], flows: int, sensor: str, wanted: Wanted | None
+) -> list[Flow | FlowError | Glance]:
+    """The flows of texts."""
+    if len(texts) != flows:
         raise BatchError("expected as many flows as the event tells")
+    glances = glances_of_texts(texts) if wanted else []
+    rows = _rows(flows, glances, wanted)
+    given = [flow_of_text(texts[row]) for row in rows]
     made = [each for each in given if isinstance(each, bytes)]
-    found = iter(_read(b"".join(made), len(made), sensor))
-    return [each if isinstance(each, FlowError) else next(found) for each in given]
+    read = iter(_read(b"".join(made), len(made), sensor))
+    return _placed(glances, rows, [each if isinstance(each, FlowError) else next(read) for each in given])
 
 
-def _read(data: bytes, flows: int, sensor: str) -> list[Flow | FlowError]:
+def _read(data: bytes, flows: int, sensor: str, wanted: Wanted | None = None) -> list[Flow | FlowError | Glance]:
     """The flows of bytes."""
     edges = _edges(data, flows)
     front = np.frombuffer(b"".join([data[at : at + _FRONT.itemsize] for at in edges[:-1]]), _FRONT)
-    parts = _Parts(data, np.array(edges, np.int64), front)
+    glances = glances_of_bytes(data, edges[:-1], front) if wanted else []
+    rows = _rows(flows, glances, wanted)
+    if not rows:
+        return _placed(glances, [], [])
+    bounds = np.array(edges, np.int64)
+    starts, ends = bounds[:-1], bounds[1:]
+    if glances:
+        front, starts, ends = front[rows], starts[rows], ends[rows]
+    parts = _Parts(data, starts, ends, front)
     made = list(_flows(data, front, parts, sensor))
     found: list[Flow | FlowError] = list(made)
     for row in np.flatnonzero(parts.overrun | _doubtful(front, parts)).tolist():
@@ -111,7 +135,25 @@ def _read(data: bytes, flows: int, sensor: str) -> list[Flow | FlowError]:
             found[row] = flow_of(_fields(made[row]))
         except FlowError as error:
             found[row] = error
-    return found
+    return _placed(glances, rows, found)
+
+
+def _rows(flows: int, glances: Sequence[Glance | None], wanted: Wanted | None) -> list[int]:
+    """Which flows are to be read: those that are wanted, and those of which nothing can be said."""
+    if wanted is None:
+        return list(range(flows))
+    chosen = zip(glances, wanted(glances), strict=True)
+    return [row for row, (glance, is_wanted) in enumerate(chosen) if is_wanted or glance is None]
+
+
+def _placed(
+    glances: Sequence[Glance | None], rows: Sequence[int], read: Sequence[Flow | FlowError | Glance]
+) -> list[Flow | FlowError | Glance]:
+    """What was read in its place among what was not."""
+    if not glances:
+        return list(read)
+    found: dict[int, Flow | FlowError | Glance] = dict(zip(rows, read, strict=True))
+    return [glance if row not in found and glance is not None else found[row] for row, glance in enumerate(glances)]
 
 
 def _unpacked(packed: str) -> bytes:
@@ -168,8 +210,8 @@ class _Parts:
     each is. `overrun` bool [flows]: the parts do not fit into the flow.
     """
 
-    def __init__(self, data: bytes, edges: Ints, front: NDArray[np.void]) -> None:
-        ends, self.lengths_at = edges[1:], edges[:-1] + _FRONT.itemsize
+    def __init__(self, data: bytes, starts: Ints, ends: Ints, front: NDArray[np.void]) -> None:
+        self.lengths_at = starts + _FRONT.itemsize
         n_lengths, n_heads = front["lengths"].astype(np.int64), front["heads"].astype(np.int64)
         fits = self.lengths_at + _LENGTH_BYTES * n_lengths + _HEAD_BYTES * n_heads <= ends
         self.n_lengths, self.n_heads = n_lengths * fits, n_heads * fits
@@ -222,21 +264,16 @@ def _flows(data: bytes, front: NDArray[np.void], parts: _Parts, sensor: str) -> 
          orig_ip_bytes, resp_ip_bytes, up, down, orig_h, resp_h),
         (n_lengths, n_heads, lengths_at, heads_at, orig_at, resp_at, uid_at, service_at, state_at, name_at, end_at),
     ) in zip(columns, places, strict=True):  # fmt: skip
-        address_bytes = 16 if flags & _IPV6 else 4
+        address_bytes = 16 if flags & IPV6 else 4
         yield Flow(
             str(data[uid_at:service_at], "utf-8", "replace"), start_us, duration_us,
-            _address(orig_h[:address_bytes]), orig_p, _address(resp_h[:address_bytes]), resp_p,
+            address(orig_h[:address_bytes]), orig_p, address(resp_h[:address_bytes]), resp_p,
             _PROTOCOLS[protocol], up, down, PackedLengths(n_lengths, data[lengths_at:heads_at]),
             data[orig_at:resp_at], data[resp_at:uid_at], orig_pkts, resp_pkts, orig_ip_bytes, resp_ip_bytes, link_type,
             _HEADS_KINDS.get(heads_kind, _NO_KIND), PackedHeads(n_heads, data[heads_at:orig_at]),
             str(data[service_at:state_at], "utf-8", "replace"), str(data[state_at:name_at], "utf-8", "replace"),
-            sensor, bool(flags & _FINAL), _server_name(data[name_at:end_at]),
+            sensor, bool(flags & FINAL), _server_name(data[name_at:end_at]),
         )  # fmt: skip
-
-
-@lru_cache(_KNOWN_ADDRESSES)
-def _address(packed: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 _server_name = lru_cache(_KNOWN_NAMES)(host_name)

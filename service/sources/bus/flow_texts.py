@@ -12,6 +12,7 @@ import struct
 import msgspec
 
 from tapline.models.flow import FlowError
+from tapline.service.sources.bus.glances import FINAL, IPV6
 
 MARK = "|"
 """Before every flow, and no character of base64: a batch that begins with it is text."""
@@ -19,7 +20,6 @@ MARK = "|"
 _FRONT = struct.Struct("<I4B2H8Q16s16s6B2H2x")
 _TEXTS = 8
 _GAP_SHIFT, _HEAD_BYTES = 9, 511
-_FINAL, _IPV6 = 1, 2
 
 
 class _Numbers(msgspec.Struct, array_like=True, gc=False):
@@ -47,13 +47,14 @@ class _Numbers(msgspec.Struct, array_like=True, gc=False):
 _NUMBERS = msgspec.json.Decoder(_Numbers)
 
 
-def flows_of_text(batch: str, flows: int) -> list[bytes | FlowError]:
-    """The flows of a batch in their order, at most one more than it should have; where one is none, its error."""
-    return [_flow(text) for text in batch.split(MARK, flows + 1)[1:]]
+def texts_of(batch: str, flows: int) -> list[str]:
+    """The flows of a batch in their order, at most one more than it should have."""
+    return batch.split(MARK, flows + 1)[1:]
 
 
-def _flow(text: str) -> bytes | FlowError:
-    """A flow as it lies in a batch of bytes. Values are as they come: whoever reads the bytes checks them."""
+def flow_of_text(text: str) -> bytes | FlowError:
+    """A flow as it lies in a batch of bytes. Values are as they come: whoever reads the bytes checks them. Where it is
+    none, its error."""
     try:
         return _packed(text)
     except (ValueError, OSError, TypeError, struct.error, msgspec.DecodeError):
@@ -75,13 +76,13 @@ def _packed(text: str) -> bytes:
         raise ValueError
     service = parts[service_at:]
     texts = (uid.encode(), service, conn_state.encode(), server_name.encode())
-    family, kind = (socket.AF_INET6, _IPV6) if ":" in orig_h else (socket.AF_INET, 0)
+    family, kind = (socket.AF_INET6, IPV6) if ":" in orig_h else (socket.AF_INET, 0)
     packets = struct.pack(
         f"<{len(lengths)}i{len(heads)}Q{len(heads)}H", *lengths, *[head >> _GAP_SHIFT for head in heads], *sizes
     )
     body = b"".join((packets, parts[:service_at], *texts))
     front = _FRONT.pack(
-        _FRONT.size + len(body), kind | (final == "T") * _FINAL, n.protocol, n.link_type, n.heads_kind, n.orig_p,
+        _FRONT.size + len(body), kind | (final == "T") * FINAL, n.protocol, n.link_type, n.heads_kind, n.orig_p,
         n.resp_p, n.start_us, n.duration_us, n.orig_pkts, n.resp_pkts, n.orig_ip_bytes, n.resp_ip_bytes, up, down,
         socket.inet_pton(family, orig_h), socket.inet_pton(family, resp_h), *map(len, texts), len(lengths), len(heads),
         n.orig_bytes, n.resp_bytes,

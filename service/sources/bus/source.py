@@ -32,6 +32,7 @@ from tapline.service.sources.bus.events import (
     finished_ack_event,
     parse_event,
 )
+from tapline.service.sources.bus.glances import Choose
 from tapline.service.sources.bus.native import NativeTransport
 from tapline.service.sources.bus.transport import (
     Connected,
@@ -90,7 +91,7 @@ class SensorState:
         """Take the numbers of flows of a topic; returns how many before them never came."""
         seq = run.seq
         last = self.last_seq.pop(topic, None)
-        self.last_seq[topic] = seq + len(run.flows) - 1
+        self.last_seq[topic] = run.last_seq
         if len(self.last_seq) > MAX_TOPICS:
             self.last_seq.popitem(last=False)
         if last is None:
@@ -134,8 +135,10 @@ class BusSource:
         take_ack: Callable[[VerdictsAck], None] = lambda ack: None,
         on_connected: Callable[[], None] = lambda: None,
         earlier: Numbers | None = None,
+        choose: Choose = lambda: None,
     ) -> None:
-        """`earlier`: `numbers` of the run before, from which those go on that a sensor gives now."""
+        """`earlier`: `numbers` of the run before, from which those go on that a sensor gives now; `choose` is asked
+        of each batch that comes which of its flows to read."""
         self.transport = transport
         self.state = BusState(transport.url)
         self._metrics = metrics
@@ -143,6 +146,7 @@ class BusSource:
         self._take_ack = take_ack
         self._on_connected = on_connected
         self._earlier = dict(earlier or {})
+        self._choose = choose
         self._closed = False
         self._late_flows = 0
         self._log = QuietLog(log, url=transport.url)
@@ -174,7 +178,7 @@ class BusSource:
 
     def close(self) -> None:
         """Take no more flows; the connection stays for the acknowledgements of verdicts. What comes is counted."""
-        self._closed = True
+        self._closed, self._choose = True, lambda: None
 
     def _receive(self, incoming: Incoming) -> None:
         if isinstance(incoming, BusEvent):
@@ -192,7 +196,7 @@ class BusSource:
             self._disconnected(incoming)
 
     def _handle(self, event: BusEvent) -> None:
-        parsed = parse_event(event)
+        parsed = parse_event(event, self._choose)
         if isinstance(parsed, FlowsEvent):
             self._flows(parsed)
         elif isinstance(parsed, Stats):
@@ -228,9 +232,9 @@ class BusSource:
             self._late_flows += len(run.flows)
             self._metrics.bus_refused.labels(self.state.url, "stopping").inc(len(run.flows))
             return
-        final = sum(flow.complete for flow in run.flows)
-        early = len(run.flows) - final
-        sensor.flows += len(run.flows)
+        final = sum(flow.complete for flow in run.flows) + sum(glance.final for glance in run.unread)
+        early = len(run.flows) + len(run.unread) - final
+        sensor.flows += final + early
         sensor.early += early
         self._metrics.bus_flows.labels(name, "final").inc(final)
         self._metrics.bus_flows.labels(name, "early").inc(early)

@@ -8,7 +8,7 @@ import zstandard
 
 from tapline.models.flow import FlowLine
 from tapline.service.api import schemas
-from tapline.service.inference.batcher import VerdictError
+from tapline.service.inference.waiting import VerdictError
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tests.conftest import make_checkpoint

@@ -7,8 +7,9 @@ import pytest
 
 from tapline.models.encode import encode
 from tapline.service.engines.engine import EngineError, Scores
-from tapline.service.inference.batcher import Batcher, QueueFullError, VerdictError
+from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.waiting import QueueFullError, VerdictError
 from tapline.service.metrics import Metrics
 from tests.conftest import make_flows
 from tests.service.conftest import FakeEngine

@@ -21,10 +21,19 @@ def test_the_newest_first_is_that_of_who_came_last_and_turns_stay():
     queue = FairQueue()
     for item in ("a1", "a2", "a3", "b1", "b2", "c1"):
         queue.put(item[0], item)
-    assert queue.take(2, newest=True) == ["c1", "b2"]
+    assert queue.take(2, order="newest") == ["c1", "b2"]
     queue.put("d", "d1")
     queue.put("a", "a4")  # who waits already does not come up again by sending more
-    assert queue.take(9, newest=True) == ["d1", "a4", "b1", "a3", "a2", "a1"]
+    assert queue.take(9, order="newest") == ["d1", "a4", "b1", "a3", "a2", "a1"]
+
+
+def test_the_newest_of_each_in_turn():
+    queue = FairQueue()
+    for item in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        queue.put(item[0], item)
+    assert queue.take(2, order="newest of each") == ["a3", "b2"]
+    queue.put("d", "d1")
+    assert queue.take(9, order="newest of each") == ["c1", "a2", "b1", "d1", "a1"]
 
 
 def test_the_heaviest_subject_is_trimmed_at_its_oldest():
@@ -41,7 +50,7 @@ def test_the_heaviest_subject_is_trimmed_at_its_oldest():
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), st.sampled_from("abcd"), st.booleans()),
-        st.tuples(st.just("take"), st.integers(1, 4), st.booleans()),
+        st.tuples(st.just("take"), st.integers(1, 4), st.sampled_from(["oldest", "newest of each", "newest"])),
         st.tuples(st.just("trim"), st.integers(1, 4), st.none()),
         st.tuples(st.just("remove"), st.sampled_from("abcd"), st.booleans()),
     ),
@@ -63,10 +72,10 @@ def test_every_item_leaves_once_and_trimmed_ones_are_the_oldest_of_a_heaviest_su
             queue.put(what, (what, flag, number), tokens=number, urgent=flag)
         elif operation == "take":
             expected = min(what, len(queue))
-            taken = queue.take(what, newest=flag)
+            taken = queue.take(what, order=flag)
             assert len(taken) == expected
             for item in taken:
-                assert item == held[item[:2]].pop(-1 if flag else 0)
+                assert item == held[item[:2]].pop(0 if flag == "oldest" else -1)
         elif operation == "trim":
             for item in queue.trim(what):
                 assert of(item[0]) == max(map(of, "abcd"))
@@ -80,13 +89,14 @@ def test_every_item_leaves_once_and_trimmed_ones_are_the_oldest_of_a_heaviest_su
         assert [queue.waiting_of(subject) for subject in "abcd"] == [of(subject) for subject in "abcd"]
 
 
-@given(st.lists(st.sampled_from("abcdefgh"), max_size=200), st.integers(1, 4))
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 9)), max_size=200), st.integers(1, 4))
 def test_heavy_hitters_never_count_too_few(keys, size):
-    hitters, true = HeavyHitters(size), Counter(keys)
-    for key in keys:
-        hitters.add(key)
+    hitters, true = HeavyHitters(size), Counter()
+    for key, number in keys:
+        hitters.add(key, number)
+        true[key] += number
     found = hitters.top(size)
-    assert sum(count for _, count in found) == len(keys)
+    assert sum(count for _, count in found) == true.total()
     assert len(found) == min(size, len(true))
     for key, count in found:
         assert true[key] <= count <= true[key] + found[-1][1]

@@ -8,11 +8,12 @@ import pytest
 
 from tapline.models.checkpoint import MANIFEST, CheckpointError
 from tapline.service.engines.loading import load_engine
-from tapline.service.inference.batcher import Batcher, VerdictError
+from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import Repository, UnknownModelError
 from tapline.service.inference.served import ModelBusyError, ServedModels
 from tapline.service.inference.trial import try_out_aside
+from tapline.service.inference.waiting import VerdictError
 from tapline.service.metrics import Metrics
 from tests.conftest import make_checkpoint, make_flows
 

@@ -8,8 +8,10 @@ import pytest
 
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
+from tapline.service.live.live_queue import LiveQueue
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.metrics import Metrics
+from tapline.service.sources.bus.glances import Glance
 from tests.conftest import make_flows
 
 
@@ -101,6 +103,59 @@ def test_overload_sheds_the_flood_and_keeps_the_count(engine, delivered):
     assert pipeline.shed_by_subject.top(3) == [("203.0.113.9", 253)]
     assert {uid for uid, _ in delivered} >= {flow.uid for flow in quiet}
     assert pipeline.counts.delivered == 50
+
+
+@pytest.fixture
+def overload(monkeypatch):
+    """Says whether more comes than is computed, and refuses everybody meanwhile."""
+    state = {"on": False}
+    monkeypatch.setattr(LiveQueue, "is_overloaded", property(lambda queue: state["on"]))
+    monkeypatch.setattr(LiveQueue, "refuses", lambda queue, subject: state["on"])
+    return state
+
+
+def glance(flow, final=True):
+    return Glance(flow.uid, flow.orig_h, final)
+
+
+def test_under_overload_what_ends_is_read_and_the_rest_is_shed_unread(engine, delivered, overload):
+    ends, waits, new, both = make_flows(4)
+
+    async def body(pipeline):
+        assert pipeline.choose() is None
+        pipeline.take(early(ends), delivered.take)
+        await pipeline.drain(5)
+        engine.gate.clear()
+        pipeline.take(early(both), delivered.take)  # is with the engine
+        await asyncio.sleep(0.05)
+        pipeline.take(early(waits), delivered.take)
+        overload["on"] = True
+        wanted = pipeline.choose()
+        came = [glance(ends), glance(waits), glance(new, final=False), glance(new), None, glance(new, final=False)]
+        assert wanted(came) == [True, True, False, False, True, False]
+        pipeline.take(ends, delivered.take)
+        pipeline.take(waits, delivered.take)
+        pipeline.take(early(new), delivered.take)  # refused after it was read
+        overload["on"] = False
+        engine.gate.set()
+        await pipeline.drain(5)
+        pipeline.take(new, delivered.take)
+
+    counts = play(engine, body).counts
+    assert (ends.uid, True) in delivered
+    assert (waits.uid, True) in delivered
+    assert (counts.received, counts.shed, counts.unread, counts.superseded) == (10, 4, 3, 1)
+    assert counts.flows == 4
+
+
+def test_what_does_not_expire_is_never_refused(engine, delivered, overload):
+    overload["on"] = True
+
+    async def body(pipeline):
+        for flow in make_flows(5):
+            pipeline.take(flow, delivered.take, expires=False)
+
+    assert play(engine, body).counts.delivered == 5
 
 
 def test_flows_without_payload_are_skipped_and_counted(engine, delivered):

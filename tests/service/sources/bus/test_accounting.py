@@ -21,11 +21,15 @@ class NoTransport:
 
 
 class Receiver:
-    def __init__(self, take=lambda flow: None, earlier=None):
+    def __init__(self, take=lambda flow: None, earlier=None, choose=lambda: None):
         self.flows = []
         self.metrics = Metrics()
         self.source = BusSource(
-            NoTransport(), self.metrics, lambda flow: (self.flows.append(flow), take(flow)), earlier=earlier
+            NoTransport(),
+            self.metrics,
+            lambda flow: (self.flows.append(flow), take(flow)),
+            earlier=earlier,
+            choose=choose,
         )
 
     def take(self, events):
@@ -97,6 +101,24 @@ def test_a_gap_a_refused_flow_and_a_broken_batch_by_their_numbers():
     state = found.source.state
     assert (state.sensors["tap-1"].missed, state.malformed, len(found.flows)) == (3 + 10 + 1, 2, 22)
     assert found.take([flows_event(flows, 1, sensor="tap-1")]).account()["tap-1"][:4] == (32, 32, 14, 1)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_flows_that_nobody_wants_to_read_came_and_are_not_missed(text):
+    flows = [msgspec.structs.replace(FLOW, uid=f"C{number}", complete=number < 2) for number in range(10)]
+    found = Receiver(choose=lambda: lambda glances: [glance.uid == "C3" for glance in glances])
+    found.take([flows_event(flows[:8], 1, text=text), flows_event(flows[8:], 12, text=text), flow_event(FLOW, 14)])
+    assert found.account()["tap-a"] == (
+        11,
+        8 + (not FLOW.complete),
+        3,
+        0,
+        3,
+        8 + (not FLOW.complete),
+        2 + FLOW.complete,
+    )
+    assert [flow.uid for flow in found.flows] == ["C3", FLOW.uid]
+    assert found.source.state.malformed == 0
 
 
 def test_a_fault_costs_its_flow_and_not_the_others():

@@ -30,6 +30,7 @@ from tapline.models.flow import (
 )
 from tapline.service.sources.bus.events import BusEvent, EventError, SchemaVersionError, parse_event
 from tapline.service.sources.bus.flow_batches import MAX_BATCH_BYTES, BatchError, read_batch
+from tapline.service.sources.bus.glances import Glance
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 from tests.batches import FRONT, flow_text, flows_event, pack_batch, pack_flow
 
@@ -136,6 +137,47 @@ def flows(draw):
 def test_what_is_packed_comes_back(given_flows, compressed, behind):
     packed = pack_batch([pack_flow(flow, behind) for flow in given_flows], compressed=compressed)
     assert read_batch(packed, len(given_flows), "tap") == given_flows
+
+
+def without(number):
+    """Wants every flow but each so-manieth, and notes what it saw."""
+    seen = []
+
+    def wanted(glances):
+        seen.extend(glances)
+        return [place % number > 0 for place in range(len(glances))]
+
+    return seen, wanted
+
+
+@given(st.lists(flows(), min_size=1, max_size=7), st.integers(1, 3))
+def test_what_is_not_wanted_is_seen_and_not_read(given_flows, number):
+    seen, wanted = without(number)
+    found = read_batch(pack_batch(map(pack_flow, given_flows)), len(given_flows), "tap", wanted)
+    assert [(each.uid, each.orig_h, each.final) for each in seen] == [
+        (flow.uid, flow.orig_h, flow.complete) for flow in given_flows
+    ]
+    for place, each in enumerate(found):
+        assert each == (given_flows[place] if place % number else seen[place])
+
+
+def test_what_is_not_wanted_of_a_text():
+    flows = [msgspec.structs.replace(FLOW, uid=f"C{number}", complete=number > 1) for number in range(4)]
+    broken = [",,", flow_text(FLOW).replace("10.0.0.1", "10.0.0"), flow_text(FLOW).replace("Cuid", 256 * "x")]
+    seen, wanted = without(2)
+    found = read_batch("".join(f"|{each}" for each in [*map(flow_text, flows), *broken]), 7, "tap-1", wanted)
+    assert seen == [*(Glance(flow.uid, "10.0.0.1", flow.complete) for flow in flows), None, None, None]
+    assert found[:4] == [seen[0], flows[1], seen[2], flows[3]]
+    assert [type(each) for each in found[4:]] == [FlowError] * 3  # of what nothing is seen is read
+
+
+def test_a_glance_behind_the_end_of_a_batch_sees_nothing():
+    seen, wanted = without(1)
+    data = changed(113, 255)
+    assert [told(each) for each in read_batch(batch(data), 1, "tap-1", wanted)] == [
+        "expected parts that fit into the size of the flow"
+    ]
+    assert seen == [None]
 
 
 PARTS = ("10.0.0.1", "10.0.0.2", "1700000000000000", "c2w=", "[6146]")
