@@ -7,28 +7,33 @@ CAPTURE ?= tests/data/captures/android.pcap
 SECONDS ?= 600
 DAY_SECONDS ?= 20
 WHICH ?= not slow
-ON_TWO_CORES = -n 2 --dist loadfile
-# Each worker has a core: torch and scikit-learn with a thread for each would wait for each other.
+# Twice as many workers as two cores: half of its time a test waits, for a process or a socket. They take the modules in
+# the order of `tests/conftest.py`.
+WORKERS = -n 4 --dist loadfile --no-loadscope-reorder
+# torch and scikit-learn with a thread for each core would wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-fast check fuzz soak week notebooks site links release clean
+.PHONY: run test tests lint types test-fast check fuzz soak week notebooks site links release clean
 
 run: .venv/installed
 	.venv/bin/tapline classify $(CAPTURE)
 	.venv/bin/tapline serve --port $(PORT) --replay $(CAPTURE) --speed 4 --history-content --data-dir $(DATA)
 
 # While you work: format, lint, types, and the tests that take no time, in less than a minute.
-check: .venv-dev/installed
-	.venv-dev/bin/ruff format --check .
-	.venv-dev/bin/ruff check .
-	.venv-dev/bin/mypy -p tapline
-	.venv-dev/bin/pytest $(ON_TWO_CORES) -m "not slow and not whole"
+check: lint types
+	.venv-dev/bin/pytest $(WORKERS) -m "not slow and not whole"
 
-test: .venv-dev/installed
+test: lint types tests
+
+lint: .venv-dev/installed
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/ruff check .
+
+types: .venv-dev/installed
 	.venv-dev/bin/mypy -p tapline
-	.venv-dev/bin/pytest $(ON_TWO_CORES)
+
+tests: .venv-dev/installed
+	.venv-dev/bin/pytest $(WORKERS)
 
 # Every fuzz target in turn; `make fuzz SECONDS=60 TARGETS=captures` for one of them.
 fuzz: .venv-dev/installed
@@ -70,7 +75,7 @@ release: .venv-dev/installed
 
 # What every supported interpreter must pass, in an environment of its own: `make test-fast PYTHON=python3.13`.
 test-fast: .venv-$(notdir $(PYTHON))/installed
-	.venv-$(notdir $(PYTHON))/bin/pytest $(ON_TWO_CORES) tests/models tests/service -m "$(WHICH)"
+	.venv-$(notdir $(PYTHON))/bin/pytest $(WORKERS) tests/models tests/service -m "$(WHICH)"
 
 .venv/installed: pyproject.toml constraints.txt | python
 	$(PYTHON) -m venv .venv

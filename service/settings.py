@@ -22,19 +22,13 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tapline.service.engines.devices import parse_devices
-from tapline.service.engines.engine import EngineName, Precision
+from tapline.service.engines.engine import Cascade, EngineName, Ports, Precision
 from tapline.service.sinks.output_url import parse_outputs, shown_output
 from tapline.service.sources.bus.transport import shown_url
 from tapline.service.sources.zeek_options import ZeekOptionError, zeek_arguments
 from tapline.service.validation_words import ProblemsError
 
 ENV_PREFIX = "TAPLINE_"
-
-Ports = Literal["on", "off"]
-"""Whether verdicts read ports, where the model knows any."""
-
-Cascade = Literal["on", "off"]
-"""Whether the student of a flow model answers the flows that it is sure of, where the model has one."""
 
 
 def _split(value: object) -> object:

@@ -1,6 +1,7 @@
 """Shared by all tests: small checkpoints with random weights, and flows of many lengths."""
 
 import atexit
+import gc
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ import torch
 from hypothesis import settings
 from safetensors.numpy import save_file as save_numbers
 from safetensors.torch import save_file
+from structlog.dev import ConsoleRenderer, plain_traceback
 
 from tapline.models.checkpoint import (
     ONNX,
@@ -52,8 +54,23 @@ os.environ["TAPLINE_CONFIG"] = "none"  # no test reads the settings of who runs 
 os.environ.setdefault("TAPLINE_HISTORY", "none")  # tests of the history say where theirs is
 Settings.model_fields["data_dir"].default_factory = lambda: Path(tempfile.mkdtemp(dir=os.environ["XDG_DATA_HOME"]))
 Settings.model_rebuild(force=True)  # several services of one test each have a directory of their own
+gc.disable()  # while modules of tests are loaded, a third of which would be looking through what stays anyhow
+ConsoleRenderer.get_active().exception_formatter = plain_traceback  # rich draws half a second at each
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")
+
+
+def pytest_runtestloop():
+    """From here on garbage is looked for, in what comes."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_collection_modifyitems(items):
+    """Modules in which a test runs long come first, so that the workers end together, each with something short."""
+    long = {item.path for item in items if item.get_closest_marker("whole") or item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
 
 LABELS = ["dns", "http", "tls"]
 CONTEXT = FlowContext(
@@ -122,14 +139,11 @@ def connections_closed():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def logging_as_it_was():
-    """What sets the log of this process, as a command or `tapline.load` does, ends with the tests of a module."""
-    was_configured, before = structlog.is_configured(), structlog.get_config()
+def logging_as_nobody_has_set_it():
+    """What sets the log of this process, as a command or `tapline.load` does, is nothing to other modules' tests."""
+    structlog.reset_defaults()
     yield
-    if was_configured:
-        structlog.configure(**before)
-    else:
-        structlog.reset_defaults()
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

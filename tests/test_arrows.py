@@ -9,6 +9,7 @@ import pytest
 
 from tests import rooms
 from tests.paths import ROOT
+from tests.service.command.cli_runner import EVERY_COMMAND
 
 TORCH_FILES = {
     "models/mm4flow.py",
@@ -164,8 +165,8 @@ def test_models_import_numpy_and_msgspec_only():
 
 
 def test_commands_and_server_load_without_torch():
-    loaded = "tapline.service.command.cli, tapline.service.api.server, tapline.service.engines.onnx_engine"
-    code = f"import sys; sys.modules['torch'] = None; import {loaded}"
+    loaded = "tapline.service.api.server, tapline.service.engines.onnx_engine"
+    code = f"import sys; sys.modules['torch'] = None; import {loaded}; {EVERY_COMMAND}"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
 
 

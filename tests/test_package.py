@@ -11,7 +11,7 @@ import pytest
 
 from tapline.installation import DISTRIBUTION
 from tests.paths import ROOT
-from tests.service.command.cli_runner import CODE
+from tests.service.command.cli_runner import CODE, EVERY_COMMAND
 
 pytestmark = pytest.mark.whole
 
@@ -87,7 +87,7 @@ def test_a_wheel_works_beside_folders_of_the_same_names(wheel, own_folders, tmp_
     site = tmp_path_factory.mktemp("site")
     wheel.extractall(site)
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); import {LOADED}; print(tapline.__file__); "
+        f"import sys; sys.path.insert(0, {str(site)!r}); import {LOADED}; {EVERY_COMMAND}; print(tapline.__file__); "
         "from tapline.service.sources.zeek_process import package_scripts; print(package_scripts())"
     )
     found = run(own_folders, "-c", code)
@@ -96,7 +96,7 @@ def test_a_wheel_works_beside_folders_of_the_same_names(wheel, own_folders, tmp_
 
 
 def test_an_editable_install_works_beside_folders_of_the_same_names(own_folders):
-    code = f"import {LOADED}; print(tapline.service.command.cli.__file__)"
+    code = f"import {LOADED}; {EVERY_COMMAND}; print(tapline.service.command.cli.__file__)"
     found = run(own_folders, "-c", code)
     assert found.stderr == ""
     assert Path(found.stdout.strip()).name == "cli.py"

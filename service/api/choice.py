@@ -10,9 +10,9 @@ from fastapi import Query
 
 from tapline.service.api.errors import ApiError
 from tapline.service.api.models_route import model_errors
+from tapline.service.engines.engine import Cascade, Ports
 from tapline.service.inference.trace_loading import NO_TRACES
 from tapline.service.results.sharing import Sharing
-from tapline.service.settings import Cascade, Ports
 from tapline.service.trace_models import TraceModels
 
 MAX_TRACE_MODELS = 64

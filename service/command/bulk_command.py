@@ -20,12 +20,11 @@ from tapline.service.command.bulk_progress import BulkProgress
 from tapline.service.command.chosen_classifier import Reader, Traces, chosen_classifier
 from tapline.service.command.console import make_console
 from tapline.service.command.streams import say
-from tapline.service.engines.engine import EngineName
+from tapline.service.engines.engine import EngineName, Ports
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
 from tapline.service.inference.trace_loading import trace_directories
 from tapline.service.process.signals import stop_signals
-from tapline.service.settings import Ports
 from tapline.service.sources.capture import CaptureError
 
 if TYPE_CHECKING:

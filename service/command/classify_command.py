@@ -23,7 +23,7 @@ from tapline.service.command.output import Format, Writers, report_writer, write
 from tapline.service.command.output_file import Output, opened
 from tapline.service.command.sharing_options import Anonymise, AnonymiseKey, NoContent, chosen_sharing
 from tapline.service.command.streams import fail
-from tapline.service.engines.engine import EngineError, EngineName
+from tapline.service.engines.engine import Cascade, EngineError, EngineName, Ports
 from tapline.service.inference.trace_loading import NO_TRACES
 from tapline.service.python.arguments import MAX_PROCESSES
 from tapline.service.results.records import left_out_text, nothing_understood
@@ -31,7 +31,6 @@ from tapline.service.results.selection import Sort
 from tapline.service.results.sharing import SharedWriter
 from tapline.service.results.where import SYNTAX, Where, WhereError, WhereWriter
 from tapline.service.results.writers import Show, Writer
-from tapline.service.settings import Cascade, Ports
 from tapline.service.sources.capture import CaptureError
 from tapline.service.sources.inputs import inputs_of
 

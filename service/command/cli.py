@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -14,7 +15,6 @@ from typer.main import get_command
 
 from tapline.installation import version
 from tapline.service.command.streams import make_streams_safe, say
-from tapline.service.engines.thread import hanging_engine
 from tapline.service.process.log_lines import configure_logs
 
 EXIT_FAILED = 1
@@ -67,7 +67,11 @@ class _Commands(MutableMapping[str, Any]):
 
 def _load(name: str, where: str) -> Any:
     module, _, attribute = where.partition(":")
-    found = getattr(import_module(f"{__package__}.{module}"), attribute)
+    gc.disable()  # what is loaded stays: to look it through for garbage is a fifth of the work
+    try:
+        found = getattr(import_module(f"{__package__}.{module}"), attribute)
+    finally:
+        gc.enable()
     around = typer.Typer(**_STYLE)
     around.callback()(lambda: None)  # with it, what is inside keeps its name
     if isinstance(found, typer.Typer):
@@ -101,11 +105,19 @@ def main() -> None:
         say(f"cannot write the result: {error.strerror}")
         sys.exit(EXIT_FAILED)
     except SystemExit as end:
-        if hanging_engine():  # nothing waits for it
+        if _engine_hangs():  # nothing waits for it
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else EXIT_FAILED)
         raise
+
+
+def _engine_hangs() -> bool:
+    if "tapline.service.engines.thread" not in sys.modules:
+        return False  # nor does a command without an engine load numpy now
+    from tapline.service.engines.thread import hanging_engine
+
+    return hanging_engine()
 
 
 def _forget_output() -> None:

@@ -13,9 +13,8 @@ from tapline.service.command.settings_options import Config, configuration
 from tapline.service.command.streams import fail
 from tapline.service.command.watch import watch as run_watch
 from tapline.service.configuration.problems import ConfigurationError
-from tapline.service.engines.engine import EngineError
+from tapline.service.engines.engine import Cascade, EngineError, Ports
 from tapline.service.process.process_title import hide_passwords
-from tapline.service.settings import Cascade, Ports
 from tapline.service.sources.bus.transport import TransportError
 from tapline.service.sources.capture import CaptureError
 from tapline.service.sources.zeek_process import ZeekError

@@ -16,6 +16,12 @@ EngineName = Literal["onnx", "torch"]
 Precision = Literal["float32", "bfloat16", "int8"]
 """What an engine computes with: float32 by any, int8 by ONNX Runtime, bfloat16 by torch."""
 
+Ports = Literal["on", "off"]
+"""Whether verdicts read ports, where the model knows any."""
+
+Cascade = Literal["on", "off"]
+"""Whether the student of a flow model answers the flows that it is sure of, where the model has one."""
+
 GPU_PROVIDER = "CUDAExecutionProvider"
 """ONNX Runtime's name of what computes on a GPU of NVIDIA."""
 

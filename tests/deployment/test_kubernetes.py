@@ -1,6 +1,5 @@
 """The Kubernetes manifests: of the schema, bare of rights, with settings that there are, named by kustomizations."""
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -12,6 +11,14 @@ FOLDER = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.31", "1.37")
 KUSTOMIZATIONS = sorted(FOLDER.glob("*/kustomization.yaml"))
 MANIFESTS = sorted(path for path in FOLDER.glob("*/*.yaml") if path not in KUSTOMIZATIONS)
+
+
+@pytest.fixture(scope="module")
+def schemas():
+    """What checks manifests by the schemas of Kubernetes; a second passes while it is loaded."""
+    import kubernetes_validate
+
+    return kubernetes_validate
 
 
 def objects(folder):
@@ -30,15 +37,15 @@ def containers():
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_manifests_are_of_the_schema(path, version):
-    kubernetes_validate.validate(yaml.safe_load(path.read_text()), version, strict=True)
+def test_manifests_are_of_the_schema(schemas, path, version):
+    schemas.validate(yaml.safe_load(path.read_text()), version, strict=True)
 
 
-def test_a_manifest_of_a_misspelt_field_is_none():
+def test_a_manifest_of_a_misspelt_field_is_none(schemas):
     manifest = yaml.safe_load((FOLDER / "service" / "statefulset.yaml").read_text())
     manifest["spec"]["template"]["spec"]["containers"][0]["readinessprobe"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate(manifest, VERSIONS[-1], strict=True)
 
 
 @pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=lambda path: path.parent.name)

@@ -6,12 +6,13 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush, heappushpop
+from itertools import islice
 from operator import attrgetter
 from typing import cast
 
 import numpy as np
 
-from tapline.models.flow import HEADS_TOKEN_BUDGET, Flow, HeadsKind
+from tapline.models.flow import HEAD_TOKEN_COST, HEADS_TOKEN_BUDGET, Flow, HeadsKind
 from tapline.service.sources.flows import tcp
 from tapline.service.sources.flows.live_flow import DEAD_US, LiveFlow, TcpFlow
 from tapline.service.sources.flows.orientation import inspect, orient_udp, tcp_begins_reversed
@@ -109,21 +110,26 @@ class FlowTable:
         self._clock_us = self._clock(time_us)
         self._looks_us = self._clock(packets.numbers["time_us"])
         self._looks_us.append(self._clock_us[-1])
-        start = 0
         apart = self._processed_alone(packets)
-        rows = packets.rows(apart)
-        for alone in [*apart.tolist(), len(packets)]:
+        starts, ends = np.append(0, apart + 1), np.append(apart, len(packets))
+        are_few = ends - starts < _FEW_PACKETS
+        one_by_one = np.repeat(are_few, ends - starts + 1)[: len(packets)]
+        one_by_one[apart] = True
+        rows = packets.rows(np.flatnonzero(one_by_one))
+        for start, alone, is_few in zip(starts.tolist(), ends.tolist(), are_few.tolist(), strict=True):
+            in_order = rows if is_few else None
             while start < alone:
                 end = min(alone, start + max(1, min(MAX_LIVE_FLOWS - len(self._flows), MAX_HOLES - self._holes)))
-                if end - start < _FEW_PACKETS:
-                    self._process(packets.rows(np.arange(start, end)))
-                else:
+                if in_order is None and end - start < _FEW_PACKETS:
+                    in_order = packets.rows(np.arange(start, alone))
+                if in_order is None:
                     self._process(packets.by_flow(start, end, self._unread))
+                else:
+                    self._process(islice(in_order, end - start))
                 self._settle(int(packets.numbers["time_us"][end - 1]))
                 start = end
             if alone < len(packets):
                 self._process_alone(next(rows))
-                start = alone + 1
         self._settle(self._clock_us[-1])
 
     def _clock(self, time_us: Int64Array) -> array[int]:
@@ -175,7 +181,18 @@ class FlowTable:
                 flow = self._start(key, row)
             side = flow.sides[side_index]
             if flow.head_room:
-                flow.add_head(time_us, frame[head_start : head_end if header_only else frame_end])
+                head = frame[head_start : head_end if header_only else frame_end]
+                room = flow.head_room - HEAD_TOKEN_COST
+                size = len(head)
+                if size > room:
+                    head, size = head[:room], room
+                gap_us = time_us - flow.previous_us
+                flow.previous_us = time_us
+                flow.gaps_us.append(gap_us if gap_us > 0 else 0)
+                flow.head_sizes.append(size)
+                flow.heads += head
+                room -= size
+                flow.head_room = room if room >= HEAD_TOKEN_COST else 0
             if length:
                 side.payloads += 1
                 if flow.room:

@@ -12,7 +12,7 @@ from typing import cast
 
 import msgspec
 
-from tapline.models.flow import HEAD_TOKEN_COST, MAX_PAYLOAD_LENGTHS, Flow, HeadsKind
+from tapline.models.flow import MAX_PAYLOAD_LENGTHS, Flow, HeadsKind
 from tapline.models.packed_packets import packed_heads, packed_lengths
 from tapline.service.sources.flows.sides import (
     CLOSED,
@@ -106,20 +106,6 @@ class LiveFlow(msgspec.Struct, gc=False):
         """Exchanges originator and responder."""
         self.orig = 1 - self.orig
         self.lengths = array("i", [-length for length in self.lengths])
-
-    def add_head(self, time_us: int, head: bytes) -> None:
-        """Keeps a packet's first bytes while they fit."""
-        room = self.head_room - HEAD_TOKEN_COST
-        size = len(head)
-        if size > room:
-            head, size = head[:room], room
-        gap_us = time_us - self.previous_us
-        self.previous_us = time_us
-        self.gaps_us.append(gap_us if gap_us > 0 else 0)
-        self.head_sizes.append(size)
-        self.heads += head
-        room -= size
-        self.head_room = room if room >= HEAD_TOKEN_COST else 0
 
     def set_timeout(self, timeout_us: int, last_us: int) -> None:
         """Gives the flow another timeout, counted from its last packet."""

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.agreement import compare
 from tapline.models.flow import HEADS_TOKEN_BUDGET
 from tapline.service.sources.capture import CaptureReader, ReadOptions
+from tapline.service.sources.flows import flow_table
 from tapline.service.sources.packets.columns import BlockDecoder
 from tapline.service.sources.packets.container import ByteSource
 from tapline.service.sources.packets.frames import FrameDecoder
@@ -53,6 +54,17 @@ def test_flows_are_zeeks(name):
     assert (tally.found, tally.extra, tally.not_read) == (tally.connections, 0, 0)
     assert dict(tally.causes) == EXCUSED.get(name, {})
     assert tally.identical + tally.excused == tally.compared
+
+
+@pytest.mark.parametrize("most_live_flows", [flow_table.MAX_LIVE_FLOWS, 5])
+@pytest.mark.parametrize("name", CAPTURES)
+def test_flows_are_the_same_flow_by_flow_and_packet_by_packet(name, most_live_flows, monkeypatch):
+    monkeypatch.setattr(flow_table, "MAX_LIVE_FLOWS", most_live_flows)
+    flows = []
+    for few_packets in (0, flow_table._FEW_PACKETS, 1 << 62):
+        monkeypatch.setattr(flow_table, "_FEW_PACKETS", few_packets)
+        flows.append(list(CaptureReader(DATA / "captures" / name, ReadOptions("full"))))
+    assert flows[0] == flows[1] == flows[2] != []
 
 
 def test_what_zeek_does_not_read_is_listed_as_that(tmp_path):
