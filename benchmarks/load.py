@@ -27,7 +27,6 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-import structlog
 from bus_sender import BATCH_FLOWS, Events, Sender, number_of, sender
 from hardware import describe, report, short
 
@@ -262,7 +261,7 @@ def main() -> None:
     parser.add_argument("--cascade", default="on", choices=("on", "off"))
     parser.add_argument("--plot", type=Path, help="SVG or PNG to draw")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    logging.getLogger("tapline").setLevel(logging.ERROR)
     flows = real_flows(options.captures)
 
     def load() -> Classifier:
