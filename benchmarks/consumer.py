@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 from hardware import describe, report, short
 from websockets.asyncio.server import ServerConnection, serve
 
@@ -153,7 +152,7 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    logging.getLogger("tapline").setLevel(logging.ERROR)
     flows = real_flows(options.captures or sorted(path for path in CAPTURES.rglob("*.pcap*")))
     packets = sum(len(flow.payload_lengths) + len(flow.heads) for flow in flows) / len(flows)
     print(f"machine  {describe()}")

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import structlog
 from hardware import describe, report
 from many_flows import resident_mb
 from numpy.typing import NDArray
@@ -28,10 +27,11 @@ from tapline.models.checkpoint import Checkpoint
 from tapline.models.encode import TokenBatch
 from tapline.models.flow import Flow
 from tapline.service.engines.engine import Scores
-from tapline.service.history.errors import SlowQueryError
 from tapline.service.history.filters import FlowFilter, time_us
+from tapline.service.history.history_errors import SlowQueryError
 from tapline.service.inference.classifier import Classifier, FlowOutcome
 from tapline.service.live.observer import Observers, tell
+from tapline.service.log_lines import silence_logs
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--history", default="sqlite")
     options = parser.parse_args()
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    silence_logs()
     print(describe())
     with tempfile.TemporaryDirectory() as folder:
         for place, seconds in (("none", options.seconds / 4), (options.history, options.seconds)):

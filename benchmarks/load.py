@@ -27,7 +27,6 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-import structlog
 from bus_sender import BATCH_FLOWS, Events, Sender, number_of, sender
 from hardware import describe, report, short
 
@@ -259,13 +258,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint(DEFAULT_CHECKPOINT))
     parser.add_argument("--engine", default="onnx", choices=("onnx", "torch"))
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--cascade", default="on", choices=("on", "off"))
     parser.add_argument("--plot", type=Path, help="SVG or PNG to draw")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    logging.getLogger("tapline").setLevel(logging.ERROR)
     flows = real_flows(options.captures)
 
     def load() -> Classifier:
-        classifier = Classifier(load_engine(options.engine, options.checkpoint, options.threads))
+        engine = load_engine(options.engine, options.checkpoint, options.threads)
+        classifier = Classifier(engine, cascade=options.cascade == "on")
         warm_up([classifier])
         return classifier
 

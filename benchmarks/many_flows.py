@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import structlog
 from hardware import describe, report
 
 from tapline.models.checkpoint import Checkpoint
@@ -26,6 +25,7 @@ from tapline.models.encode import TokenBatch
 from tapline.models.flow import Flow
 from tapline.service.engines.engine import Scores
 from tapline.service.inference.classifier import Classifier, FlowOutcome
+from tapline.service.log_lines import silence_logs
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.capture import CaptureReader
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=3_000_000)
     parser.add_argument("--scan", type=int, default=1_000_000)
     options = parser.parse_args()
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    silence_logs()
     print(describe())
     measure_reader(options.scan)
     asyncio.run(measure_service(options.flows, options.scan))

@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import structlog
 from hardware import describe, report
 
 from tapline.models.flow import Flow, PacketHead
 from tapline.models.trace import ETHERNET_LINK
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.inference.flow_features import FlowFeatures, pack
+from tapline.service.log_lines import silence_logs
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=100_000)
     parser.add_argument("--subjects", type=int, default=10_000)
     options = parser.parse_args()
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    silence_logs()
     with tempfile.TemporaryDirectory() as folder:
         traces = options.traces or [Path(folder) / f"random-{number}" / "1" for number in range(options.models)]
         if options.traces is None:

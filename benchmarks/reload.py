@@ -17,10 +17,10 @@ import statistics
 import time
 from pathlib import Path
 
-import structlog
 from hardware import describe, report
 
 from tapline.models.flow import Flow
+from tapline.service.log_lines import silence_logs
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tapline.service.sources.capture import CaptureReader, ReadOptions
@@ -119,7 +119,7 @@ def main() -> None:
         for flow in CaptureReader(path, ReadOptions(heads="header"))
         if flow.payload_lengths
     ]
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    silence_logs()
     print(f"machine    {describe()}")
     print(f"input      {len(flows)} real flows, again and again, {FLOWS_AT_ONCE} at a time")
     asyncio.run(measure(Service(Settings(repository=options.repository, history="none")), flows, options.reloads))

@@ -1,12 +1,15 @@
 """A cascade on corpora left out: teachers, students and thresholds that learned nothing of what they are measured on.
 
-    python benchmarks/student_folds.py FEATURES... --keep DIR [--epochs 40] [--epochs 100,40,40,40]
+    python benchmarks/student_folds.py FEATURES... --keep DIR [--epochs 40] [--epochs 100,40,40,40] [--run RUN]
+        [--write FOLDER]
 
 Four groups of whole corpora (`GROUPS`, and all others) are left out in turn. Of each fold a flow model is trained anew,
-by the settings of `finetune`, and distilled as `distil` does: student and thresholds see the fold's training captures
-alone, temperature and threshold of *unknown* are fitted on the other folds. Then the whole network and the cascade say
-what the flows left out are; those that a model cannot tell from one that it learned from are not measured. Teachers and
-students are kept in DIR, and not made twice.
+by the settings of `RUN`, or of `finetune`, and distilled as `distil` does: student and thresholds see the fold's
+training captures alone, temperature and threshold of *unknown* are fitted on the other folds. Then the whole network
+and the cascade say what the flows left out are; those that a model cannot tell from one that it learned from are not
+measured. Teachers and students are kept in DIR, and not made twice. `--write` makes a checkpoint of each fold,
+`FOLDER/fold/NUMBER`: what the live path is worth on flows of which network, student and thresholds learned nothing is
+then what `load.py` measures.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import torch
 from hardware import describe
 from numpy.typing import NDArray
@@ -26,7 +30,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from tapline.models.checkpoint import Calibration, Checkpoint, Unknown
+from tapline.models.checkpoint import CARD, ONNX, STUDENT, WEIGHTS, Calibration, Checkpoint, Unknown
+from tapline.models.checkpoint_writing import write_checkpoint
 from tapline.models.flow import MAX_CONTENT_BYTES, Flow
 from tapline.models.mm4flow import Mm4flow
 from tapline.models.student import StudentModel, StudentScores, StudentWeights
@@ -35,9 +40,11 @@ from tapline.training.data.batches import prefix
 from tapline.training.data.corpus import Corpus, make_corpus, make_training_set
 from tapline.training.data.split import BACKGROUND, halve_labels
 from tapline.training.data.store import open_samples
+from tapline.training.distilling.checkpoint_student import write_student
 from tapline.training.distilling.distil import (
     Class,
     DistilSettings,
+    Taught,
     cross_fitted,
     gated,
     lessons_of,
@@ -49,7 +56,9 @@ from tapline.training.evaluation.calibration import calibrate, capped_weights
 from tapline.training.evaluation.flow_folds import Fold, network_of, train_fold
 from tapline.training.evaluation.flow_measured import FALSE_REJECTION, MIN_POOLED_FLOWS
 from tapline.training.evaluation.other_ports import forged_ports, random_ports
+from tapline.training.export.mm4flow_onnx import mm4flow_graph
 from tapline.training.flows.context_counts import learn_context
+from tapline.training.flows.flow_record import read_run
 from tapline.training.loop.config import TrainingConfig
 from tapline.training.loop.scores import Predictions, auroc, calibration_error, interval, macro_f1, macro_f1_draws
 
@@ -75,6 +84,7 @@ class Left:
     taught: Class
     own: Said
     crossed: StudentScores
+    weights: StudentWeights
     truth: dict[str, NDArray[np.int64]]
     captures: dict[str, list[str]]
     network: dict[str, Said]
@@ -155,7 +165,7 @@ def distilled(fold: Fold, corpus: Corpus, config: TrainingConfig, settings: Dist
     network = {name: ask(teacher, flows[name], config.features) for name in COMPUTED}
     return Left(
         fold, checkpoint, taught, Said(kept["own_logits"], kept["own_embeddings"]),
-        StudentScores(kept["crossed_logits"], kept["crossed_embeddings"]), truths, captures, network,
+        StudentScores(kept["crossed_logits"], kept["crossed_embeddings"]), weights, truths, captures, network,
         {name: student.scores(flows[name]) for name in COMPUTED}, flows,
     )  # fmt: skip
 
@@ -233,21 +243,44 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True)
     parser.add_argument("--epochs", default="40", help="of all teachers, or of each with commas between them")
     parser.add_argument("--folds", default="0,1,2,3", help="teach these alone, and measure those that are taught")
+    parser.add_argument("--run", type=Path, help="a run of `finetune`: all its settings but epochs are the folds' too")
+    parser.add_argument("--write", type=Path, help="a folder for the checkpoints of the folds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.keep.mkdir(parents=True, exist_ok=True)
     epochs = [int(each) for each in options.epochs.split(",")] * (1 if "," in options.epochs else len(GROUPS))
     corpus = make_corpus(open_samples(options.features, Path(tempfile.gettempdir())), MIN_CAPTURES)
     wanted = {int(each) for each in options.folds.split(",")}
+    config = read_run(options.run).config if options.run else TrainingConfig()
     settings, found = DistilSettings(), []
-    for fold in folds(corpus, TrainingConfig()):
+    for fold in folds(corpus, config):
         if fold.number in wanted:
-            found.append(distilled(fold, corpus, TrainingConfig(epochs=epochs[fold.number]), settings, options.keep))
+            of_fold = msgspec.structs.replace(config, epochs=epochs[fold.number])
+            found.append(distilled(fold, corpus, of_fold, settings, options.keep))
     print(f"machine    {describe()}; teachers of {options.epochs} epochs; {settings}")
     if len(found) < 2:
         return
+    if options.write is not None:
+        for left in found:
+            write_fold(options.write, left, found, settings, options.keep)
     for ports in (True, False):
         measure(found, settings, ports=ports)
+
+
+def write_fold(folder: Path, left: Left, found: Sequence[Left], settings: DistilSettings, keep: Path) -> None:
+    """Write the checkpoint of a fold, gated and calibrated as it is measured."""
+    checkpoint = calibrated(left, [other for other in found if other is not left])
+    student, figures = gated(checkpoint, left.taught, left.own, left.crossed, settings)
+    checkpoint = msgspec.structs.replace(checkpoint, student=student)
+    network = load_file(keep / f"teacher-{left.fold.number}.safetensors")
+
+    def write_files(staging: Path) -> None:
+        save_file(network, staging / WEIGHTS)
+        onnx.save_model(mm4flow_graph(network, checkpoint.network), staging / ONNX)
+        write_student(staging / STUDENT, Taught(left.weights, student, figures))
+        (staging / CARD).write_text(f"# fold {left.fold.number}\n", encoding="utf-8")
+
+    write_checkpoint(folder / checkpoint.name / checkpoint.version, checkpoint, write_files)
 
 
 def measure(found: Sequence[Left], settings: DistilSettings, *, ports: bool) -> None:

@@ -107,7 +107,7 @@ class StudentModel:
         """`features` of the checkpoint: where those mask addresses, the student reads none either."""
         self._network = network
         self._features = features
-        self._table = weights.table.reshape(-1, network.table_width).astype(np.int16)
+        self._table = weights.table.reshape(-1, network.table_width)
         self._starts = np.arange(network.fields) * VALUES
         self._table_bias = weights.table_bias.astype(np.int16)
         self._hidden, self._hidden_bias = weights.hidden.T.astype(np.float32), weights.hidden_bias.astype(np.float32)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import structlog
 
 from tapline.models.checkpoint import CheckpointError, checkpoint_kind, read_checkpoint, read_trace_checkpoint
 from tapline.service.alerts.alert import Alert
@@ -34,6 +32,7 @@ from tapline.service.live.pipeline import LivePipeline
 from tapline.service.live.replay import Replay
 from tapline.service.live.sensors import Sensors
 from tapline.service.live.verdict_stream import VerdictStream
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import to_its_end
 from tapline.service.process.data_directory import DataDirectory
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from tapline.service.alerts.alert_watch import AlertWatch
     from tapline.service.history.history import History
 
-log = structlog.get_logger()
 
 READY_QUEUE_SHARE = 0.9
 """The service says *not ready* while its queue is fuller than this."""
@@ -65,11 +63,7 @@ class Service:
     `observer` is told of every live verdict, beside the history.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        observer: Observer | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, observer: Observer | None = None) -> None:
         """
         Raises:
             CheckpointError, EngineError, StateError, TransportError: a model, the state or a sensor cannot be used.
@@ -90,12 +84,7 @@ class Service:
         self.history = self._open_history()
         self.stream = VerdictStream(self.metrics)
         self.outputs = Outputs(settings.output, settings.data_dir, self.metrics)
-        self.drift = DriftMonitor(
-            self._model_directory,
-            self.metrics,
-            self._tell_drift,
-            directory=settings.data_dir / DRIFT_DIRECTORY if settings.history != "none" else None,
-        )
+        self.drift = self._open_drift()
         told = Observers(self.stream, self.history, self.outputs, self.alerts, self.drift, observer)
         directories = trace_directories(settings.traces, repository)
         try_out(
@@ -108,10 +97,7 @@ class Service:
         self.trace_models = TraceModels(
             settings, directories, self.metrics, self.supervisor, told.trace, self.drift.logits
         )
-        for directory in directories:
-            name = read_trace_checkpoint(directory, needs=()).name
-            if settings.traces or not repository.versions(name):
-                repository.pinned[name] = versions_directory(directory, name)
+        self._pin(repository, directories)
         self.models = ServedModels(
             repository, self.default_model, self._try_out, self._load_engines, self._make_batcher, self.metrics
         )
@@ -127,11 +113,7 @@ class Service:
         logs = ZeekLogs(settings.zeek_dir or settings.data_dir / "zeek", settings.zeek_logs_mb)
         self.zeeks = zeeks_on(settings.interface, logs, zeek_arguments(settings.zeek_script, settings.zeek_option))
         self.sensors = self._open_sensors(told)
-        self.replay: Replay | None = None
-        if settings.replay:
-            self.replay = Replay(
-                settings.replay, settings.speed, self.pipeline, told, self.traces, lambda: self.classifier.heads
-            )
+        self.replay = self._open_replay(told)
         self.jobs = Jobs(settings, self.models, self.trace_models, self.metrics, self.supervisor)
         self._uploads = 0
 
@@ -143,6 +125,24 @@ class Service:
             rules, tell, self.metrics,
             known=lambda: Known(*names_and_labels([repository, Repository(ZOO)], log.warning)),
         )  # fmt: skip
+
+    def _open_drift(self) -> DriftMonitor:
+        is_kept = self.settings.history != "none"
+        directory = self.settings.data_dir / DRIFT_DIRECTORY if is_kept else None
+        return DriftMonitor(self._model_directory, self.metrics, self._tell_drift, directory=directory)
+
+    def _pin(self, repository: Repository, directories: Iterable[Path]) -> None:
+        """Let trace models that were named, or that the repository lacks, be found where they lie."""
+        for directory in directories:
+            name = read_trace_checkpoint(directory, needs=()).name
+            if self.settings.traces or not repository.versions(name):
+                repository.pinned[name] = versions_directory(directory, name)
+
+    def _open_replay(self, told: Observers) -> Replay | None:
+        settings = self.settings
+        if settings.replay is None:
+            return None
+        return Replay(settings.replay, settings.speed, self.pipeline, told, self.traces, lambda: self.classifier.heads)
 
     def _open_sensors(self, told: Observers) -> Sensors:
         settings = self.settings

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 
-import structlog
-
 from tapline.models.checkpoint import Checkpoint, CheckpointError, TracegramCheckpoint
 from tapline.service.engines.devices import FIRST_GPU, parse_devices
 from tapline.service.engines.trace_engine import TraceEngine
@@ -16,6 +14,7 @@ from tapline.service.inference.repository import UnknownModelError
 from tapline.service.inference.served import ModelBusyError
 from tapline.service.inference.trace_encoders import TraceEncoder
 from tapline.service.inference.trace_loading import fitting, load_beside, misfit
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Part, Supervisor
 from tapline.service.settings import Settings
@@ -26,8 +25,6 @@ from tapline.service.traces.room import Room
 from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.window_state import StateError, TraceState, adopt_former
 from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
-
-log = structlog.get_logger()
 
 WATCH_SECONDS = 1.0
 """How often it is looked whether an engine for traces hangs."""

@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import structlog
 import torch
 from hypothesis import settings
 from safetensors.numpy import save_file as save_numbers
 from safetensors.torch import save_file
-from structlog.dev import ConsoleRenderer, plain_traceback
 
 from tapline.models.checkpoint import (
     ONNX,
@@ -47,6 +45,7 @@ from tapline.service.settings import Settings
 from tapline.training.distilling.student_network import LearningStudent
 from tapline.training.export.checkpoint_export import export_traces
 from tapline.training.export.mm4flow_onnx import mm4flow_graph
+from tests.logged import reset_logs
 
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="tapline-tests-")  # no test keeps anything in a home
 atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
@@ -55,7 +54,6 @@ os.environ.setdefault("TAPLINE_HISTORY", "none")  # tests of the history say whe
 Settings.model_fields["data_dir"].default_factory = lambda: Path(tempfile.mkdtemp(dir=os.environ["XDG_DATA_HOME"]))
 Settings.model_rebuild(force=True)  # several services of one test each have a directory of their own
 gc.disable()  # while modules of tests are loaded, a third of which would be looking through what stays anyhow
-ConsoleRenderer.get_active().exception_formatter = plain_traceback  # rich draws half a second at each
 settings.register_profile("tapline", deadline=None)  # speed is measured in benchmarks, not here
 settings.load_profile("tapline")
 
@@ -141,9 +139,9 @@ def connections_closed():
 @pytest.fixture(scope="module", autouse=True)
 def logging_as_nobody_has_set_it():
     """What sets the log of this process, as a command or `tapline.load` does, is nothing to other modules' tests."""
-    structlog.reset_defaults()
+    reset_logs()
     yield
-    structlog.reset_defaults()
+    reset_logs()
 
 
 @pytest.fixture(scope="session")

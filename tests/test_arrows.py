@@ -30,50 +30,58 @@ ARROWS = {
     "service/sources/packets": "models",
     "service/sources/flows": "models service/sources/packets",
     "service/engines": "models",
+    "service/log_lines": "models",
     "service/metrics": "models service/engines service/gpu",
-    "service/process": "models service/metrics",
-    "service/sources/bus": "models service/metrics service/process",
-    "service/sources": "models service/sources/bus service/sources/flows service/sources/packets",
+    "service/process": "models service/log_lines service/metrics",
+    "service/sources/bus": "models service/log_lines service/metrics service/process",
+    "service/sources": "models service/log_lines service/sources/bus service/sources/flows service/sources/packets",
     "service/settings": "service/engines service/sinks service/sources service/sources/bus service/validation_words",
     "service/configuration": (
         "models service/access service/settings service/sinks service/sources service/toml_lines "
         "service/validation_words"
     ),
-    "service/access": "models service/settings",
+    "service/access": "models service/log_lines service/settings",
     "service/hub": "models",
-    "service/inference": "models service/engines service/metrics service/process",
-    "service/traces": "models service/community_id service/engines service/inference service/metrics service/process",
-    "service/history": "models service/alerts service/community_id service/metrics service/process service/traces",
+    "service/inference": "models service/engines service/log_lines service/metrics service/process",
+    "service/traces": (
+        "models service/community_id service/engines service/inference service/log_lines service/metrics "
+        "service/process"
+    ),
+    "service/history": (
+        "models service/alerts service/community_id service/log_lines service/metrics service/process service/traces"
+    ),
     "service/results": "models service/community_id service/traces",
     "service/classifying": "models service/inference service/metrics service/results service/sources service/traces",
     "service/sinks": (
-        "models service/alerts service/community_id service/metrics service/process service/sources/bus "
-        "service/traces service/validation_words"
+        "models service/alerts service/community_id service/log_lines service/metrics service/process "
+        "service/sources/bus service/traces service/validation_words"
     ),
     "service/toml_lines": "models",
     "service/validation_words": "models",
     "service/alerts": (
-        "models service/community_id service/drift service/metrics service/toml_lines service/traces "
-        "service/validation_words"
+        "models service/community_id service/drift service/log_lines service/metrics service/toml_lines "
+        "service/traces service/validation_words"
     ),
     "service/drift": (
-        "models service/engines service/inference service/metrics service/process service/sources service/traces"
+        "models service/engines service/inference service/log_lines service/metrics service/process "
+        "service/sources service/traces"
     ),
     "service/live": (
-        "models service/alerts service/history service/inference service/metrics service/process service/sinks "
-        "service/sources service/sources/bus service/traces"
+        "models service/alerts service/history service/inference service/log_lines service/metrics service/process "
+        "service/sinks service/sources service/sources/bus service/traces"
     ),
     "service/trace_models": (
-        "models service/engines service/inference service/metrics service/process service/settings service/traces"
+        "models service/engines service/inference service/log_lines service/metrics service/process "
+        "service/settings service/traces"
     ),
     "service/jobs": (
-        "models service/classifying service/history service/inference service/metrics service/process service/results "
-        "service/settings service/sources service/trace_models service/traces"
+        "models service/classifying service/history service/inference service/log_lines service/metrics "
+        "service/process service/results service/settings service/sources service/trace_models service/traces"
     ),
     "service/runtime": (
         "models service/alerts service/drift service/engines service/gpu service/history service/inference "
-        "service/jobs service/live service/metrics service/process service/settings service/sinks service/sources "
-        "service/sources/bus service/trace_models"
+        "service/jobs service/live service/log_lines service/metrics service/process service/settings "
+        "service/sinks service/sources service/sources/bus service/trace_models"
     ),
     "service/doctor": (
         "models service/engines service/inference service/runtime service/settings service/sinks service/sources "
@@ -85,21 +93,21 @@ ARROWS = {
     ),
     "service/api": (
         "models service/access service/alerts service/classifying service/dashboard service/drift service/engines "
-        "service/history service/inference service/jobs service/live service/metrics service/process service/results "
-        "service/runtime service/settings service/sinks service/sources/bus service/trace_models service/traces "
-        "service/validation_words"
+        "service/history service/inference service/jobs service/live service/log_lines service/metrics "
+        "service/process service/results service/runtime service/settings service/sinks service/sources/bus "
+        "service/trace_models service/traces service/validation_words"
     ),
     "service/backup": "models service/drift service/history service/jobs service/traces",
     "service/python": (
-        "models service/community_id service/engines service/inference service/live service/metrics service/process "
-        "service/results service/sources service/sources/bus service/traces"
+        "models service/community_id service/engines service/inference service/live service/log_lines "
+        "service/metrics service/process service/results service/sources service/sources/bus service/traces"
     ),
-    "service/bulk": "models service/engines service/inference service/python service/sources",
+    "service/bulk": "models service/engines service/inference service/log_lines service/python service/sources",
     "service/command": (
         "models service/access service/alerts service/api service/backup service/bulk service/configuration "
         "service/doctor service/drift service/engines service/history service/hub service/inference service/jobs "
-        "service/live service/process service/python service/results service/runtime service/settings service/sinks "
-        "service/sources service/sources/bus service/sources/packets service/traces"
+        "service/live service/log_lines service/process service/python service/results service/runtime "
+        "service/settings service/sinks service/sources service/sources/bus service/sources/packets service/traces"
     ),
     "training/loop": "models",
     "training/data": "models service/community_id service/sources training/loop",
@@ -168,6 +176,20 @@ def test_commands_and_server_load_without_torch():
     loaded = "tapline.service.api.server, tapline.service.engines.onnx_engine"
     code = f"import sys; sys.modules['torch'] = None; import {loaded}; {EVERY_COMMAND}"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+NOT_OF_A_SERVER = (
+    "sqlalchemy", "rich", "jinja2", "numpy.ma", "tapline.service.alerts.rule_file", "tapline.service.sources.capture",
+    "tapline.service.history.history", "tapline.service.jobs.result", "tapline.service.command.classify_command",
+)  # fmt: skip
+"""What takes memory and is loaded where it is used: for a history, alert rules, reports, captures, other commands."""
+
+
+def test_a_server_loads_nothing_that_it_may_never_use():
+    loaded = "tapline.service.command.cli, tapline.service.command.serve_command, tapline.service.api.server"
+    code = f"import sys, {loaded}; print([name for name in {NOT_OF_A_SERVER} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("module", ["tapline.service.engines.onnx_session", "tapline.training.export.quantise"])

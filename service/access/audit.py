@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import structlog
-
 from tapline.models.foreign_text import clean
 from tapline.service.access.keys import KeysError
 from tapline.service.access.rates import client_of
-
-log = structlog.get_logger()
+from tapline.service.log_lines import log
 
 SUMMARY_SECONDS = 60.0
 """After the first failed key of a client, those of so long a time are one line together."""

@@ -10,11 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import structlog
-
 from tapline.service.access.keys import AccessKey, KeyRing, KeysError, read_line
-
-log = structlog.get_logger()
+from tapline.service.log_lines import log
 
 MAX_FILE_BYTES = 1 << 18
 LOOK_SECONDS = 1.0

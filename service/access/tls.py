@@ -5,9 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-import structlog
-
-log = structlog.get_logger()
+from tapline.service.log_lines import log
 
 
 class TlsError(ValueError):

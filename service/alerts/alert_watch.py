@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import structlog
-
 from tapline.models.flow import Flow
 from tapline.models.foreign_text import clean
 from tapline.models.verdict import Verdict
@@ -22,10 +20,9 @@ from tapline.service.alerts.rule_file import read_rules, rules_paths
 from tapline.service.alerts.rule_models import Rule
 from tapline.service.alerts.rule_warnings import Known, rule_warnings
 from tapline.service.drift.model_drift import ModelDrift
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.traces.trace_verdict import TraceVerdict
-
-log = structlog.get_logger()
 
 LOOK_SECONDS = 1.0
 """Between two looks at the files."""

@@ -11,8 +11,8 @@ from fastapi import Depends, Query
 from tapline.models.flow import MAX_NAME_CHARS
 from tapline.service.api.errors import ApiError
 from tapline.service.history.addresses import key_range
-from tapline.service.history.errors import HistoryBusyError, SlowQueryError
 from tapline.service.history.filters import FilterError, FlowFilter, TraceFilter, time_us
+from tapline.service.history.history_errors import HistoryBusyError, SlowQueryError
 from tapline.service.history.past import MAX_PAGE
 
 MAX_CURSOR_CHARS = 64

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -15,10 +14,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from tapline.service.inference.waiting import QueueFullError, VerdictError
+from tapline.service.log_lines import log
 from tapline.service.runtime import BusyError
 from tapline.service.validation_words import in_words
-
-log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 2
 MAX_MESSAGES = 5

@@ -11,12 +11,10 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 import h11
-import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tapline.service.api.errors import error_response
-
-log = structlog.get_logger()
+from tapline.service.log_lines import log
 
 MAX_CONNECTIONS = 512
 """Beyond, the connection that has waited longest without a request makes room for the new one."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tapline.service.api import live_schemas
-from tapline.service.history.errors import HistoryBusyError, SlowQueryError
+from tapline.service.history.history_errors import HistoryBusyError, SlowQueryError
 from tapline.service.live.sensors import Sensor
 from tapline.service.runtime import Service
 from tapline.service.sinks.delivery import Delivery

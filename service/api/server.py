@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -19,13 +18,10 @@ from tapline.service.access.tls import Certificate
 from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
 from tapline.service.engines.providers import idle_gpu
-from tapline.service.process.log_lines import configure_logs
+from tapline.service.log_lines import configure_logs, log
 from tapline.service.process.signals import has_terminal, stop_signals
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings, is_loopback
-
-log = structlog.get_logger()
-
 
 _TICKS_PER_SECOND = 10
 _CUT_OFF_SECONDS = 5

@@ -7,11 +7,10 @@ import asyncio
 import contextlib
 import time
 
-import structlog
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-log = structlog.get_logger()
+from tapline.service.log_lines import log
 
 _RESOURCES = "tapline.resources"
 

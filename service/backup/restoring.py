@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from tapline.service.backup.archive import BackupError, Table, sync_folders, unpack
 from tapline.service.backup.kept_places import DRIFT, HISTORY, JOBS, MODELS, STATE, Places
 from tapline.service.history.database import Database
-from tapline.service.history.errors import HistoryError
+from tapline.service.history.history_errors import HistoryError
 
 _SIDE_FILES = ("", "-wal", "-shm", "-journal")
 

@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import structlog
 from msgspec.structs import replace
 
 from tapline.service.bulk.bulk_records import (
@@ -34,13 +33,12 @@ from tapline.service.bulk.bulk_store import FLOWS, TRACES, BulkStore
 from tapline.service.engines.engine import EngineName
 from tapline.service.engines.thread import EngineStalledError
 from tapline.service.inference.classifier import Classifier
+from tapline.service.log_lines import log
 from tapline.service.python.chosen import open_classifier
 from tapline.service.python.data_frames import flow_table, trace_table
 from tapline.service.python.offline import OfflineRun, Result
 from tapline.service.sources.capture import CaptureError, ReadOptions
 from tapline.service.sources.inputs import FlowInput, ReaderName
-
-log = structlog.get_logger()
 
 GROUP_ROWS = 8192
 """Rows of a Parquet row group: those that a worker holds before it writes them."""

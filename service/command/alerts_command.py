@@ -18,7 +18,7 @@ from tapline.service.alerts.rule_faults import AlertRulesError
 from tapline.service.alerts.rule_file import RuleFile, read_rules
 from tapline.service.alerts.rule_warnings import Known, rule_warnings
 from tapline.service.command.alert_output import AlertLines, AlertTable, AlertWriter
-from tapline.service.command.chosen_classifier import Captures, Reader, Traces, chosen_classifier
+from tapline.service.command.chosen_classifier import Captures, FlowModel, Reader, Traces, chosen_classifier
 from tapline.service.command.console import make_console
 from tapline.service.command.history_command import DataDir, Place, opened
 from tapline.service.command.settings_options import Config
@@ -80,9 +80,7 @@ def on_captures(
     captures: Captures,
     format_: Format = "table",
     limit: Limit = 50,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="checkpoint directory [default: the flow-protocols that ships]")
-    ] = None,
+    checkpoint: FlowModel = None,
     traces: Traces = None,
     reader: Reader = "auto",
 ) -> None:

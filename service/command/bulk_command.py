@@ -9,7 +9,7 @@ import signal
 import uuid
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,10 +17,10 @@ from rich.console import Console
 from tapline.installation import install_command
 from tapline.models.checkpoint import read_any_manifest
 from tapline.service.command.bulk_progress import BulkProgress
-from tapline.service.command.chosen_classifier import Reader, Traces, chosen_classifier
+from tapline.service.command.chosen_classifier import Engine, FlowModel, Reader, ReadPorts, Traces, chosen_classifier
 from tapline.service.command.console import make_console
-from tapline.service.command.streams import say
-from tapline.service.engines.engine import EngineName, Ports
+from tapline.service.command.streams import fail, say
+from tapline.service.engines.engine import EngineName
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
 from tapline.service.inference.trace_loading import trace_directories
@@ -37,43 +37,41 @@ EXIT_INTERRUPTED = 130
 
 _NEEDED = ("ray", "fsspec", "pyarrow")
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="captures: files, directories, patterns, or URLs of a filesystem that fsspec knows, as s3://bucket/day/",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    str, typer.Option(metavar="DIR|URL", help="where Parquet of flows and traces goes; run again, it does what is left")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=100_000, help="captures at a time [default: as many as there are CPUs]")
+]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="of the engines of each worker")]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT|auto", help="a Ray cluster [default: one on this machine, for this]")
+]
+
 
 def bulk(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="captures: files, directories, patterns, or URLs of a filesystem that fsspec knows, as s3://bucket/day/",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        str,
-        typer.Option(metavar="DIR|URL", help="where Parquet of flows and traces goes; run again, it does what is left"),
-    ],
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="captures at a time [default: as many as there are CPUs]")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="of the engines of each worker")] = 1,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT|auto", help="a Ray cluster [default: one on this machine, for this]"),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="checkpoint directory [default: the flow-protocols that ships]")
-    ] = None,
+    sources: Sources,
+    out: Out,
+    workers: Workers = None,
+    threads: Threads = 1,
+    ray_address: RayAddress = None,
+    checkpoint: FlowModel = None,
     traces: Traces = None,
-    ports: Annotated[
-        Ports, typer.Option(help="off: verdicts on flows do not read ports, where the model would")
-    ] = "on",
+    ports: ReadPorts = "on",
     reader: Reader = "auto",
-    engine: Annotated[
-        EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
-    ] = "onnx",
+    engine: Engine = "onnx",
 ) -> None:
     """Classify an archive of captures into Parquet, on this machine's cores or a Ray cluster."""
     if any(_is_missing(name) for name in _NEEDED):
-        _fail(f"bulk runs need Ray, of the extra `bulk`: {install_command('bulk')}", EXIT_USAGE)
+        fail(f"bulk runs need Ray, of the extra `bulk`: {install_command('bulk')}", EXIT_USAGE)
     from tapline.service.bulk.bulk_records import BulkError, left, made_with
     from tapline.service.bulk.bulk_sources import find_captures
     from tapline.service.bulk.bulk_store import BulkStore
@@ -95,27 +93,36 @@ def bulk(
         store.begin(options.made)
         accounts = store.accounts()
     except (BulkError, CaptureError) as error:
-        _fail(str(error), EXIT_USAGE)
+        fail(str(error), EXIT_USAGE)
     progress = BulkProgress(console, captures, left(captures, accounts))
-    status = 0
+    status = _run(progress, accounts, _computed(progress.rest, options, workers, ray_address))
     try:
-        with progress, contextlib.closing(_computed(progress.rest, options, workers, ray_address)) as found:
+        store.finish(accounts.values())
+    except BulkError as error:
+        fail(str(error), EXIT_FAILED)
+    asked = [accounts[capture.key] for capture in captures if capture.key in accounts]
+    say(f"{progress.total_text(asked)}, in {store.out}")
+    raise typer.Exit(status or (0 if all(account.is_whole for account in asked) else EXIT_FAILED))
+
+
+def _run(
+    progress: BulkProgress, accounts: dict[str, CaptureAccount], computed: Generator[CaptureAccount, None, None]
+) -> int:
+    """Add what is computed to the accounts; the status with which it ended."""
+    from tapline.service.bulk.bulk_records import BulkError
+
+    try:
+        with progress, contextlib.closing(computed) as found:
             for account in found:
                 accounts[account.key] = account
                 progress.add(account)
     except KeyboardInterrupt:
         say("interrupted: run it again to go on")
-        status = EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except BulkError as error:
         say(str(error))
-        status = EXIT_FAILED
-    try:
-        store.finish(accounts.values())
-    except BulkError as error:
-        _fail(str(error), EXIT_FAILED)
-    asked = [accounts[capture.key] for capture in captures if capture.key in accounts]
-    say(f"{progress.total_text(asked)}, in {store.out}")
-    raise typer.Exit(status or (0 if all(account.is_whole for account in asked) else EXIT_FAILED))
+        return EXIT_FAILED
+    return 0
 
 
 def _computed(
@@ -166,8 +173,3 @@ def _one_interrupt() -> Iterator[None]:
 
 def _is_missing(name: str) -> bool:
     return importlib.util.find_spec(name) is None
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    say(message)
-    raise typer.Exit(status)

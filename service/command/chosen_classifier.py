@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tapline.models.checkpoint import CheckpointError
 from tapline.service.command.streams import say
-from tapline.service.engines.engine import EngineError, EngineName
+from tapline.service.engines.engine import EngineError, EngineName, Ports
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
 from tapline.service.inference.trace_loading import trace_directories
@@ -36,9 +36,11 @@ Traces = Annotated[
         "[default: all that ship]",
     ),
 ]
-
+FlowModel = Annotated[Path | None, typer.Option(help="checkpoint directory [default: the flow-protocols that ships]")]
+Engine = Annotated[EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")]
 PORTS_HELP = "off: verdicts on flows do not read ports, where the model would"
 CASCADE_HELP = "off: the whole network answers every flow, also those that the model's student is sure of"
+ReadPorts = Annotated[Ports, typer.Option(help=PORTS_HELP)]
 
 
 def chosen_classifier(

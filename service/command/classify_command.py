@@ -10,9 +10,11 @@ import typer
 
 from tapline.service.command.chosen_classifier import (
     CASCADE_HELP,
-    PORTS_HELP,
     Captures,
+    Engine,
+    FlowModel,
     Reader,
+    ReadPorts,
     Traces,
     chosen_run,
 )
@@ -23,10 +25,10 @@ from tapline.service.command.output import Format, Writers, report_writer, write
 from tapline.service.command.output_file import Output, opened
 from tapline.service.command.sharing_options import Anonymise, AnonymiseKey, NoContent, chosen_sharing
 from tapline.service.command.streams import fail
-from tapline.service.engines.engine import Cascade, EngineError, EngineName, Ports
+from tapline.service.engines.engine import Cascade, EngineError
 from tapline.service.inference.trace_loading import NO_TRACES
 from tapline.service.python.arguments import MAX_PROCESSES
-from tapline.service.results.records import left_out_text, nothing_understood
+from tapline.service.results.records import Summary, left_out_text, nothing_understood
 from tapline.service.results.selection import Sort
 from tapline.service.results.sharing import SharedWriter
 from tapline.service.results.where import SYNTAX, Where, WhereError, WhereWriter
@@ -38,55 +40,60 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
+FormatName = Annotated[Format, typer.Option("--format", "-f", help="how to write the result")]
+MinPackets = Annotated[
+    int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
+]
+Scores = Annotated[bool, typer.Option("--scores", help="add the network's logits to each verdict (JSON and NDJSON)")]
+MayAnswer = Annotated[Cascade, typer.Option(help=CASCADE_HELP)]
+Shown = Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")]
+Limit = Annotated[
+    int,
+    typer.Option(
+        min=0, help="rows of a table, those that come first by --sort; 0 for all; captures are read whole all the same"
+    ),
+]
+Order = Annotated[Sort, typer.Option(help=SORT_HELP)]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CONDITIONS", help=f"write only flows and traces that meet {SYNTAX}; repeatable"),
+]
+Report = Annotated[
+    Path | None, typer.Option(metavar="HTML", help="write a page to give away as well: all of it in one file")
+]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MAX_PROCESSES,
+        metavar="N",
+        help="processes that compute: of several captures each in one, of one capture the flows; with its share of the "
+        "cores each",
+    ),
+]
+
+
 def classify(
     captures: Captures,
-    format_: Annotated[Format, typer.Option("--format", "-f", help="how to write the result")] = "table",
+    format_: FormatName = "table",
     output: Output = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="checkpoint directory [default: the flow-protocols that ships]")
-    ] = None,
-    min_packets: Annotated[
-        int | None, typer.Option(min=1, help="least payload packets of a flow [default: the checkpoint's]")
-    ] = None,
-    scores: Annotated[
-        bool, typer.Option("--scores", help="add the network's logits to each verdict (JSON and NDJSON)")
-    ] = False,
-    ports: Annotated[Ports, typer.Option(help=PORTS_HELP)] = "on",
-    cascade: Annotated[Cascade, typer.Option(help=CASCADE_HELP)] = "on",
+    checkpoint: FlowModel = None,
+    min_packets: MinPackets = None,
+    scores: Scores = False,
+    ports: ReadPorts = "on",
+    cascade: MayAnswer = "on",
     traces: Traces = None,
-    show: Annotated[Show, typer.Option(help="what to write; a CSV of all is one of flows")] = "all",
-    limit: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="rows of a table, those that come first by --sort; 0 for all; captures are read whole all the same",
-        ),
-    ] = 50,
-    sort: Annotated[Sort, typer.Option(help=SORT_HELP)] = "time",
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CONDITIONS", help=f"write only flows and traces that meet {SYNTAX}; repeatable"),
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="HTML", help="write a page to give away as well: all of it in one file")
-    ] = None,
+    show: Shown = "all",
+    limit: Limit = 50,
+    sort: Order = "time",
+    where: Conditions = None,
+    report: Report = None,
     no_content: NoContent = False,
     anonymise: Anonymise = False,
     anonymise_key: AnonymiseKey = None,
     reader: Reader = "auto",
-    engine: Annotated[
-        EngineName, typer.Option(help="onnx (CPU, or GPU with the extra `gpu`) or torch (extra `torch`)")
-    ] = "onnx",
-    processes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MAX_PROCESSES,
-            metavar="N",
-            help="processes that compute: of several captures each in one, of one capture the flows; with its share of "
-            "the cores each",
-        ),
-    ] = 1,
+    engine: Engine = "onnx",
+    processes: Processes = 1,
 ) -> None:
     """Say what each flow and each trace of a capture is."""
     errors = make_console(stderr=True)
@@ -117,7 +124,12 @@ def classify(
     if format_ in ("csv", "ndjson"):
         for text in filter(None, map(left_out_text, summary.inputs)):
             errors.print(text, style="dim", soft_wrap=True)
-    failed = summary.failed + sum(entry.failed + entry.unread for entry in summary.traces)
-    incomplete = any(entry.error or entry.warning for entry in summary.inputs)
-    if failed or incomplete or nothing_understood(summary.inputs):
+    if _is_incomplete(summary):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _is_incomplete(summary: Summary) -> bool:
+    """Whether an input could not be read to its end, or a flow or trace has no verdict that should have one."""
+    failed = summary.failed + sum(entry.failed + entry.unread for entry in summary.traces)
+    unread = any(entry.error or entry.warning for entry in summary.inputs)
+    return bool(failed) or unread or nothing_understood(summary.inputs)

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from tapline.installation import version
 from tapline.service.command.streams import make_streams_safe, say
-from tapline.service.process.log_lines import configure_logs
+from tapline.service.log_lines import configure_logs
 
 EXIT_FAILED = 1
 

@@ -20,9 +20,9 @@ from tapline.service.command.streams import say
 from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.history.addresses import key_range
 from tapline.service.history.database import Database
-from tapline.service.history.errors import HistoryError, SlowQueryError
 from tapline.service.history.export import ExportError, Filter, Kind, check_format, rows, write
 from tapline.service.history.filters import AlertFilter, FilterError, FlowFilter, TraceFilter, time_us
+from tapline.service.history.history_errors import HistoryError, SlowQueryError
 from tapline.service.history.history_tables import alerts, flows, traces, tries
 from tapline.service.process.process_title import hide_passwords
 

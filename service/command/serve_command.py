@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
 import typer
 
 from tapline.models.checkpoint import CheckpointError
@@ -15,21 +14,19 @@ from tapline.service.command.settings_options import Config, configuration, with
 from tapline.service.command.streams import say
 from tapline.service.configuration.problems import ConfigurationError
 from tapline.service.engines.engine import EngineError
-from tapline.service.history.errors import HistoryError
+from tapline.service.history.history_errors import HistoryError
 from tapline.service.jobs.job_store import JobsInUseError
+from tapline.service.log_lines import log
 from tapline.service.process.data_directory import DataDirectoryError
 from tapline.service.process.process_title import hide, hide_passwords
 from tapline.service.sinks.output_url import OutputError
 from tapline.service.sources.bus.transport import TransportError
-from tapline.service.sources.capture import CaptureError, check_capture
+from tapline.service.sources.packets.capture_error import CaptureError
 from tapline.service.sources.zeek_process import ZeekError
 from tapline.service.traces.window_state import StateError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-
-
-log = structlog.get_logger()
 
 
 @with_settings()
@@ -46,6 +43,8 @@ def serve(config: Config = None, **given: Any) -> None:
         if given.get("api_key"):
             hide(given["api_key"].encode())
         if settings.replay is not None:
+            from tapline.service.sources.capture import check_capture
+
             check_capture(settings.replay)
         if found.file is not None:
             log.info("configuration", file=str(found.file.path), settings=len(found.file.values))

@@ -9,7 +9,6 @@ from collections import Counter, OrderedDict, deque
 from datetime import UTC, datetime
 from itertools import islice
 
-import structlog
 from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -23,6 +22,7 @@ from tapline.service.command.flow_rows import flow_rows
 from tapline.service.command.trace_table import TraceTable, recent_traces
 from tapline.service.live.observer import Observer
 from tapline.service.live.pipeline import OPEN_FLOWS
+from tapline.service.log_lines import silence_logs
 from tapline.service.process.signals import stop_signals
 from tapline.service.results.selection import FlowRow
 from tapline.service.runtime import Service
@@ -208,7 +208,7 @@ def watch(settings: Settings) -> int:
         ZeekError, CheckpointError, EngineError, TransportError: it cannot start, nor can Zeek.
         CaptureError: the replay's capture gave nothing at all.
     """
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())  # the table has the screen; it shows the same
+    silence_logs()  # the table has the screen; it shows the same
     console = make_console()
     view = View()
     service = Service(settings, view)

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 import msgspec
 
 from tapline.service.dashboard.activity import Activity
-from tapline.service.history.errors import HistoryBusyError, SlowQueryError
 from tapline.service.history.filters import AlertFilter, FilterError, FlowFilter, time_us
+from tapline.service.history.history_errors import HistoryBusyError, SlowQueryError
 from tapline.service.history.past import PastFlow
 from tapline.service.jobs.job import JobError
 from tapline.service.jobs.jobs import Jobs

@@ -9,7 +9,7 @@ from tapline.service.dashboard.board import ASKING, Board, address, flow_filter
 from tapline.service.dashboard.frame import frame, panel
 from tapline.service.dashboard.shown_flows import flow_table, rows
 from tapline.service.dashboard.words import counted
-from tapline.service.history.errors import SlowQueryError
+from tapline.service.history.history_errors import SlowQueryError
 from tapline.service.history.past import FlowSort, Page, PastFlow
 
 PAGE_FLOWS = 100

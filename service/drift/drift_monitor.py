@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from tapline.installation import install_command
@@ -37,11 +36,10 @@ from tapline.service.drift.counts import (
 from tapline.service.drift.distances import compare, has_scipy
 from tapline.service.drift.drift_state import DriftState, ModelHours
 from tapline.service.drift.model_drift import MIN_VERDICTS, DriftMeasure, ModelDrift
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.traces.trace_verdict import TraceVerdict
-
-log = structlog.get_logger()
 
 LOOK_SECONDS = 120.0
 """How often it is looked whether something moved, and saved."""

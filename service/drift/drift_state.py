@@ -7,15 +7,13 @@ import re
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from tapline.models.checkpoint import CheckpointError
 from tapline.models.foreign_text import clean
 from tapline.service.drift.counts import KEPT_HOURS, Hour
+from tapline.service.log_lines import log
 from tapline.service.process.files import write_all
 from tapline.service.traces.state_files import DamageError, DirectoryLock, framed, open_private, read_framed
-
-log = structlog.get_logger()
 
 STATE_VERSION = 1
 MAX_FILES = 64

@@ -108,7 +108,8 @@ def _session(content: bytes, options: Any, device: Device) -> Any:
 
 def _opened(content: bytes, options: Any, providers: list[Any]) -> Any:
     session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
-    session._model_bytes = b""  # it keeps the file, to begin anew with other providers: nobody asks for that
+    with contextlib.suppress(AttributeError):  # a version that has no such attribute keeps nothing, or keeps it
+        session._model_bytes = b""  # the whole file, to begin anew with other providers: nobody asks for that
     return session
 
 

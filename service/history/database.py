@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sql
-import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from tapline.service.history.errors import HistoryError, SlowQueryError
+from tapline.service.history.history_errors import HistoryError, SlowQueryError
 from tapline.service.history.history_tables import ADDED, SCHEMA_VERSION, about, metadata
+from tapline.service.log_lines import log
 
 FIRST_VERSION = 1
 """The earliest version that can be brought to this one."""
@@ -38,7 +38,6 @@ _STEPS_BETWEEN_LOOKS = 20_000
 _ROWS_IN_A_STATEMENT = (128, 16, 1)
 """Few sizes, so that few statements have to be prepared; the largest has fewer values than SQLite takes, 32,766."""
 
-log = structlog.get_logger()
 
 _MAKING, _DELETING, _COUNTING = 0x7461706C, 0x7461706D, 0x7461706E
 """PostgreSQL's advisory locks: of who makes or migrates the tables, who deletes what is old, and who adds to counts

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sql
-import structlog
 from sqlalchemy.exc import DBAPIError
 
 from tapline.models.flow import Flow
@@ -20,8 +19,8 @@ from tapline.service.alerts.alert import Alert, Severity
 from tapline.service.history import pages, sums
 from tapline.service.history.batch_writing import Acknowledged, SeenAlert, SeenFlow, SeenTrace
 from tapline.service.history.database import Database
-from tapline.service.history.errors import HistoryBusyError, SlowQueryError
 from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
+from tapline.service.history.history_errors import HistoryBusyError, SlowQueryError
 from tapline.service.history.history_tables import alerts, flows, traces
 from tapline.service.history.history_writer import HistoryWriter
 from tapline.service.history.past import (
@@ -40,10 +39,9 @@ from tapline.service.history.past import (
 )
 from tapline.service.history.retention import Retention
 from tapline.service.history.rows import past_alert, past_flow, past_trace, text
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.traces.trace_verdict import TraceVerdict
-
-log = structlog.get_logger()
 
 QUERY_SECONDS = 5.0
 """Longest time of a question, its waiting for a thread included."""

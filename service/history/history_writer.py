@@ -7,19 +7,17 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-import structlog
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 
 from tapline.models.packed_packets import head_bytes
 from tapline.service.history.batch_writing import Seen, SeenFlow, SeenTrace, write_batch
 from tapline.service.history.database import Database
-from tapline.service.history.errors import HistoryError
+from tapline.service.history.history_errors import HistoryError
 from tapline.service.history.past import HistoryCounts
 from tapline.service.history.retention import Retention
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
-
-log = structlog.get_logger()
 
 COMMIT_SECONDS = 0.25
 """Between two commits while records come; kept well below half a second, so that a batch has its time, too."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from tapline.models.context import transport_of
@@ -25,8 +24,7 @@ from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.inference.cascade import Cascade
 from tapline.service.inference.flow_features import FlowFeatures
 from tapline.service.inference.trace_encoders import trace_encoders
-
-log = structlog.get_logger()
+from tapline.service.log_lines import log
 
 DEFAULT_CHECKPOINT = "flow-protocols"
 

@@ -9,18 +9,15 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import structlog
-
 from tapline.models.checkpoint import Checkpoint, CheckpointError
 from tapline.service.engines.warm_flows import LONG_FLOW, SHORT_FLOW
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import Repository, UnknownModelError
 from tapline.service.inference.trace_encoders import TraceEncoder
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import to_its_end
-
-log = structlog.get_logger()
 
 
 class ModelBusyError(RuntimeError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from tapline.models.checkpoint import ENCODER_ONNX, ENCODER_ONNX_INT8, TracegramCheckpoint
@@ -20,8 +19,7 @@ from tapline.service.engines.engine import EngineError
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine
 from tapline.service.inference.flow_features import FlowFeatures, pack
-
-log = structlog.get_logger()
+from tapline.service.log_lines import log
 
 
 class TraceEncoder:

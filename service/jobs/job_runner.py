@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import msgspec
-import structlog
 
 from tapline.service.classifying import BadCaptureError, Classifying, ReadLimits, open_capture
 from tapline.service.inference.batcher import Batcher
@@ -21,6 +20,7 @@ from tapline.service.inference.served import ServedModels
 from tapline.service.inference.waiting import VerdictError
 from tapline.service.jobs.job import Job, JobError, NoRoomError, ResultError
 from tapline.service.jobs.job_store import JobStore
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import opened, to_its_end
 from tapline.service.results.records import Summary
@@ -29,8 +29,6 @@ from tapline.service.trace_models import TraceModels
 
 if TYPE_CHECKING:
     from tapline.service.jobs.result import ResultWriter
-
-log = structlog.get_logger()
 
 
 class Tell(Protocol):

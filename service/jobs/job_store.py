@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
-import structlog
 
 from tapline.service.jobs.capture_files import open_below
 from tapline.service.jobs.job import CaptureGoneError, Job, JobError, NoRoomError
+from tapline.service.log_lines import log
 from tapline.service.process.files import write_all
-
-log = structlog.get_logger()
 
 CAPTURE, RESULT, RECORD, LOCK = "capture", "result.db", "job.json", ".lock"
 JOB_ID = re.compile(r"[0-9a-f]{24}")

@@ -13,7 +13,6 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-import structlog
 
 from tapline.service.history.filters import FlowFilter, TraceFilter
 from tapline.service.history.past import FlowSort, Page, PastFlow, PastTrace
@@ -33,6 +32,7 @@ from tapline.service.jobs.job import (
 from tapline.service.jobs.job_runner import JobRunner
 from tapline.service.jobs.job_store import JobStore
 from tapline.service.jobs.packet_reads import PacketReads
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import opened, to_its_end
 from tapline.service.process.supervisor import Supervisor
@@ -43,7 +43,6 @@ from tapline.service.trace_models import TraceModels
 if TYPE_CHECKING:
     from tapline.service.jobs.result import Result
 
-log = structlog.get_logger()
 
 MAX_NAME = 128
 SWEEP_SECONDS = 600

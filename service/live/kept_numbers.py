@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-import structlog
 
+from tapline.service.log_lines import log
 from tapline.service.sources.bus.source import Numbers
-
-log = structlog.get_logger()
 
 FILE_NAME = "numbers.json"
 """In the data directory."""

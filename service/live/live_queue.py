@@ -22,7 +22,7 @@ from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.inference.fair_queue import FairQueue, Order
 from tapline.service.live.overload import Overload
 
-FRESH_SHARE = 0.5
+FRESH_SHARE = 0.8
 """The newest go first where the oldest in time has waited so large a share of its deadline: under overload there are
 always some just below it."""
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 
 import msgspec
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from tapline.models.flow import Flow
@@ -24,11 +23,10 @@ from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.inference.fair_queue import HeavyHitters
 from tapline.service.inference.waiting import Answers, Fed
 from tapline.service.live.live_queue import Deliver, LiveFlow, LiveQueue
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.sources.bus.glances import Glance, Wanted
-
-log = structlog.get_logger()
 
 OPEN_FLOWS = 65_536
 """Early verdicts remembered until the flow's end; the oldest are forgotten first."""

@@ -6,17 +6,14 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import structlog
-
 from tapline.models.flow import Flow, HeadsKind
 from tapline.service.inference.classifier import FlowOutcome
 from tapline.service.live.observer import Observer, tell
 from tapline.service.live.pipeline import LivePipeline
+from tapline.service.log_lines import log
 from tapline.service.sources.capture_stream import CaptureStream
 from tapline.service.sources.capture_worker import WorkerOptions
 from tapline.service.traces.live_traces import LiveTraces
-
-log = structlog.get_logger()
 
 FULL_QUEUE_SHARE = 0.8
 """Replay waits while the queue is fuller than this: it must not shed what a tap would have spread over time. Nor do its

@@ -6,14 +6,16 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
+from tapline.service.log_lines import Log
+
 SECONDS_BETWEEN = 10.0
 
 
 class QuietLog:
     """Passes on the first message of a kind and counts the others until its time has passed. Kinds are few and ours."""
 
-    def __init__(self, log: Any, **bound: object) -> None:
-        """`log`: a structlog logger; `bound`: fields of every message."""
+    def __init__(self, log: Log, **bound: object) -> None:
+        """`bound`: fields of every message."""
         self._log = log
         self._bound = bound
         self._said: MutableMapping[str, tuple[float, int]] = {}

@@ -12,12 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
-import structlog
-
 from tapline.models.foreign_text import clean
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
-
-log = structlog.get_logger()
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0

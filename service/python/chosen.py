@@ -17,7 +17,7 @@ from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.repository import Repository, UnknownModelError, newest_version
 from tapline.service.inference.trace_loading import NO_TRACES, fitting, load_beside, trace_directories
 from tapline.service.inference.trial import try_out
-from tapline.service.process.log_lines import configure_logs_by_default
+from tapline.service.log_lines import configure_logs_by_default
 from tapline.service.python.arguments import expanded
 from tapline.service.python.flow_model import FlowModel
 from tapline.service.python.trace_model import TraceModel

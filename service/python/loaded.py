@@ -10,7 +10,7 @@ from tapline.service.engines.engine import EngineName
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.trace_loading import load_beside
 from tapline.service.inference.trial import try_out
-from tapline.service.process.log_lines import configure_logs_by_default
+from tapline.service.log_lines import configure_logs_by_default
 from tapline.service.python.arguments import check_choice, check_threads
 from tapline.service.python.chosen import model_directory
 from tapline.service.python.flow_model import FlowModel

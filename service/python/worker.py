@@ -24,7 +24,7 @@ from tapline.service.engines.engine import EngineName
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.trace_loading import load_beside
-from tapline.service.process.log_lines import configure_logs_by_default
+from tapline.service.log_lines import configure_logs_by_default
 from tapline.service.python.input_run import Decided, InputRun
 from tapline.service.python.lanes import Outcomes, thread_lanes
 from tapline.service.results.records import InputSummary

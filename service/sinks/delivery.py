@@ -12,8 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import structlog
-
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.sinks.disk_spool import DiskSpool, SpoolError
@@ -23,8 +22,6 @@ from tapline.service.sinks.output_queue import OutputQueue, Pending, Record
 from tapline.service.sinks.output_url import OutputOptions, RecordKind
 from tapline.service.sinks.sender import AwayError, Sender, reason_of
 from tapline.service.sources.bus.transport import pause_seconds
-
-log = structlog.get_logger()
 
 SPOOL_SECONDS = 0.25
 """How often what came is moved to the spool while the other side is away: so much a killed process may lose."""

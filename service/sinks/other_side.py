@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 
-import structlog
 from prometheus_client import Gauge
 
+from tapline.service.log_lines import log
 from tapline.service.process.quiet_log import QuietLog
-
-log = structlog.get_logger()
 
 PROBE_SECONDS = 60.0
 """After so long without a record it is looked whether the other side is still there."""

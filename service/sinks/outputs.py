@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import structlog
-
 from tapline.models.flow import Flow
 from tapline.models.packed_packets import head_bytes
 from tapline.models.verdict import Verdict
 from tapline.service.alerts.alert import Alert
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Part, Supervisor
 from tapline.service.sinks.delivery import Delivery
@@ -33,8 +32,6 @@ from tapline.service.sinks.output_url import (
 )
 from tapline.service.sinks.sender import Sender
 from tapline.service.traces.trace_verdict import TraceVerdict
-
-log = structlog.get_logger()
 
 SPOOLS = "outputs"
 """The folder of spools in the data directory."""

@@ -11,12 +11,10 @@ import time
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import structlog
 import zstandard
 
+from tapline.service.log_lines import log
 from tapline.service.sinks.sender import reason_of
-
-log = structlog.get_logger()
 
 Compression = Literal["none", "gzip", "zstd"]
 

@@ -9,17 +9,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-import structlog
-
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.community_id import community_id
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.sources.bus.events import BusEvent, TraceVerdictRow, VerdictRow, VerdictsAck
 from tapline.service.sources.bus.transport import Transport
 from tapline.service.traces.trace_verdict import TraceVerdict
-
-log = structlog.get_logger()
 
 BATCH_VERDICTS = 100
 """Verdicts per event: taking events in is Zeek's slow direction."""

@@ -1,7 +1,8 @@
 """Reads a capture from standard input in a process of its own and writes its flows to standard output.
 
 The service starts one per upload, so that a hostile capture can exhaust neither its memory nor its time: the process
-has limits of its own and can be killed. Messages are msgpack, each after its length in four bytes, big-endian.
+has limits of its own and can be killed, and it alone loads the reader. Messages are msgpack, each after its length in
+four bytes, big-endian.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import resource
 import struct
 import sys
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from tapline.models.flow import Flow
-from tapline.service.sources.capture import CaptureError, CaptureReader, ReadOptions
+from tapline.service.sources.packets.capture_error import CaptureError
+
+if TYPE_CHECKING:
+    from tapline.service.sources.capture import CaptureReader
 
 FLOWS_PER_MESSAGE = 256
 LENGTH = struct.Struct(">I")
@@ -49,6 +53,8 @@ class WorkerOptions(msgspec.Struct, frozen=True):
 
 def main() -> None:
     """Read, write, end; any failure of the reader becomes the last message."""
+    from tapline.service.sources.capture import CaptureReader, ReadOptions
+
     options = msgspec.json.decode(sys.argv[1], type=WorkerOptions)
     resource.setrlimit(resource.RLIMIT_AS, (options.memory_bytes, options.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -8,7 +8,6 @@ import sys
 
 import msgspec
 
-from tapline.service.sources.flow_packets import flow_packets
 from tapline.service.sources.packets.capture_error import CaptureError
 
 
@@ -23,6 +22,10 @@ class PacketsOptions(msgspec.Struct, frozen=True):
 
 def main() -> None:
     """Read, write, end."""
+    from tapline.service.sources.flow_packets import (
+        flow_packets,
+    )  # the service, which starts this, reads nothing itself
+
     options = msgspec.json.decode(sys.argv[1], type=PacketsOptions)
     resource.setrlimit(resource.RLIMIT_AS, (options.memory_bytes, options.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

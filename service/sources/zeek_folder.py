@@ -10,11 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
+from tapline.service.log_lines import log
 from tapline.service.sources.zeek_owners import LOCK, end_abandoned, owned
-
-log = structlog.get_logger()
 
 PREFIX = "tapline-zeek-"
 

@@ -11,9 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
-
-log = structlog.get_logger()
+from tapline.service.log_lines import log
 
 LOCK = ".tapline-lock"
 OWNER_VARIABLE = "TAPLINE_ZEEK_FOLDER"

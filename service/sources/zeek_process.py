@@ -15,17 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from tapline.installation import PACKAGE
 from tapline.models.foreign_text import clean
+from tapline.service.log_lines import log
 from tapline.service.sources import zeek_guard
 from tapline.service.sources.bus.transport import pause_seconds
 from tapline.service.sources.zeek_folder import sweep
 from tapline.service.sources.zeek_owners import OWNER_VARIABLE
 from tapline.service.sources.zeek_runs import trim_run, zeek_run
-
-log = structlog.get_logger()
 
 STOP_SECONDS = 10
 STEADY_SECONDS = 60

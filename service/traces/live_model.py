@@ -13,12 +13,12 @@ from functools import partial
 from typing import get_args
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.flow import Flow
 from tapline.service.inference.flow_features import FlowFeatures
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.process.supervisor import Part, Supervisor
@@ -26,8 +26,6 @@ from tapline.service.traces.scorer import TraceScorer
 from tapline.service.traces.trace_verdict import ScoreJob, TraceFlow, TraceVerdict
 from tapline.service.traces.window_state import WRITE_FAULTS, TraceState
 from tapline.service.traces.windows import CloseReason, TraceWindows, WindowCounts
-
-log = structlog.get_logger()
 
 CHECK_SECONDS = 1.0
 """How often windows are looked at that no flow closes."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from tapline.models.checkpoint import TracegramCheckpoint
@@ -18,9 +17,8 @@ from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine, TraceInput, TraceScores, warm_up
 from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
 from tapline.service.inference.flow_features import split
+from tapline.service.log_lines import log
 from tapline.service.traces.trace_verdict import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
-
-log = structlog.get_logger()
 
 SHARE_DIGITS = 6
 

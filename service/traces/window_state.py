@@ -16,17 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from tapline.models.checkpoint import TracegramCheckpoint
 from tapline.models.trace import TraceSettings
 from tapline.service.inference.flow_features import size_bytes
+from tapline.service.log_lines import log
 from tapline.service.traces.state_files import DamageError, DirectoryLock, Journal, framed, open_private, read_framed
 from tapline.service.traces.trace_verdict import TraceFlow, WindowKey
 from tapline.service.traces.window import SubjectKey, SubjectWindows, Window
 from tapline.service.traces.windows import SourceClock, TraceWindows
-
-log = structlog.get_logger()
 
 STATE_VERSION = 2
 SNAPSHOT = "traces.state"

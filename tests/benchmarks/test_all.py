@@ -122,7 +122,7 @@ def test_a_trial_measures_says_what_is_missing_and_writes_nothing(tmp_path):
     for row in (
         "| android-10k.pcap: tapline classify: flow verdicts | `rivals` | ",
         "| live path saturated, flow-protocols, 66 real flows | `load` | **",
-        "| delivered at 300% of the saturated rate, flow-protocols, 66 real flows | `load` | ",
+        "| delivered in time at 300% of the saturated rate, flow-protocols, 66 real flows | `load` | ",
         "| memory of a service that waits, every checkpoint that ships loaded, without pages and history | `idle` | **",
         "\n\n| | beside | |\n",
     ):

@@ -8,12 +8,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import structlog
 import yaml
 
 from tests.documentation.command_lines import command_lines, problem
 from tests.documentation.pages import LANGUAGES, SHELL, Block, blocks, blocks_of, inline_code, page_names
 from tests.documentation.reader import Reader, script, typed
+from tests.logged import reset_logs
 from tests.paths import ROOT
 from tests.zeek.clusters import free_ports
 
@@ -93,7 +93,7 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
     text = "".join(block.text for block in blocks(page) if is_run(block))
     if missing := [program for program in ("curl", "jq") if f"{program} " in text and shutil.which(program) is None]:
         pytest.skip(f"no {missing[0]} on PATH")
-    structlog.reset_defaults()  # another test may have said how logs are written
+    reset_logs()  # another test may have said how logs are written
     monkeypatch.chdir(tmp_path)
     (port,) = free_ports(1)
     with Reader(tmp_path, port) as reader:

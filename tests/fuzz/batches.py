@@ -12,7 +12,6 @@ import struct
 import zlib
 
 import msgspec
-import structlog
 
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.flow import Flow, PacketHead, flow_of, flow_to_line, parse_flow
@@ -23,6 +22,7 @@ from tapline.service.sources.bus.source import BusSource
 from tests.batches import FRONT, pack_flow
 from tests.fuzz.frames import NoTransport
 from tests.fuzz.mutation import EDGES, spoil
+from tests.logged import capture_logs
 
 FLOW = Flow(
     "Cuid", 1_700_000_000_000_000, 250, "10.0.0.1", 4242, "10.0.0.2", 443, "tcp", 2, 1, [517, -1448, 64],
@@ -39,7 +39,7 @@ def case(random: random.Random) -> None:
     flows: list[Flow] = []
     source = BusSource(NoTransport(), _metrics, flows.append)  # type: ignore[arg-type]
     sent = 0
-    with structlog.testing.capture_logs():
+    with capture_logs():
         for _ in range(20):
             count, packed = batch(random)
             source._receive(BusEvent("tapline/flows/0", "Tapline::flows", [2, "tap-1", sent + 1, count, packed]))

@@ -10,7 +10,6 @@ import random
 from typing import Any
 
 import msgspec
-import structlog
 
 from tapline.models.encode import Mm4flowFeatures, encode
 from tapline.models.flow import Flow, check_flow, flow_to_line, parse_flow
@@ -22,6 +21,7 @@ from tapline.service.sources.bus.events import BusEvent, EventError, verdicts_ev
 from tapline.service.sources.bus.source import MAX_SENSORS, MAX_TOPICS, BusSource
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 from tests.fuzz.mutation import EDGES, spoil
+from tests.logged import capture_logs
 
 FLOW = [
     1, "tap-1", 7, False, "CUid", 1_700_000_000_000_000, 250, "10.0.0.1", 4242, "10.0.0.2", 443, "tcp", "ssl", "SF",
@@ -54,7 +54,7 @@ def case(random: random.Random) -> None:
     """Give one source some frames, most of them wrong."""
     flows: list[Flow] = []
     source = BusSource(NoTransport(), _metrics, flows.append)  # type: ignore[arg-type]
-    with structlog.testing.capture_logs():
+    with capture_logs():
         for _ in range(20):
             source._receive(_incoming(frame(random)))
     assert source.state.faults == 0

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import structlog
 
 from tapline.models.trace import TraceSettings
 from tapline.service.traces.trace_verdict import WindowKey
@@ -17,6 +16,7 @@ from tapline.service.traces.trace_verdict import trace_flow as kept_flow
 from tapline.service.traces.window_state import JOURNAL, SNAPSHOT, TraceState
 from tapline.service.traces.windows import TraceWindows, WindowBounds
 from tests.fuzz.mutation import spoil
+from tests.logged import capture_logs
 from tests.service.traces.fakes import WIDTH, trace_checkpoint, trace_flow
 
 BUS = "ws://sensor:27759"
@@ -49,7 +49,7 @@ def files() -> dict[str, bytes]:
 
 def case(random: random.Random) -> None:
     """Start with one spoiled directory, take a flow, close what is over, and save."""
-    with tempfile.TemporaryDirectory() as name, structlog.testing.capture_logs():
+    with tempfile.TemporaryDirectory() as name, capture_logs():
         directory = Path(name)
         for file, data in files().items():
             (directory / file).write_bytes(data)

@@ -9,10 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import structlog
-
 from tapline.models.flow import Flow
 from tapline.models.foreign_text import clean
+from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
 from tapline.service.sources.bus.events import (
@@ -45,8 +44,6 @@ from tapline.service.sources.bus.transport import (
     shown_url,
 )
 from tapline.service.sources.bus.websocket import WebSocketTransport
-
-log = structlog.get_logger()
 
 MAX_SENSORS = 256
 """Sensors told apart on one connection (the workers of a cluster); more are counted together."""

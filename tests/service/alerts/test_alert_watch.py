@@ -4,12 +4,12 @@ import asyncio
 import os
 
 import pytest
-from structlog.testing import capture_logs
 
 from tapline.service.alerts import alert_watch
 from tapline.service.alerts.alert_watch import AlertWatch
 from tapline.service.alerts.rule_faults import AlertRulesError
 from tapline.service.metrics import Metrics
+from tests.logged import capture_logs
 from tests.service.alerts.ruled import T0_US, rule, written
 from tests.service.history.kept import BUS, flow, trace, until, verdict
 

@@ -14,6 +14,7 @@ from tapline.service.access.keys import make_key, new_key
 from tapline.service.access.scopes import ROUTES, SCOPES, covers, wanted_scope
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
+from tests.logged import capture_logs
 from tests.paths import ROOT
 from tests.service.api.client import api_client
 
@@ -401,14 +402,15 @@ def test_who_has_no_key_may_nothing_on_open_routes_either(client):
     assert not access.nobody("192.0.2.1").may("read")
 
 
-def test_the_account_can_be_rotated_and_where_it_fails_goes_to_the_log(own, capsys):
+def test_the_account_can_be_rotated_and_where_it_fails_goes_to_the_log(own):
     (own.folder / "audit.jsonl").rename(own.folder / "audit.jsonl.1")
     own.post("/v1/models/none/load", headers=own.keys.headers("admin"))
     assert len(account(own)) == 1
     (own.folder / "audit.jsonl").unlink()
     (own.folder / "audit.jsonl").mkdir()
-    own.post("/v1/models/none/unload", headers=own.keys.headers("admin"))
-    said = "".join(capsys.readouterr())
+    with capture_logs() as logged:
+        own.post("/v1/models/none/unload", headers=own.keys.headers("admin"))
+    said = str(logged)
     assert "the audit log cannot be written" in said
     assert "POST /v1/models/none/unload" in said
 

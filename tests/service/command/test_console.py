@@ -127,10 +127,8 @@ def test_a_bad_line_is_named_without_its_escapes(tmp_path):
 
 
 LOGS = """
-import structlog
-from tapline.service.process.log_lines import configure_logs
+from tapline.service.log_lines import configure_logs, log
 configure_logs()
-log = structlog.get_logger()
 secret = "bytes of traffic"
 try:
     raise ValueError("bad \\x1b]0;owned\\x07")

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sql
 
 from tapline.service.history.database import Database
-from tapline.service.history.errors import HistoryBusyError, HistoryError, SlowQueryError
+from tapline.service.history.history_errors import HistoryBusyError, HistoryError, SlowQueryError
 from tapline.service.history.retention import Retention
 from tapline.service.metrics import Metrics
 from tests.service.history.kept import BUS, flow, history, running, settled, until, verdict

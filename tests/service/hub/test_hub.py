@@ -23,7 +23,7 @@ from tapline.service.inference.repository import ZOO
 from tests.paths import DATA, ROOT
 from tests.service.hub.fake_hub import FakeHub
 
-FLOWS = ZOO / "flow-protocols" / "3"
+FLOWS = ZOO / "flow-protocols" / "4"
 TRACES = ZOO / "iot-devices" / "3"
 SHIPPED = sorted(path.parent for path in ZOO.glob("*/*/checkpoint.json"))
 MAIN = [sys.executable, "-c", "from tapline.service.command.cli import main; main()"]
@@ -67,7 +67,7 @@ def test_what_is_pushed_to_a_hub_is_pulled_from_it(hub, tapline, tmp_path):
     assert hub.repositories["org/flows"].keys() == contents(FLOWS).keys()
     assert hub.tokens == {"Bearer hf_secret"}
     status, said = tapline("models", "pull", "hf:org/flows", "--to", tmp_path / "models")
-    pulled = tmp_path / "models" / "flow-protocols" / "3"
+    pulled = tmp_path / "models" / "flow-protocols" / "4"
     assert (status, said.strip()) == (0, f"pulled hf:org/flows, commit {commit}, into {pulled}")
     assert contents(pulled) == contents(FLOWS)
     origin = json.loads((pulled / "origin.json").read_text())
@@ -123,9 +123,9 @@ FAULTS = {
     "a deep manifest": (swapped("checkpoint.json", b'{"name":' + b"[" * 10**6), NONE),
     "an endless manifest": (endless("checkpoint.json"), "has more than 4194304 bytes"),
     "an endless card": (endless("README.md"), "README.md has more than 1048576 bytes"),
-    "endless weights": (endless("model.safetensors"), "more bytes where the manifest says 2018912"),
-    "other weights": (swapped("model.safetensors", bytes(2018912)), "its SHA-256 is not the one in the manifest"),
-    "cut weights": (swapped("model.onnx", b"ab"), "only 2 bytes where the manifest says 2023619"),
+    "endless weights": (endless("model.safetensors"), "more bytes where the manifest says 1615080"),
+    "other weights": (swapped("model.safetensors", bytes(1615080)), "its SHA-256 is not the one in the manifest"),
+    "cut weights": (swapped("model.onnx", b"ab"), "only 2 bytes where the manifest says 1619202"),
     "a connection that breaks": (lambda files, hub: hub.cut.update({"model.onnx": 5}), "model.onnx"),
     "a way out": (naming("../../evil"), "'../../evil', which is no file of a checkpoint"),
     "a pickle": (naming("pytorch_model.bin"), "which is no file of a checkpoint"),
@@ -238,7 +238,7 @@ def test_a_card_without_a_header_gets_one_when_it_is_pushed(tmp_path):
     push(bare, str(tmp_path / "b"))
     card = ModelCard.load(tmp_path / "b" / "README.md")
     assert card.data.license is None
-    assert card.text.strip() == "# flow-protocols 3"
+    assert card.text.strip() == "# flow-protocols 4"
     assert not (bare / "README.md").exists()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-import structlog
 
 from tapline.service.live.kept_numbers import FILE_NAME, KeptNumbers
 from tapline.service.process.data_directory import DataDirectoryError
@@ -11,6 +10,7 @@ from tapline.service.runtime import Service
 from tapline.service.settings import Settings
 from tests.batches import flows_event
 from tests.conftest import make_flows
+from tests.logged import capture_logs
 from tests.service.sources.bus.sensors import WebSocketSensor
 
 NUMBERS = {"ws://a:1": {"tap": {"tapline/flows/0": 7, "tapline/flows/1": 9}}}
@@ -28,14 +28,14 @@ def test_what_is_saved_is_loaded(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"ws://a:1": {"tap": {"tapline/flows/0": "7"}}}'])
 def test_a_file_that_is_none_costs_the_account_alone(tmp_path, text):
     (tmp_path / FILE_NAME).write_text(text)
-    with structlog.testing.capture_logs() as said:
+    with capture_logs() as said:
         assert KeptNumbers(tmp_path / FILE_NAME).load() == {}
     assert [line["event"] for line in said] == ["numbers of sensors cannot be read"]
 
 
 def test_a_full_disk_is_told_once(tmp_path):
     numbers = KeptNumbers(tmp_path / "none" / FILE_NAME)
-    with structlog.testing.capture_logs() as said:
+    with capture_logs() as said:
         numbers.save(NUMBERS)
         numbers.save(NUMBERS)
         (tmp_path / "none").mkdir()

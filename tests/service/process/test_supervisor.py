@@ -177,7 +177,7 @@ def break_live_path(running, error):
 
 
 def break_engine(running, error):
-    queue = running.service.batcher._queue
+    queue = running.service.batcher._queue._queue
     queue.take = Once(queue.take, error)
 
 

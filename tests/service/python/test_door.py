@@ -76,12 +76,13 @@ def test_the_version_is_that_of_the_distribution():
 
 def test_logs_go_to_standard_error_of_the_moment_unless_the_caller_says_otherwise():
     code = (
-        "import contextlib, io, structlog, sys, tapline{}; tapline.load('flow-protocols')\n"
-        "with contextlib.redirect_stderr(io.StringIO()) as said:\n    structlog.get_logger().error('oops')\n"
+        "import contextlib, io, logging, sys, tapline{}; tapline.load('flow-protocols')\n"
+        "from tapline.service.log_lines import log\n"
+        "with contextlib.redirect_stderr(io.StringIO()) as said:\n    log.error('oops')\n"
         "print(said.getvalue().count('oops'))"
     )
     assert run(code.format("")) == ["1"]
-    own = "; structlog.configure(logger_factory=structlog.ReturnLoggerFactory())"
+    own = "; logging.getLogger('tapline').addHandler(logging.NullHandler())"
     assert run(code.format(own)) == ["0"]
 
 

@@ -5,10 +5,10 @@ import re
 import shutil
 
 import pytest
-import structlog
 
 from tests.batches import flows_event
 from tests.documentation.pages import blocks
+from tests.logged import reset_logs
 from tests.paths import DATA, ROOT
 from tests.service.sources.bus.sensors import WebSocketSensor
 from tests.service.sources.bus.test_events import FLOW
@@ -34,7 +34,7 @@ async def watch(namespace, capsys):
 
 @pytest.mark.whole
 def test_every_block_runs(tmp_path, monkeypatch, capsys):
-    structlog.reset_defaults()  # another test may have said how logs are written
+    reset_logs()  # another test may have said how logs are written
     monkeypatch.chdir(tmp_path)
     (tmp_path / "captures").mkdir()
     for place in ("capture.pcap", "captures/other.pcap"):

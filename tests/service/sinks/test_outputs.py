@@ -14,6 +14,7 @@ from tapline.service.live.observer import Observer
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.output_url import OutputError
 from tapline.service.sinks.outputs import Outputs
+from tests.logged import capture_logs
 from tests.paths import DATA
 from tests.service.api.served import Server
 from tests.service.sinks.records import ALERT, FLOW, TRACE, VERDICT, outputs_of, until
@@ -60,12 +61,13 @@ def test_outputs_are_an_observer(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_spool_that_no_output_has_any_more_is_told(tmp_path, capsys):
+async def test_a_spool_that_no_output_has_any_more_is_told(tmp_path):
     async with outputs_of(tmp_path, "syslog+tcp://127.0.0.1:9") as outputs:
         outputs.alert(ALERT)
         await until(lambda: outputs.deliveries[0].spooled == 1)
-    Outputs([], tmp_path, Metrics())
-    assert "not set any more" in "".join(capsys.readouterr())  # where logs go, another test may have settled
+    with capture_logs() as said:
+        Outputs([], tmp_path, Metrics())
+    assert ["not set any more" in str(line) for line in said] == [True]
 
 
 async def test_a_process_that_is_killed_leaves_its_spool_to_the_next(serve, tmp_path):

@@ -13,6 +13,7 @@ from tapline.service.sinks.delivery import Delivery
 from tapline.service.sinks.output_url import EveOutput, OutputError, parse_output
 from tapline.service.sinks.outputs import Outputs, make_sender
 from tapline.service.sinks.sender import AwayError
+from tests.logged import capture_logs
 from tests.service.sinks.hook import Hook
 from tests.service.sinks.records import ToldSender, numbers, outputs_of, pending, sending, until
 
@@ -32,10 +33,18 @@ def free_port():
         return listener.getsockname()[1]
 
 
-async def test_what_goes_away_while_nothing_comes_is_told_once_and_so_is_its_return(capsys):
+async def test_what_goes_away_while_nothing_comes_is_told_once_and_so_is_its_return():
     sender, metrics = ToldSender(), Metrics()
     delivery = delivery_to(sender, metrics)
     up = metrics.output_up.labels("x")._value
+    with capture_logs() as said:
+        await _goes_and_comes_back(sender, delivery, up)
+    events = [line["event"] for line in said]
+    assert events.count("an output cannot be written") == events.count("an output is back") == 1
+    assert sender.batches == []
+
+
+async def _goes_and_comes_back(sender, delivery, up):
     async with sending(delivery):
         await until(lambda: sender.probes > 2)
         assert (delivery.problem, up.get()) == (None, 1)
@@ -45,9 +54,6 @@ async def test_what_goes_away_while_nothing_comes_is_told_once_and_so_is_its_ret
         await until(lambda: sender.probes > seen + 5)
         sender.away = None
         await until(lambda: delivery.problem is None and up.get() == 1)
-    said = capsys.readouterr().out
-    assert said.count("an output cannot be written") == said.count("an output is back") == 1
-    assert sender.batches == []
 
 
 async def test_a_record_that_comes_while_it_is_looked_arrives():

@@ -5,7 +5,6 @@ import itertools
 import os
 
 import pytest
-import structlog
 
 from tapline.models.checkpoint import EarlyVerdict
 from tapline.models.trace import TraceSettings
@@ -19,6 +18,7 @@ from tapline.service.traces.state_files import Journal
 from tapline.service.traces.trace_verdict import WindowKey
 from tapline.service.traces.window_state import DAMAGED, JOURNAL, SNAPSHOT, StateError, TraceState, adopt_former
 from tapline.service.traces.windows import EarlyRule, TraceWindows, WindowBounds
+from tests.logged import capture_logs
 from tests.service.traces.fakes import NumpyTraceEngine, read_by, trace_checkpoint, trace_flow
 
 BUS = "ws://sensor:27759"
@@ -389,7 +389,7 @@ class TestFormerState:
         else:
             whole = (tmp_path / SNAPSHOT).read_bytes()
             (tmp_path / SNAPSHOT).write_bytes(whole[:20] if fault == "cut" else os.urandom(500))
-        with structlog.testing.capture_logs() as logs:
+        with capture_logs() as logs:
             adopt_former(tmp_path)
         (line,) = logs
         assert line["log_level"] == "warning"

@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from tapline.service.metrics import Metrics
 from tapline.service.sources.bus.events import BusEvent
 from tapline.service.sources.bus.source import BusSource
 from tests.batches import flow_event, flows_event, pack_batch, pack_flow
+from tests.logged import capture_logs
 from tests.service.sources.bus.test_events import FLOW
 
 URL = "ws://192.0.2.1:1"
@@ -33,7 +33,7 @@ class Receiver:
         )
 
     def take(self, events):
-        with structlog.testing.capture_logs():
+        with capture_logs():
             for event in events:
                 args = [int(arg) if isinstance(arg, int) and not isinstance(arg, bool) else arg for arg in event.args]
                 self.source._receive(BusEvent(event.topic, event.name, args))

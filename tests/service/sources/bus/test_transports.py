@@ -6,7 +6,6 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
-import structlog
 from msgspec import structs
 from websockets.asyncio.server import serve
 
@@ -18,6 +17,7 @@ from tapline.service.sources.bus.source import STARTING_SECONDS, BusSource, make
 from tapline.service.sources.bus.transport import Disconnected, TlsFiles, TransportError, pause_seconds, shown_url
 from tests.batches import flows_event
 from tests.conftest import make_flows
+from tests.logged import capture_logs
 from tests.service.sources.bus.sensors import NativeSensor, WebSocketSensor, native_is_importable
 from tests.service.sources.bus.test_events import FLOW, FLOW_ARGS, flow_event
 
@@ -100,7 +100,7 @@ def test_batches_arrive_typed_and_in_order(sensor):
             await sensor.publish(flows_event(sent[first : first + 64], first + 1, sensor="tap-1"))
         await until(lambda: len(receiver.flows) == 150)
 
-    with structlog.testing.capture_logs() as said:
+    with capture_logs() as said:
         receiver = play(sensor, body)
     assert receiver.flows == sent
     state = receiver.source.state.sensors["tap-1"]
@@ -129,7 +129,7 @@ def test_a_sensor_of_the_format_before_is_told_to_be_updated(sensor):
         await sensor.publish(flow_event())
         await until(lambda: receiver.flows)
 
-    with structlog.testing.capture_logs() as said:
+    with capture_logs() as said:
         receiver = play(sensor, body)
     assert receiver.source.state.sensors["tap-1"].format == 1
     [line] = [line for line in said if line["event"] == "sensor sends flows"]
@@ -462,7 +462,7 @@ def test_unacknowledged_batches_are_sent_again_after_a_reconnection():
 
 def test_a_sensor_that_still_starts_is_no_warning():
     source = Receiver("ws://127.0.0.1:9").source
-    with structlog.testing.capture_logs() as said:
+    with capture_logs() as said:
         source._receive(Disconnected("connection refused"))
         source.state.away_since -= STARTING_SECONDS
         source._receive(Disconnected("connection refused"))
