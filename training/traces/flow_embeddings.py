@@ -23,7 +23,9 @@ from tapline.training.traces.features import TraceFeatures, gather_features
 from tapline.training.traces.packet_encoder import FlowLearner, flow_features
 from tapline.training.traces.trace_config import TraceTrainingConfig
 
-CHECKPOINT = PACKAGE / "models" / "zoo" / "flow-protocols" / "3"
+CHECKPOINT = max((PACKAGE / "models" / "zoo" / "flow-protocols").glob("[0-9]*"), key=lambda version: int(version.name))
+"""The newest that ships."""
+
 BATCH_FLOWS = 64
 
 

@@ -224,7 +224,7 @@ def test_too_many_captures_at_a_time(client):
 
 
 def test_a_full_queue_is_429_with_retry_after(client, monkeypatch):
-    monkeypatch.setattr(client.app.state.service.batcher, "max_queue_size", 3)
+    monkeypatch.setattr(client.app.state.service.batcher._queue, "max_queue_size", 3)
     response = client.post("/v1/classify/flows", json={"flows": features()[:8]})
     assert "the limit is 3" in message(response, 429)
     assert response.headers["retry-after"] == "2"

@@ -1,6 +1,7 @@
 """`tapline bulk` on a Ray of its own and on a cluster of two nodes: a worker that is killed, a run that is interrupted
 and goes on, captures that are bad."""
 
+import contextlib
 import json
 import os
 import signal
@@ -49,6 +50,13 @@ def in_the_middle(process, out, name):
     pytest.fail(f"no worker began {name}: {process.communicate()[1]}")
 
 
+def listened_on(process):
+    """The addresses that a process listens on, none of one that has ended meanwhile."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return {each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+    return set()
+
+
 def test_a_killed_worker_costs_no_row_and_doubles_none(archive, expected, cluster, tmp_path):
     with bulk(archive, "--out", tmp_path, "--ray-address", cluster) as process:
         worker, *_ = in_the_middle(process, tmp_path, "large.pcap")
@@ -73,9 +81,7 @@ def test_an_interrupted_run_goes_on(archive, expected, tmp_path):
     with bulk(*good, "--out", f"file://{tmp_path}") as process:
         in_the_middle(process, tmp_path, "large.pcap")
         family = psutil.Process(process.pid).children(recursive=True)
-        listening = {
-            each.laddr.ip for one in family for each in one.net_connections("inet") if each.status == psutil.CONN_LISTEN
-        }
+        listening = {address for one in family for address in listened_on(one)}
         interrupt(process)
         status, said = ended(process)
     assert status == 130
