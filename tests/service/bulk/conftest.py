@@ -19,7 +19,7 @@ def archive(tmp_path_factory):
     (folder / "bad.pcap").write_bytes(b"none at all")
     made = folder / "large.pcap"
     command = [sys.executable, ROOT / "benchmarks" / "make_capture.py", DATA / "captures", "--out", made]
-    subprocess.run([*map(str, command), "--megabytes", "12"], check=True, timeout=120, capture_output=True)
+    subprocess.run([*map(str, command), "--megabytes", "30"], check=True, timeout=120, capture_output=True)
     return folder
 
 

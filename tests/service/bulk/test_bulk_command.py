@@ -79,10 +79,14 @@ def test_a_killed_worker_costs_no_row_and_doubles_none(archive, expected, cluste
 def test_an_interrupted_run_goes_on(archive, expected, tmp_path):
     good = [archive / name for name in expected]
     with bulk(*good, "--out", f"file://{tmp_path}") as process:
-        in_the_middle(process, tmp_path, "large.pcap")
+        working = in_the_middle(process, tmp_path, "large.pcap")
+        for worker in working:
+            os.kill(worker, signal.SIGSTOP)  # else it may be done while its family is looked at
         family = psutil.Process(process.pid).children(recursive=True)
         listening = {address for one in family for address in listened_on(one)}
         interrupt(process)
+        for worker in working:
+            os.kill(worker, signal.SIGCONT)
         status, said = ended(process)
     assert status == 130
     assert "interrupted: run it again to go on" in said
