@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import time
@@ -34,6 +35,9 @@ from tapline.models.flow import Flow
 from tapline.service.engines.loading import load_engine
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier, FlowOutcome
+from tapline.service.inference.flow_network import FlowNetwork, Network
+from tapline.service.inference.network_messages import NetworkRecipe
+from tapline.service.inference.network_process import share_of_cores, start_networks
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.service.inference.served import warm_up
 from tapline.service.live.pipeline import LivePipeline
@@ -50,8 +54,8 @@ SATURATING_FLOWS = 65_536
 DEADLINE_SECONDS: float = Settings.model_fields["live_deadline_seconds"].default
 CONNECT_SECONDS = 10
 
-Load = Callable[[], Classifier]
-"""Gives a classifier that is warm: a batcher that stops closes its own."""
+Load = Callable[[], list[Classifier]]
+"""Gives classifiers that are warm: a batcher that stops closes its own."""
 
 
 @dataclass
@@ -87,10 +91,10 @@ class InMemory:
 
 
 class Stage:
-    """The live path between a bus and one engine, by the settings that a service has; `deliver` is told of verdicts."""
+    """The live path between a bus and engines, by the settings that a service has; `deliver` is told of verdicts."""
 
-    def __init__(self, classifier: Classifier, transport: Transport, deliver: Callable[[Flow], None]) -> None:
-        self.batcher = Batcher([classifier], Metrics())
+    def __init__(self, classifiers: list[Classifier], transport: Transport, deliver: Callable[[Flow], None]) -> None:
+        self.batcher = Batcher(classifiers, Metrics())
         self.pipeline = LivePipeline(
             self.batcher,
             Metrics(),
@@ -259,16 +263,24 @@ def main() -> None:
     parser.add_argument("--engine", default="onnx", choices=("onnx", "torch"))
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--cascade", default="on", choices=("on", "off"))
+    parser.add_argument("--engine-processes", type=int, default=0, help="as of `tapline serve`")
     parser.add_argument("--plot", type=Path, help="SVG or PNG to draw")
     options = parser.parse_args()
     logging.getLogger("tapline").setLevel(logging.ERROR)
     flows = real_flows(options.captures)
 
-    def load() -> Classifier:
-        engine = load_engine(options.engine, options.checkpoint, options.threads)
-        classifier = Classifier(engine, cascade=options.cascade == "on")
-        warm_up([classifier])
-        return classifier
+    def load() -> list[Classifier]:
+        if processes := options.engine_processes:
+            recipe = NetworkRecipe(
+                str(options.checkpoint), options.engine, options.threads or share_of_cores(processes)
+            )
+            networks: Sequence[Network] = start_networks(recipe, processes, None, 60)
+        else:
+            networks = [FlowNetwork(load_engine(options.engine, options.checkpoint, options.threads))]
+        classifiers = [Classifier(network, cascade=options.cascade == "on") for network in networks]
+        warm_up(classifiers)
+        gc.freeze()  # as the service does
+        return classifiers
 
     print(f"machine    {describe()}")
     model = options.checkpoint.parent.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,10 @@ from tapline.service.engines.thread import EngineThread
 from tapline.service.gpu import gpu_collector
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.flow_network import FlowNetwork, Network
 from tapline.service.inference.known_models import names_and_labels
+from tapline.service.inference.network_messages import NetworkRecipe
+from tapline.service.inference.network_process import share_of_cores, start_networks
 from tapline.service.inference.repository import ZOO, Repository, UnknownModelError, newest_version, versions_directory
 from tapline.service.inference.served import ServedModels
 from tapline.service.inference.trace_loading import fitting, trace_directories
@@ -203,23 +206,28 @@ class Service:
 
     def _load_engines(self, directory: Path) -> list[Classifier]:
         settings = self.settings
-        engines = load_engines(
-            settings.engine, directory, settings.threads, settings.precision, parse_devices(settings.devices)
-        )
-        checkpoint = engines[0].checkpoint
+        networks = self._networks(directory)
+        checkpoint = networks[0].checkpoint
         traces = self.trace_models.fitting(
             checkpoint, required=checkpoint.name == self.default_model and bool(settings.traces)
         )
-        seconds = settings.engine_timeout_seconds
         return [
-            Classifier(
-                engine,
-                trace_engines=traces,
-                ports=settings.ports == "on",
-                cascade=settings.cascade == "on",
-                thread=EngineThread(f"engine {number} of {checkpoint.name}", seconds),
+            Classifier(network, trace_engines=traces, ports=settings.ports == "on", cascade=settings.cascade == "on")
+            for network in networks
+        ]
+
+    def _networks(self, directory: Path) -> Sequence[Network]:
+        settings = self.settings
+        devices, seconds = parse_devices(settings.devices), settings.engine_timeout_seconds
+        if processes := settings.engine_processes:
+            threads = settings.threads or share_of_cores(processes)
+            recipe = NetworkRecipe(str(directory.absolute()), settings.engine, threads, settings.precision)
+            return start_networks(recipe, processes, devices, seconds)
+        return [
+            FlowNetwork(engine, EngineThread(f"engine {number} of {engine.checkpoint.name}", seconds))
+            for number, engine in enumerate(
+                load_engines(settings.engine, directory, settings.threads, settings.precision, devices), 1
             )
-            for number, engine in enumerate(engines, 1)
         ]
 
     async def _try_out(self, directory: Path) -> None:

@@ -186,7 +186,16 @@ class Settings(BaseSettings):
     engine_timeout_seconds: float = Field(
         60, gt=0, le=3600, description="longest time of a batch; an engine that hangs on is given up, and the service"
     )
-    threads: int = Field(0, ge=0, le=1024, description="threads of the engine, 0 for one per core")
+    engine_processes: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that compute flow verdicts beside this one, so that receiving and computing do not take "
+        "turns; 0: this one computes. With several GPUs at least one for each",
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="threads of an engine, 0: one per core, of which processes have a share each"
+    )
     max_batch_size: int = Field(256, ge=1, le=65536, description="most flows in a batch")
     max_batch_tokens: int = Field(65_536, ge=1, le=1 << 26, description="most tokens in a batch; one flow always fits")
     max_queue_delay_ms: float = Field(5.0, ge=0, le=10_000, description="longest wait for a batch to fill")

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from tapline.installation import install_command
 from tapline.service.engines.devices import FIRST_GPU, Device, visible_gpus
 from tapline.service.engines.engine import GPU_PROVIDER, Engine, EngineError, EngineName, Precision
 from tapline.service.engines.providers import computes_on_gpu, count_drivers_gpus, providers
 from tapline.service.engines.trace_engine import TraceEngine
+
+
+class _Provided(Protocol):
+    """Something that computes."""
+
+    @property
+    def provider(self) -> str: ...
+
+
+_Loaded = TypeVar("_Loaded", bound=_Provided)
 
 
 def load_engine(
@@ -55,21 +66,38 @@ def load_engines(
     Raises:
         CheckpointError, EngineError: as there; or a GPU that was chosen cannot be used.
     """
-    asked = [Device(number) for number in range(count_devices(name))] if devices is None else devices
+    asked = asked_devices(name, devices)
     engines = [load_engine(name, directory, threads, precision, device) for device in asked]
-    unused = [device.gpu for device, engine in zip(asked, engines, strict=True) if _is_missed(device, engine)]
-    if unused and devices is not None:
+    return usable(name, asked, engines, chosen=devices is not None)
+
+
+def asked_devices(name: EngineName, devices: Sequence[Device] | None) -> Sequence[Device]:
+    """The `devices` that were chosen, by default each GPU that the engine can use, at least one."""
+    return [Device(number) for number in range(count_devices(name))] if devices is None else devices
+
+
+def usable(
+    name: EngineName, asked: Sequence[Device], loaded: Sequence[_Loaded], *, chosen: bool, least: int = 1
+) -> list[_Loaded]:
+    """What was loaded where it was asked to; the `least` that there must be where nothing was, and no devices were
+    `chosen`.
+
+    Raises:
+        EngineError: a GPU that was chosen cannot be used.
+    """
+    unused = [device.gpu for device, each in zip(asked, loaded, strict=True) if _is_missed(device, each.provider)]
+    if unused and chosen:
         raise EngineError(
             f"the {name} engine cannot use GPU {', '.join(map(str, unused))}: choose others with --devices, "
             "or `tapline doctor` says what is wrong"
         )
-    found = [engine for device, engine in zip(asked, engines, strict=True) if device.gpu not in unused]
-    return found or engines[:1]
+    found = [each for device, each in zip(asked, loaded, strict=True) if device.gpu not in unused]
+    return found or list(loaded[:least])
 
 
-def _is_missed(device: Device, engine: Engine) -> bool:
+def _is_missed(device: Device, provider: str) -> bool:
     """Whether a GPU was meant and something else computes."""
-    return device.gpu is not None and not device.simulated and not computes_on_gpu(engine.provider)
+    return device.gpu is not None and not device.simulated and not computes_on_gpu(provider)
 
 
 def count_devices(name: EngineName) -> int:

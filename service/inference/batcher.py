@@ -97,7 +97,7 @@ class Batcher:
         """Start the lanes; call once, in the event loop that will submit."""
         for number, lane in enumerate(self._lanes, 1):
             name = f"engine {number} of {lane.classifier.checkpoint.name}"
-            steady_seconds = max(STEADY_SECONDS, 2 * lane.classifier.thread.timeout_seconds)
+            steady_seconds = max(STEADY_SECONDS, 2 * lane.classifier.network.timeout_seconds)
             lane.part = self._supervisor.start(name, lane.work, steady_seconds)
 
     async def replace(self, classifiers: Sequence[Classifier]) -> None:

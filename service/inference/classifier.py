@@ -8,28 +8,24 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.context import transport_of
-from tapline.models.encode import Mm4flowFeatures, TokenBatch, encode
+from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from tapline.models.packed_packets import LENGTH_BYTES, head_bytes, pack_heads, pack_lengths
 from tapline.models.trace_context import ContextColumns
-from tapline.models.verdict import Verdict, context_terms, flow_verdicts
-from tapline.service.engines.engine import Engine, EngineError, Scores, Timing
-from tapline.service.engines.thread import EngineStalledError, EngineThread
+from tapline.models.verdict import Verdict
+from tapline.service.engines.engine import Engine, Timing
+from tapline.service.engines.thread import EngineStalledError
 from tapline.service.engines.trace_engine import TraceEngine
-from tapline.service.inference.cascade import Cascade
 from tapline.service.inference.flow_features import FlowFeatures
+from tapline.service.inference.flow_network import FlowNetwork, Network
 from tapline.service.inference.trace_encoders import trace_encoders
 from tapline.service.log_lines import log
 
 DEFAULT_CHECKPOINT = "flow-protocols"
-
-BATCH_TIMEOUT_SECONDS = 600.0
-"""Longest time that an engine may take for a batch where nobody waits for live verdicts."""
 
 _NOTHING = Timing(0.0, 0.0, 0, 0, 0)
 
@@ -52,9 +48,7 @@ class FlowOutcome:
 
 
 class Classifier:
-    """Classifies batches of flows with a checkpoint; one call at a time per instance, whose deadline is its thread's.
-
-    Where the checkpoint has a student it answers the flows that it is sure of, and the network the others: a `cascade`.
+    """Classifies batches of flows with the network of a checkpoint; several threads may ask at a time.
 
     With `trace_engines` flows that count in traces get what those read of them in the same pass: the embedding that the
     flow network computes anyway, or that of a trace checkpoint's own encoder, once for all engines that share it.
@@ -62,49 +56,46 @@ class Classifier:
 
     def __init__(
         self,
-        engine: Engine,
+        network: Network | Engine,
         *,
         trace_engines: Sequence[TraceEngine] = (),
         min_packets: int | None = None,
         with_scores: bool = False,
         ports: bool = True,
         cascade: bool = True,
-        thread: EngineThread | None = None,
     ) -> None:
-        """`ports`: whether verdicts read ports where nothing else is asked for; `cascade`: whether, likewise, a student
-        answers what it is sure of, which it never does where `with_scores` asks for the network's own numbers, or where
-        traces read its embeddings; `thread`: where the engines compute, with a deadline for each batch."""
-        self.checkpoint = engine.checkpoint
+        """`network`: what judges flows, or its engine, of which it is made here. `ports`: whether verdicts read ports
+        where nothing else is asked for; `cascade`: whether, likewise, a student answers what it is sure of, which it
+        never does where `with_scores` asks for the network's own numbers, or where traces read its embeddings."""
+        self.network = network if isinstance(network, Network) else FlowNetwork(network)
+        self.checkpoint = network.checkpoint
         self.min_packets = self.checkpoint.min_packets if min_packets is None else min_packets
         self._timing = threading.local()
         self.ports = ports
-        self._engine = engine
-        self._terms = context_terms(engine.checkpoint)
         self.with_scores = with_scores
         self.asked_cascade = cascade
-        self.thread = thread or EngineThread(f"the engine of {engine.checkpoint.name}", BATCH_TIMEOUT_SECONDS)
         self._read_for(trace_engines)
 
     def with_traces(self, trace_engines: Sequence[TraceEngine]) -> Classifier:
-        """The same on the same engine, for other traces."""
+        """The same with the same network, for other traces."""
         other = copy(self)
         other._read_for(trace_engines)
         return other
 
     def _read_for(self, trace_engines: Sequence[TraceEngine]) -> None:
         self.trace_engines = list(trace_engines)
-        self.encoders = trace_encoders(trace_engines, self.thread.timeout_seconds)
+        self.encoders = trace_encoders(trace_engines, self.network.timeout_seconds)
         self._reads = [self.checkpoint.features, *(each.reads for each in self.encoders if each.reads is not None)]
         self._reads_heads = sum(each.reads_heads for each in self.encoders)
         self._reads_context = any(each.reads_context for each in self.encoders)
         reads_embeddings = any(each.checkpoint.flow_checkpoint is not None for each in trace_engines)
-        student = None if self.with_scores or reads_embeddings else self._engine.student
-        self.cascade = Cascade(student, self.checkpoint, self._terms) if student is not None else None
+        self._may_cascade = not (self.with_scores or reads_embeddings)
 
     def give_up(self) -> None:
         """Wait for no engine any more: what is computed fails now."""
-        for thread in (self.thread, *(encoder.thread for encoder in self.encoders)):
-            thread.close()
+        self.network.close()
+        for encoder in self.encoders:
+            encoder.thread.close()
 
     @property
     def last_timing(self) -> Timing:
@@ -119,12 +110,12 @@ class Classifier:
     @property
     def has_cascade(self) -> bool | None:
         """Whether a student answers flows where nothing else is asked for, None where the checkpoint has none."""
-        return None if self.checkpoint.student is None else self.cascade is not None and self.asked_cascade
+        return None if self.checkpoint.student is None else self._may_cascade and self.asked_cascade
 
     @property
     def provider(self) -> str:
         """What computes, as of `Engine`."""
-        return self._engine.provider
+        return self.network.provider
 
     @property
     def heads(self) -> HeadsKind:
@@ -148,7 +139,7 @@ class Classifier:
         packets = pack_lengths(flow.payload_lengths).packed[: LENGTH_BYTES * lengths]
         heads = pack_heads(flow.heads).packed if reads_heads else b""
         parts = flow.orig_bytes[:content], flow.resp_bytes[:content]
-        context = (transport_of(flow), flow.orig_p, flow.resp_p) if self._terms is not None else ()
+        context = (transport_of(flow), flow.orig_p, flow.resp_p) if self.checkpoint.context is not None else ()
         volume = flow.orig_pkts, flow.resp_pkts, flow.orig_ip_bytes, flow.resp_ip_bytes
         return hash((packets, *parts, heads, context, volume if self._reads_context else ()))
 
@@ -194,108 +185,30 @@ class Classifier:
         the classifier was told.
 
         Raises:
-            EngineError: the engine gave another number of scores than it should.
-            EngineStalledError: it gave none in time.
+            EngineError: the network failed.
+            EngineStalledError: it did not answer in time.
         """
         if not flows:
             return []
-        reads = self.ports if ports is None else ports
-        scores, by_student, timing = self._scores_of(flows, reads, self.asked_cascade if cascade is None else cascade)
+        reads = [self.ports] * len(flows) if ports is None else ports
+        asked = [self.asked_cascade] * len(flows) if cascade is None else cascade
+        asked = asked if self._may_cascade else [False] * len(flows)
+        judged = self.network.judge(flows, reads, asked, with_scores=self.with_scores)
         start = time.perf_counter()
-        found = flow_verdicts(
-            scores.logits, flows, self.checkpoint, self._terms, ports=reads, with_scores=self.with_scores
-        )
         context = ContextColumns(flows)
-        encoded_by = [encoder.encode(flows, scores.embeddings, context) for encoder in self.encoders]
-        self.last_timing = replace(timing, compute_seconds=timing.compute_seconds + time.perf_counter() - start)
-        finite = np.asarray(np.isfinite(scores.embeddings).all(axis=1))
+        encoded_by = [encoder.encode(flows, judged.embeddings, context) for encoder in self.encoders]
+        compute_seconds = judged.timing.compute_seconds + time.perf_counter() - start
+        self.last_timing = replace(judged.timing, compute_seconds=compute_seconds)
         return [
             FlowOutcome(
-                self._verdict(flow, verdict, by_student[row]),
+                verdict if self.is_judged(flow) else None,
                 tuple(each for given in encoded_by for each in given[row]),
-                scores.embeddings[row],
+                judged.embeddings[row],
             )
-            if is_finite and verdict is not None
+            if verdict is not None
             else None
-            for row, (flow, verdict, is_finite) in enumerate(zip(flows, found, finite.tolist(), strict=True))
+            for row, (flow, verdict) in enumerate(zip(flows, judged.verdicts, strict=True))
         ]
-
-    def flow_scores(self, flows: Sequence[Flow], *, ports: bool, cascade: bool) -> Scores:
-        """What student and network say of flows, as for their verdicts; `ports`: whether ports are read, `cascade`:
-        whether the student may answer.
-
-        Raises:
-            EngineError, EngineStalledError: as of `scores`.
-        """
-        return self._scores_of(flows, ports, cascade)[0]
-
-    def _scores_of(
-        self, flows: Sequence[Flow], ports: bool | Sequence[bool], cascade: bool | Sequence[bool]
-    ) -> tuple[Scores, list[bool], Timing]:
-        """What student and network say of flows, each of its own, of which it was the student, and what that cost."""
-        if self.cascade is None or not np.any(cascade):
-            scores, timing = self._computed(flows)
-            return scores, [False] * len(flows), timing
-        start = time.perf_counter()
-        answered = self.cascade.answer(flows, ports, cascade)
-        took = Timing(0.0, time.perf_counter() - start, 0, 0, 0, answered.flows)
-        if answered.flows == len(flows):
-            return answered.scores, [True] * len(flows), took
-        rest = np.flatnonzero(~answered.sure)
-        scores, timing = self._computed([flows[row] for row in rest.tolist()])
-        return answered.with_computed(rest, scores), answered.sure.tolist(), timing.plus(took)
-
-    def _computed(self, flows: Sequence[Flow]) -> tuple[Scores, Timing]:
-        start = time.perf_counter()
-        batch = encode(flows, self.checkpoint.features)
-        encoded = time.perf_counter()
-        scores, seconds = self._run(batch)
-        timing = Timing(
-            encoded - start,
-            seconds,
-            len(batch.ps_tokens) + len(batch.bytes_tokens),
-            scores.padding_tokens,
-            batch.lengths_out_of_vocabulary,
-        )
-        return scores, timing
-
-    def scores(self, batch: TokenBatch) -> Scores:
-        """What the engine computes for a batch, with a row for each of its flows.
-
-        Raises:
-            EngineError: the engine gave another number of scores than it should.
-            EngineStalledError: it gave none in time.
-        """
-        return self._run(batch)[0]
-
-    def _run(self, batch: TokenBatch) -> tuple[Scores, float]:
-        """The scores, and the seconds that the engine took, without those in which it was at another batch."""
-
-        def timed() -> tuple[Scores, float]:
-            start = time.perf_counter()
-            return self._engine.run(batch), time.perf_counter() - start
-
-        scores, seconds = self.thread.call(timed)
-        self._check_shapes(scores, len(batch))
-        return scores, seconds
-
-    def _check_shapes(self, scores: Scores, flows: int) -> None:
-        network = self.checkpoint.network
-        if len(scores.logits) != flows:
-            raise EngineError(f"the engine scored {len(scores.logits)} flows of {flows}")
-        expected = [(flows, network.n_class), (flows, 2 * network.d_model)]
-        found = [scores.logits.shape, scores.embeddings.shape]
-        if found != expected:
-            raise EngineError(f"the engine gave arrays of shapes {found}, expected {expected}")
-
-    def _verdict(self, flow: Flow, verdict: Verdict, by_student: bool) -> Verdict | None:
-        if not self.is_judged(flow):
-            return None
-        if self.checkpoint.student is not None:
-            verdict = msgspec.structs.replace(verdict, by_student=by_student, final=flow.complete)
-        elif not flow.complete:
-            verdict = msgspec.structs.replace(verdict, final=False)
-        return verdict
 
 
 def _tokens(flow: Flow, read: Mm4flowFeatures) -> int:

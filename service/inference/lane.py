@@ -41,11 +41,11 @@ class Lane:
         Raises:
             EngineStalledError: its engine hangs. Who starts the lane again hears of it until the engine answers.
         """
-        engine, queue = self.classifier.thread, self._queue
+        network, queue = self.classifier.network, self._queue
         under_way: deque[asyncio.Task[None]] = deque()
         try:
-            while not (self.retired or engine.is_closed) and (queue.waiting_flows or not queue.stopping):
-                engine.check()
+            while not (self.retired or network.is_closed) and (queue.waiting_flows or not queue.stopping):
+                network.check()
                 if batch := await queue.next_batch(lambda: self.retired):
                     under_way.append(self._start(batch, under_way[-1] if under_way else None))
                 while under_way and (len(under_way) == BATCHES_UNDER_WAY or not queue.waiting_flows):
@@ -87,7 +87,7 @@ class Lane:
             )
         except EngineStalledError:
             self._metrics.failures.labels("BACKEND").inc(len(batch))
-            if classifier.thread.is_closed:
+            if classifier.network.is_closed:
                 return
             self._tell_failing(True)
             raise

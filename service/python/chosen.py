@@ -13,7 +13,9 @@ from tapline.models.checkpoint import CheckpointError, read_trace_checkpoint
 from tapline.models.checkpoint_files import refuse_remote
 from tapline.service.engines.engine import EngineName
 from tapline.service.engines.loading import load_engine
+from tapline.service.engines.thread import EngineThread
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.flow_network import BATCH_TIMEOUT_SECONDS, FlowNetwork
 from tapline.service.inference.repository import Repository, UnknownModelError, newest_version
 from tapline.service.inference.trace_loading import NO_TRACES, fitting, load_beside, trace_directories
 from tapline.service.inference.trial import try_out
@@ -107,10 +109,12 @@ def open_classifier(
     required: bool,
     warn: Callable[[str], None],
     threads: int = 0,
+    timeout_seconds: float = BATCH_TIMEOUT_SECONDS,
     **options: Any,
 ) -> Classifier:
     """What classifies with a flow model, and with the trace models that fit it. `required` and `warn` as of `fitting`,
-    `options` of the classifier. Checkpoints that do not ship are tried out first.
+    `timeout_seconds` of the flow model for a batch, `options` of the classifier. Checkpoints that do not ship are tried
+    out first.
 
     Raises:
         CheckpointError, EngineError: a model is none, or cannot be run.
@@ -125,7 +129,8 @@ def open_classifier(
     if twice := [name for name, count in names.items() if count > 1]:
         raise CheckpointError(f"two trace models are called {twice[0]}: give one of them")
     fit = fitting(trace_engines, flow_engine.checkpoint, required=required, warn=warn)
-    return Classifier(flow_engine, trace_engines=fit, **options)
+    thread = EngineThread(f"the engine of {flow_engine.checkpoint.name}", timeout_seconds)
+    return Classifier(FlowNetwork(flow_engine, thread), trace_engines=fit, **options)
 
 
 def chosen_workers(

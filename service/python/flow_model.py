@@ -17,6 +17,7 @@ from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict, context_terms, flow_probabilities
 from tapline.service.engines.engine import AttentiveEngine, Engine, EngineError
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.flow_network import FlowNetwork
 from tapline.service.python.arguments import check_truth, flows_of
 from tapline.service.python.loaded_model import LoadedModel
 from tapline.service.python.offline import Result
@@ -52,7 +53,8 @@ class FlowModel(LoadedModel[Checkpoint]):
     def __init__(self, engine: Engine, directory: Path, threads: int) -> None:
         self.engine = engine
         super().__init__(engine.checkpoint, directory, threads)
-        self._classifier = Classifier(engine)
+        self._network = FlowNetwork(engine)
+        self._classifier = Classifier(self._network)
         self._terms = context_terms(engine.checkpoint)
 
     @property
@@ -102,7 +104,7 @@ class FlowModel(LoadedModel[Checkpoint]):
             part = np.full((len(batch), len(self.checkpoint.labels)), np.nan)
             if rows:
                 asked = [batch[row] for row in rows]
-                logits = self._classifier.flow_scores(asked, ports=ports, cascade=cascade).logits
+                logits = self._network.flow_scores(asked, ports=ports, cascade=cascade).logits
                 finite = np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist()
                 kept = [asked[place] for place in finite]
                 shares = flow_probabilities(logits[finite], kept, self.checkpoint, self._terms, ports=ports)
@@ -124,7 +126,7 @@ class FlowModel(LoadedModel[Checkpoint]):
             part = np.full((len(batch), self.embedding_size), np.nan, np.float32)
             if rows:
                 tokens = encode([batch[row] for row in rows], self.checkpoint.features)
-                part[rows] = self._classifier.scores(tokens).embeddings
+                part[rows] = self._network.scores(tokens).embeddings
             parts.append(part)
         return np.concatenate(parts)
 
@@ -143,7 +145,7 @@ class FlowModel(LoadedModel[Checkpoint]):
             parts: list[FlowAttention | None] = [None] * len(batch)
             if rows:
                 tokens = encode([batch[row] for row in rows], self.checkpoint.features)
-                given = self._classifier.thread.call(partial(engine.attention, tokens))
+                given = self._network.thread.call(partial(engine.attention, tokens))
                 for place, (row, shares) in enumerate(zip(rows, given, strict=True)):
                     parts[row] = _attention(tokens, place, shares)
             found += parts

@@ -14,7 +14,6 @@ from types import TracebackType
 from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict
 from tapline.service.engines.engine import EngineError
-from tapline.service.engines.thread import EngineThread
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.live.observer import Observer
@@ -201,7 +200,7 @@ class Stream:
             threads=self._threads,
             ports=self._ports,
             cascade=self._cascade,
-            thread=EngineThread("the engine of the stream", ENGINE_SECONDS),
+            timeout_seconds=ENGINE_SECONDS,
         )
 
     async def _watch(self, supervisor: Supervisor) -> None:

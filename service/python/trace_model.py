@@ -16,7 +16,7 @@ from tapline.models.trace_context import ContextColumns
 from tapline.models.verdict import probabilities
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.trace_engine import TraceEngine
-from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
+from tapline.service.inference.flow_network import BATCH_TIMEOUT_SECONDS
 from tapline.service.inference.trace_encoders import trace_encoders
 from tapline.service.inference.trace_loading import misfit
 from tapline.service.python.arguments import flows_of, traces_of

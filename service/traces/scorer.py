@@ -15,8 +15,8 @@ from tapline.service.community_id import community_id
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.engines.trace_engine import TraceEngine, TraceInput, TraceScores, warm_up
-from tapline.service.inference.classifier import BATCH_TIMEOUT_SECONDS
 from tapline.service.inference.flow_features import split
+from tapline.service.inference.flow_network import BATCH_TIMEOUT_SECONDS
 from tapline.service.log_lines import log
 from tapline.service.traces.trace_verdict import TOP_FLOWS, ScoreJob, TopFlow, TraceFlow, TraceVerdict
 

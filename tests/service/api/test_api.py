@@ -322,7 +322,7 @@ def test_models_are_loaded_named_swapped_and_unloaded(repository):
 def test_a_request_that_waits_too_long_is_answered_and_not_computed(checkpoint_dir, engine, monkeypatch):
     service = Service(Settings(checkpoint=checkpoint_dir, request_timeout_seconds=0.2))
     with api_client(service) as client:
-        monkeypatch.setattr(service.classifier, "_engine", engine)
+        monkeypatch.setattr(service.classifier.network, "engine", engine)
         engine.gate.clear()
         body = {"flows": features()[:2]}
         first, second = (client.post("/v1/classify/flows", json=body) for _ in range(2))

@@ -77,7 +77,7 @@ def settings(**given):
 @pytest.fixture
 def held(client):
     """Holds every batch until it is set; `entered` says that one is held."""
-    gate, engine = threading.Event(), client.service.classifier._engine
+    gate, engine = threading.Event(), client.service.classifier.network.engine
     gate.entered = threading.Event()
     run = engine.run
 
@@ -368,7 +368,7 @@ def test_a_model_that_is_unloaded_meanwhile_is_said(tmp_path):
     )
     with api_client(service) as http:
         client = Client(http, service)
-        gate, engine = threading.Event(), service.models.batcher("other").classifier._engine
+        gate, engine = threading.Event(), service.models.batcher("other").classifier.network.engine
         run = engine.run
         entered = threading.Event()
         engine.run = lambda batch: (entered.set(), gate.wait(60), run(batch))[-1]

@@ -12,6 +12,7 @@ from tapline.service.engines.engine import EngineError, Scores
 from tapline.service.engines.thread import EngineStalledError, EngineThread, hanging_engine
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.flow_network import FlowNetwork
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
 from tests.conftest import make_flows
@@ -87,7 +88,7 @@ def hung(engine, body, **options):
     async def main():
         metrics = Metrics()
         supervisor = Supervisor(metrics, deaths_in_a_row=4, first_pause_seconds=0.001)
-        classifier = Classifier(engine, thread=EngineThread("engine 1", 0.05))
+        classifier = Classifier(FlowNetwork(engine, EngineThread("engine 1", 0.05)))
         batcher = Batcher([classifier], metrics, supervisor=supervisor, max_queue_delay_ms=0, **options)
         batcher.start()
         try:
@@ -126,7 +127,7 @@ def test_an_engine_that_answers_again_serves_again(engine):
         engine.gate.clear()
         lost = await batcher.submit(make_flows(2))
         engine.gate.set()
-        batcher.classifier.thread.timeout_seconds = 60
+        batcher.classifier.network.thread.timeout_seconds = 60
         found = [None]
         while found == [None]:
             found = await batcher.submit(make_flows(1))
@@ -151,7 +152,7 @@ def test_flows_whose_numbers_are_not_finite_fail_alone(engine, part, value):
     engine.run = broken
 
     async def body(batcher, supervisor):
-        batcher.classifier.thread.timeout_seconds = 60
+        batcher.classifier.network.thread.timeout_seconds = 60
         found = await batcher.submit(make_flows(3))
         return found, failures(batcher), batcher.failing
 
@@ -228,7 +229,7 @@ def command(answers, *arguments):
 def test_a_command_whose_engine_hangs_ends_with_a_sentence():
     script = HUNG.replace(
         "cli.main()",
-        "from tapline.service.inference import classifier\nclassifier.BATCH_TIMEOUT_SECONDS = 0.2\ncli.main()",
+        "from tapline.service.inference import flow_network\nflow_network.BATCH_TIMEOUT_SECONDS = 0.2\ncli.main()",
     )
     arguments = [
         sys.executable,

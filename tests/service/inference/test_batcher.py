@@ -98,7 +98,7 @@ def test_a_batch_is_encoded_while_the_engine_is_at_the_one_before(engine, monkey
         encoded.append(len(flows))
         return encode(flows, features)
 
-    monkeypatch.setattr("tapline.service.inference.classifier.encode", noted)
+    monkeypatch.setattr("tapline.service.inference.flow_network.encode", noted)
 
     async def body(batcher):
         engine.gate.clear()

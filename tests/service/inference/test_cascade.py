@@ -82,18 +82,18 @@ def test_switched_off_nothing_is_changed(engine, without_student, flows):
 
 def test_who_answers_a_flow_depends_on_it_alone(engine, flows):
     cascade = Classifier(engine)
-    assert cascade.cascade is not None
-    together = cascade.cascade.answer(flows, True)
+    assert cascade.network.cascade is not None
+    together = cascade.network.cascade.answer(flows, True)
     assert 0 < together.flows < len(flows)
     for size in (1, 7, 64):
-        parts = [cascade.cascade.answer(flows[at : at + size], True) for at in range(0, len(flows), size)]
+        parts = [cascade.network.cascade.answer(flows[at : at + size], True) for at in range(0, len(flows), size)]
         assert np.concatenate([part.sure for part in parts]).tolist() == together.sure.tolist()
         assert (np.concatenate([part.scores.logits for part in parts]) == together.scores.logits).all()
 
 
 def test_what_the_student_answers_is_the_same_to_the_bit_in_any_batch(engine, flows):
     cascade = Classifier(engine)
-    sure = cascade.cascade.answer(flows, True).sure
+    sure = cascade.network.cascade.answer(flows, True).sure
     kept = [flow for flow, is_sure in zip(flows, sure.tolist(), strict=True) if is_sure][:60]
     alone = [verdicts(cascade, [flow])[0] for flow in kept]
     mixed = dict(zip(map(id, flows), verdicts(cascade, flows), strict=True))
@@ -102,7 +102,7 @@ def test_what_the_student_answers_is_the_same_to_the_bit_in_any_batch(engine, fl
 
 def test_the_network_alone_says_unknown(engine, flows):
     cascade = Classifier(engine)
-    sure = cascade.cascade.answer(flows, True).sure
+    sure = cascade.network.cascade.answer(flows, True).sure
     unknown = [verdict.unknown for verdict in verdicts(cascade, flows)]
     assert any(unknown)
     assert not any(one and other for one, other in zip(unknown, sure.tolist(), strict=True))
@@ -122,7 +122,7 @@ def test_ports_are_read_of_each_flow_as_asked(engine, flows):
 def test_the_student_answers_each_flow_as_asked(engine, flows, default):
     classifier, part = Classifier(engine, cascade=default), flows[:50]
     both = verdicts(classifier, [*part, *part], cascade=[True] * 50 + [False] * 50)
-    sure = classifier.cascade.answer(part, True).sure.tolist()
+    sure = classifier.network.cascade.answer(part, True).sure.tolist()
     assert [verdict.by_student for verdict in both] == sure + [False] * 50
     assert any(sure)
     on, off = verdicts(Classifier(engine), part), verdicts(Classifier(engine, cascade=False), part)
@@ -132,7 +132,10 @@ def test_the_student_answers_each_flow_as_asked(engine, flows, default):
 
 def test_torch_has_the_same_student(engine, flows):
     onnx, torch = Classifier(engine), Classifier(load_engine("torch", shipped_checkpoint("flow-protocols"), 1))
-    assert (onnx.cascade.answer(flows, True).scores.logits == torch.cascade.answer(flows, True).scores.logits).all()
+    assert (
+        onnx.network.cascade.answer(flows, True).scores.logits
+        == torch.network.cascade.answer(flows, True).scores.logits
+    ).all()
     assert said(verdicts(onnx, flows[:100])) == said(verdicts(torch, flows[:100]))
 
 
@@ -177,7 +180,7 @@ def test_answered_flows_are_counted(engine, flows):
 
     assert None not in asyncio.run(through_batcher())
     counted = metrics.student_flows._value.get()
-    assert counted == classifier.cascade.answer(flows[:100], True).flows > 0
+    assert counted == classifier.network.cascade.answer(flows[:100], True).flows > 0
 
 
 def test_a_failing_network_costs_nothing_that_the_student_answers(engine, flows):
@@ -192,7 +195,7 @@ def test_a_failing_network_costs_nothing_that_the_student_answers(engine, flows)
 
     classifier = Classifier(Failing())
     part = flows[::3]
-    sure = classifier.cascade.answer(part, True).sure.tolist()
+    sure = classifier.network.cascade.answer(part, True).sure.tolist()
     found = classifier.classify_each(part)
     assert [outcome is not None for outcome in found] == sure
     assert any(sure)
@@ -214,7 +217,7 @@ def test_random_flows_too(tmp_path):
     engine = load_engine("onnx", make_checkpoint(tmp_path / "1", student=SURE), 1)
     cascade, flows = Classifier(engine), make_flows(200)
     found = verdicts(cascade, flows)
-    sure = cascade.cascade.answer(flows, True).sure
+    sure = cascade.network.cascade.answer(flows, True).sure
     off = verdicts(Classifier(engine, cascade=False), flows)
     assert [verdict for verdict, by_student in zip(found, sure.tolist(), strict=True) if by_student]
     assert [label for label, by_student in zip(said(found), sure.tolist(), strict=True) if not by_student] == [

@@ -305,7 +305,7 @@ def test_a_client_that_goes_away_while_it_loads_a_flow_model_costs_nobody_a_verd
     async def main():
         service = Service(settings_of(repository))
         async with asyncio.timeout(60), service.running():
-            service.classifier._engine = engine
+            service.classifier.network.engine = engine
             engine.gate.clear()
             waiting = service.batcher.submit(make_flows(3))
             old = service.classifier

@@ -14,6 +14,7 @@ from tapline.service.engines.loading import load_trace_engine
 from tapline.service.engines.thread import EngineThread
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.flow_features import pack, size_bytes, split
+from tapline.service.inference.flow_network import FlowNetwork
 from tapline.service.inference.trace_encoders import trace_encoders
 from tests.conftest import make_flows, make_trace_checkpoint
 from tests.service.traces.fakes import NumpyTraceEngine, trace_checkpoint, trace_flow
@@ -116,7 +117,7 @@ def test_an_encoder_that_hangs_costs_its_model_the_flows_and_is_asked_once(engin
     bad, good, gate = named("bad"), named("good"), threading.Event()
     asked = []
     bad.embed = lambda flows: asked.append(len(flows)) or gate.wait(60)
-    classifier = Classifier(engine, trace_engines=[bad, good], thread=EngineThread("engine", 60))
+    classifier = Classifier(FlowNetwork(engine, EngineThread("engine", 60)), trace_engines=[bad, good])
     classifier.encoders[0].thread.timeout_seconds = 0.05
     for _ in range(2):
         for outcome in classifier.classify(with_heads(make_flows(3))):

@@ -8,6 +8,7 @@ import pytest
 from tapline.service.engines.thread import EngineStalledError, EngineThread
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
+from tapline.service.inference.flow_network import FlowNetwork
 from tapline.service.inference.lane import BATCHES_UNDER_WAY
 from tapline.service.inference.waiting import VerdictError
 from tapline.service.metrics import Metrics
@@ -46,7 +47,7 @@ def run(classifier, body, stop_seconds=5.0, **options):
             async with asyncio.timeout(20):
                 return await body(batcher)
         finally:
-            classifier._engine.gate.set()
+            classifier.network.engine.gate.set()
             async with asyncio.timeout(20):
                 await batcher.stop(stop_seconds)
 
@@ -133,7 +134,7 @@ def test_stopping_answers_both_and_who_is_queued_and_who_waits_for_room(engine):
 
 
 def test_an_engine_that_hangs_on_the_first_answers_both_in_time(engine):
-    classifier = Noted(engine, thread=EngineThread("the engine", 0.2))
+    classifier = Noted(FlowNetwork(engine, EngineThread("the engine", 0.2)))
 
     async def body(batcher):
         engine.gate.clear()
@@ -141,7 +142,7 @@ def test_an_engine_that_hangs_on_the_first_answers_both_in_time(engine):
         found = await asyncio.gather(*groups)
         failing = batcher.failing
         with pytest.raises(EngineStalledError):
-            classifier.thread.check()
+            classifier.network.check()
         return found, failing
 
     assert run(classifier, body, stop_seconds=0.1) == ([[None] * BATCH] * 2, True)
