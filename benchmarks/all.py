@@ -82,6 +82,9 @@ def measurements(options: argparse.Namespace, small: Path) -> list[Measurement]:
     found = [
         Measurement("rivals", "rivals", [big, *nfstream, "--runs", "1" if quick else "3"], 270),
         Measurement("load", "load", load_arguments(few if quick else [set_of_captures], quick=quick), 150),
+        Measurement("load-process", "load", [
+            *(few if quick else [set_of_captures]), "--seconds", "1" if quick else "10", "--engine-processes", "1",
+        ], 150),
         Measurement("consumer", "consumer", ["--flows", *(("2000", "--rounds", "1") if quick else ("30000",))], 60),
         Measurement("sensor", "sensor", ["seconds", big, "--ways", ways, *repeats, *plugin], 170, ("zeek",)),
         Measurement("sensor-instructions", "sensor", ["instructions", str(small), "--ways", ways, *plugin], 240,

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier, FlowOutcome
 from tapline.service.inference.flow_network import FlowNetwork, Network
 from tapline.service.inference.network_messages import NetworkRecipe
-from tapline.service.inference.network_process import share_of_cores, start_networks
+from tapline.service.inference.network_process import NetworkProcess, share_of_cores, start_networks
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.service.inference.served import warm_up
 from tapline.service.live.pipeline import LivePipeline
@@ -122,6 +123,16 @@ class Stage:
         await self.batcher.stop(30)
 
 
+def cpu_seconds(stage: Stage) -> float:
+    """What this process and those of its engines took so far."""
+    took = time.process_time()
+    for classifier in stage.batcher.classifiers:
+        if isinstance(classifier.network, NetworkProcess):
+            fields = Path(f"/proc/{classifier.network.pid}/stat").read_text().rpartition(")")[2].split()
+            took += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return took
+
+
 async def saturated_rate(load: Load, flows: list[Flow], seconds: float) -> tuple[float, float]:
     """Flows a second, and a second of CPU, that get a verdict while the queue never runs empty."""
     delivered = 0
@@ -133,12 +144,12 @@ async def saturated_rate(load: Load, flows: list[Flow], seconds: float) -> tuple
     coming = cycle(Events(flows).texts(SATURATING_FLOWS))
     transport = InMemory()
     async with Stage(load(), transport, count) as stage:
-        started, cpu = time.perf_counter(), time.process_time()
+        started, cpu = time.perf_counter(), cpu_seconds(stage)
         while time.perf_counter() - started < seconds:
             while stage.pipeline.waiting_flows < 4 * stage.batcher.max_batch_size:
                 transport.give(next(coming))
             await asyncio.sleep(TICK_SECONDS)
-        return delivered / (time.perf_counter() - started), delivered / (time.process_time() - cpu)
+        return delivered / (time.perf_counter() - started), delivered / (cpu_seconds(stage) - cpu)
 
 
 async def at_rate(load: Load, sending: Sender, rate: float, seconds: float) -> Outcome:
@@ -165,11 +176,11 @@ async def at_rate(load: Load, sending: Sender, rate: float, seconds: float) -> O
             while not stage.source.state.connected:
                 await asyncio.sleep(TICK_SECONDS)
         await asyncio.to_thread(sending.prepare, offered)
-        began, cpu = time.perf_counter() + 0.1, time.process_time()
+        began, cpu = time.perf_counter() + 0.1, cpu_seconds(stage)
         sending.send((due + began).tolist())
         while (sent := sending.sent()) is None:
             await asyncio.sleep(0.02)
-        took, used = time.perf_counter() - began, time.process_time() - cpu
+        took, used = time.perf_counter() - began, cpu_seconds(stage) - cpu
         in_time = sum(latency <= DEADLINE_SECONDS for latency in latencies)
         counts = stage.pipeline.counts
         async with asyncio.timeout(120):
@@ -231,11 +242,13 @@ async def measure(
         return rate, {share: await at_rate(load, sending, share * rate, seconds) for share in shares}
 
 
-def tell(outcomes: dict[float, Outcome], saturated: float, what: str) -> None:
+def tell(outcomes: dict[float, Outcome], saturated: float, what: str, processes: int) -> None:
     """A row for the saturated rate, and for each share of it."""
+    path = f"live path, {processes} process of engines" if processes else "live path"
+    what += f", {processes} process of engines" if processes else ""
     report(f"live path saturated, {what}", f"**{saturated:.0f} flows/s**")
     half = outcomes.get(0.5)
-    short("live path, flows a second", "-", f"{saturated:,.0f}")
+    short(f"{path}, flows a second", "-", f"{saturated:,.0f}")
     if half is not None:
         half_ms = f"median {1000 * half.percentile(0.5):.0f} ms, 99 % under {1000 * half.percentile(0.99):.0f} ms"
         report(f"latency at half of the saturated rate, {what}", half_ms)
@@ -294,7 +307,7 @@ def main() -> None:
             f"{outcome.shed / outcome.offered:8.1%} {1000 * outcome.percentile(0.5):11.1f} "
             f"{1000 * outcome.percentile(0.99):8.1f} {outcome.sender_share:8.1%}"
         )
-    tell(outcomes, saturated, f"{model}, {len(flows)} real flows")
+    tell(outcomes, saturated, f"{model}, {len(flows)} real flows", options.engine_processes)
     if options.plot:
         plot(outcomes, saturated, options.plot)
 

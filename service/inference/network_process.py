@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -55,8 +55,11 @@ _OWN_SETTINGS = "TAPLINE_"
 class NetworkProcess(Network):
     """The network of a checkpoint in a process. Batches are judged in the order in which they were asked."""
 
-    def __init__(self, recipe: NetworkRecipe, timeout_seconds: float) -> None:
-        """Starts the process, but does not wait for it: `check_started` does.
+    def __init__(
+        self, recipe: NetworkRecipe, timeout_seconds: float, restarted: Callable[[str], None] = lambda model: None
+    ) -> None:
+        """Starts the process, but does not wait for it: `check_started` does. `restarted` is told the name of the
+        model where another had to be started.
 
         Raises:
             CheckpointError: there is no checkpoint that can be read.
@@ -64,6 +67,7 @@ class NetworkProcess(Network):
         self.checkpoint = read_checkpoint(Path(recipe.directory), needs=())
         self.timeout_seconds = timeout_seconds
         self._recipe = recipe
+        self._restarted = restarted
         self._starting = threading.Lock()
         self._closed = threading.Event()
         self._children = [_Child(recipe, timeout_seconds)]
@@ -122,7 +126,8 @@ class NetworkProcess(Network):
             self.check()
             child = self._children[-1]
             if child.has_ended:
-                log.error("engine ended", model=self.checkpoint.name, reason=child.ending)
+                log.error("engine ended, starting another", model=self.checkpoint.name, reason=child.ending)
+                self._restarted(self.checkpoint.name)
                 child = _Child(self._recipe, self.timeout_seconds)
                 self._children[:] = [child]
                 try:
@@ -138,16 +143,23 @@ def share_of_cores(processes: int) -> int:
 
 
 def start_networks(
-    recipe: NetworkRecipe, processes: int, devices: Sequence[Device] | None, timeout_seconds: float
+    recipe: NetworkRecipe,
+    processes: int,
+    devices: Sequence[Device] | None,
+    timeout_seconds: float,
+    restarted: Callable[[str], None] = lambda model: None,
 ) -> list[NetworkProcess]:
-    """So many processes, or one for each of the `devices` (as of `load_engines`) where those are more, in turn on them.
+    """So many processes, or one for each of the `devices` (as of `load_engines`) where those are more, in turn on
+    them; `restarted` as of `NetworkProcess`.
 
     Raises:
         CheckpointError, EngineError: as of `load_engines`.
     """
     asked = asked_devices(recipe.engine, devices)
     places = [asked[number % len(asked)] for number in range(max(processes, len(asked)))]
-    networks = [NetworkProcess(msgspec.structs.replace(recipe, device=place), timeout_seconds) for place in places]
+    networks = [
+        NetworkProcess(msgspec.structs.replace(recipe, device=place), timeout_seconds, restarted) for place in places
+    ]
     for network in networks:
         network.check_started()
     return usable(recipe.engine, places, networks, chosen=devices is not None, least=processes)

@@ -235,6 +235,10 @@ def answers_of(http):
     return answer.json()["flows"]
 
 
+def restarts_of(service):
+    return service.metrics.registry.get_sample_value("tapline_engine_restarts_total", {"model": service.default_model})
+
+
 def test_a_service_with_processes_serves_the_same_through_a_death_and_a_swap(tmp_path):
     def client(processes):
         settings = Settings(checkpoint=SHIPPED, data_dir=tmp_path / str(processes), engine_processes=processes)
@@ -252,6 +256,7 @@ def test_a_service_with_processes_serves_the_same_through_a_death_and_a_swap(tmp
         os.kill(first, signal.SIGKILL)
         os.kill(second, signal.SIGKILL)
         assert answers_of(http) == wanted
+        assert 1 <= restarts_of(service) <= 2  # the other is started when it is asked
         before = [each.network.pid for each in service.batcher.classifiers]
         http.portal.call(service.load_model, service.default_model)
         after = [each.network.pid for each in service.batcher.classifiers]
