@@ -59,18 +59,22 @@ log = Log()
 def configure_logs() -> None:
     """Write logs to standard error; tracebacks without the values of variables, which could be traffic."""
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken upload is answered, not logged
-    _write_to(_Lines())
+    handler = _Lines()
+    _write_to(handler)
+    logging.getLogger().handlers[:] = [handler]  # what libraries warn of
 
 
 def configure_logs_by_default() -> None:
     """Write logs so, unless the process that this is a library in has said how they are written."""
     if not _logger.hasHandlers():
-        configure_logs()
+        _write_to(_Lines())
 
 
 def silence_logs() -> None:
-    """Write no logs."""
-    _write_to(logging.NullHandler())
+    """Write no logs, of libraries neither."""
+    handler = logging.NullHandler()
+    _write_to(handler)
+    logging.getLogger().handlers[:] = [handler]
 
 
 def _write_to(handler: logging.Handler) -> None:
@@ -90,14 +94,20 @@ class _Lines(logging.Handler):
 
 
 def line(record: logging.LogRecord) -> str:
-    """A record of this log in logfmt, on one line."""
+    """A record of this log, or of a library's, in logfmt, on one line."""
     seconds, micros = divmod(int(record.created * 1_000_000), 1_000_000)
     at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{micros:06}Z"
-    words = [f"timestamp={at} level={record.levelname.lower()} {record.getMessage()}"]
+    words = [f"timestamp={at} level={record.levelname.lower()} {_said(record)}"]
     if record.exc_info and (error := record.exc_info[1]) is not None:
         told = "".join(traceback.format_exception(error)).rstrip("\n")
         words.append(_pair("exception", clean(told, MAX_EXCEPTION_CHARS, keep="\n"), is_clean=True))
     return " ".join(words)
+
+
+def _said(record: logging.LogRecord) -> str:
+    if isinstance(record.msg, Event):
+        return str(record.msg)
+    return str(Event(record.getMessage(), {"logger": record.name}))
 
 
 def _pair(name: str, value: object, *, is_clean: bool = False) -> str:

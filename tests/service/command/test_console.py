@@ -146,6 +146,29 @@ def test_a_log_line_is_one_line_without_escapes_and_without_the_values_of_variab
     assert "bytes of traffic" not in found.replace('secret = "bytes of traffic"', "")
 
 
+OTHERS = """
+import logging
+from tapline.service.log_lines import configure_logs
+configure_logs()
+logging.getLogger("asyncio").warning("one\\nlevel=info event=forged \\x1b[2J %s", "more")
+logging.getLogger("asyncio").info("not told")
+try:
+    raise ValueError("bad")
+except ValueError as error:
+    logging.getLogger("library").error("it failed", exc_info=error)
+"""
+
+
+def test_what_libraries_warn_of_are_lines_of_the_same_kind():
+    found = subprocess.run([sys.executable, "-c", OTHERS], capture_output=True, text=True, timeout=60).stderr
+    first, second = found.splitlines()
+    assert "level=warning event=" in first
+    assert first.endswith("logger=asyncio")
+    assert not {"\x1b", "\x07"} & set(found)
+    assert "level=error event=\"it failed\" logger=library exception=" in second
+    assert "ValueError: bad" in second
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_what_an_encoding_lacks_takes_one_column_each(encoding):
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
