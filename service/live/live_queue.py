@@ -93,7 +93,7 @@ class LiveQueue:
         """Whether a flow that comes now, and expires, is to be shed at once: under overload enough wait. There is more
         room for those who have fewer waiting than others."""
         queue, overload, waiting = self._in_time, self._overload, len(self._by_uid)
-        if not self._deadline_seconds or waiting < overload.room or not overload.is_on(now := self._clock()):
+        if waiting < overload.room or not self._deadline_seconds or not overload.is_on(now := self._clock()):
             return False
         if waiting < SPARED * overload.room and queue.waiting_of(subject) * queue.subjects < len(queue):
             return False

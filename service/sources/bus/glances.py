@@ -40,37 +40,30 @@ Choose = Callable[[], Wanted | None]
 
 def glances_of_bytes(data: bytes, starts: Sequence[int], front: NDArray[np.void]) -> list[Glance | None]:
     """Of flows that lie at `starts`; `front` is what they begin with, as of `flow_batches`."""
-    columns = (
-        front[name].tolist() for name in ("flags", "orig_h", "lengths", "heads", "orig_bytes", "resp_bytes", "uid")
-    )
+    heads_at = np.array(starts, np.int64) + front.itemsize + _LENGTH_BYTES * front["lengths"].astype(np.int64)
+    uid_at = (heads_at + front["orig_bytes"] + front["resp_bytes"]).tolist()
+    for row in np.flatnonzero(front["heads"]).tolist():
+        uid_at[row] += _heads_bytes(data, int(heads_at[row]), int(front["heads"][row]))
+    columns = (front[name].tolist() for name in ("uid", "flags", "orig_h"))
     return [
-        _glance(data, start + front.itemsize, *values)
-        for start, values in zip(starts, zip(*columns, strict=True), strict=True)
+        Glance(
+            data[at : at + size].decode("utf-8", "replace"),
+            address(orig_h if flags & IPV6 else orig_h[:4]),
+            bool(flags & FINAL),
+        )
+        if at < len(data)
+        else None
+        for at, size, flags, orig_h in zip(uid_at, *columns, strict=True)
     ]
 
 
-def _glance(
-    data: bytes,
-    at: int,
-    flags: int,
-    orig_h: bytes,
-    lengths: int,
-    heads: int,
-    orig_bytes: int,
-    resp_bytes: int,
-    uid: int,
-) -> Glance | None:
-    at += _LENGTH_BYTES * lengths + orig_bytes + resp_bytes
-    if heads:
-        sizes_at = at - orig_bytes - resp_bytes + _GAP_BYTES * heads
-        try:
-            sizes = struct.unpack_from(f"<{heads}H", data, sizes_at)
-        except struct.error:
-            return None
-        at += (_GAP_BYTES + _SIZE_BYTES) * heads + sum(sizes)
-    return Glance(
-        str(data[at : at + uid], "utf-8", "replace"), address(orig_h[: 16 if flags & IPV6 else 4]), bool(flags & FINAL)
-    )
+def _heads_bytes(data: bytes, at: int, heads: int) -> int:
+    """The size of packet heads that lie there; of those that go beyond the end, all there is and more."""
+    try:
+        sizes = struct.unpack_from(f"<{heads}H", data, at + _GAP_BYTES * heads)
+    except struct.error:
+        return len(data)
+    return (_GAP_BYTES + _SIZE_BYTES) * heads + sum(sizes)
 
 
 def glances_of_texts(texts: Sequence[str]) -> list[Glance | None]:

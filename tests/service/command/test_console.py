@@ -165,7 +165,7 @@ def test_what_libraries_warn_of_are_lines_of_the_same_kind():
     assert "level=warning event=" in first
     assert first.endswith("logger=asyncio")
     assert not {"\x1b", "\x07"} & set(found)
-    assert "level=error event=\"it failed\" logger=library exception=" in second
+    assert 'level=error event="it failed" logger=library exception=' in second
     assert "ValueError: bad" in second
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tapline.models.checkpoint import CheckpointError
+from tapline.service.engines.devices import parse_devices
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.loading import load_engine
 from tapline.service.engines.thread import EngineStalledError
@@ -229,10 +230,22 @@ def test_a_precision_that_an_engine_lacks_is_refused(tmp_path):
         start_networks(NetworkRecipe(str(SHIPPED), "onnx", 1, "bfloat16"), 1, None, 60)
 
 
+def test_devices_have_a_process_each_at_least():
+    devices = parse_devices("simulated:2")
+    networks = start_networks(RECIPE, 1, devices, 60)
+    assert [network.provider for network in networks] == [
+        f"CPUExecutionProvider in the place of GPU {number}" for number in range(2)
+    ]
+    networks = start_networks(RECIPE, 3, devices, 60)
+    assert [network.provider[-1] for network in networks] == ["0", "1", "0"]
+
+
 def answers_of(http):
     answer = http.post("/v1/classify/pcap", content=(DATA / "captures" / "android.pcap").read_bytes())
     assert answer.status_code == 200, answer.text
-    return answer.json()["flows"]
+    found = answer.json()
+    assert found["traces"]
+    return found
 
 
 def restarts_of(service):
