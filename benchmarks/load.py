@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import random
@@ -43,6 +42,7 @@ from tapline.service.inference.repository import shipped_checkpoint
 from tapline.service.inference.served import warm_up
 from tapline.service.live.pipeline import LivePipeline
 from tapline.service.metrics import Metrics
+from tapline.service.process.garbage import spare_what_is_loaded
 from tapline.service.settings import Settings
 from tapline.service.sources.bus.source import BusSource, make_transport
 from tapline.service.sources.bus.transport import Receive, TlsFiles, Transport
@@ -244,8 +244,8 @@ async def measure(
 
 def tell(outcomes: dict[float, Outcome], saturated: float, what: str, processes: int) -> None:
     """A row for the saturated rate, and for each share of it."""
-    path = f"live path, {processes} process of engines" if processes else "live path"
-    what += f", {processes} process of engines" if processes else ""
+    path = f"live path, `--engine-processes {processes}`" if processes else "live path"
+    what += f", `--engine-processes {processes}`" if processes else ""
     report(f"live path saturated, {what}", f"**{saturated:.0f} flows/s**")
     half = outcomes.get(0.5)
     short(f"{path}, flows a second", "-", f"{saturated:,.0f}")
@@ -292,7 +292,7 @@ def main() -> None:
             networks = [FlowNetwork(load_engine(options.engine, options.checkpoint, options.threads))]
         classifiers = [Classifier(network, cascade=options.cascade == "on") for network in networks]
         warm_up(classifiers)
-        gc.freeze()  # as the service does
+        spare_what_is_loaded()  # as the service does
         return classifiers
 
     print(f"machine    {describe()}")

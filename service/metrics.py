@@ -130,10 +130,6 @@ class Metrics:
         )  # fmt: skip
 
     def _add_engines(self, registry: CollectorRegistry) -> None:
-        self.engine_restarts = Counter(
-            "tapline_engine_restarts", "Processes of engines that had ended and were started again", ["model"],
-            registry=registry,
-        )  # fmt: skip
         self.queue_flows = Gauge("tapline_queue_flows", "Flows waiting for the engine", registry=registry)
         self.queue_seconds = BatchHistogram(
             "tapline_queue_seconds", "Time a flow waits for its batch", buckets=_FAST, registry=registry

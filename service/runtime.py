@@ -222,8 +222,8 @@ class Service:
         if processes := settings.engine_processes:
             threads = settings.threads or share_of_cores(processes)
             recipe = NetworkRecipe(str(directory.absolute()), settings.engine, threads, settings.precision)
-            restarts = self.metrics.engine_restarts
-            return start_networks(recipe, processes, devices, seconds, lambda model: restarts.labels(model).inc())
+            deaths = self.metrics.part_deaths
+            return start_networks(recipe, processes, devices, seconds, lambda process: deaths.labels(process).inc())
         return [
             FlowNetwork(engine, EngineThread(f"engine {number} of {engine.checkpoint.name}", seconds))
             for number, engine in enumerate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from tapline.service.api.app import create_app
 from tapline.service.api.http_protocol import DeadlineProtocol, Deadlines
 from tapline.service.engines.providers import idle_gpu
 from tapline.service.log_lines import configure_logs, log
+from tapline.service.process.garbage import spare_what_is_loaded
 from tapline.service.process.signals import has_terminal, stop_signals
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings, is_loopback
@@ -141,7 +141,7 @@ def serve(settings: Settings) -> None:
         GaveUpError: a part of the service died again and again.
     """
     configure_logs()
-    gc.freeze()  # what was imported stays: to look through it again and again would hold requests up for 100 ms
+    spare_what_is_loaded()
     certificate = Certificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
     access = Access(settings)
     with _listening(settings) as listener:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tapline.models.context import transport_of
-from tapline.models.encode import Mm4flowFeatures
 from tapline.models.flow import HEAD_TOKEN_COST, Flow, HeadsKind
 from tapline.models.packed_packets import LENGTH_BYTES, head_bytes, pack_heads, pack_lengths
 from tapline.models.trace_context import ContextColumns
@@ -149,8 +148,14 @@ class Classifier:
 
     def tokens(self, flow: Flow) -> int:
         """The tokens that the models read of a flow: what computing it costs."""
-        heads = HEAD_TOKEN_COST * len(flow.heads) + head_bytes(flow.heads)
-        return self._reads_heads * heads + sum(_tokens(flow, read) for read in self._reads)
+        lengths, orig_bytes, resp_bytes = len(flow.payload_lengths), len(flow.orig_bytes), len(flow.resp_bytes)
+        found = 0
+        for read in self._reads:
+            content = min(orig_bytes, read.content_bytes) + min(resp_bytes, read.content_bytes)
+            found += min(lengths, read.payload_lengths) + content + SPECIAL_TOKENS
+        if self._reads_heads:
+            found += self._reads_heads * (HEAD_TOKEN_COST * len(flow.heads) + head_bytes(flow.heads))
+        return found
 
     def classify_each(
         self, flows: Sequence[Flow], ports: Sequence[bool] | None = None, cascade: Sequence[bool] | None = None
@@ -209,9 +214,3 @@ class Classifier:
             else None
             for row, (flow, verdict) in enumerate(zip(flows, judged.verdicts, strict=True))
         ]
-
-
-def _tokens(flow: Flow, read: Mm4flowFeatures) -> int:
-    """The tokens that an MM4flow network reads of a flow."""
-    content = min(len(flow.orig_bytes), read.content_bytes) + min(len(flow.resp_bytes), read.content_bytes)
-    return min(len(flow.payload_lengths), read.payload_lengths) + content + SPECIAL_TOKENS

@@ -56,10 +56,10 @@ class NetworkProcess(Network):
     """The network of a checkpoint in a process. Batches are judged in the order in which they were asked."""
 
     def __init__(
-        self, recipe: NetworkRecipe, timeout_seconds: float, restarted: Callable[[str], None] = lambda model: None
+        self, recipe: NetworkRecipe, timeout_seconds: float, restarted: Callable[[str], None] = lambda process: None
     ) -> None:
-        """Starts the process, but does not wait for it: `check_started` does. `restarted` is told the name of the
-        model where another had to be started.
+        """Starts the process, but does not wait for it: `check_started` does. `restarted` is told what
+        had ended, where another had to be started.
 
         Raises:
             CheckpointError: there is no checkpoint that can be read.
@@ -67,6 +67,7 @@ class NetworkProcess(Network):
         self.checkpoint = read_checkpoint(Path(recipe.directory), needs=())
         self.timeout_seconds = timeout_seconds
         self._recipe = recipe
+        self._name = f"process of {self.checkpoint.name}"
         self._restarted = restarted
         self._starting = threading.Lock()
         self._closed = threading.Event()
@@ -99,7 +100,7 @@ class NetworkProcess(Network):
     def check(self) -> None:
         """As of `Network`; a process that was late has been ended, so that no batch is late any more."""
         if self.is_closed:
-            raise EngineStalledError(f"the process of {self.checkpoint.name} takes no more: the service is stopping")
+            raise EngineStalledError(f"the {self._name} takes no more: the service is stopping")
 
     def close(self) -> None:
         """As of `Network`."""
@@ -126,8 +127,8 @@ class NetworkProcess(Network):
             self.check()
             child = self._children[-1]
             if child.has_ended:
-                log.error("engine ended, starting another", model=self.checkpoint.name, reason=child.ending)
-                self._restarted(self.checkpoint.name)
+                log.error("a part died, starting it again", part=self._name, reason=child.ending)
+                self._restarted(self._name)
                 child = _Child(self._recipe, self.timeout_seconds)
                 self._children[:] = [child]
                 try:
@@ -147,7 +148,7 @@ def start_networks(
     processes: int,
     devices: Sequence[Device] | None,
     timeout_seconds: float,
-    restarted: Callable[[str], None] = lambda model: None,
+    restarted: Callable[[str], None] = lambda process: None,
 ) -> list[NetworkProcess]:
     """So many processes, or one for each of the `devices` (as of `load_engines`) where those are more, in turn on
     them; `restarted` as of `NetworkProcess`.

@@ -33,6 +33,7 @@ from tapline.service.inference.network_messages import (
     send,
     unpack_batch,
 )
+from tapline.service.process.garbage import spare_what_is_loaded
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def _loaded(recipe: NetworkRecipe) -> FlowNetwork:
     for flows in ([SHORT_FLOW], [LONG_FLOW, SHORT_FLOW]):
         network.judge(flows, [True] * len(flows), [False] * len(flows))
     gc.collect()
-    gc.freeze()  # what is loaded stays
+    spare_what_is_loaded()
     return network
 
 

@@ -60,7 +60,7 @@ def glances_of_bytes(data: bytes, starts: Sequence[int], front: NDArray[np.void]
 def _heads_bytes(data: bytes, at: int, heads: int) -> int:
     """The size of packet heads that lie there; of those that go beyond the end, all there is and more."""
     try:
-        sizes = struct.unpack_from(f"<{heads}H", data, at + _GAP_BYTES * heads)
+        sizes: tuple[int, ...] = struct.unpack_from(f"<{heads}H", data, at + _GAP_BYTES * heads)
     except struct.error:
         return len(data)
     return (_GAP_BYTES + _SIZE_BYTES) * heads + sum(sizes)

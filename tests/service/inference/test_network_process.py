@@ -249,7 +249,9 @@ def answers_of(http):
 
 
 def restarts_of(service):
-    return service.metrics.registry.get_sample_value("tapline_engine_restarts_total", {"model": service.default_model})
+    return service.metrics.registry.get_sample_value(
+        "tapline_part_deaths_total", {"part": f"process of {service.default_model}"}
+    )
 
 
 def test_a_service_with_processes_serves_the_same_through_a_death_and_a_swap(tmp_path):
