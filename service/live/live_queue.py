@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tapline.models.flow import Flow
@@ -86,19 +86,22 @@ class LiveQueue:
 
     @property
     def is_overloaded(self) -> bool:
-        """Whether `refuses` may say so of a flow that comes now."""
+        """Whether `refused` may say so of a flow that comes now."""
         return self._deadline_seconds > 0 and self._overload.is_on(self._clock()) and len(self) >= self._overload.room
 
-    def refuses(self, subject: str) -> bool:
-        """Whether a flow that comes now, and expires, is to be shed at once: under overload enough wait. There is more
-        room for those who have fewer waiting than others."""
+    def refused(self, subjects: Sequence[str]) -> list[bool]:
+        """Of flows of these that come now, and expire, whether each is to be shed at once: under overload enough wait.
+        There is more room for those who have fewer waiting than others."""
         queue, overload, waiting = self._in_time, self._overload, len(self._by_uid)
         if waiting < overload.room or not self._deadline_seconds or not overload.is_on(now := self._clock()):
-            return False
-        if waiting < SPARED * overload.room and queue.waiting_of(subject) * queue.subjects < len(queue):
-            return False
-        overload.shed(now)
-        return True
+            return [False] * len(subjects)
+        found = [True] * len(subjects)
+        if waiting < SPARED * overload.room:
+            several, all_of_them = queue.subjects, len(queue)
+            found = [queue.waiting_of(subject) * several >= all_of_them for subject in subjects]
+        if any(found):
+            overload.shed(now)
+        return found
 
     def put(self, live: LiveFlow) -> None:
         """Queue a flow that has just arrived; where there is no room, those who send most lose their oldest ones."""

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import msgspec
@@ -32,6 +32,9 @@ OPEN_FLOWS = 65_536
 """Early verdicts remembered until the flow's end; the oldest are forgotten first."""
 
 RECENT_LATENCIES = 4096
+
+SHED_LATELY = 1024
+"""Subjects of which flows were shed, before these are added up: that costs more for each than shedding."""
 
 
 Embedded = Callable[[Verdict, NDArray[np.float32]], None]
@@ -71,6 +74,11 @@ class LiveCounts:
     failed: int = 0
 
 
+def _is_awaited(complete: bool, early: _Early | None) -> bool:
+    """Whether shedding a flow would leave an early verdict without its end."""
+    return complete and early is not None and early.outcome is not None
+
+
 class LivePipeline:
     """Takes flows without ever waiting, and delivers a verdict for each that is not shed. A feed of its batcher."""
 
@@ -86,7 +94,8 @@ class LivePipeline:
         """`deadline_seconds` as of `LiveQueue`; `embedded` is told of what was computed of each flow that has a
         verdict."""
         self.counts = LiveCounts()
-        self.shed_by_subject = HeavyHitters()
+        self._shed_by_subject = HeavyHitters()
+        self._shed_lately: Counter[str] = Counter()
         self.latencies_seconds: deque[float] = deque(maxlen=RECENT_LATENCIES)
         self._batcher = batcher
         self._metrics = metrics
@@ -129,12 +138,11 @@ class LivePipeline:
             queued.flow, queued.deliver = flow, deliver
             return
         early = self._open.get(flow.uid)
-        if expires and self._refuses(flow.uid, flow.orig_h, flow.complete, early):
-            self.counts.shed += 1
-            self.shed_by_subject.add(flow.orig_h)
+        self._note(flow.uid, flow.complete, early)
+        if expires and not _is_awaited(flow.complete, early) and self._queue.refused([flow.orig_h])[0]:
+            self._count_shed([flow.orig_h])
             return
         live = LiveFlow(flow, deliver, flow.orig_h, time.perf_counter(), not flow.complete, expires)
-        self._note(flow.uid, flow.complete, early)
         outcome = early.outcome if early is not None else None
         if early is not None and outcome is not None and early.input_hash == self._batcher.classifier.input_hash(flow):
             self._reuse(live, outcome)
@@ -147,24 +155,19 @@ class LivePipeline:
 
     def _wanted(self, glances: Sequence[Glance | None]) -> list[bool]:
         self._show_soon()
-        wanted = [
-            glance is None
-            or self._queue.find(glance.uid) is not None
-            or not self._refuses(glance.uid, glance.orig_h, glance.final, self._open.get(glance.uid))
-            for glance in glances
-        ]
-        refused = wanted.count(False)
-        self.counts.received += refused
-        self.counts.unread += refused
-        self._count_shed(each.orig_h for each, wants in zip(glances, wanted, strict=True) if each and not wants)
+        wanted, shed = [True] * len(glances), []
+        refused = self._queue.refused([glance.orig_h if glance is not None else "" for glance in glances])
+        for place, (glance, is_refused) in enumerate(zip(glances, refused, strict=True)):
+            if is_refused and glance is not None and self._queue.find(glance.uid) is None:
+                early = self._open.get(glance.uid)
+                if not _is_awaited(glance.final, early):
+                    wanted[place] = False
+                    shed.append(glance.orig_h)
+                    self._note(glance.uid, glance.final, early)
+        self.counts.received += len(shed)
+        self.counts.unread += len(shed)
+        self._count_shed(shed)
         return wanted
-
-    def _refuses(self, uid: str, subject: str, complete: bool, early: _Early | None) -> bool:
-        """Whether a flow is to be shed as it comes; never where that would leave an early verdict without its end."""
-        if (complete and early is not None and early.outcome is not None) or not self._queue.refuses(subject):
-            return False
-        self._note(uid, complete, early)
-        return True
 
     def _note(self, uid: str, complete: bool, early: _Early | None) -> None:
         """A form of a flow came, `early` is what is known of one before."""
@@ -279,12 +282,24 @@ class LivePipeline:
 
     def _shed(self, flows: list[LiveFlow], expired: bool) -> None:
         self.counts.expired += len(flows) if expired else 0
-        self._count_shed(live.subject for live in flows)
+        self._count_shed([live.subject for live in flows])
 
-    def _count_shed(self, subjects: Iterable[str]) -> None:
-        for subject, flows in Counter(subjects).items():
-            self.counts.shed += flows
-            self.shed_by_subject.add(subject, flows)
+    def _count_shed(self, subjects: Sequence[str]) -> None:
+        self.counts.shed += len(subjects)
+        self._shed_lately.update(subjects)
+        if len(self._shed_lately) >= SHED_LATELY:
+            self._add_shed()
+
+    def _add_shed(self) -> HeavyHitters:
+        for subject, flows in self._shed_lately.items():
+            self._shed_by_subject.add(subject, flows)
+        self._shed_lately.clear()
+        return self._shed_by_subject
+
+    @property
+    def shed_by_subject(self) -> HeavyHitters:
+        """How many were shed of whom."""
+        return self._add_shed()
 
     def _show_soon(self) -> list[float]:
         """Bring metrics up to date, and wake the batcher, when all that comes at once has come. Gives the latencies

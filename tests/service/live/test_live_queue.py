@@ -55,7 +55,7 @@ class Line:
     def offer(self, subject, at):
         """As the live path does: a flow that is refused is not put."""
         self.clock.now = at
-        if self.queue.refuses(subject):
+        if self.queue.refused([subject])[0]:
             self.refused[subject] += 1
         else:
             self.put(subject, at)

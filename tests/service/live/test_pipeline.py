@@ -110,7 +110,7 @@ def overload(monkeypatch):
     """Says whether more comes than is computed, and refuses everybody meanwhile."""
     state = {"on": False}
     monkeypatch.setattr(LiveQueue, "is_overloaded", property(lambda queue: state["on"]))
-    monkeypatch.setattr(LiveQueue, "refuses", lambda queue, subject: state["on"])
+    monkeypatch.setattr(LiveQueue, "refused", lambda queue, subjects: [state["on"]] * len(subjects))
     return state
 
 
