@@ -48,6 +48,10 @@ START_SECONDS = 120.0
 DEATH_SECONDS = 10.0
 """Longest time that the status of a process is waited for which answers no more."""
 
+MOST_FRUITLESS = 20
+"""So many times in a row it is started again although it judged no batch: finding the one flow of the largest batch on
+which it dies takes no more."""
+
 _OWN_SETTINGS = "TAPLINE_"
 """Variables with keys and passwords, of which a network needs none."""
 
@@ -71,6 +75,7 @@ class NetworkProcess(Network):
         self._restarted = restarted
         self._starting = threading.Lock()
         self._closed = threading.Event()
+        self._fruitless = 0
         self._children = [_Child(recipe, timeout_seconds)]
         weakref.finalize(self, _end, self._children)
 
@@ -129,12 +134,16 @@ class NetworkProcess(Network):
             if child.has_ended:
                 log.error("a part died, starting it again", part=self._name, reason=child.ending)
                 self._restarted(self._name)
+                self._fruitless = 0 if child.has_answered else self._fruitless + 1
+                if self._fruitless == MOST_FRUITLESS:
+                    self._fruitless = 0
+                    raise EngineStalledError(f"the {self._name} ended {MOST_FRUITLESS} times without an answer")
                 child = _Child(self._recipe, self.timeout_seconds)
                 self._children[:] = [child]
                 try:
                     child.check_started()
-                except CheckpointError as error:
-                    raise EngineError(str(error)) from None
+                except (CheckpointError, EngineError) as error:
+                    raise EngineStalledError(f"the {self._name} cannot be started again: {error}") from None
             return child
 
 
@@ -200,6 +209,7 @@ class _Child:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *seconds))
         self.provider = ""
         self.ending = ""
+        self.has_answered = False
         self._connection = ours
         self._sending = threading.Lock()
         self._started = _Call()
@@ -258,7 +268,9 @@ class _Child:
     def _listen(self) -> None:
         while (body := receive(self._connection)) is not None:
             self._answered_at = time.monotonic()
-            self._calls.popleft().end(body)
+            call = self._calls.popleft()
+            self.has_answered |= call is not self._started
+            call.end(body)
         self.ending = self.ending or self._how_it_ended()
         self.kill()
         with self._sending:  # from here on no batch is added

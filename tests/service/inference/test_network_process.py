@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tapline.service.engines.devices import parse_devices
 from tapline.service.engines.engine import EngineError
 from tapline.service.engines.loading import load_engine
 from tapline.service.engines.thread import EngineStalledError
+from tapline.service.inference import network_process
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.flow_network import FlowNetwork
 from tapline.service.inference.network_messages import NetworkRecipe
@@ -136,6 +138,33 @@ def test_a_batch_that_kills_it_is_computed_by_another(here, there, flows):
     killer.start()
     assert Classifier(there).classify_each(flows[:20]) == Classifier(here).classify_each(flows[:20])
     killer.join()
+
+
+def test_one_that_dies_of_every_batch_is_a_stalled_engine(there, flows, monkeypatch):
+    """Who classifies would start one for each flow of the batch."""
+    monkeypatch.setattr(network_process, "MOST_FRUITLESS", 2)
+    for _ in range(2):
+        there._living()
+        os.kill(there.pid, signal.SIGSTOP)
+        threading.Timer(0.1, os.kill, (there.pid, signal.SIGKILL)).start()
+        with pytest.raises(EngineError, match="ended by signal 9") as error:
+            judged(there, flows)
+        assert error.type is EngineError
+    with pytest.raises(EngineStalledError, match="ended 2 times without an answer"):
+        Classifier(there).classify_each(flows[:20])
+    assert len(judged(there, flows[:3]).verdicts) == 3
+
+
+def test_one_that_cannot_be_started_again_is_a_stalled_engine(tmp_path, flows):
+    directory = make_checkpoint(tmp_path / "gone" / "1")
+    network = NetworkProcess(NetworkRecipe(str(directory), "onnx", 1), 60)
+    network.check_started()
+    shutil.rmtree(directory)
+    pid = network.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    with pytest.raises(EngineStalledError, match="cannot be started again"):
+        Classifier(network).classify_each(flows[:20])
 
 
 def test_one_that_hangs_is_ended_and_replaced(flows):
