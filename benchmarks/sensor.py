@@ -34,7 +34,7 @@ from hardware import describe, report, short
 from verdicts_back import per_verdict
 from zeek_runs import COMPILED, SCRIPTS, Run, Way, run, run_counted
 
-from tapline.service.sources.bus.events import verdict_lines_event, verdicts_event
+from tapline.service.sources.bus.answers import verdict_lines_event, verdicts_event
 
 OFFLINE, REPLAY, SENSOR = (str(SCRIPTS / name) for name in ("offline.zeek", "replay.zeek", "__load__.zeek"))
 BARE = ("Tapline::heads=none", "Tapline::content_bytes=0")

@@ -15,7 +15,8 @@ from websockets.exceptions import InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 from zeek_runs import CONNECT_SECONDS, SCRIPTS, TOTAL, free_port
 
-from tapline.service.sources.bus.events import ACKS_TOPIC, BusEvent, VerdictRow
+from tapline.service.sources.bus.answers import VerdictRow
+from tapline.service.sources.bus.events import ACKS_TOPIC, BusEvent
 from tapline.service.sources.bus.websocket_frames import (
     HANDSHAKE_PATH,
     event_frame,

@@ -18,7 +18,8 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 
-from tapline.service.sources.bus.events import FLOWS_TOPIC, STATS_TOPIC, finished_ack_event
+from tapline.service.sources.bus.answers import finished_ack_event
+from tapline.service.sources.bus.events import FLOWS_TOPIC, STATS_TOPIC
 from tapline.service.sources.bus.websocket_frames import (
     HANDSHAKE_PATH,
     event_frame,

@@ -18,15 +18,8 @@ from tapline.service.live.pipeline import LivePipeline
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Part, Supervisor
 from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row, verdict_row
-from tapline.service.sources.bus.events import (
-    LINES_VERSION,
-    BusEvent,
-    VerdictRow,
-    VerdictsAck,
-    trace_verdicts_event,
-    verdict_lines_event,
-    verdicts_event,
-)
+from tapline.service.sources.bus.answers import VerdictRow, trace_verdicts_event, verdict_lines_event, verdicts_event
+from tapline.service.sources.bus.events import LINES_VERSION, BusEvent, VerdictsAck
 from tapline.service.sources.bus.source import BusSource, Numbers, make_transport
 from tapline.service.sources.bus.transport import TlsFiles, Transport, TransportError, shown_url
 from tapline.service.traces.live_traces import LiveTraces

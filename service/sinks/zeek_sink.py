@@ -14,7 +14,8 @@ from tapline.models.verdict import Verdict
 from tapline.service.community_id import community_id
 from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
-from tapline.service.sources.bus.events import BusEvent, TraceVerdictRow, VerdictRow, VerdictsAck
+from tapline.service.sources.bus.answers import TraceVerdictRow, VerdictRow
+from tapline.service.sources.bus.events import BusEvent, VerdictsAck
 from tapline.service.sources.bus.transport import Transport
 from tapline.service.traces.trace_verdict import TraceVerdict
 

@@ -17,7 +17,8 @@ from tapline.models.packet_tokens import encode_packets
 from tapline.models.verdict import Verdict
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.zeek_sink import verdict_row
-from tapline.service.sources.bus.events import BusEvent, EventError, verdicts_event
+from tapline.service.sources.bus.answers import verdicts_event
+from tapline.service.sources.bus.events import BusEvent, EventError
 from tapline.service.sources.bus.source import MAX_SENSORS, MAX_TOPICS, BusSource
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 from tests.fuzz.mutation import EDGES, spoil

@@ -12,7 +12,7 @@ import pytest
 from tapline.models.verdict import Verdict
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.zeek_sink import ZeekSink, verdict_row
-from tapline.service.sources.bus.events import verdicts_event
+from tapline.service.sources.bus.answers import verdicts_event
 from tapline.service.sources.bus.source import BusSource, make_transport
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.capture import CaptureReader

@@ -14,7 +14,7 @@ from tapline.service.live.sensors import Sensors
 from tapline.service.metrics import Metrics
 from tapline.service.process.supervisor import Supervisor
 from tapline.service.sinks import zeek_sink as sink
-from tapline.service.sources.bus.events import TraceVerdictRow
+from tapline.service.sources.bus.answers import TraceVerdictRow
 from tapline.service.sources.bus.transport import TlsFiles
 from tapline.service.sources.capture import CaptureReader
 from tests.zeek.clusters import CAPTURES, Cluster, backends

@@ -14,6 +14,7 @@ from tapline.models.foreign_text import clean
 from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.quiet_log import QuietLog
+from tapline.service.sources.bus.answers import finished_ack_event
 from tapline.service.sources.bus.events import (
     ACKS_TOPIC,
     BATCH_VERSION,
@@ -29,7 +30,6 @@ from tapline.service.sources.bus.events import (
     Stats,
     TakesVerdicts,
     VerdictsAck,
-    finished_ack_event,
     parse_event,
 )
 from tapline.service.sources.bus.glances import Choose

@@ -4,7 +4,8 @@ import pytest
 
 from tapline.service.live.sensors import Sensors
 from tapline.service.metrics import Metrics
-from tapline.service.sources.bus.events import STATS_TOPIC, BusEvent, VerdictRow
+from tapline.service.sources.bus.answers import VerdictRow
+from tapline.service.sources.bus.events import STATS_TOPIC, BusEvent
 from tapline.service.sources.bus.transport import Connected, TlsFiles
 
 ROW = VerdictRow("C1", "1:x", "10.0.0.1", 1, "10.0.0.2", 2, "udp", "dns", 0.5, False, True, "m", "1")

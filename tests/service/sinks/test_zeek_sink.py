@@ -10,14 +10,8 @@ from tapline.models.flow import Flow
 from tapline.models.verdict import Verdict, called_unknown
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.zeek_sink import ZeekSink, trace_verdict_row, verdict_row
-from tapline.service.sources.bus.events import (
-    VerdictRow,
-    VerdictsAck,
-    parse_event,
-    trace_verdicts_event,
-    verdict_lines_event,
-    verdicts_event,
-)
+from tapline.service.sources.bus.answers import VerdictRow, trace_verdicts_event, verdict_lines_event, verdicts_event
+from tapline.service.sources.bus.events import VerdictsAck, parse_event
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 from tapline.service.traces.trace_verdict import TopFlow, TraceVerdict
 from tests.paths import DATA

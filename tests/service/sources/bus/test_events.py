@@ -3,17 +3,15 @@
 import pytest
 
 from tapline.models.flow import PacketHead
+from tapline.service.sources.bus.answers import VerdictRow, finished_ack_event, verdicts_event
 from tapline.service.sources.bus.events import (
     BusEvent,
     EventError,
     Finished,
     SchemaVersionError,
     Stats,
-    VerdictRow,
     VerdictsAck,
-    finished_ack_event,
     parse_event,
-    verdicts_event,
 )
 from tapline.service.sources.bus.websocket_frames import event_frame, event_of, parse_frame
 

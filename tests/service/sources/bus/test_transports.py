@@ -12,7 +12,8 @@ from websockets.asyncio.server import serve
 from tapline.service.metrics import Metrics
 from tapline.service.sinks.zeek_sink import ZeekSink, verdict_row
 from tapline.service.sources.bus import transport
-from tapline.service.sources.bus.events import BusEvent, VerdictsAck, verdicts_event
+from tapline.service.sources.bus.answers import verdicts_event
+from tapline.service.sources.bus.events import BusEvent, VerdictsAck
 from tapline.service.sources.bus.source import STARTING_SECONDS, BusSource, make_transport
 from tapline.service.sources.bus.transport import Disconnected, TlsFiles, TransportError, pause_seconds, shown_url
 from tests.batches import flows_event
