@@ -32,12 +32,12 @@ from bus_sender import BATCH_FLOWS, Events, Sender, number_of, sender
 from hardware import describe, report, short
 
 from tapline.models.flow import Flow
-from tapline.service.engines.loading import load_engine
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier, FlowOutcome
-from tapline.service.inference.flow_network import FlowNetwork, Network
+from tapline.service.inference.flow_network import BATCH_TIMEOUT_SECONDS
 from tapline.service.inference.network_messages import NetworkRecipe
-from tapline.service.inference.network_process import NetworkProcess, share_of_cores, start_networks
+from tapline.service.inference.network_opening import open_networks
+from tapline.service.inference.network_process import NetworkProcess
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.service.inference.served import warm_up
 from tapline.service.live.pipeline import LivePipeline
@@ -283,13 +283,8 @@ def main() -> None:
     flows = real_flows(options.captures)
 
     def load() -> list[Classifier]:
-        if processes := options.engine_processes:
-            recipe = NetworkRecipe(
-                str(options.checkpoint), options.engine, options.threads or share_of_cores(processes)
-            )
-            networks: Sequence[Network] = start_networks(recipe, processes, None, 60)
-        else:
-            networks = [FlowNetwork(load_engine(options.engine, options.checkpoint, options.threads))]
+        recipe = NetworkRecipe(str(options.checkpoint), options.engine, options.threads)
+        networks = open_networks(recipe, options.engine_processes, None, BATCH_TIMEOUT_SECONDS)
         classifiers = [Classifier(network, cascade=options.cascade == "on") for network in networks]
         warm_up(classifiers)
         spare_what_is_loaded()  # as the service does

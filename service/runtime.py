@@ -14,15 +14,13 @@ from tapline.service.drift.drift_monitor import DriftMonitor
 from tapline.service.drift.drift_state import DRIFT_DIRECTORY
 from tapline.service.drift.model_drift import ModelDrift
 from tapline.service.engines.devices import parse_devices
-from tapline.service.engines.loading import load_engines
-from tapline.service.engines.thread import EngineThread
 from tapline.service.gpu import gpu_collector
 from tapline.service.inference.batcher import Batcher
 from tapline.service.inference.classifier import Classifier
-from tapline.service.inference.flow_network import FlowNetwork, Network
+from tapline.service.inference.flow_network import Network
 from tapline.service.inference.known_models import names_and_labels
 from tapline.service.inference.network_messages import NetworkRecipe
-from tapline.service.inference.network_process import share_of_cores, start_networks
+from tapline.service.inference.network_opening import open_networks
 from tapline.service.inference.repository import ZOO, Repository, UnknownModelError, newest_version, versions_directory
 from tapline.service.inference.served import ServedModels
 from tapline.service.inference.trace_loading import fitting, trace_directories
@@ -217,19 +215,14 @@ class Service:
         ]
 
     def _networks(self, directory: Path) -> Sequence[Network]:
-        settings = self.settings
-        devices, seconds = parse_devices(settings.devices), settings.engine_timeout_seconds
-        if processes := settings.engine_processes:
-            threads = settings.threads or share_of_cores(processes)
-            recipe = NetworkRecipe(str(directory.absolute()), settings.engine, threads, settings.precision)
-            deaths = self.metrics.part_deaths
-            return start_networks(recipe, processes, devices, seconds, lambda process: deaths.labels(process).inc())
-        return [
-            FlowNetwork(engine, EngineThread(f"engine {number} of {engine.checkpoint.name}", seconds))
-            for number, engine in enumerate(
-                load_engines(settings.engine, directory, settings.threads, settings.precision, devices), 1
-            )
-        ]
+        settings, deaths = self.settings, self.metrics.part_deaths
+        return open_networks(
+            NetworkRecipe(str(directory.absolute()), settings.engine, settings.threads, settings.precision),
+            settings.engine_processes,
+            parse_devices(settings.devices),
+            settings.engine_timeout_seconds,
+            lambda process: deaths.labels(process).inc(),
+        )
 
     async def _try_out(self, directory: Path) -> None:
         """Raise CheckpointError or EngineError where a checkpoint cannot serve."""

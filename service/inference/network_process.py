@@ -24,9 +24,7 @@ import msgspec
 from tapline.installation import module_command
 from tapline.models.checkpoint import CheckpointError, read_checkpoint
 from tapline.models.flow import Flow
-from tapline.service.engines.devices import Device
 from tapline.service.engines.engine import EngineError
-from tapline.service.engines.loading import asked_devices, usable
 from tapline.service.engines.thread import EngineStalledError
 from tapline.service.inference import network_worker
 from tapline.service.inference.flow_network import Judged, Network
@@ -145,34 +143,6 @@ class NetworkProcess(Network):
                 except (CheckpointError, EngineError) as error:
                     raise EngineStalledError(f"the {self._name} cannot be started again: {error}") from None
             return child
-
-
-def share_of_cores(processes: int) -> int:
-    """Threads for each of so many processes beside this one."""
-    return max(1, len(os.sched_getaffinity(0)) // (processes + 1))
-
-
-def start_networks(
-    recipe: NetworkRecipe,
-    processes: int,
-    devices: Sequence[Device] | None,
-    timeout_seconds: float,
-    restarted: Callable[[str], None] = lambda process: None,
-) -> list[NetworkProcess]:
-    """So many processes, or one for each of the `devices` (as of `load_engines`) where those are more, in turn on
-    them; `restarted` as of `NetworkProcess`.
-
-    Raises:
-        CheckpointError, EngineError: as of `load_engines`.
-    """
-    asked = asked_devices(recipe.engine, devices)
-    places = [asked[number % len(asked)] for number in range(max(processes, len(asked)))]
-    networks = [
-        NetworkProcess(msgspec.structs.replace(recipe, device=place), timeout_seconds, restarted) for place in places
-    ]
-    for network in networks:
-        network.check_started()
-    return usable(recipe.engine, places, networks, chosen=devices is not None, least=processes)
 
 
 def _end(children: list[_Child]) -> None:

@@ -22,7 +22,8 @@ from tapline.service.inference import network_process
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.flow_network import FlowNetwork
 from tapline.service.inference.network_messages import NetworkRecipe
-from tapline.service.inference.network_process import NetworkProcess, start_networks
+from tapline.service.inference.network_opening import open_networks
+from tapline.service.inference.network_process import NetworkProcess
 from tapline.service.inference.repository import shipped_checkpoint
 from tapline.service.runtime import Service
 from tapline.service.settings import Settings
@@ -256,16 +257,16 @@ def test_a_network_that_cannot_be_loaded_is_the_same_error_as_here(tmp_path):
 
 def test_a_precision_that_an_engine_lacks_is_refused(tmp_path):
     with pytest.raises(EngineError, match="the onnx engine does not compute in bfloat16"):
-        start_networks(NetworkRecipe(str(SHIPPED), "onnx", 1, "bfloat16"), 1, None, 60)
+        open_networks(NetworkRecipe(str(SHIPPED), "onnx", 1, "bfloat16"), 1, None, 60)
 
 
 def test_devices_have_a_process_each_at_least():
     devices = parse_devices("simulated:2")
-    networks = start_networks(RECIPE, 1, devices, 60)
+    networks = open_networks(RECIPE, 1, devices, 60)
     assert [network.provider for network in networks] == [
         f"CPUExecutionProvider in the place of GPU {number}" for number in range(2)
     ]
-    networks = start_networks(RECIPE, 3, devices, 60)
+    networks = open_networks(RECIPE, 3, devices, 60)
     assert [network.provider[-1] for network in networks] == ["0", "1", "0"]
 
 
