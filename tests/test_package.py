@@ -52,7 +52,7 @@ def test_a_wheel_holds_one_package_and_all_of_it(wheel):
     scripts = {f"tapline/zeek_scripts/{path.name}" for path in (ROOT / "zeek" / "scripts").glob("*.zeek")}
     assert scripts <= names
     templates = {f"tapline/service/results/templates/report.{kind}" for kind in ("html", "css")}
-    assert templates | {"tapline/py.typed", "tapline/models/zoo/flow-protocols/4/model.onnx"} <= names
+    assert templates | {"tapline/py.typed", "tapline/models/zoo/flow-protocols/5/model.onnx"} <= names
 
 
 def test_a_wheel_carries_licence_notice_and_the_cards_of_its_checkpoints(wheel):

@@ -44,19 +44,22 @@ def capped_weights(captures: Sequence[str], truth: NDArray[np.int64]) -> Floats:
 
 
 def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64], weights: Floats, n_label: int) -> float:
-    """The temperature with which the mean confidence is the accuracy, both weighted.
+    """The temperature of the least Brier score of the confidence: its square distance from being right, weighted.
 
     The usual fit, least log-loss (Guo et al., ICML 2017), is led by the few flows that are wrong with certainty, those
-    of a capture unlike all others, and leaves everything else too modest.
+    of a capture unlike all others. Equal means of confidence and accuracy do no better as a goal: where a background
+    class takes the share of flows whose nearest label is right, no temperature reaches it. Where all is right there
+    would be no end to certainty, so that right and wrong are 1 and 0 but for one thing each (Platt, 1999).
     """
     right = logits[:, :n_label].argmax(axis=1) == truth
-    accuracy = np.average(right, weights=weights)
+    good, bad = float(weights[right].sum()), float(weights[~right].sum())
+    wanted = np.where(right, (good + 1) / (good + 2), 1 / (bad + 2))
 
-    def gap(log_temperature: float) -> float:
+    def score(log_temperature: float) -> float:
         confidence = label_shares(logits, float(np.exp(log_temperature)), n_label).max(axis=1)
-        return float((np.average(confidence, weights=weights) - accuracy) ** 2)
+        return float(np.average((confidence - wanted) ** 2, weights=weights))
 
-    return float(np.exp(minimize_scalar(gap, bounds=(-2.0, 2.0), method="bounded").x))
+    return float(np.exp(minimize_scalar(score, bounds=(-2.0, 2.0), method="bounded").x))
 
 
 def rejection_threshold(confidence: Floats, weights: Floats, false_rejection: float) -> float:

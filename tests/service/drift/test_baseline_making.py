@@ -152,7 +152,7 @@ def test_a_running_service_counts_what_it_says_and_compares_it(tmp_path):
             return dict(service.drift.newest)
 
     found = asyncio.run(main())
-    assert (found["flow-protocols"].verdicts, found["flow-protocols"].version) == (66, "4")
+    assert (found["flow-protocols"].verdicts, found["flow-protocols"].version) == (66, "5")
     assert found["iot-devices"].verdicts > 3
     state = DriftState(tmp_path / DRIFT_DIRECTORY)
     kept = state.load()

@@ -23,7 +23,7 @@ from tapline.service.inference.repository import ZOO
 from tests.paths import DATA, ROOT
 from tests.service.hub.fake_hub import FakeHub
 
-FLOWS = ZOO / "flow-protocols" / "4"
+FLOWS = ZOO / "flow-protocols" / "5"
 TRACES = ZOO / "iot-devices" / "3"
 SHIPPED = sorted(path.parent for path in ZOO.glob("*/*/checkpoint.json"))
 MAIN = [sys.executable, "-c", "from tapline.service.command.cli import main; main()"]
@@ -67,7 +67,7 @@ def test_what_is_pushed_to_a_hub_is_pulled_from_it(hub, tapline, tmp_path):
     assert hub.repositories["org/flows"].keys() == contents(FLOWS).keys()
     assert hub.tokens == {"Bearer hf_secret"}
     status, said = tapline("models", "pull", "hf:org/flows", "--to", tmp_path / "models")
-    pulled = tmp_path / "models" / "flow-protocols" / "4"
+    pulled = tmp_path / "models" / "flow-protocols" / "5"
     assert (status, said.strip()) == (0, f"pulled hf:org/flows, commit {commit}, into {pulled}")
     assert contents(pulled) == contents(FLOWS)
     origin = json.loads((pulled / "origin.json").read_text())
@@ -238,7 +238,7 @@ def test_a_card_without_a_header_gets_one_when_it_is_pushed(tmp_path):
     push(bare, str(tmp_path / "b"))
     card = ModelCard.load(tmp_path / "b" / "README.md")
     assert card.data.license is None
-    assert card.text.strip() == "# flow-protocols 4"
+    assert card.text.strip() == "# flow-protocols 5"
     assert not (bare / "README.md").exists()
 
 

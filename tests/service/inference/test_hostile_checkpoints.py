@@ -71,8 +71,8 @@ GRAPHS = [
 
 
 def test_a_number_that_is_none_for_a_single_length_is_found(tmp_path):
-    directory = tmp_path / "flow-protocols" / "4"  # it reads the first 16 lengths of a flow, and 32 bytes each way
-    shutil.copytree(ZOO / "flow-protocols" / "4", directory)
+    directory = tmp_path / "flow-protocols" / "5"  # it reads the first 16 lengths of a flow, and 32 bytes each way
+    shutil.copytree(ZOO / "flow-protocols" / "5", directory)
     hostile.change_graph(directory, "model.onnx", hostile.nan_for_one_length)
     assert "gives NaN or infinity for an ordinary flow" in refused(directory)
 

@@ -44,11 +44,11 @@ def silent(flow):
 
 
 def test_what_a_model_says_of_itself(model):
-    assert (model.name, model.version, model.threads) == ("flow-protocols", "4", 1)
+    assert (model.name, model.version, model.threads) == ("flow-protocols", "5", 1)
     assert (len(model.labels), model.embedding_size) == (77, 128)
     assert model.card.startswith("#")
-    assert repr(model) == "<FlowModel flow-protocols 4: 77 labels>"
-    assert repr(model.checkpoint) == "<Checkpoint flow-protocols 4: 77 labels>"
+    assert repr(model) == "<FlowModel flow-protocols 5: 77 labels>"
+    assert repr(model.checkpoint) == "<Checkpoint flow-protocols 5: 77 labels>"
     assert repr(tapline.load("iot-devices").checkpoint) == "<TracegramCheckpoint iot-devices 3: 31 labels>"
     assert len(repr(model.checkpoint.context)) < 1000
 
@@ -219,7 +219,7 @@ def test_a_trace_model_on_the_embeddings_of_a_flow_model(checkpoint_dir, embeddi
     flow_model = tapline.load(checkpoint_dir)
     with pytest.raises(tapline.CheckpointError, match="reads the embeddings of random 1: load that and give it"):
         tapline.load(embedding_traces_dir)
-    with pytest.raises(tapline.CheckpointError, match="but flow-protocols 4"):
+    with pytest.raises(tapline.CheckpointError, match="but flow-protocols 5"):
         tapline.load(embedding_traces_dir, flow_model=tapline.load("flow-protocols"))
     model = tapline.load(embedding_traces_dir, flow_model=flow_model)
     expected = tapline.classify(ANDROID, model=flow_model, traces=model).traces

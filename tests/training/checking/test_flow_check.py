@@ -144,7 +144,7 @@ def test_ports_off_is_as_served_with_ports_off(tmp_path, served_flows):
         ("uid,label\nnobody,TLS\n", "none of its rows (1 label) is of a flow in these captures: no uid, Community ID"),
         ("mac,label\n00:00:00:00:00:01,TLS\n", "its rows are of hosts, by which only traces can be labelled"),
         ("pcap,label\nother.pcap,TLS\n", "it names captures as other.pcap, and these are called as android.pcap"),
-        ("uid,label\n{uid},Kettle\n", "of 1 labelled flow none bears a label of flow-protocols 4"),
+        ("uid,label\n{uid},Kettle\n", "of 1 labelled flow none bears a label of flow-protocols 5"),
         ("ts;proto;src_ip;src_port;dst_ip;dst_port;label\n{late};{proto};{orig_h};{orig_p};{resp_h};{resp_p};TLS\n",
          "s off: a time zone of -1 h? Then give --time-shift 3600"),
     ],

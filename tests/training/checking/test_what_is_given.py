@@ -36,7 +36,7 @@ def test_names_of_nothing_in_a_map_are_said(tmp_path):
     )
     assert record["notes"] == [
         "--map: nothing is called Tls.Gogle in the labels and predictions",
-        "--map: flow-protocols 4 has no label Kettle: what becomes it counts as never learned",
+        "--map: flow-protocols 5 has no label Kettle: what becomes it counts as never learned",
     ]
     assert all(f"note: {note}" in said for note in record["notes"])
 

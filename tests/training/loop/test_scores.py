@@ -87,3 +87,10 @@ def test_draws_without_a_class_that_counts_are_left_out_of_the_interval():
     assert interval(draws).low == 1
     both = macro_f1_draws([fold, Predictions(np.zeros(6, int), np.ones(6, int), ["d"] * 6)], 3, 6)
     assert set(both.tolist()) == {0.0, 0.5}  # the mean over the folds that have a class in the draw
+
+
+def test_a_temperature_is_found_where_background_takes_the_share_of_flows_that_are_right() -> None:
+    sure, barred = [4.0, 0.0, -9.0], [1.0, 0.0, 9.0]  # two labels and the background
+    logits = np.array([sure] * 90 + [barred] * 8 + [sure] * 5, np.float32)
+    truth = np.array([0] * 98 + [1] * 5)
+    assert 0.5 < fit_temperature(logits, truth, np.ones(103), 2) < 3
