@@ -56,24 +56,21 @@ _STORED, _ZLIB = 0, 1
 _LENGTH_BYTES, _HEAD_BYTES = 4, 10
 _KNOWN_NAMES = 4096
 
-_COUNTS = (
-    "start_us", "duration_us", "orig_pkts", "resp_pkts", "orig_ip_bytes", "resp_ip_bytes", "up", "down",
-)  # fmt: skip
 _FRONT = np.dtype(
     [
-        ("size", "<u4"), ("flags", "u1"), ("protocol", "u1"), ("link_type", "u1"), ("heads_kind", "u1"),
-        ("orig_p", "<u2"), ("resp_p", "<u2"), *((name, "<u8") for name in _COUNTS), ("orig_h", "V16"),
-        ("resp_h", "V16"), ("uid", "u1"), ("service", "u1"), ("conn_state", "u1"), ("server_name", "u1"),
-        ("lengths", "u1"), ("heads", "u1"), ("orig_bytes", "<u2"), ("resp_bytes", "<u2"), ("", "<u2"),
+        ("size", "<u4"), ("kinds", "u1", 4), ("ports", "<u2", 2), ("counts", "<u8", 8), ("orig_h", "V16"),
+        ("resp_h", "V16"), ("sizes", "u1", 6), ("content_sizes", "<u2", 2), ("", "<u2"),
     ]
 )  # fmt: skip
-"""What every flow begins with; the names from `uid` on are how much there is of each."""
+"""What every flow begins with, neighbours of one kind together: looking at an array costs more than what is in it.
 
-_FIELDS = ("flags", "protocol", "link_type", "heads_kind", "orig_p", "resp_p", *_COUNTS, "orig_h", "resp_h")
-_PLACES = (
-    "n_lengths", "n_heads", "lengths_at", "heads_at", "orig_at", "resp_at", "uid_at", "service_at", "conn_state_at",
-    "server_name_at", "end_at",
-)  # fmt: skip
+`kinds`: flags, protocol, link type, kind of heads. `counts`: start, duration, packets, IP bytes and payload packets
+each way. `sizes`: of uid, service, state and server's name in bytes, and how many lengths and heads.
+"""
+
+_HEADS_KIND, _START, _DURATION, _UID, _LENGTHS = 3, 0, 1, 0, 4
+_MOST = np.array([MAX_NAME_CHARS, MAX_NAME_CHARS, MAX_NAME_CHARS, 255, MAX_PAYLOAD_LENGTHS, 255], np.uint8)
+"""Of `sizes`; how much there may be of names of servers and of heads is seen elsewhere."""
 
 Ints = NDArray[np.int64]
 
@@ -116,16 +113,13 @@ def _read_texts(
 def _read(data: bytes, flows: int, sensor: str, wanted: Wanted | None = None) -> list[Flow | FlowError | Glance]:
     """The flows of bytes."""
     edges = _edges(data, flows)
-    front = np.frombuffer(b"".join([data[at : at + _FRONT.itemsize] for at in edges[:-1]]), _FRONT)
-    glances = glances_of_bytes(data, edges[:-1], front) if wanted else []
+    glances = glances_of_bytes(data, edges) if wanted else []
     rows = _rows(flows, glances, wanted)
     if not rows:
         return _placed(glances, [], [])
-    bounds = np.array(edges, np.int64)
-    starts, ends = bounds[:-1], bounds[1:]
-    if glances:
-        front, starts, ends = front[rows], starts[rows], ends[rows]
-    parts = _Parts(data, starts, ends, front)
+    starts, ends = [edges[row] for row in rows], [edges[row + 1] for row in rows]
+    front = np.frombuffer(b"".join([data[at : at + _FRONT.itemsize] for at in starts]), _FRONT)
+    parts = _Parts(data, np.array(starts, np.int64), np.array(ends, np.int64), front)
     made = list(_flows(data, front, parts, sensor))
     found: list[Flow | FlowError] = list(made)
     for row in np.flatnonzero(parts.overrun | _doubtful(front, parts)).tolist():
@@ -204,33 +198,39 @@ def _edges(data: bytes, flows: int) -> list[int]:
 
 
 class _Parts:
-    """Where the parts of each flow lie in a batch, int64 [flows] each, as far as they fit into it.
+    """Where the parts of each flow lie in a batch, as far as they fit into it.
 
-    `lengths` int32 and `gaps_us` uint64 are those of all flows end to end, `length_row` and `head_row` of which flow
-    each is. `overrun` bool [flows]: the parts do not fit into the flow.
+    `places` int64 [flows, 11]: how many lengths and heads there are, where lengths, heads, content of the originator
+    and of the responder, uid, service, state and name of the server begin, and where that ends. `lengths`
+    int32 and `gaps_us` uint64 are those of all flows end to end, `length_row` and `head_row` of which flow each is.
+    `overrun` bool [flows]: the parts do not fit into the flow.
     """
 
     def __init__(self, data: bytes, starts: Ints, ends: Ints, front: NDArray[np.void]) -> None:
-        self.lengths_at = starts + _FRONT.itemsize
-        n_lengths, n_heads = front["lengths"].astype(np.int64), front["heads"].astype(np.int64)
-        fits = self.lengths_at + _LENGTH_BYTES * n_lengths + _HEAD_BYTES * n_heads <= ends
-        self.n_lengths, self.n_heads = n_lengths * fits, n_heads * fits
-        self.heads_at = self.lengths_at + _LENGTH_BYTES * self.n_lengths
-        sizes_at, heads_data_at = self.heads_at + 8 * self.n_heads, self.heads_at + _HEAD_BYTES * self.n_heads
+        sizes = front["sizes"].astype(np.int64)
+        self.places = places = np.empty((len(front), 11), np.int64)
+        lengths_at = starts + _FRONT.itemsize
+        fits = lengths_at + sizes[:, _LENGTHS:] @ (_LENGTH_BYTES, _HEAD_BYTES) <= ends
+        places[:, :2] = sizes[:, _LENGTHS:] * fits[:, None]
+        n_lengths, self.n_heads = places[:, 0], places[:, 1]
+        places[:, 2] = lengths_at
+        places[:, 3] = heads_at = lengths_at + _LENGTH_BYTES * n_lengths
         rows = np.arange(len(front))
-        self.length_row, self.head_row = np.repeat(rows, self.n_lengths), np.repeat(rows, self.n_heads)
-        self.lengths = np.frombuffer(_joined(data, self.lengths_at, self.heads_at), "<i4")
-        self.gaps_us = np.frombuffer(_joined(data, self.heads_at, sizes_at), "<u8")
-        sizes = np.frombuffer(_joined(data, sizes_at, heads_data_at), "<u2")
-        self.head_bytes = np.bincount(self.head_row, sizes, len(front)).astype(np.int64)
-        self.orig_at = heads_data_at + self.head_bytes
-        self.resp_at = self.orig_at + front["orig_bytes"]
-        self.uid_at = self.resp_at + front["resp_bytes"]
-        self.service_at = self.uid_at + front["uid"]
-        self.conn_state_at = self.service_at + front["service"]
-        self.server_name_at = self.conn_state_at + front["conn_state"]
-        self.end_at = self.server_name_at + front["server_name"]
-        self.overrun = ~fits | (self.end_at > ends)
+        self.length_row, self.head_row = np.repeat(rows, n_lengths), np.repeat(rows, self.n_heads)
+        self.lengths = np.frombuffer(_joined(data, lengths_at, heads_at), "<i4")
+        if len(self.head_row):
+            sizes_at, data_at = heads_at + 8 * self.n_heads, heads_at + _HEAD_BYTES * self.n_heads
+            self.gaps_us = np.frombuffer(_joined(data, heads_at, sizes_at), "<u8")
+            head_sizes = np.frombuffer(_joined(data, sizes_at, data_at), "<u2")
+            self.head_bytes = np.bincount(self.head_row, head_sizes, len(front)).astype(np.int64)
+            places[:, 4] = data_at + self.head_bytes
+        else:
+            self.gaps_us, self.head_bytes = np.zeros(0, np.uint64), np.zeros(len(front), np.int64)
+            places[:, 4] = heads_at
+        places[:, 5:7] = front["content_sizes"]
+        places[:, 7:] = sizes[:, _UID:_LENGTHS]
+        np.cumsum(places[:, 4:], axis=1, out=places[:, 4:])
+        self.overrun = ~fits | (places[:, -1] > ends)
 
 
 def _joined(data: bytes, starts: Ints, ends: Ints) -> bytes:
@@ -239,31 +239,28 @@ def _joined(data: bytes, starts: Ints, ends: Ints) -> bytes:
 
 def _doubtful(front: NDArray[np.void], parts: _Parts) -> NDArray[np.bool_]:
     """Flows that may be out of bounds, bool [flows]; of all others it is certain that `flow_of` takes them."""
-    doubt = front["heads_kind"] >= len(_HEADS_KINDS)
-    for name in _COUNTS:
-        doubt |= front[name] > MAX_COUNT
-    doubt |= front["start_us"] + front["duration_us"] > MAX_COUNT
-    doubt |= front["uid"] == 0
-    for name, most in (
-        ("uid", MAX_NAME_CHARS), ("service", MAX_NAME_CHARS), ("conn_state", MAX_NAME_CHARS),
-        ("lengths", MAX_PAYLOAD_LENGTHS), ("orig_bytes", MAX_CONTENT_BYTES), ("resp_bytes", MAX_CONTENT_BYTES),
-    ):  # fmt: skip
-        doubt |= front[name] > most
-    doubt |= HEAD_TOKEN_COST * parts.n_heads + parts.head_bytes > HEADS_TOKEN_BUDGET
+    counts, sizes = front["counts"], front["sizes"]
+    doubt = np.zeros(len(front), np.bool_)
+    doubt |= (counts > MAX_COUNT).any(axis=1)
+    doubt |= (sizes > _MOST).any(axis=1)
+    doubt |= (front["content_sizes"] > MAX_CONTENT_BYTES).any(axis=1)
+    doubt |= (counts[:, _START] + counts[:, _DURATION] > MAX_COUNT) | (sizes[:, _UID] == 0)
+    doubt |= front["kinds"][:, _HEADS_KIND] >= len(_HEADS_KINDS)
     doubt[parts.length_row[(parts.lengths == 0) | (parts.lengths < -MAX_PAYLOAD_LENGTH)]] = True
-    doubt[parts.head_row[parts.gaps_us > MAX_COUNT]] = True
+    if len(parts.head_row):
+        doubt |= HEAD_TOKEN_COST * parts.n_heads + parts.head_bytes > HEADS_TOKEN_BUDGET
+        doubt[parts.head_row[parts.gaps_us > MAX_COUNT]] = True
     return doubt
 
 
 def _flows(data: bytes, front: NDArray[np.void], parts: _Parts, sensor: str) -> Iterator[Flow]:
     """A flow of each row, whatever its values."""
-    columns = zip(*(front[name].tolist() for name in _FIELDS), strict=True)
-    places = zip(*(getattr(parts, name).tolist() for name in _PLACES), strict=True)
+    columns = [front[name] for name in ("kinds", "ports", "counts", "orig_h", "resp_h")]
     for (
-        (flags, protocol, link_type, heads_kind, orig_p, resp_p, start_us, duration_us, orig_pkts, resp_pkts,
-         orig_ip_bytes, resp_ip_bytes, up, down, orig_h, resp_h),
+        (flags, protocol, link_type, heads_kind), (orig_p, resp_p),
+        (start_us, duration_us, orig_pkts, resp_pkts, orig_ip_bytes, resp_ip_bytes, up, down), orig_h, resp_h,
         (n_lengths, n_heads, lengths_at, heads_at, orig_at, resp_at, uid_at, service_at, state_at, name_at, end_at),
-    ) in zip(columns, places, strict=True):  # fmt: skip
+    ) in zip(*(column.tolist() for column in (*columns, parts.places)), strict=True):  # fmt: skip
         address_bytes = 16 if flags & IPV6 else 4
         yield Flow(
             str(data[uid_at:service_at], "utf-8", "replace"), start_us, duration_us,

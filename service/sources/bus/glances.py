@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from tapline.models.flow import MAX_NAME_CHARS
 
 FINAL, IPV6 = 1, 2
 """Bits of a flow's flags."""
+
+_SEEN = struct.Struct("<4xB71x16s16xB3xBBHH2x")
+"""Of what a flow begins with, as of `flow_batches`: flags, who began it, and how long what lies before its uid is."""
 
 _KNOWN_ADDRESSES = 65_536
 _LENGTH_BYTES, _GAP_BYTES, _SIZE_BYTES = 4, 8, 2
@@ -38,23 +39,22 @@ Choose = Callable[[], Wanted | None]
 """Is asked when a batch has come; None: all of its flows are to be read."""
 
 
-def glances_of_bytes(data: bytes, starts: Sequence[int], front: NDArray[np.void]) -> list[Glance | None]:
-    """Of flows that lie at `starts`; `front` is what they begin with, as of `flow_batches`."""
-    heads_at = np.array(starts, np.int64) + front.itemsize + _LENGTH_BYTES * front["lengths"].astype(np.int64)
-    uid_at = (heads_at + front["orig_bytes"] + front["resp_bytes"]).tolist()
-    for row in np.flatnonzero(front["heads"]).tolist():
-        uid_at[row] += _heads_bytes(data, int(heads_at[row]), int(front["heads"][row]))
-    columns = (front[name].tolist() for name in ("uid", "flags", "orig_h"))
-    return [
-        Glance(
-            data[at : at + size].decode("utf-8", "replace"),
-            address(orig_h if flags & IPV6 else orig_h[:4]),
-            bool(flags & FINAL),
-        )
-        if at < len(data)
-        else None
-        for at, size, flags, orig_h in zip(uid_at, *columns, strict=True)
-    ]
+def glances_of_bytes(data: bytes, edges: Sequence[int]) -> list[Glance | None]:
+    """Of flows that begin at `edges`, but for the last of them."""
+    found = list[Glance | None]()
+    size = len(data)
+    for at in edges[:-1]:
+        flags, orig_h, uid, lengths, heads, orig_bytes, resp_bytes = _SEEN.unpack_from(data, at)
+        at += _SEEN.size + _LENGTH_BYTES * lengths
+        if heads:
+            at += _heads_bytes(data, at, heads)
+        at += orig_bytes + resp_bytes
+        if at < size:
+            orig_h = address(orig_h if flags & IPV6 else orig_h[:4])
+            found.append(Glance(str(data[at : at + uid], "utf-8", "replace"), orig_h, flags & FINAL == FINAL))
+        else:
+            found.append(None)
+    return found
 
 
 def _heads_bytes(data: bytes, at: int, heads: int) -> int:
