@@ -1,6 +1,7 @@
 """Histories that earlier tapline wrote: brought to this version with all that is in them, or read as they are."""
 
 import asyncio
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ from tapline.service.history.database import Database
 from tapline.service.history.export import records
 from tapline.service.history.filters import AlertFilter, FlowFilter
 from tapline.service.history.history_tables import SCHEMA_VERSION, about, alerts
-from tests.paths import DATA
+from tests.paths import DATA, ROOT
 from tests.service.history.kept import BUS, flow, running, settled, until, verdict
 from tests.service.history.test_alerts import ALERTS, ids, keep
 from tests.service.history.test_history import VARIED, ask, uids, uids_of
@@ -218,3 +219,21 @@ def test_a_migration_does_not_hold_up_who_reads(place):
 
     assert ids(asyncio.run(main())) == "edcba"
     reader.dispose()
+
+
+def test_the_way_back_that_is_documented_is_one(place, tmp_path):
+    """The page's statement, and a number, make of this version the one before, as that made it."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    [statement] = re.findall(r"`(ALTER TABLE [^`]*)`", page)
+    old_history(place, SCHEMA_VERSION - 1)
+    database = Database(place, tmp_path)
+    before = schema(database)
+    database.open()
+    assert schema(database) != before
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(f"UPDATE tapline_history SET schema_version = {SCHEMA_VERSION - 1}")
+    assert schema(database) == before
+    database.open(create=False)
+    assert [one.id for one in records(database, AlertFilter())] == [one.id for one in ALERTS]
+    database.close()
