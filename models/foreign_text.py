@@ -24,5 +24,6 @@ def clean(text: str, limit: int = MAX_SHOWN_CHARS, keep: str = "") -> str:
 
 
 def sheet_cell(text: str) -> str:
-    """The text as a cell that a spreadsheet shows and does not compute (OWASP, "CSV Injection")."""
-    return f"'{clean(text)}" if text.startswith(_FORMULA_STARTS) else clean(text)
+    """The text as a cell that a spreadsheet shows and does not compute (OWASP, "CSV Injection"); a sign alone is no
+    formula."""
+    return f"'{clean(text)}" if text.startswith(_FORMULA_STARTS) and len(text) > 1 else clean(text)

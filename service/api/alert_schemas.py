@@ -17,7 +17,16 @@ class Alert(Body):
 
     number: int
     seen_us: Seen
-    acknowledged_us: Annotated[int | None, Field(description="when somebody said that they have seen to it")] = None
+    acknowledged_us: Annotated[int | None, Field(description="when somebody first said that they have seen to it")] = (
+        None
+    )
+    acknowledged_by: Annotated[
+        str | None,
+        Field(
+            description="name of the key with which they did, `-` where no key was wanted; left out where a release "
+            "that did not keep it noted it"
+        ),
+    ] = None
     id: str
     time_us: Annotated[int, Field(description="when it was made; of past verdicts, when the flow or trace was")]
     rule: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import Depends, FastAPI, Path, Query, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
 
 from tapline.service.alerts.alert import AlertKind, Severity
 from tapline.service.api import alert_schemas
@@ -23,6 +23,7 @@ from tapline.service.api.asked import (
     times_and_host,
 )
 from tapline.service.api.errors import ApiError, ErrorBody
+from tapline.service.api.gate import caller_of
 from tapline.service.api.history_route import history_of
 from tapline.service.history.filters import AlertFilter
 from tapline.service.runtime import Service
@@ -81,10 +82,11 @@ def add_alerts(app: FastAPI, service: Service) -> None:
         return _json({"alerts": page.items, "next": page.next})
 
     @app.post("/v1/alerts/{id}/acknowledge", tags=["alerts"], status_code=204, responses=_ERRORS)
-    async def acknowledge(id: Identifier) -> Response:
-        """Note that somebody has seen to an alert. It is noted once; 404 where there is no such alert, or no more."""
+    async def acknowledge(id: Identifier, request: Request) -> Response:
+        """Note that somebody has seen to an alert: when, and with the key of which name (`acknowledged_us` and
+        `acknowledged_by` of the alert). Who does so first stays; 404 where there is no such alert, or no more."""
         with history_errors():
-            if not await history_of(service).acknowledge(id):
+            if not await history_of(service).acknowledge(id, caller_of(request).name):
                 raise ApiError(404, "no_alert", "there is no alert of this identifier, or no more")
         return Response(status_code=204)
 

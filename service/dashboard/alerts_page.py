@@ -8,6 +8,7 @@ from fastapi import Request
 from markupsafe import Markup
 from nicegui import ui
 
+from tapline.service.access.audit import NOBODY
 from tapline.service.alerts.alert import Alert, Severity
 from tapline.service.alerts.alert_watch import AlertWatch
 from tapline.service.dashboard.allowed import accounted, is_allowed, signed_in
@@ -89,29 +90,39 @@ async def alert_page(board: Board, request: Request) -> None:
     alert: PastAlert = found
     with frame(request, alert.message or alert.rule), panel("Alert"):
         PlainTable(("", " ")).show(_facts(alert))
-        seen = ui.label().classes("quiet")
-        caller, action = signed_in(request), f"see to alert {alert.id}"
-        button = ui.button("I have seen to it").props("unelevated no-caps")
+        _seeing_to(board, request, alert)
 
-        def tell(at_us: int | None) -> None:
-            seen.set_text("" if at_us is None else f"Somebody has seen to it: {moment(at_us)}.")
-            button.set_visibility(at_us is None and caller.may("classify"))
-            if at_us is None and not caller.may("classify"):
-                seen.set_text("Nobody has seen to it. To say so wants a key of the scope classify.")
 
-        async def acknowledge() -> None:
-            if not is_allowed(caller, "classify", action):
+def _seeing_to(board: Board, request: Request, alert: PastAlert) -> None:
+    """Who has seen to an alert, and the button of who now does."""
+    seen = ui.label().classes("quiet")
+    caller, action = signed_in(request), f"see to alert {alert.id}"
+    button = ui.button("I have seen to it").props("unelevated no-caps")
+
+    def tell(now: PastAlert) -> None:
+        at_us = now.acknowledged_us
+        seen.set_text("" if at_us is None else f"Seen to{_by(now)}, {moment(at_us)}.")
+        button.set_visibility(at_us is None and caller.may("classify"))
+        if at_us is None and not caller.may("classify"):
+            seen.set_text("Nobody has seen to it. To say so wants a key of the scope classify.")
+
+    async def acknowledge() -> None:
+        if not is_allowed(caller, "classify", action):
+            return
+        try:
+            now = await board.history.alert_of(alert.number)
+            if now is not None and now.acknowledged_us is not None:  # somebody else, since the page was opened
+                tell(now)
                 return
-            try:
-                await accounted(caller, action, lambda: board.history.acknowledge(alert.id))
-            except ASKING as error:
-                ui.notify(str(error), type="warning")
-                return
-            button.set_visibility(False)
-            seen.set_text("Noted.")
+            await accounted(caller, action, lambda: board.history.acknowledge(alert.id, caller.name))
+        except ASKING as error:
+            ui.notify(str(error), type="warning")
+            return
+        button.set_visibility(False)
+        seen.set_text("Noted.")
 
-        button.on_click(acknowledge)
-        tell(alert.acknowledged_us)
+    button.on_click(acknowledge)
+    tell(alert)
 
 
 def rules_state(watch: AlertWatch | None) -> Markup:
@@ -156,10 +167,15 @@ def _row(alert: PastAlert) -> list[Cell]:
     return [
         link(moment(alert.seen_us), address("/alert", {"number": alert.number})),
         severity_cell(alert),
-        joined([alert.message, *([tag("seen to")] if alert.acknowledged_us is not None else [])]),
+        joined([alert.message, *([tag(f"seen to{_by(alert)}")] if alert.acknowledged_us is not None else [])]),
         _about(alert),
         link(alert.rule, address("/alerts", {"rule": alert.rule})),
     ]
+
+
+def _by(alert: PastAlert) -> str:
+    """Who has seen to an alert, where it is known."""
+    return "" if alert.acknowledged_by in (None, NOBODY) else f" by {alert.acknowledged_by}"
 
 
 def severity_cell(alert: Alert) -> Markup:

@@ -60,10 +60,11 @@ class SeenAlert:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """Somebody has seen to the alert of this identifier."""
+    """Somebody, `by` the name of their key, has seen to the alert of this identifier."""
 
     seen_us: int
     id: str
+    by: str
 
 
 Seen = SeenFlow | SeenTrace | SeenAlert | Acknowledged
@@ -98,7 +99,8 @@ def write_batch(connection: sql.Connection, database: Database, batch: Sequence[
     database.insert_rows(connection, alerts, warned)
     for each in answered:
         of_it = (alerts.c.id == text(each.id), alerts.c.acknowledged_us.is_(None))
-        connection.execute(sql.update(alerts).where(*of_it).values(acknowledged_us=each.seen_us))
+        said = {"acknowledged_us": each.seen_us, "acknowledged_by": text(each.by)}
+        connection.execute(sql.update(alerts).where(*of_it).values(said))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from tapline.service.history.history_errors import HistoryError, SlowQueryError
-from tapline.service.history.history_tables import ADDED, SCHEMA_VERSION, about, metadata
+from tapline.service.history.history_tables import ADDED_COLUMNS, ADDED_TABLES, SCHEMA_VERSION, about, metadata
 from tapline.service.log_lines import log
 
 FIRST_VERSION = 1
@@ -28,6 +28,9 @@ LOCK_WAIT_SECONDS = 5.0
 """How long a write waits for another process that writes to the same file."""
 
 CONNECT_SECONDS = 5
+
+MIGRATION_WAIT_SECONDS = 1.0
+"""How long a migration waits for a table of PostgreSQL that others read: whoever comes after it waits, too."""
 
 _VACUUM_PAGES = 1000
 """Free pages given back at a time, once there are more than so many."""
@@ -143,8 +146,17 @@ class Database:
         found: int | None = connection.execute(sql.select(about.c.schema_version)).scalar()
         if found is None or not FIRST_VERSION <= found < SCHEMA_VERSION:
             return found
+        if not self.is_sqlite:
+            connection.execute(sql.text(f"SET LOCAL lock_timeout = {round(1000 * MIGRATION_WAIT_SECONDS)}"))
+        made: list[sql.Table] = []
         for version in range(found + 1, SCHEMA_VERSION + 1):
-            metadata.create_all(connection, ADDED[version], checkfirst=False)
+            for table in ADDED_TABLES.get(version, ()):
+                table.create(connection)
+                made.append(table)
+            for column in ADDED_COLUMNS.get(version, ()):
+                if column.table not in made:
+                    kind = column.type.compile(connection.dialect)
+                    connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} {kind}")
         connection.execute(sql.update(about).values(schema_version=SCHEMA_VERSION))
         log.info("the history was brought to a new version", place=self.shown, before=found, now=SCHEMA_VERSION)
         return SCHEMA_VERSION
@@ -164,7 +176,14 @@ class Database:
 
     def has(self, table: sql.Table) -> bool:
         """Whether the history that was opened has a table; one of an earlier version lacks some."""
-        return not any(table in tables for version, tables in ADDED.items() if version > self.version)
+        return not any(table in tables for version, tables in ADDED_TABLES.items() if version > self.version)
+
+    def columns(self, table: sql.Table) -> list[sql.ColumnElement[Any]]:
+        """What a query of a table selects: its columns, and NULL by the name of each that the history that was opened
+        lacks, being of an earlier version."""
+        added = [each for version, columns in ADDED_COLUMNS.items() if version > self.version for each in columns]
+        lacking = {each.name for each in added if each.table is table}
+        return [sql.null().label(each.name) if each.name in lacking else each for each in table.c]
 
     def close(self) -> None:
         """Close every connection that is not in use."""

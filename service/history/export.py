@@ -13,6 +13,7 @@ from tapline.models.foreign_text import sheet_cell
 from tapline.models.verdict import Verdict
 from tapline.service.history.database import Database
 from tapline.service.history.filters import AlertFilter, FlowFilter, TraceFilter
+from tapline.service.history.history_tables import alerts
 from tapline.service.history.pages import alert_page, flow_page, trace_page
 from tapline.service.history.past import MAX_PAGE, Page, PastAlert, PastFlow, PastTrace
 
@@ -30,10 +31,11 @@ TRACE_COLUMNS = (
     "confidence", "unknown", "alternatives", "model", "version", "final", "suspicion", "suspicious", "top_flows",
 )  # fmt: skip
 ALERT_COLUMNS = (
-    "number", "seen_us", "acknowledged_us", "id", "time_us", "rule", "severity", "kind", "message", "model", "version",
-    "suppressed", "source", "sensor", "label", "nearest", "confidence", "unknown", "final", "start_us", "end_us", "uid",
-    "community_id", "proto", "orig_h", "orig_p", "resp_h", "resp_p", "server_name", "port_label", "unexpected_port",
-    "subject", "subject_kind", "flows", "suspicion", "suspicious", "top_uids", "matches", "reason",
+    "number", "seen_us", "acknowledged_us", "acknowledged_by", "id", "time_us", "rule", "severity", "kind", "message",
+    "model", "version", "suppressed", "source", "sensor", "label", "nearest", "confidence", "unknown", "final",
+    "start_us", "end_us", "uid", "community_id", "proto", "orig_h", "orig_p", "resp_h", "resp_p", "server_name",
+    "port_label", "unexpected_port", "subject", "subject_kind", "flows", "suspicion", "suspicious", "top_uids",
+    "matches", "reason",
 )  # fmt: skip
 
 _TYPES = {
@@ -92,7 +94,8 @@ def records(database: Database, wanted: Filter) -> Iterator[PastFlow | PastTrace
             elif isinstance(wanted, TraceFilter):
                 page = trace_page(connection, wanted, ascending=True, limit=MAX_PAGE, cursor=cursor)
             else:
-                page = alert_page(connection, wanted, ascending=True, limit=MAX_PAGE, cursor=cursor)
+                columns = database.columns(alerts)
+                page = alert_page(connection, wanted, columns, ascending=True, limit=MAX_PAGE, cursor=cursor)
         yield from page.items
         if page.next is None:
             return

@@ -14,6 +14,7 @@ import sqlalchemy as sql
 from sqlalchemy.exc import DBAPIError
 
 from tapline.models.flow import Flow
+from tapline.models.foreign_text import clean
 from tapline.models.verdict import Verdict
 from tapline.service.alerts.alert import Alert, Severity
 from tapline.service.history import pages, sums
@@ -136,12 +137,13 @@ class History:
         """Take an alert."""
         self._writer.put(SeenAlert(time.time_ns() // 1000, alert))
 
-    async def acknowledge(self, identifier: str) -> bool:
-        """Note that somebody has seen to an alert; False where there is none of this identifier, or no more."""
+    async def acknowledge(self, identifier: str, by: str) -> bool:
+        """Note that somebody has seen to an alert, with the key of this name; who does so first stays. False where
+        there is none of this identifier, or no more."""
         query = sql.select(alerts.c.number).where(alerts.c.id == text(identifier)).limit(1)
         if await self._ask(lambda connection: connection.execute(query).scalar()) is None:
             return False
-        self._writer.put(Acknowledged(time.time_ns() // 1000, identifier))
+        self._writer.put(Acknowledged(time.time_ns() // 1000, identifier, clean(by)))
         return True
 
     async def flows(
@@ -186,12 +188,14 @@ class History:
         """A page of alerts, newest first where nothing else is asked."""
         limit = min(limit, MAX_PAGE)
         return await self._ask(
-            lambda connection: pages.alert_page(connection, wanted, ascending=ascending, limit=limit, cursor=cursor)
+            lambda connection: pages.alert_page(
+                connection, wanted, self._database.columns(alerts), ascending=ascending, limit=limit, cursor=cursor
+            )
         )
 
     async def alert_of(self, number: int) -> PastAlert | None:
         """An alert by its number, None where there is none, or no more."""
-        query = sql.select(alerts).where(alerts.c.number == number)
+        query = sql.select(*self._database.columns(alerts)).where(alerts.c.number == number)
         row = await self._ask(lambda connection: connection.execute(query).mappings().one_or_none())
         return past_alert(row) if row is not None else None
 

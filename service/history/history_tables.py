@@ -16,9 +16,9 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 2
-"""Of the tables. A database of version 1 has no alerts, and gets them when a service opens it; one of another is
-refused."""
+SCHEMA_VERSION = 3
+"""Of the tables. A database of version 1 has no alerts, one of version 2 does not say who acknowledged one; each is
+brought to this version when a service opens it. One of another is refused."""
 
 metadata = MetaData()
 
@@ -179,11 +179,13 @@ alerts = Table(
     Column("resp_key", LargeBinary),
     Column("subject_key", LargeBinary),
     Column("acknowledged_us", BigInteger),
+    Column("acknowledged_by", Text),
     Column("record", Text, nullable=False),
     sqlite_autoincrement=True,
 )
 """An alert a row; `record` is all of it as JSON, the columns what is asked for. NULL keys are of what it has no address
-for, `acknowledged_us` is NULL until somebody has seen to it."""
+for. `acknowledged_us` and `acknowledged_by` are NULL until somebody has seen to it; the second also where a service of
+an earlier version noted it."""
 
 Index("alerts_seen", alerts.c.seen_us)
 Index("alerts_id", alerts.c.id)
@@ -191,5 +193,8 @@ Index("alerts_orig", alerts.c.orig_key, alerts.c.number)
 Index("alerts_resp", alerts.c.resp_key, alerts.c.number)
 Index("alerts_host", alerts.c.subject_key, alerts.c.number)
 
-ADDED = {2: (alerts,)}
-"""By version the tables that it has more than the one before."""
+ADDED_TABLES = {2: (alerts,)}
+"""By version the tables that it has more than the one before, as they are made now."""
+
+ADDED_COLUMNS = {3: (alerts.c.acknowledged_by,)}
+"""By version the columns, which may be NULL, that it has more than the one before in tables that were there."""

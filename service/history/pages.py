@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sql
@@ -50,10 +50,17 @@ def trace_page(
 
 
 def alert_page(
-    connection: sql.Connection, wanted: AlertFilter, *, ascending: bool, limit: int, cursor: str | None
+    connection: sql.Connection,
+    wanted: AlertFilter,
+    columns: Sequence[sql.ColumnElement[Any]],
+    *,
+    ascending: bool,
+    limit: int,
+    cursor: str | None,
 ) -> Page[PastAlert]:
-    """A page of alerts; raises as `flow_page`."""
-    return _page(_rows(connection, alerts, wanted, None, ascending, limit, cursor), past_alert, None, limit)
+    """A page of alerts; `columns` as the database has them (`Database.columns`). Raises as `flow_page`."""
+    found = _rows(connection, alerts, wanted, None, ascending, limit, cursor, columns)
+    return _page(found, past_alert, None, limit)
 
 
 def alert_counts(connection: sql.Connection, wanted: AlertFilter) -> dict[Severity, int]:
@@ -86,13 +93,14 @@ def _rows(
     ascending: bool,
     limit: int,
     cursor: str | None,
+    columns: Sequence[sql.ColumnElement[Any]] = (),
 ) -> list[sql.RowMapping]:
-    """One row more than asked for, where there is one."""
+    """One row more than asked for, where there is one; of all columns of the table where none are named."""
     asked = [*seen_between(table, wanted, connection), *_after(table, sort, ascending, cursor)]
     keys = [table.c.number] if sort is None else [sort, table.c.number]
     order = [key.asc() if ascending else key.desc() for key in keys]
     query = matching(connection, table, wanted, asked, order, limit + 1)
-    return list(connection.execute(query).mappings())
+    return list(connection.execute(query.with_only_columns(*(columns or table.c))).mappings())
 
 
 def matching(

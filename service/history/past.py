@@ -83,11 +83,13 @@ class PastTrace(TraceRecord, frozen=True, kw_only=True):
 
 class PastAlert(Alert, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """An alert of the history; `number` and `seen_us` as of `PastFlow`. `acknowledged_us` is when somebody first said
-    that they have seen to it."""
+    that they have seen to it, `acknowledged_by` the name of the key with which they did, as in the account of access;
+    None where a service that did not keep it noted it."""
 
     number: int
     seen_us: int
     acknowledged_us: int | None = None
+    acknowledged_by: str | None = None
 
 
 class Page(msgspec.Struct, Generic[Item], frozen=True):

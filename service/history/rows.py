@@ -200,13 +200,14 @@ def alert_row(seen_us: int, alert: Alert) -> Row:
         "resp_key": subject_key(alert.resp_h),
         "subject_key": subject_key(alert.subject),
         "acknowledged_us": None,
+        "acknowledged_by": None,
         "record": text(_JSON.encode(alert).decode()),
     }
 
 
 def past_alert(row: RowMapping) -> PastAlert:
     """The record of a row."""
-    kept = {name: row[name] for name in ("number", "seen_us", "acknowledged_us")}
+    kept = {name: row[name] for name in ("number", "seen_us", "acknowledged_us", "acknowledged_by")}
     return msgspec.convert({**msgspec.json.decode(row["record"]), **kept}, PastAlert)
 
 

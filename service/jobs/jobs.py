@@ -29,10 +29,10 @@ from tapline.service.jobs.job import (
     NotDoneError,
     UnknownJobError,
 )
+from tapline.service.jobs.job_retention import JobRetention
 from tapline.service.jobs.job_runner import JobRunner
 from tapline.service.jobs.job_store import JobStore
 from tapline.service.jobs.packet_reads import PacketReads
-from tapline.service.log_lines import log
 from tapline.service.metrics import Metrics
 from tapline.service.process.completion import opened, to_its_end
 from tapline.service.process.supervisor import Supervisor
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 MAX_NAME = 128
 SWEEP_SECONDS = 600
 """How often it is looked whether jobs are too old."""
-
-_DAY_SECONDS = 86_400
 
 T = TypeVar("T")
 
@@ -75,6 +73,7 @@ class Jobs:
         self._store = JobStore(settings.data_dir / "jobs", settings.captures_dir)
         self._runner = JobRunner(settings, models, trace_models, metrics, self._store, self._disk, self._tell)
         self._jobs: dict[str, Job] = {}
+        self._retention = JobRetention(settings, metrics, self._jobs, self._size_bytes, self.delete)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._packet_reads = PacketReads(settings)
         self._incoming = 0
@@ -89,7 +88,9 @@ class Jobs:
         Raises:
             JobsInUseError: it cannot be used, or another service has it.
         """
-        self._jobs = {job.id: job for job in sorted(self._store.open(), key=lambda job: (job.created, job.id))}
+        found = sorted(self._store.open(), key=lambda job: (job.created, job.id))
+        self._jobs.clear()
+        self._jobs.update((job.id, job) for job in found)
         self._is_open = True
 
     @contextlib.asynccontextmanager
@@ -139,7 +140,7 @@ class Jobs:
                     raise JobError("the capture is empty")
                 name = PurePath(name).name[:MAX_NAME] or "capture"
                 job = Job(id=id, name=name, created=time.time(), options=options, owner=owner, size_bytes=size_bytes)
-                if await self._fit(await self._disk(self._store.size_bytes, id)):
+                if await self._retention.fit(await self._size_bytes(id)):
                     raise NoRoomError(f"jobs that wait and run take all of the {self._settings.jobs_mb} MiB for jobs")
                 await self._disk(self._store.save, job)
             self._metrics.upload_bytes.inc(size_bytes)
@@ -338,36 +339,15 @@ class Jobs:
                 del self._running[job.id]
             if not task.cancelled():
                 task.result()  # an error here is a fault of ours: the supervisor tells it
-            await self._sweep()
+            await self._retention.sweep()
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await self._sweep()
+            await self._retention.sweep()
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _sweep(self) -> None:
-        """Delete jobs that ended too long ago, and the longest ended ones where all take too much room."""
-        oldest = time.time() - self._settings.job_days * _DAY_SECONDS
-        for job in [job for job in self._jobs.values() if job.has_ended and (job.ended or 0) < oldest]:
-            await self._retire(job, "age")
-        await self._fit()
-
-    async def _fit(self, more_bytes: int = 0) -> bool:
-        """Delete the longest ended jobs until the rest, and so many bytes more, fit; whether they still do not."""
-        sizes = {id: await self._disk(self._store.size_bytes, id) for id in list(self._jobs)}
-        total = more_bytes + sum(sizes.values())
-        for job in sorted((job for job in self._jobs.values() if job.has_ended), key=lambda job: job.ended or 0):
-            if total <= self._settings.jobs_mb << 20:
-                return False
-            total -= sizes.get(job.id, 0)
-            await self._retire(job, "room")
-        return total > self._settings.jobs_mb << 20
-
-    async def _retire(self, job: Job, reason: str) -> None:
-        log.info("deleting an old job", job=job.id, reason=reason)
-        self._metrics.jobs_removed.labels(reason).inc()
-        with contextlib.suppress(UnknownJobError):
-            await self.delete(job.id)
+    async def _size_bytes(self, id: str) -> int:
+        return await self._disk(self._store.size_bytes, id)
 
     def _tell(self, *, progress: bool = False) -> None:
         """Say that something changed."""

@@ -28,4 +28,4 @@ def test_long_text_is_cut():
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
 def test_no_cell_is_a_formula(text):
     assert sheet_cell(text)[0] == "'"
-    assert sheet_cell("DNS") == "DNS"
+    assert [sheet_cell(one) for one in ("DNS", "-", "")] == ["DNS", "-", ""]

@@ -40,7 +40,7 @@ from tapline.training.data.labels import LabelError, Labels
 from tapline.training.data.leaks import find_leaks
 from tapline.training.data.origins import Origin, find_origins
 from tapline.training.data.partition import PARTS, By, Partition, make_partition, write_partition
-from tapline.training.data.samples import features_of
+from tapline.training.data.samples import Manifest, features_of
 from tapline.training.data.split import BACKGROUND
 from tapline.training.data.store import StoredSamples, open_samples
 from tapline.training.loop.plan import Plan, joined, too_few
@@ -104,6 +104,12 @@ def extract_command(
     with progress_bar() as progress:
         task = progress.add_task("captures", total=len(origins))
         manifest = extract(origins, out, settings, lambda count: progress.advance(task, count))
+    _tell(manifest, source, origins)
+    typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
+
+
+def _tell(manifest: Manifest, labels: Labels, origins: Sequence[Origin]) -> None:
+    """Say what was left out, and what of the labels and corrections found no flow."""
     for capture, warning in manifest.warnings.items():
         say(clean(f"{capture}: {warning}"))
     for reason, count in sorted(manifest.left_out.items()):
@@ -112,15 +118,13 @@ def extract_command(
         named, more = ", ".join(missing[:MAX_TOLD_UIDS]), len(missing) - MAX_TOLD_UIDS
         also = f" and {more} more" if more > 0 else ""
         say(clean(f"note: corrections of flows that are not here, by uid or Community ID and start: {named}{also}"))
-    if label_from_folder and (
-        empty := sorted({label for origin in origins if (label := mapped.of(origin.folder))} - set(manifest.labels))
-    ):
+    borne = {label for origin in origins if (label := labels.map.of(origin.folder))} if labels.from_folder else set()
+    if empty := sorted(borne - set(manifest.labels)):
         console.print(f"labels without a flow: {', '.join(empty)}", markup=False, highlight=False)
     if manifest.clock_hint:
         say(f"note: {manifest.clock_hint}")
-    if not manifest.labelled and (hint := _unlabelled(source)):
+    if not manifest.labelled and (hint := _unlabelled(labels)):
         say(f"note: no flow has a label: {hint}")
-    typer.echo(f"{manifest.samples} flows of {manifest.captures} captures, {manifest.labelled} labelled: {out}")
 
 
 def _not_mapped(labels: Labels, origins: Sequence[Origin]) -> list[str]:

@@ -1,7 +1,11 @@
 """`/v1/alerts`: alerts that the live path made come back through filters and pages, and are seen to; `/v1/drift`."""
 
+import json
+
 import pytest
 
+from tapline.service.access.audit import NOBODY
+from tapline.service.access.keys import make_key
 from tapline.service.api import alert_schemas
 from tapline.service.api.stream_route import _wanted
 from tapline.service.drift.model_drift import DriftMeasure, ModelDrift
@@ -49,6 +53,7 @@ def test_every_field_of_an_alert_is_documented():
         "number",
         "seen_us",
         "acknowledged_us",
+        "acknowledged_by",
     }
 
 
@@ -75,8 +80,39 @@ def test_what_cannot_be_understood_is_refused(client, asked):
 def test_an_alert_is_seen_to(client):
     assert client.post("/v1/alerts/a/acknowledge").status_code == 204
     wait(lambda: ids(get(client, "/v1/alerts", acknowledged=True)) == "a")
+    page = get(client, "/v1/alerts")
+    alert_schemas.Alerts.model_validate(page)
+    assert [one.get("acknowledged_by", "nobody") for one in page["alerts"]] == ["nobody"] * 4 + [NOBODY]
     answer = client.post("/v1/alerts/nobody's/acknowledge")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_alert")
+
+
+def test_of_two_keys_the_first_to_see_to_an_alert_is_named(checkpoint_dir, tmp_path):
+    """As the account names them: keys by their names, the key of the setting by its own."""
+    keys = {name: make_key(name, "classify") for name in ("anna", "bert")}
+    audit = tmp_path / "audit"
+    options = {"keys": [key.line() for key, _ in keys.values()], "api_key": "a typed one", "audit_log": audit}
+    texts = {name: text for name, (_, text) in keys.items()} | {"api_key": "a typed one"}
+    service = service_of(checkpoint_dir, tmp_path, **options)
+    with api_client(service) as client:
+        for one in ALERTS:
+            service.history.alert(one)
+        wait(lambda: not service.history.counts.pending)
+
+        def see_to(id, name, **headers):
+            answer = client.post(f"/v1/alerts/{id}/acknowledge", headers={"x-api-key": texts[name], **headers})
+            assert answer.status_code == 204
+            wait(lambda: not service.history.counts.pending)
+
+        for id, name in (("a", "bert"), ("a", "anna"), ("b", "anna"), ("b", "bert"), ("c", "api_key")):
+            see_to(id, name)
+        assert client.post("/v1/alerts/d/acknowledge").status_code == 401
+        page = client.get("/v1/alerts", headers={"x-api-key": texts["anna"]}).json()
+        assert client.delete("/v1/jobs/none", headers={"x-api-key": texts["api_key"]}).status_code == 404
+    alert_schemas.Alerts.model_validate(page)
+    seen_to = {one["id"]: one.get("acknowledged_by") for one in page["alerts"]}
+    assert seen_to == {"a": "bert", "b": "anna", "c": "api_key", "d": None, "e": None}
+    assert json.loads(audit.read_text().splitlines()[-1])["key"] == seen_to["c"]
 
 
 def test_without_a_history_there_are_none(checkpoint_dir, tmp_path):

@@ -23,6 +23,8 @@ from tapline.service.jobs.job import Job
 from tapline.service.jobs.job_store import CAPTURE, RESULT, JobStore
 from tapline.service.traces.window_state import JOURNAL, SNAPSHOT
 from tests.service.history import kept
+from tests.service.history.test_alerts import ALERTS
+from tests.service.history.test_versions import EVER, OLD, file_of
 
 IDS = ["a" * 24, "b" * 24]
 
@@ -292,6 +294,30 @@ def test_a_history_of_a_newer_tapline_is_refused(filled, tmp_path):
     with pytest.raises(BackupError, match="version 999"):
         restore(path, places(tmp_path / "new"), replace=False)
     assert content(tmp_path / "new") == {}
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_a_history_of_an_earlier_tapline_comes_back_as_it_was_and_is_brought_to_this_version(version, filled, tmp_path):
+    shutil.copy(file_of(version), filled.history)
+    for side in ("-wal", "-shm"):
+        filled.history.with_name(filled.history.name + side).unlink(missing_ok=True)
+    path, new = tmp_path / "backup", places(tmp_path / "new")
+    make_backup(filled, path, captures=False)
+    restore(path, new, replace=False)
+    with contextlib.closing(sqlite3.connect(new.history)) as connection:
+        assert connection.execute("SELECT schema_version FROM tapline_history").fetchall() == [(version,)]
+    assert uids(new.history) == ["a", "b", "c", "d", "e"]
+
+    async def main():
+        async with kept.running(url(new), **EVER) as history:
+            for one in ALERTS if version == 1 else ():
+                history.alert(one)
+            await kept.settled(history)
+            await history.acknowledge("c", "anna")
+            await kept.settled(history)
+            return {one.id: one.acknowledged_by for one in (await history.alerts()).items}
+
+    assert asyncio.run(main()) == {"a": None, "b": None, "c": "anna", "d": None, "e": None}
 
 
 @pytest.mark.parametrize("lacking", ["history", "state", "models"])

@@ -8,12 +8,14 @@ import sys
 import pytest
 from pyarrow import parquet
 
+from tapline.service.access.audit import NOBODY
 from tapline.service.command.cli import app
 from tapline.service.history.export import ROWS_IN_A_GROUP
 from tests.service.command.cli_runner import tapline
 from tests.service.history.kept import BUS, flow, settled, trace, verdict
-from tests.service.history.test_alerts import ALERTS, VERSION_1
+from tests.service.history.test_alerts import ALERTS
 from tests.service.history.test_history import VARIED, ask, keep
+from tests.service.history.test_versions import file_of
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,9 @@ def folder(tmp_path_factory):
         history.trace(trace(suspicion=0.5, suspicious=True))
         for one in ALERTS:
             history.alert(one)
+        await settled(history)
+        assert await history.acknowledge("c", "anna")
+        assert await history.acknowledge("b", NOBODY)
         await settled(history)
 
     ask(f"sqlite:///{folder / 'history.db'}", body, content=True)
@@ -81,10 +86,21 @@ def test_alerts_are_exported(folder, tmp_path, name):
         (row,) = parquet.read_table(tmp_path / name).to_pylist()
         assert (row["top_uids"], row["suspicion"]) == (["C1", "C\0"], None)
     assert (row["id"], row["rule"], row["severity"], row["subject"]) == ("c", "malware", "critical", "10.0.1.7")
+    assert row["acknowledged_by"] == "anna"
+
+
+def test_who_saw_to_alerts_is_exported_by_one_word(folder, tmp_path):
+    for name in ("out.csv", "out.parquet"):
+        assert run(folder, "export", "--show", "alerts", "--to", tmp_path / name).returncode == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [row["acknowledged_by"] for row in csv.DictReader(file)] == ["", NOBODY, "anna", "", ""]
+    table = parquet.read_table(tmp_path / "out.parquet")
+    assert table["acknowledged_by"].to_pylist() == [None, NOBODY, "anna", None, None]
+    assert str(table.schema.field("acknowledged_by").type) == "string"
 
 
 def test_a_history_of_version_1_is_read_as_it_is(tmp_path):
-    shutil.copy(VERSION_1, tmp_path / "history.db")
+    shutil.copy(file_of(1), tmp_path / "history.db")
     result = run(tmp_path, "show")
     assert result.returncode == 0
     assert result.stdout.splitlines()[0].startswith("flows: 5, 20")
@@ -93,6 +109,20 @@ def test_a_history_of_version_1_is_read_as_it_is(tmp_path):
     result = run(tmp_path, "export", "--show", "alerts", "--to", tmp_path / "alerts.csv")
     assert (result.returncode, "is of an earlier version, and has no alerts" in result.stderr) == (2, True)
     assert not (tmp_path / "alerts.csv").exists()
+
+
+def test_a_history_of_version_2_is_read_as_it_is(tmp_path):
+    shutil.copy(file_of(2), tmp_path / "history.db")
+    before = (tmp_path / "history.db").read_bytes()
+    result = run(tmp_path, "show")
+    assert (result.returncode, result.stdout.splitlines()[2].startswith("alerts: 5, 20")) == (0, True)
+    assert run(tmp_path, "export", "--show", "alerts", "--to", tmp_path / "out.csv").returncode == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["acknowledged_us"] != "", row["acknowledged_by"]) for row in rows] == [
+        ("a", False, ""), ("b", True, ""), ("c", False, ""), ("d", False, ""), ("e", False, ""),
+    ]  # fmt: skip
+    assert (tmp_path / "history.db").read_bytes() == before
 
 
 def test_more_than_a_page_and_a_group_come_whole(tmp_path, monkeypatch):

@@ -81,6 +81,9 @@ def test_alerts_are_shown_as_they_come_and_seen_to(visit, server):
     page.get_by_role("button", name="I have seen to it").click()
     page.get_by_text("Noted").wait_for()
     server.wait(lambda: b'"acknowledged_us"' in server.ask("GET", "/v1/alerts?acknowledged=true")[1])
+    assert b'"acknowledged_by":"-"' in server.ask("GET", "/v1/alerts?acknowledged=true")[1]
+    page.reload()
+    page.get_by_text(re.compile(r"^Seen to, 20\d\d-")).wait_for()  # where no key is wanted, nobody has a name
     page = visit().open("/")
     page.locator(".figure", has_text="alerts").get_by_text("4", exact=True).wait_for()
     assert "expected a time" in visit().open("/alerts?since_us=x").get_by_role("alert").inner_text()

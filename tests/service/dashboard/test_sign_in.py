@@ -8,6 +8,7 @@ import re
 import threading
 import time
 
+import msgspec
 import pytest
 
 from tapline.service.access.key_file import add_key, remove_key
@@ -211,7 +212,43 @@ def test_to_see_to_an_alert_wants_more_than_reading(context, server, spare):
     line = account(server)[-1]
     assert (line["key"], line["action"], line["outcome"]) == ("spare", see, "403 scope")
     assert b'"acknowledged_us"' not in server.ask("GET", "/v1/alerts", headers={"X-API-Key": server.keys["read"]})[1]
+
+
+def test_an_alert_names_who_has_seen_to_it(context, server, spare):
+    """One on its page and, to others, in the list; who comes second is told of who was first."""
+    path = next(server.folder.glob("**/history.db"))
+    database = Database(f"sqlite:///{path}", path.parent)
+    mine, other = (msgspec.structs.replace(ALERTS[0], id=name, message=name) for name in ("mine", "other"))
+    with database.engine.begin() as connection:
+        write_batch(
+            connection, database, [SeenAlert(time.time_ns() // 1000, one) for one in (mine, other)], content=False
+        )
+    database.close()
+
+    def alerts():
+        found = json.loads(server.ask("GET", "/v1/alerts", headers={"X-API-Key": server.keys["read"]})[1])["alerts"]
+        return {alert["id"]: alert for alert in found}
+
+    page = connected(sign_in(context, server, spare("classify"), f"/alert?number={alerts()['mine']['number']}"))
+    page.get_by_role("button", name="I have seen to it").click()
+    page.get_by_text("Noted").wait_for()
+    server.wait(lambda: alerts()["mine"].get("acknowledged_by") == "spare")
+    page.reload()
+    page.get_by_text(re.compile(r"^Seen to by spare, 20\d\d-")).wait_for()
+    page.goto(f"{server.url}/alert?number={alerts()['other']['number']}")
+    button = connected(page).get_by_role("button", name="I have seen to it")
+    button.wait_for()
+    place = "/v1/alerts/other/acknowledge"
     assert server.ask("POST", place, headers={"X-API-Key": server.keys["classify"]})[0] == 204
+    server.wait(lambda: alerts()["other"].get("acknowledged_by") == "classify")
+    button.click()
+    page.get_by_text(re.compile(r"^Seen to by classify, 20\d\d-")).wait_for()
+    page.goto(server.url + "/alerts?acknowledged=true")
+    rows = page.locator("table tbody tr")
+    rows.nth(1).wait_for()
+    assert [re.search("seen to by \\w+", text)[0] for text in rows.all_inner_texts()] == [
+        "seen to by classify", "seen to by spare",
+    ]  # fmt: skip
 
 
 def test_signing_out(context, server):

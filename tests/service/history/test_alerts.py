@@ -1,9 +1,7 @@
-"""Alerts are kept, found by each filter, seen to, and deleted with the rest; a history of version 1 gets a table."""
+"""Alerts are kept, found by each filter, seen to, and deleted with the rest."""
 
 import asyncio
-import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -13,16 +11,14 @@ from tapline.service.alerts.alert import Alert
 from tapline.service.history.database import Database
 from tapline.service.history.export import rows
 from tapline.service.history.filters import AlertFilter
-from tapline.service.history.history_tables import about, alerts
+from tapline.service.history.history_tables import alerts
 from tapline.service.history.matches import alert_matches
 from tapline.service.history.retention import Retention
 from tests.paths import DATA
-from tests.service.history.kept import BUS, flow, running, settled, verdict
-from tests.service.history.test_history import VARIED, ask, uids
+from tests.service.history.kept import running, settled
+from tests.service.history.test_history import ask
 
 DAY_US = 86_400_000_000
-VERSION_1 = DATA / "history" / "version-1.db"
-VERSION_1_POSTGRESQL = DATA / "history" / "version-1.postgresql.sql"
 
 
 def alert(identifier="a1", **fields):
@@ -124,21 +120,37 @@ def test_pages_hold_every_alert_once_and_times_are_those_at_which_they_came(plac
     assert ask(place, body) == "edcba"
 
 
-def test_an_alert_is_seen_to_once(place):
+def test_who_sees_to_an_alert_first_stays(place):
     async def body(history):
         await keep(history, *ALERTS)
-        assert await history.acknowledge("b")
+        assert await history.acknowledge("b", "anna")
         await settled(history)
         (first,) = (await history.alerts(AlertFilter(acknowledged=True))).items
-        assert await history.acknowledge("b")
-        assert not await history.acknowledge("nobody's")
+        assert await history.acknowledge("b", "bert")
+        assert await history.acknowledge("c", "bert")
+        assert await history.acknowledge("c", "anna")  # in one batch with that before
+        assert not await history.acknowledge("nobody's", "anna")
         await settled(history)
-        (again,) = (await history.alerts(AlertFilter(acknowledged=True))).items
-        assert first == again
+        again, other = (await history.alerts(AlertFilter(acknowledged=True), ascending=True)).items
+        assert first == again == await history.alert_of(first.number)
         assert first.seen_us <= first.acknowledged_us <= time.time_ns() // 1000
+        assert [first.acknowledged_by, other.acknowledged_by] == ["anna", "bert"]
         return await history.alerts(AlertFilter(acknowledged=False), ascending=True)
 
-    assert ids(ask(place, body)) == "acde"
+    left = ask(place, body)
+    assert ids(left) == "ade"
+    assert {one.acknowledged_by for one in left.items} == {None}
+
+
+def test_a_name_is_bounded_and_prints(place):
+    async def body(history):
+        await keep(history, *ALERTS)
+        await history.acknowledge("a", "x" * 300)
+        await history.acknowledge("b", "an\0na\x1b[31m\ud800")
+        await settled(history)
+        return (await history.alerts(AlertFilter(acknowledged=True), ascending=True)).items
+
+    assert [one.acknowledged_by for one in ask(place, body)] == ["x" * 255 + "…", "an�na�[31m�"]
 
 
 def test_alerts_are_deleted_by_age(place):
@@ -156,119 +168,19 @@ def test_alerts_are_deleted_by_age(place):
     assert left == ["b", "c", "e"]
 
 
-def old_history(place):
-    """Put a history that tapline wrote when histories had no alerts where `place` is."""
-    database = Database(place, DATA)
-    if database.is_sqlite:
-        shutil.copy(VERSION_1, database.engine.url.database)
-    else:
-        with database.engine.begin() as connection:
-            connection.exec_driver_sql(VERSION_1_POSTGRESQL.read_text().replace("%", "%%"))
-    database.close()
-
-
-def test_a_history_of_version_1_keeps_all_and_gets_alerts(place):
-    old_history(place)
-
-    async def body(history):
-        before = await history.flows(ascending=True)
-        traces, tries = await history.traces(), await history.unclassified()
-        history.flow(BUS, flow("new"), verdict())
-        await keep(history, *ALERTS)
-        return before, traces, tries, await history.flows(), await history.alerts()
-
-    before, traces, tries, after, kept = ask(place, body)
-    assert uids(before) == ["a", "b", "c", "d", "e"]
-    assert [(found.uid, found.verdict) for found in before.items] == [(one.uid, said) for one, said in VARIED]
-    assert (len(traces.items), traces.items[0].suspicious, len(tries)) == (1, True, 1)
-    assert (uids(after)[0], after.items[0].number) == ("new", 6)
-    assert ids(kept) == "edcba"
-    assert ids(ask(place, lambda history: history.alerts())) == "edcba"  # and stays so
-
-
-def schema(database):
-    """The columns and indexes of every table."""
-    with database.engine.connect() as connection:
-        found = sql.inspect(connection)
-        return {
-            name: (
-                sorted((column["name"], str(column["type"]), column["nullable"]) for column in found.get_columns(name)),
-                sorted(each["name"] for each in found.get_indexes(name)),
-            )
-            for name in found.get_table_names()
-        }
-
-
-def test_what_was_migrated_is_what_is_made_anew(place, tmp_path, request):
-    old_history(place)
-    new = f"sqlite:///{tmp_path / 'new.db'}"
-    if not place.startswith("sqlite"):
-        new = request.getfixturevalue("postgres_server").database()
-    found = []
-    for each in (place, new):
-        database = Database(each, tmp_path)
-        database.open()
-        found.append(schema(database))
-        database.close()
-    assert found[0] == found[1]
-    assert "alerts" in found[0]
-
-
-def test_who_only_reads_leaves_a_history_of_version_1_as_it_is(place):
-    old_history(place)
-    database = Database(place, DATA)
-    database.open(create=False)
-    assert not database.has(alerts)
-    with database.reading(10) as connection:
-        assert database.used_bytes(connection) > 0
-        assert connection.execute(sql.select(about.c.schema_version)).scalar() == 1
-    assert "alerts" not in schema(database)
-    database.close()
-
-
-def test_a_migration_that_fails_leaves_version_1(place):
-    """All or nothing: a full disk, or a kill, half way."""
-    old_history(place)
-    database = Database(place, DATA)
-
-    def full(connection, cursor, statement, *_):
-        if statement.startswith("UPDATE"):  # the last thing that it does
-            raise RuntimeError("disk is full")
-
-    sql.event.listen(database.unpooled, "before_cursor_execute", full)
-    with pytest.raises(RuntimeError):
-        database.open()
-    sql.event.remove(database.unpooled, "before_cursor_execute", full)
-    assert "alerts" not in schema(database)
-    database.open()
-    assert "alerts" in schema(database)
-    database.close()
-
-
-def test_services_that_start_together_migrate_it_once(place):
-    if place.startswith("sqlite"):
-        pytest.skip("a file has one service")
-    old_history(place)
-    databases = [Database(place, DATA) for _ in range(4)]
-    with ThreadPoolExecutor(len(databases)) as threads:
-        list(threads.map(Database.open, databases))
-    assert [each.version for each in databases] == [2] * 4
-    assert "alerts" in schema(databases[0])
-    for each in databases:
-        each.close()
-
-
 def test_alerts_are_exported(place):
     async def main():
         async with running(place) as found:
             await keep(found, *ALERTS)
+            await found.acknowledge("c", "anna")
+            await settled(found)
 
     asyncio.run(main())
     database = Database(place, DATA)
     database.open(create=False)
     found = list(rows(database, AlertFilter(severity="high")))
     database.close()
-    assert [(row["id"], row["rule"], row["top_uids"]) for row in found] == [
-        ("b", "scan", []),
-        ("c", "malware", ["C1", "C\0"]),
+    assert [(row["id"], row["rule"], row["top_uids"], row["acknowledged_by"]) for row in found] == [
+        ("b", "scan", [], None),
+        ("c", "malware", ["C1", "C\0"], "anna"),
     ]

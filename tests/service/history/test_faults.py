@@ -339,7 +339,7 @@ class TestRefused:
         with engine.begin() as connection:
             connection.execute(sql.text("UPDATE tapline_history SET schema_version = 99"))
         engine.dispose()
-        with pytest.raises(HistoryError, match="is a history of version 99, and this tapline keeps version 2"):
+        with pytest.raises(HistoryError, match="is a history of version 99, and this tapline keeps version 3"):
             history(place)
 
     def test_a_database_of_something_else_which_stays_as_it_is(self, place):
