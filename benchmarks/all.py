@@ -79,12 +79,12 @@ def measurements(options: argparse.Namespace, small: Path) -> list[Measurement]:
     plugin = ["--plugin", str(options.plugin)] if options.plugin else []
     ways, repeats = "publishing,plugin-publishing", ["--repeats", "1" if quick else "3"]
     nfstream = ["--nfstream-python", options.nfstream_python]
+    turns = ["--turns", "1", "--seconds", "1"] if quick else ["--turns", "3", "--seconds", "5"]
+    loaded = [*(few if quick else [set_of_captures]), *turns]
     found = [
         Measurement("rivals", "rivals", [big, *nfstream, "--runs", "1" if quick else "3"], 270),
-        Measurement("load", "load", load_arguments(few if quick else [set_of_captures], quick=quick), 150),
-        Measurement("load-process", "load", [
-            *(few if quick else [set_of_captures]), "--seconds", "1" if quick else "10", "--engine-processes", "1",
-        ], 150),
+        Measurement("load", "load", [*loaded, "--plot", str(load_plot(quick=quick))], 240),
+        Measurement("load-process", "load", [*loaded, "--engine-processes", "1"], 240),
         Measurement("consumer", "consumer", ["--flows", *(("2000", "--rounds", "1") if quick else ("30000",))], 60),
         Measurement("sensor", "sensor", ["seconds", big, "--ways", ways, *repeats, *plugin], 170, ("zeek",)),
         Measurement("sensor-instructions", "sensor", ["instructions", str(small), "--ways", ways, *plugin], 240,
@@ -109,10 +109,9 @@ def few_of(folder: Path) -> list[str]:
     return sorted(map(str, random.Random(0).sample(files, min(CAPTURES, len(files)))))
 
 
-def load_arguments(captures: list[str], *, quick: bool) -> list[str]:
-    """Of the measurement of latency against load; its plot is drawn where it belongs, but for a trial's."""
-    plot = Path(tempfile.gettempdir()) / "tapline-load.png" if quick else HERE / "load.png"
-    return [*captures, "--seconds", "1" if quick else "10", "--plot", str(plot)]
+def load_plot(*, quick: bool) -> Path:
+    """Where latency against load is drawn: where it belongs, but for a trial's."""
+    return Path(tempfile.gettempdir()) / "tapline-load.png" if quick else HERE / "load.png"
 
 
 def run(measurement: Measurement, seconds: float) -> Result:

@@ -1,7 +1,7 @@
 """Latency against load: real flows arrive at random, whether or not the service keeps up.
 
-    PYTHONPATH=. python benchmarks/load.py CAPTURE|FOLDER... [--seconds 20] [--plot load.svg] [--checkpoint DIR]
-        [--engine onnx]
+    PYTHONPATH=. python benchmarks/load.py CAPTURE|FOLDER... [--turns 3] [--seconds 10] [--plot load.svg]
+        [--checkpoint DIR] [--engine onnx]
 
 Of a folder all captures below it are taken, and what cannot be read is passed over; which flow comes when is drawn
 with a fixed seed. The live path (bus, live queue, batcher, engine) runs as it does in the service. First its saturated
@@ -11,6 +11,9 @@ Poisson process, and an event is due with the last of its 64. Latency is from th
 that a late sender hides nothing; delivered are verdicts within the deadline of live flows. What is shed under overload
 is counted, and gets no latency. Events are made beforehand (`bus_sender.py`); what sending them takes of the machine,
 which is the service's otherwise, is told.
+
+All that several times: what a machine gives changes within minutes. Of the turns the median is told, and what is
+delivered is a share of the saturated rate of the same turn.
 """
 
 from __future__ import annotations
@@ -74,6 +77,18 @@ class Outcome:
     def percentile(self, share: float) -> float:
         """A percentile of the latency, seconds; infinite where nothing was delivered."""
         return float(np.quantile(self.latencies_seconds, share)) if self.latencies_seconds else float("inf")
+
+
+@dataclass
+class Turn:
+    """What one turn gave: the saturated rate, and an outcome for each share of it."""
+
+    saturated: float
+    outcomes: dict[float, Outcome]
+
+    def goodput(self, share: float) -> float:
+        """What was delivered in time, as a share of the saturated rate."""
+        return self.outcomes[share].delivered_per_second / self.saturated
 
 
 class InMemory:
@@ -204,7 +219,7 @@ def real_flows(places: Sequence[Path]) -> list[Flow]:
     return flows
 
 
-def plot(outcomes: dict[float, Outcome], saturated: float, path: Path) -> None:
+def plot(turn: Turn, path: Path) -> None:
     """Draw latency against the offered share of the saturated rate."""
     import matplotlib as mpl
 
@@ -212,13 +227,14 @@ def plot(outcomes: dict[float, Outcome], saturated: float, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    outcomes = turn.outcomes
     shares = [share * 100 for share in outcomes]
     for quantile, label in ((0.5, "median"), (0.99, "99th percentile")):
         axes.plot(
             shares, [1000 * outcome.percentile(quantile) for outcome in outcomes.values()], marker="o", label=label
         )
     axes.set(
-        yscale="log", xlabel=f"offered load, % of the saturated rate ({saturated:.0f} flows/s)",
+        yscale="log", xlabel=f"offered load, % of the saturated rate ({turn.saturated:.0f} flows/s)",
         ylabel="arrival to verdict, ms", title="Latency against load",
     )  # fmt: skip
     for share, outcome in outcomes.items():
@@ -232,45 +248,86 @@ def plot(outcomes: dict[float, Outcome], saturated: float, path: Path) -> None:
     figure.savefig(path)
 
 
-async def measure(
-    load: Load, flows: list[Flow], shares: Sequence[float], seconds: float
-) -> tuple[float, dict[float, Outcome]]:
-    """The saturated rate, and what each share of it gave."""
+async def measure(load: Load, flows: list[Flow], shares: Sequence[float], seconds: float) -> Turn:
+    """A turn, of which each rate takes so long."""
     rate, per_cpu_second = await saturated_rate(load, flows, seconds)
     print(f"saturated  {rate:.0f} flows/s, {per_cpu_second:.0f} a second of CPU")
+    print("  load   offered/s  in time/s  per CPU s     shed   median ms   p99 ms   sender")
+    outcomes = {}
     with sender(flows) as sending:
-        return rate, {share: await at_rate(load, sending, share * rate, seconds) for share in shares}
+        for share in shares:
+            outcomes[share] = outcome = await at_rate(load, sending, share * rate, seconds)
+            print(
+                f"{share:6.0%} {outcome.offered_per_second:11.0f} {outcome.delivered_per_second:10.0f} "
+                f"{outcome.delivered_per_cpu_second:10.0f} "
+                f"{outcome.shed / outcome.offered:8.1%} {1000 * outcome.percentile(0.5):11.1f} "
+                f"{1000 * outcome.percentile(0.99):8.1f} {outcome.sender_share:8.1%}"
+            )
+    return Turn(rate, outcomes)
 
 
-def tell(outcomes: dict[float, Outcome], saturated: float, what: str, processes: int) -> None:
+def middle(turns: Sequence[Turn], of: Callable[[Turn], float]) -> Turn:
+    """The turn whose value is the median; of an even number of them the lower of the two."""
+    return sorted(turns, key=of)[(len(turns) - 1) // 2]
+
+
+def span(turns: Sequence[Turn], text: Callable[[Turn], str], of: Callable[[Turn], float]) -> str:
+    """The least and the largest of several turns, in brackets."""
+    if len(turns) == 1:
+        return ""
+    return f" ({text(min(turns, key=of))} to {text(max(turns, key=of))}, {len(turns)} turns)"
+
+
+def tell(turns: Sequence[Turn], what: str, processes: int) -> None:
     """A row for the saturated rate, and for each share of it."""
     path = f"live path, `--engine-processes {processes}`" if processes else "live path"
     what += f", `--engine-processes {processes}`" if processes else ""
-    report(f"live path saturated, {what}", f"**{saturated:.0f} flows/s**")
-    half = outcomes.get(0.5)
-    short(f"{path}, flows a second", "-", f"{saturated:,.0f}")
-    if half is not None:
-        half_ms = f"median {1000 * half.percentile(0.5):.0f} ms, 99 % under {1000 * half.percentile(0.99):.0f} ms"
-        report(f"latency at half of the saturated rate, {what}", half_ms)
+
+    def saturated(turn: Turn) -> float:
+        return turn.saturated
+
+    rate = middle(turns, saturated).saturated
+    several = span(turns, lambda turn: f"{turn.saturated:.0f}", saturated)
+    report(f"live path saturated, {what}", f"**{rate:.0f} flows/s**{several}")
+    short(f"{path}, flows a second", "-", f"{rate:,.0f}")
+    if 0.5 in turns[0].outcomes:
+
+        def p99(turn: Turn) -> float:
+            return 1000 * turn.outcomes[0.5].percentile(0.99)
+
+        half = middle(turns, p99)
+        half_ms = f"median {1000 * half.outcomes[0.5].percentile(0.5):.0f} ms, 99 % under {p99(half):.0f} ms"
+        several = span(turns, lambda turn: f"{p99(turn):.0f}", p99)
+        report(f"latency at half of the saturated rate, {what}", half_ms + several)
         short("latency at half of that", "-", half_ms)
-    for share, outcome in outcomes.items():
-        if share < 1:
-            continue
-        goodput = outcome.delivered_per_second / saturated
-        p99 = f"99 % under {outcome.percentile(0.99):.2f} s"
-        report(
-            f"delivered in time at {share:.0%} of the saturated rate, {what}",
-            f"{goodput:.0%} of it, {p99}; the sender took {outcome.sender_share:.0%} of a core",
-        )
-        if share > 1:
-            short(f"at {share:.0%} of that, delivered", "-", f"{goodput:.0%}, {p99}")
+    for share in [share for share in turns[0].outcomes if share >= 1]:
+        tell_share(turns, share, what)
+
+
+def tell_share(turns: Sequence[Turn], share: float, what: str) -> None:
+    """A row of what was delivered at a share of the saturated rate."""
+
+    def goodput(turn: Turn) -> float:
+        return turn.goodput(share)
+
+    turn = middle(turns, goodput)
+    outcome = turn.outcomes[share]
+    late = f"99 % under {outcome.percentile(0.99):.2f} s"
+    several = span(turns, lambda turn: f"{goodput(turn):.0%}", goodput)
+    report(
+        f"delivered in time at {share:.0%} of the saturated rate, {what}",
+        f"{goodput(turn):.0%} of it{several}, {late}; the sender took {outcome.sender_share:.0%} of a core",
+    )
+    if share > 1:
+        short(f"at {share:.0%} of that, delivered", "-", f"{goodput(turn):.0%}{several}, {late}")
 
 
 def main() -> None:
     """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("captures", nargs="+", type=Path, help="captures, or folders of them")
-    parser.add_argument("--seconds", type=float, default=20, help="for each rate")
+    parser.add_argument("--turns", type=int, default=3, help="of all rates")
+    parser.add_argument("--seconds", type=float, default=10, help="for each rate of a turn")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the saturated rate")
     parser.add_argument("--checkpoint", type=Path, default=shipped_checkpoint(DEFAULT_CHECKPOINT))
     parser.add_argument("--engine", default="onnx", choices=("onnx", "torch"))
@@ -293,18 +350,10 @@ def main() -> None:
     print(f"machine    {describe()}")
     model = options.checkpoint.parent.name
     print(f"input      {len(flows)} real flows, again and again; {model}, engine {options.engine}")
-    saturated, outcomes = asyncio.run(measure(load, flows, options.shares, options.seconds))
-    print("  load   offered/s  in time/s  per CPU s     shed   median ms   p99 ms   sender")
-    for share, outcome in outcomes.items():
-        print(
-            f"{share:6.0%} {outcome.offered_per_second:11.0f} {outcome.delivered_per_second:10.0f} "
-            f"{outcome.delivered_per_cpu_second:10.0f} "
-            f"{outcome.shed / outcome.offered:8.1%} {1000 * outcome.percentile(0.5):11.1f} "
-            f"{1000 * outcome.percentile(0.99):8.1f} {outcome.sender_share:8.1%}"
-        )
-    tell(outcomes, saturated, f"{model}, {len(flows)} real flows", options.engine_processes)
+    turns = [asyncio.run(measure(load, flows, options.shares, options.seconds)) for _ in range(options.turns)]
+    tell(turns, f"{model}, {len(flows)} real flows", options.engine_processes)
     if options.plot:
-        plot(outcomes, saturated, options.plot)
+        plot(middle(turns, lambda turn: turn.saturated), options.plot)
 
 
 if __name__ == "__main__":
