@@ -14,6 +14,7 @@ from tapline.service.engines.engine import EngineError, EngineName, Ports
 from tapline.service.inference.classifier import DEFAULT_CHECKPOINT, Classifier
 from tapline.service.inference.repository import newest_version, shipped_checkpoint
 from tapline.service.inference.trace_loading import trace_directories
+from tapline.service.process.garbage import spare_what_is_loaded
 from tapline.service.python.chosen import chosen_workers, open_classifier
 from tapline.service.python.workers import Workers
 from tapline.service.sources.inputs import ReaderName
@@ -72,6 +73,7 @@ def chosen_run(
             threads=0 if processes == 1 else 1,
             **options,
         )
+        spare_what_is_loaded()
         return classifier, chosen_workers(directory, directories, engine, classifier, processes=processes)
     except (CheckpointError, EngineError) as error:
         say(str(error))

@@ -1,10 +1,10 @@
-"""The garbage collector of a process that serves."""
+"""The garbage collector of a process that works on many flows."""
 
 import gc
 
 YOUNG_OBJECTS = 20_000
 """New objects by which it looks for garbage among them. What a flow takes on its way is gone by then without it: a
-twentieth of the live path's work was looking through flows under way."""
+twentieth of the work of the live path, and of `tapline classify`, was looking through flows under way."""
 
 
 def spare_what_is_loaded() -> None:

@@ -25,6 +25,7 @@ from tapline.service.engines.loading import load_engine
 from tapline.service.inference.classifier import Classifier
 from tapline.service.inference.trace_loading import load_beside
 from tapline.service.log_lines import configure_logs_by_default
+from tapline.service.process.garbage import spare_what_is_loaded
 from tapline.service.python.input_run import Decided, InputRun
 from tapline.service.python.lanes import Outcomes, thread_lanes
 from tapline.service.results.records import InputSummary
@@ -160,6 +161,7 @@ def main() -> None:
     configure_logs_by_default()
     classifier = msgspec.json.decode(sys.argv[1], type=Recipe).classifier()
     scorers = [TraceScorer(engine) for engine in classifier.trace_engines]
+    spare_what_is_loaded()
     while True:
         message = _ASKED.decode(asked.get())
         if isinstance(message, AskedFlows):
