@@ -149,9 +149,7 @@ def _other_rows(own: Sequence[Sensor], recent: dict[str, int]) -> list[Sequence[
     verdicts = [
         (name, f"{count:,} verdicts in ten minutes") for name, count in sorted(recent.items()) if name not in known
     ]
-    return [
-        [name or "-", toned("of another service", "quiet"), "-", "-", told, "-", "-", "-"] for name, told in verdicts
-    ]
+    return [[name, toned("of another service", "quiet"), "-", "-", told, "-", "-", "-"] for name, told in verdicts]
 
 
 def _sensor_rows(sensor: Sensor) -> Sequence[Sequence[Cell]]:

@@ -242,11 +242,13 @@ class History:
         )
 
     async def recent_sensors(self) -> dict[str, int]:
-        """Verdicts on flows of the last ten minutes by sensor, of all services that share the database."""
+        """Verdicts on flows of the last ten minutes by sensor, of all services that share the database; flows of a
+        replay are of none."""
         now_us = time.time_ns() // 1000
         found: Counter[str] = Counter()
         for point in await self.series(now_us - RECENT_SECONDS * 1_000_000, now_us, 60, by="sensor"):
-            found[point.name] += point.count
+            if point.name:
+                found[point.name] += point.count
         return dict(found)
 
     async def unclassified(

@@ -315,6 +315,14 @@ def test_series_count_each_flow_and_each_window_once(place, monkeypatch):
     assert traces == [(101, "devices", 1, 0)]
 
 
+def test_flows_of_a_replay_are_of_no_sensor(place):
+    async def body(history):
+        await keep(history, (flow("a", sensor=""), verdict()), (flow("b", sensor="lab"), verdict()))
+        return await history.recent_sensors()
+
+    assert ask(place, body) == {"lab": 1}
+
+
 def test_series_in_other_than_whole_minutes_are_refused(place):
     async def body(history):
         for step in (0, 30, 90, -60):
