@@ -78,8 +78,8 @@ class HistoryState(Body):
     recent_sensors: Annotated[
         dict[str, int] | None,
         Field(
-            description="verdicts on flows of the last ten minutes by sensor, of all services that share the history, none "
-            "for those of a replay; null where it cannot say so at once"
+            description="verdicts on flows of the last ten minutes by sensor, of all services that share the "
+            "history, none for those of a replay; null where it cannot say so at once"
         ),
     ]
 
