@@ -170,7 +170,7 @@ def repository(tmp_path_factory):
 
 def settings_of(repository, **changes):
     trace = {"traces": [str(repository / "devices" / "1")], **changes}
-    return Settings(repository=repository, model="random", **trace)
+    return Settings(repository=repository, model="random", live_deadline_seconds=0, **trace)
 
 
 def test_what_becomes_of_one_model_under_traffic_loses_no_flow_of_any(repository):
