@@ -14,6 +14,9 @@ from tests.service.command.cli_runner import CODE
 
 STARTS = 4
 RUN_SECONDS = 420
+UNDONE = "its worker ended before it was done"
+"""What the account of a capture says while a worker is at it."""
+
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from tests.service.bulk.bulk_process import bulk, cluster_of_two, ended, holders, interrupt  # noqa: E402
+from tests.service.bulk.bulk_process import UNDONE, bulk, cluster_of_two, ended, holders, interrupt  # noqa: E402
 
 pytestmark = [pytest.mark.whole, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -37,14 +37,20 @@ def tables(out):
     return found
 
 
+def under_way(out):
+    """The captures that workers are at."""
+    accounts = {path.name: path.read_bytes() for path in Path(out, "done").glob("*.json")}
+    return [name[: name.rindex("-")] for name, text in accounts.items() if json.loads(text)["error"] == UNDONE]
+
+
 def in_the_middle(process, out, name):
-    """Wait until a worker is in the middle of a capture of this name; its process."""
+    """Wait until a worker is in the middle of a capture of this name, and none at another; its process."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        begun = [path for path in Path(out, "done").glob(f"{name}-*.json") if json.loads(path.read_bytes())["error"]]
-        working = list(holders(f"{out}/.parts/"))
-        if begun and working:
-            return working
+        if under_way(out) == [name]:
+            working = list(holders(f"{out}/.parts/"))
+            if len(working) == 1 and under_way(out) == [name]:
+                return working[0]
         time.sleep(0.02)
     process.kill()
     pytest.fail(f"no worker began {name}: {process.communicate()[1]}")
@@ -59,7 +65,7 @@ def listened_on(process):
 
 def test_a_killed_worker_costs_no_row_and_doubles_none(archive, expected, cluster, tmp_path):
     with bulk(archive, "--out", tmp_path, "--ray-address", cluster) as process:
-        worker, *_ = in_the_middle(process, tmp_path, "large.pcap")
+        worker = in_the_middle(process, tmp_path, "large.pcap")
         os.kill(worker, signal.SIGKILL)
         status, said = ended(process)
     assert status == 1  # for what is bad
@@ -79,14 +85,12 @@ def test_a_killed_worker_costs_no_row_and_doubles_none(archive, expected, cluste
 def test_an_interrupted_run_goes_on(archive, expected, tmp_path):
     good = [archive / name for name in expected]
     with bulk(*good, "--out", f"file://{tmp_path}") as process:
-        working = in_the_middle(process, tmp_path, "large.pcap")
-        for worker in working:
-            os.kill(worker, signal.SIGSTOP)  # else it may be done while its family is looked at
+        worker = in_the_middle(process, tmp_path, "large.pcap")
+        os.kill(worker, signal.SIGSTOP)  # else it may be done while its family is looked at
         family = psutil.Process(process.pid).children(recursive=True)
         listening = {address for one in family for address in listened_on(one)}
         interrupt(process)
-        for worker in working:
-            os.kill(worker, signal.SIGCONT)
+        os.kill(worker, signal.SIGCONT)
         status, said = ended(process)
     assert status == 130
     assert "interrupted: run it again to go on" in said

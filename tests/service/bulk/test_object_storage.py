@@ -18,7 +18,7 @@ import pytest
 pq = pytest.importorskip("pyarrow.parquet")
 
 from tests.paths import DATA, ROOT  # noqa: E402
-from tests.service.bulk.bulk_process import bulk, cluster_of_two, ended, holders, interrupt  # noqa: E402
+from tests.service.bulk.bulk_process import UNDONE, bulk, cluster_of_two, ended, holders, interrupt  # noqa: E402
 
 MISSING = [name for name in ("flask", "flask_cors", "moto", "ray", "s3fs") if find_spec(name) is None]
 pytestmark = [
@@ -60,6 +60,12 @@ class Store:
         """What came of a capture so far, None where it was not begun."""
         names = [name for name in self.names("archive") if name.startswith(f"verdicts/done/{capture}-")]
         return json.loads(self.ask("GET", f"archive/{names[0]}")) if names else None
+
+    def under_way(self):
+        """The captures that workers are at."""
+        names = [name for name in self.names("archive") if name.startswith("verdicts/done/")]
+        accounts = {name: json.loads(self.ask("GET", f"archive/{name}")) for name in names}
+        return [name[14 : name.rindex("-")] for name, account in accounts.items() if account["error"] == UNDONE]
 
     def flows(self):
         """The flows that a reader of the store finds, by the name of the capture; its URL is in `capture` alone."""
@@ -136,12 +142,13 @@ def scratch():
 
 
 def in_the_middle(process, store, scratch, name):
-    """Wait until a worker is in the middle of a capture of this name; its process."""
+    """Wait until a worker is in the middle of a capture of this name, and none at another; its process."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        account = store.account(name)
-        if account is not None and account["error"] and (working := list(holders(f"{scratch}/#"))):
-            return working
+        if store.under_way() == [name]:
+            working = list(holders(f"{scratch}/#"))
+            if len(working) == 1 and store.under_way() == [name]:
+                return working[0]
         time.sleep(0.05)
     process.kill()
     pytest.fail(f"no worker began {name}: {process.communicate()[1]}")
@@ -177,7 +184,7 @@ def test_on_a_cluster_a_killed_worker_costs_no_row_and_doubles_none(store, large
     env = {**surroundings(store), "TMPDIR": scratch}
     arguments = ("s3://archive/day/", "--out", "s3://archive/verdicts", "--ray-address")
     with cluster_of_two(env) as address, bulk(*arguments, address, env=env) as process:
-        os.kill(in_the_middle(process, store, scratch, "large.pcap")[0], signal.SIGKILL)
+        os.kill(in_the_middle(process, store, scratch, "large.pcap"), signal.SIGKILL)
         status, said = ended(process)
     assert status == 1  # for what is bad
     assert "3 of 4 captures done, 1 failed" in said
